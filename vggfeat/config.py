@@ -1,0 +1,338 @@
+"""Settings: frozen, checked once, each default in one place; what of them decides on resuming."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import os
+import re
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from vggfeat.errors import UsageError
+from vggfeat.specs import LayerSpec, parse_specs
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Crop = Literal["center", "none", "pad", "squash"]
+Exif = Literal["apply", "ignore"]
+Dtype = Literal["float16", "float32"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Transform = Literal["auto", "imagenet", "features"]
+Colour = tuple[float, float, float]
+
+CROPS: tuple[Crop, ...] = get_args(Crop)
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+SMALLEST_SIZE = 32
+"""Five poolings halve 32 pixels to one; with fewer there is no pool5."""
+
+LARGEST_SIZE = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocess:
+    """How a file becomes the network's input. Recorded whole in the cache.
+
+    Attributes:
+        size: side in pixels of the square input; for `crop="none"` the shorter side.
+        resize: for `crop="center"` the shorter side before the crop; else None.
+        crop: `center` resizes the shorter side to `resize` and cuts size x size from the middle;
+            `pad` fits the whole image in and fills up; `squash` ignores the aspect;
+            `none` resizes the shorter side to `size` and keeps everything.
+        exif: whether the EXIF orientation is applied.
+        mean: per channel, of values in [0, 1].
+        std: likewise; input = (value / 255 - mean) / std.
+        interpolation: always Pillow's antialiased bilinear, as torchvision's own transform.
+        background: what shows through transparent pixels.
+    """
+
+    size: int = 224
+    resize: int | None = 256
+    crop: Crop = "center"
+    exif: Exif = "apply"
+    mean: Colour = (0.485, 0.456, 0.406)
+    std: Colour = (0.229, 0.224, 0.225)
+    interpolation: Literal["bilinear"] = "bilinear"
+    background: Literal["white"] = "white"
+
+    @property
+    def fill(self) -> tuple[int, int, int]:
+        """The colour that padding takes: the mean's, which normalisation turns into about 0."""
+        red, green, blue = (round(255 * value) for value in self.mean)
+        return red, green, blue
+
+
+@dataclass(frozen=True, slots=True)
+class Normalisation:
+    """Mean and standard deviation that a set of weights was trained with, and its own sizes."""
+
+    mean: Colour
+    std: Colour
+    size: int = 224
+    resize: int = 256
+
+
+NORMALISATIONS: Mapping[str, Normalisation] = {
+    "imagenet": Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "features": Normalisation((0.48235, 0.45882, 0.40784), (1 / 255, 1 / 255, 1 / 255)),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a run is asked to do. Text as on the command line; checked on construction.
+
+    Attributes:
+        layers: layer specs separated by commas.
+        model: VGG variant.
+        weights: `imagenet`, `features`, `random[:SEED]`, or a `.pth` or `.safetensors` file.
+        transform: whose mean and deviation to use: `imagenet`, `features`, or `auto`, the
+            weights' own.
+        pool: for maps that name none.
+        norm: for layers that name none.
+        size: see `Preprocess`; None is the weights' own.
+        resize: see `Preprocess`; None is the weights' own, in proportion to `size`.
+        crop: see `Preprocess`.
+        exif: see `Preprocess`.
+        dtype: of the stored features.
+        precision: of the network; `auto` is half on CUDA, bfloat16 on a CPU with it, else float32.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+        batch_size: images a pass, or `auto`.
+        workers: decoding processes, 0 for none, or `auto`.
+        max_pixels: larger images fail instead of filling the memory.
+        max_failures: `N` or `P%`: more failed images than that end in exit 4. None: no limit.
+        checkpoint_seconds: how much work a crash may cost at most.
+    """
+
+    layers: str = ""
+    model: str = "vgg19"
+    weights: str = "imagenet"
+    transform: Transform = "auto"
+    pool: str = "avg"
+    norm: str = "none"
+    size: int | None = None
+    resize: int | None = None
+    crop: Crop = "center"
+    exif: Exif = "apply"
+    dtype: Dtype = "float16"
+    precision: Precision = "auto"
+    device: str = "auto"
+    batch_size: int | Literal["auto"] = "auto"
+    workers: int | Literal["auto"] = "auto"
+    max_pixels: int = 178_956_970  # twice Pillow's own warning level: its error level
+    max_failures: str | None = None
+    checkpoint_seconds: float = 5.0
+    specs: tuple[LayerSpec, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        wrong = [*_wrong_choices(self), *_wrong_numbers(self)]
+        try:
+            specs = parse_specs(self.layers, self.model, pool=self.pool, norm=self.norm)
+        except UsageError as error:
+            wrong.append(str(error))
+        else:
+            object.__setattr__(self, "specs", specs)
+            wrong += _wrong_combinations(self)
+        if wrong:
+            raise UsageError("; ".join(wrong))
+
+    def preprocess(self) -> Preprocess:
+        """The preprocessing these settings come to."""
+        own = NORMALISATIONS[self._transform_name()]
+        size = self.size or own.size
+        resize = self.resize or round(size * own.resize / own.size)
+        return Preprocess(
+            size=size,
+            resize=resize if self.crop == "center" else None,
+            crop=self.crop,
+            exif=self.exif,
+            mean=own.mean,
+            std=own.std,
+        )
+
+    def _transform_name(self) -> str:
+        if self.transform != "auto":
+            return self.transform
+        return "features" if self.weights == "features" else "imagenet"
+
+    def failures_allowed(self, images: int) -> int:
+        """How many of `images` may fail before the run counts as failed."""
+        if self.max_failures is None:
+            return images
+        if self.max_failures.endswith("%"):
+            return int(float(self.max_failures[:-1]) / 100 * images)
+        return int(self.max_failures)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All settings by name, ready for JSON."""
+        return {name: getattr(self, name) for name in SETTING_NAMES}
+
+
+SETTING_NAMES = tuple(item.name for item in dataclasses.fields(Settings) if item.init)
+
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "transform": get_args(Transform),
+    "crop": CROPS,
+    "exif": get_args(Exif),
+    "dtype": DTYPES,
+    "precision": PRECISIONS,
+}
+
+
+def _wrong_choices(settings: Settings) -> list[str]:
+    return [
+        f"{name} {getattr(settings, name)!r} is not known; expected one of {', '.join(known)}"
+        for name, known in _CHOICES.items()
+        if getattr(settings, name) not in known
+    ]
+
+
+def _wrong_numbers(settings: Settings) -> list[str]:
+    wrong = []
+    for name, least, most in (
+        ("size", SMALLEST_SIZE, LARGEST_SIZE),
+        ("resize", SMALLEST_SIZE, 2 * LARGEST_SIZE),
+        ("batch_size", 1, 65_536),
+        ("workers", 0, 1024),
+        ("max_pixels", 1, 2**40),
+    ):
+        value = getattr(settings, name)
+        if value not in (None, "auto") and not (type(value) is int and least <= value <= most):
+            wrong.append(f"{name} is {value!r}; expected a whole number from {least} to {most}")
+    seconds = settings.checkpoint_seconds
+    if not isinstance(seconds, int | float) or not 0 <= seconds <= 3600:  # noqa: PLR2004 an hour
+        wrong.append(f"checkpoint_seconds is {seconds!r}; expected a number from 0 to 3600")
+    if not re.fullmatch(r"(\d+|\d+(\.\d+)?%|None)", str(settings.max_failures)):
+        wrong.append(f"max_failures is {settings.max_failures!r}; expected for example 100 or 1%")
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", settings.device):
+        wrong.append(f"device {settings.device!r} is not known; expected auto, cpu, cuda[:N], mps")
+    return wrong
+
+
+def _wrong_combinations(settings: Settings) -> list[str]:
+    wrong = []
+    own = NORMALISATIONS["imagenet"]
+    if settings.crop != "center" and settings.resize is not None:
+        wrong.append(
+            f"resize {settings.resize} belongs to crop center; crop {settings.crop} goes by size"
+        )
+    size = settings.size or own.size
+    if settings.crop == "center" and settings.resize is not None and settings.resize < size:
+        wrong.append(f"resize {settings.resize} is below size {size}; the crop would show borders")
+    kept = [str(spec) for spec in settings.specs if spec.pool and spec.pool.keeps_positions]
+    if settings.crop == "none" and kept:
+        wrong.append(
+            f"{', '.join(kept)} has a row size that varies with the image under crop none; "
+            "use another pool, or crop center, pad or squash"
+        )
+    if settings.crop == "none" and settings.batch_size not in ("auto", 1):
+        wrong.append("crop none leaves images of unequal shapes, which only batch size 1 takes")
+    if settings.weights == "features" and settings.model != "vgg16":
+        wrong.append(
+            f"weights features exist for vgg16 only, not for {settings.model}; use model vgg16, "
+            "or weights imagenet"
+        )
+    return wrong
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What two runs must agree in for their rows to belong in one file.
+
+    Attributes:
+        model: VGG variant.
+        weights: name of the weights, for people.
+        weights_sha256: digest of the weights, for the fingerprint.
+        precision: the network's, resolved.
+        dtype: of the stored features.
+        preprocess: recorded whole.
+        layers: canonical specs, sorted.
+    """
+
+    model: str
+    weights: str
+    weights_sha256: str
+    precision: str
+    dtype: str
+    preprocess: Preprocess
+    layers: tuple[str, ...]
+
+    def fingerprint(self) -> str:
+        """SHA-256 over everything but the weights' name, as hexadecimal digits."""
+        parts = dataclasses.asdict(self)
+        del parts["weights"]
+        text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def differences(self, asked: Identity) -> list[str]:
+        """What `asked` wants otherwise than this has, a line each; fewer layers is no difference."""
+        rows = [
+            (name, getattr(self, name), getattr(asked, name))
+            for name in ("model", "precision", "dtype")
+        ]
+        rows += [
+            (f"preprocess.{item.name}", getattr(self.preprocess, item.name), wanted)
+            for item in dataclasses.fields(Preprocess)
+            for wanted in [getattr(asked.preprocess, item.name)]
+        ]
+        lines = [f"{name}: file {had}, asked {want}" for name, had, want in rows if had != want]
+        if self.weights_sha256 != asked.weights_sha256:
+            lines.append(
+                f"weights: file {self.weights} ({self.weights_sha256[:8]}), "
+                f"asked {asked.weights} ({asked.weights_sha256[:8]})"
+            )
+        missing = [layer for layer in asked.layers if layer not in self.layers]
+        if missing:
+            lines.append(f"layers: file {','.join(self.layers)}, asked also {','.join(missing)}")
+        return lines
+
+
+PRESETS = ("overall", "pyramid", "similar-colour", "similar-style")
+
+
+def load_config(name: str) -> dict[str, Any]:
+    """Settings by name from a TOML file, or from the preset of that name.
+
+    Raises:
+        UsageError: no such file or preset, not TOML, or a key that is no setting.
+    """
+    path = _config_path(name)
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"config {name!r} cannot be read as TOML: {error}") from error
+    unknown = [key for key in values if key not in SETTING_NAMES]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], SETTING_NAMES, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UsageError(
+            f"config {name!r} has unknown settings {', '.join(unknown)}{hint}; expected any of "
+            f"{', '.join(SETTING_NAMES)}"
+        )
+    layers = values.get("layers")
+    return {**values, "layers": ",".join(layers)} if isinstance(layers, list) else values
+
+
+def _config_path(name: str) -> Path:
+    if os.sep in name or name.endswith(".toml"):
+        return Path(name)
+    package = Path(__file__).parent
+    for folder in (package / "configs", package.parent / "configs"):
+        if (folder / f"{name}.toml").is_file():
+            return folder / f"{name}.toml"
+    raise UsageError(
+        f"config {name!r} is not a preset; expected one of {', '.join(PRESETS)}, "
+        "or the path of a .toml file"
+    )

@@ -1,0 +1,87 @@
+"""Everything that can go wrong, as one family of exceptions.
+
+Each error is also the builtin a Python programmer would expect, and carries the exit code with
+which the command line ends on it. A message is one line: what, what was expected, what was found,
+what to do.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class VggfeatError(Exception):
+    """Root of all errors that `vggfeat` raises on purpose."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class UsageError(VggfeatError, ValueError):
+    """A setting, flag or configuration file that makes no sense."""
+
+    exit_code = 2
+
+
+class InputError(VggfeatError, FileNotFoundError):
+    """Nothing to do the work on: a source is missing or holds no image."""
+
+    exit_code = 3
+
+
+class WeightsError(VggfeatError, RuntimeError):
+    """The network's weights cannot be had, or do not fit the network."""
+
+    exit_code = 3
+
+
+class TooManyFailuresError(VggfeatError, RuntimeError):
+    """More images failed than the run was allowed; all others are done."""
+
+    exit_code = 4
+
+
+class DecodeError(VggfeatError, ValueError):
+    """A file that gives no image; in a run it becomes a failed row with this reason."""
+
+    exit_code = 3
+
+
+class CacheError(VggfeatError, ValueError):
+    """A file that is not a cache of ours, or is damaged."""
+
+    exit_code = 5
+
+
+class CacheMismatchError(CacheError):
+    """A cache made with other settings or of other images than those asked for."""
+
+
+class SpaceError(VggfeatError, OSError):
+    """The disk has no room, or refuses to keep what was written."""
+
+    exit_code = 6
+
+
+class DeviceError(VggfeatError, RuntimeError):
+    """The device asked for is not there, or failed."""
+
+    exit_code = 6
+
+
+class LockedError(VggfeatError, BlockingIOError):
+    """Another run holds the output; later it may not."""
+
+    exit_code = 75
+
+
+class InterruptedRunError(VggfeatError):
+    """A signal ended the run; everything up to the last checkpoint is kept."""
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.signum = signum
+
+    @property
+    def exit_status(self) -> int:
+        """The shell's convention for a process ended by a signal: 128 + its number."""
+        return 128 + self.signum

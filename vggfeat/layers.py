@@ -1,0 +1,245 @@
+"""The layers of every VGG variant: names, torchvision indices, shapes, receptive fields and cost.
+
+Pure tables, no torch. Configurations A, B, D and E of Simonyan & Zisserman, "Very Deep
+Convolutional Networks for Large-Scale Image Recognition" (ICLR 2015), with torchvision's module
+numbering.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from dataclasses import dataclass
+from typing import Literal
+
+from vggfeat.errors import UsageError
+
+Kind = Literal["conv", "pool", "fc", "prob"]
+
+VARIANTS = ("vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn")
+
+_CONVS_PER_BLOCK = {
+    11: (1, 1, 2, 2, 2),
+    13: (2, 2, 2, 2, 2),
+    16: (2, 2, 3, 3, 3),
+    19: (2, 2, 4, 4, 4),
+}
+_BLOCK_CHANNELS = (64, 128, 256, 512, 512)
+_FC_WIDTHS = (4096, 4096, 1000)
+_FC_INDICES = (0, 3, 6)  # in torchvision's `classifier`, whose 1, 2, 4 and 5 are ReLU and dropout
+GRID = 7
+"""Side of the map that adaptive average pooling hands to fc6, whatever the image size."""
+
+CLASSES = 1000
+"""Outputs of fc8 in the ImageNet weights; a weights file may have others."""
+
+# What the units of each level respond to: Zeiler & Fergus, "Visualizing and Understanding
+# Convolutional Networks" (ECCV 2014), and Yosinski et al., "Understanding Neural Networks Through
+# Deep Visualization" (2015).
+_CARRIES = {
+    1: "edges, colours",
+    2: "corners, fine texture",
+    3: "texture, patterns",
+    4: "object parts",
+    5: "shapes, whole objects",
+    6: "concepts, scene layout",
+    7: "concepts, category",
+    8: "class scores",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One nameable layer of a VGG variant.
+
+    Attributes:
+        name: the usual name, `conv5_3`, `pool2`, `fc7`, `prob`.
+        kind: what computes it.
+        level: 1 to 5 for the convolution blocks, 6 to 8 for fc6 to fc8.
+        container: the torchvision submodule it lives in, `features` or `classifier`.
+        index: its position in that container; for conv and fc that of the module with the weights.
+        norm_index: position of its batch normalisation, if the variant has one.
+        relu_index: position of its ReLU, if it has one.
+        in_channels: channels (or width) that go in.
+        channels: channels (or width) that come out.
+        stride: input pixels between neighbouring outputs, 0 where the output has no position.
+        receptive_field: side of the square of input pixels one output sees, 0 for the whole image.
+        params: learnt numbers in it, batch normalisation's weight and bias included.
+    """
+
+    name: str
+    kind: Kind
+    level: int
+    container: Literal["features", "classifier"]
+    index: int
+    norm_index: int | None
+    relu_index: int | None
+    in_channels: int
+    channels: int
+    stride: int
+    receptive_field: int
+    params: int
+
+    @property
+    def is_map(self) -> bool:
+        """Whether the output has height and width."""
+        return self.kind in ("conv", "pool")
+
+    @property
+    def carries(self) -> str:
+        """What the layer is known to respond to."""
+        return _CARRIES[self.level] if self.kind != "prob" else "class probabilities"
+
+    def node(self, *, pre: bool = False) -> str:
+        """Name of the torchvision module whose output this layer is, `features.31`.
+
+        Args:
+            pre: the module in front of the ReLU (batch normalisation where there is one).
+
+        Raises:
+            ValueError: for `prob`, which torchvision's model does not compute.
+        """
+        if self.kind == "prob":
+            raise ValueError("prob is the softmax of fc8 and no module of torchvision's model")
+        before = self.norm_index if self.norm_index is not None else self.index
+        after = self.relu_index if self.relu_index is not None else self.index
+        return f"{self.container}.{before if pre else after}"
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the output for an input of that size; (1, 1) for vectors."""
+        return (height // self.stride, width // self.stride) if self.is_map else (1, 1)
+
+    def multiply_adds(self, height: int, width: int) -> int:
+        """Multiply-add operations of this layer alone for one image of that size."""
+        if self.kind == "conv":
+            rows, columns = self.grid(height, width)
+            return 9 * self.in_channels * self.channels * rows * columns
+        return self.in_channels * self.channels if self.kind == "fc" else 0
+
+
+@functools.cache
+def layer_table(model: str) -> tuple[Layer, ...]:
+    """All layers of `model` in the order in which they are computed.
+
+    Raises:
+        UsageError: `model` is no VGG variant of torchvision.
+    """
+    depth, batch_norm = _parse_variant(model)
+    return (*_feature_layers(depth, batch_norm=batch_norm), *_classifier_layers())
+
+
+def _parse_variant(model: str) -> tuple[int, bool]:
+    if model not in VARIANTS:
+        raise UsageError(
+            f"model {model!r} is not known; expected one of {', '.join(VARIANTS)}"
+            f"{_did_you_mean(model, VARIANTS)}"
+        )
+    return int(model[3:5]), model.endswith("_bn")
+
+
+def _feature_layers(depth: int, *, batch_norm: bool) -> list[Layer]:
+    layers: list[Layer] = []
+    index, channels, stride, field = 0, 3, 1, 1
+    for block, (convs, width) in enumerate(
+        zip(_CONVS_PER_BLOCK[depth], _BLOCK_CHANNELS, strict=True), start=1
+    ):
+        for number in range(1, convs + 1):
+            field += 2 * stride
+            layers.append(
+                Layer(
+                    name=f"conv{block}_{number}",
+                    kind="conv",
+                    level=block,
+                    container="features",
+                    index=index,
+                    norm_index=index + 1 if batch_norm else None,
+                    relu_index=index + 1 + batch_norm,
+                    in_channels=channels,
+                    channels=width,
+                    stride=stride,
+                    receptive_field=field,
+                    params=(9 * channels + 1) * width + 2 * width * batch_norm,
+                )
+            )
+            index, channels = index + 2 + batch_norm, width
+        field += stride
+        stride *= 2
+        layers.append(
+            Layer(
+                name=f"pool{block}",
+                kind="pool",
+                level=block,
+                container="features",
+                index=index,
+                norm_index=None,
+                relu_index=None,
+                in_channels=width,
+                channels=width,
+                stride=stride,
+                receptive_field=field,
+                params=0,
+            )
+        )
+        index += 1
+    return layers
+
+
+def _classifier_layers() -> list[Layer]:
+    layers: list[Layer] = []
+    width = _BLOCK_CHANNELS[-1] * GRID * GRID
+    for level, (index, out) in enumerate(zip(_FC_INDICES, _FC_WIDTHS, strict=True), start=6):
+        layers.append(
+            Layer(
+                name=f"fc{level}",
+                kind="fc",
+                level=level,
+                container="classifier",
+                index=index,
+                norm_index=None,
+                relu_index=index + 1 if level < _CLASS_LEVEL else None,
+                in_channels=width,
+                channels=out,
+                stride=0,
+                receptive_field=0,
+                params=(width + 1) * out,
+            )
+        )
+        width = out
+    layers.append(
+        Layer("prob", "prob", _CLASS_LEVEL, "classifier", 6, None, None, CLASSES, CLASSES, 0, 0, 0)
+    )
+    return layers
+
+
+_CLASS_LEVEL = 8
+
+
+def find_layer(model: str, name: str) -> Layer:
+    """The layer of `model` that `name`, or an alias of it, names.
+
+    `relu5_3` is `conv5_3`, `relu6` is `fc6`, `logits` is `fc8`.
+
+    Raises:
+        UsageError: no such layer; the nearest names are suggested.
+    """
+    table = {layer.name: layer for layer in layer_table(model)}
+    layer = table.get(_resolve_alias(name))
+    if layer is None:
+        raise UsageError(
+            f"layer {name!r} is not in {model}{_did_you_mean(name, list(table))}; "
+            f"`vggfeat layers --model {model}` lists them all"
+        )
+    return layer
+
+
+def _resolve_alias(name: str) -> str:
+    if name == "logits":
+        return "fc8"
+    if name in ("relu6", "relu7"):
+        return name.replace("relu", "fc")
+    return name.replace("relu", "conv", 1) if name.startswith("relu") else name
+
+
+def _did_you_mean(word: str, known: list[str] | tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    return f"; did you mean {', '.join(near)}?" if near else ""
