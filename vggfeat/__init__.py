@@ -1,5 +1,68 @@
-"""Features of any layers of a VGG network, from folders of images into one memory-mapped file."""
+"""Features of any layers of a VGG network, from folders of images into one memory-mapped file.
+
+    import vggfeat
+
+    settings = vggfeat.Settings(layers="conv5_3,fc7")
+    vggfeat.extract("./images", "feats.h5", settings)
+    cache = vggfeat.open("feats.h5")
+    cache["fc7"]     # (N, 4096) float16, memory-mapped
+
+Names are looked up when first used, so that reading a cache never loads torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from vggfeat._version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from vggfeat.config import Settings, load_config
+    from vggfeat.errors import VggfeatError
+    from vggfeat.extractor import Extractor
+    from vggfeat.reader import FeatureCache
+    from vggfeat.reader import open_cache as open  # noqa: A004 `vggfeat.open`, as in gzip.open
+    from vggfeat.records import Progress, Summary
+    from vggfeat.run import extract
+    from vggfeat.tensors import FeatureDataset, as_tensor
+
+_HOMES = {
+    "Extractor": ("vggfeat.extractor", "Extractor"),
+    "FeatureCache": ("vggfeat.reader", "FeatureCache"),
+    "FeatureDataset": ("vggfeat.tensors", "FeatureDataset"),
+    "Progress": ("vggfeat.records", "Progress"),
+    "Settings": ("vggfeat.config", "Settings"),
+    "Summary": ("vggfeat.records", "Summary"),
+    "VggfeatError": ("vggfeat.errors", "VggfeatError"),
+    "as_tensor": ("vggfeat.tensors", "as_tensor"),
+    "extract": ("vggfeat.run", "extract"),
+    "load_config": ("vggfeat.config", "load_config"),
+    "open": ("vggfeat.reader", "open_cache"),
+}
+
+__all__ = [
+    "Extractor",
+    "FeatureCache",
+    "FeatureDataset",
+    "Progress",
+    "Settings",
+    "Summary",
+    "VggfeatError",
+    "__version__",
+    "as_tensor",
+    "extract",
+    "load_config",
+    "open",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'vggfeat' has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    return getattr(importlib.import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -137,14 +138,16 @@ class Settings:
     specs: tuple[LayerSpec, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        wrong = [*_wrong_choices(self), *_wrong_numbers(self)]
-        try:
-            specs = parse_specs(self.layers, self.model, pool=self.pool, norm=self.norm)
-        except UsageError as error:
-            wrong.append(str(error))
-        else:
-            object.__setattr__(self, "specs", specs)
-            wrong += _wrong_combinations(self)
+        texts = _wrong_texts(self)
+        wrong = [*texts, *_wrong_choices(self), *_wrong_numbers(self)]
+        if not texts:
+            try:
+                specs = parse_specs(self.layers, self.model, pool=self.pool, norm=self.norm)
+                object.__setattr__(self, "specs", specs)
+            except UsageError as error:
+                wrong.append(str(error))
+        if not wrong:
+            wrong = _wrong_combinations(self)
         if wrong:
             raise UsageError("; ".join(wrong))
 
@@ -172,7 +175,8 @@ class Settings:
         if self.max_failures is None:
             return images
         if self.max_failures.endswith("%"):
-            return int(float(self.max_failures[:-1]) / 100 * images)
+            # Exactly: in floating point, 29% of 100 would be 28.
+            return int(Fraction(self.max_failures[:-1]) * images / 100)
         return int(self.max_failures)
 
     def as_dict(self) -> dict[str, Any]:
@@ -199,36 +203,67 @@ def _wrong_choices(settings: Settings) -> list[str]:
     ]
 
 
+_TEXTS = ("layers", "model", "weights", "pool", "norm", "device")
+
+# Name, least, most, and what it may be besides a number.
+_NUMBERS: tuple[tuple[str, int, int, tuple[str | None, ...]], ...] = (
+    ("size", SMALLEST_SIZE, LARGEST_SIZE, (None,)),
+    ("resize", SMALLEST_SIZE, 2 * LARGEST_SIZE, (None,)),
+    ("batch_size", 1, 65_536, ("auto",)),
+    ("workers", 0, 1024, ("auto",)),
+    ("max_pixels", 1, 2**40, ()),
+)
+_LONGEST_SECONDS = 3600
+
+
+def _wrong_texts(settings: Settings) -> list[str]:
+    return [
+        f"{name} is {getattr(settings, name)!r}; expected text"
+        for name in _TEXTS
+        if not isinstance(getattr(settings, name), str)
+    ]
+
+
 def _wrong_numbers(settings: Settings) -> list[str]:
     wrong = []
-    for name, least, most in (
-        ("size", SMALLEST_SIZE, LARGEST_SIZE),
-        ("resize", SMALLEST_SIZE, 2 * LARGEST_SIZE),
-        ("batch_size", 1, 65_536),
-        ("workers", 0, 1024),
-        ("max_pixels", 1, 2**40),
-    ):
+    for name, least, most, others in _NUMBERS:
         value = getattr(settings, name)
-        if value not in (None, "auto") and not (type(value) is int and least <= value <= most):
-            wrong.append(f"{name} is {value!r}; expected a whole number from {least} to {most}")
-    seconds = settings.checkpoint_seconds
-    if not isinstance(seconds, int | float) or not 0 <= seconds <= 3600:  # noqa: PLR2004 an hour
-        wrong.append(f"checkpoint_seconds is {seconds!r}; expected a number from 0 to 3600")
-    if not re.fullmatch(r"(\d+|\d+(\.\d+)?%|None)", str(settings.max_failures)):
+        if value not in others and not (type(value) is int and least <= value <= most):
+            other = ", or auto" if "auto" in others else ""
+            wrong.append(
+                f"{name} is {value!r}; expected a whole number from {least} to {most}{other}"
+            )
+    if not _is_seconds(settings.checkpoint_seconds):
+        wrong.append(
+            f"checkpoint_seconds is {settings.checkpoint_seconds!r}; "
+            f"expected a number from 0 to {_LONGEST_SECONDS}"
+        )
+    if not _is_allowance(settings.max_failures):
         wrong.append(f"max_failures is {settings.max_failures!r}; expected for example 100 or 1%")
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", settings.device):
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", str(settings.device)):
         wrong.append(f"device {settings.device!r} is not known; expected auto, cpu, cuda[:N], mps")
     return wrong
 
 
+def _is_seconds(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return 0 <= value <= _LONGEST_SECONDS
+
+
+def _is_allowance(value: object) -> bool:
+    if value is None:
+        return True
+    return isinstance(value, str) and re.fullmatch(r"\d+|\d+(\.\d+)?%", value) is not None
+
+
 def _wrong_combinations(settings: Settings) -> list[str]:
     wrong = []
-    own = NORMALISATIONS["imagenet"]
     if settings.crop != "center" and settings.resize is not None:
         wrong.append(
             f"resize {settings.resize} belongs to crop center; crop {settings.crop} goes by size"
         )
-    size = settings.size or own.size
+    size = settings.preprocess().size
     if settings.crop == "center" and settings.resize is not None and settings.resize < size:
         wrong.append(f"resize {settings.resize} is below size {size}; the crop would show borders")
     kept = [str(spec) for spec in settings.specs if spec.pool and spec.pool.keeps_positions]
@@ -277,7 +312,7 @@ class Identity:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def differences(self, asked: Identity) -> list[str]:
-        """What `asked` wants otherwise than this has, a line each; fewer layers is no difference."""
+        """What `asked` wants otherwise than this has, a line each; fewer layers are none."""
         rows = [
             (name, getattr(self, name), getattr(asked, name))
             for name in ("model", "precision", "dtype")
@@ -321,8 +356,14 @@ def load_config(name: str) -> dict[str, Any]:
             f"config {name!r} has unknown settings {', '.join(unknown)}{hint}; expected any of "
             f"{', '.join(SETTING_NAMES)}"
         )
-    layers = values.get("layers")
-    return {**values, "layers": ",".join(layers)} if isinstance(layers, list) else values
+    return {key: _as_text(key, value) for key, value in values.items()}
+
+
+def _as_text(key: str, value: Any) -> Any:
+    """What TOML writes more naturally, a list of layers or a number of failures, as on the CLI."""
+    if key == "layers" and isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return ",".join(value)
+    return str(value) if key == "max_failures" and type(value) is int else value
 
 
 def _config_path(name: str) -> Path:

@@ -7,7 +7,7 @@ what to do.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class VggfeatError(Exception):
@@ -35,9 +35,17 @@ class WeightsError(VggfeatError, RuntimeError):
 
 
 class TooManyFailuresError(VggfeatError, RuntimeError):
-    """More images failed than the run was allowed; all others are done."""
+    """More images failed than the run was allowed; all others are done.
+
+    Attributes:
+        summary: the run's `records.Summary`.
+    """
 
     exit_code = 4
+
+    def __init__(self, message: str, summary: Any) -> None:
+        super().__init__(message)
+        self.summary = summary
 
 
 class DecodeError(VggfeatError, ValueError):
@@ -75,11 +83,17 @@ class LockedError(VggfeatError, BlockingIOError):
 
 
 class InterruptedRunError(VggfeatError):
-    """A signal ended the run; everything up to the last checkpoint is kept."""
+    """A signal ended the run; everything up to the last checkpoint is kept.
 
-    def __init__(self, message: str, signum: int) -> None:
+    Attributes:
+        signum: the signal.
+        summary: the run's `records.Summary`.
+    """
+
+    def __init__(self, message: str, signum: int, summary: Any) -> None:
         super().__init__(message)
         self.signum = signum
+        self.summary = summary
 
     @property
     def exit_status(self) -> int:

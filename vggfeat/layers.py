@@ -223,10 +223,11 @@ def find_layer(model: str, name: str) -> Layer:
         UsageError: no such layer; the nearest names are suggested.
     """
     table = {layer.name: layer for layer in layer_table(model)}
-    layer = table.get(_resolve_alias(name))
+    meant = _resolve_alias(name)
+    layer = table.get(meant)
     if layer is None:
         raise UsageError(
-            f"layer {name!r} is not in {model}{_did_you_mean(name, list(table))}; "
+            f"layer {name!r} is not in {model}{_did_you_mean(meant, list(table))}; "
             f"`vggfeat layers --model {model}` lists them all"
         )
     return layer

@@ -86,3 +86,100 @@ class FeatureBatch:
     features: Mapping[str, NDArray[np.generic]]
     failures: tuple[Failure, ...]
     clamped: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        done: images that have features by now, in this run.
+        failed: images that failed, in this run.
+        total: images this run has to do.
+    """
+
+    done: int
+    failed: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """Seconds of the caller's time in each stage; `decode` alone is the workers' sum.
+
+    Attributes:
+        discover: listing the sources.
+        prepare: reading or making the file, weights, device, network.
+        wait: with nothing decoded yet.
+        network: starting batches on the device and waiting for them.
+        write: waiting for the writing thread.
+        decode: work of the decoding processes, beside all of that.
+    """
+
+    discover: float
+    prepare: float
+    wait: float
+    network: float
+    write: float
+    decode: float
+
+
+@dataclass(frozen=True, slots=True)
+class FailedImage:
+    """An image that failed in this run, by name."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a run did and what the cache now holds.
+
+    Attributes:
+        out: the cache.
+        rows: images in it.
+        done: rows with features.
+        failed: rows whose image failed.
+        pending: rows still to do.
+        new_done: of `done`, from this run.
+        new_failed: of `failed`, from this run.
+        failures: the first of those that failed in this run.
+        clamped: values beyond the stored type's range that were set to its largest, in this run.
+        redone: batches computed again in float32 because float16 overflowed, in this run.
+        layers: canonical spec → shape of one row.
+        model: VGG variant.
+        weights: name of the weights.
+        warning: what a user of the features must know, empty if nothing.
+        device: where the network ran; empty if there was nothing to do.
+        precision: of the network.
+        dtype: of the stored features.
+        batch_size: images a pass.
+        workers: decoding processes.
+        seconds: of the whole run.
+        images_per_second: of this run's images, from the first batch asked for to the last written.
+        stages: where the time went.
+    """
+
+    out: str
+    rows: int
+    done: int
+    failed: int
+    pending: int
+    new_done: int
+    new_failed: int
+    failures: tuple[FailedImage, ...]
+    clamped: int
+    redone: int
+    layers: Mapping[str, tuple[int, ...]]
+    model: str
+    weights: str
+    warning: str
+    device: str
+    precision: str
+    dtype: str
+    batch_size: int
+    workers: int
+    seconds: float
+    images_per_second: float
+    stages: Stages

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from vggfeat.errors import UsageError
-from vggfeat.layers import GRID, Layer, find_layer
+from vggfeat.layers import GRID, Layer, find_layer, layer_table
 
 PoolName = Literal["avg", "max", "gem", "rmac", "spp", "flatten", "map"]
 Norm = Literal["none", "l2", "ssr"]
@@ -26,6 +26,9 @@ NORMS: tuple[Norm, ...] = get_args(Norm)
 
 GEM_P = 3.0
 """Exponent of GeM before any learning, in Radenović et al. 2018."""
+
+GEM_SMALLEST_P = 0.1
+"""Below it the root 1/p magnifies the rounding of float32 into the result."""
 
 RMAC_LEVELS = 3
 """Scales of R-MAC in Tolias et al. 2016."""
@@ -50,7 +53,8 @@ class Pool:
 
     def __str__(self) -> str:
         if self.name == "gem" and self.p != GEM_P:
-            return f"gem(p={self.p:g})"
+            short = f"{self.p:g}"  # six digits, unless they would name another exponent
+            return f"gem(p={short if float(short) == self.p else self.p})"
         if self.name == "spp" and self.levels != SPP_LEVELS:
             return f"spp({','.join(map(str, self.levels))})"
         if self.name == "rmac" and self.levels != (RMAC_LEVELS,):
@@ -110,12 +114,11 @@ def parse_specs(
         norm: for specs that name none.
 
     Raises:
-        UsageError: names every spec that is wrong, and why.
+        UsageError: names every spec and default that is wrong, and why; or the unknown model.
     """
-    default_pool = _parse_pool(pool, pool)
-    default_norm = _parse_norm(norm)
+    layer_table(model)  # or each of the specs would report the same unknown model
+    default_pool, default_norm, wrong = _parse_defaults(pool, norm)
     specs: dict[str, LayerSpec] = {}
-    wrong: list[str] = []
     for part in split_specs(text):
         try:
             spec = _parse_spec(part, model, default_pool, default_norm)
@@ -123,13 +126,13 @@ def parse_specs(
             wrong.append(str(error))
         else:
             specs.setdefault(str(spec), spec)
-    if wrong:
-        raise UsageError("; ".join(wrong))
-    if not specs:
-        raise UsageError(
+    if not split_specs(text):
+        wrong.append(
             "no layers asked for; expected for example `--layers conv5_3,fc7`, or a preset such as "
             "`--config overall`"
         )
+    if wrong:
+        raise UsageError("; ".join(wrong))
     return tuple(specs.values())
 
 
@@ -137,6 +140,20 @@ def split_specs(text: str) -> list[str]:
     """The parts between commas that stand outside brackets, blanks around them dropped."""
     parts = re.split(r",(?![^(]*\))", text)
     return [part.strip() for part in parts if part.strip()]
+
+
+def _parse_defaults(pool: str, norm: str) -> tuple[Pool, Norm, list[str]]:
+    default_pool, default_norm = Pool(), NORMS[0]
+    wrong: list[str] = []
+    try:
+        default_pool = _parse_pool(pool, f"default pool {pool!r}")
+    except UsageError as error:
+        wrong.append(str(error))
+    try:
+        default_norm = _parse_norm(norm)
+    except UsageError as error:
+        wrong.append(str(error))
+    return default_pool, default_norm, wrong
 
 
 def _parse_spec(text: str, model: str, default_pool: Pool, default_norm: Norm) -> LayerSpec:
@@ -166,7 +183,7 @@ def _parse_modifiers(text: str, modifiers: list[str]) -> tuple[Pool | None, Norm
         if norm is None and word in NORMS:
             norm = _parse_norm(word)
         elif pool is None and norm is None and word not in NORMS:
-            pool = _parse_pool(word, text)
+            pool = _parse_pool(word, f"layer spec {text!r}")
         else:
             raise UsageError(
                 f"layer spec {text!r}: {word!r} is one too many or out of place; expected "
@@ -190,8 +207,8 @@ def _parse_pool(word: str, where: str) -> Pool:
         if known == name:
             return _pool_with(known, arguments, where)
     raise UsageError(
-        f"layer spec {where!r}: {word!r} is neither a pool ({', '.join(POOLS)}) nor a norm "
-        f"({', '.join(NORMS)})"
+        f"{where}: {word!r} is no pool; expected one of {', '.join(POOLS)} "
+        f"(norms are {', '.join(NORMS)})"
     )
 
 
@@ -202,13 +219,13 @@ def _pool_with(name: PoolName, arguments: str | None, where: str) -> Pool:
         levels = SPP_LEVELS if arguments is None else _integers(arguments, where, "spp(1,2,4)")
         return Pool("spp", levels=levels)
     if name == "rmac":
-        words = None if arguments is None else arguments.replace("levels=", "")
-        levels = (RMAC_LEVELS,) if words is None else _integers(words, where, "rmac(levels=3)")
+        words = str(RMAC_LEVELS) if arguments is None else arguments
+        levels = _integers(words.strip().removeprefix("levels="), where, "rmac(levels=3)")
         if len(levels) != 1:
-            raise UsageError(f"layer spec {where!r}: rmac takes one number, as in rmac(levels=3)")
+            raise UsageError(f"{where}: rmac takes one number, as in rmac(levels=3)")
         return Pool("rmac", levels=levels)
     if arguments is not None:
-        raise UsageError(f"layer spec {where!r}: {name} takes nothing in brackets; write {name}")
+        raise UsageError(f"{where}: {name} takes nothing in brackets; write {name}")
     return Pool(name)
 
 
@@ -219,10 +236,10 @@ def _gem_exponent(arguments: str | None, where: str) -> float:
         p = float(arguments.strip().removeprefix("p="))
     except ValueError:
         p = math.nan
-    if not 0 < p < math.inf:
+    if not GEM_SMALLEST_P <= p < math.inf:
         raise UsageError(
-            f"layer spec {where!r}: gem({arguments}) has no exponent above 0; expected for example "
-            "gem(p=4)"
+            f"{where}: gem({arguments}) has no exponent of {GEM_SMALLEST_P} or more; expected for "
+            "example gem(p=4)"
         )
     return p
 
@@ -232,7 +249,6 @@ def _integers(arguments: str, where: str, example: str) -> tuple[int, ...]:
     most = 2 * GRID
     if not all(word.isdecimal() and 0 < int(word) <= most for word in words):
         raise UsageError(
-            f"layer spec {where!r}: ({arguments}) must be whole numbers from 1 to {most}, "
-            f"as in {example}"
+            f"{where}: ({arguments}) must be whole numbers from 1 to {most}, as in {example}"
         )
     return tuple(int(word) for word in words)

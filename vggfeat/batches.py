@@ -1,0 +1,150 @@
+"""Files to batches of pixels: decoding workers behind a DataLoader, one batch an item."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from vggfeat.decode import decode_file
+from vggfeat.errors import DecodeError
+from vggfeat.plan import EMPTY
+from vggfeat.records import DecodedBatch, Failure
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from vggfeat.config import Preprocess, Settings
+
+PREFETCH = 2
+"""Batches each worker keeps ready."""
+
+CPU_WORKERS = 2
+"""Decoding is a few percent of a CPU run; more workers would take cores from the network."""
+
+
+class BatchDataset(Dataset[DecodedBatch]):
+    """Item k is the k-th batch of a plan, decoded.
+
+    Args:
+        root: directory the paths are relative to.
+        paths: (rows,) bytes, by cache row.
+        plan: int64 (batches, B), rows or `EMPTY`.
+        preprocess: what becomes of each image.
+        max_pixels: larger images fail.
+    """
+
+    def __init__(
+        self,
+        root: bytes,
+        paths: NDArray[np.bytes_],
+        plan: NDArray[np.int64],
+        preprocess: Preprocess,
+        *,
+        max_pixels: int,
+    ) -> None:
+        self._root = root
+        self._paths = paths
+        self._plan = plan
+        self._preprocess = preprocess
+        self._max_pixels = max_pixels
+
+    def __len__(self) -> int:
+        return len(self._plan)
+
+    def __getitem__(self, index: int) -> DecodedBatch:
+        started = time.perf_counter()
+        decoded: list[tuple[int, int, NDArray[np.uint8]]] = []
+        failures: list[Failure] = []
+        for slot, row in enumerate(self._plan[index].tolist()):
+            if row == EMPTY:
+                continue
+            try:
+                decoded.append((slot, row, self._decode(row)))
+            except DecodeError as error:
+                failures.append(Failure(row, str(error)))
+        return DecodedBatch(
+            images=self._stack([(slot, pixels) for slot, _, pixels in decoded]),
+            rows=np.array([row for _, row, _ in decoded], dtype=np.int64),
+            slots=np.array([slot for slot, _, _ in decoded], dtype=np.int64),
+            failures=tuple(failures),
+            seconds=time.perf_counter() - started,
+        )
+
+    def _decode(self, row: int) -> NDArray[np.uint8]:
+        path = os.path.join(self._root, bytes(self._paths[row]))
+        return decode_file(path, self._preprocess, self._max_pixels)
+
+    def _stack(self, images: list[tuple[int, NDArray[np.uint8]]]) -> torch.Tensor:
+        size = self._preprocess.size
+        shape = images[0][1].shape if images else (size, size, 3)
+        batch = torch.zeros((self._plan.shape[1], *shape), dtype=torch.uint8)  # (B, H, W, 3)
+        pixels = batch.numpy()
+        for slot, image in images:
+            pixels[slot] = image
+        return batch
+
+
+def load_batches(dataset: BatchDataset, workers: int, *, pin: bool) -> Iterator[DecodedBatch]:
+    """Starts the workers and yields the batches in order.
+
+    The workers are forked at the call and not at the first batch, so that they decode while the
+    caller brings up the network.
+
+    Args:
+        dataset: the plan to decode.
+        workers: processes; 0 decodes in this one.
+        pin: whether batches come in page-locked memory, for copies that overlap.
+    """
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        pin_memory=pin,
+        prefetch_factor=PREFETCH if workers else None,
+        worker_init_fn=_quiet_worker,
+        multiprocessing_context="fork" if workers else None,
+    )
+    with warnings.catch_warnings():
+        # Python 3.12 warns of forking with threads about; these children only read and decode.
+        warnings.filterwarnings("ignore", "(?s).*use of fork.*", DeprecationWarning)
+        return iter(loader)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _quiet_worker(_worker: int) -> None:
+    """Leaves signals to the main process, which finishes the batch and lets the workers go."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def choose_workers(settings: Settings, batch_size: int, device_type: str) -> int:
+    """Decoding processes: as asked, or from the cores and shared memory this process may use."""
+    if settings.workers != "auto":
+        return settings.workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    wanted = min(cores or 1, CPU_WORKERS) if device_type == "cpu" else cores or 1
+    size = settings.preprocess().size
+    in_flight = (PREFETCH + 1) * 3 * size * size * batch_size  # bytes, for each worker
+    return min(wanted, _room_in_shared_memory() // in_flight)
+
+
+def _room_in_shared_memory() -> int:
+    """Half the bytes free in /dev/shm, the way from worker to caller; containers have little."""
+    with contextlib.suppress(OSError):
+        status = os.statvfs("/dev/shm")  # noqa: S108 asked for its size, nothing is put there
+        return status.f_bavail * status.f_frsize // 2
+    return 1 << 62

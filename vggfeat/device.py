@@ -1,0 +1,117 @@
+"""Which device, which precision, how many images a pass; and the ways of tensors to the host."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from typing import TYPE_CHECKING, Literal, cast
+
+import torch
+
+from vggfeat.errors import DeviceError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from vggfeat.config import Settings
+
+Compute = Literal["float32", "bfloat16", "float16"]
+
+CPU_BATCH = 16
+"""Where throughput on a CPU levels off; the memory for more buys nothing."""
+
+GPU_BATCH = 256
+_BYTES_PER_PIXEL = 1024  # the two widest maps at once, 64 channels each of float32, and workspace
+
+
+@contextlib.contextmanager
+def full_float32(device: torch.device) -> Iterator[None]:
+    """Keeps CUDA from rounding float32 to TF32, which would cost 13 bits unasked."""
+    if device.type != "cuda":
+        yield
+        return
+    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, conv.allow_tf32
+    matmul.allow_tf32, conv.allow_tf32 = False, False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, conv.allow_tf32 = before
+
+
+def to_host(tensor: Tensor) -> Tensor:
+    """The tensor in host memory; from CUDA the copy is under way, an event tells its end."""
+    if tensor.device.type == "cpu":
+        return tensor
+    if tensor.device.type != "cuda":
+        return tensor.cpu()
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that `auto`, `cpu`, `cuda`, `cuda:N` or `mps` means here.
+
+    Raises:
+        DeviceError: it is not there; never silently another one.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        index = device.index or 0
+        if index >= count:
+            raise DeviceError(
+                f"device {name} is not there: torch {torch.__version__} sees {count} CUDA devices; "
+                "`vggfeat doctor` says more, --device cpu goes without"
+            )
+        return torch.device("cuda", index)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError("device mps is not there; --device cpu goes without")
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> Compute:
+    """The precision that `auto` means on `device`; any other name stands for itself."""
+    if name != "auto":
+        return cast("Compute", name)
+    if device.type == "cuda":
+        return "float16"
+    return "bfloat16" if device.type == "cpu" and cpu_has_bfloat16() else "float32"
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 by itself (AVX-512 BF16, AMX, or Arm's)."""
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+            text = file.read()
+    except OSError:
+        return False
+    flags = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    return bool(flags and {"avx512_bf16", "amx_bf16", "bf16"} & set(flags.group(1).split()))
+
+
+def choose_batch_size(settings: Settings, images: int) -> int:
+    """Images a pass: as asked, or what the device has room for, spread evenly over the passes."""
+    if settings.crop == "none":
+        return 1  # shapes differ from image to image
+    if settings.batch_size != "auto":
+        return settings.batch_size
+    most = _largest_batch(choose_device(settings.device), settings.preprocess().size)
+    passes = -(-images // most)
+    return -(-images // passes)
+
+
+def _largest_batch(device: torch.device, size: int) -> int:
+    each = _BYTES_PER_PIXEL * size * size
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return max(1, min(GPU_BATCH, free // 2 // each))
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min(CPU_BATCH, free // 2 // each))

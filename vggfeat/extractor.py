@@ -1,0 +1,334 @@
+"""The network: a VGG cut behind the deepest layer asked for, tapped at every layer asked for."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 the name the whole field knows it by
+
+from vggfeat.device import Compute, choose_device, choose_precision, full_float32, to_host
+from vggfeat.errors import DeviceError
+from vggfeat.layers import GRID, Layer, layer_table
+from vggfeat.records import DecodedBatch, Failure, FeatureBatch
+from vggfeat.reduce import quantise, reduce
+from vggfeat.weights import Weights, find_weights, load_tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from vggfeat.config import Preprocess, Settings
+    from vggfeat.specs import LayerSpec
+
+log = logging.getLogger("vggfeat")
+
+_TORCH_DTYPES: Mapping[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+class TappedVgg(nn.Module):
+    """The layers of a VGG variant up to the deepest one asked for, under torchvision's names.
+
+    Args:
+        specs: what to take out; the deepest layer among them ends the network.
+        model: the VGG variant.
+        classes: outputs of fc8.
+    """
+
+    def __init__(self, specs: Sequence[LayerSpec], model: str, classes: int) -> None:
+        super().__init__()
+        self.layers = needed_layers(specs, model)
+        self.specs = tuple(specs)
+        self.features = nn.Sequential(_modules_of(self.layers, "features", classes))
+        self.classifier = nn.Sequential(_modules_of(self.layers, "classifier", classes))
+
+    def forward(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Features of normalised images.
+
+        Args:
+            x: (N, 3, H, W), the network's dtype.
+
+        Returns:
+            canonical spec → float32 (N, …), and a bool scalar: whether every map at the end of a
+            block, and so everything computed on the way, was finite.
+        """
+        taken: dict[str, Tensor] = {}
+        finite = torch.ones((), dtype=torch.bool, device=x.device)
+        for layer in self.layers:
+            x = self._linear_part(layer, x)
+            before = [spec for spec in self.specs if spec.layer is layer and spec.pre]
+            taken.update({str(spec): reduce(x, spec) for spec in before})
+            if layer.relu_index is not None:
+                # In place only when nobody has looked at x; both give the same bits.
+                x = torch.relu(x) if before else torch.relu_(x)
+            after = [spec for spec in self.specs if spec.layer is layer and not spec.pre]
+            taken.update({str(spec): reduce(x, spec) for spec in after})
+            if layer.kind in ("pool", "fc") or layer is self.layers[-1]:
+                finite = finite & torch.isfinite(x).all()
+        return {str(spec): taken[str(spec)] for spec in self.specs}, finite
+
+    def _linear_part(self, layer: Layer, x: Tensor) -> Tensor:
+        if layer.kind == "prob":
+            return torch.softmax(x.float(), dim=1)
+        if layer.kind == "fc" and x.dim() > 2:  # noqa: PLR2004 a map, not yet a vector
+            x = F.adaptive_avg_pool2d(x, GRID) if x.shape[-2:] != (GRID, GRID) else x
+            x = torch.flatten(x, 1)  # (N, 25088), channel by channel as the classifier was trained
+        container = cast("nn.Sequential", getattr(self, layer.container))
+        x = cast("Tensor", getattr(container, str(layer.index))(x))
+        if layer.norm_index is not None:
+            x = cast("Tensor", getattr(container, str(layer.norm_index))(x))
+        return x
+
+
+def needed_layers(specs: Sequence[LayerSpec], model: str) -> tuple[Layer, ...]:
+    """The layers of `model` up to and with the deepest one of `specs`."""
+    table = layer_table(model)
+    return table[: 1 + max(table.index(spec.layer) for spec in specs)]
+
+
+def _modules_of(
+    layers: Sequence[Layer], container: str, classes: int
+) -> OrderedDict[str, nn.Module]:
+    modules: OrderedDict[str, nn.Module] = OrderedDict()
+    for layer in layers:
+        if layer.container != container:
+            continue
+        if layer.kind == "conv":
+            modules[str(layer.index)] = nn.Conv2d(layer.in_channels, layer.channels, 3, padding=1)
+        elif layer.kind == "pool":
+            modules[str(layer.index)] = nn.MaxPool2d(2)
+        elif layer.kind == "fc":
+            out = classes if layer.name == "fc8" else layer.channels
+            modules[str(layer.index)] = nn.Linear(layer.in_channels, out)
+        if layer.norm_index is not None:
+            modules[str(layer.norm_index)] = nn.BatchNorm2d(
+                layer.channels, track_running_stats=True
+            )
+    return modules
+
+
+class Extractor:
+    """Images in, named features out.
+
+        extractor = Extractor(Settings(layers="conv5_3,fc7", weights="random:0"))
+        features = extractor(images)   # {"conv5_3": (N, 512), "fc7": (N, 4096)}
+
+    Args:
+        settings: layers, model, weights, precision, device, preprocessing.
+        weights: weights already found; None looks for `settings.weights`.
+
+    Raises:
+        WeightsError: the weights cannot be had or do not fit.
+        DeviceError: the device is not there.
+    """
+
+    def __init__(self, settings: Settings, weights: Weights | None = None) -> None:
+        self.settings = settings
+        self.weights = weights or find_weights(settings.weights, settings.model)
+        self.device = choose_device(settings.device)
+        self.precision: Compute = choose_precision(settings.precision, self.device)
+        self.preprocess: Preprocess = settings.preprocess()
+        self.redone = 0
+        self._limit: int | None = None  # images a pass, once memory has run out
+        self._network = self._build(self.precision)
+        self._exact: TappedVgg | None = None
+        self._mean = self._column(self.preprocess.mean)
+        self._std = self._column(self.preprocess.std)
+
+    def _column(self, values: tuple[float, float, float]) -> Tensor:
+        return torch.tensor(values, device=self.device).view(1, 3, 1, 1)
+
+    def _build(self, precision: Compute) -> TappedVgg:
+        layers = needed_layers(self.settings.specs, self.settings.model)
+        tensors = load_tensors(self.weights, self.settings.model, layers)
+        head = tensors.get("classifier.6.weight")
+        classes = 0 if head is None else head.shape[0]
+        with torch.device("meta"):  # no memory, no random initialisation: the weights are at hand
+            network = TappedVgg(self.settings.specs, self.settings.model, classes)
+        network.load_state_dict(tensors, strict=False, assign=True)
+        network.requires_grad_(requires_grad=False).eval()
+        for name, buffer in network.named_buffers():
+            if buffer.is_meta:  # num_batches_tracked, which inference never reads
+                network.get_submodule(name.rpartition(".")[0]).register_buffer(
+                    name.rpartition(".")[2], None
+                )
+        # mypy: torch's stubs know no overload of `to` with a memory format beside a dtype.
+        moved: Any = network.to(device=self.device, dtype=_TORCH_DTYPES[precision])
+        return cast("TappedVgg", moved.to(memory_format=torch.channels_last))
+
+    @property
+    def classes(self) -> int:
+        """Outputs of fc8, 0 if the network ends before it."""
+        head = self._network.classifier._modules.get("6")  # noqa: SLF001 Sequential's own names
+        return head.out_features if isinstance(head, nn.Linear) else 0
+
+    def output_shapes(self, height: int, width: int) -> dict[str, tuple[int, ...]]:
+        """Shape of one row of each spec for inputs of that size."""
+        return {
+            str(spec): spec.output_shape(height, width, self.classes)
+            for spec in self.settings.specs
+        }
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """Features of a batch.
+
+        Args:
+            images: (N, 3, H, W); uint8 RGB, which is normalised as the weights want it, or
+                floating point, which is taken as normalised already. Any device.
+
+        Returns:
+            canonical spec → float32 (N, …) on this extractor's device.
+
+        Raises:
+            ValueError: not four axes with three channels.
+            DeviceError: the device has no memory for even one image.
+        """
+        if images.dim() != 4 or images.shape[1] != 3:  # noqa: PLR2004 N, 3, H, W
+            raise ValueError(f"images have shape {list(images.shape)}; expected (N, 3, H, W)")
+        features, finite = self._forward(images.to(self.device))
+        if self.precision == "float16" and not bool(finite):
+            features, _ = self._forward_exact(images.to(self.device))
+        return features
+
+    def launch(self, batch: DecodedBatch) -> Pending:
+        """Starts a batch on the device without waiting for it; `Pending.collect` waits.
+
+        Args:
+            batch: images uint8 (B, H, W, 3) in memory.
+        """
+        images = batch.images.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+        features, finite = self._forward(images)
+        return Pending.start(self, batch, images, features, finite)
+
+    def _forward(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        return self._within_memory(self._network, images)
+
+    def _forward_exact(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """The same in float32, for a batch that left the range of float16."""
+        if self._exact is None:
+            log.info("activations exceed float16: such batches are computed again in float32")
+            self._exact = self._build("float32")
+        self.redone += 1
+        return self._within_memory(self._exact, images)
+
+    def _within_memory(
+        self, network: TappedVgg, images: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """One pass, or several over parts of the batch when the device's memory runs out."""
+        count = len(images)
+        while True:
+            size = min(self._limit or count, count)
+            try:
+                parts = [self._pass(network, part) for part in torch.split(images, size)]
+            except torch.OutOfMemoryError as error:
+                if size == 1:
+                    raise DeviceError(
+                        f"{self.device} has no memory for one image of "
+                        f"{images.shape[2]} x {images.shape[3]}: {str(error).splitlines()[0]}"
+                    ) from error
+                self._limit = (size + 1) // 2
+                torch.cuda.empty_cache()
+                log.warning("out of memory with %d images a pass; going on with half", size)
+            else:
+                return _join(parts)
+
+    def _pass(self, network: TappedVgg, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        with torch.inference_mode(), full_float32(self.device):
+            x = self._normalise(images).to(next(network.parameters()).dtype)
+            features, finite = network(x)
+        return cast("dict[str, Tensor]", features), cast("Tensor", finite)
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        if images.dtype == torch.uint8:
+            # Divided, not multiplied by 1/255: so does torchvision, and the bits are the same.
+            images = images.float().div_(255).sub_(self._mean).div_(self._std)
+        return images.contiguous(memory_format=torch.channels_last)
+
+
+def _join(parts: list[tuple[dict[str, Tensor], Tensor]]) -> tuple[dict[str, Tensor], Tensor]:
+    if len(parts) == 1:
+        return parts[0]
+    names = parts[0][0]
+    joined = {name: torch.cat([features[name] for features, _ in parts]) for name in names}
+    return joined, torch.stack([finite for _, finite in parts]).all()
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A batch under way on the device."""
+
+    extractor: Extractor
+    batch: DecodedBatch
+    images: Tensor
+    values: Mapping[str, Tensor]
+    clamped: Tensor
+    finite_rows: Mapping[str, Tensor]
+    in_range: Tensor
+    ready: torch.cuda.Event | None
+
+    @classmethod
+    def start(
+        cls,
+        extractor: Extractor,
+        batch: DecodedBatch,
+        images: Tensor,
+        features: Mapping[str, Tensor],
+        in_range: Tensor,
+    ) -> Pending:
+        """Quantises on the device and starts the copies to the host."""
+        slots = torch.from_numpy(batch.slots).to(extractor.device, non_blocking=True)
+        values, clamped, finite = {}, [], {}
+        for name, feature in features.items():
+            stored, count, rows = quantise(feature[slots], extractor.settings.dtype)
+            values[name] = to_host(stored)
+            finite[name] = to_host(rows)
+            clamped.append(count)
+        total = to_host(torch.stack(clamped).sum())
+        in_range = to_host(in_range)
+        ready = None
+        if extractor.device.type == "cuda":
+            ready = torch.cuda.Event()  # type: ignore[no-untyped-call] # torch has no types here
+            ready.record(torch.cuda.current_stream(extractor.device))
+        return cls(extractor, batch, images, values, total, finite, in_range, ready)
+
+    def collect(self) -> FeatureBatch:
+        """Waits for the batch and hands its features over, in the order of its rows."""
+        if self.ready is not None:
+            self.ready.synchronize()
+        if self.extractor.precision == "float16" and not bool(self.in_range):
+            features, _ = self.extractor._forward_exact(self.images)  # noqa: SLF001 one unit
+            done = replace(
+                Pending.start(self.extractor, self.batch, self.images, features, self.in_range),
+                in_range=torch.ones((), dtype=torch.bool),
+            )
+            return done.collect()
+        return self._feature_batch()
+
+    def _feature_batch(self) -> FeatureBatch:
+        rows = self.batch.rows
+        bad = {
+            name: set(rows[~finite.numpy()].tolist()) for name, finite in self.finite_rows.items()
+        }
+        failures = [
+            Failure(row, f"the network gave values that are not finite in {', '.join(names)}")
+            for row in sorted(set().union(*bad.values()))
+            for names in [[name for name, rows_of in bad.items() if row in rows_of]]
+        ]
+        failed = [failure.row for failure in failures]
+        keep = [index for index, row in enumerate(rows.tolist()) if row not in failed]
+        values = {name: value.numpy() for name, value in self.values.items()}
+        if failed:
+            values = {name: value[keep] for name, value in values.items()}
+        return FeatureBatch(
+            rows=rows[keep] if failed else rows,
+            features=values,
+            failures=(*self.batch.failures, *failures),
+            clamped=int(self.clamped),
+        )

@@ -1,0 +1,199 @@
+"""What a run has to do with its output: make it, go on with it, or refuse it."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import importlib.metadata
+import logging
+import os
+import platform
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from vggfeat._version import __version__
+from vggfeat.config import Identity
+from vggfeat.errors import CacheError, CacheMismatchError, UsageError
+from vggfeat.plan import Match, match_paths
+from vggfeat.reader import FeatureCache
+from vggfeat.schema import Provenance, RowState, read_header
+from vggfeat.weights import find_weights, weights_name
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from vggfeat.config import Precision, Settings
+    from vggfeat.sources import Manifest
+    from vggfeat.weights import Weights
+
+log = logging.getLogger("vggfeat")
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """An existing cache that fits what is asked for.
+
+    Attributes:
+        cache: opened.
+        settings: those asked for, with what the file fixes taken over from it.
+        todo: int64, rows still to do, ascending.
+        stale: of `todo`, rows whose file has changed since it was listed.
+        listed: positions in the manifest of the `stale` rows.
+    """
+
+    cache: FeatureCache
+    settings: Settings
+    todo: NDArray[np.int64]
+    stale: NDArray[np.int64]
+    listed: NDArray[np.int64]
+
+
+def check_output(out: str, *, fresh: bool) -> bool:
+    """Whether there is a cache at `out` to go on with.
+
+    Raises:
+        UsageError: no folder to put it in, or `out` is a folder.
+        CacheError: with `fresh`, what is there is not ours to replace.
+    """
+    folder = os.path.dirname(os.path.abspath(out))
+    if not os.path.isdir(folder):
+        raise UsageError(f"output {out!r}: its folder {folder!r} is not there; make it first")
+    if os.path.isdir(out):
+        raise UsageError(f"output {out!r} is a folder; expected a file name such as feats.h5")
+    if not os.path.exists(out):
+        return False
+    if fresh:
+        try:
+            read_header(out)
+        except CacheError as error:
+            raise CacheError(
+                f"--fresh replaces caches of ours only: {error}; delete it yourself if it may go"
+            ) from error
+    return not fresh
+
+
+def resume(out: str, settings: Settings, manifest: Manifest) -> tuple[Resumed, Weights | None]:
+    """Opens an existing cache and finds what is left to do in it.
+
+    Args:
+        out: the cache.
+        settings: as asked for; what they leave to `auto` is the file's.
+        manifest: the images asked for.
+
+    Returns:
+        what is left, and the weights, which are not looked for when nothing is.
+
+    Raises:
+        CacheError: not a cache of ours, or damaged.
+        CacheMismatchError: made with other settings, or without some of the images.
+        WeightsError: there is work, and the weights cannot be had.
+    """
+    cache = FeatureCache(out)
+    had = cache.header.identity
+    match = match_paths(cache.paths, manifest.paths)
+    pending = cache.state[match.rows] == RowState.PENDING
+    weights = None
+    if pending.any() or weights_name(settings.weights, settings.model) != had.weights:
+        weights = find_weights(settings.weights, settings.model)
+    precision = had.precision if settings.precision == "auto" else settings.precision
+    _check_identity(cache, make_identity(settings, precision, weights))
+    _check_images(cache, match, manifest)
+    changed = _changed(cache, match, manifest)
+    _tell_changed(int((changed & ~pending).sum()))
+    stale = changed & pending
+    return Resumed(
+        cache=cache,
+        settings=_take_over(settings, cache),
+        todo=match.rows[pending],
+        stale=match.rows[stale],
+        listed=match.listed[stale],
+    ), weights
+
+
+def _take_over(settings: Settings, cache: FeatureCache) -> Settings:
+    """The settings with the file's layers, its precision and its batch shape."""
+    identity = cache.header.identity
+    batch_size = int(cache.header.provenance.config["batch_size"])
+    if settings.batch_size not in ("auto", batch_size):
+        log.warning("the cache was begun with batch size %d, which is kept", batch_size)
+    return dataclasses.replace(
+        settings,
+        layers=",".join(identity.layers),
+        pool="avg",  # canonical names leave this default out
+        norm="none",
+        batch_size=batch_size,
+        precision=cast("Precision", identity.precision),
+    )
+
+
+def _check_identity(cache: FeatureCache, asked: Identity) -> None:
+    had = cache.header.identity
+    if not asked.weights_sha256:  # not looked for: the name is the same and there is no work
+        asked = dataclasses.replace(asked, weights_sha256=had.weights_sha256)
+    differences = had.differences(asked)
+    if differences:
+        raise CacheMismatchError(
+            f"cache {cache.path!r} was made with other settings: {'; '.join(differences)}. Ask for "
+            "the same, choose another --out, or --fresh to begin again"
+        )
+
+
+def make_identity(settings: Settings, precision: str, weights: Weights | None) -> Identity:
+    """The identity of a run with these settings; without weights their digest stays empty."""
+    return Identity(
+        model=settings.model,
+        weights=weights.name if weights else weights_name(settings.weights, settings.model),
+        weights_sha256=weights.sha256 if weights else "",
+        precision=precision,
+        dtype=settings.dtype,
+        preprocess=settings.preprocess(),
+        layers=tuple(sorted(str(spec) for spec in settings.specs)),
+    )
+
+
+def _check_images(cache: FeatureCache, match: Match, manifest: Manifest) -> None:
+    if len(match.unknown):
+        first = manifest[int(match.unknown[0])].name
+        raise CacheMismatchError(
+            f"cache {cache.path!r} was made of other images: {len(match.unknown)} of the "
+            f"{len(manifest)} asked for are not in it, the first is {first!r}. Choose another "
+            "--out, or --fresh to begin again"
+        )
+    if len(match.unlisted):
+        log.info("%d images of the cache were not asked for; they stay", len(match.unlisted))
+
+
+def _changed(cache: FeatureCache, match: Match, manifest: Manifest) -> NDArray[np.bool_]:
+    sizes = manifest.sizes[match.listed] != cache.sizes[match.rows]
+    return np.asarray(sizes | (manifest.mtimes[match.listed] != cache.mtimes[match.rows]))
+
+
+def _tell_changed(count: int) -> None:
+    if count:
+        log.warning(
+            "%d images have changed since their features were taken; their rows are kept "
+            "(--fresh takes all anew)",
+            count,
+        )
+
+
+def make_provenance(
+    settings: Settings, manifest: Manifest, weights: Weights, *, batch_size: int, precision: str
+) -> Provenance:
+    """What a new cache says about its making."""
+    now = dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds")
+    return Provenance(
+        root=manifest.root,
+        config={**settings.as_dict(), "batch_size": batch_size, "precision": precision},
+        created_utc=now,
+        tool_version=__version__,
+        versions={"python": platform.python_version(), **_library_versions()},
+        warning=weights.warning or "",
+    )
+
+
+def _library_versions() -> dict[str, str]:
+    names = ("torch", "torchvision", "pillow", "numpy", "h5py")
+    return {name: importlib.metadata.version(name) for name in names}

@@ -1,0 +1,76 @@
+"""Pure planning: which rows are to do, and in which batch and slot each is done. No I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+EMPTY = -1
+"""A slot of a batch that holds no row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """How the images asked for lie in a cache.
+
+    Attributes:
+        rows: int64 (images in both,), cache rows, ascending.
+        listed: int64 (images in both,), the same images' positions in the manifest.
+        unknown: positions in the manifest of images that the cache does not have.
+        unlisted: cache rows that were not asked for.
+    """
+
+    rows: NDArray[np.int64]
+    listed: NDArray[np.int64]
+    unknown: NDArray[np.int64]
+    unlisted: NDArray[np.int64]
+
+
+def match_paths(cached: NDArray[np.bytes_], listed: Sequence[bytes]) -> Match:
+    """Finds each listed path among the cached ones; both are sorted by their bytes, each once."""
+    wanted = np.asarray(listed, dtype=np.bytes_)
+    places = np.searchsorted(cached, wanted)
+    found = np.zeros(len(wanted), dtype=bool)
+    inside = places < len(cached)
+    found[inside] = cached[places[inside]] == wanted[inside]
+    rows = places[found].astype(np.int64)
+    asked = np.zeros(len(cached), dtype=bool)
+    asked[rows] = True
+    return Match(
+        rows=rows,
+        listed=np.flatnonzero(found),
+        unknown=np.flatnonzero(~found),
+        unlisted=np.flatnonzero(~asked),
+    )
+
+
+def plan_batches(rows: NDArray[np.int64], batch_size: int) -> NDArray[np.int64]:
+    """Deals rows to batches so that each row always gets the same slot.
+
+    Row r goes to slot r mod `batch_size` whatever else is to do. A kernel may round differently
+    in different slots; so a run that was cut off anywhere computes what is left exactly as it
+    would have been computed without the cut. Rows in a run fill their batches; scattered ones
+    are dealt slot by slot, so that batches stay as full as they can.
+
+    Args:
+        rows: int64 (n,), ascending, each once.
+        batch_size: slots of a batch.
+
+    Returns:
+        int64 (batches, batch_size): the row in each slot, or `EMPTY`.
+    """
+    slots = rows % batch_size
+    order = np.argsort(slots, kind="stable")
+    counts = np.bincount(slots, minlength=batch_size)
+    starts = np.cumsum(counts) - counts
+    batches = np.arange(len(rows)) - starts[slots[order]]
+    plan = np.full((int(counts.max(initial=0)), batch_size), EMPTY, dtype=np.int64)
+    plan[batches, slots[order]] = rows[order]
+    return plan

@@ -1,0 +1,166 @@
+"""Reading a cache: NumPy arrays over a memory map, no copy, no torch, no lock."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vggfeat.errors import CacheError, UsageError
+from vggfeat.records import Failure
+from vggfeat.schema import FEATURES, IMAGES, Header, RowState, read_header
+from vggfeat.specs import parse_specs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+
+class FeatureCache:
+    """A cache opened for reading.
+
+        cache = vggfeat.open("feats.h5")
+        cache["fc7"]                 # (N, 4096) float16, a read-only numpy.memmap
+        cache.row("cats/tom.jpg")    # 17
+        cache["fc7"][cache.done]     # only rows that have features
+
+    Arrays show the file as it is now: while a run fills it, `state` and the features change.
+    Rows that failed hold NaN; rows still pending hold anything, mostly zeros.
+
+    Args:
+        path: the cache.
+
+    Raises:
+        CacheError: the file is not a cache of ours, or is damaged.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        self.header: Header = read_header(self.path)
+        self.layers: tuple[str, ...] = self.header.identity.layers
+        self._arrays: dict[str, np.memmap[tuple[int, ...], np.dtype[np.generic]]] = {}
+
+    def __len__(self) -> int:
+        """Number of rows, one an image."""
+        return self.header.rows
+
+    def __repr__(self) -> str:
+        return f"FeatureCache({self.path!r}, {len(self)} rows, layers {', '.join(self.layers)})"
+
+    def __reduce__(self) -> tuple[type[FeatureCache], tuple[str]]:
+        return FeatureCache, (self.path,)
+
+    def __contains__(self, layer: str) -> bool:
+        """Whether the layer, or another name of it, is in the cache."""
+        return self._canonical(layer) in self.layers
+
+    def __getitem__(self, layer: str) -> np.memmap[tuple[int, ...], np.dtype[np.generic]]:
+        """All rows of a layer, (N, D) or (N, C, H, W), read-only, mapped and not read.
+
+        Args:
+            layer: a layer spec; aliases work.
+
+        Raises:
+            CacheError: the cache has no such layer; says which it has.
+        """
+        name = self._canonical(layer)
+        if name not in self.layers:
+            raise CacheError(
+                f"cache {self.path!r} has no layer {layer!r}; it has {', '.join(self.layers)}"
+            )
+        return self._array(f"{FEATURES}/{name}")
+
+    def _canonical(self, layer: str) -> str:
+        if layer in self.layers:
+            return layer
+        try:
+            return str(parse_specs(layer, self.header.identity.model)[0])
+        except UsageError as error:
+            raise CacheError(f"cache {self.path!r}: {error}") from error
+
+    def _array(self, name: str) -> np.memmap[tuple[int, ...], np.dtype[np.generic]]:
+        if name not in self._arrays:
+            run = self.header.runs[name]
+            self._arrays[name] = np.memmap(
+                self.path, dtype=run.dtype, mode="r", offset=run.offset, shape=run.shape
+            )
+        return self._arrays[name]
+
+    @property
+    def state(self) -> NDArray[np.uint8]:
+        """State of each row, uint8 (N,): see `RowState`."""
+        return self._array(f"{IMAGES}/state")  # type: ignore[return-value] # the format says uint8
+
+    @property
+    def done(self) -> NDArray[np.bool_]:
+        """Which rows have features, bool (N,)."""
+        return np.asarray(self.state == RowState.DONE)
+
+    @property
+    def checksums(self) -> NDArray[np.uint32]:
+        """CRC-32 of each row's feature bytes, uint32 (N,)."""
+        return self._array(f"{IMAGES}/checksum")  # type: ignore[return-value] # as above
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Size of each image file in bytes as found, int64 (N,)."""
+        return self._array(f"{IMAGES}/size")  # type: ignore[return-value] # as above
+
+    @property
+    def mtimes(self) -> NDArray[np.int64]:
+        """Time of last change of each image file, nanoseconds since 1970, int64 (N,)."""
+        return self._array(f"{IMAGES}/mtime_ns")  # type: ignore[return-value] # as above
+
+    @property
+    def paths(self) -> NDArray[np.bytes_]:
+        """Path of each image relative to the source root, bytes (N,), sorted."""
+        return self._array(f"{IMAGES}/path")  # type: ignore[return-value] # as above
+
+    def name(self, row: int) -> str:
+        """Path of one image as text; bytes that are no UTF-8 as surrogate escapes."""
+        return os.fsdecode(bytes(self.paths[row]))
+
+    def row(self, path: str | bytes) -> int:
+        """Row of the image with that path.
+
+        Raises:
+            KeyError: no such image in the cache.
+        """
+        key = os.fsencode(path)
+        row = int(np.searchsorted(self.paths, np.bytes_(key)))
+        if row == len(self) or bytes(self.paths[row]) != key:
+            raise KeyError(path)
+        return row
+
+    def failures(self) -> list[Failure]:
+        """Every failed row and its reason."""
+        rows = np.flatnonzero(self.state == RowState.FAILED).tolist()
+        errors = self._array(f"{IMAGES}/error")
+        return [Failure(row, bytes(errors[row]).decode(errors="replace")) for row in rows]
+
+    def batches(
+        self, layer: str, size: int = 1024
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.generic]]]:
+        """Done rows in file order, some at a time: their row numbers, and (n, …) features.
+
+        Where the rows follow one another the features are a view of the map, else a copy.
+
+        Args:
+            layer: a layer spec.
+            size: rows at a time, at most.
+        """
+        features = self[layer]
+        rows = np.flatnonzero(self.done)
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            if part[-1] - part[0] + 1 == len(part):
+                yield part, features[part[0] : part[-1] + 1]
+            else:
+                yield part, features[part]
+
+
+def open_cache(path: str | os.PathLike[str]) -> FeatureCache:
+    """Opens a cache for reading, in a millisecond whatever its size: `vggfeat.open`."""
+    return FeatureCache(path)

@@ -1,0 +1,351 @@
+"""The file format, version 1: names, types, attributes and where each dataset's bytes lie.
+
+`docs/FORMAT.md` is the norm; this module is that page in code. It touches HDF5 metadata only: rows
+are written and read by offset, elsewhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+import math
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+from h5py import h5d, h5f, h5p, h5s, h5t
+
+from vggfeat.config import DTYPES, Identity, Preprocess
+from vggfeat.errors import CacheError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+FORMAT = "vggfeat"
+FORMAT_VERSION = 1
+ERROR_BYTES = 160
+"""Longest reason a failed row keeps."""
+
+FEATURES = "features"
+IMAGES = "images"
+
+_ALIGNMENT = 4096
+_CHUNK_BYTES = 1 << 20
+_CHUNKS_LOOKED_AT = 64
+_STORED_TYPES: Mapping[str, str] = {"float16": "<f2", "float32": "<f4"}
+
+
+class RowState(enum.IntEnum):
+    """What has become of one image."""
+
+    PENDING = 0
+    DONE = 1
+    FAILED = 2
+    REMOVED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One dataset as one run of bytes in the file.
+
+    Attributes:
+        dtype: NumPy's name of the element type, little-endian.
+        shape: rows first.
+        offset: of the first row, in bytes from the start of the file.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return int(np.dtype(self.dtype).itemsize) * math.prod(self.shape[1:])
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """What a cache says about its making, beside its identity.
+
+    Attributes:
+        root: directory the paths are relative to, as it was then; bytes of the file system.
+        config: all settings of the run, `batch_size` and `precision` resolved.
+        created_utc: ISO 8601.
+        tool_version: of vggfeat.
+        versions: of Python and the libraries that made it.
+        warning: what a reader must know, empty if nothing.
+    """
+
+    root: bytes
+    config: Mapping[str, Any]
+    created_utc: str
+    tool_version: str
+    versions: Mapping[str, str]
+    warning: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """All that HDF5 knows of a cache.
+
+    Attributes:
+        identity: what another run must agree in to go on with it.
+        provenance: how it was made.
+        rows: number of images.
+        runs: dataset name without the leading slash → where its bytes lie.
+    """
+
+    identity: Identity
+    provenance: Provenance
+    rows: int
+    runs: Mapping[str, Run]
+
+    def feature(self, spec: str) -> Run:
+        """The run of `/features/<spec>`."""
+        return self.runs[f"{FEATURES}/{spec}"]
+
+
+def image_fields(longest_path: int) -> dict[str, str]:
+    """Type of each `/images` dataset for paths of up to that many bytes."""
+    return {
+        "path": f"|S{max(longest_path, 1)}",
+        "size": "<i8",
+        "mtime_ns": "<i8",
+        "state": "|u1",
+        "checksum": "<u4",
+        "error": f"|S{ERROR_BYTES}",
+    }
+
+
+_IMAGE_FIELDS = tuple(image_fields(1))
+
+
+def lay_out(
+    file_name: str,
+    rows: int,
+    longest_path: int,
+    *,
+    shapes: Mapping[str, tuple[int, ...]],
+    identity: Identity,
+    provenance: Provenance,
+) -> None:
+    """Makes the new file `file_name` with all metadata and every dataset allocated, rows unwritten.
+
+    Args:
+        file_name: must not exist.
+        rows: number of images.
+        longest_path: bytes of the longest path.
+        shapes: canonical spec → shape of one row.
+        identity: see `Header`.
+        provenance: see `Header`.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+    access = h5p.create(h5p.FILE_ACCESS)
+    access.set_libver_bounds(h5f.LIBVER_V110, h5f.LIBVER_V110)
+    access.set_alignment(_ALIGNMENT, _ALIGNMENT)
+    with h5py.File(h5f.create(os.fsencode(file_name), h5f.ACC_EXCL, fapl=access)) as file:
+        images = file.create_group(IMAGES)
+        for name, dtype in image_fields(longest_path).items():
+            _create_dataset(images, name, dtype, (rows,))
+        features = file.create_group(FEATURES)
+        for spec, shape in shapes.items():
+            _create_dataset(features, spec, _STORED_TYPES[identity.dtype], (rows, *shape))
+        file.attrs.update(_attributes(identity, provenance))
+
+
+def _create_dataset(group: h5py.Group, name: str, dtype: str, shape: tuple[int, ...]) -> None:
+    """A dataset in full-row chunks that HDF5 needs no index for: they follow one another."""
+    row_bytes = np.dtype(dtype).itemsize * math.prod(shape[1:])
+    layout = h5p.create(h5p.DATASET_CREATE)
+    layout.set_chunk((max(1, min(shape[0], _CHUNK_BYTES // row_bytes)), *shape[1:]))
+    layout.set_alloc_time(h5d.ALLOC_TIME_EARLY)
+    layout.set_fill_time(h5d.FILL_TIME_NEVER)
+    h5d.create(
+        group.id, name.encode(), _hdf5_type(dtype), h5s.create_simple(shape, shape), dcpl=layout
+    )
+
+
+def _hdf5_type(dtype: str) -> h5t.TypeID:
+    kind = np.dtype(dtype)
+    if kind.kind == "S":
+        return h5t.py_create(h5py.string_dtype("utf-8", kind.itemsize), logical=True)
+    return h5t.py_create(kind, logical=True)
+
+
+def _attributes(identity: Identity, provenance: Provenance) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "created_utc": provenance.created_utc,
+        "tool_version": provenance.tool_version,
+        "model": identity.model,
+        "weights": identity.weights,
+        "weights_sha256": identity.weights_sha256,
+        "preprocess": json.dumps(dataclasses.asdict(identity.preprocess)),
+        "precision": identity.precision,
+        "config": json.dumps(dict(provenance.config)),
+        "fingerprint": identity.fingerprint(),
+        "versions": json.dumps(dict(provenance.versions)),
+        "root": np.bytes_(provenance.root),
+        "warning": provenance.warning,
+    }
+
+
+def read_header(file_name: str) -> Header:
+    """Reads and checks a cache's metadata; no lock is taken and nothing is changed.
+
+    Raises:
+        CacheError: not HDF5, not a cache of ours, of a newer version, or damaged; every offence
+            is named.
+    """
+    try:
+        with h5py.File(file_name, "r", locking=False) as file:
+            return _header(file_name, file)
+    except FileNotFoundError:
+        raise CacheError(f"cache {file_name!r} is not there") from None
+    except (IsADirectoryError, PermissionError) as error:
+        raise CacheError(f"cache {file_name!r} cannot be read: {error.strerror}") from error
+    except OSError as error:
+        raise CacheError(
+            f"cache {file_name!r} is not an HDF5 file, or was cut short: {error}"
+        ) from error
+
+
+def _header(file_name: str, file: h5py.File) -> Header:
+    _check_format(file_name, file)
+    wrong: list[str] = []
+    runs = dict(_runs(file, wrong))
+    rows = runs[f"{IMAGES}/state"].shape[0] if f"{IMAGES}/state" in runs else -1
+    wrong += [
+        f"/{name} has {run.shape[0]} rows, /{IMAGES}/state {rows}"
+        for name, run in runs.items()
+        if rows >= 0 and run.shape[0] != rows
+    ]
+    try:
+        identity, provenance = _read_attributes(file, runs)
+    except (KeyError, TypeError, ValueError) as error:
+        wrong.append(f"attributes: {error}")
+    else:
+        if identity.fingerprint() != file.attrs["fingerprint"]:
+            wrong.append("attribute fingerprint does not belong to the other attributes")
+    if wrong:
+        raise CacheError(f"cache {file_name!r} is damaged: {'; '.join(wrong)}")
+    return Header(identity, provenance, rows, runs)
+
+
+def _check_format(file_name: str, file: h5py.File) -> None:
+    found = file.attrs.get("format")
+    if found != FORMAT:
+        raise CacheError(
+            f"{file_name!r} is an HDF5 file but no cache of ours: attribute format is {found!r}, "
+            f"expected {FORMAT!r}"
+        )
+    version = int(file.attrs.get("format_version", 0))
+    if version != FORMAT_VERSION:
+        raise CacheError(
+            f"cache {file_name!r} has format version {version}, this vggfeat reads "
+            f"{FORMAT_VERSION}; {'upgrade it' if version > FORMAT_VERSION else 'it is damaged'}"
+        )
+
+
+def _runs(file: h5py.File, wrong: list[str]) -> Iterator[tuple[str, Run]]:
+    """Each dataset's run; what is missing or cannot be mapped goes to `wrong`."""
+    fields = image_fields(1)
+    for field in _IMAGE_FIELDS:
+        name = f"{IMAGES}/{field}"
+        dataset = file.get(name)
+        expected = np.dtype(fields[field])
+        if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 1:
+            wrong.append(f"/{name} is missing or not one value a row")
+        elif dataset.dtype.kind != expected.kind or (
+            expected.kind != "S" and dataset.dtype != expected
+        ):
+            wrong.append(f"/{name} has type {dataset.dtype}, expected {expected}")
+        else:
+            yield from _mappable(name, dataset, wrong)
+    features = file.get(FEATURES)
+    if not isinstance(features, h5py.Group) or not len(features):
+        wrong.append(f"/{FEATURES} holds no layer")
+        return
+    for spec, dataset in features.items():
+        name = f"{FEATURES}/{spec}"
+        if not isinstance(dataset, h5py.Dataset) or dataset.ndim < 2:  # noqa: PLR2004 (N, D)
+            wrong.append(f"/{name} is no array of rows")
+        elif dataset.dtype.name not in DTYPES:
+            wrong.append(f"/{name} has type {dataset.dtype}, expected {' or '.join(DTYPES)}")
+        else:
+            yield from _mappable(name, dataset, wrong)
+
+
+def _mappable(name: str, dataset: h5py.Dataset, wrong: list[str]) -> Iterator[tuple[str, Run]]:
+    offset = _offset(dataset)
+    if offset is None:
+        wrong.append(
+            f"/{name} does not lie in one run (compressed or repacked?), so it cannot be memory "
+            "mapped; `h5repack -f NONE -l CONTI` makes it so"
+        )
+        return
+    # Little-endian in the file, whatever this machine is.
+    dtype = dataset.dtype.newbyteorder("<").str
+    yield name, Run(dtype, tuple(dataset.shape), offset)
+
+
+def _offset(dataset: h5py.Dataset) -> int | None:
+    """Where the dataset's bytes begin, if they lie in one unfiltered, little-endian run."""
+    layout = dataset.id.get_create_plist()
+    big_endian = dataset.dtype.byteorder == ">"
+    if big_endian or layout.get_nfilters() or layout.get_external_count():
+        return None
+    if layout.get_layout() == h5d.CONTIGUOUS:
+        offset = dataset.id.get_offset()
+        return None if offset is None else int(offset)
+    if layout.get_layout() != h5d.CHUNKED or dataset.chunks[1:] != dataset.shape[1:]:
+        return None
+    return _chunked_offset(dataset)
+
+
+def _chunked_offset(dataset: h5py.Dataset) -> int | None:
+    rows = dataset.chunks[0]
+    size = rows * dataset.dtype.itemsize * math.prod(dataset.shape[1:])
+    count = -(-dataset.shape[0] // rows)
+    zeros = (0,) * (dataset.ndim - 1)
+    places = {
+        chunk: dataset.id.get_chunk_info_by_coord((chunk * rows, *zeros)).byte_offset
+        for chunk in np.unique(np.linspace(0, count - 1, _CHUNKS_LOOKED_AT).astype(int)).tolist()
+    }
+    first = places[0]
+    if first is None or any(place != first + chunk * size for chunk, place in places.items()):
+        return None
+    return int(first)
+
+
+def _read_attributes(file: h5py.File, runs: Mapping[str, Run]) -> tuple[Identity, Provenance]:
+    attributes = file.attrs
+    preprocess = json.loads(attributes["preprocess"])
+    preprocess |= {name: tuple(preprocess[name]) for name in ("mean", "std")}
+    specs = sorted(name.partition("/")[2] for name in runs if name.startswith(FEATURES))
+    dtypes = {np.dtype(runs[f"{FEATURES}/{spec}"].dtype).name for spec in specs}
+    identity = Identity(
+        model=attributes["model"],
+        weights=attributes["weights"],
+        weights_sha256=attributes["weights_sha256"],
+        precision=attributes["precision"],
+        dtype="+".join(sorted(dtypes)),
+        preprocess=Preprocess(**preprocess),
+        layers=tuple(specs),
+    )
+    provenance = Provenance(
+        root=bytes(attributes["root"]),
+        config=json.loads(attributes["config"]),
+        created_utc=attributes["created_utc"],
+        tool_version=attributes["tool_version"],
+        versions=json.loads(attributes["versions"]),
+        warning=attributes["warning"],
+    )
+    return identity, provenance

@@ -1,0 +1,307 @@
+"""What the user names, folders, files and lists of them, as one sorted manifest of images."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, BinaryIO, Final
+
+import numpy as np
+
+from vggfeat.errors import InputError
+from vggfeat.records import ImageRef
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+IMAGE_EXTENSIONS: Final = frozenset(
+    b"apng avif avifs bmp dib gif ico j2c j2k jfif jp2 jpc jpe jpeg jpf jpg jpx mpo pbm pcx pgm "
+    b"png pnm ppm rgb rgba sgi tga tif tiff webp".split()
+)
+"""Lower-case extensions of pictures that Pillow reads; files in folders are chosen by them."""
+
+NOT_REGULAR: Final = "not a regular file"
+"""Key in `Manifest.skipped` for sockets, FIFOs and devices that are named like an image."""
+
+_BOM = b"\xef\xbb\xbf"
+_SHOWN = 5  # offenders that an error message names; it counts the others
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Manifest:
+    """All images of a run, in the order of their rows.
+
+    Attributes:
+        root: absolute folder that the paths are relative to.
+        paths: relative to the root, `/` as separator, sorted by their bytes, each once.
+        sizes: int64 (N,), bytes; 0 where the file could not be looked at.
+        mtimes: int64 (N,), nanoseconds since 1970; 0 likewise.
+        skipped: how many files in folders were passed over, by lower-case extension without the
+            dot ('' for none); `NOT_REGULAR` counts what is no file at all.
+    """
+
+    root: bytes
+    paths: tuple[bytes, ...]
+    sizes: NDArray[np.int64]
+    mtimes: NDArray[np.int64]
+    skipped: Mapping[str, int]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, row: int) -> ImageRef:
+        return ImageRef(self.paths[row], int(self.sizes[row]), int(self.mtimes[row]))
+
+    def absolute(self, row: int) -> bytes:
+        """Where the image of `row` lies."""
+        return os.path.join(self.root, self.paths[row])
+
+
+def discover(
+    sources: Sequence[str | os.PathLike[str]],
+    *,
+    root: str | None = None,
+    stdin: BinaryIO | None = None,
+) -> Manifest:
+    """List the images that `sources` name.
+
+    Args:
+        sources: each a folder, read with all below it; a file, taken whatever its extension;
+            `@LIST`, a file with a path a line; or `-`, such a list from standard input. A file
+            called `-` or `@x` is `./-` or `./@x`, or a `Path`, which is never taken for a list.
+        root: what paths are made relative to; by default the one folder named, or what all
+            folders and files have in common.
+        stdin: stands in for standard input.
+
+    A list whose data holds a NUL byte is separated by NULs, else by line ends; its relative
+    paths start at the current directory. What it names and does not exist stays in the manifest
+    with size 0, to become a failed row. In folders, names with a leading dot are passed over,
+    links are followed, and each real folder is read once.
+
+    Raises:
+        InputError: a source is missing or cannot be read, a path is outside `root`, or there is
+            not one image.
+    """
+    named = _read_names(sources, stdin)
+    walk = _Walk()
+    walk.read(named.folders)
+    if walk.unreadable:
+        raise InputError(
+            f"cannot read {_listing(walk.unreadable)}; every folder must be readable, or images "
+            "would be missing from the file"
+        )
+    found = {**walk.found, **named.files}
+    if not found:
+        raise InputError(_nothing_found(sources, walk.skipped))
+    base = _common_root(named) if root is None else _absolute(os.fsencode(root))
+    return _manifest(found, base, dict(sorted(walk.skipped.items())))
+
+
+def _manifest(
+    found: Mapping[bytes, tuple[int, int]], root: bytes, skipped: Mapping[str, int]
+) -> Manifest:
+    """Sort absolute paths and make them relative."""
+    prefix = root if root.endswith(b"/") else root + b"/"
+    outside = sorted(path for path in found if not path.startswith(prefix))
+    if outside:
+        raise InputError(
+            f"not below root {os.fsdecode(root)!r}: {_listing(map(_quoted, outside))}; name a "
+            "root that holds all images, or leave it out"
+        )
+    paths = sorted(found)
+    facts = np.array([found[path] for path in paths], np.int64)  # (N, 2)
+    return Manifest(
+        root=root,
+        paths=tuple(path[len(prefix) :] for path in paths),
+        sizes=np.ascontiguousarray(facts[:, 0]),
+        mtimes=np.ascontiguousarray(facts[:, 1]),
+        skipped=skipped,
+    )
+
+
+@dataclass(slots=True)
+class _Named:
+    """What the sources name, absolute: folders to walk, and files with size and time."""
+
+    folders: set[bytes] = field(default_factory=set)
+    files: dict[bytes, tuple[int, int]] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+
+    def add(self, path: bytes, *, listed: bool) -> None:
+        """Sort `path` under folders or files; only a listed one need not exist."""
+        where = _absolute(path)
+        try:
+            status = os.stat(where)
+        except OSError as error:
+            if listed:
+                self.files[where] = (0, 0)
+            else:
+                self.missing.append(f"{_quoted(path)} ({error.strerror})")
+            return
+        if stat.S_ISDIR(status.st_mode):
+            self.folders.add(where)
+        else:
+            self.files[where] = (status.st_size, status.st_mtime_ns)
+
+
+def _read_names(sources: Sequence[str | os.PathLike[str]], stdin: BinaryIO | None) -> _Named:
+    named = _Named()
+    for source in sources:
+        text = os.fspath(source)
+        if isinstance(source, str) and (text == "-" or text.startswith("@")):
+            try:
+                data = _stdin(stdin).read() if text == "-" else _contents(text[1:])
+            except OSError as error:
+                named.missing.append(f"{text!r} ({error.strerror or error})")
+                continue
+            for entry in _entries(data):
+                named.add(entry, listed=True)
+        elif text:
+            named.add(os.fsencode(text), listed=False)
+        else:  # an unset shell variable; the current directory is hardly meant
+            named.missing.append("'' (an empty name)")
+    if named.missing:
+        raise InputError(
+            f"cannot find {_listing(named.missing)}; expected folders, image files, @LIST or -"
+        )
+    return named
+
+
+def _contents(path: str) -> bytes:
+    with open(path, "rb") as stream:
+        return stream.read()
+
+
+def _stdin(given: BinaryIO | None) -> BinaryIO:
+    stream: BinaryIO | None = given or getattr(sys.stdin, "buffer", None)
+    if stream is None:  # as some daemons start their children
+        raise OSError("standard input is closed")
+    return stream
+
+
+def _entries(data: bytes) -> list[bytes]:
+    """The paths in a list, as the file system's own bytes."""
+    data = data.removeprefix(_BOM)
+    if b"\0" in data:
+        return [entry for entry in data.split(b"\0") if entry]
+    lines = (line.removesuffix(b"\r") for line in data.split(b"\n"))
+    return [line for line in lines if line.strip()]
+
+
+@dataclass(slots=True)
+class _Walk:
+    """Images below folders. Links to folders wait until all real folders are read."""
+
+    found: dict[bytes, tuple[int, int]] = field(default_factory=dict)
+    skipped: Counter[str] = field(default_factory=Counter)
+    unreadable: list[str] = field(default_factory=list)
+    _seen: set[tuple[int, int]] = field(default_factory=set)
+    _links: list[bytes] = field(default_factory=list)
+
+    def read(self, folders: Iterable[bytes]) -> None:
+        """Read all `folders` and what is below them, then what links in them lead to."""
+        for folder in sorted(folders, key=lambda path: (os.path.islink(path), path)):
+            self._read_tree(folder)
+        while self._links:
+            links, self._links = sorted(self._links), []
+            for link in links:
+                self._read_tree(link)
+
+    def _read_tree(self, top: bytes) -> None:
+        waiting = [top]
+        while waiting:
+            waiting += sorted(self._read_folder(waiting.pop()), reverse=True)
+
+    def _read_folder(self, folder: bytes) -> list[bytes]:
+        """Take the images of one folder, and return the real folders in it."""
+        try:
+            status = os.stat(folder)
+            identity = (status.st_dev, status.st_ino)
+            if identity in self._seen:
+                return []
+            self._seen.add(identity)
+            with os.scandir(folder) as listing:
+                entries = [entry for entry in listing if not entry.name.startswith(b".")]
+        except OSError as error:
+            self.unreadable.append(f"{_quoted(folder)} ({error.strerror})")
+            return []
+        folders = []
+        for entry in entries:
+            if not self._is_folder(entry):
+                self._take(entry)
+            elif entry.is_symlink():
+                self._links.append(entry.path)
+            else:
+                folders.append(entry.path)
+        return folders
+
+    def _is_folder(self, entry: os.DirEntry[bytes]) -> bool:
+        try:
+            return entry.is_dir()
+        except PermissionError:
+            # A link into a place we may not look at: a folder of images for all we know, unless
+            # it is named like an image. As a folder it is reported; as an image it fails later.
+            return _extension(entry.name) not in IMAGE_EXTENSIONS
+        except OSError:  # a link that leads to itself
+            return False
+
+    def _take(self, entry: os.DirEntry[bytes]) -> None:
+        extension = _extension(entry.name)
+        if extension not in IMAGE_EXTENSIONS:
+            self.skipped[os.fsdecode(extension)] += 1
+            return
+        try:
+            status = entry.stat()
+        except OSError:  # a broken link, or gone already: a row that fails and says so
+            self.found[entry.path] = (0, 0)
+            return
+        if stat.S_ISREG(status.st_mode):
+            self.found[entry.path] = (status.st_size, status.st_mtime_ns)
+        else:
+            self.skipped[NOT_REGULAR] += 1
+
+
+def _extension(name: bytes) -> bytes:
+    """Lower-case extension without its dot, b'' for none."""
+    _, dot, extension = name.rpartition(b".")
+    return extension.lower() if dot else b""
+
+
+def _absolute(path: bytes) -> bytes:
+    # POSIX lets two leading slashes mean something of their own; Linux does not.
+    return b"/" + os.path.abspath(path).lstrip(b"/")
+
+
+def _common_root(named: _Named) -> bytes:
+    parents = {os.path.dirname(path) for path in named.files}
+    return os.path.commonpath([*named.folders, *parents])
+
+
+def _nothing_found(sources: Sequence[str | os.PathLike[str]], skipped: Mapping[str, int]) -> str:
+    where = _listing(repr(os.fspath(source)) for source in sources) or "no sources"
+    if not skipped:
+        return f"no images in {where}; expected folders, image files, @LIST or -"
+    kinds = _listing(
+        f"{count} {f'.{kind}' if kind else 'without'}"
+        for kind, count in sorted(skipped.items(), key=lambda item: -item[1])
+    )
+    total = sum(skipped.values())
+    return (
+        f"no images in {where}; {total} files passed over because of their extension ({kinds}); "
+        "name them in an @LIST to take them all the same"
+    )
+
+
+def _quoted(path: bytes) -> str:
+    return repr(os.fsdecode(path))
+
+
+def _listing(offenders: Iterable[str]) -> str:
+    names = list(offenders)
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

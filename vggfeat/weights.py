@@ -1,0 +1,302 @@
+"""Which weights: names, published files and digests, and the tensors a truncated network needs."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import tempfile
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vggfeat.download import download
+from vggfeat.errors import UsageError, WeightsError
+from vggfeat.layers import GRID, Layer, layer_table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    import torch
+
+BASE_URL = "https://download.pytorch.org/models"
+BASE_URL_VARIABLE = "VGGFEAT_WEIGHTS_URL"
+"""Environment variable that names a mirror of `BASE_URL`."""
+
+# torchvision's own files; the digits behind the dash begin the SHA-256.
+_PUBLISHED: Mapping[tuple[str, str], str] = {
+    ("imagenet", "vgg11"): "vgg11-8a719046.pth",
+    ("imagenet", "vgg11_bn"): "vgg11_bn-6002323d.pth",
+    ("imagenet", "vgg13"): "vgg13-19584684.pth",
+    ("imagenet", "vgg13_bn"): "vgg13_bn-abd245e5.pth",
+    ("imagenet", "vgg16"): "vgg16-397923af.pth",
+    ("imagenet", "vgg16_bn"): "vgg16_bn-6c64b313.pth",
+    ("imagenet", "vgg19"): "vgg19-dcbb9e9d.pth",
+    ("imagenet", "vgg19_bn"): "vgg19_bn-c79401a0.pth",
+    ("features", "vgg16"): "vgg16_features-amdegroot-88682ab5.pth",
+}
+
+_RANDOM = re.compile(r"random(?::(\d+))?")
+
+log = logging.getLogger("vggfeat")
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Weights that are at hand.
+
+    Attributes:
+        name: `random:SEED`, or the file's name without its folder.
+        sha256: digest of the file; for random weights of the recipe, which fixes them as well.
+        path: the file, None for random weights.
+        seed: of random weights.
+        convolutions_only: the file's classifier holds no values.
+    """
+
+    name: str
+    sha256: str
+    path: str | None = None
+    seed: int | None = None
+    convolutions_only: bool = False
+
+    @property
+    def warning(self) -> str | None:
+        """What a user of features made with these must know."""
+        if self.seed is None:
+            return None
+        return f"RANDOM WEIGHTS (seed {self.seed}): these features carry no learnt meaning"
+
+
+def weights_folder() -> str:
+    """Where torch keeps downloaded models: `$TORCH_HOME/hub/checkpoints`, as torch.hub has it."""
+    cache = os.environ.get("XDG_CACHE_HOME", os.path.join("~", ".cache"))
+    home = os.environ.get("TORCH_HOME", os.path.join(cache, "torch"))
+    return os.path.join(os.path.expanduser(home), "hub", "checkpoints")
+
+
+def published_file(name: str, model: str) -> str | None:
+    """File name of torchvision's weights `imagenet` or `features`; None if there are none."""
+    return _PUBLISHED.get((name, model))
+
+
+def weights_name(name: str, model: str) -> str:
+    """What `find_weights` will call these weights, without looking for them."""
+    match = _RANDOM.fullmatch(name)
+    if match:
+        return f"random:{int(match.group(1) or 0)}"
+    return published_file(name, model) or os.path.basename(name)
+
+
+def find_weights(name: str, model: str) -> Weights:
+    """The weights that `name` stands for, downloaded if need be.
+
+    Args:
+        name: `imagenet`, `features`, `random[:SEED]`, or a `.pth`, `.pt` or `.safetensors` file.
+        model: the VGG variant they are for.
+
+    Raises:
+        UsageError: `name` is none of these.
+        WeightsError: there is no such file, or it can be neither found nor fetched.
+    """
+    match = _RANDOM.fullmatch(name)
+    if match:
+        return _random_weights(int(match.group(1) or 0), model)
+    file = published_file(name, model)
+    if file is not None:
+        return _published_weights(name, file)
+    if not name.endswith((".pth", ".pt", ".safetensors")):
+        raise UsageError(
+            f"weights {name!r} are not known; expected imagenet, features (vgg16 only), "
+            "random[:SEED], or a .pth or .safetensors file"
+        )
+    if not os.path.isfile(name):
+        raise WeightsError(f"weights file {name!r} is not there")
+    return Weights(os.path.basename(name), file_digest(name), path=name)
+
+
+def _random_weights(seed: int, model: str) -> Weights:
+    recipe = f"vggfeat random weights 1: {model} {seed}"
+    return Weights(f"random:{seed}", hashlib.sha256(recipe.encode()).hexdigest(), seed=seed)
+
+
+def _published_weights(name: str, file: str) -> Weights:
+    path = os.path.join(weights_folder(), file)
+    prefix = file.rpartition("-")[2].removesuffix(".pth")
+    if os.path.isfile(path):
+        digest = file_digest(path)
+        if not digest.startswith(prefix):
+            raise WeightsError(
+                f"weights file {path} has SHA-256 {digest[:8]}…, expected {prefix}…; it is "
+                "damaged: delete it and run again"
+            )
+    else:
+        digest = _fetch_published(file, path, prefix)
+    return Weights(file, digest, path=path, convolutions_only=name == "features")
+
+
+def _fetch_published(file: str, path: str, prefix: str) -> str:
+    url = f"{os.environ.get(BASE_URL_VARIABLE, BASE_URL).rstrip('/')}/{file}"
+    try:
+        return download(url, path, prefix)
+    except WeightsError as error:
+        raise WeightsError(
+            f"weights {file} are not at {path} and could not be had: {error}. Put the file there, "
+            f"name a mirror in {BASE_URL_VARIABLE}, or use --weights FILE, "
+            "or --weights random:0 to try things out"
+        ) from error
+
+
+def file_digest(path: str) -> str:
+    """SHA-256 of a file, remembered by path, size and time so that a large one is read once."""
+    path = os.path.realpath(path)
+    status = os.stat(path)
+    stamp = [status.st_size, status.st_mtime_ns, status.st_ino]
+    memory = _digest_memory()
+    known = _read_memory(memory)
+    entry = known.get(path)
+    if isinstance(entry, list) and entry[:-1] == stamp:
+        return str(entry[-1])
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 22):
+            digest.update(block)
+    _write_memory(memory, {**known, path: [*stamp, digest.hexdigest()]})
+    return digest.hexdigest()
+
+
+def _digest_memory() -> str:
+    cache = os.environ.get("XDG_CACHE_HOME", os.path.join("~", ".cache"))
+    return os.path.join(os.path.expanduser(cache), "vggfeat", "digests.json")
+
+
+def _read_memory(path: str) -> dict[str, Any]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            known = json.load(file)
+    except (OSError, ValueError):
+        return {}  # it only saves time
+    return known if isinstance(known, dict) else {}
+
+
+def _write_memory(path: str, known: Mapping[str, Any]) -> None:
+    with contextlib.suppress(OSError):  # a home that cannot be written to costs time, not the run
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            "w", dir=os.path.dirname(path), delete=False, encoding="utf-8"
+        ) as file:
+            json.dump(known, file)
+        os.replace(file.name, path)
+
+
+def parameter_shapes(layers: Iterable[Layer], classes: int) -> dict[str, tuple[int, ...]]:
+    """Names, as torchvision has them, and shapes of all that `layers` need from a weight file."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for layer in layers:
+        name = f"{layer.container}.{layer.index}"
+        if layer.kind == "conv":
+            shapes[f"{name}.weight"] = (layer.channels, layer.in_channels, 3, 3)
+            shapes[f"{name}.bias"] = (layer.channels,)
+        elif layer.kind == "fc":
+            out = classes if layer.name == "fc8" else layer.channels
+            shapes[f"{name}.weight"] = (out, layer.in_channels)
+            shapes[f"{name}.bias"] = (out,)
+        if layer.norm_index is not None:
+            for part in ("weight", "bias", "running_mean", "running_var"):
+                shapes[f"{layer.container}.{layer.norm_index}.{part}"] = (layer.channels,)
+    return shapes
+
+
+def load_tensors(
+    weights: Weights, model: str, layers: tuple[Layer, ...]
+) -> dict[str, torch.Tensor]:
+    """Float32 tensors of `layers` by torchvision's names; those of a float32 file are its map.
+
+    Raises:
+        WeightsError: tensors are missing or of another shape; all are named.
+    """
+    if weights.path is None:
+        return _random_tensors(weights.seed or 0, layers)
+    if weights.convolutions_only and any(layer.container == "classifier" for layer in layers):
+        raise WeightsError(
+            f"weights {weights.name} hold convolutions only, and {layers[-1].name} lies behind "
+            "them; ask for conv or pool layers, or use --weights imagenet"
+        )
+    from vggfeat.checkpoints import read_checkpoint
+
+    found = read_checkpoint(weights.path)
+    classes = found["classifier.6.weight"].shape[0] if "classifier.6.weight" in found else 0
+    wanted = parameter_shapes(layers, classes)
+    _check_fit(weights, model, wanted, {name: tuple(t.shape) for name, t in found.items()})
+    return {name: found[name].float() for name in wanted}
+
+
+def _check_fit(
+    weights: Weights,
+    model: str,
+    wanted: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, tuple[int, ...]],
+) -> None:
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise WeightsError(
+            f"weights {weights.name} do not fit {model}: {len(missing)} of {len(wanted)} tensors "
+            f"are missing, {', '.join(missing[:4])}{' …' * (len(missing) > 4)}"  # noqa: PLR2004 4
+            f"; found {len(found)} tensors{_guess_variant(found)}"
+        )
+    unlike = [
+        f"{name} expected {list(shape)}, found {list(found[name])}"
+        for name, shape in wanted.items()
+        if found[name] != shape
+    ]
+    if unlike:
+        hint = ""
+        if any(line.startswith("classifier.0.") for line in unlike):
+            hint = f"; fc6 takes a {GRID} x {GRID} x 512 map"
+        raise WeightsError(
+            f"weights {weights.name} do not fit {model}: {'; '.join(unlike)}{hint}"
+            f"{_guess_variant(found)}"
+        )
+
+
+def _guess_variant(found: Mapping[str, tuple[int, ...]]) -> str:
+    """The variant whose convolutions the file has, as a hint."""
+    from vggfeat.layers import VARIANTS
+
+    have = {name: shape for name, shape in found.items() if name.startswith("features.")}
+    for model in VARIANTS:
+        layers = [layer for layer in layer_table(model) if layer.kind == "conv"]
+        needed = parameter_shapes(layers, 0)
+        if needed == {name: shape for name, shape in have.items() if "num_batches" not in name}:
+            return f"; the file looks like {model}: try --model {model}"
+    return ""
+
+
+def _random_tensors(seed: int, layers: tuple[Layer, ...]) -> dict[str, torch.Tensor]:
+    """He-initialised, as torchvision's VGG.
+
+    Each tensor has a stream of its own, so that a truncated network equals the whole one.
+    """
+    import torch
+
+    from vggfeat.layers import CLASSES
+
+    tensors = {}
+    for name, shape in parameter_shapes(layers, CLASSES).items():
+        values = torch.zeros(shape)
+        if len(shape) > 1:
+            stream = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(stream[:7], "little"))
+            fan_out = shape[0] * math.prod(shape[2:])
+            deviation = math.sqrt(2 / fan_out) if name.startswith("features") else 0.01
+            values.normal_(0, deviation, generator=generator)
+        elif name.endswith("running_var") or _is_batch_norm_weight(name, layers):
+            values.fill_(1)
+        tensors[name] = values
+    return tensors
+
+
+def _is_batch_norm_weight(name: str, layers: tuple[Layer, ...]) -> bool:
+    return name in {f"{layer.container}.{layer.norm_index}.weight" for layer in layers}

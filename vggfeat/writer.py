@@ -1,0 +1,267 @@
+"""Creating a cache and writing rows into it, so that at every instant done rows are whole.
+
+HDF5 makes the file once, under a temporary name. From then on rows go to fixed offsets with
+`pwrite`, and a checkpoint orders them on the disk: features and checksums, sync, states, sync.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import zlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vggfeat.errors import SpaceError
+from vggfeat.schema import (
+    ERROR_BYTES,
+    FEATURES,
+    IMAGES,
+    Header,
+    RowState,
+    Run,
+    lay_out,
+    read_header,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from vggfeat.config import Identity
+    from vggfeat.records import FeatureBatch
+    from vggfeat.schema import Provenance
+    from vggfeat.sources import Manifest
+
+
+def create_cache(
+    out: str,
+    manifest: Manifest,
+    shapes: Mapping[str, tuple[int, ...]],
+    identity: Identity,
+    provenance: Provenance,
+) -> Header:
+    """Makes the cache `out` with every row pending; an older file of that name is replaced.
+
+    The file appears whole or not at all: made beside its place, room reserved, synced, renamed,
+    directory synced.
+
+    Raises:
+        SpaceError: not enough room; says how much is needed and how much there is. Nothing is left.
+    """
+    temporary = f"{out}.tmp"  # always the same: the output is locked, and a killed run leaves one
+    _remove(temporary)
+    longest = max(map(len, manifest.paths))
+    try:
+        lay_out(
+            temporary,
+            len(manifest),
+            longest,
+            shapes=shapes,
+            identity=identity,
+            provenance=provenance,
+        )
+        header = read_header(temporary)
+        handle = os.open(temporary, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            _reserve(handle, out)
+            _write_manifest(handle, header, manifest)
+            _sync(handle, os.fsync)
+        finally:
+            os.close(handle)
+        os.replace(temporary, out)
+        _sync_directory(os.path.dirname(os.path.abspath(out)))
+    except OSError as error:
+        if isinstance(error, SpaceError):
+            raise
+        raise SpaceError(f"cache {out!r} cannot be made: {error.strerror or error}") from error
+    finally:
+        _remove(temporary)
+    return header
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def _reserve(handle: int, out: str) -> None:
+    """Takes the disk blocks now, so that a full disk is found before the first image."""
+    needed = os.fstat(handle).st_size
+    libc = ctypes.CDLL(None, use_errno=True)
+    allocate = getattr(libc, "fallocate64", None) or getattr(libc, "fallocate", None)
+    code = errno.EOPNOTSUPP
+    if allocate is not None:
+        allocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+        code = ctypes.get_errno() if allocate(handle, 0, 0, needed) else 0
+    status = os.fstatvfs(handle)
+    free = status.f_bavail * status.f_frsize
+    if code in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT) or (code and needed > free):
+        raise SpaceError(
+            errno.ENOSPC,
+            f"cache {out!r} needs {needed / 1e9:.3f} GB, the disk has {free / 1e9:.3f} GB free; "
+            "make room, ask for fewer or smaller layers, or choose another --out",
+        )
+
+
+def _write_manifest(handle: int, header: Header, manifest: Manifest) -> None:
+    columns = {
+        "path": np.asarray(manifest.paths, dtype=header.runs[f"{IMAGES}/path"].dtype),
+        "size": manifest.sizes,
+        "mtime_ns": manifest.mtimes,
+    }
+    for name, values in columns.items():
+        run = header.runs[f"{IMAGES}/{name}"]
+        _write_all(handle, np.ascontiguousarray(values, dtype=run.dtype), run.offset)
+
+
+def _write_all(handle: int, values: NDArray[np.generic], offset: int) -> None:
+    """`pwrite` until everything is written; a full disk is an error here and not a signal later."""
+    view = values.reshape(-1).view(np.uint8).data
+    while view:
+        try:
+            written = os.pwrite(handle, view, offset)
+        except OSError as error:
+            raise SpaceError(
+                error.errno,
+                f"writing failed: {error.strerror}; the file is intact up to the last checkpoint, "
+                "run again once the disk has room",
+            ) from error
+        view, offset = view[written:], offset + written
+
+
+def _sync(handle: int, sync: Callable[[int], None]) -> None:
+    try:
+        sync(handle)
+    except OSError as error:  # the kernel may have dropped the pages: nothing later can be trusted
+        raise SpaceError(
+            error.errno,
+            f"the disk did not keep what was written: {error.strerror}; rows up to the last "
+            "checkpoint are safe",
+        ) from error
+
+
+def _sync_directory(path: str) -> None:
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _sync(handle, os.fsync)
+    finally:
+        os.close(handle)
+
+
+class CacheWriter:
+    """Writes rows of an existing cache; their states follow at the next checkpoint.
+
+    Args:
+        path: the cache.
+        header: of that file.
+    """
+
+    def __init__(self, path: str, header: Header) -> None:
+        self._header = header
+        self._specs = header.identity.layers
+        self._states: dict[int, RowState] = {}
+        self._handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        """Closes the file without a checkpoint: rows since the last one stay pending."""
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+
+    @property
+    def unsaved(self) -> int:
+        """Rows written since the last checkpoint."""
+        return len(self._states)
+
+    def write(self, batch: FeatureBatch) -> None:
+        """Writes the features of a batch, or NaN and the reason where an image failed.
+
+        Raises:
+            SpaceError: the disk is full or failed.
+        """
+        rows = batch.rows
+        if len(rows):
+            for spec in self._specs:
+                self._put(f"{FEATURES}/{spec}", rows, batch.features[spec])
+            self._put(f"{IMAGES}/checksum", rows, self._checksums(batch.features, len(rows)))
+        for failure in batch.failures:
+            self._write_failure(failure.row, failure.reason)
+        self._states.update(dict.fromkeys(rows.tolist(), RowState.DONE))
+        self._states.update(dict.fromkeys((f.row for f in batch.failures), RowState.FAILED))
+
+    def _write_failure(self, row: int, reason: str) -> None:
+        at = np.array([row])
+        hollow = {}
+        for spec in self._specs:
+            run = self._header.feature(spec)
+            hollow[spec] = np.full((1, *run.shape[1:]), np.nan, dtype=run.dtype)
+            self._put(f"{FEATURES}/{spec}", at, hollow[spec])
+        self._put(f"{IMAGES}/checksum", at, self._checksums(hollow, 1))
+        self._put(f"{IMAGES}/error", at, np.array([_fit(reason)], dtype=f"|S{ERROR_BYTES}"))
+
+    def _checksums(
+        self, features: Mapping[str, NDArray[np.generic]], count: int
+    ) -> NDArray[np.uint32]:
+        return row_checksums([features[spec] for spec in self._specs], count)
+
+    def update_files(
+        self, rows: NDArray[np.int64], sizes: NDArray[np.int64], mtimes: NDArray[np.int64]
+    ) -> None:
+        """Records size and time anew for rows still to do whose files have changed since."""
+        self._put(f"{IMAGES}/size", rows, sizes)
+        self._put(f"{IMAGES}/mtime_ns", rows, mtimes)
+
+    def checkpoint(self) -> None:
+        """Makes all rows written so far count, in an order that no power cut can upset.
+
+        Raises:
+            SpaceError: a sync failed; what the disk holds since the last checkpoint is unknown.
+        """
+        if not self._states:
+            return
+        _sync(self._handle, os.fdatasync)
+        rows = np.array(sorted(self._states))
+        states = np.array([self._states[row] for row in rows.tolist()], dtype=np.uint8)
+        self._put(f"{IMAGES}/state", rows, states)
+        _sync(self._handle, os.fdatasync)
+        self._states.clear()
+
+    def _put(self, name: str, rows: NDArray[np.int64], values: NDArray[np.generic]) -> None:
+        run: Run = self._header.runs[name]
+        values = np.ascontiguousarray(values, dtype=run.dtype)
+        for start, stop in _consecutive(rows):
+            offset = run.offset + int(rows[start]) * run.row_bytes
+            _write_all(self._handle, values[start:stop], offset)
+
+
+def row_checksums(features: Sequence[NDArray[np.generic]], count: int) -> NDArray[np.uint32]:
+    """CRC-32 of each row's feature bytes, the layers in the order of their names.
+
+    Args:
+        features: one (count, …) array a layer, in that order.
+        count: rows.
+    """
+    plain = [np.ascontiguousarray(array).reshape(count, -1).view(np.uint8) for array in features]
+    sums = np.empty(count, dtype=np.uint32)
+    for row in range(count):
+        value = 0
+        for array in plain:
+            value = zlib.crc32(array[row], value)
+        sums[row] = value
+    return sums
+
+
+def _fit(reason: str) -> bytes:
+    """The reason in the bytes a row has for it, cut between characters."""
+    return reason.encode(errors="backslashreplace")[:ERROR_BYTES].decode(errors="ignore").encode()
+
+
+def _consecutive(rows: NDArray[np.int64]) -> Iterable[tuple[int, int]]:
+    """Index ranges over which `rows` counts up by one, so that one write serves each."""
+    breaks = (np.flatnonzero(np.diff(rows) != 1) + 1).tolist()
+    return zip([0, *breaks], [*breaks, len(rows)], strict=True)
