@@ -72,7 +72,7 @@ def test_settings_are_frozen() -> None:
         ({"device": "gpu"}, "device 'gpu' is not known; expected auto, cpu, cuda[:N], mps"),
         ({"device": "cuda:"}, "device 'cuda:' is not known"),
         ({"transform": "caffe"}, "transform 'caffe' is not known; expected one of auto, imagenet"),
-        ({"crop": "middle"}, "crop 'middle' is not known; expected one of center, none, pad, squash"),
+        ({"crop": "middle"}, "crop 'middle' is not known; expected one of center, none, pad"),
         ({"exif": "drop"}, "exif 'drop' is not known; expected one of apply, ignore"),
         ({"dtype": "int8"}, "dtype 'int8' is not known; expected one of float16, float32"),
         ({"precision": "half"}, "precision 'half' is not known; expected one of auto, float32"),
@@ -101,7 +101,7 @@ def test_settings_are_frozen() -> None:
         ({"checkpoint_seconds": "5"}, "checkpoint_seconds is '5'; expected a number"),
         ({"checkpoint_seconds": True}, "checkpoint_seconds is True; expected a number"),
         ({"checkpoint_seconds": float("nan")}, "checkpoint_seconds is nan; expected a number"),
-        ({"crop": "pad", "resize": 256}, "resize 256 belongs to crop center; crop pad goes by size"),
+        ({"crop": "pad", "resize": 256}, "resize 256 belongs to crop center; crop pad goes by"),
         ({"resize": 200}, "resize 200 is below size 224; the crop would show borders"),
         ({"size": 300, "resize": 299}, "resize 299 is below size 300"),
         ({"crop": "none", "batch_size": 2}, "which only batch size 1 takes"),
@@ -194,10 +194,10 @@ def test_any_value_is_taken_or_refused(name: str, value: Any) -> None:
     try:
         made = settings(**{name: value})
     except UsageError as error:
-        assert name in str(error) or name == "layers"  # noqa: PT017 most values are not refused
+        assert name in str(error) or name == "layers"  # noqa: PT017 some values are taken
         return
     assert made.preprocess().size >= SMALLEST_SIZE
-    assert 0 <= made.failures_allowed(10)
+    assert made.failures_allowed(10) >= 0
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_any_value_is_taken_or_refused(name: str, value: Any) -> None:
     ],
 )
 def test_failures_allowed(allowance: str | None, images: int, allowed: int) -> None:
-    """An allowance is a number or an exact percentage rounded down; without one there is no limit."""
+    """An allowance is a number or an exact percentage rounded down; None is no limit."""
     assert settings(max_failures=allowance).failures_allowed(images) == allowed
 
 
@@ -226,20 +226,22 @@ def test_as_dict_is_json_and_makes_the_same_settings() -> None:
     assert Settings(**json.loads(json.dumps(made.as_dict()))) == made
 
 
-def test_preprocessing_is_torchvisions_own() -> None:
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("imagenet", VGG16_Weights.IMAGENET1K_V1),
+        ("features", VGG16_Weights.IMAGENET1K_FEATURES),
+    ],
+)
+def test_preprocessing_is_torchvisions_own(name: str, weights: VGG16_Weights) -> None:
     """By default size, resize, mean and deviation are those of the weights' own transform."""
-    for name, model in (("imagenet", "vgg19"), ("features", "vgg16")):
-        weights = {
-            "imagenet": VGG16_Weights.IMAGENET1K_V1,
-            "features": VGG16_Weights.IMAGENET1K_FEATURES,
-        }[name]
-        own: Any = weights.transforms()
-        made = settings(weights=name, model=model).preprocess()
-        assert [made.size] == own.crop_size
-        assert [made.resize] == own.resize_size
-        assert list(made.mean) == own.mean
-        assert list(made.std) == pytest.approx(own.std)
-        assert made.interpolation == own.interpolation.value
+    own: Any = weights.transforms()
+    made = settings(weights=name, model="vgg16").preprocess()
+    assert [made.size] == own.crop_size
+    assert [made.resize] == own.resize_size
+    assert list(made.mean) == own.mean
+    assert list(made.std) == pytest.approx(own.std, rel=1e-12)
+    assert made.interpolation == own.interpolation.value
 
 
 def test_default_preprocessing_is_the_default_settings() -> None:
@@ -294,7 +296,7 @@ def test_exif_is_handed_on() -> None:
 def test_fill_is_the_mean_of_the_transform(
     weights: str, transform: str, fill: tuple[int, int, int]
 ) -> None:
-    """Padding has the mean colour: the named transform's, else the weights' own, else ImageNet's."""
+    """Padding has the mean colour of the named transform, else of the weights' own."""
     made = settings(model="vgg16", weights=weights, transform=transform).preprocess()
     assert made.fill == fill
 
@@ -421,7 +423,7 @@ def identity(made: Settings, **changes: Any) -> Identity:
 
 
 def test_the_same_in_other_words_is_the_same() -> None:
-    """Aliases, order, and defaults said or not said make no other fingerprint, nor does the name."""
+    """Aliases, order, spelled-out defaults and the weights' name change no fingerprint."""
     plain = identity(settings(layers="conv5_3,fc7"))
     wordy = identity(
         settings(
@@ -437,7 +439,9 @@ def test_the_same_in_other_words_is_the_same() -> None:
 def test_fingerprint_is_the_same_for_ever() -> None:
     """The fingerprint of given settings never changes: files of years ago are resumed by it."""
     made = identity(settings(layers="conv5_3:max,fc7", model="vgg16", size=320))
-    assert made.fingerprint() == ("PINNED")
+    assert made.fingerprint() == (
+        "60a37d03019db30c001f90ef48f5c6e7a7caf9cc2df5b7b9238e4991e2eb4c05"
+    )
 
 
 CHANGES: dict[str, tuple[dict[str, Any], str]] = {

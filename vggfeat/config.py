@@ -33,6 +33,8 @@ Transform = Literal["auto", "imagenet", "features"]
 Colour = tuple[float, float, float]
 
 CROPS: tuple[Crop, ...] = get_args(Crop)
+EXIFS: tuple[Exif, ...] = get_args(Exif)
+TRANSFORMS: tuple[Transform, ...] = get_args(Transform)
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
@@ -187,9 +189,9 @@ class Settings:
 SETTING_NAMES = tuple(item.name for item in dataclasses.fields(Settings) if item.init)
 
 _CHOICES: Mapping[str, tuple[str, ...]] = {
-    "transform": get_args(Transform),
+    "transform": TRANSFORMS,
     "crop": CROPS,
-    "exif": get_args(Exif),
+    "exif": EXIFS,
     "dtype": DTYPES,
     "precision": PRECISIONS,
 }
@@ -364,6 +366,18 @@ def _as_text(key: str, value: Any) -> Any:
     if key == "layers" and isinstance(value, list) and all(isinstance(item, str) for item in value):
         return ",".join(value)
     return str(value) if key == "max_failures" and type(value) is int else value
+
+
+def make_settings(config: str | None, flags: Mapping[str, Any]) -> Settings:
+    """Settings from a configuration file or preset, with the flags that were given over it.
+
+    Args:
+        config: see `load_config`; None for defaults alone.
+        flags: setting names to values; None stands for not given.
+    """
+    values = load_config(config) if config is not None else {}
+    given = {name: value for name, value in flags.items() if value is not None}
+    return Settings(**{**values, **given})
 
 
 def _config_path(name: str) -> Path:

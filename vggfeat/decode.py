@@ -51,6 +51,7 @@ _TURNS = {
 _INVERSE = {6: 8, 8: 6}  # all others undo themselves
 
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+_HEADER_ONLY = ("PNG", "JPEG", "TIFF", "BMP", "GIF")  # opening these costs nothing, however large
 
 _OPEN_REASONS = {
     errno.ENOENT: "no such file (gone since it was listed)",
@@ -90,20 +91,27 @@ def decode(stream: BinaryIO, preprocess: Preprocess, max_pixels: int) -> NDArray
     Raises:
         DecodeError: empty, no image, truncated, damaged, or more than `max_pixels` pixels.
     """
-    with _pillow_to_ourselves():
+    with _pillow_to_ourselves(max_pixels):
         try:
-            image = _load(stream, preprocess.exif, max_pixels)
+            image = _load(stream, preprocess.exif)
             return np.array(_fit(image, preprocess, max_pixels))
         except DecodeError:
             raise
-        except Exception as error:
-            raise DecodeError(_reason(error, max_pixels)) from error
+        except _BOMBS as error:
+            raise DecodeError(_bomb(stream, str(error), max_pixels)) from error
+        except Exception as error:  # plugins raise nearly anything on broken data
+            raise DecodeError(_reason(error)) from error
 
 
 @contextlib.contextmanager
-def _pillow_to_ourselves() -> Iterator[None]:
-    """Silence Pillow's warnings but those of bombs inside a file, and give its limit back."""
+def _pillow_to_ourselves(max_pixels: int) -> Iterator[None]:
+    """Set Pillow's limit for a while, raise where it would warn of it, silence other warnings.
+
+    Pillow checks right after a header is read, the outer one and those inside: an ICO, for one,
+    is decoded while it is opened.
+    """
     limit = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = max_pixels
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -113,9 +121,9 @@ def _pillow_to_ourselves() -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def _load(stream: BinaryIO, exif: Exif, max_pixels: int) -> Image.Image:
+def _load(stream: BinaryIO, exif: Exif) -> Image.Image:
     """The whole image in mode RGB, upright if `exif` says so."""
-    image = _open(stream, max_pixels)
+    image = _open(stream)
     _match_key_to_pixels(image)
     # Pillow turns a TIFF while loading it, and drops the tag then.
     turned = _orientation(image) if image.format == "TIFF" else 1
@@ -126,26 +134,14 @@ def _load(stream: BinaryIO, exif: Exif, max_pixels: int) -> Image.Image:
     return _turn(rgb, _INVERSE.get(turned, turned))
 
 
-def _open(stream: BinaryIO, max_pixels: int) -> ImageFile.ImageFile:
-    """Read the header only, and leave Pillow with our limit for what the header does not tell."""
+def _open(stream: BinaryIO) -> ImageFile.ImageFile:
     stream.seek(0)
     if not stream.read(1):
         raise DecodeError("empty file")
-    Image.MAX_IMAGE_PIXELS = None  # opening costs no pixels; our own message gives the sides
     image = Image.open(stream)
     if image.format == "EPS":
         raise DecodeError("EPS, a program for Ghostscript; it is not run")
-    _check_pixels(image.size, max_pixels, "decompression bomb")
-    Image.MAX_IMAGE_PIXELS = max_pixels
     return image
-
-
-def _check_pixels(size: tuple[int, int], max_pixels: int, what: str) -> None:
-    width, height = size
-    if width * height > max_pixels:
-        raise DecodeError(
-            f"{what}: {width} x {height} pixels, at most {max_pixels} allowed (--max-pixels)"
-        )
 
 
 def _orientation(image: Image.Image) -> int:
@@ -256,9 +252,11 @@ def _fit(image: Image.Image, preprocess: Preprocess, max_pixels: int) -> Image.I
         return _resized(image, (size, size))
     if preprocess.crop == "pad":
         return _padded(image, size, preprocess.fill)
-    whole = _with_shorter_side(image.size, size)
-    _check_pixels(whole, max_pixels, "too large once resized for crop none")
-    return _resized(image, whole)
+    width, height = _with_shorter_side(image.size, size)
+    if width * height > max_pixels:
+        what = "too large once resized for crop none"
+        raise DecodeError(_too_large(what, f"{width} x {height}", max_pixels))
+    return _resized(image, (width, height))
 
 
 def _with_shorter_side(size: tuple[int, int], shorter: int) -> tuple[int, int]:
@@ -307,15 +305,26 @@ def _padded(image: Image.Image, size: int, fill: tuple[int, int, int]) -> Image.
     return square
 
 
-def _reason(error: Exception, max_pixels: int) -> str:
+def _bomb(stream: BinaryIO, complaint: str, max_pixels: int) -> str:
+    """The reason for a file that Pillow finds too large, with its sides where they can be had."""
+    Image.MAX_IMAGE_PIXELS = None
+    with contextlib.suppress(Exception):  # the sides are a courtesy; the reason stands anyway
+        width, height = Image.open(stream, formats=_HEADER_ONLY).size
+        if width * height > max_pixels:
+            return _too_large("decompression bomb", f"{width} x {height}", max_pixels)
+    found = re.search(r"\d+", complaint)
+    return _too_large("decompression bomb", found[0] if found else "too many", max_pixels)
+
+
+def _too_large(what: str, pixels: str, max_pixels: int) -> str:
+    return f"{what}: {pixels} pixels, at most {max_pixels} allowed (--max-pixels)"
+
+
+def _reason(error: Exception) -> str:
     """One printable line that says what Pillow did not like."""
     if isinstance(error, UnidentifiedImageError):
         return "not an image Pillow can read"
     text = _one_line(str(error))
-    if isinstance(error, _BOMBS):
-        found = re.search(r"\d+", text)
-        pixels = found[0] if found else "too many"
-        return f"decompression bomb: {pixels} pixels, at most {max_pixels} allowed (--max-pixels)"
     if isinstance(error, EOFError) or "truncated" in text.lower():
         return _one_line(f"truncated: {text}")
     return _one_line(f"{type(error).__name__}: {text}" if text else type(error).__name__)

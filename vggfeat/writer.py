@@ -232,6 +232,8 @@ class CacheWriter:
         self._states.clear()
 
     def _put(self, name: str, rows: NDArray[np.int64], values: NDArray[np.generic]) -> None:
+        if not len(rows):
+            return
         run: Run = self._header.runs[name]
         values = np.ascontiguousarray(values, dtype=run.dtype)
         for start, stop in _consecutive(rows):

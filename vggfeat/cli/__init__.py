@@ -1,0 +1,54 @@
+"""The command line: options only. Each command's work is a call of the library."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from vggfeat._version import __version__
+from vggfeat.cli import console
+from vggfeat.cli.doctor import doctor
+from vggfeat.cli.extract import extract
+from vggfeat.cli.inspect import inspect
+from vggfeat.cli.layers import layers
+
+app = typer.Typer(
+    name="vggfeat",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Features of any layers of a VGG network, from folders of images into one HDF5 file.",
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vggfeat {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    *,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")] = False,
+    version: Annotated[  # noqa: ARG001 its callback does the work
+        bool,
+        typer.Option(
+            "--version", help="Show the version and leave.", callback=_show_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Options before the command."""
+    console.show_tracebacks(wanted=debug)
+
+
+for command in (extract, inspect, layers, doctor):
+    app.command()(command)
+
+
+def main() -> None:
+    """Entry point of the `vggfeat` command and of `python -m vggfeat`."""
+    app(prog_name="vggfeat")

@@ -1,0 +1,176 @@
+"""What the commands share of the terminal: errors to exit codes, log lines, tables, progress."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from vggfeat.errors import InterruptedRunError, VggfeatError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from vggfeat.records import Progress
+
+_LINE_EVERY_SECONDS = 30.0
+_SIGINT_STATUS = 130
+_tracebacks: list[bool] = [False]
+
+
+def show_tracebacks(*, wanted: bool) -> None:
+    """Whether errors end in a traceback rather than in one line."""
+    _tracebacks[0] = wanted
+
+
+@contextlib.contextmanager
+def exit_codes() -> Iterator[None]:
+    """Turns errors of the block into one line on stderr and the exit code of their kind."""
+    try:
+        yield
+    except InterruptedRunError as error:
+        _fail(error, error.exit_status)
+    except VggfeatError as error:
+        _fail(error, error.exit_code)
+    except KeyboardInterrupt as error:
+        _fail(error, _SIGINT_STATUS, "stopped at once; rows up to the last checkpoint are kept")
+    except BrokenPipeError:
+        # Whoever read our output has seen enough, as `| head` does.
+        sys.stderr.close()
+        raise typer.Exit(0) from None
+
+
+def _fail(error: BaseException, status: int, message: str | None = None) -> None:
+    if _tracebacks[0]:
+        raise error
+    text = " ".join((message or str(error)).split())
+    typer.echo(f"vggfeat: {text.encode(errors='backslashreplace').decode()}", err=True)
+    raise typer.Exit(status) from error
+
+
+def set_up_logging(*, quiet: bool, verbose: bool) -> None:
+    """Log lines to stderr, above a progress bar if there is one: warnings, and with verbose all."""
+    logger = logging.getLogger("vggfeat")
+    logger.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
+    if not logger.handlers:
+        handler = _AboveTheBar()
+        handler.setFormatter(_Plain())
+        logger.addHandler(handler)
+
+
+class _Plain(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        mark = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        return f"vggfeat: {mark}{super().format(record)}"
+
+
+class _AboveTheBar(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+class Bar:
+    """Progress of a run: a bar on a terminal, now and then a line elsewhere, nothing if quiet."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+        self._bar: Any = None
+        self._started = time.monotonic()
+        self._told = self._started
+
+    def update(self, progress: Progress) -> None:
+        """Shows how far the run is."""
+        if self._quiet:
+            return
+        if sys.stderr.isatty():
+            self._draw(progress)
+        elif time.monotonic() - self._told >= _LINE_EVERY_SECONDS:
+            self._told = time.monotonic()
+            self._tell(progress)
+
+    def _draw(self, progress: Progress) -> None:
+        from tqdm import tqdm
+
+        if self._bar is None:
+            self._bar = tqdm(total=progress.total, unit=" images", file=sys.stderr, smoothing=0.1)
+        self._bar.set_postfix(failed=progress.failed, refresh=False)
+        self._bar.update(progress.done + progress.failed - self._bar.n)
+
+    def _tell(self, progress: Progress) -> None:
+        seen = progress.done + progress.failed
+        rate = seen / (self._told - self._started)
+        left = (progress.total - seen) / rate if rate else 0
+        logging.getLogger("vggfeat").info(
+            "%d of %d images, %d failed, %.1f images/s, %s to go",
+            seen,
+            progress.total,
+            progress.failed,
+            rate,
+            duration(left),
+        )
+
+    def close(self) -> None:
+        """Leaves the bar as it stands."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def print_json(value: Any) -> None:
+    """A dataclass or plain value as JSON on stdout, undecodable names escaped."""
+    plain = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type] # an instance, never the class
+    typer.echo(json.dumps(plain, indent=2))
+
+
+def table(rows: Sequence[Sequence[str]], right: str) -> list[str]:
+    """Lines of a table whose first row is its head.
+
+    Args:
+        rows: cells.
+        right: a letter a column, `r` for right-aligned, `l` for left.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if side == "r" else cell.ljust(width)
+            for cell, width, side in zip(row, widths, right, strict=True)
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def printable(text: str) -> str:
+    """Text that any terminal takes: control characters and undecodable bytes escaped."""
+    safe = text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in safe)
+
+
+def byte_count(count: float) -> str:
+    """`1.2 MB`, in powers of a thousand."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:  # noqa: PLR2004 the step between units
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """`9.3 s`, `4 min 10 s` or `2 h 05 min`."""
+    if seconds < 60:  # noqa: PLR2004 a minute
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:  # noqa: PLR2004 an hour
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """`512` or `512 x 14 x 14`."""
+    return " x ".join(map(str, shape))

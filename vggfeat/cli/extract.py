@@ -1,0 +1,318 @@
+"""`vggfeat extract`."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from vggfeat.cli.console import (
+    Bar,
+    duration,
+    exit_codes,
+    print_json,
+    printable,
+    set_up_logging,
+    shape_text,
+)
+from vggfeat.config import (
+    CROPS,
+    DTYPES,
+    EXIFS,
+    PRECISIONS,
+    PRESETS,
+    SETTING_NAMES,
+    TRANSFORMS,
+    Settings,
+    make_settings,
+)
+from vggfeat.errors import InterruptedRunError, TooManyFailuresError, UsageError
+
+if TYPE_CHECKING:
+    from vggfeat.records import Summary
+
+_DEFAULTS = Settings(layers="fc7")
+_FAILURES_SHOWN = 10
+
+
+def _setting(
+    flag: str, text: str, metavar: str | None = None, *, choices: tuple[str, ...] = ()
+) -> Any:
+    """An option for the setting of that name, which knows its default; None is not given."""
+    default = getattr(_DEFAULTS, flag.strip("-").replace("-", "_"))
+    words = [text]
+    if choices:
+        words.append(f"One of {', '.join(choices)}.")
+    if default is not None and flag != "--layers":
+        words.append(f"[default: {default}]")
+    return typer.Option(flag, help=" ".join(words), metavar=metavar, show_default=False)
+
+
+def extract(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            help="Folders (with all below them), image files, @list.txt, or - for a list on stdin.",
+            metavar="SOURCE...",
+        ),
+    ],
+    out: Annotated[
+        str, typer.Option("--out", "-o", help="The cache to make or go on with.", metavar="FILE.h5")
+    ],
+    *,
+    layers: Annotated[
+        str | None,
+        _setting(
+            "--layers",
+            "Layers, comma separated, each NAME[.pre][:POOL][:NORM]: conv5_3,fc7 or "
+            "conv3_4:gem,conv5_4:rmac:l2. `vggfeat layers` lists the names.",
+            "SPEC,...",
+        ),
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            help=f"A TOML file or a preset ({', '.join(PRESETS)}); flags override what it says.",
+            metavar="NAME|FILE.toml",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, _setting("--model", "vgg11, 13, 16 or 19, each also with _bn.", "NAME")
+    ] = None,
+    weights: Annotated[
+        str | None,
+        _setting(
+            "--weights",
+            "imagenet (downloaded once), features (vgg16's convolutions as Caffe had them), a .pth "
+            "or .safetensors file, or random[:SEED].",
+            "NAME|FILE",
+        ),
+    ] = None,
+    transform: Annotated[
+        str | None,
+        _setting(
+            "--transform",
+            "Whose mean and deviation normalise the images; auto: those the weights came with.",
+            "NAME",
+            choices=TRANSFORMS,
+        ),
+    ] = None,
+    pool: Annotated[
+        str | None, _setting("--pool", "Pool of maps whose spec names none.", "POOL")
+    ] = None,
+    norm: Annotated[
+        str | None, _setting("--norm", "Norm of layers whose spec names none.", "NORM")
+    ] = None,
+    size: Annotated[
+        int | None,
+        _setting(
+            "--size", "Side of the network's input in pixels. [default: the weights', 224]", "PX"
+        ),
+    ] = None,
+    resize: Annotated[
+        int | None,
+        _setting(
+            "--resize",
+            "Shorter side before a center crop. [default: the weights', 256 to a size of 224]",
+            "PX",
+        ),
+    ] = None,
+    crop: Annotated[
+        str | None,
+        _setting(
+            "--crop",
+            "center cuts a square from the middle, pad fits the whole image in, squash ignores "
+            "the aspect, none keeps the aspect and everything, one image at a time.",
+            "HOW",
+            choices=CROPS,
+        ),
+    ] = None,
+    exif: Annotated[
+        str | None, _setting("--exif", "The EXIF orientation.", "HOW", choices=EXIFS)
+    ] = None,
+    dtype: Annotated[
+        str | None, _setting("--dtype", "Type of the stored features.", "TYPE", choices=DTYPES)
+    ] = None,
+    precision: Annotated[
+        str | None,
+        _setting(
+            "--precision",
+            "Type the network computes in. auto: float16 on CUDA, with float32 where it "
+            "overflows; bfloat16 on a CPU that has it; else float32.",
+            "TYPE",
+            choices=PRECISIONS,
+        ),
+    ] = None,
+    device: Annotated[
+        str | None, _setting("--device", "auto, cpu, cuda, cuda:N or mps.", "NAME")
+    ] = None,
+    batch_size: Annotated[str | None, _setting("--batch-size", "Images a pass.", "N|auto")] = None,
+    workers: Annotated[
+        str | None, _setting("--workers", "Decoding processes; 0 decodes in this one.", "N|auto")
+    ] = None,
+    max_pixels: Annotated[
+        int | None, _setting("--max-pixels", "Larger images fail as decompression bombs.", "N")
+    ] = None,
+    max_failures: Annotated[
+        str | None,
+        _setting(
+            "--max-failures",
+            "More failed images than that end in exit 4, once all others are done. "
+            "[default: any number, but not all]",
+            "N|P%",
+        ),
+    ] = None,
+    checkpoint_seconds: Annotated[
+        float | None,
+        _setting("--checkpoint-seconds", "How much work a crash may cost at most.", "SECONDS"),
+    ] = None,
+    root: Annotated[
+        str | None,
+        typer.Option(
+            help="Directory that the recorded paths are relative to. [default: the source folder, "
+            "or what all sources have in common]",
+            metavar="DIR",
+            show_default=False,
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume/--fresh", help="Go on with FILE.h5 if it is there, or make it anew."
+        ),
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="The summary as JSON.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress, no notices, only errors.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Also where each second went.")
+    ] = False,
+) -> None:
+    """Extract features of images into a cache, or go on with one.
+
+    Killed at any instant, the same command again does what is left, and the result is the same
+    file. An image that cannot be read becomes a row marked failed, with the reason.
+    """
+    # Every setting by its name; `make_settings` checks them together with the configuration file.
+    flags = {name: value for name, value in locals().items() if name in SETTING_NAMES}
+    with exit_codes():
+        set_up_logging(quiet=quiet or as_json, verbose=verbose)
+        flags |= {name: _count(name, flags[name]) for name in ("batch_size", "workers")}
+        settings = make_settings(config, flags)
+        _run(
+            sources,
+            out,
+            settings,
+            fresh=not resume,
+            root=root,
+            quiet=quiet,
+            as_json=as_json,
+            verbose=verbose,
+        )
+
+
+def _count(name: str, text: str | None) -> int | Literal["auto"] | None:
+    if text is None or text == "auto":
+        return text  # type: ignore[return-value] # mypy does not narrow str to a literal
+    if not text.isdecimal():
+        raise UsageError(f"{name} is {text!r}; expected a whole number or auto")
+    return int(text)
+
+
+def _run(
+    sources: list[str],
+    out: str,
+    settings: Settings,
+    *,
+    fresh: bool,
+    root: str | None,
+    quiet: bool,
+    as_json: bool,
+    verbose: bool,
+) -> None:
+    from vggfeat.run import extract as extract_images
+
+    bar = Bar(quiet=quiet or as_json)
+    try:
+        summary = extract_images(
+            sources, out, settings, fresh=fresh, root=root, on_progress=bar.update
+        )
+    except (InterruptedRunError, TooManyFailuresError) as error:
+        bar.close()
+        _show(error.summary, quiet=quiet, as_json=as_json, verbose=verbose)
+        raise
+    finally:
+        bar.close()
+    _show(summary, quiet=quiet, as_json=as_json, verbose=verbose)
+
+
+def _show(summary: Summary, *, quiet: bool, as_json: bool, verbose: bool) -> None:
+    if as_json:
+        print_json(summary)
+    elif not quiet:
+        for line in _lines(summary, verbose=verbose):
+            typer.echo(line)
+
+
+def _lines(summary: Summary, *, verbose: bool) -> list[str]:
+    layers = ", ".join(f"{spec} ({shape_text(shape)})" for spec, shape in summary.layers.items())
+    counts = f"{summary.done} done, {summary.failed} failed"
+    if summary.pending:
+        counts += f", {summary.pending} left"
+    lines = [
+        f"{summary.out}: {summary.rows} images, {counts}",
+        f"  layers   {layers}, {summary.dtype}",
+        f"  network  {summary.model}, weights {summary.weights}, computed in {summary.precision}",
+        f"  this run {_this_run(summary)}",
+    ]
+    if verbose:
+        lines += _where_time_went(summary)
+    if summary.clamped:
+        lines.append(
+            f"  clamped  {summary.clamped} values beyond {summary.dtype}'s range; --dtype float32 "
+            "keeps them"
+        )
+    lines += _failure_lines(summary)
+    if summary.warning:
+        lines.append(f"  WARNING  {summary.warning}")
+    return lines
+
+
+def _this_run(summary: Summary) -> str:
+    seen = summary.new_done + summary.new_failed
+    if not seen:
+        return f"nothing left to do ({duration(summary.seconds)})"
+    return (
+        f"{seen} images in {duration(summary.seconds)} on {summary.device}, "
+        f"{summary.images_per_second:.1f} images/s once under way"
+    )
+
+
+def _where_time_went(summary: Summary) -> list[str]:
+    stages = summary.stages
+    seconds = {
+        "listing": stages.discover,
+        "preparing": stages.prepare,
+        "waiting for decoding": stages.wait,
+        "network": stages.network,
+        "writing": stages.write,
+    }
+    spent = ", ".join(f"{name} {value:.2f} s" for name, value in seconds.items())
+    decoding = f"decoding {stages.decode:.2f} s in {summary.workers} workers"
+    batches = f"batches of {summary.batch_size}, {summary.redone} computed again in float32"
+    return [f"  time     {spent}", f"           {decoding}, {batches}"]
+
+
+def _failure_lines(summary: Summary) -> list[str]:
+    lines = [
+        f"  failed   {printable(failure.path)}: {printable(failure.reason)}"
+        for failure in summary.failures[:_FAILURES_SHOWN]
+    ]
+    more = summary.new_failed - len(lines)
+    if more > 0:
+        command = f"vggfeat inspect {os.fspath(summary.out)}"
+        lines.append(f"           and {more} more; `{command}` lists all")
+    return lines

@@ -1,0 +1,156 @@
+"""What this machine has for a run, and what is wrong with it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vggfeat._version import __version__
+from vggfeat.errors import VggfeatError
+from vggfeat.layers import VARIANTS
+from vggfeat.weights import published_file, weights_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_LITTLE_SHARED_MEMORY = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at.
+
+    Attributes:
+        subject: what.
+        found: how it is.
+        remedy: what to do; None if all is well.
+    """
+
+    subject: str
+    found: str
+    remedy: str | None = None
+
+
+def examine() -> list[Finding]:
+    """Looks at everything a run needs."""
+    return [
+        Finding("vggfeat", f"{__version__}, Python {platform.python_version()}, {sys.executable}"),
+        Finding("system", f"{platform.platform()}, {_cores()} cores for this process"),
+        *_torch(),
+        _hdf5(),
+        _pillow(),
+        *_weights(),
+        _locks(),
+        _disk(),
+        _shared_memory(),
+    ]
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _torch() -> Iterator[Finding]:
+    try:
+        torch = importlib.import_module("torch")
+    except (ImportError, OSError) as error:
+        yield Finding("torch", f"cannot be imported: {error}", "pip install torch torchvision")
+        return
+    yield Finding("torch", f"{torch.__version__}, {torch.get_num_threads()} threads")
+    yield _torchvision(str(torch.__version__))
+    from vggfeat.device import choose_device, choose_precision
+
+    device = choose_device("auto")
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    listed = "; ".join(names) if torch.cuda.is_available() else "no CUDA device"
+    precision = choose_precision("auto", device)
+    yield Finding("device", f"auto is {device}, computing in {precision} ({listed})")
+
+
+def _torchvision(torch_version: str) -> Finding:
+    """Recognises a torchvision that was built for another torch."""
+    try:
+        version = importlib.metadata.version("torchvision")
+        needs = importlib.metadata.requires("torchvision") or []
+    except importlib.metadata.PackageNotFoundError:
+        return Finding("torchvision", "not installed", "pip install torchvision")
+    wanted = next(
+        (line for line in needs if line.split(" ")[0].rstrip("=<>0123456789.") == "torch"), "torch"
+    )
+    try:
+        importlib.import_module("torchvision")
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        return Finding(
+            "torchvision",
+            f"{version} wants {wanted} and does not fit torch {torch_version}: {reason}",
+            "install a pair that was built together: "
+            "pip install --upgrade --force-reinstall torch torchvision",
+        )
+    return Finding("torchvision", version)
+
+
+def _hdf5() -> Finding:
+    try:
+        h5py = importlib.import_module("h5py")
+    except (ImportError, OSError) as error:
+        return Finding("h5py", f"cannot be imported: {error}", "pip install h5py")
+    return Finding("h5py", f"{h5py.version.version}, HDF5 {h5py.version.hdf5_version}")
+
+
+def _pillow() -> Finding:
+    from PIL import __version__ as version
+    from PIL import features
+
+    wanted = {"jpg": "JPEG", "zlib": "PNG", "webp": "WebP", "libtiff": "TIFF", "avif": "AVIF"}
+    known = features.get_supported()
+    has = [name for key, name in wanted.items() if key in known]
+    turbo = " (turbo)" if features.check("libjpeg_turbo") else ""
+    remedy = None if {"JPEG", "PNG"} <= set(has) else "pip install --force-reinstall pillow"
+    return Finding("pillow", f"{version} reads {', '.join(has)}; JPEG library{turbo}", remedy)
+
+
+def _weights() -> Iterator[Finding]:
+    folder = weights_folder()
+    names = [(name, model) for name in ("imagenet", "features") for model in VARIANTS]
+    files = [file for name, model in names for file in [published_file(name, model)] if file]
+    here = [file for file in files if os.path.isfile(os.path.join(folder, file))]
+    yield Finding("weights", f"{', '.join(here) or 'none yet; fetched when first used'} ({folder})")
+
+
+def _locks() -> Finding:
+    from vggfeat.lock import hold
+
+    try:
+        with tempfile.TemporaryDirectory(dir=".") as folder, hold(os.path.join(folder, "x")):
+            pass
+    except (OSError, VggfeatError) as error:
+        return Finding("locks", f"here: {error}", "put outputs on a file system with locks")
+    return Finding("locks", "this folder's file system has them")
+
+
+def _disk() -> Finding:
+    usage = shutil.disk_usage(".")
+    return Finding("disk", f"{usage.free / 1e9:.1f} GB free in this folder")
+
+
+def _shared_memory() -> Finding:
+    try:
+        status = os.statvfs("/dev/shm")  # noqa: S108 asked for its size, nothing is put there
+    except OSError:
+        return Finding("shared memory", "no /dev/shm here")
+    free = status.f_bavail * status.f_frsize
+    if free < _LITTLE_SHARED_MEMORY:
+        return Finding(
+            "shared memory",
+            f"{free / 1e6:.0f} MB free in /dev/shm, little for decoding workers",
+            "start the container with --shm-size=2g; until then fewer workers are used",
+        )
+    return Finding("shared memory", f"{free / 1e9:.1f} GB free in /dev/shm")
