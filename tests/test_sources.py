@@ -76,7 +76,7 @@ def test_extensions_decide_in_folders(tmp_path: Path) -> None:
     assert manifest.skipped == {"": 3, "json": 1, "part": 1, "txt": 2}
 
 
-@pytest.mark.parametrize("extension", "jpg jpeg jpe png webp bmp tif tiff gif ppm avif".split())
+@pytest.mark.parametrize("extension", ["jpg", "jpeg", "jpe", "png", "webp", "bmp", "tif", "gif"])
 def test_common_extensions_are_known(extension: str) -> None:
     """The formats people keep images in are among those chosen."""
     assert extension.encode() in IMAGE_EXTENSIONS
@@ -341,7 +341,7 @@ def test_files_called_like_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_all_missing_sources_are_named_at_once(tmp_path: Path) -> None:
     """Sources that do not exist are one error, which names each with its reason."""
     make(tmp_path, "a.jpg", "file")
-    sources = [
+    sources: list[str | Path] = [
         tmp_path / "gone", tmp_path / "a.jpg", tmp_path / "file/x", f"@{tmp_path}/list",
         f"@{tmp_path}", "",
     ]  # fmt: skip

@@ -177,7 +177,7 @@ class Settings:
         if self.max_failures is None:
             return images
         if self.max_failures.endswith("%"):
-            # Exactly: in floating point, 29% of 100 would be 28.
+            # Exactly: in floating point, 0.57% of 10,000 would be 56.
             return int(Fraction(self.max_failures[:-1]) * images / 100)
         return int(self.max_failures)
 

@@ -288,7 +288,7 @@ def _nothing_found(sources: Sequence[str | os.PathLike[str]], skipped: Mapping[s
         return f"no images in {where}; expected folders, image files, @LIST or -"
     kinds = _listing(
         f"{count} {f'.{kind}' if kind else 'without'}"
-        for kind, count in sorted(skipped.items(), key=lambda item: -item[1])
+        for kind, count in sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
     )
     total = sum(skipped.values())
     return (
