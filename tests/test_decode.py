@@ -338,6 +338,12 @@ def test_float_tiff(values: list[float], expected: list[int]) -> None:
     assert pixels(saved(Image.fromarray(array), "TIFF"))[0, :4, 0].tolist() == expected
 
 
+def test_nan_is_black_on_every_platform() -> None:
+    """NaN is set to 0 before it is cast, which would be undefined."""
+    values = np.array([[NAN, 100.0], [200.0, INF]], np.float32)
+    assert module._grey_by_range(values).tolist() == [[0, 100], [200, 200]]
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
@@ -718,7 +724,7 @@ def test_postscript_is_not_run() -> None:
 def test_stream_is_read_from_its_start() -> None:
     """Where the stream stands does not matter."""
     stream = io.BytesIO(saved(Image.fromarray(NOISE), "PNG"))
-    stream.seek(5)
+    stream.seek(0, io.SEEK_END)
     np.testing.assert_array_equal(decode(stream, SQUASH, LIMIT), NOISE)
 
 
@@ -729,6 +735,10 @@ def test_stream_is_read_from_its_start() -> None:
         (struct.error("unpack\nrequires \x1b[31m 4 bytes"), "error: unpack requires ?[31m 4 bytes"),
         (OSError("image file is truncated (3 bytes)"), "truncated: image file is truncated"),
         (EOFError("no more"), "truncated: no more"),
+        (
+            Image.DecompressionBombError("Image size (22500 pixels) exceeds limit"),
+            "decompression bomb: 22500 pixels, at most 10000000 allowed",
+        ),
         (ValueError("x" * 500), "ValueError: xxx"),
         (SyntaxError("\udcff"), "SyntaxError: ?"),
     ],

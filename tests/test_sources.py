@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pickle
@@ -8,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -66,6 +67,16 @@ def test_manifest_travels_to_workers(tmp_path: Path) -> None:
     assert [copy[row] for row in range(2)] == [manifest[row] for row in range(2)]
     with pytest.raises(IndexError):
         manifest[2]
+
+
+def test_manifest_cannot_be_changed(tmp_path: Path) -> None:
+    """A manifest is frozen and slotted, and equal to itself only, as its arrays compare."""
+    folder = make(tmp_path, "a.jpg", "b.jpg")
+    manifest = discover([folder])
+    assert not hasattr(manifest, "__dict__")
+    assert manifest != discover([folder])
+    with pytest.raises(AttributeError):
+        manifest.root = b"/"  # type: ignore[misc]  # what is forbidden is the point
 
 
 def test_extensions_decide_in_folders(tmp_path: Path) -> None:
@@ -134,6 +145,25 @@ def test_order_of_creation_does_not_matter(tmp_path: Path) -> None:
         listed.append(names(discover([folder])))
     assert listed[0] == sorted([*files, "link0/deep/s.jpg"])
     assert listed[0] == listed[1] == listed[2]
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_order_of_reading_does_not_matter(
+    backwards: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever way the file system lists a folder, the first link by name gets the images."""
+    make(tmp_path, "shared/s.jpg", "images/a.jpg", "images/b.jpg")
+    for number in range(9):
+        (tmp_path / f"images/link{number}").symlink_to("../shared")
+    scan = os.scandir
+
+    def ordered(folder: bytes) -> Any:
+        with scan(folder) as listing:
+            entries = sorted(listing, key=lambda entry: entry.name, reverse=backwards)
+        return contextlib.nullcontext(entries)
+
+    monkeypatch.setattr(os, "scandir", ordered)
+    assert names(discover([tmp_path / "images"])) == ["a.jpg", "b.jpg", "link0/s.jpg"]
 
 
 def test_links_to_folders_are_followed(tmp_path: Path) -> None:
@@ -249,6 +279,14 @@ def test_relative_sources_start_here(tmp_path: Path, monkeypatch: pytest.MonkeyP
     manifest = discover(["@lists/l.txt"])
     assert manifest.absolute(0) == os.fsencode(tmp_path / "x/a.jpg")
     assert names(discover(["./x/../x/b.jpg"])) == ["b.jpg"]
+
+
+def test_two_leading_slashes_are_one(tmp_path: Path) -> None:
+    """`//x` and `/x` are the same image."""
+    make(tmp_path, "a.jpg")
+    manifest = discover([f"/{tmp_path}/a.jpg", f"{tmp_path}/a.jpg"])
+    assert names(manifest) == ["a.jpg"]
+    assert manifest.root == os.fsencode(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,24 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _LEGACY_HEAD = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
+_ZIP_HEAD = b"PK\x03\x04"
 _LONGEST_HEADER = 100_000_000  # the limit that the safetensors format sets itself
+
+# What readers of pickle, zip and JSON come to on bytes that were changed; an offset or a size among
+# them asks for absurd amounts of memory.
+_DAMAGE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    zipfile.BadZipFile,
+)
 
 _SAFETENSORS_DTYPES = {
     "F64": torch.float64,
@@ -46,19 +63,19 @@ _STORAGE_DTYPES = {
 
 
 @dataclass(frozen=True, slots=True)
-class _Stored:
-    """Where in a file one tensor's values lie, in its storage's elements."""
-
-    storage: str
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class _StorageRef:
     key: str
     dtype: torch.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """Where one tensor's values lie, in elements of its storage."""
+
+    storage: _StorageRef
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
 
 
 def read_checkpoint(path: str) -> dict[str, torch.Tensor]:
@@ -79,6 +96,8 @@ def read_checkpoint(path: str) -> dict[str, torch.Tensor]:
             loaded = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         elif head == _LEGACY_HEAD:
             loaded = _read_legacy(path)
+        elif head.startswith(_ZIP_HEAD):
+            raise ValueError("a zip archive without its end")
         else:
             raise WeightsError(
                 f"weights {path!r} are in no known format; expected safetensors or torch.save's"
@@ -90,7 +109,7 @@ def read_checkpoint(path: str) -> dict[str, torch.Tensor]:
             f"weights {path!r} hold more than tensors and were refused: {_first_line(error)}; "
             "save the state_dict alone, or as safetensors"
         ) from error
-    except (EOFError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except _DAMAGE as error:
         if isinstance(error, WeightsError):
             raise
         raise WeightsError(
@@ -140,10 +159,24 @@ def _read_safetensors(path: str) -> dict[str, torch.Tensor]:
     if not 0 < length <= min(_LONGEST_HEADER, len(mapped) - 8):
         raise ValueError(f"a header of {length} bytes in a file of {len(mapped)}")
     header = json.loads(mapped[8 : 8 + length])
+    if not isinstance(header, dict):
+        raise TypeError(f"a header that is a {type(header).__name__} and no table of tensors")
     header.pop("__metadata__", None)
+    _check_cover(header, len(mapped) - 8 - length)
     return {
         name: _safetensors_entry(mapped, entry, 8 + length, name) for name, entry in header.items()
     }
+
+
+def _check_cover(header: Mapping[str, Any], size: int) -> None:
+    """The format has every byte behind the header belong to exactly one tensor."""
+    at = 0
+    for begin, end, name in sorted((*item["data_offsets"], name) for name, item in header.items()):
+        if begin != at:
+            raise ValueError(f"{name} begins at byte {begin}, where {at} was expected")
+        at = end
+    if at != size:
+        raise ValueError(f"tensors end at byte {at} of {size}")
 
 
 def _safetensors_entry(
@@ -160,8 +193,16 @@ def _safetensors_entry(
     return _tensor_at(mapped, dtype, count, base + begin, shape)
 
 
+class _RefusedError(pickle.UnpicklingError):
+    """A pickle that wants more than tensors, where any other error of it means damage."""
+
+
 class _TensorsOnly(pickle.Unpickler):
     """Knows the names that a state_dict of tensors needs; where values lie is noted, not read."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__(file)
+        self.dtypes: dict[str, torch.dtype] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in _STORAGE_DTYPES:
@@ -173,23 +214,24 @@ class _TensorsOnly(pickle.Unpickler):
             ("torch._utils", "_rebuild_parameter"): _note_parameter,
         }
         if (module, name) not in known:
-            raise pickle.UnpicklingError(f"it names {module}.{name}")
+            raise _RefusedError(f"it names {module}.{name}")
         return known[module, name]
 
     def persistent_load(self, pid: Any) -> _StorageRef:
         kind, dtype, key, _location, _numel, view = pid
         if kind != "storage" or view is not None or not isinstance(dtype, torch.dtype):
-            raise pickle.UnpicklingError("it holds objects other than plain tensors")
+            raise _RefusedError("it holds objects other than plain tensors")
+        self.dtypes[str(key)] = dtype
         return _StorageRef(str(key), dtype)
 
 
 def _note_tensor(
     storage: _StorageRef, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: object
-) -> tuple[_StorageRef, _Stored]:
-    return storage, _Stored(storage.key, offset, shape, stride)
+) -> _Stored:
+    return _Stored(storage, offset, shape, stride)
 
 
-def _note_parameter(noted: tuple[_StorageRef, _Stored], *_: object) -> tuple[_StorageRef, _Stored]:
+def _note_parameter(noted: _Stored, *_: object) -> _Stored:
     return noted
 
 
@@ -197,29 +239,32 @@ def _read_legacy(path: str) -> dict[str, torch.Tensor]:
     """What torch.save wrote before 1.6: four pickles, the storages' keys, their values."""
     with open(path, "rb") as file:
         for _ in range(3):  # magic number, protocol version, the writer's type sizes
-            _TensorsOnly(file).load()
-        noted = _TensorsOnly(file).load()
-        keys = _TensorsOnly(file).load()
-        dtypes = {ref.key: ref.dtype for ref, _ in _tensors_in(noted)}
+            _unpickle(file)
+        noted, dtypes = _unpickle(file)
+        stored = _named(noted)
+        keys, _ = _unpickle(file)
         places = _storage_places(file, keys, dtypes)
     mapped = _map_file(path)
-    return {name: _view(mapped, places, *pair) for name, pair in _named(noted)}
+    return {name: _view(mapped, places, where) for name, where in stored.items()}
 
 
-def _named(noted: Any) -> list[tuple[str, tuple[_StorageRef, _Stored]]]:
+def _unpickle(file: IO[bytes]) -> tuple[Any, dict[str, torch.dtype]]:
+    """The next pickle's value, and the dtype of every storage in it by key."""
+    unpickler = _TensorsOnly(file)
+    try:
+        return unpickler.load(), unpickler.dtypes
+    except _RefusedError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise ValueError(str(error)) from error
+
+
+def _named(noted: Any) -> dict[str, _Stored]:
     if isinstance(noted, dict) and isinstance(noted.get("state_dict"), dict):
         noted = noted["state_dict"]
     if not isinstance(noted, dict):
-        raise pickle.UnpicklingError(f"it holds a {type(noted).__name__}, not a state_dict")
-    return [(name, value) for name, value in noted.items() if isinstance(value, tuple)]
-
-
-def _tensors_in(noted: Any) -> list[tuple[_StorageRef, _Stored]]:
-    """Every tensor of the file, those beside a nested state_dict too: their storages take room."""
-    if isinstance(noted, tuple):
-        return [noted]
-    values = noted.values() if isinstance(noted, dict) else ()
-    return [pair for value in values for pair in _tensors_in(value)]
+        raise _RefusedError(f"it holds a {type(noted).__name__}, not a state_dict")
+    return {name: value for name, value in noted.items() if isinstance(value, _Stored)}
 
 
 def _storage_places(
@@ -240,8 +285,8 @@ def _storage_places(
 
 
 def _view(
-    mapped: mmap.mmap, places: Mapping[str, tuple[int, int]], ref: _StorageRef, stored: _Stored
+    mapped: mmap.mmap, places: Mapping[str, tuple[int, int]], stored: _Stored
 ) -> torch.Tensor:
-    start, count = places[stored.storage]
-    flat = _tensor_at(mapped, ref.dtype, count, start, (count,))
+    start, count = places[stored.storage.key]
+    flat = _tensor_at(mapped, stored.storage.dtype, count, start, (count,))
     return flat.as_strided(stored.shape, stored.stride, stored.offset)

@@ -125,12 +125,13 @@ def _load(stream: BinaryIO, exif: Exif) -> Image.Image:
     """The whole image in mode RGB, upright if `exif` says so."""
     image = _open(stream)
     _match_key_to_pixels(image)
-    # Pillow turns a TIFF while loading it, and drops the tag then.
+    # Pillow turns a TIFF while loading it and drops the tag: then there is nothing left to do, but
+    # something to undo.
     turned = _orientation(image) if image.format == "TIFF" else 1
     image.load()
     rgb = _rgb(image)
     if exif == "apply":
-        return _turn(rgb, 1 if image.format == "TIFF" else _orientation(image))
+        return _turn(rgb, _orientation(image))
     return _turn(rgb, _INVERSE.get(turned, turned))
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import http.client
 import logging
 import os
 import tempfile
-import urllib.error
 import urllib.request
 from typing import IO
 
@@ -65,8 +65,8 @@ def _umask() -> int:
 def _fetch(url: str, file: IO[bytes]) -> str:
     log.info("fetching %s", url)
     digest = hashlib.sha256()
-    request = urllib.request.Request(url, headers={"User-Agent": "vggfeat"})  # noqa: S310 our table
     try:
+        request = urllib.request.Request(url, headers={"User-Agent": "vggfeat"})  # noqa: S310 ours
         with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as reply:  # noqa: S310 same
             expected = int(reply.headers.get("Content-Length") or -1)
             received = 0
@@ -74,7 +74,8 @@ def _fetch(url: str, file: IO[bytes]) -> str:
                 file.write(block)
                 digest.update(block)
                 received += len(block)
-    except (urllib.error.URLError, OSError) as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        # An address that is none is a ValueError; a broken chunk an HTTPException and no OSError.
         reason = getattr(error, "reason", None) or error
         raise WeightsError(f"{url} cannot be fetched: {reason}") from error
     if expected not in (-1, received):

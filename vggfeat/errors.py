@@ -69,6 +69,9 @@ class SpaceError(VggfeatError, OSError):
 
     exit_code = 6
 
+    def __str__(self) -> str:  # without the number that OSError puts in front
+        return self.strerror or super().__str__()
+
 
 class DeviceError(VggfeatError, RuntimeError):
     """The device asked for is not there, or failed."""

@@ -57,7 +57,8 @@ class TappedVgg(nn.Module):
 
         Returns:
             canonical spec → float32 (N, …), and a bool scalar: whether every map at the end of a
-            block, and so everything computed on the way, was finite.
+            block, and so everything computed on the way, was finite, as was what was taken in
+            front of a ReLU, which turns -inf into 0.
         """
         taken: dict[str, Tensor] = {}
         finite = torch.ones((), dtype=torch.bool, device=x.device)
@@ -65,6 +66,8 @@ class TappedVgg(nn.Module):
             x = self._linear_part(layer, x)
             before = [spec for spec in self.specs if spec.layer is layer and spec.pre]
             taken.update({str(spec): reduce(x, spec) for spec in before})
+            if before:
+                finite = finite & torch.isfinite(x).all()
             if layer.relu_index is not None:
                 # In place only when nobody has looked at x; both give the same bits.
                 x = torch.relu(x) if before else torch.relu_(x)

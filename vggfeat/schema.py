@@ -122,6 +122,20 @@ def image_fields(longest_path: int) -> dict[str, str]:
 
 
 _IMAGE_FIELDS = tuple(image_fields(1))
+_ATTRIBUTES = (
+    "created_utc",
+    "tool_version",
+    "model",
+    "weights",
+    "weights_sha256",
+    "preprocess",
+    "precision",
+    "config",
+    "fingerprint",
+    "versions",
+    "root",
+    "warning",
+)
 
 
 def lay_out(
@@ -227,12 +241,13 @@ def _header(file_name: str, file: h5py.File) -> Header:
         for name, run in runs.items()
         if rows >= 0 and run.shape[0] != rows
     ]
+    wrong += [f"attribute {name} is missing" for name in _ATTRIBUTES if name not in file.attrs]
     try:
         identity, provenance = _read_attributes(file, runs)
     except (KeyError, TypeError, ValueError) as error:
-        wrong.append(f"attributes: {error}")
+        wrong.append(f"attributes cannot be read: {error}")
     else:
-        if identity.fingerprint() != file.attrs["fingerprint"]:
+        if identity.fingerprint() != str(file.attrs.get("fingerprint")):
             wrong.append("attribute fingerprint does not belong to the other attributes")
     if wrong:
         raise CacheError(f"cache {file_name!r} is damaged: {'; '.join(wrong)}")
@@ -241,16 +256,17 @@ def _header(file_name: str, file: h5py.File) -> Header:
 
 def _check_format(file_name: str, file: h5py.File) -> None:
     found = file.attrs.get("format")
-    if found != FORMAT:
+    if not isinstance(found, str) or found != FORMAT:
         raise CacheError(
             f"{file_name!r} is an HDF5 file but no cache of ours: attribute format is {found!r}, "
             f"expected {FORMAT!r}"
         )
-    version = int(file.attrs.get("format_version", 0))
-    if version != FORMAT_VERSION:
+    version = file.attrs.get("format_version")
+    if not isinstance(version, int | np.integer) or version != FORMAT_VERSION:
+        newer = isinstance(version, int | np.integer) and version > FORMAT_VERSION
         raise CacheError(
             f"cache {file_name!r} has format version {version}, this vggfeat reads "
-            f"{FORMAT_VERSION}; {'upgrade it' if version > FORMAT_VERSION else 'it is damaged'}"
+            f"{FORMAT_VERSION}; {'upgrade it' if newer else 'it is damaged'}"
         )
 
 

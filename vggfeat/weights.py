@@ -150,20 +150,32 @@ def _fetch_published(file: str, path: str, prefix: str) -> str:
 
 
 def file_digest(path: str) -> str:
-    """SHA-256 of a file, remembered by path, size and time so that a large one is read once."""
+    """SHA-256 of a file, remembered by path, size and time so that a large one is read once.
+
+    Raises:
+        WeightsError: the file cannot be read.
+    """
     path = os.path.realpath(path)
-    status = os.stat(path)
-    stamp = [status.st_size, status.st_mtime_ns, status.st_ino]
-    memory = _digest_memory()
-    known = _read_memory(memory)
-    entry = known.get(path)
-    if isinstance(entry, list) and entry[:-1] == stamp:
-        return str(entry[-1])
+    try:
+        status = os.stat(path)
+        stamp = [status.st_size, status.st_mtime_ns, status.st_ino]
+        memory = _digest_memory()
+        known = _read_memory(memory)
+        entry = known.get(path)
+        if isinstance(entry, list) and entry[:-1] == stamp:
+            return str(entry[-1])
+        digest = _digest_of(path)
+    except OSError as error:
+        raise WeightsError(f"weights file {path!r} cannot be read: {error.strerror}") from error
+    _write_memory(memory, {**known, path: [*stamp, digest]})
+    return digest
+
+
+def _digest_of(path: str) -> str:
     with open(path, "rb") as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 22):
             digest.update(block)
-    _write_memory(memory, {**known, path: [*stamp, digest.hexdigest()]})
     return digest.hexdigest()
 
 
@@ -244,7 +256,7 @@ def _check_fit(
         raise WeightsError(
             f"weights {weights.name} do not fit {model}: {len(missing)} of {len(wanted)} tensors "
             f"are missing, {', '.join(missing[:4])}{' …' * (len(missing) > 4)}"  # noqa: PLR2004 4
-            f"; found {len(found)} tensors{_guess_variant(found)}"
+            f"; found {len(found)} tensors{_guess_variant(found, model)}"
         )
     unlike = [
         f"{name} expected {list(shape)}, found {list(found[name])}"
@@ -257,16 +269,18 @@ def _check_fit(
             hint = f"; fc6 takes a {GRID} x {GRID} x 512 map"
         raise WeightsError(
             f"weights {weights.name} do not fit {model}: {'; '.join(unlike)}{hint}"
-            f"{_guess_variant(found)}"
+            f"{_guess_variant(found, model)}"
         )
 
 
-def _guess_variant(found: Mapping[str, tuple[int, ...]]) -> str:
-    """The variant whose convolutions the file has, as a hint."""
+def _guess_variant(found: Mapping[str, tuple[int, ...]], asked: str) -> str:
+    """The variant other than `asked` whose convolutions the file has, as a hint."""
     from vggfeat.layers import VARIANTS
 
     have = {name: shape for name, shape in found.items() if name.startswith("features.")}
     for model in VARIANTS:
+        if model == asked:
+            continue
         layers = [layer for layer in layer_table(model) if layer.kind == "conv"]
         needed = parameter_shapes(layers, 0)
         if needed == {name: shape for name, shape in have.items() if "num_batches" not in name}:

@@ -75,10 +75,11 @@ def create_cache(
             os.close(handle)
         os.replace(temporary, out)
         _sync_directory(os.path.dirname(os.path.abspath(out)))
-    except OSError as error:
-        if isinstance(error, SpaceError):
-            raise
-        raise SpaceError(f"cache {out!r} cannot be made: {error.strerror or error}") from error
+    except SpaceError:
+        raise
+    except (OSError, RuntimeError) as error:  # the latter when HDF5 cannot close its file
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+        raise SpaceError(f"cache {out!r} cannot be made: {reason}") from error
     finally:
         _remove(temporary)
     return header

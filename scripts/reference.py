@@ -1,0 +1,56 @@
+"""Writes docs/CLI.md from the commands themselves; with --check, says whether it is up to date."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from typer.main import get_command
+
+from vggfeat.cli import app
+
+PAGE = Path(__file__).parent.parent / "docs" / "CLI.md"
+HEAD = """# The command line
+
+Written by `scripts/reference.py` from the commands themselves; CI checks that it is up to date.
+Exit codes: 0 done; 2 wrong usage; 3 input or weights missing; 4 too many images failed; 5 the cache
+is not ours, damaged, or made with other settings; 6 no space, or the device failed; 75 another run
+holds the output; 130 and 143 interrupted, run again to go on; 1 a defect of vggfeat.
+"""
+
+
+def render() -> str:
+    """The page as it should be."""
+    group: Any = get_command(app)
+    parts = [HEAD, "## vggfeat\n", _table(group)]
+    for name, command in group.commands.items():
+        arguments = [p.metavar for p in command.params if p.param_type_name == "argument"]
+        usage = " ".join(["vggfeat", name, *arguments, "[OPTIONS]"])
+        text = "\n".join(line.strip() for line in command.help.strip().splitlines())
+        parts += [f"## vggfeat {name}\n", f"    {usage}\n", f"{text}\n", _table(command)]
+    return "\n".join(parts)
+
+
+def _table(command: Any) -> str:
+    rows = ["| option | meaning |", "|---|---|"]
+    for parameter in command.params:
+        if parameter.param_type_name == "argument":
+            rows.append(f"| `{parameter.metavar}` | {_cell(parameter.help)} |")
+            continue
+        names = ", ".join([*parameter.opts, *parameter.secondary_opts])
+        value = f" {parameter.metavar}" if parameter.metavar else ""
+        rows.append(f"| `{names}{value}` | {_cell(parameter.help)} |")
+    return "\n".join(rows) + "\n"
+
+
+def _cell(text: str | None) -> str:
+    return (text or "").replace("|", "\\|").strip()
+
+
+if __name__ == "__main__":
+    if "--check" in sys.argv:
+        if not PAGE.is_file() or PAGE.read_text() != render():
+            sys.exit("docs/CLI.md is out of date: run python scripts/reference.py")
+    else:
+        PAGE.write_text(render())

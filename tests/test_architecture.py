@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import h5py
+import pytest
+
+from vggfeat.config import Identity, Preprocess
+from vggfeat.schema import Provenance, lay_out
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+REPOSITORY = Path(__file__).parents[1]
+PACKAGE = REPOSITORY / "vggfeat"
+
+# A module imports only what stands before it; the order of the table in the design.
+ORDER = (
+    "_version",
+    "errors",
+    "layers",
+    "specs",
+    "config",
+    "records",
+    "schema",
+    "sources",
+    "plan",
+    "decode",
+    "batches",
+    "download",
+    "checkpoints",
+    "weights",
+    "device",
+    "reduce",
+    "extractor",
+    "lock",
+    "writer",
+    "sink",
+    "signals",
+    "reader",
+    "tensors",
+    "job",
+    "run",
+    "summary",
+    "diagnosis",
+    "cli",
+    "__main__",
+)
+
+TORCH_FREE = (
+    "vggfeat",
+    "vggfeat.reader",
+    "vggfeat.summary",
+    "vggfeat.config",
+    "vggfeat.plan",
+    "vggfeat.sources",
+    "vggfeat.decode",
+    "vggfeat.writer",
+    "vggfeat.cli",
+)
+
+
+def modules() -> Iterator[tuple[str, Path, ast.Module]]:
+    """Each module's place in the order, its file and its syntax; those of a package share one."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        place = path.relative_to(PACKAGE).with_suffix("").parts[0]
+        if place != "__init__":  # the facade names everything and is imported by nothing
+            yield place, path, ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Our own modules imported anywhere in `tree`, but not those for the type checker alone."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            yield from imports(ast.Module(node.orelse, []))
+        elif isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            yield from (
+                [f"vggfeat.{name.name}" for name in node.names]
+                if (module == "vggfeat")
+                else [module]
+            )
+        else:
+            yield from imports(node)
+
+
+def own(tree: ast.AST) -> set[str]:
+    return {name.split(".")[1] for name in imports(tree) if name.startswith("vggfeat.")}
+
+
+def test_imports_are_seen() -> None:
+    """The reading of imports sees those in functions and not those for the type checker."""
+    code = (
+        "import os\nimport vggfeat.plan\nfrom vggfeat import lock\nfrom vggfeat.cli.x import y\n"
+        "if TYPE_CHECKING:\n    from vggfeat.run import z\nelse:\n    import vggfeat.sink\n"
+        "def f():\n    try:\n        from vggfeat.device import w\n    finally:\n        pass\n"
+    )
+    assert own(ast.parse(code)) == {"plan", "lock", "cli", "device", "sink"}
+
+
+def test_every_module_has_its_place() -> None:
+    """The order names every module and no other."""
+    assert sorted({place for place, _, _ in modules()}) == sorted(ORDER)
+
+
+def test_imports_go_upward() -> None:
+    """A module imports only modules that stand before it in the order."""
+    wrong = [
+        f"{path.relative_to(REPOSITORY)} imports {name}"
+        for place, path, tree in modules()
+        for name in own(tree)
+        if name != place and ORDER.index(name) > ORDER.index(place)
+    ]
+    assert not wrong
+
+
+def test_nothing_imports_the_command_line() -> None:
+    """Only `python -m vggfeat` imports the command line."""
+    users = {place for place, _, tree in modules() if "cli" in own(tree)}
+    assert users == {"cli", "__main__"}
+
+
+def test_the_facade_imports_nothing() -> None:
+    """`import vggfeat` loads no module of ours but the version."""
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    assert own(tree) == {"_version"}
+
+
+def test_modules_are_short() -> None:
+    """No module has more than 400 lines."""
+    lines = {
+        str(path.relative_to(REPOSITORY)): len(path.read_text(encoding="utf-8").splitlines())
+        for path in PACKAGE.rglob("*.py")
+    }
+    assert {path: count for path, count in lines.items() if count > 400} == {}
+
+
+def test_functions_are_short() -> None:
+    """No function has more than 50 lines without its docstring, but the signatures of commands."""
+    long = {
+        f"{path.relative_to(REPOSITORY)}:{node.lineno} {node.name}": length(node)
+        for place, path, tree in modules()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and length(node, signature=place != "cli") > 50
+    }
+    assert long == {}
+
+
+def length(node: ast.FunctionDef | ast.AsyncFunctionDef, *, signature: bool = True) -> int:
+    """Lines of a function without its docstring, and without its signature if so asked."""
+    body = node.body[1:] if ast.get_docstring(node) is not None else node.body
+    if not body:
+        return 0
+    last = body[-1].end_lineno
+    assert last is not None
+    lines = last - body[0].lineno + 1
+    return lines + (node.body[0].lineno - node.lineno if signature else 0)
+
+
+def python(*arguments: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, check=True, capture_output=True, text=True
+    )
+
+
+def test_modules_without_torch() -> None:
+    """Importing what reads a cache or parses options loads neither torch nor torchvision."""
+    code = f"""
+import importlib, sys
+for name in {TORCH_FREE!r}:
+    importlib.import_module(name)
+    print(name, *sorted({{"torch", "torchvision"}} & set(sys.modules)))
+"""
+    assert python("-c", code).stdout.split("\n")[:-1] == list(TORCH_FREE)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    out = str(tmp_path_factory.mktemp("architecture") / "f.h5")
+    identity = Identity("vgg16", "w", "00" * 32, "float32", "float16", Preprocess(), ("fc7",))
+    provenance = Provenance(b"/", {"batch_size": 1}, "2026-01-02T03:04:05+00:00", "1", {})
+    lay_out(out, 3, 5, shapes={"fc7": (4096,)}, identity=identity, provenance=provenance)
+    with h5py.File(out, "r+") as file:
+        file["images/path"][:] = [b"a.jpg", b"b.jpg", b"c.jpg"]
+        file["images/state"][:] = [1, 0, 2]
+        file["features/fc7"][:] = 1
+    return out
+
+
+@pytest.mark.parametrize("command", [["--help"], ["layers"], ["inspect", "FILE"]])
+def test_commands_without_torch(cache: str, command: list[str]) -> None:
+    """Commands that compute nothing do not import torch."""
+    arguments = [cache if word == "FILE" else word for word in command]
+    done = python("-X", "importtime", "-m", "vggfeat", *arguments)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "vggfeat.cli" in imported
+    assert not {"torch", "torchvision"} & imported
+    assert {"--help": "Usage", "layers": "conv5_4", "inspect": "fc7"}[command[0]] in done.stdout

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vggfeat import batches
+from vggfeat.batches import BatchDataset, choose_workers, load_batches
+from vggfeat.config import Preprocess, Settings
+from vggfeat.plan import EMPTY, plan_batches
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from vggfeat.records import DecodedBatch
+
+NAMES = (b"0.png", b"1.png", b"2-broken.png", b"3.png", b"4-gone.png", b"5/\xff.png", b"6.png")
+GOOD = (0, 1, 3, 5, 6)
+# Images of exactly the network's size come through untouched, so the pixels are the reference.
+PREPROCESS = Preprocess(size=32, resize=32)
+
+
+def pixels(row: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(row).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> bytes:
+    """Images of noise, one file that is none, and one that is not there."""
+    root = os.fsencode(tmp_path)
+    os.mkdir(tmp_path / "5")
+    for row in GOOD:
+        with open(os.path.join(root, NAMES[row]), "wb") as stream:
+            Image.fromarray(pixels(row)).save(stream, "PNG")
+    (tmp_path / "2-broken.png").write_bytes(b"not a picture")
+    return root
+
+
+def dataset(
+    folder: bytes,
+    plan: Sequence[Sequence[int]] | NDArray[np.int64],
+    preprocess: Preprocess = PREPROCESS,
+    max_pixels: int = 10**6,
+) -> BatchDataset:
+    paths = np.array(NAMES)
+    return BatchDataset(folder, paths, np.array(plan), preprocess, max_pixels=max_pixels)
+
+
+def load(folder: bytes, plan: Sequence[Sequence[int]], workers: int) -> list[DecodedBatch]:
+    return list(load_batches(dataset(folder, plan), workers, pin=False))
+
+
+PLAN = ((0, 1, 2), (3, 4, 5), (6, EMPTY, EMPTY))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_rows_lie_in_their_slots(folder: bytes, workers: int) -> None:
+    """Batches come in the plan's order, each row's pixels in its slot, broken files as failures."""
+    found = load(folder, PLAN, workers)
+    assert [batch.rows.tolist() for batch in found] == [[0, 1], [3, 5], [6]]
+    assert [batch.slots.tolist() for batch in found] == [[0, 1], [0, 2], [0]]
+    assert [[failure.row for failure in batch.failures] for batch in found] == [[2], [4], []]
+    assert found[0].failures[0].reason == "not an image Pillow can read"
+    assert found[1].failures[0].reason == "no such file (gone since it was listed)"
+    for batch in found:
+        assert batch.images.shape == (3, 32, 32, 3)
+        assert batch.images.dtype == torch.uint8
+        assert batch.rows.dtype == batch.slots.dtype == np.int64
+        assert batch.seconds > 0
+        expected = np.zeros((3, 32, 32, 3), np.uint8)  # slots without an image are zero
+        for slot, row in zip(batch.slots.tolist(), batch.rows.tolist(), strict=True):
+            expected[slot] = pixels(row)
+        assert batch.images.numpy().tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_order_is_kept(folder: bytes, workers: int) -> None:
+    """However long single images take, batches come in the order of the plan."""
+    plan = [[row] for row in (6, 2, 0, 5, 1, 4, 3) * 3]
+    found = load(folder, plan, workers)
+    rows = [[*batch.rows.tolist(), *(failure.row for failure in batch.failures)] for batch in found]
+    assert rows == plan
+
+
+def test_a_batch_of_failures_alone(folder: bytes) -> None:
+    """A batch without one good image has no rows and a batch of zeros of the usual shape."""
+    (batch,) = load(folder, [[EMPTY, 2, 4, EMPTY]], 0)
+    assert batch.rows.tolist() == batch.slots.tolist() == []
+    assert [failure.row for failure in batch.failures] == [2, 4]
+    assert batch.images.shape == (4, 32, 32, 3)
+    assert not batch.images.any()
+
+
+def test_images_without_a_crop_keep_their_shape(folder: bytes) -> None:
+    """Under crop none a batch is one image of its own shape."""
+    with open(os.path.join(folder, NAMES[6]), "wb") as stream:
+        Image.new("RGB", (64, 128), (1, 2, 3)).save(stream, "PNG")
+    whole = dataset(folder, [[0], [6], [2]], Preprocess(size=32, resize=None, crop="none"))
+    found = list(load_batches(whole, 0, pin=False))
+    assert [tuple(batch.images.shape[1:3]) for batch in found[:2]] == [(32, 32), (64, 32)]
+    assert np.unique(found[1].images.numpy().reshape(-1, 3), axis=0).tolist() == [[1, 2, 3]]
+    assert found[2].images.shape == (1, 32, 32, 3)
+
+
+def test_too_many_pixels(folder: bytes) -> None:
+    """Images beyond the limit fail, the others of the batch do not."""
+    (batch,) = load_batches(dataset(folder, [[0, 1, 2]], max_pixels=1023), 0, pin=False)
+    assert len(batch.failures) == 3
+    assert "at most 1023 allowed" in batch.failures[0].reason
+
+
+def test_nothing_to_do(folder: bytes) -> None:
+    """A plan without batches gives none, and its length is the number of batches."""
+    empty = dataset(folder, plan_batches(np.arange(0), 4))
+    assert len(empty) == 0
+    assert list(load_batches(empty, 0, pin=False)) == []
+    assert len(dataset(folder, PLAN)) == 3
+
+
+@pytest.mark.parametrize("workers", [0, 1, 7])
+def test_workers_as_asked(monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    """A number of workers that was asked for is taken, whatever the machine has."""
+    monkeypatch.setattr(batches, "_room_in_shared_memory", lambda: 0)
+    settings = Settings(layers="fc7", workers=workers)
+    assert choose_workers(settings, 64, "cpu") == workers
+    assert choose_workers(settings, 64, "cuda") == workers
+
+
+@pytest.mark.parametrize(
+    ("cores", "device", "expected"),
+    [(1, "cpu", 1), (16, "cpu", 2), (1, "cuda", 1), (16, "cuda", 16)],
+)
+def test_workers_from_the_cores(
+    monkeypatch: pytest.MonkeyPatch, cores: int, device: str, expected: int
+) -> None:
+    """Left to us, workers are the cores this process may use; beside a CPU network few."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(cores)), raising=False)
+    monkeypatch.setattr(batches, "_room_in_shared_memory", lambda: 1 << 40)
+    assert choose_workers(Settings(layers="fc7"), 64, device) == expected
+
+
+@pytest.mark.parametrize(("workers", "spare"), [(0, 0), (0, -1), (1, -1), (3, 0), (16, 1 << 40)])
+def test_workers_fit_into_shared_memory(
+    monkeypatch: pytest.MonkeyPatch, workers: int, spare: int
+) -> None:
+    """No more workers are started than half the free shared memory holds batches for."""
+    # Each has two batches ready and one in the making, of 64 images of 224 x 224 x 3 bytes.
+    each = 3 * 64 * 224 * 224 * 3
+    free = 2 * (each * (workers + (spare < 0)) + spare)
+    status = os.statvfs_result((1, 1, 0, 0, max(free, 0), 0, 0, 0, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda _path: status)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(16)), raising=False)
+    assert choose_workers(Settings(layers="fc7"), 64, "cuda") == workers
+
+
+def test_no_shared_memory_to_look_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where /dev/shm cannot be asked, it sets no limit."""
+
+    def fail(_path: str) -> os.statvfs_result:
+        raise OSError
+
+    monkeypatch.setattr(os, "statvfs", fail)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(5)), raising=False)
+    assert choose_workers(Settings(layers="fc7"), 64, "cuda") == 5

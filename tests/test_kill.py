@@ -1,0 +1,81 @@
+"""Killed at any instant, the same command again gives the same file."""
+
+from __future__ import annotations
+
+import random
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+from killing import KillServer, check_done_rows, contents, kill_and_go_on, make_images
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[KillServer]:
+    with KillServer() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_images(tmp_path_factory.mktemp("kill"))
+
+
+@pytest.fixture(scope="module")
+def reference(server: KillServer, images: Path) -> tuple[Path, int]:
+    out = images.parent / "reference.h5"
+    status, calls = server.run(images, out)
+    assert status == 0
+    return out, calls
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_killed_before_every_write_sync_and_rename(
+    server: KillServer, images: Path, reference: tuple[Path, int], tmp_path: Path, *, torn: bool
+) -> None:
+    """A SIGKILL before, or in the middle of, each call that changes the file costs nothing."""
+    expected, calls = reference
+    assert calls > 25
+    for at in range(1, calls + 1):
+        out = tmp_path / f"{at}.h5"
+        assert kill_and_go_on(server, images, out, expected, kill_at=at, torn=torn)
+
+
+def test_killed_at_random_instants(
+    server: KillServer, images: Path, reference: tuple[Path, int], tmp_path: Path
+) -> None:
+    """A SIGKILL at any time, between calls too and with workers about, costs nothing."""
+    chance = random.Random(7)
+    kills = 0
+    for attempt in range(60):
+        kills += kill_and_go_on(
+            server,
+            images,
+            tmp_path / f"{attempt}.h5",
+            reference[0],
+            kill_after=chance.uniform(0.001, 0.2),
+            workers=attempt % 2,
+        )
+    assert kills >= 15
+
+
+def test_killed_again_and_again(
+    server: KillServer, images: Path, reference: tuple[Path, int], tmp_path: Path
+) -> None:
+    """A run that dies at every twelfth call still comes to its end, and never loses a done row."""
+    out = tmp_path / "out.h5"
+    done = [0]
+    for _ in range(100):
+        status, _calls = server.run(images, out, kill_at=13)
+        done.append(check_done_rows(out, reference[0]) if out.exists() else 0)
+        assert done[-1] >= done[-2]
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL
+    assert status == 0
+    assert len(done) > 4
+    assert contents(out) == contents(reference[0])
