@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pickle
 import random
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from killing import KillServer, check_done_rows, contents, make_images
 
 from vggfeat.reader import FeatureCache
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 STATES = 300
 SECTOR = 512

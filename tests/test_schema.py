@@ -3,10 +3,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import h5py
@@ -21,7 +23,6 @@ from vggfeat.writer import create_cache
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 ROWS = 300
 PATHS = (b"a/\xff\xfe.jpg", *(b"b/%03d.jpg" % row for row in range(1, ROWS)))
@@ -341,6 +342,20 @@ def test_truncated(copy: str) -> None:
         os.truncate(copy, cut)
         with pytest.raises(CacheError, match="not an HDF5 file, or was cut short"):
             read_header(copy)
+
+
+def test_damaged_metadata(copy: str) -> None:
+    """A flipped byte in any object header is a CacheError, not one of HDF5's own."""
+    data = Path(copy).read_bytes()
+    headers = [found.start() for found in re.finditer(b"OHDR", data)]
+    assert len(headers) >= 11  # the root, two groups, eight datasets
+    for at in headers:
+        with open(copy, "r+b") as file:
+            file.seek(at + 20)
+            file.write(bytes([data[at + 20] ^ 0x55]))
+        with pytest.raises(CacheError, match=r"copy\.h5"):
+            read_header(copy)
+        Path(copy).write_bytes(data)
 
 
 def replace(name: str, data: Any, **options: Any) -> Callable[[h5py.File], None]:

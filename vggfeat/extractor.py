@@ -56,9 +56,9 @@ class TappedVgg(nn.Module):
             x: (N, 3, H, W), the network's dtype.
 
         Returns:
-            canonical spec → float32 (N, …), and a bool scalar: whether every map at the end of a
-            block, and so everything computed on the way, was finite, as was what was taken in
-            front of a ReLU, which turns -inf into 0.
+            canonical spec → float32 (N, …), and a bool scalar: in float16, whether every map at
+            the end of a block, and so everything computed on the way, was finite, as was what was
+            taken in front of a ReLU, which turns -inf into 0.
         """
         taken: dict[str, Tensor] = {}
         finite = torch.ones((), dtype=torch.bool, device=x.device)
@@ -66,14 +66,15 @@ class TappedVgg(nn.Module):
             x = self._linear_part(layer, x)
             before = [spec for spec in self.specs if spec.layer is layer and spec.pre]
             taken.update({str(spec): reduce(x, spec) for spec in before})
-            if before:
+            if before and x.dtype == torch.float16:
                 finite = finite & torch.isfinite(x).all()
             if layer.relu_index is not None:
                 # In place only when nobody has looked at x; both give the same bits.
                 x = torch.relu(x) if before else torch.relu_(x)
             after = [spec for spec in self.specs if spec.layer is layer and not spec.pre]
             taken.update({str(spec): reduce(x, spec) for spec in after})
-            if layer.kind in ("pool", "fc") or layer is self.layers[-1]:
+            ends_block = layer.kind in ("pool", "fc") or layer is self.layers[-1]
+            if ends_block and x.dtype == torch.float16:
                 finite = finite & torch.isfinite(x).all()
         return {str(spec): taken[str(spec)] for spec in self.specs}, finite
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import time
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from vggfeat.records import DecodedBatch
     from vggfeat.sources import Manifest
     from vggfeat.weights import Weights
+
+log = logging.getLogger("vggfeat")
 
 FAILURES_NAMED = 100
 """Failed images a summary names; the cache names all of them."""
@@ -173,6 +176,8 @@ def _begin(
     from vggfeat.device import choose_batch_size
 
     weights = find_weights(settings.weights, settings.model)
+    if weights.warning:
+        log.warning(weights.warning)
     batch_size = choose_batch_size(settings, len(manifest))
     todo = np.arange(len(manifest))
     paths = np.asarray(manifest.paths, dtype=np.bytes_)

@@ -225,7 +225,7 @@ def read_header(file_name: str) -> Header:
         raise CacheError(f"cache {file_name!r} is not there") from None
     except (IsADirectoryError, PermissionError) as error:
         raise CacheError(f"cache {file_name!r} cannot be read: {error.strerror}") from error
-    except OSError as error:
+    except (OSError, KeyError, RuntimeError) as error:  # h5py's words for damaged metadata
         raise CacheError(
             f"cache {file_name!r} is not an HDF5 file, or was cut short: {error}"
         ) from error
