@@ -1,0 +1,113 @@
+"""What the documents show works: every command and every Python block is run."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_cli import write_images
+from typer.main import get_command
+
+from vggfeat.cli import app
+
+REPOSITORY = Path(__file__).parent.parent
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The fenced blocks of that language."""
+    text = (REPOSITORY / page).read_text()
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+def run(words: list[str], folder: Path) -> str:
+    done = subprocess.run(
+        words, cwd=folder, capture_output=True, text=True, check=False, timeout=300,
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("docs")
+    write_images(folder / "images", 3)
+    return folder
+
+
+def test_the_commands_of_the_readme_run(workplace: Path) -> None:
+    """Each vggfeat command of the README does its work, on random weights where it names none."""
+    if shutil.which("bash") is None:
+        pytest.skip("no bash")
+    commands = [
+        line
+        for block in blocks("README.md", "sh")
+        for line in block.splitlines()
+        if "vggfeat " in line
+    ]
+    assert len(commands) >= 8
+    for command in commands:
+        offline = command.replace("vggfeat extract", "vggfeat extract --weights random:0")
+        run(["bash", "-euo", "pipefail", "-c", offline], workplace)
+    shown = run(["bash", "-c", "vggfeat inspect several.h5"], workplace)
+    assert "conv5_4:rmac:l2" in shown
+
+
+@pytest.mark.parametrize("page", ["docs/USING.md", "README.md"])
+def test_python_blocks_run(workplace: Path, page: str) -> None:
+    """The Python blocks of a page run one after the other."""
+    if page == "README.md" and not (workplace / "feats.h5").exists():
+        pytest.skip("needs the README's commands to have run")
+    folder = workplace
+    if page != "README.md":
+        folder = workplace / "using"
+        folder.mkdir()
+        (folder / "images").symlink_to(workplace / "images")
+    code = blocks(page, "python")
+    assert code
+    run([sys.executable, "-c", "\n".join(code)], folder)
+
+
+def test_scripts_named_in_the_readme_are_there() -> None:
+    """Each script that the README tells to run exists and is sound shell."""
+    names = re.findall(r"bash (scripts/\S+)", (REPOSITORY / "README.md").read_text())
+    assert len(names) == 2
+    for name in names:
+        run(["bash", "-n", name], REPOSITORY)
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    """Every relative link of every page names a file or folder."""
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_command_has_help_and_a_place_in_the_readme() -> None:
+    """Each command and option explains itself, and the README shows each command at work."""
+    readme = (REPOSITORY / "README.md").read_text()
+    group = get_command(app)
+    for name, command in group.commands.items():  # type: ignore[attr-defined] # a group, as apps are
+        assert command.help, name
+        assert all(getattr(option, "help", "") for option in command.params), name
+        assert f"\nvggfeat {name}" in readme or f"| vggfeat {name}" in readme
+
+
+def test_the_exit_codes_of_the_readme_are_those_of_the_errors() -> None:
+    """The table lists exactly the codes that errors carry, beside 0, 1 and the signals'."""
+    from vggfeat import errors
+
+    codes = {
+        kind.exit_code
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, errors.VggfeatError)
+    }
+    readme = (REPOSITORY / "README.md").read_text()
+    listed = {int(code) for code in re.findall(r"^\| (\d+) \|", readme, flags=re.MULTILINE)}
+    assert listed == codes | {0}
