@@ -42,6 +42,26 @@ def full_float32(device: torch.device) -> Iterator[None]:
         matmul.allow_tf32, conv.allow_tf32 = before
 
 
+@contextlib.contextmanager
+def device_errors(device: torch.device) -> Iterator[None]:
+    """Turns what a failing accelerator raises into a DeviceError; running out of memory stays.
+
+    Raises:
+        DeviceError: the device failed, now or in work it was given before.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        if device.type == "cpu" or isinstance(error, DeviceError):
+            raise
+        raise DeviceError(
+            f"device {device} failed: {str(error).splitlines()[0]}; rows up to the last "
+            "checkpoint are kept, run again to go on"
+        ) from error
+
+
 def to_host(tensor: Tensor) -> Tensor:
     """The tensor in host memory; from CUDA the copy is under way, an event tells its end."""
     if tensor.device.type == "cpu":

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 the name the whole field knows it by
 
-from vggfeat.device import Compute, choose_device, choose_precision, full_float32, to_host
+from vggfeat.device import (
+    Compute,
+    choose_device,
+    choose_precision,
+    device_errors,
+    full_float32,
+    to_host,
+)
 from vggfeat.errors import DeviceError
 from vggfeat.layers import GRID, Layer, layer_table
 from vggfeat.records import DecodedBatch, Failure, FeatureBatch
@@ -207,9 +214,10 @@ class Extractor:
         Args:
             batch: images uint8 (B, H, W, 3) in memory.
         """
-        images = batch.images.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
-        features, finite = self._forward(images)
-        return Pending.start(self, batch, images, features, finite)
+        with device_errors(self.device):
+            images = batch.images.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+            features, finite = self._forward(images)
+            return Pending.start(self, batch, images, features, finite)
 
     def _forward(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         return self._within_memory(self._network, images)
@@ -244,7 +252,7 @@ class Extractor:
                 return _join(parts)
 
     def _pass(self, network: TappedVgg, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        with torch.inference_mode(), full_float32(self.device):
+        with torch.no_grad(), full_float32(self.device):
             x = self._normalise(images).to(next(network.parameters()).dtype)
             features, finite = network(x)
         return cast("dict[str, Tensor]", features), cast("Tensor", finite)
@@ -305,7 +313,8 @@ class Pending:
     def collect(self) -> FeatureBatch:
         """Waits for the batch and hands its features over, in the order of its rows."""
         if self.ready is not None:
-            self.ready.synchronize()
+            with device_errors(self.extractor.device):
+                self.ready.synchronize()
         if self.extractor.precision == "float16" and not bool(self.in_range):
             features, _ = self.extractor._forward_exact(self.images)  # noqa: SLF001 one unit
             done = replace(

@@ -157,13 +157,13 @@ def _go_on(
     if not len(resumed.todo) or weights is None:
         return
     cache = resumed.cache
+    batch_size = int(cache.header.provenance.config["batch_size"])
+    work = _Work(resumed.settings, manifest.root, cache.paths, resumed.todo, weights, batch_size)
+    loader, extractor = _start(work, watch.tally)
     writer = CacheWriter(out, cache.header)
     writer.update_files(
         resumed.stale, manifest.sizes[resumed.listed], manifest.mtimes[resumed.listed]
     )
-    batch_size = int(cache.header.provenance.config["batch_size"])
-    work = _Work(resumed.settings, manifest.root, cache.paths, resumed.todo, weights, batch_size)
-    loader, extractor = _start(work, watch.tally)
     _loop(loader, extractor, writer, watch)
 
 

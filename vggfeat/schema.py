@@ -356,9 +356,12 @@ def _read_attributes(file: h5py.File, runs: Mapping[str, Run]) -> tuple[Identity
         preprocess=Preprocess(**preprocess),
         layers=tuple(specs),
     )
+    config = json.loads(attributes["config"])
+    if not (isinstance(config, dict) and type(config.get("batch_size")) is int):
+        raise ValueError("config has no batch_size, which a run that goes on needs")
     provenance = Provenance(
         root=bytes(attributes["root"]),
-        config=json.loads(attributes["config"]),
+        config=config,
         created_utc=attributes["created_utc"],
         tool_version=attributes["tool_version"],
         versions=json.loads(attributes["versions"]),

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,8 @@ def exit_codes() -> Iterator[None]:
     """Turns errors of the block into one line on stderr and the exit code of their kind."""
     try:
         yield
+    except (typer.Exit, typer.Abort, typer.BadParameter):
+        raise  # Typer's own ways out
     except InterruptedRunError as error:
         _fail(error, error.exit_status)
     except VggfeatError as error:
@@ -41,9 +44,16 @@ def exit_codes() -> Iterator[None]:
     except KeyboardInterrupt as error:
         _fail(error, _SIGINT_STATUS, "stopped at once; rows up to the last checkpoint are kept")
     except BrokenPipeError:
-        # Whoever read our output has seen enough, as `| head` does.
-        sys.stderr.close()
+        # Whoever read our output has seen enough, as `| head` has; nor may the last flush complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(0) from None
+    except Exception as error:  # noqa: BLE001 the user gets one line, and on demand the traceback
+        _fail(
+            error,
+            VggfeatError.exit_code,
+            f"a defect of vggfeat, {type(error).__name__}: {error}; `vggfeat --debug` shows where, "
+            "please report it",
+        )
 
 
 def _fail(error: BaseException, status: int, message: str | None = None) -> None:
