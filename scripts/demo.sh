@@ -10,7 +10,11 @@ mkdir -p demo
 echo "+ vggfeat extract demo/images --layers conv5_3,fc7 --out demo/feats.h5"
 status=0
 "$py" -m vggfeat extract demo/images --layers conv5_3,fc7 --out demo/feats.h5 || status=$?
-if [ "$status" = 3 ] || [ "$status" = 5 ]; then # 5: made with random weights the last time
+if [ "$status" = 5 ]; then # an earlier demo had to make the file with random weights
+    status=0
+    "$py" -m vggfeat extract demo/images --layers conv5_3,fc7 --fresh --out demo/feats.h5 || status=$?
+fi
+if [ "$status" = 3 ]; then
     echo
     echo "ImageNet weights cannot be had here: going on with RANDOM weights, to show the way of the data."
     echo "+ vggfeat extract demo/images --layers conv5_3,fc7 --weights random:0 --out demo/feats.h5"

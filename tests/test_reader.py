@@ -62,7 +62,7 @@ def write_attributes(file: h5py.File, layers: Sequence[str], dtype: str) -> None
             "weights_sha256": "cd" * 32,
             "preprocess": json.dumps(PREPROCESS),
             "precision": "float32",
-            "config": "{}",
+            "config": '{"batch_size": 8}',
             "fingerprint": hashlib.sha256(text.encode()).hexdigest(),
             "versions": "{}",
             "root": np.bytes_(b"/data"),

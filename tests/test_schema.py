@@ -399,6 +399,7 @@ LIES: dict[str, tuple[Callable[[h5py.File], None], str]] = {
     "preprocess list": (attribute("preprocess", "[]"), "attributes cannot be read: "),
     "preprocess field": (attribute("preprocess", '{"sizes": 1}'), "attributes cannot be read: "),
     "config": (attribute("config", "["), "attributes cannot be read: "),
+    "config without batch size": (attribute("config", "{}"), "config has no batch_size"),
     "tampered": (attribute("model", "vgg19"), "fingerprint does not belong"),
     "fingerprint": (attribute("fingerprint", "00"), "fingerprint does not belong"),
     "no fingerprint": (attribute("fingerprint", None), "attribute fingerprint is missing"),

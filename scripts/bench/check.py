@@ -1,0 +1,79 @@
+"""Checks of caches that a benchmark made, for shell scripts; exits 1 where one does not hold.
+
+check.py row LABEL FILE.json    the summary of an extract as a row of a table
+check.py cosine A.h5 B.h5       the rows of both agree, image by image
+check.py done FILE.h5           how many rows are done; all of them, or exit 1
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+import vggfeat
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+LEAST_COSINE = 0.9999
+
+
+def lowest_cosine(ours: NDArray[np.generic], theirs: NDArray[np.generic]) -> float:
+    """The lowest cosine between row k of the one and row k of the other, both (N, …)."""
+    a = np.asarray(ours).reshape(len(ours), -1)
+    b = np.asarray(theirs).reshape(len(theirs), -1)
+    return min(_cosines(a[k : k + 256], b[k : k + 256]) for k in range(0, len(a), 256))
+
+
+def _cosines(a: NDArray[np.generic], b: NDArray[np.generic]) -> float:
+    wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
+    lengths = np.linalg.norm(wide_a, axis=1) * np.linalg.norm(wide_b, axis=1)
+    return float(((wide_a * wide_b).sum(axis=1) / lengths).min())
+
+
+def row(label: str, path: str) -> bool:
+    """Prints speed, resolved settings and seconds a stage of one extract."""
+    told = json.loads(Path(path).read_text())
+    stages = ", ".join(f"{name} {seconds:.2f}" for name, seconds in told["stages"].items())
+    print(
+        f"| {label} | {told['done']} of {told['rows']} | {told['workers']} | {told['precision']} "
+        f"| {told['images_per_second']:.1f} | {told['seconds']:.1f} | {stages} |"
+    )
+    return bool(told["done"] == told["rows"] and not told["redone"])
+
+
+def cosine(left: str, right: str) -> bool:
+    """Compares all layers of two caches over the images that both have done."""
+    a, b = vggfeat.open(left), vggfeat.open(right)
+    places = {name: at for at, name in enumerate(b.paths.tolist()) if b.done[at]}
+    rows = [at for at, name in enumerate(a.paths.tolist()) if a.done[at] and name in places]
+    others = [places[a.paths[at]] for at in rows]
+    print(f"{len(rows)} images in both")
+    lowest = 1.0 if rows else 0.0
+    for layer in a.layers:
+        ours, theirs = a[layer][rows], b[layer][others]
+        found = lowest_cosine(ours, theirs) if rows else 0.0
+        next_one = lowest_cosine(ours[:-1], theirs[1:]) if len(rows) > 1 else 0.0
+        same = "the same bytes" if ours.tobytes() == theirs.tobytes() else "other bytes"
+        print(f"{layer}: lowest cosine {found:.7f} ({next_one:.4f} to the next image), {same}")
+        lowest = min(lowest, found)
+    return lowest >= LEAST_COSINE
+
+
+def done(path: str) -> bool:
+    """Says how many rows are done."""
+    cache = vggfeat.open(path)
+    count = int(cache.done.sum())
+    print(f"{count} of {len(cache)} rows done")
+    return count == len(cache)
+
+
+if __name__ == "__main__":
+    checks: dict[str, Callable[..., bool]] = {"row": row, "cosine": cosine, "done": done}
+    sys.exit(0 if checks[sys.argv[1]](*sys.argv[2:]) else 1)
