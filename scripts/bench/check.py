@@ -28,7 +28,8 @@ def lowest_cosine(ours: NDArray[np.generic], theirs: NDArray[np.generic]) -> flo
     """The lowest cosine between row k of the one and row k of the other, both (N, …)."""
     a = np.asarray(ours).reshape(len(ours), -1)
     b = np.asarray(theirs).reshape(len(theirs), -1)
-    return min(_cosines(a[k : k + 256], b[k : k + 256]) for k in range(0, len(a), 256))
+    # np.min keeps a NaN, where min would lose it.
+    return float(np.min([_cosines(a[k : k + 256], b[k : k + 256]) for k in range(0, len(a), 256)]))
 
 
 def _cosines(a: NDArray[np.generic], b: NDArray[np.generic]) -> float:
@@ -55,15 +56,15 @@ def cosine(left: str, right: str) -> bool:
     rows = [at for at, name in enumerate(a.paths.tolist()) if a.done[at] and name in places]
     others = [places[a.paths[at]] for at in rows]
     print(f"{len(rows)} images in both")
-    lowest = 1.0 if rows else 0.0
+    good = bool(rows)
     for layer in a.layers:
         ours, theirs = a[layer][rows], b[layer][others]
         found = lowest_cosine(ours, theirs) if rows else 0.0
         next_one = lowest_cosine(ours[:-1], theirs[1:]) if len(rows) > 1 else 0.0
         same = "the same bytes" if ours.tobytes() == theirs.tobytes() else "other bytes"
         print(f"{layer}: lowest cosine {found:.7f} ({next_one:.4f} to the next image), {same}")
-        lowest = min(lowest, found)
-    return lowest >= LEAST_COSINE
+        good = good and found >= LEAST_COSINE
+    return good
 
 
 def done(path: str) -> bool:

@@ -86,7 +86,11 @@ kill_and_resume() {
     done
     kill -9 "$pid"
     wait "$pid" 2>/dev/null
-    echo "killed with $("$python" scripts/bench/check.py done "$out")"
+    printf 'killed with '
+    if "$python" scripts/bench/check.py done "$out"; then
+        echo "nothing is left to resume: more IMAGES are needed"
+        return 1
+    fi
     extract "$work/images" "$out" && row resumed "$out.json" &&
         "$python" scripts/bench/check.py done "$out" &&
         "$python" scripts/bench/check.py cosine "$work/auto.h5" "$out"
