@@ -8,6 +8,7 @@ through a write. Run this file to kill more often than the tests do: `python tes
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -66,6 +67,7 @@ class KillServer:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            start_new_session=True,  # by which `orphans` knows its descendants
             env={**os.environ, "OMP_NUM_THREADS": "1"},  # tiny maps; threads only get in the way
         )
         return self
@@ -74,6 +76,15 @@ class KillServer:
         cast("IO[str]", self._process.stdin).close()
         cast("IO[str]", self._process.stdout).close()
         self._process.wait()
+
+    def orphans(self) -> list[int]:
+        """Processes of killed runs that are still about."""
+        found = []
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError):
+                if os.getsid(int(name)) == self._process.pid != int(name):
+                    found.append(int(name))
+        return found
 
     def run(
         self,

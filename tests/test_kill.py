@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -48,7 +49,7 @@ def test_killed_before_every_write_sync_and_rename(
 def test_killed_at_random_instants(
     server: KillServer, images: Path, reference: tuple[Path, int], tmp_path: Path
 ) -> None:
-    """A SIGKILL at any time, between calls too and with workers about, costs nothing."""
+    """A SIGKILL at any time, with workers about too, costs nothing and leaves no process."""
     chance = random.Random(7)
     kills = 0
     for attempt in range(60):
@@ -61,6 +62,10 @@ def test_killed_at_random_instants(
             workers=attempt % 2,
         )
     assert kills >= 15
+    deadline = time.monotonic() + 10
+    while server.orphans() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not server.orphans(), "decoding processes outlived their killed run"
 
 
 def test_killed_again_and_again(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import os
 import signal
 import time
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vggfeat.config import Preprocess, Settings
+
+_PR_SET_PDEATHSIG = 1  # from linux/prctl.h: a signal for when the parent dies
 
 PREFETCH = 2
 """Batches each worker keeps ready."""
@@ -112,7 +116,7 @@ def load_batches(dataset: BatchDataset, workers: int, *, pin: bool) -> Iterator[
         collate_fn=_as_it_is,
         pin_memory=pin,
         prefetch_factor=PREFETCH if workers else None,
-        worker_init_fn=_quiet_worker,
+        worker_init_fn=functools.partial(_begin_worker, os.getpid()),
         multiprocessing_context="fork" if workers else None,
     )
     with warnings.catch_warnings():
@@ -125,10 +129,19 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _quiet_worker(_worker: int) -> None:
-    """Leaves signals to the main process, which finishes the batch and lets the workers go."""
+def _begin_worker(parent: int, _worker: int) -> None:
+    """Leaves signals to the main process, and goes when it goes.
+
+    torch's own watch on the parent begins only later and misses one that was killed in between:
+    such a worker would wait for ever.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)  # Linux only
+    if prctl is not None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)
 
 
 def choose_workers(settings: Settings, batch_size: int, device_type: str) -> int:
