@@ -135,6 +135,11 @@ def extract(
     out = os.fspath(out)
     check_output(out, fresh=fresh)  # before a listing that may take minutes
     manifest = discover(listed, root=root)
+    if manifest.skipped:
+        kinds = ", ".join(f"{kind or 'no extension'} {n}" for kind, n in manifest.skipped.items())
+        log.info(
+            "passed over %d files that are no images: %s", sum(manifest.skipped.values()), kinds
+        )
     tally.discover = time.perf_counter() - started
     with hold(out), StopFlag() as stop:
         watch = _Watch(tally, stop, on_progress)
