@@ -29,6 +29,7 @@ ORDER = (
     "schema",
     "sources",
     "plan",
+    "machine",
     "decode",
     "batches",
     "download",

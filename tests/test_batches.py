@@ -127,7 +127,7 @@ def test_nothing_to_do(folder: bytes) -> None:
 @pytest.mark.parametrize("workers", [0, 1, 7])
 def test_workers_as_asked(monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
     """A number of workers that was asked for is taken, whatever the machine has."""
-    monkeypatch.setattr(batches, "_room_in_shared_memory", lambda: 0)
+    monkeypatch.setattr(batches, "free_shared_memory", lambda: 0)
     settings = Settings(layers="fc7", workers=workers)
     assert choose_workers(settings, 64, "cpu") == workers
     assert choose_workers(settings, 64, "cuda") == workers
@@ -142,7 +142,7 @@ def test_workers_from_the_cores(
 ) -> None:
     """Left to us, workers are the cores this process may use; beside a CPU network few."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(cores)), raising=False)
-    monkeypatch.setattr(batches, "_room_in_shared_memory", lambda: 1 << 40)
+    monkeypatch.setattr(batches, "free_shared_memory", lambda: 1 << 41)
     assert choose_workers(Settings(layers="fc7"), 64, device) == expected
 
 

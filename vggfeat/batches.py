@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 import os
@@ -17,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vggfeat.decode import decode_file
 from vggfeat.errors import DecodeError
+from vggfeat.machine import free_shared_memory, usable_cores
 from vggfeat.plan import EMPTY
 from vggfeat.records import DecodedBatch, Failure
 
@@ -148,16 +148,10 @@ def choose_workers(settings: Settings, batch_size: int, device_type: str) -> int
     """Decoding processes: as asked, or from the cores and shared memory this process may use."""
     if settings.workers != "auto":
         return settings.workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    wanted = min(cores or 1, CPU_WORKERS) if device_type == "cpu" else cores or 1
+    cores = usable_cores()
+    wanted = min(cores, CPU_WORKERS) if device_type == "cpu" else cores
     size = settings.preprocess().size
     in_flight = (PREFETCH + 1) * 3 * size * size * batch_size  # bytes, for each worker
-    return min(wanted, _room_in_shared_memory() // in_flight)
-
-
-def _room_in_shared_memory() -> int:
-    """Half the bytes free in /dev/shm, the way from worker to caller; containers have little."""
-    with contextlib.suppress(OSError):
-        status = os.statvfs("/dev/shm")  # noqa: S108 asked for its size, nothing is put there
-        return status.f_bavail * status.f_frsize // 2
-    return 1 << 62
+    free = free_shared_memory()
+    # Half of it, because others use it too; containers have little.
+    return wanted if free is None else min(wanted, free // 2 // in_flight)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from vggfeat._version import __version__
 from vggfeat.errors import VggfeatError
 from vggfeat.layers import VARIANTS
+from vggfeat.machine import free_shared_memory, usable_cores
 from vggfeat.weights import published_file, weights_folder
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def examine() -> list[Finding]:
     """Looks at everything a run needs."""
     return [
         Finding("vggfeat", f"{__version__}, Python {platform.python_version()}, {sys.executable}"),
-        Finding("system", f"{platform.platform()}, {_cores()} cores for this process"),
+        Finding("system", f"{platform.platform()}, {usable_cores()} cores for this process"),
         *_torch(),
         _hdf5(),
         _pillow(),
@@ -51,10 +52,6 @@ def examine() -> list[Finding]:
         _disk(),
         _shared_memory(),
     ]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _torch() -> Iterator[Finding]:
@@ -142,11 +139,9 @@ def _disk() -> Finding:
 
 
 def _shared_memory() -> Finding:
-    try:
-        status = os.statvfs("/dev/shm")  # noqa: S108 asked for its size, nothing is put there
-    except OSError:
+    free = free_shared_memory()
+    if free is None:
         return Finding("shared memory", "no /dev/shm here")
-    free = status.f_bavail * status.f_frsize
     if free < _LITTLE_SHARED_MEMORY:
         return Finding(
             "shared memory",

@@ -72,9 +72,12 @@ class Weights:
 
 def weights_folder() -> str:
     """Where torch keeps downloaded models: `$TORCH_HOME/hub/checkpoints`, as torch.hub has it."""
-    cache = os.environ.get("XDG_CACHE_HOME", os.path.join("~", ".cache"))
-    home = os.environ.get("TORCH_HOME", os.path.join(cache, "torch"))
+    home = os.environ.get("TORCH_HOME", os.path.join(_user_cache(), "torch"))
     return os.path.join(os.path.expanduser(home), "hub", "checkpoints")
+
+
+def _user_cache() -> str:
+    return os.path.expanduser(os.environ.get("XDG_CACHE_HOME", os.path.join("~", ".cache")))
 
 
 def published_file(name: str, model: str) -> str | None:
@@ -180,8 +183,7 @@ def _digest_of(path: str) -> str:
 
 
 def _digest_memory() -> str:
-    cache = os.environ.get("XDG_CACHE_HOME", os.path.join("~", ".cache"))
-    return os.path.join(os.path.expanduser(cache), "vggfeat", "digests.json")
+    return os.path.join(_user_cache(), "vggfeat", "digests.json")
 
 
 def _read_memory(path: str) -> dict[str, Any]:
