@@ -95,6 +95,7 @@ class KillServer:
         torn: bool = False,
         kill_after: float = 0.0,
         log: Path | None = None,
+        options: dict[str, bool] | None = None,
         **settings: Any,
     ) -> tuple[int, int]:
         """Runs `extract` once.
@@ -106,6 +107,7 @@ class KillServer:
             torn: half of that call's bytes, if it is a write, still get through.
             kill_after: SIGKILL after so many seconds; 0 is never.
             log: file that receives every call and its bytes.
+            options: of `Wish`.
             **settings: over `SETTINGS`.
 
         Returns:
@@ -118,6 +120,7 @@ class KillServer:
             "torn": torn,
             "kill_after": kill_after,
             "log": str(log) if log else None,
+            "options": options or {},
             "settings": {**SETTINGS, **settings},
         }
         print(json.dumps(command), file=self._process.stdin, flush=True)
@@ -134,7 +137,7 @@ class _Tracer:
         self._kill_at, self._torn, self._logging = kill_at, torn, log is not None
 
     def install(self) -> None:
-        for name in ("pwrite", "fsync", "fdatasync", "replace"):
+        for name in ("pwrite", "fsync", "fdatasync", "replace", "copy_file_range"):
             setattr(os, name, self._traced(name, getattr(os, name)))
 
     def _traced(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
@@ -158,7 +161,8 @@ class _Tracer:
         """Calls on a cache, and not on the lock file or the memory of digests."""
         if name == "replace":
             return str(arguments[1]).endswith(".h5")
-        target = os.readlink(f"/proc/self/fd/{arguments[0]}")
+        handle = arguments[1] if name == "copy_file_range" else arguments[0]
+        target = os.readlink(f"/proc/self/fd/{handle}")
         return target.endswith((".h5", ".h5.tmp")) or os.path.isdir(target)
 
     def _note(self, name: str, arguments: tuple[Any, ...]) -> None:
@@ -178,6 +182,7 @@ def _child(command: dict[str, Any]) -> int:
     from vggfeat.config import Settings
     from vggfeat.errors import VggfeatError
     from vggfeat.run import extract
+    from vggfeat.update import Wish
 
     tracer = _Tracer(command["kill_at"], command["log"], torn=command["torn"])
     tracer.install()
@@ -185,7 +190,8 @@ def _child(command: dict[str, Any]) -> int:
         signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
         signal.setitimer(signal.ITIMER_REAL, command["kill_after"])
     try:
-        extract(command["images"], command["out"], Settings(**command["settings"]))
+        settings = Settings(**command["settings"])
+        extract(command["images"], command["out"], settings, wish=Wish(**command["options"]))
     except VggfeatError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
@@ -218,7 +224,9 @@ def _serve() -> None:
 def contents(path: Path) -> dict[str, bytes]:
     """All that two runs must agree in, as plain h5py reads it."""
     with h5py.File(path, "r", locking=False) as file:
-        names = [f"images/{field}" for field in ("path", "size", "state", "checksum", "error")]
+        names = [
+            f"images/{field}" for field in ("path", "size", "digest", "state", "checksum", "error")
+        ]
         names += [f"features/{spec}" for spec in file["features"]]
         return {name: file[name][()].tobytes() for name in names}
 

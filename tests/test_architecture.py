@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import h5py
 import pytest
 
-from vggfeat.config import Identity, Preprocess
+from vggfeat.identity import Identity
+from vggfeat.preprocess import Preprocess
 from vggfeat.schema import Provenance, lay_out
 
 if TYPE_CHECKING:
@@ -24,9 +25,15 @@ ORDER = (
     "errors",
     "layers",
     "specs",
+    "preprocess",
+    "identity",
     "config",
     "records",
     "schema",
+    "names",
+    "opening",
+    "tars",
+    "archives",
     "sources",
     "plan",
     "machine",
@@ -44,7 +51,9 @@ ORDER = (
     "signals",
     "reader",
     "tensors",
+    "update",
     "job",
+    "tally",
     "run",
     "summary",
     "diagnosis",
@@ -61,6 +70,8 @@ TORCH_FREE = (
     "vggfeat.sources",
     "vggfeat.decode",
     "vggfeat.writer",
+    "vggfeat.update",
+    "vggfeat.tally",
     "vggfeat.cli",
 )
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import pytest
@@ -10,11 +10,14 @@ from PIL import Image
 
 from vggfeat import batches
 from vggfeat.batches import BatchDataset, choose_workers, load_batches
-from vggfeat.config import Preprocess, Settings
+from vggfeat.config import Settings
+from vggfeat.opening import open_file
 from vggfeat.plan import EMPTY, plan_batches
+from vggfeat.preprocess import Preprocess
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -49,8 +52,10 @@ def dataset(
     preprocess: Preprocess = PREPROCESS,
     max_pixels: int = 10**6,
 ) -> BatchDataset:
-    paths = np.array(NAMES)
-    return BatchDataset(folder, paths, np.array(plan), preprocess, max_pixels=max_pixels)
+    def open_image(row: int) -> AbstractContextManager[BinaryIO]:
+        return open_file(os.path.join(folder, NAMES[row]))
+
+    return BatchDataset(open_image, np.array(plan), preprocess, max_pixels=max_pixels)
 
 
 def load(folder: bytes, plan: Sequence[Sequence[int]], workers: int) -> list[DecodedBatch]:

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SMALL = ["--model", "vgg11", "--layers", "conv1_1,conv2_1:max", "--size", "32",
-         "--weights", "random:0", "--device", "cpu", "--workers", "0"]  # fmt: skip
+         "--weights", "random:0", "--device", "cpu", "--workers", "0",
+         "--precision", "float32"]  # fmt: skip
 
 
 def vggfeat(

@@ -17,12 +17,12 @@ from vggfeat.config import (
     PRESETS,
     SETTING_NAMES,
     SMALLEST_SIZE,
-    Identity,
-    Preprocess,
     Settings,
     load_config,
 )
 from vggfeat.errors import UsageError
+from vggfeat.identity import Identity
+from vggfeat.preprocess import Preprocess
 
 if TYPE_CHECKING:
     from pathlib import Path

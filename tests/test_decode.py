@@ -22,9 +22,9 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as reference
 
 from vggfeat import decode as module
-from vggfeat.config import NORMALISATIONS, Preprocess
 from vggfeat.decode import decode, decode_file
 from vggfeat.errors import DecodeError
+from vggfeat.preprocess import NORMALISATIONS, Preprocess
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -790,7 +790,7 @@ def in_child(path: Path, before: str = "") -> str:
     """The reason a child process finds, after running `before`."""
     code = (
         "import os, sys\n"
-        "from vggfeat.config import Preprocess\n"
+        "from vggfeat.preprocess import Preprocess\n"
         "from vggfeat.decode import decode_file\n"
         f"{before}\n"
         "try:\n"

@@ -157,7 +157,14 @@ def decoded(images: Tensor, slots: list[int] | None = None) -> DecodedBatch:
     """(N, 3, H, W) uint8 as the workers hand it over; row of slot k is 100 + k."""
     taken = np.array(range(len(images)) if slots is None else slots, dtype=np.int64)
     lying = images.permute(0, 2, 3, 1).contiguous()
-    return DecodedBatch(lying, taken + 100, taken, (Failure(7, "no image"),), 0.0)
+    return DecodedBatch(
+        lying,
+        taken + 100,
+        taken,
+        np.zeros((len(taken), 32), np.uint8),
+        (Failure(7, "no image"),),
+        0.0,
+    )
 
 
 def extractor(layers: str, weights: str, model: str = "vgg11", **more: Any) -> Extractor:

@@ -80,7 +80,7 @@ def features_of(network: Extractor, images: list[Image.Image]) -> Features:
         decoded = [as_decoded(network, image) for image in images[start : start + BATCH]]
         places = np.arange(len(decoded), dtype=np.int64)
         pixels = torch.from_numpy(np.stack(decoded))
-        batch = DecodedBatch(pixels, places, places, (), 0.0)
+        batch = DecodedBatch(pixels, places, places, np.zeros((len(places), 32), np.uint8), (), 0.0)
         rows.append(network.launch(batch).collect().features["conv5_3"])
     return np.concatenate(rows).astype(np.float32)
 

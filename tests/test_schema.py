@@ -15,8 +15,9 @@ import h5py
 import numpy as np
 import pytest
 
-from vggfeat.config import Identity, Preprocess
 from vggfeat.errors import CacheError
+from vggfeat.identity import Identity
+from vggfeat.preprocess import Preprocess
 from vggfeat.schema import Provenance, lay_out, read_header
 from vggfeat.sources import Manifest
 from vggfeat.writer import create_cache
@@ -99,6 +100,7 @@ def test_datasets_of_the_format(golden: str) -> None:
         "features/conv5_3:map": ("<f2", (ROWS, 64, 7, 7)),
         "features/fc7": ("<f2", (ROWS, 4096)),
         "images/checksum": ("<u4", (ROWS,)),
+        "images/digest": ("|u1", (ROWS, 32)),
         "images/error": ("|S160", (ROWS,)),
         "images/mtime_ns": ("<i8", (ROWS,)),
         "images/path": ("|S9", (ROWS,)),

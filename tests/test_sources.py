@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from vggfeat.errors import InputError
+from vggfeat.names import IMAGE_EXTENSIONS, NOT_REGULAR
 from vggfeat.records import ImageRef
-from vggfeat.sources import IMAGE_EXTENSIONS, NOT_REGULAR, Manifest, discover
+from vggfeat.sources import Manifest, discover
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

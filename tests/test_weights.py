@@ -25,10 +25,11 @@ from hypothesis import strategies as st
 
 from vggfeat import weights as weights_module
 from vggfeat.checkpoints import read_checkpoint
-from vggfeat.config import NORMALISATIONS, Settings
+from vggfeat.config import Settings
 from vggfeat.errors import UsageError, WeightsError
 from vggfeat.extractor import needed_layers
 from vggfeat.layers import VARIANTS, layer_table
+from vggfeat.preprocess import NORMALISATIONS
 from vggfeat.specs import parse_specs
 from vggfeat.weights import (
     Weights,

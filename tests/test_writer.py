@@ -18,8 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from vggfeat.config import Dtype, Identity, Preprocess
 from vggfeat.errors import SpaceError
+from vggfeat.identity import Identity
+from vggfeat.preprocess import Preprocess
 from vggfeat.records import Failure, FeatureBatch
 from vggfeat.schema import Header, Provenance, RowState, lay_out, read_header
 from vggfeat.sink import Sink
@@ -27,7 +28,9 @@ from vggfeat.sources import Manifest
 from vggfeat.writer import CacheWriter, create_cache
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from vggfeat.config import Dtype
 
 Rows = NDArray[np.int64]
 Features = dict[str, NDArray[Any]]
@@ -62,7 +65,13 @@ def random_features(
 def batch(rows: Sequence[int], features: Features, *failures: Failure) -> FeatureBatch:
     """The features of those rows, out of arrays that hold all rows."""
     index = np.array(rows, dtype=np.int64)
-    return FeatureBatch(index, {spec: all_[index] for spec, all_ in features.items()}, failures, 0)
+    taken = {spec: all_[index] for spec, all_ in features.items()}
+    return FeatureBatch(index, digests(index), taken, failures, 0)
+
+
+def digests(rows: Iterable[int]) -> NDArray[np.uint8]:
+    """A digest of its own for each row."""
+    return np.array([[row] * 32 for row in rows], dtype=np.uint8).reshape(-1, 32)
 
 
 def read(out: str, name: str) -> NDArray[Any]:
@@ -170,7 +179,7 @@ def test_failed_rows_hold_nan_and_the_reason(out: str, writer: CacheWriter) -> N
 
 def test_a_batch_of_failures_alone(out: str, writer: CacheWriter) -> None:
     """A batch in which every image failed needs no features at all."""
-    writer.write(FeatureBatch(np.array([], dtype=np.int64), {}, (Failure(3, "x"),), 0))
+    writer.write(FeatureBatch(np.array([], dtype=np.int64), digests([]), {}, (Failure(3, "x"),), 0))
     assert writer.unsaved == 1
     writer.checkpoint()
     assert states(out) == [0, 0, 0, 2, 0, 0, 0, 0, 0, 0]
@@ -373,7 +382,7 @@ def sink_over(writer: Slow, seconds: float = 1000) -> Sink:
 
 
 def one(row: int) -> FeatureBatch:
-    return FeatureBatch(np.array([row]), {}, (), 0)
+    return FeatureBatch(np.array([row]), digests([row]), {}, (), 0)
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

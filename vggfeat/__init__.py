@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vggfeat.records import Progress, Summary
     from vggfeat.run import extract
     from vggfeat.tensors import FeatureDataset, as_tensor
+    from vggfeat.update import Wish
 
 _HOMES = {
     "Extractor": ("vggfeat.extractor", "Extractor"),
@@ -34,6 +35,7 @@ _HOMES = {
     "Progress": ("vggfeat.records", "Progress"),
     "Settings": ("vggfeat.config", "Settings"),
     "Summary": ("vggfeat.records", "Summary"),
+    "Wish": ("vggfeat.update", "Wish"),
     "VggfeatError": ("vggfeat.errors", "VggfeatError"),
     "as_tensor": ("vggfeat.tensors", "as_tensor"),
     "extract": ("vggfeat.run", "extract"),
@@ -49,6 +51,7 @@ __all__ = [
     "Settings",
     "Summary",
     "VggfeatError",
+    "Wish",
     "__version__",
     "as_tensor",
     "extract",

@@ -8,13 +8,15 @@ import os
 import signal
 import time
 import warnings
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from vggfeat.decode import decode_file
+from vggfeat.decode import decode, read_digest
 from vggfeat.errors import DecodeError
 from vggfeat.machine import free_shared_memory, usable_cores
 from vggfeat.plan import EMPTY
@@ -25,9 +27,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from vggfeat.config import Preprocess, Settings
+    from vggfeat.config import Settings
+    from vggfeat.preprocess import Preprocess
 
 _PR_SET_PDEATHSIG = 1  # from linux/prctl.h: a signal for when the parent dies
+
+OpenImage = Callable[[int], AbstractContextManager[BinaryIO]]
 
 PREFETCH = 2
 """Batches each worker keeps ready."""
@@ -40,8 +45,7 @@ class BatchDataset(Dataset[DecodedBatch]):
     """Item k is the k-th batch of a plan, decoded.
 
     Args:
-        root: directory the paths are relative to.
-        paths: (rows,) bytes, by cache row.
+        open_image: a cache row's image as a stream; raises DecodeError.
         plan: int64 (batches, B), rows or `EMPTY`.
         preprocess: what becomes of each image.
         max_pixels: larger images fail.
@@ -49,15 +53,13 @@ class BatchDataset(Dataset[DecodedBatch]):
 
     def __init__(
         self,
-        root: bytes,
-        paths: NDArray[np.bytes_],
+        open_image: OpenImage,
         plan: NDArray[np.int64],
         preprocess: Preprocess,
         *,
         max_pixels: int,
     ) -> None:
-        self._root = root
-        self._paths = paths
+        self._open_image = open_image
         self._plan = plan
         self._preprocess = preprocess
         self._max_pixels = max_pixels
@@ -68,25 +70,29 @@ class BatchDataset(Dataset[DecodedBatch]):
     def __getitem__(self, index: int) -> DecodedBatch:
         started = time.perf_counter()
         decoded: list[tuple[int, int, NDArray[np.uint8]]] = []
+        digests: list[bytes] = []
         failures: list[Failure] = []
         for slot, row in enumerate(self._plan[index].tolist()):
             if row == EMPTY:
                 continue
+            digest = b""
             try:
-                decoded.append((slot, row, self._decode(row)))
+                with self._open_image(row) as file:
+                    digest, stream = read_digest(file)
+                    pixels = decode(stream, self._preprocess, self._max_pixels)
             except DecodeError as error:
-                failures.append(Failure(row, str(error)))
+                failures.append(Failure(row, str(error), digest))
+            else:
+                decoded.append((slot, row, pixels))
+                digests.append(digest)
         return DecodedBatch(
             images=self._stack([(slot, pixels) for slot, _, pixels in decoded]),
             rows=np.array([row for _, row, _ in decoded], dtype=np.int64),
             slots=np.array([slot for slot, _, _ in decoded], dtype=np.int64),
+            digests=np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 32),
             failures=tuple(failures),
             seconds=time.perf_counter() - started,
         )
-
-    def _decode(self, row: int) -> NDArray[np.uint8]:
-        path = os.path.join(self._root, bytes(self._paths[row]))
-        return decode_file(path, self._preprocess, self._max_pixels)
 
     def _stack(self, images: list[tuple[int, NDArray[np.uint8]]]) -> torch.Tensor:
         size = self._preprocess.size

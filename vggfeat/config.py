@@ -1,11 +1,9 @@
-"""Settings: frozen, checked once, each default in one place; what of them decides on resuming."""
+"""Settings: frozen, checked once, each default in one place."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import hashlib
-import json
 import os
 import re
 import sys
@@ -15,6 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from vggfeat.errors import UsageError
+from vggfeat.preprocess import (
+    CROPS,
+    EXIFS,
+    NORMALISATIONS,
+    TRANSFORMS,
+    Crop,
+    Exif,
+    Preprocess,
+    Transform,
+)
 from vggfeat.specs import LayerSpec, parse_specs
 
 if sys.version_info >= (3, 11):
@@ -25,16 +33,11 @@ else:
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-Crop = Literal["center", "none", "pad", "squash"]
-Exif = Literal["apply", "ignore"]
+OnError = Literal["skip", "stop"]
 Dtype = Literal["float16", "float32"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
-Transform = Literal["auto", "imagenet", "features"]
-Colour = tuple[float, float, float]
 
-CROPS: tuple[Crop, ...] = get_args(Crop)
-EXIFS: tuple[Exif, ...] = get_args(Exif)
-TRANSFORMS: tuple[Transform, ...] = get_args(Transform)
+ON_ERRORS: tuple[OnError, ...] = get_args(OnError)
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
@@ -42,55 +45,6 @@ SMALLEST_SIZE = 32
 """Five poolings halve 32 pixels to one; with fewer there is no pool5."""
 
 LARGEST_SIZE = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class Preprocess:
-    """How a file becomes the network's input. Recorded whole in the cache.
-
-    Attributes:
-        size: side in pixels of the square input; for `crop="none"` the shorter side.
-        resize: for `crop="center"` the shorter side before the crop; else None.
-        crop: `center` resizes the shorter side to `resize` and cuts size x size from the middle;
-            `pad` fits the whole image in and fills up; `squash` ignores the aspect;
-            `none` resizes the shorter side to `size` and keeps everything.
-        exif: whether the EXIF orientation is applied.
-        mean: per channel, of values in [0, 1].
-        std: likewise; input = (value / 255 - mean) / std.
-        interpolation: always Pillow's antialiased bilinear, as torchvision's own transform.
-        background: what shows through transparent pixels.
-    """
-
-    size: int = 224
-    resize: int | None = 256
-    crop: Crop = "center"
-    exif: Exif = "apply"
-    mean: Colour = (0.485, 0.456, 0.406)
-    std: Colour = (0.229, 0.224, 0.225)
-    interpolation: Literal["bilinear"] = "bilinear"
-    background: Literal["white"] = "white"
-
-    @property
-    def fill(self) -> tuple[int, int, int]:
-        """The colour that padding takes: the mean's, which normalisation turns into about 0."""
-        red, green, blue = (round(255 * value) for value in self.mean)
-        return red, green, blue
-
-
-@dataclass(frozen=True, slots=True)
-class Normalisation:
-    """Mean and standard deviation that a set of weights was trained with, and its own sizes."""
-
-    mean: Colour
-    std: Colour
-    size: int = 224
-    resize: int = 256
-
-
-NORMALISATIONS: Mapping[str, Normalisation] = {
-    "imagenet": Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "features": Normalisation((0.48235, 0.45882, 0.40784), (1 / 255, 1 / 255, 1 / 255)),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +70,8 @@ class Settings:
         workers: decoding processes, 0 for none, or `auto`.
         max_pixels: larger images fail instead of filling the memory.
         max_failures: `N` or `P%`: more failed images than that end in exit 4. None: no limit.
+        on_error: `skip` marks an image that fails and goes on; `stop` ends the run at the first.
+        time_limit: `55m`, `2h`, `90s`: stop cleanly within that time of the start. None: no limit.
         checkpoint_seconds: how much work a crash may cost at most.
     """
 
@@ -136,6 +92,8 @@ class Settings:
     workers: int | Literal["auto"] = "auto"
     max_pixels: int = 178_956_970  # twice Pillow's own warning level: its error level
     max_failures: str | None = None
+    on_error: OnError = "skip"
+    time_limit: str | None = None
     checkpoint_seconds: float = 5.0
     specs: tuple[LayerSpec, ...] = field(init=False, repr=False)
 
@@ -181,6 +139,11 @@ class Settings:
             return int(Fraction(self.max_failures[:-1]) * images / 100)
         return int(self.max_failures)
 
+    @property
+    def seconds_allowed(self) -> float | None:
+        """`time_limit` in seconds."""
+        return _seconds(self.time_limit)
+
     def as_dict(self) -> dict[str, Any]:
         """All settings by name, ready for JSON."""
         return {name: getattr(self, name) for name in SETTING_NAMES}
@@ -192,6 +155,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "transform": TRANSFORMS,
     "crop": CROPS,
     "exif": EXIFS,
+    "on_error": ON_ERRORS,
     "dtype": DTYPES,
     "precision": PRECISIONS,
 }
@@ -240,6 +204,8 @@ def _wrong_numbers(settings: Settings) -> list[str]:
             f"checkpoint_seconds is {settings.checkpoint_seconds!r}; "
             f"expected a number from 0 to {_LONGEST_SECONDS}"
         )
+    if settings.time_limit is not None and _seconds(settings.time_limit) is None:
+        wrong.append(f"time_limit is {settings.time_limit!r}; expected for example 55m, 2h or 90s")
     if not _is_allowance(settings.max_failures):
         wrong.append(f"max_failures is {settings.max_failures!r}; expected for example 100 or 1%")
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", str(settings.device)):
@@ -251,6 +217,17 @@ def _is_seconds(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return 0 <= value <= _LONGEST_SECONDS
+
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def _seconds(text: object) -> float | None:
+    """Seconds of `90s`, `55m`, `1.5h`, `1h30m`; None if it is no time above 0."""
+    if not isinstance(text, str) or not re.fullmatch(r"(\d+(\.\d+)?[smhd])+", text):
+        return None
+    parts = re.findall(r"([\d.]+)([smhd])", text)
+    return sum(float(number) * _UNITS[unit] for number, unit in parts) or None
 
 
 def _is_allowance(value: object) -> bool:
@@ -282,58 +259,6 @@ def _wrong_combinations(settings: Settings) -> list[str]:
             "or weights imagenet"
         )
     return wrong
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """What two runs must agree in for their rows to belong in one file.
-
-    Attributes:
-        model: VGG variant.
-        weights: name of the weights, for people.
-        weights_sha256: digest of the weights, for the fingerprint.
-        precision: the network's, resolved.
-        dtype: of the stored features.
-        preprocess: recorded whole.
-        layers: canonical specs, sorted.
-    """
-
-    model: str
-    weights: str
-    weights_sha256: str
-    precision: str
-    dtype: str
-    preprocess: Preprocess
-    layers: tuple[str, ...]
-
-    def fingerprint(self) -> str:
-        """SHA-256 over everything but the weights' name, as hexadecimal digits."""
-        parts = dataclasses.asdict(self)
-        del parts["weights"]
-        text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    def differences(self, asked: Identity) -> list[str]:
-        """What `asked` wants otherwise than this has, a line each; fewer layers are none."""
-        rows = [
-            (name, getattr(self, name), getattr(asked, name))
-            for name in ("model", "precision", "dtype")
-        ]
-        rows += [
-            (f"preprocess.{item.name}", getattr(self.preprocess, item.name), wanted)
-            for item in dataclasses.fields(Preprocess)
-            for wanted in [getattr(asked.preprocess, item.name)]
-        ]
-        lines = [f"{name}: file {had}, asked {want}" for name, had, want in rows if had != want]
-        if self.weights_sha256 != asked.weights_sha256:
-            lines.append(
-                f"weights: file {self.weights} ({self.weights_sha256[:8]}), "
-                f"asked {asked.weights} ({asked.weights_sha256[:8]})"
-            )
-        missing = [layer for layer in asked.layers if layer not in self.layers]
-        if missing:
-            lines.append(f"layers: file {','.join(self.layers)}, asked also {','.join(missing)}")
-        return lines
 
 
 PRESETS = ("overall", "pyramid", "similar-colour", "similar-style")

@@ -7,10 +7,9 @@ byte. Whatever is wrong with a file's content ends in a `DecodeError` with a sho
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
+import hashlib
+import io
 import re
-import stat
 import warnings
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
@@ -18,6 +17,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from vggfeat.errors import DecodeError
+from vggfeat.opening import open_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,13 +25,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import ImageFile
 
-    from vggfeat.config import Exif, Preprocess
+    from vggfeat.preprocess import Exif, Preprocess
 
 WINDOW_ABOVE: Final = 2**26
 """Resized pixels beyond which only the part that is kept is computed (256 MiB in Pillow).
 
 Up to here a resize is torchvision's to the byte; beyond, to within one grey level.
 """
+
+READ_AT_ONCE: Final = 1 << 26
+"""Bytes of a file that are held in memory to be hashed and decoded in one reading."""
 
 REASON_LENGTH: Final = 150
 """Most characters in a reason."""
@@ -53,13 +56,6 @@ _INVERSE = {6: 8, 8: 6}  # all others undo themselves
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 _HEADER_ONLY = ("PNG", "JPEG", "TIFF", "BMP", "GIF")  # opening these costs nothing, however large
 
-_OPEN_REASONS = {
-    errno.ENOENT: "no such file (gone since it was listed)",
-    errno.ENOTDIR: "no such file (gone since it was listed)",
-    errno.EACCES: "permission denied",
-    errno.EPERM: "permission denied",
-}
-
 
 def decode_file(path: bytes, preprocess: Preprocess, max_pixels: int) -> NDArray[np.uint8]:
     """The pixels of the image file `path`; see `decode`.
@@ -67,15 +63,22 @@ def decode_file(path: bytes, preprocess: Preprocess, max_pixels: int) -> NDArray
     Raises:
         DecodeError: there is no such regular file, it may not be read, or it holds no image.
     """
-    try:
-        # Asked before opening: opening a FIFO waits for a writer, opening a device does things.
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise DecodeError("not a regular file")
-        with open(path, "rb") as stream:
-            return decode(stream, preprocess, max_pixels)
-    except OSError as error:
-        reason = _OPEN_REASONS.get(error.errno or 0) or _one_line(error.strerror or str(error))
-        raise DecodeError(reason) from error
+    with open_file(path) as stream:
+        return decode(stream, preprocess, max_pixels)
+
+
+def read_digest(stream: BinaryIO) -> tuple[bytes, BinaryIO]:
+    """SHA-256 of all bytes of a stream, and a stream of the same bytes to decode from.
+
+    Up to 64 MiB are read once and kept; of more, only the digest is.
+    """
+    start = stream.read(READ_AT_ONCE)
+    digest = hashlib.sha256(start)
+    if len(start) < READ_AT_ONCE:
+        return digest.digest(), io.BytesIO(start)
+    while block := stream.read(1 << 20):
+        digest.update(block)
+    return digest.digest(), stream
 
 
 def decode(stream: BinaryIO, preprocess: Preprocess, max_pixels: int) -> NDArray[np.uint8]:

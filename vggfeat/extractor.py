@@ -28,7 +28,8 @@ from vggfeat.weights import Weights, find_weights, load_tensors
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from vggfeat.config import Preprocess, Settings
+    from vggfeat.config import Settings
+    from vggfeat.preprocess import Preprocess
     from vggfeat.specs import LayerSpec
 
 log = logging.getLogger("vggfeat")
@@ -341,6 +342,7 @@ class Pending:
             values = {name: value[keep] for name, value in values.items()}
         return FeatureBatch(
             rows=rows[keep] if failed else rows,
+            digests=self.batch.digests[keep] if failed else self.batch.digests,
             features=values,
             failures=(*self.batch.failures, *failures),
             clamped=int(self.clamped),

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from vggfeat._version import __version__
-from vggfeat.config import Identity
 from vggfeat.errors import CacheError, CacheMismatchError, UsageError
+from vggfeat.identity import Identity
 from vggfeat.plan import Match, match_paths
 from vggfeat.reader import FeatureCache
 from vggfeat.schema import Provenance, RowState, read_header
+from vggfeat.update import apply_changes, files_differ, find_changes
 from vggfeat.weights import find_weights, weights_name
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from vggfeat.config import Precision, Settings
     from vggfeat.sources import Manifest
+    from vggfeat.update import Changes, Wish
     from vggfeat.weights import Weights
 
 log = logging.getLogger("vggfeat")
@@ -39,15 +41,19 @@ class Resumed:
         cache: opened.
         settings: those asked for, with what the file fixes taken over from it.
         todo: int64, rows still to do, ascending.
+        positions: of the `todo` rows in the manifest.
         stale: of `todo`, rows whose file has changed since it was listed.
         listed: positions in the manifest of the `stale` rows.
+        changes: what was brought in line with the images before.
     """
 
     cache: FeatureCache
     settings: Settings
     todo: NDArray[np.int64]
+    positions: NDArray[np.int64]
     stale: NDArray[np.int64]
     listed: NDArray[np.int64]
+    changes: Changes
 
 
 def check_output(out: str, *, fresh: bool) -> bool:
@@ -74,13 +80,16 @@ def check_output(out: str, *, fresh: bool) -> bool:
     return not fresh
 
 
-def resume(out: str, settings: Settings, manifest: Manifest) -> tuple[Resumed, Weights | None]:
-    """Opens an existing cache and finds what is left to do in it.
+def resume(
+    out: str, settings: Settings, manifest: Manifest, wish: Wish
+) -> tuple[Resumed, Weights | None]:
+    """Opens an existing cache, brings it in line as wished, and finds what is left to do in it.
 
     Args:
         out: the cache.
         settings: as asked for; what they leave to `auto` is the file's.
         manifest: the images asked for.
+        wish: what may be done about images that are new, changed, gone, or failed.
 
     Returns:
         what is left, and the weights, which are not looked for when nothing is.
@@ -93,22 +102,31 @@ def resume(out: str, settings: Settings, manifest: Manifest) -> tuple[Resumed, W
     cache = FeatureCache(out)
     had = cache.header.identity
     match = match_paths(cache.paths, manifest.paths)
-    pending = cache.state[match.rows] == RowState.PENDING
+    changes = find_changes(cache, manifest, match, wish)
+    work = changes.makes_work or bool((cache.state[match.rows] == RowState.PENDING).any())
     weights = None
-    if pending.any() or weights_name(settings.weights, settings.model) != had.weights:
+    if work or weights_name(settings.weights, settings.model) != had.weights:
         weights = find_weights(settings.weights, settings.model)
     precision = had.precision if settings.precision == "auto" else settings.precision
     _check_identity(cache, make_identity(settings, precision, weights))
-    _check_images(cache, match, manifest)
-    changed = _changed(cache, match, manifest)
+    if not wish.update:
+        _check_images(cache, match, manifest)
+    apply_changes(cache, manifest, match, changes)
+    if len(changes.added):  # the file is another one now
+        cache = FeatureCache(out)
+        match = match_paths(cache.paths, manifest.paths)
+    pending = cache.state[match.rows] == RowState.PENDING
+    changed = files_differ(cache, manifest, match)
     _tell_changed(int((changed & ~pending).sum()))
     stale = changed & pending
     return Resumed(
         cache=cache,
         settings=_take_over(settings, cache),
         todo=match.rows[pending],
+        positions=match.listed[pending],
         stale=match.rows[stale],
         listed=match.listed[stale],
+        changes=changes,
     ), weights
 
 
@@ -154,27 +172,24 @@ def make_identity(settings: Settings, precision: str, weights: Weights | None) -
 
 
 def _check_images(cache: FeatureCache, match: Match, manifest: Manifest) -> None:
-    if len(match.unknown):
-        first = manifest[int(match.unknown[0])].name
+    returned = match.listed[cache.state[match.rows] == RowState.REMOVED]
+    unknown = np.sort(np.concatenate([match.unknown, returned]))
+    if len(unknown):
+        first = manifest[int(unknown[0])].name
         raise CacheMismatchError(
-            f"cache {cache.path!r} was made of other images: {len(match.unknown)} of the "
-            f"{len(manifest)} asked for are not in it, the first is {first!r}. Choose another "
-            "--out, or --fresh to begin again"
+            f"cache {cache.path!r} was made of other images: {len(unknown)} of the "
+            f"{len(manifest)} asked for are not in it, the first is {first!r}. --update brings "
+            "them in; or choose another --out, or --fresh to begin again"
         )
     if len(match.unlisted):
         log.info("%d images of the cache were not asked for; they stay", len(match.unlisted))
-
-
-def _changed(cache: FeatureCache, match: Match, manifest: Manifest) -> NDArray[np.bool_]:
-    sizes = manifest.sizes[match.listed] != cache.sizes[match.rows]
-    return np.asarray(sizes | (manifest.mtimes[match.listed] != cache.mtimes[match.rows]))
 
 
 def _tell_changed(count: int) -> None:
     if count:
         log.warning(
             "%d images have changed since their features were taken; their rows are kept "
-            "(--fresh takes all anew)",
+            "(--update takes them anew)",
             count,
         )
 

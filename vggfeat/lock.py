@@ -47,6 +47,17 @@ def hold(out: str) -> Iterator[None]:
         os.close(handle)  # which gives the lock back
 
 
+def refuse_if_held(out: str) -> None:
+    """Raises at once if another run holds `out`; makes no lock file and keeps no lock.
+
+    Raises:
+        LockedError: see `hold`.
+    """
+    if os.path.exists(os.path.realpath(out) + ".lock"):
+        with hold(out):
+            pass
+
+
 def _lock(handle: int, path: str, out: str) -> None:
     try:
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -9,7 +9,7 @@ import numpy as np
 
 from vggfeat.errors import CacheError, UsageError
 from vggfeat.records import Failure
-from vggfeat.schema import FEATURES, IMAGES, Header, RowState, read_header
+from vggfeat.schema import DIGEST_BYTES, FEATURES, IMAGES, Header, RowState, read_header
 from vggfeat.specs import parse_specs
 
 if TYPE_CHECKING:
@@ -114,6 +114,14 @@ class FeatureCache:
         return self._array(f"{IMAGES}/mtime_ns")  # type: ignore[return-value] # as above
 
     @property
+    def digests(self) -> NDArray[np.uint8]:
+        """SHA-256 of each image file's bytes, uint8 (N, 32); zeros where it was never read."""
+        name = f"{IMAGES}/digest"
+        if name not in self.header.runs:
+            return np.zeros((len(self), DIGEST_BYTES), np.uint8)
+        return self._array(name)  # type: ignore[return-value] # as above
+
+    @property
     def paths(self) -> NDArray[np.bytes_]:
         """Path of each image relative to the source root, bytes (N,), sorted."""
         return self._array(f"{IMAGES}/path")  # type: ignore[return-value] # as above
@@ -139,6 +147,12 @@ class FeatureCache:
         rows = np.flatnonzero(self.state == RowState.FAILED).tolist()
         errors = self._array(f"{IMAGES}/error")
         return [Failure(row, bytes(errors[row]).decode(errors="replace")) for row in rows]
+
+    def rows_with_reason(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Those of `rows` for which the file holds a reason of failure, current or not."""
+        reasons = np.asarray(self._array(f"{IMAGES}/error")[rows])
+        kept: NDArray[np.int64] = rows[reasons != b""]
+        return kept
 
     def batches(
         self, layer: str, size: int = 1024

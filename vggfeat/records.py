@@ -38,11 +38,33 @@ class ImageRef:
 
 
 @dataclass(frozen=True, slots=True)
+class Images:
+    """The images of a cache, one a row, sorted by path.
+
+    Attributes:
+        paths: bytes (N,), relative to the source root.
+        sizes: int64 (N,), bytes.
+        mtimes: int64 (N,), nanoseconds since 1970.
+    """
+
+    paths: NDArray[np.bytes_]
+    sizes: NDArray[np.int64]
+    mtimes: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
 class Failure:
-    """An image that gave no features: its row in the cache and why."""
+    """An image that gave no features.
+
+    Attributes:
+        row: in the cache.
+        reason: one line.
+        digest: SHA-256 of the image's bytes, empty where they could not be read.
+    """
 
     row: int
     reason: str
+    digest: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +76,7 @@ class DecodedBatch:
             channels-last layout without a copy. Slots that hold no image are zero.
         rows: int64 (n,), the cache rows of the images that decoded.
         slots: int64 (n,), where in `images` each of them lies.
+        digests: uint8 (n, 32), SHA-256 of each image's bytes as they were read.
         failures: the images that did not decode.
         seconds: time spent decoding, in the worker.
     """
@@ -61,13 +84,19 @@ class DecodedBatch:
     images: torch.Tensor
     rows: NDArray[np.int64]
     slots: NDArray[np.int64]
+    digests: NDArray[np.uint8]
     failures: tuple[Failure, ...]
     seconds: float
 
     def pin_memory(self) -> DecodedBatch:
         """The same batch in page-locked memory; what DataLoader calls with `pin_memory=True`."""
         return DecodedBatch(
-            self.images.pin_memory(), self.rows, self.slots, self.failures, self.seconds
+            self.images.pin_memory(),
+            self.rows,
+            self.slots,
+            self.digests,
+            self.failures,
+            self.seconds,
         )
 
 
@@ -77,12 +106,14 @@ class FeatureBatch:
 
     Attributes:
         rows: int64 (n,), the cache row of each feature.
+        digests: uint8 (n, 32), SHA-256 of each image's bytes.
         features: canonical layer spec → (n, …) array in the file's dtype.
         failures: rows of the batch that have no features, and why.
         clamped: values beyond the dtype's range that were set to its largest.
     """
 
     rows: NDArray[np.int64]
+    digests: NDArray[np.uint8]
     features: Mapping[str, NDArray[np.generic]]
     failures: tuple[Failure, ...]
     clamped: int
@@ -142,6 +173,10 @@ class Summary:
         done: rows with features.
         failed: rows whose image failed.
         pending: rows still to do.
+        removed: rows whose image is gone, kept until the file is next written anew.
+        added, changed, retried, gone: what `update` and `retry_failed` found in this run: images
+            new to the cache, changed since, tried again, and no longer there.
+        stopped: why the run ended before its work did: a signal's name, `time limit`, or empty.
         new_done: of `done`, from this run.
         new_failed: of `failed`, from this run.
         failures: the first of those that failed in this run.
@@ -166,6 +201,12 @@ class Summary:
     done: int
     failed: int
     pending: int
+    removed: int
+    added: int
+    changed: int
+    retried: int
+    gone: int
+    stopped: str
     new_done: int
     new_failed: int
     failures: tuple[FailedImage, ...]

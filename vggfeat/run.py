@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import signal
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vggfeat.errors import InterruptedRunError, TooManyFailuresError
 from vggfeat.job import check_output, make_identity, make_provenance, resume
-from vggfeat.lock import hold
+from vggfeat.lock import hold, refuse_if_held
 from vggfeat.plan import plan_batches
 from vggfeat.reader import FeatureCache
-from vggfeat.records import FailedImage, FeatureBatch, Progress, Stages, Summary
-from vggfeat.schema import RowState
+from vggfeat.records import FeatureBatch, Progress, Summary
 from vggfeat.signals import StopFlag
 from vggfeat.sink import Sink
 from vggfeat.sources import discover
+from vggfeat.tally import Tally, summarise_run
+from vggfeat.update import Wish
 from vggfeat.weights import find_weights
 from vggfeat.writer import CacheWriter, create_cache
 
@@ -30,55 +32,28 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from vggfeat.batches import OpenImage
     from vggfeat.config import Settings
     from vggfeat.extractor import Extractor, Pending
-    from vggfeat.records import DecodedBatch
+    from vggfeat.records import DecodedBatch, Failure
     from vggfeat.sources import Manifest
     from vggfeat.weights import Weights
 
 log = logging.getLogger("vggfeat")
-
-FAILURES_NAMED = 100
-"""Failed images a summary names; the cache names all of them."""
-
-
-@dataclass(slots=True)
-class _Tally:
-    """Counts and seconds of the run in progress."""
-
-    total: int = 0
-    done: int = 0
-    failed: int = 0
-    clamped: int = 0
-    redone: int = 0
-    device: str = ""
-    workers: int = 0
-    discover: float = 0.0
-    prepare: float = 0.0
-    wait: float = 0.0
-    network: float = 0.0
-    write: float = 0.0
-    decode: float = 0.0
-    failures: list[tuple[int, str]] = field(default_factory=list)
-
-    def add(self, batch: FeatureBatch) -> None:
-        self.done += len(batch.rows)
-        self.failed += len(batch.failures)
-        self.clamped += batch.clamped
-        room = FAILURES_NAMED - len(self.failures)
-        self.failures += [(failure.row, failure.reason) for failure in batch.failures[:room]]
-
-    def progress(self) -> Progress:
-        return Progress(self.done, self.failed, self.total)
 
 
 @dataclass(frozen=True, slots=True)
 class _Watch:
     """What looks at the run from outside the loop: the counts, the signals, the caller."""
 
-    tally: _Tally
+    tally: Tally
     stop: StopFlag
+    stop_on_error: bool
     on_progress: Callable[[Progress], None] | None
+
+    def goes_on(self) -> bool:
+        """Whether another batch may begin."""
+        return self.tally.fatal is None and self.stop.allows(self.tally.slowest)
 
     def report(self) -> None:
         if self.on_progress is not None:
@@ -90,8 +65,7 @@ class _Work:
     """Everything the loop needs: what to do, what to do it with, where it goes."""
 
     settings: Settings
-    root: bytes
-    paths: NDArray[np.bytes_]
+    open_image: OpenImage
     todo: NDArray[np.int64]
     weights: Weights
     batch_size: int
@@ -103,6 +77,7 @@ def extract(
     settings: Settings,
     *,
     fresh: bool = False,
+    wish: Wish = Wish(),  # noqa: B008 frozen
     root: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Summary:
@@ -113,6 +88,7 @@ def extract(
         out: the cache, one HDF5 file.
         settings: which layers of which network, and how.
         fresh: begin again even if `out` is there.
+        wish: what to do about images that are new to `out`, changed, gone, or failed.
         root: directory that the recorded paths are relative to.
         on_progress: called after every batch.
 
@@ -126,14 +102,16 @@ def extract(
         LockedError: another run writes to `out`.
         SpaceError: the disk is full. All rows written before are kept.
         DeviceError: the device is missing or failed. All rows written before are kept.
-        TooManyFailuresError: more images failed than `settings.max_failures`; the rest is done.
+        TooManyFailuresError: more images failed than `settings.max_failures`, the rest is done;
+            or one failed, and `settings.on_error` is `stop`.
         InterruptedRunError: SIGINT or SIGTERM; call again to go on.
     """
     started = time.perf_counter()
-    tally = _Tally()
+    tally = Tally()
     listed = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
     out = os.fspath(out)
     check_output(out, fresh=fresh)  # before a listing that may take minutes
+    refuse_if_held(out)
     manifest = discover(listed, root=root)
     if manifest.skipped:
         kinds = ", ".join(f"{kind or 'no extension'} {n}" for kind, n in manifest.skipped.items())
@@ -141,14 +119,15 @@ def extract(
             "passed over %d files that are no images: %s", sum(manifest.skipped.values()), kinds
         )
     tally.discover = time.perf_counter() - started
-    with hold(out), StopFlag() as stop:
-        watch = _Watch(tally, stop, on_progress)
+    limit = settings.seconds_allowed
+    with hold(out), StopFlag(limit and limit - tally.discover) as stop:
+        watch = _Watch(tally, stop, settings.on_error == "stop", on_progress)
         if check_output(out, fresh=fresh):
-            _go_on(out, settings, manifest, watch)
+            _go_on(out, settings, manifest, watch, wish)
         else:
             _begin(out, settings, manifest, watch)
-    summary = _summarise(out, tally, time.perf_counter() - started)
-    _raise_if_cut_short(summary, settings, stop.signum)
+    summary = summarise_run(out, tally, time.perf_counter() - started, stop.reason)
+    _raise_if_cut_short(summary, settings, stop.signum, tally.fatal)
     return summary
 
 
@@ -157,15 +136,26 @@ def _go_on(
     settings: Settings,
     manifest: Manifest,
     watch: _Watch,
+    wish: Wish,
 ) -> None:
-    resumed, weights = resume(out, settings, manifest)
+    resumed, weights = resume(out, settings, manifest, wish)
+    watch.tally.changes = resumed.changes
     if not len(resumed.todo) or weights is None:
         return
     cache = resumed.cache
     batch_size = int(cache.header.provenance.config["batch_size"])
-    work = _Work(resumed.settings, manifest.root, cache.paths, resumed.todo, weights, batch_size)
+    places = dict(zip(resumed.todo.tolist(), resumed.positions.tolist(), strict=True))
+    work = _Work(
+        resumed.settings,
+        lambda row: manifest.open(places[row]),
+        resumed.todo,
+        weights,
+        batch_size,
+    )
     loader, extractor = _start(work, watch.tally)
     writer = CacheWriter(out, cache.header)
+    writer.reserve(out)
+    writer.clear_reasons(cache.rows_with_reason(resumed.todo))
     writer.update_files(
         resumed.stale, manifest.sizes[resumed.listed], manifest.mtimes[resumed.listed]
     )
@@ -185,8 +175,7 @@ def _begin(
         log.warning(weights.warning)
     batch_size = choose_batch_size(settings, len(manifest))
     todo = np.arange(len(manifest))
-    paths = np.asarray(manifest.paths, dtype=np.bytes_)
-    work = _Work(settings, manifest.root, paths, todo, weights, batch_size)
+    work = _Work(settings, manifest.open, todo, weights, batch_size)
     loader, extractor = _start(work, watch.tally)
     size = settings.preprocess().size
     header = create_cache(
@@ -201,7 +190,7 @@ def _begin(
     _loop(loader, extractor, CacheWriter(out, header), watch)
 
 
-def _start(work: _Work, tally: _Tally) -> tuple[Iterator[DecodedBatch], Extractor]:
+def _start(work: _Work, tally: Tally) -> tuple[Iterator[DecodedBatch], Extractor]:
     """Starts decoding first, then brings the network up beside it."""
     started = time.perf_counter()
     from vggfeat.batches import BatchDataset, choose_workers, load_batches
@@ -211,8 +200,7 @@ def _start(work: _Work, tally: _Tally) -> tuple[Iterator[DecodedBatch], Extracto
     device = choose_device(work.settings.device)
     plan = plan_batches(work.todo, work.batch_size)
     dataset = BatchDataset(
-        work.root,
-        work.paths,
+        work.open_image,
         plan,
         work.settings.preprocess(),
         max_pixels=work.settings.max_pixels,
@@ -236,7 +224,7 @@ def _loop(
     under_way: deque[Pending] = deque()
     tally = watch.tally
     with Sink(writer, extractor.settings.checkpoint_seconds) as sink:
-        while not watch.stop:
+        while watch.goes_on():
             started = time.perf_counter()
             decoded = next(loader, None)
             tally.wait += time.perf_counter() - started
@@ -246,33 +234,39 @@ def _loop(
             if len(decoded.rows):
                 under_way.append(_launch(extractor, decoded, tally))
             else:
-                _hand_over(_nothing_but_failures(decoded), sink, tally)
+                _hand_over(_nothing_but_failures(decoded), sink, watch)
             if len(under_way) > depth:
-                _finish(under_way.popleft(), sink, tally)
+                _finish(under_way.popleft(), sink, watch)
+            tally.slowest = max(tally.slowest, time.perf_counter() - started)
             watch.report()
         while under_way:
-            _finish(under_way.popleft(), sink, tally)
+            _finish(under_way.popleft(), sink, watch)
         closing = time.perf_counter()
     tally.write += time.perf_counter() - closing
     tally.redone = extractor.redone
     watch.report()
 
 
-def _launch(extractor: Extractor, decoded: DecodedBatch, tally: _Tally) -> Pending:
+def _launch(extractor: Extractor, decoded: DecodedBatch, tally: Tally) -> Pending:
     started = time.perf_counter()
     pending = extractor.launch(decoded)
     tally.network += time.perf_counter() - started
     return pending
 
 
-def _finish(pending: Pending, sink: Sink, tally: _Tally) -> None:
+def _finish(pending: Pending, sink: Sink, watch: _Watch) -> None:
     started = time.perf_counter()
     batch = pending.collect()
-    tally.network += time.perf_counter() - started
-    _hand_over(batch, sink, tally)
+    watch.tally.network += time.perf_counter() - started
+    _hand_over(batch, sink, watch)
 
 
-def _hand_over(batch: FeatureBatch, sink: Sink, tally: _Tally) -> None:
+def _hand_over(batch: FeatureBatch, sink: Sink, watch: _Watch) -> None:
+    tally = watch.tally
+    if watch.stop_on_error and batch.failures:
+        # Left pending and not failed: once it is mended, the same command goes on with it.
+        tally.fatal = tally.fatal or batch.failures[0]
+        batch = dataclasses.replace(batch, failures=())
     started = time.perf_counter()
     sink.put(batch)
     tally.write += time.perf_counter() - started
@@ -280,43 +274,19 @@ def _hand_over(batch: FeatureBatch, sink: Sink, tally: _Tally) -> None:
 
 
 def _nothing_but_failures(decoded: DecodedBatch) -> FeatureBatch:
-    return FeatureBatch(decoded.rows, {}, decoded.failures, 0)
+    return FeatureBatch(decoded.rows, decoded.digests, {}, decoded.failures, 0)
 
 
-def _summarise(out: str, tally: _Tally, seconds: float) -> Summary:
-    cache = FeatureCache(out)
-    counts = np.bincount(cache.state, minlength=len(RowState)).tolist()
-    identity, provenance = cache.header.identity, cache.header.provenance
-    busy = tally.wait + tally.network + tally.write
-    return Summary(
-        out=out,
-        rows=len(cache),
-        done=counts[RowState.DONE],
-        failed=counts[RowState.FAILED],
-        pending=counts[RowState.PENDING],
-        new_done=tally.done,
-        new_failed=tally.failed,
-        failures=tuple(FailedImage(cache.name(row), why) for row, why in tally.failures),
-        clamped=tally.clamped,
-        redone=tally.redone,
-        layers={spec: cache.header.feature(spec).shape[1:] for spec in cache.layers},
-        model=identity.model,
-        weights=identity.weights,
-        warning=provenance.warning,
-        device=tally.device,
-        precision=identity.precision,
-        dtype=identity.dtype,
-        batch_size=int(provenance.config["batch_size"]),
-        workers=tally.workers,
-        seconds=seconds,
-        images_per_second=(tally.done + tally.failed) / busy if busy else 0.0,
-        stages=Stages(
-            tally.discover, tally.prepare, tally.wait, tally.network, tally.write, tally.decode
-        ),
-    )
-
-
-def _raise_if_cut_short(summary: Summary, settings: Settings, signum: int) -> None:
+def _raise_if_cut_short(
+    summary: Summary, settings: Settings, signum: int, fatal: Failure | None
+) -> None:
+    if fatal is not None:
+        name = FeatureCache(summary.out).name(fatal.row)
+        raise TooManyFailuresError(
+            f"image {name!r} failed: {fatal.reason}; stopped there (--on-error stop), "
+            f"{summary.done} of {summary.rows} images are done. Mend or remove it and run again",
+            summary,
+        )
     if signum and summary.pending:
         raise InterruptedRunError(
             f"stopped by {signal.Signals(signum).name}: {summary.done} of {summary.rows} images "
@@ -325,7 +295,7 @@ def _raise_if_cut_short(summary: Summary, settings: Settings, signum: int) -> No
             summary,
         )
     allowed = settings.failures_allowed(summary.rows)
-    if summary.failed > allowed or not summary.done:
+    if summary.failed > allowed or not (summary.done or summary.pending):
         raise TooManyFailuresError(
             f"{summary.failed} of {summary.rows} images failed, {min(allowed, summary.rows - 1)} "
             f"were allowed; the other {summary.done} are done. `vggfeat inspect {summary.out}` "

@@ -18,8 +18,10 @@ import h5py
 import numpy as np
 from h5py import h5d, h5f, h5p, h5s, h5t
 
-from vggfeat.config import DTYPES, Identity, Preprocess
+from vggfeat.config import DTYPES
 from vggfeat.errors import CacheError
+from vggfeat.identity import Identity
+from vggfeat.preprocess import Preprocess
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -28,6 +30,9 @@ FORMAT = "vggfeat"
 FORMAT_VERSION = 1
 ERROR_BYTES = 160
 """Longest reason a failed row keeps."""
+
+DIGEST_BYTES = 32
+"""A SHA-256 of an image file."""
 
 FEATURES = "features"
 IMAGES = "images"
@@ -109,19 +114,21 @@ class Header:
         return self.runs[f"{FEATURES}/{spec}"]
 
 
-def image_fields(longest_path: int) -> dict[str, str]:
-    """Type of each `/images` dataset for paths of up to that many bytes."""
+def image_fields(longest_path: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Type and row shape of each `/images` dataset for paths of up to that many bytes."""
     return {
-        "path": f"|S{max(longest_path, 1)}",
-        "size": "<i8",
-        "mtime_ns": "<i8",
-        "state": "|u1",
-        "checksum": "<u4",
-        "error": f"|S{ERROR_BYTES}",
+        "path": (f"|S{max(longest_path, 1)}", ()),
+        "size": ("<i8", ()),
+        "mtime_ns": ("<i8", ()),
+        "digest": ("|u1", (DIGEST_BYTES,)),
+        "state": ("|u1", ()),
+        "checksum": ("<u4", ()),
+        "error": (f"|S{ERROR_BYTES}", ()),
     }
 
 
 _IMAGE_FIELDS = tuple(image_fields(1))
+_OPTIONAL = ("digest",)  # the first files had none
 _ATTRIBUTES = (
     "created_utc",
     "tool_version",
@@ -165,8 +172,8 @@ def lay_out(
     access.set_alignment(_ALIGNMENT, _ALIGNMENT)
     with h5py.File(h5f.create(os.fsencode(file_name), h5f.ACC_EXCL, fapl=access)) as file:
         images = file.create_group(IMAGES)
-        for name, dtype in image_fields(longest_path).items():
-            _create_dataset(images, name, dtype, (rows,))
+        for name, (dtype, shape) in image_fields(longest_path).items():
+            _create_dataset(images, name, dtype, (rows, *shape))
         features = file.create_group(FEATURES)
         for spec, shape in shapes.items():
             _create_dataset(features, spec, _STORED_TYPES[identity.dtype], (rows, *shape))
@@ -276,9 +283,11 @@ def _runs(file: h5py.File, wrong: list[str]) -> Iterator[tuple[str, Run]]:
     for field in _IMAGE_FIELDS:
         name = f"{IMAGES}/{field}"
         dataset = file.get(name)
-        expected = np.dtype(fields[field])
-        if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 1:
-            wrong.append(f"/{name} is missing or not one value a row")
+        expected, shape = np.dtype(fields[field][0]), fields[field][1]
+        if field in _OPTIONAL and file.get(name, getlink=True) is None:
+            continue
+        if not isinstance(dataset, h5py.Dataset) or dataset.shape[1:] != shape:
+            wrong.append(f"/{name} is missing or not {_row_words(shape)} a row")
         elif dataset.dtype.kind != expected.kind or (
             expected.kind != "S" and dataset.dtype != expected
         ):
@@ -297,6 +306,10 @@ def _runs(file: h5py.File, wrong: list[str]) -> Iterator[tuple[str, Run]]:
             wrong.append(f"/{name} has type {dataset.dtype}, expected {' or '.join(DTYPES)}")
         else:
             yield from _mappable(name, dataset, wrong)
+
+
+def _row_words(shape: tuple[int, ...]) -> str:
+    return f"{shape[0]} values" if shape else "one value"
 
 
 def _mappable(name: str, dataset: h5py.Dataset, wrong: list[str]) -> Iterator[tuple[str, Run]]:

@@ -1,4 +1,4 @@
-"""What the user names, folders, files and lists of them, as one sorted manifest of images."""
+"""What the user names, folders, files, archives and lists, as one sorted manifest of images."""
 
 from __future__ import annotations
 
@@ -6,27 +6,30 @@ import os
 import stat
 import sys
 from collections import Counter
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, BinaryIO, Final
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from vggfeat.errors import InputError
+from vggfeat.archives import Listing, Places, list_archive, with_members
+from vggfeat.errors import InputError, VggfeatError
+from vggfeat.names import (
+    IMAGE_EXTENSIONS,
+    MEMBER_MARK,
+    NOT_REGULAR,
+    UNSAFE_NAME,
+    archive_suffix,
+    extension,
+    member_name,
+)
+from vggfeat.opening import open_file
 from vggfeat.records import ImageRef
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from numpy.typing import NDArray
-
-IMAGE_EXTENSIONS: Final = frozenset(
-    b"apng avif avifs bmp dib gif ico j2c j2k jfif jp2 jpc jpe jpeg jpf jpg jpx mpo pbm pcx pgm "
-    b"png pnm ppm rgb rgba sgi tga tif tiff webp".split()
-)
-"""Lower-case extensions of pictures that Pillow reads; files in folders are chosen by them."""
-
-NOT_REGULAR: Final = "not a regular file"
-"""Key in `Manifest.skipped` for sockets, FIFOs and devices that are named like an image."""
 
 _BOM = b"\xef\xbb\xbf"
 _SHOWN = 5  # offenders that an error message names; it counts the others
@@ -38,11 +41,14 @@ class Manifest:
 
     Attributes:
         root: absolute folder that the paths are relative to.
-        paths: relative to the root, `/` as separator, sorted by their bytes, each once.
-        sizes: int64 (N,), bytes; 0 where the file could not be looked at.
-        mtimes: int64 (N,), nanoseconds since 1970; 0 likewise.
-        skipped: how many files in folders were passed over, by lower-case extension without the
-            dot ('' for none); `NOT_REGULAR` counts what is no file at all.
+        paths: relative to the root, `/` as separator, sorted by their bytes, each once; those of
+            members are `ARCHIVE!MEMBER`.
+        sizes: int64 (N,), bytes, of members unpacked; 0 where the file could not be looked at.
+        mtimes: int64 (N,), nanoseconds since 1970, of members that of the archive; 0 likewise.
+        skipped: how many files in folders and archives were passed over, by lower-case extension
+            without the dot ('' for none); `NOT_REGULAR` counts what is no file at all,
+            `UNSAFE_NAME` members whose names lead out of the archive.
+        places: where members lie; None if all rows are files of their own.
     """
 
     root: bytes
@@ -50,6 +56,7 @@ class Manifest:
     sizes: NDArray[np.int64]
     mtimes: NDArray[np.int64]
     skipped: Mapping[str, int]
+    places: Places | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -58,8 +65,26 @@ class Manifest:
         return ImageRef(self.paths[row], int(self.sizes[row]), int(self.mtimes[row]))
 
     def absolute(self, row: int) -> bytes:
-        """Where the image of `row` lies."""
+        """Where the image of `row` lies, `/path/ARCHIVE!MEMBER` for a member."""
         return os.path.join(self.root, self.paths[row])
+
+    def open(self, row: int) -> AbstractContextManager[BinaryIO]:
+        """The bytes of the image of `row` as a stream that can seek.
+
+        Entering raises `DecodeError` where they cannot be had. It may be called in any process,
+        also a forked one, but by one thread at a time.
+        """
+        if self.places is None or not self.places.is_member(row):
+            return open_file(self.absolute(row))
+        return self.places.open(row)
+
+    def in_reading_order(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """`rows`, int64 (n,), so ordered that no archive is read backwards; files stay in place.
+
+        A compressed tar can be read forward only: taken in the order of its names it would be
+        unpacked from its beginning again and again.
+        """
+        return rows if self.places is None else self.places.in_reading_order(rows)
 
 
 def discover(
@@ -71,9 +96,10 @@ def discover(
     """List the images that `sources` name.
 
     Args:
-        sources: each a folder, read with all below it; a file, taken whatever its extension;
-            `@LIST`, a file with a path a line; or `-`, such a list from standard input. A file
-            called `-` or `@x` is `./-` or `./@x`, or a `Path`, which is never taken for a list.
+        sources: each a folder, read with all below it; a tar or zip archive; any other file, taken
+            whatever its extension; `ARCHIVE!MEMBER`, one member of an archive; `@LIST`, a file
+            with a path a line; or `-`, such a list from standard input. A file called `-` or `@x`
+            is `./-` or `./@x`, or a `Path`, which is never taken for a list.
         root: what paths are made relative to; by default the one folder named, or what all
             folders and files have in common.
         stdin: stands in for standard input.
@@ -81,11 +107,11 @@ def discover(
     A list whose data holds a NUL byte is separated by NULs, else by line ends; its relative
     paths start at the current directory. What it names and does not exist stays in the manifest
     with size 0, to become a failed row. In folders, names with a leading dot are passed over,
-    links are followed, and each real folder is read once.
+    links are followed, each real folder is read once, and archives are not looked into.
 
     Raises:
-        InputError: a source is missing or cannot be read, a path is outside `root`, or there is
-            not one image.
+        InputError: a source is missing or cannot be read, an archive is damaged, a path is outside
+            `root`, or there is not one image.
     """
     named = _read_names(sources, stdin)
     walk = _Walk()
@@ -96,40 +122,78 @@ def discover(
             "would be missing from the file"
         )
     found = {**walk.found, **named.files}
-    if not found:
-        raise InputError(_nothing_found(sources, walk.skipped))
+    listings = _list_archives(named)
+    skipped = sum((listing.skipped for listing in listings), walk.skipped)
+    if not found and not any(listing.names for listing in listings):
+        raise InputError(_nothing_found(sources, skipped))
     base = _common_root(named) if root is None else _absolute(os.fsencode(root))
-    return _manifest(found, base, dict(sorted(walk.skipped.items())))
+    return _manifest(found, listings, base, dict(sorted(skipped.items())))
 
 
 def _manifest(
-    found: Mapping[bytes, tuple[int, int]], root: bytes, skipped: Mapping[str, int]
+    found: Mapping[bytes, tuple[int, int]],
+    listings: Sequence[Listing],
+    root: bytes,
+    skipped: Mapping[str, int],
 ) -> Manifest:
-    """Sort absolute paths and make them relative."""
+    """Sort absolute paths, make them relative, and bring all else into their order."""
+    paths = list(found)
+    facts = np.array(list(found.values()), np.int64).reshape(-1, 2)  # (N, 2)
+    places = None
+    if listings:
+        paths, facts, places = with_members(paths, facts, listings)
     prefix = root if root.endswith(b"/") else root + b"/"
-    outside = sorted(path for path in found if not path.startswith(prefix))
+    outside = sorted(path for path in paths if not path.startswith(prefix))
     if outside:
         raise InputError(
             f"not below root {os.fsdecode(root)!r}: {_listing(map(_quoted, outside))}; name a "
             "root that holds all images, or leave it out"
         )
-    paths = sorted(found)
-    facts = np.array([found[path] for path in paths], np.int64)  # (N, 2)
+    order = sorted(range(len(paths)), key=paths.__getitem__)
     return Manifest(
         root=root,
-        paths=tuple(path[len(prefix) :] for path in paths),
-        sizes=np.ascontiguousarray(facts[:, 0]),
-        mtimes=np.ascontiguousarray(facts[:, 1]),
+        paths=tuple(paths[row][len(prefix) :] for row in order),
+        sizes=facts[order, 0],
+        mtimes=facts[order, 1],
         skipped=skipped,
+        places=None if places is None else replace(places, table=places.table[order]),
     )
+
+
+def _list_archives(named: _Named) -> list[Listing]:
+    """Look through all archives that are named, or of which members are."""
+    listings, broken = [], []
+    for path in sorted({*named.whole, *named.wanted}):
+        whole = path in named.whole
+        try:
+            listing = list_archive(path, whole=whole, wanted=named.wanted.get(path, frozenset()))
+        except VggfeatError:
+            raise
+        except OSError as error:
+            broken.append(f"{_quoted(path)} ({error.strerror or error})")
+            continue
+        if whole and listing.damage:
+            broken.append(f"{_quoted(path)} ({listing.damage}; {len(listing.names)} images before)")
+        listings.append(listing)
+    if broken:
+        raise InputError(
+            f"cannot read {_listing(broken)}; every archive must be whole, or images would be "
+            "missing from the file; get it anew, or list what is wanted of it as ARCHIVE!MEMBER"
+        )
+    return listings
 
 
 @dataclass(slots=True)
 class _Named:
-    """What the sources name, absolute: folders to walk, and files with size and time."""
+    """What the sources name, absolute: folders to walk, files with size and time, archives.
+
+    Of the archives in `whole` all images are meant, of those in `wanted` the members by name.
+    """
 
     folders: set[bytes] = field(default_factory=set)
     files: dict[bytes, tuple[int, int]] = field(default_factory=dict)
+    whole: set[bytes] = field(default_factory=set)
+    wanted: dict[bytes, set[bytes]] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
 
     def add(self, path: bytes, *, listed: bool) -> None:
@@ -138,15 +202,31 @@ class _Named:
         try:
             status = os.stat(where)
         except OSError as error:
-            if listed:
+            archive, name = _split_member(where)
+            if name:
+                self.wanted.setdefault(archive, set()).add(name)
+            elif listed:
                 self.files[where] = (0, 0)
             else:
                 self.missing.append(f"{_quoted(path)} ({error.strerror})")
             return
         if stat.S_ISDIR(status.st_mode):
             self.folders.add(where)
+        elif stat.S_ISREG(status.st_mode) and archive_suffix(where):
+            self.whole.add(where)
         else:
             self.files[where] = (status.st_size, status.st_mtime_ns)
+
+
+def _split_member(path: bytes) -> tuple[bytes, bytes]:
+    """An archive that exists and the plain name of a member; the name is b'' if `path` is none."""
+    at = path.find(MEMBER_MARK)
+    while at >= 0:
+        archive = path[:at]
+        if archive_suffix(archive) and os.path.isfile(archive):
+            return archive, member_name(path[at + 1 :])
+        at = path.find(MEMBER_MARK, at + 1)
+    return b"", b""
 
 
 def _read_names(sources: Sequence[str | os.PathLike[str]], stdin: BinaryIO | None) -> _Named:
@@ -167,7 +247,8 @@ def _read_names(sources: Sequence[str | os.PathLike[str]], stdin: BinaryIO | Non
             named.missing.append("'' (an empty name)")
     if named.missing:
         raise InputError(
-            f"cannot find {_listing(named.missing)}; expected folders, image files, @LIST or -"
+            f"cannot find {_listing(named.missing)}; expected folders, image files, archives, "
+            "@LIST or -"
         )
     return named
 
@@ -246,14 +327,14 @@ class _Walk:
         except PermissionError:
             # A link into a place we may not look at: a folder of images for all we know, unless
             # it is named like an image. As a folder it is reported; as an image it fails later.
-            return _extension(entry.name) not in IMAGE_EXTENSIONS
+            return extension(entry.name) not in IMAGE_EXTENSIONS
         except OSError:  # a link that leads to itself
             return False
 
     def _take(self, entry: os.DirEntry[bytes]) -> None:
-        extension = _extension(entry.name)
-        if extension not in IMAGE_EXTENSIONS:
-            self.skipped[os.fsdecode(extension)] += 1
+        kind = extension(entry.name)
+        if kind not in IMAGE_EXTENSIONS:
+            self.skipped[os.fsdecode(archive_suffix(entry.name) or kind)] += 1
             return
         try:
             status = entry.stat()
@@ -266,35 +347,40 @@ class _Walk:
             self.skipped[NOT_REGULAR] += 1
 
 
-def _extension(name: bytes) -> bytes:
-    """Lower-case extension without its dot, b'' for none."""
-    _, dot, extension = name.rpartition(b".")
-    return extension.lower() if dot else b""
-
-
 def _absolute(path: bytes) -> bytes:
     # POSIX lets two leading slashes mean something of their own; Linux does not.
     return b"/" + os.path.abspath(path).lstrip(b"/")
 
 
 def _common_root(named: _Named) -> bytes:
-    parents = {os.path.dirname(path) for path in named.files}
+    lone = (*named.files, *named.whole, *named.wanted)
+    parents = {os.path.dirname(path) for path in lone}
     return os.path.commonpath([*named.folders, *parents])
 
 
 def _nothing_found(sources: Sequence[str | os.PathLike[str]], skipped: Mapping[str, int]) -> str:
     where = _listing(repr(os.fspath(source)) for source in sources) or "no sources"
     if not skipped:
-        return f"no images in {where}; expected folders, image files, @LIST or -"
-    kinds = _listing(
-        f"{count} {f'.{kind}' if kind else 'without'}"
-        for kind, count in sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
-    )
+        return f"no images in {where}; expected folders, image files, archives, @LIST or -"
+    order = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
+    kinds = _listing(f"{count} {_kind(kind)}" for kind, count in order)
     total = sum(skipped.values())
+    suffixes = [kind for kind, _ in order if archive_suffix(b"." + os.fsencode(kind))]
+    hints = []
+    if suffixes:
+        hints.append(f"archives are read where they are named themselves (DIR/*.{suffixes[0]})")
+    if len(suffixes) < len(order):
+        hints.append("name them in an @LIST to take them all the same")
     return (
         f"no images in {where}; {total} files passed over because of their extension ({kinds}); "
-        "name them in an @LIST to take them all the same"
+        + "; ".join(hints)
     )
+
+
+def _kind(key: str) -> str:
+    if key in (NOT_REGULAR, UNSAFE_NAME):
+        return key
+    return f".{key}" if key else "without"
 
 
 def _quoted(path: bytes) -> str:

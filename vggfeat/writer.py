@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vggfeat.errors import SpaceError
+from vggfeat.errors import SpaceError, VggfeatError
 from vggfeat.schema import (
+    DIGEST_BYTES,
     ERROR_BYTES,
     FEATURES,
     IMAGES,
@@ -32,34 +33,36 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from vggfeat.config import Identity
-    from vggfeat.records import FeatureBatch
+    from vggfeat.identity import Identity
+    from vggfeat.records import Failure, FeatureBatch, Images
     from vggfeat.schema import Provenance
     from vggfeat.sources import Manifest
 
 
 def create_cache(
     out: str,
-    manifest: Manifest,
+    images: Images | Manifest,
     shapes: Mapping[str, tuple[int, ...]],
     identity: Identity,
     provenance: Provenance,
+    *,
+    fill: Callable[[int, Header], None] | None = None,
 ) -> Header:
     """Makes the cache `out` with every row pending; an older file of that name is replaced.
 
     The file appears whole or not at all: made beside its place, room reserved, synced, renamed,
-    directory synced.
+    directory synced. `fill` may write rows into it before, given a descriptor and the header.
 
     Raises:
         SpaceError: not enough room; says how much is needed and how much there is. Nothing is left.
     """
     temporary = f"{out}.tmp"  # always the same: the output is locked, and a killed run leaves one
     _remove(temporary)
-    longest = max(map(len, manifest.paths))
+    longest = max(map(len, images.paths))
     try:
         lay_out(
             temporary,
-            len(manifest),
+            len(images.paths),
             longest,
             shapes=shapes,
             identity=identity,
@@ -69,13 +72,15 @@ def create_cache(
         handle = os.open(temporary, os.O_RDWR | os.O_CLOEXEC)
         try:
             _reserve(handle, out)
-            _write_manifest(handle, header, manifest)
+            _write_images(handle, header, images)
+            if fill is not None:
+                fill(handle, header)
             _sync(handle, os.fsync)
         finally:
             os.close(handle)
         os.replace(temporary, out)
         _sync_directory(os.path.dirname(os.path.abspath(out)))
-    except SpaceError:
+    except VggfeatError:
         raise
     except (OSError, RuntimeError) as error:  # the latter when HDF5 cannot close its file
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
@@ -109,19 +114,23 @@ def _reserve(handle: int, out: str) -> None:
         )
 
 
-def _write_manifest(handle: int, header: Header, manifest: Manifest) -> None:
+def _write_images(handle: int, header: Header, images: Images | Manifest) -> None:
     columns = {
-        "path": np.asarray(manifest.paths, dtype=header.runs[f"{IMAGES}/path"].dtype),
-        "size": manifest.sizes,
-        "mtime_ns": manifest.mtimes,
+        "path": np.asarray(images.paths, dtype=header.runs[f"{IMAGES}/path"].dtype),
+        "size": images.sizes,
+        "mtime_ns": images.mtimes,
     }
     for name, values in columns.items():
         run = header.runs[f"{IMAGES}/{name}"]
-        _write_all(handle, np.ascontiguousarray(values, dtype=run.dtype), run.offset)
+        write_all(handle, np.ascontiguousarray(values, dtype=run.dtype), run.offset)
 
 
-def _write_all(handle: int, values: NDArray[np.generic], offset: int) -> None:
-    """`pwrite` until everything is written; a full disk is an error here and not a signal later."""
+def write_all(handle: int, values: NDArray[np.generic], offset: int) -> None:
+    """`pwrite` until everything is written; a full disk is an error here and not a signal later.
+
+    Raises:
+        SpaceError: it cannot be written.
+    """
     view = values.reshape(-1).view(np.uint8).data
     while view:
         try:
@@ -168,6 +177,14 @@ class CacheWriter:
         self._states: dict[int, RowState] = {}
         self._handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
 
+    def reserve(self, path: str) -> None:
+        """Makes sure that the disk has room for every row, as for a new file.
+
+        Raises:
+            SpaceError: it has not; says how much is needed and how much there is.
+        """
+        _reserve(self._handle, path)
+
     def close(self) -> None:
         """Closes the file without a checkpoint: rows since the last one stay pending."""
         if self._handle >= 0:
@@ -189,21 +206,29 @@ class CacheWriter:
         if len(rows):
             for spec in self._specs:
                 self._put(f"{FEATURES}/{spec}", rows, batch.features[spec])
+            self._put_digests(rows, batch.digests)
             self._put(f"{IMAGES}/checksum", rows, self._checksums(batch.features, len(rows)))
         for failure in batch.failures:
-            self._write_failure(failure.row, failure.reason)
+            self._write_failure(failure)
         self._states.update(dict.fromkeys(rows.tolist(), RowState.DONE))
         self._states.update(dict.fromkeys((f.row for f in batch.failures), RowState.FAILED))
 
-    def _write_failure(self, row: int, reason: str) -> None:
-        at = np.array([row])
+    def _write_failure(self, failure: Failure) -> None:
+        at = np.array([failure.row])
         hollow = {}
         for spec in self._specs:
             run = self._header.feature(spec)
             hollow[spec] = np.full((1, *run.shape[1:]), np.nan, dtype=run.dtype)
             self._put(f"{FEATURES}/{spec}", at, hollow[spec])
         self._put(f"{IMAGES}/checksum", at, self._checksums(hollow, 1))
-        self._put(f"{IMAGES}/error", at, np.array([_fit(reason)], dtype=f"|S{ERROR_BYTES}"))
+        self._put(f"{IMAGES}/error", at, np.array([_fit(failure.reason)], dtype=f"|S{ERROR_BYTES}"))
+        digest = np.frombuffer(failure.digest.ljust(DIGEST_BYTES, b"\0"), dtype=np.uint8)
+        self._put_digests(at, digest[None])
+
+    def _put_digests(self, rows: NDArray[np.int64], digests: NDArray[np.uint8]) -> None:
+        name = f"{IMAGES}/digest"
+        if name in self._header.runs:
+            self._put(name, rows, digests)
 
     def _checksums(
         self, features: Mapping[str, NDArray[np.generic]], count: int
@@ -216,6 +241,22 @@ class CacheWriter:
         """Records size and time anew for rows still to do whose files have changed since."""
         self._put(f"{IMAGES}/size", rows, sizes)
         self._put(f"{IMAGES}/mtime_ns", rows, mtimes)
+
+    def clear_reasons(self, rows: NDArray[np.int64]) -> None:
+        """Blanks the reasons of rows that failed once and are tried again."""
+        self._put(f"{IMAGES}/error", rows, np.zeros(len(rows), dtype=f"|S{ERROR_BYTES}"))
+
+    def set_states(self, rows: NDArray[np.int64], state: RowState) -> None:
+        """Gives rows a state at once, without a checkpoint; `sync` makes it last."""
+        self._put(f"{IMAGES}/state", rows, np.full(len(rows), state, dtype=np.uint8))
+
+    def sync(self) -> None:
+        """Returns when the disk has all that was written.
+
+        Raises:
+            SpaceError: it failed.
+        """
+        _sync(self._handle, os.fdatasync)
 
     def checkpoint(self) -> None:
         """Makes all rows written so far count, in an order that no power cut can upset.
@@ -239,7 +280,7 @@ class CacheWriter:
         values = np.ascontiguousarray(values, dtype=run.dtype)
         for start, stop in _consecutive(rows):
             offset = run.offset + int(rows[start]) * run.row_bytes
-            _write_all(self._handle, values[start:stop], offset)
+            write_all(self._handle, values[start:stop], offset)
 
 
 def row_checksums(features: Sequence[NDArray[np.generic]], count: int) -> NDArray[np.uint32]:

@@ -17,20 +17,20 @@ from vggfeat.cli.console import (
     shape_text,
 )
 from vggfeat.config import (
-    CROPS,
     DTYPES,
-    EXIFS,
+    ON_ERRORS,
     PRECISIONS,
     PRESETS,
     SETTING_NAMES,
-    TRANSFORMS,
     Settings,
     make_settings,
 )
 from vggfeat.errors import InterruptedRunError, TooManyFailuresError, UsageError
+from vggfeat.preprocess import CROPS, EXIFS, TRANSFORMS
 
 if TYPE_CHECKING:
     from vggfeat.records import Summary
+    from vggfeat.update import Wish
 
 _DEFAULTS = Settings(layers="fc7")
 _FAILURES_SHOWN = 10
@@ -164,6 +164,23 @@ def extract(
             "N|P%",
         ),
     ] = None,
+    on_error: Annotated[
+        str | None,
+        _setting(
+            "--on-error",
+            "An image that fails: skip marks it and goes on, stop ends the run with exit 4.",
+            "HOW",
+            choices=ON_ERRORS,
+        ),
+    ] = None,
+    time_limit: Annotated[
+        str | None,
+        _setting(
+            "--time-limit",
+            "Stop cleanly within this time, such as 55m, with exit 0; the same command goes on.",
+            "TIME",
+        ),
+    ] = None,
     checkpoint_seconds: Annotated[
         float | None,
         _setting("--checkpoint-seconds", "How much work a crash may cost at most.", "SECONDS"),
@@ -183,6 +200,22 @@ def extract(
             "--resume/--fresh", help="Go on with FILE.h5 if it is there, or make it anew."
         ),
     ] = True,
+    update: Annotated[
+        bool,
+        typer.Option(
+            "--update", help="Bring in images that are new, have changed, or are gone since."
+        ),
+    ] = False,
+    by_digest: Annotated[
+        bool,
+        typer.Option(
+            "--by-digest",
+            help="With --update: go by the files' contents, not by their size and time.",
+        ),
+    ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try images again that failed before.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The summary as JSON.")] = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="No progress, no notices, only errors.")
@@ -202,16 +235,28 @@ def extract(
         set_up_logging(quiet=quiet or as_json, verbose=verbose)
         flags |= {name: _count(name, flags[name]) for name in ("batch_size", "workers")}
         settings = make_settings(config, flags)
+        wish = _wish(fresh=not resume, update=update, by_digest=by_digest, retry=retry_failed)
         _run(
             sources,
             out,
             settings,
             fresh=not resume,
+            wish=wish,
             root=root,
             quiet=quiet,
             as_json=as_json,
             verbose=verbose,
         )
+
+
+def _wish(*, fresh: bool, update: bool, by_digest: bool, retry: bool) -> Wish:
+    from vggfeat.update import Wish
+
+    if by_digest and not update:
+        raise UsageError("--by-digest says how --update finds changed images; give both")
+    if fresh and (update or retry):
+        raise UsageError("--fresh does every image anew; give it without --update, --retry-failed")
+    return Wish(update=update, by_digest=by_digest, retry_failed=retry)
 
 
 def _count(name: str, text: str | None) -> int | Literal["auto"] | None:
@@ -228,6 +273,7 @@ def _run(
     settings: Settings,
     *,
     fresh: bool,
+    wish: Wish,
     root: str | None,
     quiet: bool,
     as_json: bool,
@@ -238,7 +284,13 @@ def _run(
     bar = Bar(quiet=quiet or as_json)
     try:
         summary = extract_images(
-            sources, out, settings, fresh=fresh, root=root, on_progress=bar.update
+            sources,
+            out,
+            settings,
+            fresh=fresh,
+            wish=wish,
+            root=root,
+            on_progress=bar.update,
         )
     except (InterruptedRunError, TooManyFailuresError) as error:
         bar.close()
@@ -260,6 +312,8 @@ def _show(summary: Summary, *, quiet: bool, as_json: bool, verbose: bool) -> Non
 def _lines(summary: Summary, *, verbose: bool) -> list[str]:
     layers = ", ".join(f"{spec} ({shape_text(shape)})" for spec, shape in summary.layers.items())
     counts = f"{summary.done} done, {summary.failed} failed"
+    if summary.removed:
+        counts += f", {summary.removed} removed"
     if summary.pending:
         counts += f", {summary.pending} left"
     lines = [
@@ -268,6 +322,13 @@ def _lines(summary: Summary, *, verbose: bool) -> list[str]:
         f"  network  {summary.model}, weights {summary.weights}, computed in {summary.precision}",
         f"  this run {_this_run(summary)}",
     ]
+    if summary.added or summary.changed or summary.gone or summary.retried:
+        lines.append(
+            f"  update   {summary.added} new, {summary.changed} changed, {summary.gone} gone, "
+            f"{summary.retried} tried again"
+        )
+    if summary.stopped:
+        lines.append(f"  UNFINISHED ({summary.stopped}); the same command again goes on")
     if verbose:
         lines += _where_time_went(summary)
     if summary.clamped:

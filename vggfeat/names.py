@@ -1,0 +1,58 @@
+"""What the names of files and of members of archives say: image, archive, hidden, unsafe."""
+
+from __future__ import annotations
+
+from typing import Final
+
+IMAGE_EXTENSIONS: Final = frozenset(
+    b"apng avif avifs bmp dib gif ico j2c j2k jfif jp2 jpc jpe jpeg jpf jpg jpx mpo pbm pcx pgm "
+    b"png pnm ppm rgb rgba sgi tga tif tiff webp".split()
+)
+"""Lower-case extensions of pictures that Pillow reads; files in folders are chosen by them."""
+
+TAR_SUFFIXES: Final = tuple(b"tar tar.gz tgz tar.bz2 tbz2 tbz tar.xz txz tar.zst tzst".split())
+"""Lower-case endings, without the dot, of files that are read as tar archives."""
+
+ZIP_SUFFIX: Final = b"zip"
+"""Likewise, of those that are read as zip archives."""
+
+NOT_REGULAR: Final = "not a regular file"
+"""Key in `Manifest.skipped` for sockets, FIFOs and devices that are named like an image, and for
+links and sparse files in archives."""
+
+UNSAFE_NAME: Final = "unsafe name"
+"""Key in `Manifest.skipped` for members of archives whose names lead out of it or nowhere."""
+
+MEMBER_MARK: Final = b"!"
+"""Between the path of an archive and the name of a member."""
+
+
+def extension(name: bytes) -> bytes:
+    """Lower-case extension without its dot, b'' for none."""
+    _, dot, found = name.rpartition(b".")
+    return found.lower() if dot else b""
+
+
+def archive_suffix(name: bytes) -> bytes:
+    """Lower-case ending that marks `name` as an archive, without its dot; b'' for none."""
+    lower = name.lower()
+    for suffix in (*TAR_SUFFIXES, ZIP_SUFFIX):
+        if lower.endswith(b"." + suffix):
+            return suffix
+    return b""
+
+
+def member_name(name: bytes) -> bytes:
+    """The name of a member in its plain form, without `.` parts and doubled slashes.
+
+    b'' for one that is empty, absolute, leads upward, or holds a NUL byte.
+    """
+    parts = [part for part in name.split(b"/") if part not in (b"", b".")]
+    if name.startswith(b"/") or b".." in parts or b"\0" in name:
+        return b""
+    return b"/".join(parts)
+
+
+def is_hidden(name: bytes) -> bool:
+    """Whether a part of a member's plain name is hidden, or macOS's own."""
+    return name.startswith((b".", b"__MACOSX/")) or b"/." in name

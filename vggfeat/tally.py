@@ -1,0 +1,98 @@
+"""Counts and seconds of a run in progress, and the summary they come to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vggfeat.reader import FeatureCache
+from vggfeat.records import FailedImage, Failure, FeatureBatch, Progress, Stages, Summary
+from vggfeat.schema import RowState
+
+if TYPE_CHECKING:
+    from vggfeat.update import Changes
+
+FAILURES_NAMED = 100
+"""Failed images a summary names; the cache names all of them."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts and seconds of the run in progress.
+
+    Attributes not in `Summary`: `slowest`, seconds of the slowest turn of the loop; `fatal`, the
+    image that ends a run which stops on errors.
+    """
+
+    total: int = 0
+    done: int = 0
+    failed: int = 0
+    clamped: int = 0
+    redone: int = 0
+    device: str = ""
+    workers: int = 0
+    discover: float = 0.0
+    prepare: float = 0.0
+    wait: float = 0.0
+    network: float = 0.0
+    write: float = 0.0
+    decode: float = 0.0
+    slowest: float = 0.0
+    changes: Changes | None = None
+    fatal: Failure | None = None
+    failures: list[tuple[int, str]] = field(default_factory=list)
+
+    def add(self, batch: FeatureBatch) -> None:
+        """Counts what a batch brought."""
+        self.done += len(batch.rows)
+        self.failed += len(batch.failures)
+        self.clamped += batch.clamped
+        room = FAILURES_NAMED - len(self.failures)
+        self.failures += [(failure.row, failure.reason) for failure in batch.failures[:room]]
+
+    def progress(self) -> Progress:
+        """How far the run is."""
+        return Progress(self.done, self.failed, self.total)
+
+
+def summarise_run(out: str, tally: Tally, seconds: float, stopped: str) -> Summary:
+    """What the run did, and what the cache holds now."""
+    cache = FeatureCache(out)
+    counts = np.bincount(cache.state, minlength=len(RowState)).tolist()
+    identity, provenance = cache.header.identity, cache.header.provenance
+    changes = tally.changes
+    busy = tally.wait + tally.network + tally.write
+    return Summary(
+        out=out,
+        rows=len(cache),
+        done=counts[RowState.DONE],
+        failed=counts[RowState.FAILED],
+        pending=counts[RowState.PENDING],
+        removed=counts[RowState.REMOVED],
+        added=len(changes.added) if changes else 0,
+        changed=len(changes.changed) + len(changes.returned) if changes else 0,
+        retried=len(changes.retried) if changes else 0,
+        gone=len(changes.removed) if changes else 0,
+        stopped=stopped if counts[RowState.PENDING] else "",
+        new_done=tally.done,
+        new_failed=tally.failed,
+        failures=tuple(FailedImage(cache.name(row), why) for row, why in tally.failures),
+        clamped=tally.clamped,
+        redone=tally.redone,
+        layers={spec: cache.header.feature(spec).shape[1:] for spec in cache.layers},
+        model=identity.model,
+        weights=identity.weights,
+        warning=provenance.warning,
+        device=tally.device,
+        precision=identity.precision,
+        dtype=identity.dtype,
+        batch_size=int(provenance.config["batch_size"]),
+        workers=tally.workers,
+        seconds=seconds,
+        images_per_second=(tally.done + tally.failed) / busy if busy else 0.0,
+        stages=Stages(
+            tally.discover, tally.prepare, tally.wait, tally.network, tally.write, tally.decode
+        ),
+    )

@@ -1,0 +1,328 @@
+"""Bringing a cache in line with its images: what is new, changed, gone, or to be tried again.
+
+First everything is found out and nothing touched (`find_changes`), then it is done
+(`apply_changes`): in place where no row is added, else through a new file that takes the old rows
+over and is renamed over the old one. The rows that need work are then pending, as in any run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import itertools
+import os
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vggfeat.decode import read_digest
+from vggfeat.errors import CacheError, CacheMismatchError, DecodeError, SpaceError
+from vggfeat.machine import usable_cores
+from vggfeat.names import MEMBER_MARK
+from vggfeat.records import Images
+from vggfeat.schema import IMAGES, RowState
+from vggfeat.writer import CacheWriter, create_cache, write_all
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+    from numpy.typing import NDArray
+
+    from vggfeat.plan import Match
+    from vggfeat.reader import FeatureCache
+    from vggfeat.schema import Header
+    from vggfeat.sources import Manifest
+
+_LISTED_ANEW = ("path", "size", "mtime_ns", "state")  # columns that are written, not copied
+_NOT_COPIED_BY_KERNEL = (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM)
+_COPY_BYTES = 1 << 24
+_HASHED_AT_ONCE = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a run may do to rows that are there already.
+
+    Attributes:
+        update: bring in new, changed and removed images.
+        by_digest: what has changed is told by the files' contents, not by size and time.
+        retry_failed: try images again that failed.
+    """
+
+    update: bool = False
+    by_digest: bool = False
+    retry_failed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """How the images differ from what a cache has. All int64, ascending.
+
+    Attributes:
+        added: positions in the manifest of images that the cache does not have.
+        changed: cache rows whose file is another one now.
+        touched: cache rows whose file has another size or time, but the same content.
+        returned: cache rows that were removed, and whose file is there again.
+        retried: cache rows that failed and are to be tried again.
+        removed: cache rows whose file is gone.
+    """
+
+    added: NDArray[np.int64]
+    changed: NDArray[np.int64]
+    touched: NDArray[np.int64]
+    returned: NDArray[np.int64]
+    retried: NDArray[np.int64]
+    removed: NDArray[np.int64]
+
+    @property
+    def pending(self) -> NDArray[np.int64]:
+        """Cache rows that are to be done anew."""
+        return np.concatenate([self.changed, self.returned, self.retried])
+
+    @property
+    def makes_work(self) -> bool:
+        """Whether images are to be decoded because of them."""
+        return bool(len(self.added) or len(self.pending))
+
+
+def find_changes(cache: FeatureCache, manifest: Manifest, match: Match, wish: Wish) -> Changes:
+    """Finds out what `wish` comes to; changes nothing.
+
+    An image of the cache that is not listed is gone only if its file is: asking for one folder of
+    several removes nothing.
+
+    Raises:
+        CacheMismatchError: the cache is of another folder altogether.
+    """
+    nothing = np.empty(0, dtype=np.int64)
+    state = cache.state[match.rows]
+    failed = state == RowState.FAILED
+    retried = failed if wish.retry_failed else np.zeros(len(state), dtype=bool)
+    if not wish.update:
+        return Changes(nothing, nothing, nothing, nothing, match.rows[retried], nothing)
+    _check_root(cache, manifest, match)
+    differs = files_differ(cache, manifest, match)
+    settled = failed | (state == RowState.DONE)
+    changed = settled & differs
+    if wish.by_digest:
+        changed = settled & _contents_differ(cache, manifest, match, settled)
+    return Changes(
+        added=match.unknown,
+        changed=match.rows[changed],
+        touched=match.rows[settled & differs & ~changed],
+        returned=match.rows[state == RowState.REMOVED],
+        retried=match.rows[retried & ~changed],
+        removed=_gone(cache, manifest, match.unlisted),
+    )
+
+
+def files_differ(cache: FeatureCache, manifest: Manifest, match: Match) -> NDArray[np.bool_]:
+    """For each image in both, whether size or time of its file are others than the cache's."""
+    sizes = manifest.sizes[match.listed] != cache.sizes[match.rows]
+    return np.asarray(sizes | (manifest.mtimes[match.listed] != cache.mtimes[match.rows]))
+
+
+def _check_root(cache: FeatureCache, manifest: Manifest, match: Match) -> None:
+    root = cache.header.provenance.root
+    if root != manifest.root and not len(match.rows):
+        raise CacheMismatchError(
+            f"cache {cache.path!r} is of images below {os.fsdecode(root)!r}, and none of those "
+            f"asked for, below {os.fsdecode(manifest.root)!r}, is in it; name the same folder, "
+            "set --root, or choose another --out"
+        )
+
+
+def _contents_differ(
+    cache: FeatureCache, manifest: Manifest, match: Match, looked_at: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """For each image in both, whether its bytes are others than those its row was made from.
+
+    Where the size differs, or the cache knows no digest, size and time decide and nothing is read.
+    """
+    differs = files_differ(cache, manifest, match)
+    had = np.asarray(cache.digests[match.rows])
+    same_size = manifest.sizes[match.listed] == cache.sizes[match.rows]
+    to_read = np.flatnonzero(looked_at & same_size & had.any(axis=1))
+    # Archives are read by one thread at a time, which costs little beside the reading.
+    threads = usable_cores() if manifest.places is None else 1
+    with ThreadPoolExecutor(threads) as pool:
+        for start in range(0, len(to_read), _HASHED_AT_ONCE):
+            part = to_read[start : start + _HASHED_AT_ONCE].tolist()
+            places = match.listed[part].tolist()
+            digests = pool.map(_digest, itertools.repeat(manifest), places)
+            for index, digest in zip(part, digests, strict=False):
+                differs[index] = digest != had[index].tobytes()
+    return differs
+
+
+def _digest(manifest: Manifest, position: int) -> bytes:
+    """SHA-256 of an image's bytes; empty, like no image's, where they cannot be read."""
+    try:
+        with manifest.open(position) as stream:
+            return read_digest(stream)[0]
+    except DecodeError:
+        return b""
+
+
+def _gone(cache: FeatureCache, manifest: Manifest, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Those of `rows`, not removed yet, whose file is no longer there."""
+    rows = rows[cache.state[rows] != RowState.REMOVED]
+    paths = cache.paths
+    archives = {path.partition(MEMBER_MARK)[0] for path in manifest.paths if MEMBER_MARK in path}
+    gone = [row for row in rows.tolist() if _is_gone(manifest.root, bytes(paths[row]), archives)]
+    return np.array(gone, dtype=np.int64)
+
+
+def _is_gone(root: bytes, path: bytes, archives: Collection[bytes]) -> bool:
+    """Whether an image that is not listed is no more: its file, its archive, or its place in it."""
+    if _is_file(os.path.join(root, path)):
+        return False
+    archive, mark, _ = path.partition(MEMBER_MARK)
+    return not mark or archive in archives or not _is_file(os.path.join(root, archive))
+
+
+def _is_file(path: bytes) -> bool:
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except PermissionError:
+        return True  # cannot be told; a row is not given up for that
+    except OSError:
+        return False
+
+
+def apply_changes(cache: FeatureCache, manifest: Manifest, match: Match, changes: Changes) -> None:
+    """Makes the cache's rows those of the images asked for; what needs work becomes pending.
+
+    A kill at any instant leaves each row as it was or as it is to be, and the same call again does
+    the rest.
+
+    Raises:
+        SpaceError: no room for the new file; the old one is as it was.
+    """
+    if len(changes.added):
+        _rewrite(cache, manifest, match, changes)
+    else:
+        _change_in_place(cache, manifest, match, changes)
+
+
+def _change_in_place(
+    cache: FeatureCache, manifest: Manifest, match: Match, changes: Changes
+) -> None:
+    listed = np.concatenate([changes.changed, changes.returned, changes.touched])
+    if not (len(listed) or len(changes.retried) or len(changes.removed)):
+        return
+    positions = np.full(len(cache), -1, dtype=np.int64)
+    positions[match.rows] = match.listed
+    listed.sort()
+    with contextlib.closing(CacheWriter(cache.path, cache.header)) as writer:
+        # States first and synced: a row whose new size and time are recorded while it still counts
+        # as done would never be done again.
+        writer.set_states(np.sort(changes.pending), RowState.PENDING)
+        writer.set_states(changes.removed, RowState.REMOVED)
+        writer.sync()
+        at = positions[listed]
+        writer.update_files(listed, manifest.sizes[at], manifest.mtimes[at])
+        writer.sync()
+
+
+def _rewrite(cache: FeatureCache, manifest: Manifest, match: Match, changes: Changes) -> None:
+    """A new file with the added images, over the old one; what was removed is left out."""
+    images, origin = _join(cache, manifest, match, changes)
+    state = cache.state.copy()
+    state[changes.pending] = RowState.PENDING
+    states = np.where(origin >= 0, state[origin], RowState.PENDING).astype(np.uint8)
+    header = cache.header
+
+    def take_over(handle: int, new: Header) -> None:
+        _copy_rows(cache.path, header, handle, new, origin)
+        write_all(handle, states, new.runs[f"{IMAGES}/state"].offset)
+
+    create_cache(
+        cache.path,
+        images,
+        {spec: header.feature(spec).shape[1:] for spec in header.identity.layers},
+        header.identity,
+        dataclasses.replace(header.provenance, root=manifest.root),
+        fill=take_over,
+    )
+
+
+def _join(
+    cache: FeatureCache, manifest: Manifest, match: Match, changes: Changes
+) -> tuple[Images, NDArray[np.int64]]:
+    """All images of the new file in their order, and the old row of each, or -1."""
+    state = cache.state.copy()
+    state[changes.returned] = RowState.PENDING
+    state[changes.removed] = RowState.REMOVED
+    kept = np.flatnonzero(state != RowState.REMOVED)
+    sizes, mtimes = cache.sizes.copy(), cache.mtimes.copy()
+    sizes[match.rows] = manifest.sizes[match.listed]
+    mtimes[match.rows] = manifest.mtimes[match.listed]
+    added = changes.added
+    fresh = np.asarray([manifest.paths[position] for position in added.tolist()], dtype=np.bytes_)
+    paths = np.concatenate([np.asarray(cache.paths[kept]), fresh])
+    order = np.argsort(paths, kind="stable")
+    origin = np.concatenate([kept, np.full(len(added), -1, dtype=np.int64)])[order]
+    images = Images(
+        paths[order],
+        np.concatenate([sizes[kept], manifest.sizes[added]])[order],
+        np.concatenate([mtimes[kept], manifest.mtimes[added]])[order],
+    )
+    return images, origin
+
+
+def _copy_rows(path: str, old: Header, target: int, new: Header, origin: NDArray[np.int64]) -> None:
+    """Copies features, checksums, digests and reasons of old rows to their new places."""
+    rows = np.flatnonzero(origin >= 0)
+    source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        for name, run in new.runs.items():
+            had = old.runs.get(name)
+            if had is None or name.removeprefix(f"{IMAGES}/") in _LISTED_ANEW:
+                continue
+            for start, stop in _runs_in_both(rows, origin[rows]):
+                _copy_range(
+                    source,
+                    had.offset + int(origin[rows[start]]) * run.row_bytes,
+                    target,
+                    run.offset + int(rows[start]) * run.row_bytes,
+                    (stop - start) * run.row_bytes,
+                )
+    finally:
+        os.close(source)
+
+
+def _runs_in_both(rows: NDArray[np.int64], olds: NDArray[np.int64]) -> Iterable[tuple[int, int]]:
+    """Index ranges over which both count up by one."""
+    if not len(rows):
+        return []
+    breaks = (np.flatnonzero((np.diff(rows) != 1) | (np.diff(olds) != 1)) + 1).tolist()
+    return zip([0, *breaks], [*breaks, len(rows)], strict=True)
+
+
+def _copy_range(source: int, start: int, target: int, place: int, count: int) -> None:
+    """Copies within the kernel, which may share the blocks; by hand where it cannot."""
+    by_kernel = hasattr(os, "copy_file_range")
+    while count:
+        try:
+            if by_kernel:
+                copied = os.copy_file_range(source, target, count, start, place)
+            else:
+                block = os.pread(source, min(count, _COPY_BYTES), start)
+                copied = os.pwrite(target, block, place) if block else 0
+        except OSError as error:
+            if by_kernel and error.errno in _NOT_COPIED_BY_KERNEL:
+                by_kernel = False
+                continue
+            raise SpaceError(
+                error.errno,
+                f"taking over the rows that are done failed: {error.strerror}; the cache is as it "
+                "was, run again once the disk has room",
+            ) from error
+        if not copied:
+            raise CacheError("the cache is cut short: rows it should hold lie behind its end")
+        count, start, place = count - copied, start + copied, place + copied
