@@ -38,6 +38,7 @@ ORDER = (
     "plan",
     "machine",
     "decode",
+    "pool",
     "batches",
     "download",
     "checkpoints",

@@ -1,19 +1,17 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from vggfeat import batches
-from vggfeat.batches import BatchDataset, choose_workers, load_batches
+from vggfeat.batches import choose_workers, load_batches
 from vggfeat.config import Settings
 from vggfeat.opening import open_file
 from vggfeat.plan import EMPTY, plan_batches
-from vggfeat.preprocess import Preprocess
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,10 +24,9 @@ if TYPE_CHECKING:
 
 NAMES = (b"0.png", b"1.png", b"2-broken.png", b"3.png", b"4-gone.png", b"5/\xff.png", b"6.png")
 GOOD = (0, 1, 3, 5, 6)
+
+
 # Images of exactly the network's size come through untouched, so the pixels are the reference.
-PREPROCESS = Preprocess(size=32, resize=32)
-
-
 def pixels(row: int) -> NDArray[np.uint8]:
     return np.random.default_rng(row).integers(0, 256, (32, 32, 3), dtype=np.uint8)
 
@@ -46,20 +43,17 @@ def folder(tmp_path: Path) -> bytes:
     return root
 
 
-def dataset(
+def load(
     folder: bytes,
     plan: Sequence[Sequence[int]] | NDArray[np.int64],
-    preprocess: Preprocess = PREPROCESS,
-    max_pixels: int = 10**6,
-) -> BatchDataset:
+    workers: int,
+    **settings: Any,
+) -> list[DecodedBatch]:
     def open_image(row: int) -> AbstractContextManager[BinaryIO]:
         return open_file(os.path.join(folder, NAMES[row]))
 
-    return BatchDataset(open_image, np.array(plan), preprocess, max_pixels=max_pixels)
-
-
-def load(folder: bytes, plan: Sequence[Sequence[int]], workers: int) -> list[DecodedBatch]:
-    return list(load_batches(dataset(folder, plan), workers, pin=False))
+    chosen = Settings(**{"layers": "conv1_1", "size": 32, "resize": 32, **settings})
+    return list(load_batches(open_image, np.array(plan), chosen, workers=workers, pin=False))
 
 
 PLAN = ((0, 1, 2), (3, 4, 5), (6, EMPTY, EMPTY))
@@ -103,12 +97,12 @@ def test_a_batch_of_failures_alone(folder: bytes) -> None:
     assert not batch.images.any()
 
 
-def test_images_without_a_crop_keep_their_shape(folder: bytes) -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_without_a_crop_keep_their_shape(folder: bytes, workers: int) -> None:
     """Under crop none a batch is one image of its own shape."""
     with open(os.path.join(folder, NAMES[6]), "wb") as stream:
         Image.new("RGB", (64, 128), (1, 2, 3)).save(stream, "PNG")
-    whole = dataset(folder, [[0], [6], [2]], Preprocess(size=32, resize=None, crop="none"))
-    found = list(load_batches(whole, 0, pin=False))
+    found = load(folder, [[0], [6], [2]], workers, resize=None, crop="none")
     assert [tuple(batch.images.shape[1:3]) for batch in found[:2]] == [(32, 32), (64, 32)]
     assert np.unique(found[1].images.numpy().reshape(-1, 3), axis=0).tolist() == [[1, 2, 3]]
     assert found[2].images.shape == (1, 32, 32, 3)
@@ -116,26 +110,22 @@ def test_images_without_a_crop_keep_their_shape(folder: bytes) -> None:
 
 def test_too_many_pixels(folder: bytes) -> None:
     """Images beyond the limit fail, the others of the batch do not."""
-    (batch,) = load_batches(dataset(folder, [[0, 1, 2]], max_pixels=1023), 0, pin=False)
+    (batch,) = load(folder, [[0, 1, 2]], 0, max_pixels=1023)
     assert len(batch.failures) == 3
     assert "at most 1023 allowed" in batch.failures[0].reason
 
 
 def test_nothing_to_do(folder: bytes) -> None:
-    """A plan without batches gives none, and its length is the number of batches."""
-    empty = dataset(folder, plan_batches(np.arange(0), 4))
-    assert len(empty) == 0
-    assert list(load_batches(empty, 0, pin=False)) == []
-    assert len(dataset(folder, PLAN)) == 3
+    """A plan without batches gives none."""
+    assert load(folder, plan_batches(np.arange(0), 4), 0) == []
 
 
 @pytest.mark.parametrize("workers", [0, 1, 7])
-def test_workers_as_asked(monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+def test_workers_as_asked(workers: int) -> None:
     """A number of workers that was asked for is taken, whatever the machine has."""
-    monkeypatch.setattr(batches, "free_shared_memory", lambda: 0)
     settings = Settings(layers="fc7", workers=workers)
-    assert choose_workers(settings, 64, "cpu") == workers
-    assert choose_workers(settings, 64, "cuda") == workers
+    assert choose_workers(settings, "cpu") == workers
+    assert choose_workers(settings, "cuda") == workers
 
 
 @pytest.mark.parametrize(
@@ -147,30 +137,4 @@ def test_workers_from_the_cores(
 ) -> None:
     """Left to us, workers are the cores this process may use; beside a CPU network few."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(cores)), raising=False)
-    monkeypatch.setattr(batches, "free_shared_memory", lambda: 1 << 41)
-    assert choose_workers(Settings(layers="fc7"), 64, device) == expected
-
-
-@pytest.mark.parametrize(("workers", "spare"), [(0, 0), (0, -1), (1, -1), (3, 0), (16, 1 << 40)])
-def test_workers_fit_into_shared_memory(
-    monkeypatch: pytest.MonkeyPatch, workers: int, spare: int
-) -> None:
-    """No more workers are started than half the free shared memory holds batches for."""
-    # Each has two batches ready and one in the making, of 64 images of 224 x 224 x 3 bytes.
-    each = 3 * 64 * 224 * 224 * 3
-    free = 2 * (each * (workers + (spare < 0)) + spare)
-    status = os.statvfs_result((1, 1, 0, 0, max(free, 0), 0, 0, 0, 0, 255))
-    monkeypatch.setattr(os, "statvfs", lambda _path: status)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(16)), raising=False)
-    assert choose_workers(Settings(layers="fc7"), 64, "cuda") == workers
-
-
-def test_no_shared_memory_to_look_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where /dev/shm cannot be asked, it sets no limit."""
-
-    def fail(_path: str) -> os.statvfs_result:
-        raise OSError
-
-    monkeypatch.setattr(os, "statvfs", fail)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(5)), raising=False)
-    assert choose_workers(Settings(layers="fc7"), 64, "cuda") == 5
+    assert choose_workers(Settings(layers="fc7"), device) == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import re
@@ -614,6 +615,11 @@ def test_auto_on_cuda_keeps_the_direction(vgg19_file: str) -> None:
         assert float(cosine.min()) >= 0.9999, spec
 
 
+def pinned(images: torch.Tensor) -> DecodedBatch:
+    batch = decoded(images)
+    return dataclasses.replace(batch, images=batch.images.pin_memory())
+
+
 @gpu
 @needs_cuda
 def test_overflow_on_cuda_is_done_again(loud_file: str) -> None:
@@ -621,7 +627,7 @@ def test_overflow_on_cuda_is_done_again(loud_file: str) -> None:
     exact = extractor(LOUD_LAYERS, loud_file, device="cuda", dtype="float32")
     half = extractor(LOUD_LAYERS, loud_file, device="cuda", dtype="float32", precision="auto")
     images = pixels(3, 64)
-    done = half.launch(decoded(images).pin_memory()).collect()
+    done = half.launch(pinned(images)).collect()
     assert half.redone == 1
     for spec, values in exact(images).items():
         assert np.array_equal(done.features[spec], values.cpu().numpy()), spec
@@ -634,7 +640,7 @@ def test_batches_that_overlap_on_cuda_do_not_mix(vgg19_file: str) -> None:
     network = extractor("conv3_2,fc7", vgg19_file, "vgg19", device="cuda", dtype="float32")
     batches = [pixels(4, 96, seed) for seed in range(6)]
     plain = [network(images) for images in batches]
-    pending = [network.launch(decoded(images).pin_memory()) for images in batches]
+    pending = [network.launch(pinned(images)) for images in batches]
     for expected, launched in zip(plain, pending, strict=True):
         done = launched.collect()
         for spec, values in expected.items():

@@ -233,7 +233,7 @@ def _zip_members(source: Source) -> Iterator[_Found]:
     except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error) as error:
         raise DamagedError(str(error) or type(error).__name__) from error
     for entry in entries:
-        if entry.is_dir():
+        if entry.filename.endswith("/"):  # a folder; its own `is_dir` stumbles over no name
             continue
         place = (
             0,

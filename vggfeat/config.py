@@ -69,6 +69,8 @@ class Settings:
         batch_size: images a pass, or `auto`.
         workers: decoding processes, 0 for none, or `auto`.
         max_pixels: larger images fail instead of filling the memory.
+        decode_timeout: seconds after which an image fails that is still not decoded; not with 0
+            workers.
         max_failures: `N` or `P%`: more failed images than that end in exit 4. None: no limit.
         on_error: `skip` marks an image that fails and goes on; `stop` ends the run at the first.
         time_limit: `55m`, `2h`, `90s`: stop cleanly within that time of the start. None: no limit.
@@ -91,6 +93,7 @@ class Settings:
     batch_size: int | Literal["auto"] = "auto"
     workers: int | Literal["auto"] = "auto"
     max_pixels: int = 178_956_970  # twice Pillow's own warning level: its error level
+    decode_timeout: float = 60.0
     max_failures: str | None = None
     on_error: OnError = "skip"
     time_limit: str | None = None
@@ -199,11 +202,10 @@ def _wrong_numbers(settings: Settings) -> list[str]:
             wrong.append(
                 f"{name} is {value!r}; expected a whole number from {least} to {most}{other}"
             )
-    if not _is_seconds(settings.checkpoint_seconds):
-        wrong.append(
-            f"checkpoint_seconds is {settings.checkpoint_seconds!r}; "
-            f"expected a number from 0 to {_LONGEST_SECONDS}"
-        )
+    for name, begin in (("checkpoint_seconds", "from 0"), ("decode_timeout", "above 0, up")):
+        seconds = getattr(settings, name)
+        if not _is_seconds(seconds) or (seconds == 0 and name == "decode_timeout"):
+            wrong.append(f"{name} is {seconds!r}; expected a number {begin} to {_LONGEST_SECONDS}")
     if settings.time_limit is not None and _seconds(settings.time_limit) is None:
         wrong.append(f"time_limit is {settings.time_limit!r}; expected for example 55m, 2h or 90s")
     if not _is_allowance(settings.max_failures):

@@ -15,13 +15,11 @@ from typing import TYPE_CHECKING
 from vggfeat._version import __version__
 from vggfeat.errors import VggfeatError
 from vggfeat.layers import VARIANTS
-from vggfeat.machine import free_shared_memory, usable_cores
+from vggfeat.machine import usable_cores
 from vggfeat.weights import published_file, weights_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-_LITTLE_SHARED_MEMORY = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +48,6 @@ def examine() -> list[Finding]:
         *_weights(),
         _locks(),
         _disk(),
-        _shared_memory(),
     ]
 
 
@@ -136,16 +133,3 @@ def _locks() -> Finding:
 def _disk() -> Finding:
     usage = shutil.disk_usage(".")
     return Finding("disk", f"{usage.free / 1e9:.1f} GB free in this folder")
-
-
-def _shared_memory() -> Finding:
-    free = free_shared_memory()
-    if free is None:
-        return Finding("shared memory", "no /dev/shm here")
-    if free < _LITTLE_SHARED_MEMORY:
-        return Finding(
-            "shared memory",
-            f"{free / 1e6:.0f} MB free in /dev/shm, little for decoding workers",
-            "start the container with --shm-size=2g; until then fewer workers are used",
-        )
-    return Finding("shared memory", f"{free / 1e9:.1f} GB free in /dev/shm")

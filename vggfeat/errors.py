@@ -49,9 +49,14 @@ class TooManyFailuresError(VggfeatError, RuntimeError):
 
 
 class DecodeError(VggfeatError, ValueError):
-    """A file that gives no image; in a run it becomes a failed row with this reason."""
+    """A file that gives no image; in a run it becomes a failed row with this reason.
+
+    Attributes:
+        digest: SHA-256 of the file's bytes, empty where they were not read.
+    """
 
     exit_code = 3
+    digest: bytes = b""
 
 
 class CacheError(VggfeatError, ValueError):

@@ -88,17 +88,6 @@ class DecodedBatch:
     failures: tuple[Failure, ...]
     seconds: float
 
-    def pin_memory(self) -> DecodedBatch:
-        """The same batch in page-locked memory; what DataLoader calls with `pin_memory=True`."""
-        return DecodedBatch(
-            self.images.pin_memory(),
-            self.rows,
-            self.slots,
-            self.digests,
-            self.failures,
-            self.seconds,
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class FeatureBatch:

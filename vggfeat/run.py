@@ -152,7 +152,7 @@ def _go_on(
         weights,
         batch_size,
     )
-    loader, extractor = _start(work, watch.tally)
+    loader, extractor = _start(work, watch)
     writer = CacheWriter(out, cache.header)
     writer.reserve(out)
     writer.clear_reasons(cache.rows_with_reason(resumed.todo))
@@ -176,7 +176,7 @@ def _begin(
     batch_size = choose_batch_size(settings, len(manifest))
     todo = np.arange(len(manifest))
     work = _Work(settings, manifest.open, todo, weights, batch_size)
-    loader, extractor = _start(work, watch.tally)
+    loader, extractor = _start(work, watch)
     size = settings.preprocess().size
     header = create_cache(
         out,
@@ -190,24 +190,26 @@ def _begin(
     _loop(loader, extractor, CacheWriter(out, header), watch)
 
 
-def _start(work: _Work, tally: Tally) -> tuple[Iterator[DecodedBatch], Extractor]:
+def _start(work: _Work, watch: _Watch) -> tuple[Iterator[DecodedBatch], Extractor]:
     """Starts decoding first, then brings the network up beside it."""
     started = time.perf_counter()
-    from vggfeat.batches import BatchDataset, choose_workers, load_batches
+    from vggfeat.batches import choose_workers, load_batches
     from vggfeat.device import choose_device
     from vggfeat.extractor import Extractor
 
     device = choose_device(work.settings.device)
     plan = plan_batches(work.todo, work.batch_size)
-    dataset = BatchDataset(
+    workers = min(len(work.todo), choose_workers(work.settings, device.type))
+    loader = load_batches(
         work.open_image,
         plan,
-        work.settings.preprocess(),
-        max_pixels=work.settings.max_pixels,
+        work.settings,
+        workers=workers,
+        pin=device.type == "cuda",
+        goes_on=watch.goes_on,
     )
-    workers = min(len(plan), choose_workers(work.settings, work.batch_size, device.type))
-    loader = load_batches(dataset, workers, pin=device.type == "cuda")
     extractor = Extractor(work.settings, work.weights)
+    tally = watch.tally
     tally.total, tally.workers, tally.device = len(work.todo), workers, str(device)
     tally.prepare = time.perf_counter() - started
     return loader, extractor

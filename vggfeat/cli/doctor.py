@@ -17,7 +17,7 @@ def doctor(
 ) -> None:
     """Say what this machine has for a run, and what is wrong with it and how to mend it.
 
-    Versions, devices, weights at hand, HDF5, room on the disk and in shared memory. Ends with
+    Versions, devices, weights at hand, HDF5, room on the disk. Ends with
     exit code 2 if something would keep `extract` from working.
     """
     with exit_codes():

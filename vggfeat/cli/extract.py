@@ -155,6 +155,14 @@ def extract(
     max_pixels: Annotated[
         int | None, _setting("--max-pixels", "Larger images fail as decompression bombs.", "N")
     ] = None,
+    decode_timeout: Annotated[
+        float | None,
+        _setting(
+            "--decode-timeout",
+            "An image that takes longer to decode fails; not with 0 workers.",
+            "SECONDS",
+        ),
+    ] = None,
     max_failures: Annotated[
         str | None,
         _setting(
