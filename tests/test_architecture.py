@@ -57,6 +57,7 @@ ORDER = (
     "tally",
     "run",
     "summary",
+    "verify",
     "diagnosis",
     "cli",
     "__main__",

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from vggfeat.run import extract
     from vggfeat.tensors import FeatureDataset, as_tensor
     from vggfeat.update import Wish
+    from vggfeat.verify import Verification, verify
 
 _HOMES = {
     "Extractor": ("vggfeat.extractor", "Extractor"),
@@ -35,12 +36,14 @@ _HOMES = {
     "Progress": ("vggfeat.records", "Progress"),
     "Settings": ("vggfeat.config", "Settings"),
     "Summary": ("vggfeat.records", "Summary"),
+    "Verification": ("vggfeat.verify", "Verification"),
     "Wish": ("vggfeat.update", "Wish"),
     "VggfeatError": ("vggfeat.errors", "VggfeatError"),
     "as_tensor": ("vggfeat.tensors", "as_tensor"),
     "extract": ("vggfeat.run", "extract"),
     "load_config": ("vggfeat.config", "load_config"),
     "open": ("vggfeat.reader", "open_cache"),
+    "verify": ("vggfeat.verify", "verify"),
 }
 
 __all__ = [
@@ -50,6 +53,7 @@ __all__ = [
     "Progress",
     "Settings",
     "Summary",
+    "Verification",
     "VggfeatError",
     "Wish",
     "__version__",
@@ -57,6 +61,7 @@ __all__ = [
     "extract",
     "load_config",
     "open",
+    "verify",
 ]
 
 

@@ -12,6 +12,7 @@ from vggfeat.cli.doctor import doctor
 from vggfeat.cli.extract import extract
 from vggfeat.cli.inspect import inspect
 from vggfeat.cli.layers import layers
+from vggfeat.cli.verify import verify
 
 app = typer.Typer(
     name="vggfeat",
@@ -45,7 +46,7 @@ def common(
     console.show_tracebacks(wanted=debug)
 
 
-for command in (extract, inspect, layers, doctor):
+for command in (extract, inspect, verify, layers, doctor):
     app.command()(command)
 
 

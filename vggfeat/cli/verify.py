@@ -1,0 +1,63 @@
+"""`vggfeat verify`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vggfeat.cli.console import byte_count, duration, exit_codes, print_json, printable
+from vggfeat.errors import CacheError
+
+if TYPE_CHECKING:
+    from vggfeat.verify import Verification
+
+_SHOWN = 20
+
+
+def verify(
+    cache: Annotated[str, typer.Argument(help="The cache.", metavar="FILE.h5")],
+    *,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Set bad rows to pending; the next run does them anew.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The findings as JSON.")] = False,
+) -> None:
+    """Check every row of a cache against its checksum, its state and its reason.
+
+    Ends with exit 5 if rows are bad and were not repaired.
+    """
+    with exit_codes():
+        from vggfeat.verify import verify as verify_cache
+
+        found = verify_cache(cache, repair=repair)
+        if as_json:
+            print_json(found)
+        else:
+            for line in _lines(found):
+                typer.echo(line)
+        if len(found.bad) > found.repaired:
+            raise CacheError(
+                f"cache {cache!r}: {len(found.bad)} of {found.rows} rows are bad; `vggfeat verify "
+                f"--repair {cache}` sets them to pending, and the next extract does them again"
+            )
+
+
+def _lines(found: Verification) -> list[str]:
+    lines = [
+        f"  bad      row {bad.row}, {printable(bad.path)}: {bad.problem}"
+        for bad in found.bad[:_SHOWN]
+    ]
+    if len(found.bad) > _SHOWN:
+        lines.append(f"           and {len(found.bad) - _SHOWN} more; --json names all")
+    counts = f"{found.done} done, {found.failed} failed, {found.pending} pending"
+    if found.removed:
+        counts += f", {found.removed} removed"
+    what = f"{len(found.bad)} bad" if found.bad else "all as they were written"
+    if found.repaired:
+        what += f", {found.repaired} set to pending: run the same extract again"
+    size = byte_count(found.bytes)
+    head = (
+        f"{found.path}: {found.rows} rows ({counts}), {what}; {size} in {duration(found.seconds)}"
+    )
+    return [head, *lines]
