@@ -56,6 +56,17 @@ def exit_codes() -> Iterator[None]:
         )
 
 
+def status_of(error: BaseException) -> int:
+    """The exit code with which the command line ends on an error."""
+    if isinstance(error, InterruptedRunError):
+        return error.exit_status
+    if isinstance(error, VggfeatError):
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return _SIGINT_STATUS
+    return 0 if isinstance(error, BrokenPipeError) else VggfeatError.exit_code
+
+
 def _fail(error: BaseException, status: int, message: str | None = None) -> None:
     if _tracebacks[0]:
         raise error
@@ -67,11 +78,12 @@ def _fail(error: BaseException, status: int, message: str | None = None) -> None
 def set_up_logging(*, quiet: bool, verbose: bool) -> None:
     """Log lines to stderr, above a progress bar if there is one: warnings, and with verbose all."""
     logger = logging.getLogger("vggfeat")
-    logger.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
-    if not logger.handlers:
-        handler = _AboveTheBar()
-        handler.setFormatter(_Plain())
-        logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
+    for handler in [handler for handler in logger.handlers if isinstance(handler, _AboveTheBar)]:
+        logger.removeHandler(handler)
+    handler = _AboveTheBar(logging.ERROR if quiet else logging.NOTSET)
+    handler.setFormatter(_Plain())
+    logger.addHandler(handler)
 
 
 class _Plain(logging.Formatter):
@@ -88,7 +100,7 @@ class _AboveTheBar(logging.Handler):
 
 
 class Bar:
-    """Progress of a run: a bar on a terminal, now and then a line elsewhere, nothing if quiet."""
+    """Progress of a run: a bar on a terminal, elsewhere now and then a line to the log."""
 
     def __init__(self, *, quiet: bool) -> None:
         self._quiet = quiet
@@ -97,10 +109,8 @@ class Bar:
         self._told = self._started
 
     def update(self, progress: Progress) -> None:
-        """Shows how far the run is."""
-        if self._quiet:
-            return
-        if sys.stderr.isatty():
+        """Shows how far the run is; quiet, only a log file gets to know."""
+        if sys.stderr.isatty() and not self._quiet:
             self._draw(progress)
         elif time.monotonic() - self._told >= _LINE_EVERY_SECONDS:
             self._told = time.monotonic()

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vggfeat.cli.console import (
-    Bar,
-    duration,
-    exit_codes,
-    print_json,
-    printable,
-    set_up_logging,
-    shape_text,
-)
+from vggfeat.cli.console import Bar, exit_codes, set_up_logging
+from vggfeat.cli.outcome import show
 from vggfeat.config import (
     DTYPES,
     ON_ERRORS,
@@ -29,11 +21,11 @@ from vggfeat.errors import InterruptedRunError, TooManyFailuresError, UsageError
 from vggfeat.preprocess import CROPS, EXIFS, TRANSFORMS
 
 if TYPE_CHECKING:
-    from vggfeat.records import Summary
+    from vggfeat.cli.watch import Watch
+    from vggfeat.records import Progress
     from vggfeat.update import Wish
 
 _DEFAULTS = Settings(layers="fc7")
-_FAILURES_SHOWN = 10
 
 
 def _setting(
@@ -224,6 +216,30 @@ def extract(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try images again that failed before.")
     ] = False,
+    failures: Annotated[
+        str | None,
+        typer.Option(
+            help="Write all failed images and their reasons here, as CSV.",
+            metavar="FILE.csv",
+            show_default=False,
+        ),
+    ] = None,
+    metrics_file: Annotated[
+        str | None,
+        typer.Option(
+            help="Write figures for Prometheus here, every 15 seconds and at the end.",
+            metavar="FILE.prom",
+            show_default=False,
+        ),
+    ] = None,
+    log_file: Annotated[
+        str | None,
+        typer.Option(
+            help="Append log lines to this file, as JSON if it ends in .json or .jsonl.",
+            metavar="FILE",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The summary as JSON.")] = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="No progress, no notices, only errors.")
@@ -241,20 +257,24 @@ def extract(
     flags = {name: value for name, value in locals().items() if name in SETTING_NAMES}
     with exit_codes():
         set_up_logging(quiet=quiet or as_json, verbose=verbose)
-        flags |= {name: _count(name, flags[name]) for name in ("batch_size", "workers")}
-        settings = make_settings(config, flags)
-        wish = _wish(fresh=not resume, update=update, by_digest=by_digest, retry=retry_failed)
-        _run(
-            sources,
-            out,
-            settings,
-            fresh=not resume,
-            wish=wish,
-            root=root,
-            quiet=quiet,
-            as_json=as_json,
-            verbose=verbose,
-        )
+        from vggfeat.cli.watch import Watch
+
+        with Watch(out, failures=failures, metrics=metrics_file, log_file=log_file) as watch:
+            flags |= {name: _count(name, flags[name]) for name in ("batch_size", "workers")}
+            _run(
+                sources,
+                out,
+                make_settings(config, flags),
+                watch,
+                fresh=not resume,
+                wish=_wish(
+                    fresh=not resume, update=update, by_digest=by_digest, retry=retry_failed
+                ),
+                root=root,
+                quiet=quiet,
+                as_json=as_json,
+                verbose=verbose,
+            )
 
 
 def _wish(*, fresh: bool, update: bool, by_digest: bool, retry: bool) -> Wish:
@@ -279,6 +299,7 @@ def _run(
     sources: list[str],
     out: str,
     settings: Settings,
+    watch: Watch,
     *,
     fresh: bool,
     wish: Wish,
@@ -290,98 +311,25 @@ def _run(
     from vggfeat.run import extract as extract_images
 
     bar = Bar(quiet=quiet or as_json)
+
+    def notice(progress: Progress) -> None:
+        bar.update(progress)
+        watch.update(progress)
+
     try:
-        summary = extract_images(
+        watch.summary = extract_images(
             sources,
             out,
             settings,
             fresh=fresh,
             wish=wish,
             root=root,
-            on_progress=bar.update,
+            on_progress=notice,
         )
     except (InterruptedRunError, TooManyFailuresError) as error:
-        bar.close()
-        _show(error.summary, quiet=quiet, as_json=as_json, verbose=verbose)
+        watch.summary = error.summary
         raise
     finally:
         bar.close()
-    _show(summary, quiet=quiet, as_json=as_json, verbose=verbose)
-
-
-def _show(summary: Summary, *, quiet: bool, as_json: bool, verbose: bool) -> None:
-    if as_json:
-        print_json(summary)
-    elif not quiet:
-        for line in _lines(summary, verbose=verbose):
-            typer.echo(line)
-
-
-def _lines(summary: Summary, *, verbose: bool) -> list[str]:
-    layers = ", ".join(f"{spec} ({shape_text(shape)})" for spec, shape in summary.layers.items())
-    counts = f"{summary.done} done, {summary.failed} failed"
-    if summary.removed:
-        counts += f", {summary.removed} removed"
-    if summary.pending:
-        counts += f", {summary.pending} left"
-    lines = [
-        f"{summary.out}: {summary.rows} images, {counts}",
-        f"  layers   {layers}, {summary.dtype}",
-        f"  network  {summary.model}, weights {summary.weights}, computed in {summary.precision}",
-        f"  this run {_this_run(summary)}",
-    ]
-    if summary.added or summary.changed or summary.gone or summary.retried:
-        lines.append(
-            f"  update   {summary.added} new, {summary.changed} changed, {summary.gone} gone, "
-            f"{summary.retried} tried again"
-        )
-    if summary.stopped:
-        lines.append(f"  UNFINISHED ({summary.stopped}); the same command again goes on")
-    if verbose:
-        lines += _where_time_went(summary)
-    if summary.clamped:
-        lines.append(
-            f"  clamped  {summary.clamped} values beyond {summary.dtype}'s range; --dtype float32 "
-            "keeps them"
-        )
-    lines += _failure_lines(summary)
-    if summary.warning:
-        lines.append(f"  WARNING  {summary.warning}")
-    return lines
-
-
-def _this_run(summary: Summary) -> str:
-    seen = summary.new_done + summary.new_failed
-    if not seen:
-        return f"nothing left to do ({duration(summary.seconds)})"
-    return (
-        f"{seen} images in {duration(summary.seconds)} on {summary.device}, "
-        f"{summary.images_per_second:.1f} images/s once under way"
-    )
-
-
-def _where_time_went(summary: Summary) -> list[str]:
-    stages = summary.stages
-    seconds = {
-        "listing": stages.discover,
-        "preparing": stages.prepare,
-        "waiting for decoding": stages.wait,
-        "network": stages.network,
-        "writing": stages.write,
-    }
-    spent = ", ".join(f"{name} {value:.2f} s" for name, value in seconds.items())
-    decoding = f"decoding {stages.decode:.2f} s in {summary.workers} workers"
-    batches = f"batches of {summary.batch_size}, {summary.redone} computed again in float32"
-    return [f"  time     {spent}", f"           {decoding}, {batches}"]
-
-
-def _failure_lines(summary: Summary) -> list[str]:
-    lines = [
-        f"  failed   {printable(failure.path)}: {printable(failure.reason)}"
-        for failure in summary.failures[:_FAILURES_SHOWN]
-    ]
-    more = summary.new_failed - len(lines)
-    if more > 0:
-        command = f"vggfeat inspect {os.fspath(summary.out)}"
-        lines.append(f"           and {more} more; `{command}` lists all")
-    return lines
+        if watch.summary is not None:
+            show(watch.summary, quiet=quiet, as_json=as_json, verbose=verbose)

@@ -1,0 +1,109 @@
+"""What a run leaves for others to read: failed images as CSV, figures for Prometheus."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import os
+import time
+from typing import TYPE_CHECKING
+
+from vggfeat.errors import SpaceError
+from vggfeat.reader import FeatureCache
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from vggfeat.records import Progress, Summary
+
+
+def publish(path: str, data: bytes) -> None:
+    """Puts `data` at `path` by rename, so that a reader finds the old file or the new one, whole.
+
+    Raises:
+        SpaceError: it cannot be written; what was there stays.
+    """
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise SpaceError(
+            error.errno, f"{path!r} cannot be written: {error.strerror}; name another place"
+        ) from error
+
+
+def failures_csv(out: str) -> bytes:
+    r"""Every failed row of the cache `out` as CSV (RFC 4180) in UTF-8, under `path,reason`.
+
+    Bytes of a path that are no UTF-8 are escaped as `\xNN`.
+    """
+    cache = FeatureCache(out)
+    text = io.StringIO(newline="")
+    table = csv.writer(text)
+    table.writerow(("path", "reason"))
+    table.writerows((cache.name(failure.row), failure.reason) for failure in cache.failures())
+    return text.getvalue().encode("utf-8", "surrogateescape").decode(
+        "utf-8", "backslashreplace"
+    ).encode()  # fmt: skip
+
+
+def metrics_text(
+    out: str,
+    *,
+    progress: Progress | None = None,
+    summary: Summary | None = None,
+    exit_code: int | None = None,
+) -> bytes:
+    """Figures of a run in Prometheus' text format, as node_exporter's textfile collector reads it.
+
+    Args:
+        out: the cache, which every figure is labelled with.
+        progress: how far a run under way is.
+        summary: of a run that came to its end.
+        exit_code: with which the run ended; None while it is under way.
+    """
+    lines: list[str] = []
+    label = {"out": out}
+
+    def add(name: str, about: str, values: Iterable[tuple[Mapping[str, str], float]]) -> None:
+        lines.append(f"# HELP vggfeat_{name} {about}")
+        lines.append(f"# TYPE vggfeat_{name} gauge")
+        for labels, value in values:
+            words = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
+            lines.append(f"vggfeat_{name}{{{words}}} {value!r}")
+
+    add("run_in_progress", "Whether a run is under way.", [(label, int(exit_code is None))])
+    add("updated_timestamp_seconds", "When this was written.", [(label, time.time())])
+    if exit_code is not None:
+        add("last_exit_code", "Exit code of the last run.", [(label, exit_code)])
+    if progress is not None:
+        counts = {"done": progress.done, "failed": progress.failed, "asked": progress.total}
+        values = [({**label, "state": state}, count) for state, count in counts.items()]
+        add("run_images", "Images of this run.", values)
+    if summary is not None:
+        counts = {state: getattr(summary, state) for state in _STATES}
+        values = [({**label, "state": state}, count) for state, count in counts.items()]
+        add("images", "Images in the cache.", values)
+        counts = {"done": summary.new_done, "failed": summary.new_failed}
+        values = [({**label, "state": state}, count) for state, count in counts.items()]
+        add("run_images", "Images of this run.", values)
+        rate = summary.images_per_second
+        add("images_per_second", "Rate of this run once under way.", [(label, rate)])
+        add("run_seconds", "Seconds of the whole run.", [(label, summary.seconds)])
+        stages = [(stage, getattr(summary.stages, stage)) for stage in _STAGES]
+        values = [({**label, "stage": stage}, seconds) for stage, seconds in stages]
+        add("stage_seconds", "Seconds of the run in each stage.", values)
+    return ("\n".join(lines) + "\n").encode("utf-8", "backslashreplace")
+
+
+_STATES = ("done", "failed", "pending", "removed")
+_STAGES = ("discover", "prepare", "wait", "network", "write", "decode")
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
