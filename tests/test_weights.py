@@ -11,7 +11,11 @@ import json
 import os
 import pickle
 import socket
+import subprocess
+import sys
 import threading
+import time
+import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +27,7 @@ import torchvision
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from vggfeat import download as download_module
 from vggfeat import weights as weights_module
 from vggfeat.checkpoints import read_checkpoint
 from vggfeat.config import Settings
@@ -227,6 +232,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if manner != "no length":
             self.send_header("Content-Length", str(len(content)))
         self.end_headers()
+        if manner == "slow":
+            time.sleep(0.5)
         half = len(content) // 2
         self.wfile.write(content[:half] if manner == "breaks off" else content)
 
@@ -260,7 +267,7 @@ def test_weights_are_fetched_once(server: Server, manner: str) -> None:
     assert path.read_bytes() == server.content
     assert find_weights("imagenet", "vgg11") == expected
     assert server.requests == 1
-    assert [item.name for item in path.parent.iterdir()] == [FILE_NAME]
+    assert {item.name for item in path.parent.iterdir()} == {FILE_NAME, FILE_NAME + ".lock"}
     umask = os.umask(0)
     os.umask(umask)
     assert path.stat().st_mode & 0o777 == 0o666 & ~umask
@@ -276,13 +283,13 @@ def test_weights_are_fetched_once(server: Server, manner: str) -> None:
     ],
 )
 def test_a_download_that_fails_leaves_nothing(server: Server, manner: str, message: str) -> None:
-    """Whatever comes instead of the file is reported, and the folder stays empty."""
+    """Whatever comes instead of the file is reported, and nothing but the lock file is left."""
     server.manner = manner
     if manner == "other bytes":
         server.content = b"x" * 1000
     with pytest.raises(WeightsError, match=message):
         find_weights("imagenet", "vgg11")
-    assert list(Path(weights_folder()).iterdir()) == []
+    assert [item.name for item in Path(weights_folder()).iterdir()] == [FILE_NAME + ".lock"]
 
 
 def test_a_damaged_file_in_the_folder_is_not_used(server: Server) -> None:
@@ -309,7 +316,69 @@ def test_offline_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> N
     for part in (f"are not at {path}", address, "VGGFEAT_WEIGHTS_URL", "--weights FILE", "refused"):
         assert part in message
     assert caught.value.exit_code == 3
-    assert list(Path(weights_folder()).iterdir()) == []
+    assert not Path(weights_folder()).exists()
+
+
+def test_a_network_that_stays_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where packets are dropped the error comes after seconds, not after the system's minutes."""
+    monkeypatch.setattr(download_module, "_CONNECT_SECONDS", 0.2)
+    with socket.socket() as full, contextlib.ExitStack() as queue:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(3):  # nobody accepts: once the queue is full, the kernel drops what comes
+            waiting = queue.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        monkeypatch.setenv("VGGFEAT_WEIGHTS_URL", f"http://127.0.0.1:{full.getsockname()[1]}")
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        with pytest.raises(WeightsError, match=r"(no answer within 0\.2 s|timed out)"):
+            find_weights("imagenet", "vgg19")
+
+
+@pytest.mark.parametrize(("value", "requests"), [("1", 0), ("0", 1), ("", 1)])
+def test_offline_by_request(
+    server: Server, monkeypatch: pytest.MonkeyPatch, value: str, requests: int
+) -> None:
+    """With VGGFEAT_OFFLINE nothing is asked of the network, and the error says why."""
+    monkeypatch.setenv("VGGFEAT_OFFLINE", value)
+    expected = pytest.raises(WeightsError, match="is not fetched: VGGFEAT_OFFLINE is set")
+    with contextlib.nullcontext() if requests else expected:
+        find_weights("imagenet", "vgg11")
+    assert server.requests == requests
+
+
+def test_the_proxy_is_what_must_be_reached(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a proxy the name need not be known here: the proxy is asked."""
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setenv("VGGFEAT_WEIGHTS_URL", "http://weights.invalid")
+    monkeypatch.setattr(urllib.request, "_opener", None)  # it knows the proxies of its first use
+    assert find_weights("imagenet", "vgg11").name == FILE_NAME
+
+
+def test_several_runs_fetch_once(server: Server) -> None:
+    """Runs that begin at the same time make one request; a dead run's beginning is no matter."""
+    server.manner = "slow"
+    path = Path(weights_folder()) / FILE_NAME
+    path.parent.mkdir(parents=True)
+    path.with_name(FILE_NAME + ".part").write_bytes(b"killed here")
+    code = (
+        "import sys, vggfeat.weights as weights\n"
+        "weights._PUBLISHED = {('imagenet', 'vgg11'): sys.argv[1]}\n"
+        "print(weights.find_weights('imagenet', 'vgg11').sha256)"
+    )
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, FILE_NAME], stdout=subprocess.PIPE, text=True, umask=0o027
+        )
+        for _ in range(3)
+    ]
+    digests = [run.communicate(timeout=60)[0].strip() for run in runs]
+    assert digests == [sha256(server.content)] * 3
+    assert server.requests == 1
+    assert path.read_bytes() == server.content
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert {entry.name for entry in path.parent.iterdir()} == {FILE_NAME, FILE_NAME + ".lock"}
 
 
 @pytest.mark.parametrize("address", ["no address", "http://[", "ftp//x", "http://a b/c"])
@@ -320,7 +389,8 @@ def test_a_mirror_that_is_no_address_is_an_error(
     monkeypatch.setenv("VGGFEAT_WEIGHTS_URL", address)
     with pytest.raises(WeightsError, match="VGGFEAT_WEIGHTS_URL"):
         find_weights("imagenet", "vgg19")
-    assert list(Path(weights_folder()).iterdir()) == []
+    kept = Path(weights_folder())
+    assert not kept.exists() or [item.suffix for item in kept.iterdir()] == [".lock"]
 
 
 # --- files of tensors

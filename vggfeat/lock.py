@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 from vggfeat.errors import LockedError, SpaceError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _held: set[str] = set()
+_TAKEN = (errno.EACCES, errno.EAGAIN)  # what POSIX lets a refused lock say
 
 
 @contextlib.contextmanager
@@ -47,6 +48,31 @@ def hold(out: str) -> Iterator[None]:
         os.close(handle)  # which gives the lock back
 
 
+@contextlib.contextmanager
+def take_turns(path: str, notice: Callable[[], None]) -> Iterator[None]:
+    """Runs the block while no other process is in one for the same `path`; waits for its turn.
+
+    Args:
+        path: its `.lock` file, which nobody deletes, is made beside it.
+        notice: called once if there is somebody to wait for.
+
+    Raises:
+        OSError: the lock file cannot be made, or its file system has no locks.
+    """
+    handle = os.open(path + ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _TAKEN:
+                raise
+            notice()
+            fcntl.lockf(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 def refuse_if_held(out: str) -> None:
     """Raises at once if another run holds `out`; makes no lock file and keeps no lock.
 
@@ -62,7 +88,7 @@ def _lock(handle: int, path: str, out: str) -> None:
     try:
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
+        if error.errno in _TAKEN:
             holder = os.pread(handle, 300, 0).decode(errors="replace").strip()
             raise LockedError(
                 f"output {out!r} is held by another run ({holder or 'unknown'}); wait for it, or "

@@ -128,19 +128,18 @@ def _random_weights(seed: int, model: str) -> Weights:
 def _published_weights(name: str, file: str) -> Weights:
     path = os.path.join(weights_folder(), file)
     prefix = file.rpartition("-")[2].removesuffix(".pth")
-    if os.path.isfile(path):
+    digest = None if os.path.isfile(path) else _fetch_published(file, path, prefix)
+    if digest is None:
         digest = file_digest(path)
         if not digest.startswith(prefix):
             raise WeightsError(
                 f"weights file {path} has SHA-256 {digest[:8]}…, expected {prefix}…; it is "
                 "damaged: delete it and run again"
             )
-    else:
-        digest = _fetch_published(file, path, prefix)
     return Weights(file, digest, path=path, convolutions_only=name == "features")
 
 
-def _fetch_published(file: str, path: str, prefix: str) -> str:
+def _fetch_published(file: str, path: str, prefix: str) -> str | None:
     url = f"{os.environ.get(BASE_URL_VARIABLE, BASE_URL).rstrip('/')}/{file}"
     try:
         return download(url, path, prefix)
