@@ -40,6 +40,7 @@ ORDER = (
     "decode",
     "pool",
     "batches",
+    "units",
     "lock",
     "download",
     "checkpoints",

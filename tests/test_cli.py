@@ -256,6 +256,34 @@ def test_a_signal_ends_the_run_and_it_goes_on(
     assert f"{done} of 404 images are done" in errors
 
 
+def test_a_second_interrupt_stops_at_once(tmp_path: Path) -> None:
+    """A second SIGINT does not wait for the batch; what was checkpointed stays, and it goes on."""
+    write_images(tmp_path / "images", 32)
+    words = [*SMALL[:3], "conv5_2", *SMALL[4:], "--size", "224", "--batch-size", "16"]
+    command = ["extract", "images", *words, "--checkpoint-seconds", "0"]
+    whole, out = tmp_path / "whole.h5", tmp_path / "feats.h5"
+    assert vggfeat(*command, "--out", whole, cwd=tmp_path).returncode == 0
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vggfeat", *command, "--out", out],
+        cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    _wait_for_done_rows(out)  # the second batch has begun, which takes seconds
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.endswith("vggfeat: stopped at once; rows up to the last checkpoint are kept\n")
+    with h5py.File(out) as file, h5py.File(whole) as right:
+        done = file["images/state"][()] == 1
+        assert done.sum() == 16
+        assert (file["features/conv5_2"][()][done] == right["features/conv5_2"][()][done]).all()
+    assert vggfeat(*command, "--out", out, cwd=tmp_path).returncode == 0
+    with h5py.File(out) as file, h5py.File(whole) as right:
+        assert (file["features/conv5_2"][()] == right["features/conv5_2"][()]).all()
+
+
 def _wait_for_done_rows(path: Path) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:

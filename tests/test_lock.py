@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import socket
 import subprocess
@@ -127,3 +128,43 @@ def test_no_folder(tmp_path: Path) -> None:
         hold(str(tmp_path / "gone" / "f.h5")),
     ):
         pass
+
+
+# Has the kernel refuse record locks from here on, as a file system without them does (seccomp).
+WITHOUT_LOCKS = """
+import ctypes, errno, struct, sys
+call, set_lock = {"x86_64": 72, "aarch64": 25}[sys.argv[2]], 6
+steps = [
+    (0x20, 0, 0, 0),  # load the number of the call
+    (0x15, 0, 3, call),  # fcntl?
+    (0x20, 0, 0, 24),  # load its second argument
+    (0x15, 0, 1, set_lock),
+    (0x06, 0, 0, 0x00050000 | errno.ENOLCK),  # fail
+    (0x06, 0, 0, 0x7FFF0000),  # go ahead
+]
+code = b"".join(struct.pack("HBBI", *step) for step in steps)
+code = ctypes.create_string_buffer(code)
+program = struct.pack("HxxxxxxP", len(steps), ctypes.addressof(code))
+libc = ctypes.CDLL(None, use_errno=True)
+for option, value, address in ((38, 1, None), (22, 2, program)):  # no new rights; seccomp's filter
+    if libc.prctl(option, value, address, None, None):
+        sys.exit(f"refused: {ctypes.get_errno()}")
+from vggfeat.lock import hold
+with hold(sys.argv[1]):
+    print("held")
+"""
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "aarch64"), reason="system call numbers")
+@pytest.mark.skipif(sys.platform != "linux", reason="seccomp")
+def test_a_file_system_without_locks_is_an_error(tmp_path: Path) -> None:
+    """Where the file system has no locks, that is said, and nothing is run without one."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_LOCKS, str(tmp_path / "f.h5"), platform.machine()],
+        check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    if "refused" in done.stderr:
+        pytest.skip("seccomp is not to be had")
+    assert "held" not in done.stdout
+    assert "SpaceError: file system of " in done.stderr, done.stderr
+    assert "has no locks (No locks available)" in done.stderr

@@ -27,6 +27,7 @@ from vggfeat.schema import (
     lay_out,
     read_header,
 )
+from vggfeat.units import byte_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -109,7 +110,7 @@ def _reserve(handle: int, out: str) -> None:
     if code in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT) or (code and needed > free):
         raise SpaceError(
             errno.ENOSPC,
-            f"cache {out!r} needs {needed / 1e9:.3f} GB, the disk has {free / 1e9:.3f} GB free; "
+            f"cache {out!r} needs {byte_count(needed)}, the disk has {byte_count(free)} free; "
             "make room, ask for fewer or smaller layers, or choose another --out",
         )
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from vggfeat.errors import InterruptedRunError, VggfeatError
+from vggfeat.units import duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -170,25 +171,6 @@ def printable(text: str) -> str:
     """Text that any terminal takes: control characters and undecodable bytes escaped."""
     safe = text.encode(errors="surrogateescape").decode(errors="backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in safe)
-
-
-def byte_count(count: float) -> str:
-    """`1.2 MB`, in powers of a thousand."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:  # noqa: PLR2004 the step between units
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
-def duration(seconds: float) -> str:
-    """`9.3 s`, `4 min 10 s` or `2 h 05 min`."""
-    if seconds < 60:  # noqa: PLR2004 a minute
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:  # noqa: PLR2004 an hour
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def shape_text(shape: Sequence[int]) -> str:

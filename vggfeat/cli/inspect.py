@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vggfeat.cli.console import byte_count, exit_codes, print_json, printable, shape_text, table
+from vggfeat.cli.console import exit_codes, print_json, printable, shape_text, table
+from vggfeat.units import byte_count
 
 if TYPE_CHECKING:
     from vggfeat.summary import CacheSummary, LayerSummary

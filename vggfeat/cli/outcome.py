@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from vggfeat.cli.console import duration, print_json, printable, shape_text
+from vggfeat.cli.console import print_json, printable, shape_text
+from vggfeat.units import duration
 
 if TYPE_CHECKING:
     from vggfeat.records import Summary
