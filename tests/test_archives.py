@@ -19,14 +19,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import PIL.Image
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from vggfeat.config import Settings
 from vggfeat.errors import DecodeError, InputError
 from vggfeat.names import NOT_REGULAR, UNSAFE_NAME
-from vggfeat.opening import close_archives
+from vggfeat.opening import Source, close_archives
+from vggfeat.reader import FeatureCache
+from vggfeat.run import extract
 from vggfeat.sources import Manifest, discover
+from vggfeat.update import Wish
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -803,16 +808,48 @@ def test_reading_order(tmp_path: Path) -> None:
     made(tmp_path / "y.zip", zip_bytes(shuffled))
     made(tmp_path / "file.jpg", b"")
     manifest = discover([tmp_path / "x.tar.gz", tmp_path / "y.zip", tmp_path])
-    rows = manifest.in_reading_order(np.arange(len(manifest)))
-    assert rows.dtype == np.int64
-    assert sorted(rows.tolist()) == list(range(41))
-    read = [name.partition("!")[2] for name in contents(manifest, rows.tolist())]
+    ranks = manifest.reading_ranks()
+    assert ranks is not None
+    assert ranks.dtype == np.int64
+    assert sorted(ranks.tolist()) == list(range(41))
+    read = [name.partition("!")[2] for name in contents(manifest, np.argsort(ranks).tolist())]
     assert read == ["", *names, *names]
-    some = np.array([7, 3, 30], np.int64)
-    assert sorted(manifest.in_reading_order(some).tolist()) == [3, 7, 30]
-    alone = discover([tmp_path])
-    assert alone.places is None
-    assert alone.in_reading_order(some) is some
+    assert discover([tmp_path / "y.zip", tmp_path]).reading_ranks() is None
+    assert discover([tmp_path]).reading_ranks() is None
+
+
+def test_a_compressed_tar_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Members that do not lie in the order of their names are read in one go all the same."""
+    members = {}
+    for number in range(40):
+        pixels = np.full((8, 8, 3), number, dtype=np.uint8)
+        stream = io.BytesIO()
+        PIL.Image.fromarray(pixels).save(stream, "png")
+        members[f"{number * 17 % 40:02}.png"] = stream.getvalue()
+    made(tmp_path / "x.tar.gz", gzip.compress(tar_bytes(members)))
+    made(tmp_path / "x.tar", tar_bytes(members))
+    begun = []
+    unpacking = Source._unpacking
+
+    def counted(source: Source) -> Any:
+        begun.append(source)
+        return unpacking(source)
+
+    monkeypatch.setattr(Source, "_unpacking", counted)
+    settings = Settings(
+        layers="conv1_1", model="vgg11", weights="random:0", size=32, batch_size=4, workers=0,
+        device="cpu", precision="float32",
+    )  # fmt: skip
+    for wish in (Wish(), Wish(update=True, by_digest=True)):
+        begun.clear()
+        extract(tmp_path / "x.tar.gz", tmp_path / "packed.h5", settings, wish=wish)
+        assert len(begun) == 2  # once to list it, once to read it
+    extract(tmp_path / "x.tar", tmp_path / "plain.h5", settings)
+    packed, plain = FeatureCache(tmp_path / "packed.h5"), FeatureCache(tmp_path / "plain.h5")
+    assert [plain.name(row) for row in range(40)] == [
+        packed.name(row).replace(".gz", "") for row in range(40)
+    ]
+    np.testing.assert_array_equal(packed["conv1_1"], plain["conv1_1"])
 
 
 names_in_archives = st.lists(

@@ -71,6 +71,20 @@ def test_resuming_keeps_the_slots(rows: set[int], batch_size: int, data: st.Data
     assert after == {row: before[row] for row in left}
 
 
+@given(order=st.permutations(range(17)), batch_size=SIZES, data=st.data())
+def test_another_order(order: list[int], batch_size: int, data: st.DataObject) -> None:
+    """With ranks the batches are full and in their order, and slots outlast a cut as well."""
+    ranks = np.array(order)
+    whole = plan_batches(np.arange(17), batch_size, ranks)
+    in_turn = [row for batch in whole.tolist() for row in batch if row != EMPTY]
+    assert ranks[in_turn].tolist() == list(range(17))
+    left = as_rows(data.draw(st.sets(st.sampled_from(range(17)))))
+    before = slots(whole)
+    assert slots(plan_batches(left, batch_size, ranks[left])) == {
+        row: before[row] for row in left.tolist()
+    }
+
+
 def slots(plan: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> dict[int, int]:
     return {row: slot for batch in plan.tolist() for slot, row in enumerate(batch) if row != EMPTY}
 

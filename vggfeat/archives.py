@@ -64,6 +64,7 @@ class Listing:
         table: (n,) of `PLACE`, where each lies, with 0 for `archive`.
         skipped: members passed over, by extension or reason.
         damage: what is wrong with the archive, '' for nothing.
+        forward_only: whether reading an earlier member means unpacking from the beginning.
     """
 
     archive: bytes
@@ -72,6 +73,7 @@ class Listing:
     table: NDArray[np.void]
     skipped: Counter[str]
     damage: str
+    forward_only: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,11 +84,13 @@ class Places:
         archives: absolute paths.
         stamps: of each archive when it was listed.
         table: (N,) of `PLACE`; `archive` is a position in `archives`, or `NO_ARCHIVE`.
+        forward_only: whether reading one of the archives backwards means unpacking it anew.
     """
 
     archives: tuple[bytes, ...]
     stamps: tuple[Stamp, ...]
     table: NDArray[np.void]
+    forward_only: bool
 
     def is_member(self, row: int) -> bool:
         """Whether `row` is a member of an archive."""
@@ -97,10 +101,12 @@ class Places:
         archive, *place = self.table[row].item()
         return open_member(self.archives[archive], self.stamps[archive], Place(*place))
 
-    def in_reading_order(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """`rows` with the members of each archive in the order in which they lie there."""
-        table = self.table[rows]
-        return rows[np.lexsort((table["offset"], table["archive"]))]
+    def reading_ranks(self) -> NDArray[np.int64]:
+        """The place of each row, int64 (N,), in an order that reads every archive forward."""
+        order = np.lexsort((self.table["offset"], self.table["archive"]))
+        ranks = np.empty(len(order), dtype=np.int64)
+        ranks[order] = np.arange(len(order))
+        return ranks
 
 
 def _nowhere(rows: int) -> NDArray[np.void]:
@@ -141,6 +147,7 @@ def with_members(
         tuple(listing.archive for listing in listings),
         tuple(listing.stamp for listing in listings),
         np.concatenate(tables),
+        any(listing.forward_only for listing in listings),
     )
     return all_paths, np.concatenate(all_facts), places
 
@@ -174,7 +181,15 @@ def list_archive(path: bytes, *, whole: bool, wanted: Collection[bytes]) -> List
     for name in wanted:
         chosen.places.setdefault(name, (0, MISSING, 0, 0, 0, TAR_MEMBER, 0))
     table = np.array(list(chosen.places.values()), PLACE)
-    return Listing(path, source.stamp, tuple(chosen.places), table, chosen.skipped, damage)
+    return Listing(
+        path,
+        source.stamp,
+        tuple(chosen.places),
+        table,
+        chosen.skipped,
+        damage,
+        forward_only=bool(source.compression),
+    )
 
 
 @dataclass(frozen=True, slots=True)

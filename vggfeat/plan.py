@@ -51,7 +51,9 @@ def match_paths(cached: NDArray[np.bytes_], listed: Sequence[bytes]) -> Match:
     )
 
 
-def plan_batches(rows: NDArray[np.int64], batch_size: int) -> NDArray[np.int64]:
+def plan_batches(
+    rows: NDArray[np.int64], batch_size: int, ranks: NDArray[np.int64] | None = None
+) -> NDArray[np.int64]:
     """Deals rows to batches so that each row always gets the same slot.
 
     Row r goes to slot r mod `batch_size` whatever else is to do. A kernel may round differently
@@ -62,12 +64,15 @@ def plan_batches(rows: NDArray[np.int64], batch_size: int) -> NDArray[np.int64]:
     Args:
         rows: int64 (n,), ascending, each once.
         batch_size: slots of a batch.
+        ranks: int64 (n,), each row's place in another order than that of the rows; it then takes
+            the part of the row's number.
 
     Returns:
         int64 (batches, batch_size): the row in each slot, or `EMPTY`.
     """
-    slots = rows % batch_size
-    order = np.argsort(slots, kind="stable")
+    ranks = rows if ranks is None else ranks
+    slots = ranks % batch_size
+    order = np.lexsort((ranks, slots))
     counts = np.bincount(slots, minlength=batch_size)
     starts = np.cumsum(counts) - counts
     batches = np.arange(len(rows)) - starts[slots[order]]

@@ -16,7 +16,7 @@ import numpy as np
 from vggfeat.errors import InterruptedRunError, TooManyFailuresError
 from vggfeat.job import check_output, make_identity, make_provenance, resume
 from vggfeat.lock import hold, refuse_if_held
-from vggfeat.plan import plan_batches
+from vggfeat.plan import EMPTY, plan_batches
 from vggfeat.reader import FeatureCache
 from vggfeat.records import FeatureBatch, Progress, Summary
 from vggfeat.signals import StopFlag
@@ -66,9 +66,8 @@ class _Work:
 
     settings: Settings
     open_image: OpenImage
-    todo: NDArray[np.int64]
+    plan: NDArray[np.int64]
     weights: Weights
-    batch_size: int
 
 
 def extract(
@@ -145,12 +144,12 @@ def _go_on(
     cache = resumed.cache
     batch_size = int(cache.header.provenance.config["batch_size"])
     places = dict(zip(resumed.todo.tolist(), resumed.positions.tolist(), strict=True))
+    ranks = manifest.reading_ranks()
     work = _Work(
         resumed.settings,
         lambda row: manifest.open(places[row]),
-        resumed.todo,
+        plan_batches(resumed.todo, batch_size, None if ranks is None else ranks[resumed.positions]),
         weights,
-        batch_size,
     )
     loader, extractor = _start(work, watch)
     writer = CacheWriter(out, cache.header)
@@ -174,8 +173,8 @@ def _begin(
     if weights.warning:
         log.warning(weights.warning)
     batch_size = choose_batch_size(settings, len(manifest))
-    todo = np.arange(len(manifest))
-    work = _Work(settings, manifest.open, todo, weights, batch_size)
+    plan = plan_batches(np.arange(len(manifest)), batch_size, manifest.reading_ranks())
+    work = _Work(settings, manifest.open, plan, weights)
     loader, extractor = _start(work, watch)
     size = settings.preprocess().size
     header = create_cache(
@@ -198,11 +197,11 @@ def _start(work: _Work, watch: _Watch) -> tuple[Iterator[DecodedBatch], Extracto
     from vggfeat.extractor import Extractor
 
     device = choose_device(work.settings.device)
-    plan = plan_batches(work.todo, work.batch_size)
-    workers = min(len(work.todo), choose_workers(work.settings, device.type))
+    todo = int((work.plan != EMPTY).sum())
+    workers = min(todo, choose_workers(work.settings, device.type))
     loader = load_batches(
         work.open_image,
-        plan,
+        work.plan,
         work.settings,
         workers=workers,
         pin=device.type == "cuda",
@@ -210,7 +209,7 @@ def _start(work: _Work, watch: _Watch) -> tuple[Iterator[DecodedBatch], Extracto
     )
     extractor = Extractor(work.settings, work.weights)
     tally = watch.tally
-    tally.total, tally.workers, tally.device = len(work.todo), workers, str(device)
+    tally.total, tally.workers, tally.device = todo, workers, str(device)
     tally.prepare = time.perf_counter() - started
     return loader, extractor
 

@@ -78,13 +78,15 @@ class Manifest:
             return open_file(self.absolute(row))
         return self.places.open(row)
 
-    def in_reading_order(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """`rows`, int64 (n,), so ordered that no archive is read backwards; files stay in place.
+    def reading_ranks(self) -> NDArray[np.int64] | None:
+        """The place of each row, int64 (N,), in the order to read them in; None for their own.
 
         A compressed tar can be read forward only: taken in the order of its names it would be
         unpacked from its beginning again and again.
         """
-        return rows if self.places is None else self.places.in_reading_order(rows)
+        if self.places is None or not self.places.forward_only:
+            return None
+        return self.places.reading_ranks()
 
 
 def discover(

@@ -74,7 +74,7 @@ def read_tar(source: Source) -> Iterator[TarMember]:
     while True:
         block = source.read(offset, _BLOCK)
         if len(block) == _BLOCK and not any(block):
-            ended, offset = True, _behind_zeros(source, offset)
+            ended, offset = True, _behind_zeros(source, offset + _BLOCK)
             continue
         if not block and ended:
             return

@@ -147,6 +147,9 @@ def _contents_differ(
     had = np.asarray(cache.digests[match.rows])
     same_size = manifest.sizes[match.listed] == cache.sizes[match.rows]
     to_read = np.flatnonzero(looked_at & same_size & had.any(axis=1))
+    ranks = manifest.reading_ranks()
+    if ranks is not None:
+        to_read = to_read[np.argsort(ranks[match.listed[to_read]])]
     # Archives are read by one thread at a time, which costs little beside the reading.
     threads = usable_cores() if manifest.places is None else 1
     with ThreadPoolExecutor(threads) as pool:
