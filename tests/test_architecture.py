@@ -53,12 +53,14 @@ ORDER = (
     "signals",
     "reader",
     "tensors",
+    "copying",
     "update",
     "job",
     "tally",
     "run",
     "summary",
-    "verify",
+    "verification",
+    "merging",
     "reports",
     "diagnosis",
     "cli",
@@ -75,6 +77,8 @@ TORCH_FREE = (
     "vggfeat.decode",
     "vggfeat.writer",
     "vggfeat.update",
+    "vggfeat.merging",
+    "vggfeat.verification",
     "vggfeat.tally",
     "vggfeat.cli",
 )
@@ -219,3 +223,11 @@ def test_commands_without_torch(cache: str, command: list[str]) -> None:
     assert "vggfeat.cli" in imported
     assert not {"torch", "torchvision"} & imported
     assert {"--help": "Usage", "layers": "conv5_4", "inspect": "fc7"}[command[0]] in done.stdout
+
+
+def test_no_module_hides_a_public_name() -> None:
+    """Importing a module of ours sets its name on the package, where a function must not be."""
+    import vggfeat
+
+    names = {path.stem for path in PACKAGE.glob("*.py")} | {"cli"}
+    assert not names & set(vggfeat.__all__)

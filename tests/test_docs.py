@@ -38,25 +38,26 @@ def run(words: list[str], folder: Path) -> str:
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("docs")
     write_images(folder / "images", 3)
+    write_images(folder / "more", 2)
+    for name, form in (("shard-000", "tar"), ("more", "zip")):
+        shutil.make_archive(str(folder / name), form, folder / "images")
     return folder
 
 
-def test_the_commands_of_the_readme_run(workplace: Path) -> None:
-    """Each vggfeat command of the README does its work, on random weights where it names none."""
+@pytest.mark.parametrize(("page", "count"), [("README.md", 10), ("docs/IMAGES.md", 2)])
+def test_the_commands_of_a_page_run(workplace: Path, page: str, count: int) -> None:
+    """Each vggfeat command of a page does its work, on random weights where it names none."""
     if shutil.which("bash") is None:
         pytest.skip("no bash")
     commands = [
-        line
-        for block in blocks("README.md", "sh")
-        for line in block.splitlines()
-        if "vggfeat " in line
+        line for block in blocks(page, "sh") for line in block.splitlines() if "vggfeat " in line
     ]
-    assert len(commands) >= 8
+    assert len(commands) >= count
     for command in commands:
         offline = command.replace("vggfeat extract", "vggfeat extract --weights random:0")
         run(["bash", "-euo", "pipefail", "-c", offline], workplace)
-    shown = run(["bash", "-c", "vggfeat inspect several.h5"], workplace)
-    assert "conv5_4:rmac:l2" in shown
+    if page == "README.md":
+        assert "conv5_4:rmac:l2" in run(["bash", "-c", "vggfeat inspect several.h5"], workplace)
 
 
 @pytest.mark.parametrize("page", ["docs/USING.md", "README.md"])

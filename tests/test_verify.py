@@ -18,7 +18,7 @@ import vggfeat
 from vggfeat.config import Settings
 from vggfeat.errors import CacheError, LockedError
 from vggfeat.lock import hold
-from vggfeat.verify import verify
+from vggfeat.verification import verify
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -21,35 +21,39 @@ if TYPE_CHECKING:
     from vggfeat.config import Settings, load_config
     from vggfeat.errors import VggfeatError
     from vggfeat.extractor import Extractor
+    from vggfeat.merging import Merged, merge
     from vggfeat.reader import FeatureCache
     from vggfeat.reader import open_cache as open  # noqa: A004 `vggfeat.open`, as in gzip.open
     from vggfeat.records import Progress, Summary
     from vggfeat.run import extract
     from vggfeat.tensors import FeatureDataset, as_tensor
     from vggfeat.update import Wish
-    from vggfeat.verify import Verification, verify
+    from vggfeat.verification import Verification, verify
 
 _HOMES = {
     "Extractor": ("vggfeat.extractor", "Extractor"),
     "FeatureCache": ("vggfeat.reader", "FeatureCache"),
     "FeatureDataset": ("vggfeat.tensors", "FeatureDataset"),
+    "Merged": ("vggfeat.merging", "Merged"),
     "Progress": ("vggfeat.records", "Progress"),
     "Settings": ("vggfeat.config", "Settings"),
     "Summary": ("vggfeat.records", "Summary"),
-    "Verification": ("vggfeat.verify", "Verification"),
+    "Verification": ("vggfeat.verification", "Verification"),
     "Wish": ("vggfeat.update", "Wish"),
     "VggfeatError": ("vggfeat.errors", "VggfeatError"),
     "as_tensor": ("vggfeat.tensors", "as_tensor"),
     "extract": ("vggfeat.run", "extract"),
     "load_config": ("vggfeat.config", "load_config"),
+    "merge": ("vggfeat.merging", "merge"),
     "open": ("vggfeat.reader", "open_cache"),
-    "verify": ("vggfeat.verify", "verify"),
+    "verify": ("vggfeat.verification", "verify"),
 }
 
 __all__ = [
     "Extractor",
     "FeatureCache",
     "FeatureDataset",
+    "Merged",
     "Progress",
     "Settings",
     "Summary",
@@ -60,6 +64,7 @@ __all__ = [
     "as_tensor",
     "extract",
     "load_config",
+    "merge",
     "open",
     "verify",
 ]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import itertools
 import os
 import stat
@@ -19,8 +18,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vggfeat.copying import copy_rows
 from vggfeat.decode import read_digest
-from vggfeat.errors import CacheError, CacheMismatchError, DecodeError, SpaceError
+from vggfeat.errors import CacheMismatchError, DecodeError
 from vggfeat.machine import usable_cores
 from vggfeat.names import MEMBER_MARK
 from vggfeat.records import Images
@@ -28,7 +28,7 @@ from vggfeat.schema import IMAGES, RowState
 from vggfeat.writer import CacheWriter, create_cache, write_all
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection
 
     from numpy.typing import NDArray
 
@@ -37,9 +37,6 @@ if TYPE_CHECKING:
     from vggfeat.schema import Header
     from vggfeat.sources import Manifest
 
-_LISTED_ANEW = ("path", "size", "mtime_ns", "state")  # columns that are written, not copied
-_NOT_COPIED_BY_KERNEL = (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM)
-_COPY_BYTES = 1 << 24
 _HASHED_AT_ONCE = 4096
 
 
@@ -241,7 +238,7 @@ def _rewrite(cache: FeatureCache, manifest: Manifest, match: Match, changes: Cha
     header = cache.header
 
     def take_over(handle: int, new: Header) -> None:
-        _copy_rows(cache.path, header, handle, new, origin)
+        copy_rows(cache.path, header, handle, new, origin)
         write_all(handle, states, new.runs[f"{IMAGES}/state"].offset)
 
     create_cache(
@@ -276,56 +273,3 @@ def _join(
         np.concatenate([mtimes[kept], manifest.mtimes[added]])[order],
     )
     return images, origin
-
-
-def _copy_rows(path: str, old: Header, target: int, new: Header, origin: NDArray[np.int64]) -> None:
-    """Copies features, checksums, digests and reasons of old rows to their new places."""
-    rows = np.flatnonzero(origin >= 0)
-    source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        for name, run in new.runs.items():
-            had = old.runs.get(name)
-            if had is None or name.removeprefix(f"{IMAGES}/") in _LISTED_ANEW:
-                continue
-            for start, stop in _runs_in_both(rows, origin[rows]):
-                _copy_range(
-                    source,
-                    had.offset + int(origin[rows[start]]) * run.row_bytes,
-                    target,
-                    run.offset + int(rows[start]) * run.row_bytes,
-                    (stop - start) * run.row_bytes,
-                )
-    finally:
-        os.close(source)
-
-
-def _runs_in_both(rows: NDArray[np.int64], olds: NDArray[np.int64]) -> Iterable[tuple[int, int]]:
-    """Index ranges over which both count up by one."""
-    if not len(rows):
-        return []
-    breaks = (np.flatnonzero((np.diff(rows) != 1) | (np.diff(olds) != 1)) + 1).tolist()
-    return zip([0, *breaks], [*breaks, len(rows)], strict=True)
-
-
-def _copy_range(source: int, start: int, target: int, place: int, count: int) -> None:
-    """Copies within the kernel, which may share the blocks; by hand where it cannot."""
-    by_kernel = hasattr(os, "copy_file_range")
-    while count:
-        try:
-            if by_kernel:
-                copied = os.copy_file_range(source, target, count, start, place)
-            else:
-                block = os.pread(source, min(count, _COPY_BYTES), start)
-                copied = os.pwrite(target, block, place) if block else 0
-        except OSError as error:
-            if by_kernel and error.errno in _NOT_COPIED_BY_KERNEL:
-                by_kernel = False
-                continue
-            raise SpaceError(
-                error.errno,
-                f"taking over the rows that are done failed: {error.strerror}; the cache is as it "
-                "was, run again once the disk has room",
-            ) from error
-        if not copied:
-            raise CacheError("the cache is cut short: rows it should hold lie behind its end")
-        count, start, place = count - copied, start + copied, place + copied

@@ -12,6 +12,7 @@ from vggfeat.cli.doctor import doctor
 from vggfeat.cli.extract import extract
 from vggfeat.cli.inspect import inspect
 from vggfeat.cli.layers import layers
+from vggfeat.cli.merge import merge
 from vggfeat.cli.verify import verify
 
 app = typer.Typer(
@@ -46,7 +47,7 @@ def common(
     console.show_tracebacks(wanted=debug)
 
 
-for command in (extract, inspect, verify, layers, doctor):
+for command in (extract, inspect, verify, merge, layers, doctor):
     app.command()(command)
 
 

@@ -11,7 +11,7 @@ from vggfeat.errors import CacheError
 from vggfeat.units import byte_count, duration
 
 if TYPE_CHECKING:
-    from vggfeat.verify import Verification
+    from vggfeat.verification import Verification
 
 _SHOWN = 20
 
@@ -29,7 +29,7 @@ def verify(
     Ends with exit 5 if rows are bad and were not repaired.
     """
     with exit_codes():
-        from vggfeat.verify import verify as verify_cache
+        from vggfeat.verification import verify as verify_cache
 
         found = verify_cache(cache, repair=repair)
         if as_json:

@@ -1,0 +1,42 @@
+"""`vggfeat merge`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from vggfeat.cli.console import exit_codes, print_json
+
+
+def merge(
+    caches: Annotated[list[str], typer.Argument(help="The caches.", metavar="FILE.h5...")],
+    *,
+    out: Annotated[str, typer.Option("--out", "-o", help="The cache to make.", metavar="FILE.h5")],
+    keep_paths: Annotated[
+        bool,
+        typer.Option(
+            "--keep-paths",
+            help="Paths as recorded, though relative to different folders: the same images at "
+            "another place.",
+        ),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The counts as JSON.")] = False,
+) -> None:
+    """Make one cache of several that were made with the same settings.
+
+    An image that several have is taken from where it is done, else failed, else pending. The
+    caches stay as they are; the new one appears whole or not at all.
+    """
+    with exit_codes():
+        from vggfeat.merging import merge as merge_caches
+
+        merged = merge_caches(caches, out, keep_paths=keep_paths)
+        if as_json:
+            print_json(merged)
+            return
+        shared = f", {merged.shared} of them in more than one" if merged.shared else ""
+        typer.echo(
+            f"{merged.out}: {merged.rows} images from {merged.sources} caches{shared} "
+            f"({merged.done} done, {merged.failed} failed, {merged.pending} pending)"
+        )

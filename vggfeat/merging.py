@@ -1,0 +1,215 @@
+"""Several caches made with the same settings as one."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vggfeat.copying import copy_rows
+from vggfeat.errors import CacheMismatchError, UsageError
+from vggfeat.lock import hold
+from vggfeat.reader import FeatureCache
+from vggfeat.records import Images
+from vggfeat.schema import IMAGES, RowState
+from vggfeat.writer import create_cache, write_all
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from vggfeat.schema import Header
+
+_SHOWN = 3
+_BEST_FIRST = (RowState.DONE, RowState.FAILED, RowState.PENDING)
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """What a merge came to.
+
+    Attributes:
+        out: the new cache.
+        sources: caches it was made of.
+        rows: images in it.
+        done: rows with features.
+        failed: rows whose image failed.
+        pending: rows still to do.
+        shared: rows that more than one source had.
+    """
+
+    out: str
+    sources: int
+    rows: int
+    done: int
+    failed: int
+    pending: int
+    shared: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Every row of every source that is kept or competes, in the order of the new file.
+
+    Attributes:
+        paths: bytes (n,), relative to the new root, ascending.
+        source: int64 (n,), which cache.
+        row: int64 (n,), where in it.
+        state: uint8 (n,).
+    """
+
+    paths: NDArray[np.bytes_]
+    source: NDArray[np.int64]
+    row: NDArray[np.int64]
+    state: NDArray[np.uint8]
+
+    def take(self, which: NDArray[np.generic]) -> _Rows:
+        """Some of the rows, or all in another order."""
+        return _Rows(self.paths[which], self.source[which], self.row[which], self.state[which])
+
+
+def merge(
+    sources: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    *,
+    keep_paths: bool = False,
+) -> Merged:
+    """Makes one cache of several, with every image once.
+
+    An image that several have is taken from where it is done, else failed, else pending, and of
+    equals from the first. The new file appears whole or not at all; the sources stay as they are,
+    and may be filled by a run meanwhile.
+
+    Args:
+        sources: caches with the same fingerprint.
+        out: the new cache; must not be there yet.
+        keep_paths: take paths as they are recorded, though they are relative to different folders:
+            the same images, seen at another place. Else such paths are made relative to what the
+            folders have in common.
+
+    Raises:
+        UsageError: `out` is there, or no sources are given.
+        CacheError: a source is not a cache of ours, or damaged.
+        CacheMismatchError: the sources differ in settings, or have different images under one path.
+        LockedError: another run holds `out`.
+        SpaceError: no room; nothing is left.
+    """
+    out = os.fspath(out)
+    if not sources:
+        raise UsageError("no caches to merge; name two or more")
+    caches = [FeatureCache(source) for source in sources]
+    _check_settings(caches)
+    with hold(out):
+        if os.path.lexists(out):
+            raise UsageError(f"output {out!r} is there already; choose another --out or delete it")
+        root, prefixes = _common_root(caches, keep_paths=keep_paths)
+        rows = _all_rows(caches, prefixes)
+        kept = _first_of_each(rows)
+        _check_images(caches, rows)
+        _write(caches, kept, root, out)
+    counts = np.bincount(kept.state, minlength=len(RowState)).tolist()
+    return Merged(
+        out=out,
+        sources=len(caches),
+        rows=len(kept.paths),
+        done=counts[RowState.DONE],
+        failed=counts[RowState.FAILED],
+        pending=counts[RowState.PENDING],
+        shared=len(np.unique(rows.paths[1:][rows.paths[1:] == rows.paths[:-1]])),
+    )
+
+
+def _check_settings(caches: Sequence[FeatureCache]) -> None:
+    first = caches[0]
+    for other in caches[1:]:
+        had, found = first.header.identity, other.header.identity
+        differences = had.differences(found)
+        if had.layers != found.layers:
+            differences.append(f"layers: {','.join(had.layers)} and {','.join(found.layers)}")
+        if differences:
+            raise CacheMismatchError(
+                f"caches {first.path!r} and {other.path!r} (asked) were made with other settings: "
+                f"{'; '.join(dict.fromkeys(differences))}. Only caches made with the same ones can "
+                "be merged"
+            )
+
+
+def _common_root(caches: Sequence[FeatureCache], *, keep_paths: bool) -> tuple[bytes, list[bytes]]:
+    """The folder that the new paths are relative to, and what goes in front of each cache's."""
+    roots = [cache.header.provenance.root for cache in caches]
+    if keep_paths or len(set(roots)) == 1:
+        return roots[0], [b""] * len(roots)
+    common = os.path.commonpath(roots)
+    inner = [os.path.relpath(root, common) for root in roots]
+    return common, [b"" if part == b"." else part + b"/" for part in inner]
+
+
+def _all_rows(caches: Sequence[FeatureCache], prefixes: Sequence[bytes]) -> _Rows:
+    """The rows of all caches, by path and, of one path, the best first."""
+    parts = []
+    for number, (cache, prefix) in enumerate(zip(caches, prefixes, strict=True)):
+        state = np.array(cache.state)  # before any feature: what is done by now is whole
+        row = np.flatnonzero(state != RowState.REMOVED)
+        paths = np.char.add(prefix, cache.paths[row]) if prefix else np.asarray(cache.paths[row])
+        parts.append(_Rows(paths, np.full(len(row), number), row, state[row]))
+    rows = _Rows(
+        np.concatenate([part.paths for part in parts]),
+        np.concatenate([part.source for part in parts]),
+        np.concatenate([part.row for part in parts]),
+        np.concatenate([part.state for part in parts]),
+    )
+    rank = np.zeros(len(RowState), dtype=np.int64)
+    rank[list(_BEST_FIRST)] = np.arange(len(_BEST_FIRST))
+    return rows.take(np.lexsort((rows.source, rank[rows.state], rows.paths)))
+
+
+def _first_of_each(rows: _Rows) -> _Rows:
+    fresh = np.ones(len(rows.paths), dtype=bool)
+    fresh[1:] = rows.paths[1:] != rows.paths[:-1]
+    return rows.take(fresh)
+
+
+def _check_images(caches: Sequence[FeatureCache], rows: _Rows) -> None:
+    """Two done rows of one path must be of the same image, as far as their digests tell."""
+    same = (rows.paths[1:] == rows.paths[:-1]) & (rows.state[1:] == RowState.DONE)
+    unlike = []
+    for at in (np.flatnonzero(same) + 1).tolist():
+        one, other = (caches[rows.source[i]].digests[rows.row[i]] for i in (at - 1, at))
+        if one.any() and other.any() and (one != other).any():
+            unlike.append(at)
+    if unlike:
+        names = ", ".join(repr(os.fsdecode(bytes(rows.paths[at]))) for at in unlike[:_SHOWN])
+        more = f" and {len(unlike) - _SHOWN} more" if len(unlike) > _SHOWN else ""
+        raise CacheMismatchError(
+            f"{len(unlike)} paths stand for different images in the caches: {names}{more}; bring "
+            "the older cache up to date (extract --update), or merge others"
+        )
+
+
+def _write(caches: Sequence[FeatureCache], kept: _Rows, root: bytes, out: str) -> None:
+    sizes, mtimes = (np.empty(len(kept.row), dtype=np.int64) for _ in range(2))
+    for number, cache in enumerate(caches):
+        mine = kept.source == number
+        sizes[mine] = cache.sizes[kept.row[mine]]
+        mtimes[mine] = cache.mtimes[kept.row[mine]]
+
+    def take_over(handle: int, new: Header) -> None:
+        for number, cache in enumerate(caches):
+            settled = (kept.source == number) & (kept.state != RowState.PENDING)
+            origin = np.where(settled, kept.row, -1)
+            copy_rows(cache.path, cache.header, handle, new, origin)
+        write_all(handle, kept.state, new.runs[f"{IMAGES}/state"].offset)
+
+    header = caches[0].header
+    create_cache(
+        out,
+        Images(kept.paths, sizes, mtimes),
+        {spec: header.feature(spec).shape[1:] for spec in header.identity.layers},
+        header.identity,
+        dataclasses.replace(header.provenance, root=root),
+        fill=take_over,
+    )
