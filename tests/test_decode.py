@@ -661,6 +661,15 @@ def test_bomb_behind_a_small_header(side: int) -> None:
     )
 
 
+def test_a_bomb_of_absurd_size_has_a_short_reason() -> None:
+    """Sides of thousands of digits do not reach the reason."""
+    sides = b"2" * 500
+    data = b'/* XPM */\nstatic char *a[] = {\n"%b %b 2 1",\n"a c #000000",\n' % (sides, sides)
+    assert reason(data) == (
+        "decompression bomb: too many pixels, at most 178956970 allowed (--max-pixels)"
+    )
+
+
 def test_larger_limit_than_pillows(monkeypatch: pytest.MonkeyPatch) -> None:
     """A limit above Pillow's own is honoured, and Pillow's is back afterwards."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)

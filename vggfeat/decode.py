@@ -39,6 +39,7 @@ READ_AT_ONCE: Final = 1 << 26
 REASON_LENGTH: Final = 150
 """Most characters in a reason."""
 
+_LONGEST_NUMBER = 20  # digits
 _ORIENTATION = 0x0112
 _TIFF_BITS_PER_SAMPLE = 258
 
@@ -317,7 +318,9 @@ def _bomb(stream: BinaryIO, complaint: str, max_pixels: int) -> str:
         if width * height > max_pixels:
             return _too_large("decompression bomb", f"{width} x {height}", max_pixels)
     found = re.search(r"\d+", complaint)
-    return _too_large("decompression bomb", found[0] if found else "too many", max_pixels)
+    # A header may claim numbers of any length.
+    count = found[0] if found and len(found[0]) <= _LONGEST_NUMBER else "too many"
+    return _too_large("decompression bomb", count, max_pixels)
 
 
 def _too_large(what: str, pixels: str, max_pixels: int) -> str:
