@@ -664,7 +664,7 @@ def test_bomb_behind_a_small_header(side: int) -> None:
 def test_a_bomb_of_absurd_size_has_a_short_reason() -> None:
     """Sides of thousands of digits do not reach the reason."""
     sides = b"2" * 500
-    data = b'/* XPM */\nstatic char *a[] = {\n"%b %b 2 1",\n"a c #000000",\n' % (sides, sides)
+    data = b'/* XPM */\nstatic char *a[] = {\n"%b %b 1 1",\n"a c #000000",\n' % (sides, sides)
     assert reason(data) == (
         "decompression bomb: too many pixels, at most 178956970 allowed (--max-pixels)"
     )
