@@ -48,6 +48,7 @@ ORDER = (
     "device",
     "reduce",
     "extractor",
+    "replicas",
     "writer",
     "sink",
     "signals",

@@ -124,8 +124,8 @@ def test_nothing_to_do(folder: bytes) -> None:
 def test_workers_as_asked(workers: int) -> None:
     """A number of workers that was asked for is taken, whatever the machine has."""
     settings = Settings(layers="fc7", workers=workers)
-    assert choose_workers(settings, "cpu") == workers
-    assert choose_workers(settings, "cuda") == workers
+    assert choose_workers(settings, {"cpu"}) == workers
+    assert choose_workers(settings, {"cuda"}) == workers
 
 
 @pytest.mark.parametrize(
@@ -137,4 +137,4 @@ def test_workers_from_the_cores(
 ) -> None:
     """Left to us, workers are the cores this process may use; beside a CPU network few."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(cores)), raising=False)
-    assert choose_workers(Settings(layers="fc7"), device) == expected
+    assert choose_workers(Settings(layers="fc7"), {device}) == expected

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 import pytest
-from killing import SETTINGS
+from killing import SETTINGS, contents
 from test_cli import assert_one_line, vggfeat, write_images
 
 import vggfeat as library
@@ -18,22 +18,12 @@ from vggfeat.errors import CacheError, CacheMismatchError, UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
-COLUMNS = ("path", "size", "mtime_ns", "state", "digest", "checksum", "error")
-
 
 def extract(images: Path | list[Path], out: Path, **more: Any) -> None:
     sources = [images] if not isinstance(images, list) else images
     root = more.pop("root", None)
     settings = library.Settings(**{**SETTINGS, "batch_size": 1, **more})
     library.extract([str(source) for source in sources], out, settings, root=root)
-
-
-def contents(path: Path) -> dict[str, bytes]:
-    """All that rows are made of, by h5py alone."""
-    with h5py.File(path) as file:
-        found = {name: file[f"images/{name}"][()].tobytes() for name in COLUMNS}
-        found |= {name: file["features"][name][()].tobytes() for name in file["features"]}
-    return found
 
 
 @pytest.fixture

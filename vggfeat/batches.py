@@ -16,7 +16,7 @@ from vggfeat.pool import decode_batches
 from vggfeat.records import DecodedBatch, Failure
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from numpy.typing import NDArray
 
@@ -103,9 +103,9 @@ def _as_batch(
     )
 
 
-def choose_workers(settings: Settings, device_type: str) -> int:
+def choose_workers(settings: Settings, device_types: Collection[str]) -> int:
     """Decoding processes: as asked, or from the cores this process may use."""
     if settings.workers != "auto":
         return settings.workers
     cores = usable_cores()
-    return min(cores, CPU_WORKERS) if device_type == "cpu" else cores
+    return min(cores, CPU_WORKERS) if "cpu" in device_types else cores

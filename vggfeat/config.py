@@ -65,7 +65,7 @@ class Settings:
         exif: see `Preprocess`.
         dtype: of the stored features.
         precision: of the network; `auto` is half on CUDA, bfloat16 on a CPU with it, else float32.
-        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`, several separated by commas, or `all` CUDA.
         batch_size: images a pass, or `auto`.
         workers: decoding processes, 0 for none, or `auto`.
         max_pixels: larger images fail instead of filling the memory.
@@ -172,6 +172,7 @@ def _wrong_choices(settings: Settings) -> list[str]:
     ]
 
 
+_DEVICE = r"(cpu|mps|cuda(:\d+)?)"
 _TEXTS = ("layers", "model", "weights", "pool", "norm", "device")
 
 # Name, least, most, and what it may be besides a number.
@@ -210,8 +211,11 @@ def _wrong_numbers(settings: Settings) -> list[str]:
         wrong.append(f"time_limit is {settings.time_limit!r}; expected for example 55m, 2h or 90s")
     if not _is_allowance(settings.max_failures):
         wrong.append(f"max_failures is {settings.max_failures!r}; expected for example 100 or 1%")
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", str(settings.device)):
-        wrong.append(f"device {settings.device!r} is not known; expected auto, cpu, cuda[:N], mps")
+    if not re.fullmatch(rf"auto|all|{_DEVICE}(,{_DEVICE})*", str(settings.device)):
+        wrong.append(
+            f"device {settings.device!r} is not known; expected auto, cpu, cuda[:N], mps, several "
+            "of them separated by commas, or all"
+        )
     return wrong
 
 

@@ -97,6 +97,23 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def choose_devices(names: str) -> list[torch.device]:
+    """The devices that a name, several separated by commas, or `all` (CUDA devices) mean here.
+
+    Raises:
+        DeviceError: one is not there.
+    """
+    if names == "all":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if not count:
+            raise DeviceError(
+                f"--device all: torch {torch.__version__} sees no CUDA device; `vggfeat doctor` "
+                "says more, --device cpu goes without"
+            )
+        return [torch.device("cuda", index) for index in range(count)]
+    return [choose_device(name) for name in names.split(",")]
+
+
 def choose_precision(name: str, device: torch.device) -> Compute:
     """The precision that `auto` means on `device`; any other name stands for itself."""
     if name != "auto":
@@ -123,8 +140,11 @@ def choose_batch_size(settings: Settings, images: int) -> int:
         return 1  # shapes differ from image to image
     if settings.batch_size != "auto":
         return settings.batch_size
-    most = _largest_batch(choose_device(settings.device), settings.preprocess().size)
+    devices = choose_devices(settings.device)
+    size = settings.preprocess().size
+    most = min(_largest_batch(device, size) for device in devices)
     passes = -(-images // most)
+    passes += -passes % len(devices)  # as many for each
     return -(-images // passes)
 
 

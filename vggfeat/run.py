@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 
     from vggfeat.batches import OpenImage
     from vggfeat.config import Settings
-    from vggfeat.extractor import Extractor, Pending
+    from vggfeat.extractor import Pending
     from vggfeat.records import DecodedBatch, Failure
+    from vggfeat.replicas import Replicas
     from vggfeat.sources import Manifest
     from vggfeat.weights import Weights
 
@@ -151,14 +152,14 @@ def _go_on(
         plan_batches(resumed.todo, batch_size, None if ranks is None else ranks[resumed.positions]),
         weights,
     )
-    loader, extractor = _start(work, watch)
+    loader, replicas = _start(work, watch)
     writer = CacheWriter(out, cache.header)
     writer.reserve(out)
     writer.clear_reasons(cache.rows_with_reason(resumed.todo))
     writer.update_files(
         resumed.stale, manifest.sizes[resumed.listed], manifest.mtimes[resumed.listed]
     )
-    _loop(loader, extractor, writer, watch)
+    _loop(loader, replicas, writer, watch)
 
 
 def _begin(
@@ -175,56 +176,55 @@ def _begin(
     batch_size = choose_batch_size(settings, len(manifest))
     plan = plan_batches(np.arange(len(manifest)), batch_size, manifest.reading_ranks())
     work = _Work(settings, manifest.open, plan, weights)
-    loader, extractor = _start(work, watch)
+    loader, replicas = _start(work, watch)
     size = settings.preprocess().size
     header = create_cache(
         out,
         manifest,
-        extractor.output_shapes(size, size),
-        make_identity(settings, extractor.precision, weights),
+        replicas.output_shapes(size, size),
+        make_identity(settings, replicas.precision, weights),
         make_provenance(
-            settings, manifest, weights, batch_size=batch_size, precision=extractor.precision
+            settings, manifest, weights, batch_size=batch_size, precision=replicas.precision
         ),
     )
-    _loop(loader, extractor, CacheWriter(out, header), watch)
+    _loop(loader, replicas, CacheWriter(out, header), watch)
 
 
-def _start(work: _Work, watch: _Watch) -> tuple[Iterator[DecodedBatch], Extractor]:
+def _start(work: _Work, watch: _Watch) -> tuple[Iterator[DecodedBatch], Replicas]:
     """Starts decoding first, then brings the network up beside it."""
     started = time.perf_counter()
     from vggfeat.batches import choose_workers, load_batches
-    from vggfeat.device import choose_device
-    from vggfeat.extractor import Extractor
+    from vggfeat.device import choose_devices
+    from vggfeat.replicas import Replicas
 
-    device = choose_device(work.settings.device)
+    kinds = {device.type for device in choose_devices(work.settings.device)}
     todo = int((work.plan != EMPTY).sum())
-    workers = min(todo, choose_workers(work.settings, device.type))
+    workers = min(todo, choose_workers(work.settings, kinds))
     loader = load_batches(
         work.open_image,
         work.plan,
         work.settings,
         workers=workers,
-        pin=device.type == "cuda",
+        pin="cuda" in kinds,
         goes_on=watch.goes_on,
     )
-    extractor = Extractor(work.settings, work.weights)
+    replicas = Replicas(work.settings, work.weights)
     tally = watch.tally
-    tally.total, tally.workers, tally.device = todo, workers, str(device)
+    tally.total, tally.workers, tally.device = todo, workers, replicas.devices
     tally.prepare = time.perf_counter() - started
-    return loader, extractor
+    return loader, replicas
 
 
 def _loop(
     loader: Iterator[DecodedBatch],
-    extractor: Extractor,
+    replicas: Replicas,
     writer: CacheWriter,
     watch: _Watch,
 ) -> None:
     """Batch after batch until none is left or a signal asks to stop."""
-    depth = 1 if extractor.device.type == "cuda" else 0  # batches under way while one is launched
     under_way: deque[Pending] = deque()
     tally = watch.tally
-    with Sink(writer, extractor.settings.checkpoint_seconds) as sink:
+    with Sink(writer, replicas.settings.checkpoint_seconds) as sink:
         while watch.goes_on():
             started = time.perf_counter()
             decoded = next(loader, None)
@@ -233,10 +233,10 @@ def _loop(
                 break
             tally.decode += decoded.seconds
             if len(decoded.rows):
-                under_way.append(_launch(extractor, decoded, tally))
+                under_way.append(_launch(replicas, decoded, tally))
             else:
                 _hand_over(_nothing_but_failures(decoded), sink, watch)
-            if len(under_way) > depth:
+            if len(under_way) > replicas.overlap:
                 _finish(under_way.popleft(), sink, watch)
             tally.slowest = max(tally.slowest, time.perf_counter() - started)
             watch.report()
@@ -244,13 +244,13 @@ def _loop(
             _finish(under_way.popleft(), sink, watch)
         closing = time.perf_counter()
     tally.write += time.perf_counter() - closing
-    tally.redone = extractor.redone
+    tally.redone = replicas.redone
     watch.report()
 
 
-def _launch(extractor: Extractor, decoded: DecodedBatch, tally: Tally) -> Pending:
+def _launch(replicas: Replicas, decoded: DecodedBatch, tally: Tally) -> Pending:
     started = time.perf_counter()
-    pending = extractor.launch(decoded)
+    pending = replicas.launch(decoded)
     tally.network += time.perf_counter() - started
     return pending
 

@@ -138,7 +138,10 @@ def extract(
         ),
     ] = None,
     device: Annotated[
-        str | None, _setting("--device", "auto, cpu, cuda, cuda:N or mps.", "NAME")
+        str | None,
+        _setting(
+            "--device", "auto, cpu, cuda, cuda:N or mps; several as cuda:0,cuda:1; all.", "NAME,..."
+        ),
     ] = None,
     batch_size: Annotated[str | None, _setting("--batch-size", "Images a pass.", "N|auto")] = None,
     workers: Annotated[
