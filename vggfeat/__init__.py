@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from vggfeat._version import __version__
 
 if TYPE_CHECKING:
+    from vggfeat.benchmark import Bench, bench
     from vggfeat.config import Settings, load_config
     from vggfeat.errors import VggfeatError
     from vggfeat.extractor import Extractor
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from vggfeat.verification import Verification, verify
 
 _HOMES = {
+    "Bench": ("vggfeat.benchmark", "Bench"),
     "Extractor": ("vggfeat.extractor", "Extractor"),
     "FeatureCache": ("vggfeat.reader", "FeatureCache"),
     "FeatureDataset": ("vggfeat.tensors", "FeatureDataset"),
@@ -42,6 +44,7 @@ _HOMES = {
     "Wish": ("vggfeat.update", "Wish"),
     "VggfeatError": ("vggfeat.errors", "VggfeatError"),
     "as_tensor": ("vggfeat.tensors", "as_tensor"),
+    "bench": ("vggfeat.benchmark", "bench"),
     "extract": ("vggfeat.run", "extract"),
     "load_config": ("vggfeat.config", "load_config"),
     "merge": ("vggfeat.merging", "merge"),
@@ -50,6 +53,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Bench",
     "Extractor",
     "FeatureCache",
     "FeatureDataset",
@@ -62,6 +66,7 @@ __all__ = [
     "Wish",
     "__version__",
     "as_tensor",
+    "bench",
     "extract",
     "load_config",
     "merge",

@@ -8,6 +8,7 @@ import typer
 
 from vggfeat._version import __version__
 from vggfeat.cli import console
+from vggfeat.cli.bench import bench
 from vggfeat.cli.doctor import doctor
 from vggfeat.cli.extract import extract
 from vggfeat.cli.inspect import inspect
@@ -47,7 +48,7 @@ def common(
     console.show_tracebacks(wanted=debug)
 
 
-for command in (extract, inspect, verify, merge, layers, doctor):
+for command in (extract, inspect, verify, merge, layers, doctor, bench):
     app.command()(command)
 
 

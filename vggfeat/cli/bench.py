@@ -1,0 +1,88 @@
+"""`vggfeat bench`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vggfeat.cli.console import exit_codes, print_json
+from vggfeat.units import byte_count, duration
+
+if TYPE_CHECKING:
+    from vggfeat.benchmark import Bench
+
+_MANY = 100_000
+
+
+def bench(
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(help="Images to decode; none for synthetic ones.", metavar="SOURCE..."),
+    ] = None,
+    *,
+    layers: Annotated[
+        str, typer.Option(help="Layers that would be extracted.", metavar="SPEC,...")
+    ] = "conv5_3,fc7",
+    model: Annotated[str, typer.Option(help="The VGG variant.", metavar="NAME")] = "vgg19",
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", metavar="NAME")
+    ] = "auto",
+    size: Annotated[
+        int | None,
+        typer.Option(
+            help="Side of the network's input. [default: 224]", metavar="PX", show_default=False
+        ),
+    ] = None,
+    folder: Annotated[
+        str, typer.Option(help="Where features would be written.", metavar="DIR")
+    ] = ".",
+    seconds: Annotated[float, typer.Option(help="For each measurement, roughly.")] = 2.0,
+    as_json: Annotated[bool, typer.Option("--json", help="The figures as JSON.")] = False,
+) -> None:
+    """Measure what this machine can do, what limits it, and which options to use.
+
+    Decodes a sample of the images on one core, runs the network on random weights in each
+    precision and several batch sizes, and writes to the disk and syncs.
+    """
+    with exit_codes():
+        from vggfeat.benchmark import bench as measure
+        from vggfeat.config import Settings
+
+        settings = Settings(
+            layers=layers, model=model, weights="random:0", device=device, size=size
+        )
+        found = measure(settings, sources or (), folder=folder, seconds=seconds)
+        if as_json:
+            print_json(found)
+        else:
+            for line in _lines(found, f"{layers} of {model}"):
+                typer.echo(line)
+
+
+def _lines(found: Bench, what: str) -> list[str]:
+    images = f"{found.sample} of the images" if found.sample else "synthetic photographs"
+    best = [one for one in found.forward if one.precision == found.precision]
+    precisions = {one.precision: one for one in reversed(found.forward)}
+    by_precision = ", ".join(
+        f"{name} {one.images_per_second:.1f}" for name, one in precisions.items()
+    )
+    by_size = ", ".join(
+        f"{one.batch_size}: {one.images_per_second:.1f}"
+        for one in sorted(best, key=lambda one: one.batch_size)
+    )
+    many = duration(_MANY / found.images_per_second)
+    each = byte_count(found.sample_bytes)
+    disk = byte_count(found.write * found.row_bytes)
+    rows = f"{found.write:.0f} images/s of {byte_count(found.row_bytes)}"
+    rate = f"about {found.images_per_second:.1f} images/s, {_MANY:,} images in {many}"
+    options = f"--precision {found.precision} --batch-size {found.batch_size}"
+    return [
+        f"machine   {found.cores} cores, network on {found.device}",
+        f"decoding  {found.decode:.0f} images/s a core ({images}, {each} each)",
+        f"network   {what}: {by_precision} images/s in batches of {found.forward[0].batch_size}",
+        f"          in {found.precision} by batch size: {by_size}",
+        f"disk      {disk}/s, {rows}",
+        f"limit     {found.limit}: {rate}",
+        f"use       {options} --workers {found.workers}",
+    ]
