@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import logging
+import os
 import re
 import warnings
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from vggfeat.errors import DecodeError
 from vggfeat.opening import open_file
@@ -40,6 +42,7 @@ REASON_LENGTH: Final = 150
 """Most characters in a reason."""
 
 _LONGEST_NUMBER = 20  # digits
+_LONGEST_TEXT = 1 << 24  # bytes of one text or profile in a PNG; Pillow's own limit is 1 MiB
 _ORIENTATION = 0x0112
 _TIFF_BITS_PER_SAMPLE = 258
 
@@ -55,6 +58,10 @@ _TURNS = {
 _INVERSE = {6: 8, 8: 6}  # all others undo themselves
 
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+# Its complaints name no file; what fails says why, and the rest is no matter.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+logging.getLogger("PIL").propagate = False
+
 _HEADER_ONLY = ("PNG", "JPEG", "TIFF", "BMP", "GIF")  # opening these costs nothing, however large
 
 
@@ -109,20 +116,20 @@ def decode(stream: BinaryIO, preprocess: Preprocess, max_pixels: int) -> NDArray
 
 @contextlib.contextmanager
 def _pillow_to_ourselves(max_pixels: int) -> Iterator[None]:
-    """Set Pillow's limit for a while, raise where it would warn of it, silence other warnings.
+    """Set Pillow's limits for a while, raise where it would warn of them, silence other warnings.
 
     Pillow checks right after a header is read, the outer one and those inside: an ICO, for one,
     is decoded while it is opened.
     """
-    limit = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = max_pixels
+    limit, text_limit = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK
+    Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK = max_pixels, _LONGEST_TEXT
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             yield
         finally:
-            Image.MAX_IMAGE_PIXELS = limit
+            Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK = limit, text_limit
 
 
 def _load(stream: BinaryIO, exif: Exif) -> Image.Image:
@@ -132,11 +139,29 @@ def _load(stream: BinaryIO, exif: Exif) -> Image.Image:
     # Pillow turns a TIFF while loading it and drops the tag: then there is nothing left to do, but
     # something to undo.
     turned = _orientation(image) if image.format == "TIFF" else 1
-    image.load()
+    with _silent_stderr() if image.format == "TIFF" else contextlib.nullcontext():
+        image.load()
     rgb = _rgb(image)
     if exif == "apply":
         return _turn(rgb, _orientation(image))
     return _turn(rgb, _INVERSE.get(turned, turned))
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Has libtiff, which writes what it dislikes to standard error by itself, write to nowhere."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # closed already, as some daemons start their children
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _open(stream: BinaryIO) -> ImageFile.ImageFile:
