@@ -55,6 +55,7 @@ def test_the_commands_of_a_page_run(workplace: Path, page: str, count: int) -> N
     assert len(commands) >= count
     for command in commands:
         offline = command.replace("vggfeat extract", "vggfeat extract --weights random:0")
+        offline = offline.replace("vggfeat bench", "vggfeat bench --layers conv1_2 --seconds 0.1")
         run(["bash", "-euo", "pipefail", "-c", offline], workplace)
     if page == "README.md":
         assert "conv5_4:rmac:l2" in run(["bash", "-c", "vggfeat inspect several.h5"], workplace)
