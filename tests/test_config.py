@@ -444,6 +444,13 @@ def test_fingerprint_is_the_same_for_ever() -> None:
     )
 
 
+def test_exact_decoding_is_not_recorded() -> None:
+    """What a file records of exact decoding is what it did before there was another; fast is."""
+    exact, fast = (settings(layers="fc7", decode=how).preprocess() for how in ("exact", "fast"))
+    assert "decode" not in exact.recorded()
+    assert all(Preprocess(**made.recorded()) == made for made in (exact, fast))
+
+
 CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     "model": ({"model": "vgg16"}, "model: file vgg19, asked vgg16"),
     "precision": ({"precision": "bfloat16"}, "precision: file float32, asked bfloat16"),
@@ -478,6 +485,7 @@ PREPROCESS_CHANGES: dict[str, Any] = {
     "std": (0.5, 0.5, 0.5),
     "interpolation": "bicubic",
     "background": "black",
+    "decode": "fast",
 }
 
 

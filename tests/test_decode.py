@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import struct
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
+
+    from vggfeat.preprocess import Crop
 
     Pixels = NDArray[np.uint8]
 
@@ -580,6 +583,32 @@ def test_extreme_aspect_takes_no_memory(upright: bool) -> None:
 def test_largest_square_is_not_windowed() -> None:
     """Squares stay torchvision's to the byte up to the largest resize that settings allow."""
     assert module.WINDOW_ABOVE >= 8192 * 8192
+
+
+LARGE = 9 * SIDE
+
+
+@pytest.mark.parametrize("crop", ["center", "pad", "squash", "none"])
+@pytest.mark.parametrize(("kind", "options"), [("JPEG", {}), ("MPO", {"save_all": True})])
+def test_fast_is_libjpegs_own_reduction(crop: Crop, kind: str, options: dict[str, Any]) -> None:
+    """What is nine times too large is decoded at a quarter of its sides, twice what is needed."""
+    data = saved(photo(LARGE * 4 // 3, LARGE), kind, **options)
+    shape = Preprocess(size=SIDE, resize=SIDE if crop == "center" else None, crop=crop)
+    fast = dataclasses.replace(shape, decode="fast")
+    reduced: Any = Image.open(io.BytesIO(data))
+    reduced.draft(None, (reduced.width // 4, reduced.height // 4))
+    assert min(reduced.size) == -(-LARGE // 4)
+    expected = pixels(saved(reduced.convert("RGB"), "PNG"), shape)
+    np.testing.assert_array_equal(pixels(data, fast), expected)
+
+
+@pytest.mark.parametrize(("side", "kind"), [(4 * SIDE - 1, "JPEG"), (LARGE, "PNG")])
+def test_fast_is_exact_where_there_is_little_to_gain(side: int, kind: str) -> None:
+    """JPEGs of less than four times the size needed, and other formats, are decoded whole."""
+    data = saved(photo(side, side), kind)
+    exact = Preprocess(size=SIDE, resize=SIDE)
+    fast = dataclasses.replace(exact, decode="fast")
+    np.testing.assert_array_equal(pixels(data, fast), pixels(data, exact))
 
 
 def test_squash_ignores_the_aspect() -> None:

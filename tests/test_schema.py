@@ -302,7 +302,7 @@ def test_creation_on_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
         pytest.skip("mounting is not permitted here")
     message, listing = fail_to_create(tmp_path, "", *wrapper)
     assert message == (
-        "cache 'f.h5' needs 0.005 GB, the disk has 0.001 GB free; make room, ask for fewer or "
+        "cache 'f.h5' needs 5.3 MB, the disk has 1.0 MB free; make room, ask for fewer or "
         "smaller layers, or choose another --out"
     )
     assert listing == "[]"

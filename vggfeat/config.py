@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from vggfeat.errors import UsageError
 from vggfeat.preprocess import (
     CROPS,
+    DECODES,
     EXIFS,
     NORMALISATIONS,
     TRANSFORMS,
     Crop,
+    Decode,
     Exif,
     Preprocess,
     Transform,
@@ -63,6 +65,7 @@ class Settings:
         resize: see `Preprocess`; None is the weights' own, in proportion to `size`.
         crop: see `Preprocess`.
         exif: see `Preprocess`.
+        decode: see `Preprocess`.
         dtype: of the stored features.
         precision: of the network; `auto` is half on CUDA, bfloat16 on a CPU with it, else float32.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`, several separated by commas, or `all` CUDA.
@@ -87,6 +90,7 @@ class Settings:
     resize: int | None = None
     crop: Crop = "center"
     exif: Exif = "apply"
+    decode: Decode = "exact"
     dtype: Dtype = "float16"
     precision: Precision = "auto"
     device: str = "auto"
@@ -124,6 +128,7 @@ class Settings:
             resize=resize if self.crop == "center" else None,
             crop=self.crop,
             exif=self.exif,
+            decode=self.decode,
             mean=own.mean,
             std=own.std,
         )
@@ -158,6 +163,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "transform": TRANSFORMS,
     "crop": CROPS,
     "exif": EXIFS,
+    "decode": DECODES,
     "on_error": ON_ERRORS,
     "dtype": DTYPES,
     "precision": PRECISIONS,

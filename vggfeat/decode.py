@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import ImageFile
 
-    from vggfeat.preprocess import Exif, Preprocess
+    from vggfeat.preprocess import Preprocess
 
 WINDOW_ABOVE: Final = 2**26
 """Resized pixels beyond which only the part that is kept is computed (256 MiB in Pillow).
@@ -41,6 +41,7 @@ READ_AT_ONCE: Final = 1 << 26
 REASON_LENGTH: Final = 150
 """Most characters in a reason."""
 
+_GAP = 2  # how many times the size needed a JPEG must stay when it is shrunk while decoding
 _LONGEST_NUMBER = 20  # digits
 _LONGEST_TEXT = 1 << 24  # bytes of one text or profile in a PNG; Pillow's own limit is 1 MiB
 _ORIENTATION = 0x0112
@@ -104,7 +105,7 @@ def decode(stream: BinaryIO, preprocess: Preprocess, max_pixels: int) -> NDArray
     """
     with _pillow_to_ourselves(max_pixels):
         try:
-            image = _load(stream, preprocess.exif)
+            image = _load(stream, preprocess)
             return np.array(_fit(image, preprocess, max_pixels))
         except DecodeError:
             raise
@@ -132,9 +133,11 @@ def _pillow_to_ourselves(max_pixels: int) -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK = limit, text_limit
 
 
-def _load(stream: BinaryIO, exif: Exif) -> Image.Image:
-    """The whole image in mode RGB, upright if `exif` says so."""
+def _load(stream: BinaryIO, preprocess: Preprocess) -> Image.Image:
+    """The whole image in mode RGB, upright if `preprocess.exif` says so."""
     image = _open(stream)
+    if preprocess.decode == "fast" and image.format in ("JPEG", "MPO"):
+        _shrink_on_load(image, preprocess)
     _match_key_to_pixels(image)
     # Pillow turns a TIFF while loading it and drops the tag: then there is nothing left to do, but
     # something to undo.
@@ -142,9 +145,19 @@ def _load(stream: BinaryIO, exif: Exif) -> Image.Image:
     with _silent_stderr() if image.format == "TIFF" else contextlib.nullcontext():
         image.load()
     rgb = _rgb(image)
-    if exif == "apply":
+    if preprocess.exif == "apply":
         return _turn(rgb, _orientation(image))
     return _turn(rgb, _INVERSE.get(turned, turned))
+
+
+def _shrink_on_load(image: ImageFile.ImageFile, preprocess: Preprocess) -> None:
+    """Has libjpeg leave out the finest frequencies, as long as enough pixels for a resize stay."""
+    needed = preprocess.resize or preprocess.size
+    side = max(image.size) if preprocess.crop == "pad" else min(image.size)
+    factor = side // (_GAP * needed)
+    if factor > 1:
+        # Pillow takes the largest of 8, 4, 2, 1 that leaves no side smaller than asked for.
+        image.draft(None, (image.width // factor, image.height // factor))
 
 
 @contextlib.contextmanager

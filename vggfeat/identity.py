@@ -34,7 +34,7 @@ class Identity:
 
     def fingerprint(self) -> str:
         """SHA-256 over everything but the weights' name, as hexadecimal digits."""
-        parts = dataclasses.asdict(self)
+        parts = {**dataclasses.asdict(self), "preprocess": self.preprocess.recorded()}
         del parts["weights"]
         text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 Crop = Literal["center", "none", "pad", "squash"]
 Exif = Literal["apply", "ignore"]
+Decode = Literal["exact", "fast"]
 Transform = Literal["auto", "imagenet", "features"]
 Colour = tuple[float, float, float]
 
 CROPS: tuple[Crop, ...] = get_args(Crop)
+DECODES: tuple[Decode, ...] = get_args(Decode)
 EXIFS: tuple[Exif, ...] = get_args(Exif)
 TRANSFORMS: tuple[Transform, ...] = get_args(Transform)
 
@@ -33,6 +36,8 @@ class Preprocess:
         std: likewise; input = (value / 255 - mean) / std.
         interpolation: always Pillow's antialiased bilinear, as torchvision's own transform.
         background: what shows through transparent pixels.
+        decode: `exact` decodes every pixel; `fast` has libjpeg decode JPEGs far larger than needed
+            at 1/2, 1/4 or 1/8 of their sides, which is other pixels by a little.
     """
 
     size: int = 224
@@ -43,6 +48,17 @@ class Preprocess:
     std: Colour = (0.229, 0.224, 0.225)
     interpolation: Literal["bilinear"] = "bilinear"
     background: Literal["white"] = "white"
+    decode: Decode = "exact"
+
+    def recorded(self) -> dict[str, Any]:
+        """All fields as a cache records them; `decode` only where it is not `exact`.
+
+        So files from before it was there, and those after, have the same fingerprint.
+        """
+        fields = dataclasses.asdict(self)
+        if self.decode == "exact":
+            del fields["decode"]
+        return fields
 
     @property
     def fill(self) -> tuple[int, int, int]:

@@ -6,7 +6,6 @@ are written and read by offset, elsewhere.
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import json
 import math
@@ -208,7 +207,7 @@ def _attributes(identity: Identity, provenance: Provenance) -> dict[str, Any]:
         "model": identity.model,
         "weights": identity.weights,
         "weights_sha256": identity.weights_sha256,
-        "preprocess": json.dumps(dataclasses.asdict(identity.preprocess)),
+        "preprocess": json.dumps(identity.preprocess.recorded()),
         "precision": identity.precision,
         "config": json.dumps(dict(provenance.config)),
         "fingerprint": identity.fingerprint(),

@@ -18,7 +18,7 @@ from vggfeat.config import (
     make_settings,
 )
 from vggfeat.errors import InterruptedRunError, TooManyFailuresError, UsageError
-from vggfeat.preprocess import CROPS, EXIFS, TRANSFORMS
+from vggfeat.preprocess import CROPS, DECODES, EXIFS, TRANSFORMS
 
 if TYPE_CHECKING:
     from vggfeat.cli.watch import Watch
@@ -123,6 +123,16 @@ def extract(
     ] = None,
     exif: Annotated[
         str | None, _setting("--exif", "The EXIF orientation.", "HOW", choices=EXIFS)
+    ] = None,
+    decode: Annotated[
+        str | None,
+        _setting(
+            "--decode",
+            "exact decodes every pixel; fast decodes JPEGs far larger than needed at 1/2, 1/4 or "
+            "1/8 of their sides.",
+            "HOW",
+            choices=DECODES,
+        ),
     ] = None,
     dtype: Annotated[
         str | None, _setting("--dtype", "Type of the stored features.", "TYPE", choices=DTYPES)
