@@ -64,6 +64,7 @@ ORDER = (
     "merging",
     "reports",
     "diagnosis",
+    "benchmark",
     "cli",
     "__main__",
 )
