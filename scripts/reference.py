@@ -16,7 +16,7 @@ HEAD = """# The command line
 Written by `scripts/reference.py` from the commands themselves; CI checks that it is up to date.
 Exit codes: 0 done; 2 wrong usage; 3 input or weights missing; 4 too many images failed; 5 the cache
 is not ours, damaged, or made with other settings; 6 no space, or the device failed; 75 another run
-holds the output; 130 and 143 interrupted, run again to go on; 1 a defect of vggfeat.
+holds the output; 129, 130 and 143 interrupted, run again to go on; 1 a defect of vggfeat.
 """
 
 

@@ -10,9 +10,12 @@ import sys
 import time
 from pathlib import Path
 
+import h5py
 import numpy as np
 import PIL.Image
 import pytest
+
+from vggfeat.lock import hold
 
 ODD = b'a, "b"\n\xff.png'
 SETTINGS = [
@@ -119,20 +122,90 @@ def test_no_folder_for_a_report(images: Path, option: str) -> None:
     assert not (images.parent / "feats.h5").exists()
 
 
+@pytest.mark.parametrize("option", ["--failures", "--metrics-file"])
+def test_only_a_regular_file_is_replaced(images: Path, option: str) -> None:
+    """A device or FIFO of that name is refused, where a rename over it would destroy it."""
+    os.mkfifo(images.parent / "fifo")
+    ended = run(images, option, "fifo")
+    assert ended.returncode == 2
+    assert "'fifo' cannot be written: it is no regular file" in ended.stderr
+    assert (images.parent / "fifo").is_fifo()
+
+
 def test_a_report_that_cannot_be_written(images: Path) -> None:
     """Figures that cannot be written are a warning, failures an error once all is done."""
-    (images.parent / "taken").mkdir()
-    done = run(images, "--metrics-file", "taken")
+    name = "n" * 250  # its temporary's would be longer than any file system takes
+    done = run(images, "--metrics-file", name)
     assert done.returncode == 0
-    assert "warning: 'taken' cannot be written: Is a directory" in done.stderr
-    ended = run(images, "--failures", "taken", "--log-file", "l.jsonl")
+    assert f"warning: '{name}' cannot be written: File name too long" in done.stderr
+    ended = run(images, "--failures", name, "--log-file", "l.jsonl")
     assert ended.returncode == 6
-    assert "'taken' cannot be written: Is a directory" in ended.stderr
+    assert f"'{name}' cannot be written: File name too long" in ended.stderr
     last = json.loads((images.parent / "l.jsonl").read_text().splitlines()[-1])
     assert (last["exit_code"], last["done"]) == (6, 3)
-    ended = run(images, "--failures", "taken", "--max-failures", "0")
-    assert ended.returncode == 4
-    assert {path.name for path in images.parent.glob("taken*")} == {"taken"}
+    assert run(images, "--failures", name, "--max-failures", "0").returncode == 4
+    assert not list(images.parent.glob("nnn*"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no /dev/full")
+def test_a_log_on_a_full_disk(images: Path) -> None:
+    """Log lines that find no room are told once, and cost nothing else."""
+    done = run(images, "--log-file", "/dev/full", "--quiet")
+    assert done.returncode == 0, done.stderr
+    line = "vggfeat: warning: log file '/dev/full': No space left on device; lines are lost"
+    assert done.stderr.splitlines() == [line]
+    with h5py.File(images.parent / "feats.h5") as file:
+        assert (file["images/state"][()] == 1).sum() == 3
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_while_images_are_listed(images: Path, number: signal.Signals, code: int) -> None:
+    """Where no loop runs yet a signal ends the run at once, and the reports say so."""
+    os.mkfifo(images.parent / "list")
+    options = ["--metrics-file", "m.prom", "--log-file", "l.jsonl", "--quiet"]
+    command = words(images, *options)
+    command[command.index(str(images))] = "@list"
+    with subprocess.Popen(
+        command, cwd=images.parent, stderr=subprocess.PIPE, text=True
+    ) as process, open(images.parent / "list", "wb"):  # fmt: skip
+        # It has opened the list by now, and waits for what is in it.
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert errors == "vggfeat: stopped at once; rows up to the last checkpoint are kept\n"
+    found = figures(images.parent / "m.prom")
+    assert [value for (name, _), value in found.items() if name == "vggfeat_last_exit_code"] == [
+        code
+    ]
+    last = json.loads((images.parent / "l.jsonl").read_text().splitlines()[-1])
+    assert last["exit_code"] == code
+
+
+def test_an_ignored_hangup_stays_ignored(images: Path) -> None:
+    """Under nohup a run outlives its terminal."""
+    for row in range(3, 300):
+        (images / f"{row}.png").write_bytes((images / "0.png").read_bytes())
+    command = ["nohup", *words(images, "--batch-size", "1", "--quiet")]
+    with subprocess.Popen(command, cwd=images.parent, stdin=subprocess.DEVNULL) as process:
+        while not (images.parent / "feats.h5").exists():
+            time.sleep(0.01)
+        process.send_signal(signal.SIGHUP)
+    assert process.returncode == 0
+    with h5py.File(images.parent / "feats.h5") as file:
+        assert (file["images/state"][()] == 1).sum() == 300
+
+
+def test_a_run_that_must_wait_leaves_the_reports_alone(images: Path) -> None:
+    """Exit code 75 is no figure of the run at work, whose files they are."""
+    (images.parent / "m.prom").write_text("of the run at work")
+    (images.parent / "f.csv").write_text("likewise")
+    options = ("--metrics-file", "m.prom", "--failures", "f.csv", "--log-file", "l.jsonl")
+    with hold(str(images.parent / "feats.h5")):
+        assert run(images, *options).returncode == 75
+    assert (images.parent / "m.prom").read_text() == "of the run at work"
+    assert (images.parent / "f.csv").read_text() == "likewise"
+    last = json.loads((images.parent / "l.jsonl").read_text().splitlines()[-1])
+    assert last["exit_code"] == 75
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])

@@ -89,7 +89,9 @@ def _lock(handle: int, path: str, out: str) -> None:
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in _TAKEN:
-            holder = os.pread(handle, 300, 0).decode(errors="replace").strip()
+            holder = ""
+            with contextlib.suppress(OSError):  # some file systems' locks keep others from reading
+                holder = os.pread(handle, 300, 0).decode(errors="replace").strip()
             raise LockedError(
                 f"output {out!r} is held by another run ({holder or 'unknown'}); wait for it, or "
                 "choose another --out"

@@ -1,7 +1,8 @@
-"""SIGINT, SIGTERM and the time limit as a flag that the loop looks at between batches."""
+"""Signals and the time limit: a flag that the loop looks at, and outside it an end at once."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
 import threading
@@ -9,15 +10,60 @@ import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from types import FrameType, TracebackType
 
     from typing_extensions import Self
 
-_CAUGHT = (signal.SIGINT, signal.SIGTERM)
+_CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM or SIGHUP where there is no loop to finish a batch: like Ctrl-C, an end at once."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.exit_status = 128 + signum
+
+
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Has SIGTERM and SIGHUP raise `TerminatedError`, so that what must be tidied up is."""
+
+    def end(signum: int, _frame: FrameType | None) -> None:
+        raise TerminatedError(signum)
+
+    before = _install(end, (signal.SIGTERM, signal.SIGHUP))
+    try:
+        yield
+    finally:
+        _give_back(before)
+
+
+def _install(
+    handler: Callable[[int, FrameType | None], None], numbers: tuple[signal.Signals, ...]
+) -> dict[signal.Signals, Any]:
+    """Catches signals, and returns what caught them before; in other threads than the main, none.
+
+    A SIGHUP that is ignored stays so: that is what nohup is for.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    wanted = [
+        number
+        for number in numbers
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+    ]
+    return {number: signal.signal(number, handler) for number in wanted}
+
+
+def _give_back(before: dict[signal.Signals, Any]) -> None:
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 class StopFlag:
-    """Set by the first SIGINT or SIGTERM; a second SIGINT is a KeyboardInterrupt at once.
+    """Set by the first SIGINT, SIGTERM or SIGHUP; a second SIGINT is a KeyboardInterrupt at once.
 
     In a thread other than the main one nothing is installed: signals go to the main thread.
 
@@ -43,8 +89,7 @@ class StopFlag:
         return not self.signum and time.monotonic() + seconds < self._deadline
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._caught) for number in _CAUGHT}
+        self._before = _install(self._caught, _CAUGHT)
         return self
 
     def __exit__(
@@ -53,8 +98,7 @@ class StopFlag:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        _give_back(self._before)
 
     def _caught(self, signum: int, _frame: FrameType | None) -> None:
         if self.signum and signum == signal.SIGINT:

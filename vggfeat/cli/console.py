@@ -43,7 +43,7 @@ def exit_codes() -> Iterator[None]:
     except VggfeatError as error:
         _fail(error, error.exit_code)
     except KeyboardInterrupt as error:
-        _fail(error, _SIGINT_STATUS, "stopped at once; rows up to the last checkpoint are kept")
+        _fail(error, status_of(error), "stopped at once; rows up to the last checkpoint are kept")
     except BrokenPipeError:
         # Whoever read our output has seen enough, as `| head` has; nor may the last flush complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -64,7 +64,7 @@ def status_of(error: BaseException) -> int:
     if isinstance(error, VggfeatError):
         return error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        return _SIGINT_STATUS
+        return getattr(error, "exit_status", _SIGINT_STATUS)
     return 0 if isinstance(error, BrokenPipeError) else VggfeatError.exit_code
 
 

@@ -271,8 +271,10 @@ def extract(
     with exit_codes():
         set_up_logging(quiet=quiet or as_json, verbose=verbose)
         from vggfeat.cli.watch import Watch
+        from vggfeat.signals import ended_by_signals
 
-        with Watch(out, failures=failures, metrics=metrics_file, log_file=log_file) as watch:
+        reports = Watch(out, failures=failures, metrics=metrics_file, log_file=log_file)
+        with reports as watch, ended_by_signals():
             flags |= {name: _count(name, flags[name]) for name in ("batch_size", "workers")}
             _run(
                 sources,

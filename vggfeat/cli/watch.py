@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import logging.handlers
@@ -11,9 +12,11 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from vggfeat._version import __version__
 from vggfeat.cli.console import status_of
-from vggfeat.errors import CacheError, SpaceError, UsageError
+from vggfeat.errors import CacheError, LockedError, SpaceError, UsageError
 from vggfeat.reports import failures_csv, metrics_text, publish
 
 if TYPE_CHECKING:
@@ -49,14 +52,13 @@ class Watch:
         self._out, self._failures, self._metrics = out, failures, metrics
         self._written = 0.0
         for name in (failures, metrics):
-            _check_folder(name)
+            _check_place(name)
         self._log = _open_log(log_file) if log_file else None
 
     def __enter__(self) -> Self:
         if self._log is not None:
             logging.getLogger("vggfeat").addHandler(self._log)
         self._note(logging.INFO, f"vggfeat {__version__} begins", arguments=sys.argv[1:])
-        self._publish_metrics(metrics_text(self._out))
         return self
 
     def update(self, progress: Progress) -> None:
@@ -80,13 +82,15 @@ class Watch:
             if error is not None:
                 self._note(logging.ERROR, " ".join(str(error).split()), exit_code=status)
             self._note(logging.INFO, "vggfeat ends", exit_code=status, **self._counts())
-            self._publish_metrics(metrics_text(self._out, summary=self.summary, exit_code=status))
+            if not isinstance(error, LockedError):  # else the file is that of the run at work
+                text = metrics_text(self._out, summary=self.summary, exit_code=status)
+                self._publish_metrics(text)
             if self._log is not None:
                 logging.getLogger("vggfeat").removeHandler(self._log)
                 self._log.close()
 
     def _publish_failures(self, error: BaseException | None) -> None:
-        if not self._failures:
+        if not self._failures or isinstance(error, LockedError):
             return
         try:
             with contextlib.suppress(CacheError):  # no cache, no failures
@@ -119,18 +123,42 @@ class Watch:
             log.warning(str(error))
 
 
-def _check_folder(path: str | None) -> None:
+def _check_place(path: str | None) -> None:
+    """Refuses early what `publish` could not write to, or would replace and should not."""
     folder = os.path.dirname(os.path.abspath(path or "."))
     if not os.path.isdir(folder):
         raise UsageError(f"{path!r} cannot be written: its folder is not there; make it first")
+    if path and os.path.exists(path) and not os.path.isfile(path):
+        raise UsageError(f"{path!r} cannot be written: it is no regular file; name another place")
+
+
+class _LogFile(logging.handlers.WatchedFileHandler):
+    """Opened again when logrotate has moved it away; what cannot be written is told once."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except OSError:  # opening it again failed
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802 logging's own
+        error = sys.exc_info()[1]
+        reason = getattr(error, "strerror", None) or error
+        _tell_once(f"vggfeat: warning: log file {self.baseFilename!r}: {reason}; lines are lost")
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # what it still held cannot be written, as was told
+            super().close()
+
+
+@functools.cache
+def _tell_once(line: str) -> None:
+    typer.echo(line, err=True)
 
 
 def _open_log(path: str) -> logging.Handler:
     try:
-        # It opens the file again when logrotate has moved it away.
-        handler = logging.handlers.WatchedFileHandler(
-            path, encoding="utf-8", errors="backslashreplace"
-        )
+        handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise UsageError(
             f"log file {path!r} cannot be opened: {error.strerror}; name another place"
