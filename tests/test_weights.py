@@ -32,8 +32,8 @@ from vggfeat import weights as weights_module
 from vggfeat.checkpoints import read_checkpoint
 from vggfeat.config import Settings
 from vggfeat.errors import UsageError, WeightsError
-from vggfeat.extractor import needed_layers
 from vggfeat.layers import VARIANTS, layer_table
+from vggfeat.network import needed_layers
 from vggfeat.preprocess import NORMALISATIONS
 from vggfeat.specs import parse_specs
 from vggfeat.weights import (

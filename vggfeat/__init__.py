@@ -19,6 +19,7 @@ from vggfeat._version import __version__
 
 if TYPE_CHECKING:
     from vggfeat.benchmark import Bench, bench
+    from vggfeat.calibration import calibrate
     from vggfeat.config import Settings, load_config
     from vggfeat.errors import VggfeatError
     from vggfeat.extractor import Extractor
@@ -45,6 +46,7 @@ _HOMES = {
     "VggfeatError": ("vggfeat.errors", "VggfeatError"),
     "as_tensor": ("vggfeat.tensors", "as_tensor"),
     "bench": ("vggfeat.benchmark", "bench"),
+    "calibrate": ("vggfeat.calibration", "calibrate"),
     "extract": ("vggfeat.run", "extract"),
     "load_config": ("vggfeat.config", "load_config"),
     "merge": ("vggfeat.merging", "merge"),
@@ -67,6 +69,7 @@ __all__ = [
     "__version__",
     "as_tensor",
     "bench",
+    "calibrate",
     "extract",
     "load_config",
     "merge",

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 OnError = Literal["skip", "stop"]
 Dtype = Literal["float16", "float32"]
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 
 ON_ERRORS: tuple[OnError, ...] = get_args(OnError)
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
@@ -67,7 +67,8 @@ class Settings:
         exif: see `Preprocess`.
         decode: see `Preprocess`.
         dtype: of the stored features.
-        precision: of the network; `auto` is half on CUDA, bfloat16 on a CPU with it, else float32.
+        precision: of the network; `auto` is half on CUDA, bfloat16 on a CPU with it, else float32;
+            `int8` is for CPUs with VNNI, calibrated on some of the images.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`, several separated by commas, or `all` CUDA.
         batch_size: images a pass, or `auto`.
         workers: decoding processes, 0 for none, or `auto`.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from vggfeat.config import Settings
 
-Compute = Literal["float32", "bfloat16", "float16"]
+Compute = Literal["float32", "bfloat16", "float16", "int8"]
 
 CPU_BATCH = 16
 """Where throughput on a CPU levels off; the memory for more buys nothing."""
@@ -115,7 +115,17 @@ def choose_devices(names: str) -> list[torch.device]:
 
 
 def choose_precision(name: str, device: torch.device) -> Compute:
-    """The precision that `auto` means on `device`; any other name stands for itself."""
+    """The precision that `auto` means on `device`; any other name stands for itself.
+
+    Raises:
+        DeviceError: int8 on a device that cannot, or would do it wrongly.
+    """
+    if name == "int8" and not (device.type == "cpu" and cpu_has_vnni()):
+        where = "this CPU has none" if device.type == "cpu" else f"{device} is no CPU"
+        raise DeviceError(
+            f"precision int8 needs a CPU with VNNI (AVX-512 VNNI, AVX-VNNI or AMX): {where}; use "
+            "another --precision"
+        )
     if name != "auto":
         return cast("Compute", name)
     if device.type == "cuda":
@@ -125,13 +135,22 @@ def choose_precision(name: str, device: torch.device) -> Compute:
 
 def cpu_has_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 by itself (AVX-512 BF16, AMX, or Arm's)."""
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & _cpu_flags())
+
+
+def cpu_has_vnni() -> bool:
+    """Whether this CPU sums up products of bytes without overflow on the way."""
+    return bool({"avx512_vnni", "avx_vnni", "amx_int8"} & _cpu_flags())
+
+
+def _cpu_flags() -> set[str]:
     try:
         with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
             text = file.read()
     except OSError:
-        return False
+        return set()
     flags = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
-    return bool(flags and {"avx512_bf16", "amx_bf16", "bf16"} & set(flags.group(1).split()))
+    return set(flags.group(1).split()) if flags else set()
 
 
 def choose_batch_size(settings: Settings, images: int) -> int:

@@ -1,15 +1,13 @@
-"""The network: a VGG cut behind the deepest layer asked for, tapped at every layer asked for."""
+"""Images in, named features out: the network on its device, with its precision and its memory."""
 
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 the name the whole field knows it by
+from torch import Tensor
 
 from vggfeat.device import (
     Compute,
@@ -19,18 +17,19 @@ from vggfeat.device import (
     full_float32,
     to_host,
 )
-from vggfeat.errors import DeviceError
-from vggfeat.layers import GRID, Layer, layer_table
+from vggfeat.errors import DeviceError, UsageError
+from vggfeat.int8 import Int8Vgg
+from vggfeat.network import TappedVgg, needed_layers
 from vggfeat.records import DecodedBatch, Failure, FeatureBatch
-from vggfeat.reduce import quantise, reduce
+from vggfeat.reduce import quantise
 from vggfeat.weights import Weights, find_weights, load_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from vggfeat.config import Settings
+    from vggfeat.layers import Layer
     from vggfeat.preprocess import Preprocess
-    from vggfeat.specs import LayerSpec
 
 log = logging.getLogger("vggfeat")
 
@@ -39,91 +38,6 @@ _TORCH_DTYPES: Mapping[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-
-
-class TappedVgg(nn.Module):
-    """The layers of a VGG variant up to the deepest one asked for, under torchvision's names.
-
-    Args:
-        specs: what to take out; the deepest layer among them ends the network.
-        model: the VGG variant.
-        classes: outputs of fc8.
-    """
-
-    def __init__(self, specs: Sequence[LayerSpec], model: str, classes: int) -> None:
-        super().__init__()
-        self.layers = needed_layers(specs, model)
-        self.specs = tuple(specs)
-        self.features = nn.Sequential(_modules_of(self.layers, "features", classes))
-        self.classifier = nn.Sequential(_modules_of(self.layers, "classifier", classes))
-
-    def forward(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Features of normalised images.
-
-        Args:
-            x: (N, 3, H, W), the network's dtype.
-
-        Returns:
-            canonical spec → float32 (N, …), and a bool scalar: in float16, whether every map at
-            the end of a block, and so everything computed on the way, was finite, as was what was
-            taken in front of a ReLU, which turns -inf into 0.
-        """
-        taken: dict[str, Tensor] = {}
-        finite = torch.ones((), dtype=torch.bool, device=x.device)
-        for layer in self.layers:
-            x = self._linear_part(layer, x)
-            before = [spec for spec in self.specs if spec.layer is layer and spec.pre]
-            taken.update({str(spec): reduce(x, spec) for spec in before})
-            if before and x.dtype == torch.float16:
-                finite = finite & torch.isfinite(x).all()
-            if layer.relu_index is not None:
-                # In place only when nobody has looked at x; both give the same bits.
-                x = torch.relu(x) if before else torch.relu_(x)
-            after = [spec for spec in self.specs if spec.layer is layer and not spec.pre]
-            taken.update({str(spec): reduce(x, spec) for spec in after})
-            ends_block = layer.kind in ("pool", "fc") or layer is self.layers[-1]
-            if ends_block and x.dtype == torch.float16:
-                finite = finite & torch.isfinite(x).all()
-        return {str(spec): taken[str(spec)] for spec in self.specs}, finite
-
-    def _linear_part(self, layer: Layer, x: Tensor) -> Tensor:
-        if layer.kind == "prob":
-            return torch.softmax(x.float(), dim=1)
-        if layer.kind == "fc" and x.dim() > 2:  # noqa: PLR2004 a map, not yet a vector
-            x = F.adaptive_avg_pool2d(x, GRID) if x.shape[-2:] != (GRID, GRID) else x
-            x = torch.flatten(x, 1)  # (N, 25088), channel by channel as the classifier was trained
-        container = cast("nn.Sequential", getattr(self, layer.container))
-        x = cast("Tensor", getattr(container, str(layer.index))(x))
-        if layer.norm_index is not None:
-            x = cast("Tensor", getattr(container, str(layer.norm_index))(x))
-        return x
-
-
-def needed_layers(specs: Sequence[LayerSpec], model: str) -> tuple[Layer, ...]:
-    """The layers of `model` up to and with the deepest one of `specs`."""
-    table = layer_table(model)
-    return table[: 1 + max(table.index(spec.layer) for spec in specs)]
-
-
-def _modules_of(
-    layers: Sequence[Layer], container: str, classes: int
-) -> OrderedDict[str, nn.Module]:
-    modules: OrderedDict[str, nn.Module] = OrderedDict()
-    for layer in layers:
-        if layer.container != container:
-            continue
-        if layer.kind == "conv":
-            modules[str(layer.index)] = nn.Conv2d(layer.in_channels, layer.channels, 3, padding=1)
-        elif layer.kind == "pool":
-            modules[str(layer.index)] = nn.MaxPool2d(2)
-        elif layer.kind == "fc":
-            out = classes if layer.name == "fc8" else layer.channels
-            modules[str(layer.index)] = nn.Linear(layer.in_channels, out)
-        if layer.norm_index is not None:
-            modules[str(layer.norm_index)] = nn.BatchNorm2d(
-                layer.channels, track_running_stats=True
-            )
-    return modules
 
 
 class Extractor:
@@ -135,13 +49,20 @@ class Extractor:
     Args:
         settings: layers, model, weights, precision, device, preprocessing.
         weights: weights already found; None looks for `settings.weights`.
+        activations: for precision int8, what `calibrate` found.
 
     Raises:
+        UsageError: precision int8 without activations.
         WeightsError: the weights cannot be had or do not fit.
-        DeviceError: the device is not there.
+        DeviceError: the device is not there, or does not know the precision.
     """
 
-    def __init__(self, settings: Settings, weights: Weights | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        weights: Weights | None = None,
+        activations: Mapping[str, float] | None = None,
+    ) -> None:
         self.settings = settings
         self.weights = weights or find_weights(settings.weights, settings.model)
         self.device = choose_device(settings.device)
@@ -149,21 +70,26 @@ class Extractor:
         self.preprocess: Preprocess = settings.preprocess()
         self.redone = 0
         self._limit: int | None = None  # images a pass, once memory has run out
+        self.classes = 0
+        """Outputs of fc8, 0 if the network ends before it."""
+        self._activations = activations
         self._network = self._build(self.precision)
-        self._exact: TappedVgg | None = None
+        self._exact: TappedVgg | Int8Vgg | None = None
         self._mean = self._column(self.preprocess.mean)
         self._std = self._column(self.preprocess.std)
 
     def _column(self, values: tuple[float, float, float]) -> Tensor:
         return torch.tensor(values, device=self.device).view(1, 3, 1, 1)
 
-    def _build(self, precision: Compute) -> TappedVgg:
+    def _build(self, precision: Compute) -> TappedVgg | Int8Vgg:
         layers = needed_layers(self.settings.specs, self.settings.model)
         tensors = load_tensors(self.weights, self.settings.model, layers)
         head = tensors.get("classifier.6.weight")
-        classes = 0 if head is None else head.shape[0]
+        self.classes = 0 if head is None else head.shape[0]
+        if precision == "int8":
+            return self._build_int8(layers, tensors)
         with torch.device("meta"):  # no memory, no random initialisation: the weights are at hand
-            network = TappedVgg(self.settings.specs, self.settings.model, classes)
+            network = TappedVgg(layers, self.settings.specs, self.classes)
         network.load_state_dict(tensors, strict=False, assign=True)
         network.requires_grad_(requires_grad=False).eval()
         for name, buffer in network.named_buffers():
@@ -175,11 +101,13 @@ class Extractor:
         moved: Any = network.to(device=self.device, dtype=_TORCH_DTYPES[precision])
         return cast("TappedVgg", moved.to(memory_format=torch.channels_last))
 
-    @property
-    def classes(self) -> int:
-        """Outputs of fc8, 0 if the network ends before it."""
-        head = self._network.classifier._modules.get("6")  # noqa: SLF001 Sequential's own names
-        return head.out_features if isinstance(head, nn.Linear) else 0
+    def _build_int8(self, layers: tuple[Layer, ...], tensors: dict[str, Tensor]) -> Int8Vgg:
+        if self._activations is None:
+            raise UsageError(
+                "precision int8 needs activations: vggfeat.calibrate(settings, images) finds them, "
+                "and extract does so by itself"
+            )
+        return Int8Vgg(layers, self.settings.specs, tensors, self._activations, self.preprocess)
 
     def output_shapes(self, height: int, width: int) -> dict[str, tuple[int, ...]]:
         """Shape of one row of each spec for inputs of that size."""
@@ -193,7 +121,7 @@ class Extractor:
 
         Args:
             images: (N, 3, H, W); uint8 RGB, which is normalised as the weights want it, or
-                floating point, which is taken as normalised already. Any device.
+                floating point, which is taken as normalised already (not with int8). Any device.
 
         Returns:
             canonical spec → float32 (N, …) on this extractor's device.
@@ -204,6 +132,8 @@ class Extractor:
         """
         if images.dim() != 4 or images.shape[1] != 3:  # noqa: PLR2004 N, 3, H, W
             raise ValueError(f"images have shape {list(images.shape)}; expected (N, 3, H, W)")
+        if self.precision == "int8" and images.dtype != torch.uint8:
+            raise ValueError(f"images are {images.dtype}; precision int8 takes uint8 alone")
         features, finite = self._forward(images.to(self.device))
         if self.precision == "float16" and not bool(finite):
             features, _ = self._forward_exact(images.to(self.device))
@@ -232,7 +162,7 @@ class Extractor:
         return self._within_memory(self._exact, images)
 
     def _within_memory(
-        self, network: TappedVgg, images: Tensor
+        self, network: TappedVgg | Int8Vgg, images: Tensor
     ) -> tuple[dict[str, Tensor], Tensor]:
         """One pass, or several over parts of the batch when the device's memory runs out."""
         count = len(images)
@@ -252,10 +182,13 @@ class Extractor:
             else:
                 return _join(parts)
 
-    def _pass(self, network: TappedVgg, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    def _pass(
+        self, network: TappedVgg | Int8Vgg, images: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor]:
         with torch.no_grad(), full_float32(self.device):
-            x = self._normalise(images).to(next(network.parameters()).dtype)
-            features, finite = network(x)
+            if isinstance(network, TappedVgg):
+                images = self._normalise(images).to(next(network.parameters()).dtype)
+            features, finite = network(images)
         return cast("dict[str, Tensor]", features), cast("Tensor", finite)
 
     def _normalise(self, images: Tensor) -> Tensor:

@@ -22,6 +22,8 @@ class Identity:
         dtype: of the stored features.
         preprocess: recorded whole.
         layers: canonical specs, sorted.
+        activations: for 8-bit integers, each conv layer's name and its largest value behind the
+            ReLU, in the order of the network; else empty.
     """
 
     model: str
@@ -31,11 +33,14 @@ class Identity:
     dtype: str
     preprocess: Preprocess
     layers: tuple[str, ...]
+    activations: tuple[tuple[str, float], ...] = ()
 
     def fingerprint(self) -> str:
         """SHA-256 over everything but the weights' name, as hexadecimal digits."""
         parts = {**dataclasses.asdict(self), "preprocess": self.preprocess.recorded()}
         del parts["weights"]
+        if not self.activations:
+            del parts["activations"]  # so that files from before they were there stay what they are
         text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -56,6 +61,8 @@ class Identity:
                 f"weights: file {self.weights} ({self.weights_sha256[:8]}), "
                 f"asked {asked.weights} ({asked.weights_sha256[:8]})"
             )
+        if self.activations != asked.activations and self.precision == asked.precision:
+            lines.append("activations: calibrated on other images")
         missing = [layer for layer in asked.layers if layer not in self.layers]
         if missing:
             lines.append(f"layers: file {','.join(self.layers)}, asked also {','.join(missing)}")

@@ -9,6 +9,7 @@ import logging
 import os
 import platform
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -23,6 +24,8 @@ from vggfeat.update import apply_changes, files_differ, find_changes
 from vggfeat.weights import find_weights, weights_name
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
     from vggfeat.config import Precision, Settings
@@ -148,6 +151,7 @@ def _take_over(settings: Settings, cache: FeatureCache) -> Settings:
 
 def _check_identity(cache: FeatureCache, asked: Identity) -> None:
     had = cache.header.identity
+    asked = dataclasses.replace(asked, activations=had.activations)  # once found, they stay
     if not asked.weights_sha256:  # not looked for: the name is the same and there is no work
         asked = dataclasses.replace(asked, weights_sha256=had.weights_sha256)
     differences = had.differences(asked)
@@ -158,7 +162,12 @@ def _check_identity(cache: FeatureCache, asked: Identity) -> None:
         )
 
 
-def make_identity(settings: Settings, precision: str, weights: Weights | None) -> Identity:
+def make_identity(
+    settings: Settings,
+    precision: str,
+    weights: Weights | None,
+    activations: Mapping[str, float] = MappingProxyType({}),
+) -> Identity:
     """The identity of a run with these settings; without weights their digest stays empty."""
     return Identity(
         model=settings.model,
@@ -168,6 +177,7 @@ def make_identity(settings: Settings, precision: str, weights: Weights | None) -
         dtype=settings.dtype,
         preprocess=settings.preprocess(),
         layers=tuple(sorted(str(spec) for spec in settings.specs)),
+        activations=tuple(activations.items()),
     )
 
 

@@ -12,6 +12,8 @@ from vggfeat.extractor import Extractor
 from vggfeat.weights import find_weights
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from vggfeat.config import Settings
     from vggfeat.device import Compute
     from vggfeat.extractor import Pending
@@ -28,17 +30,24 @@ class Replicas:
     Args:
         settings: as for `Extractor`; `device` may name several, separated by commas, or `all`.
         weights: weights already found; None looks for `settings.weights`.
+        activations: see `Extractor`.
 
     Raises:
         WeightsError: the weights cannot be had or do not fit.
         DeviceError: a device is not there, or they would compute in different precisions.
     """
 
-    def __init__(self, settings: Settings, weights: Weights | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        weights: Weights | None = None,
+        activations: Mapping[str, float] | None = None,
+    ) -> None:
         weights = weights or find_weights(settings.weights, settings.model)
         self.settings = settings
+        self.activations = dict(activations or {})
         self._extractors = [
-            Extractor(dataclasses.replace(settings, device=str(device)), weights)
+            Extractor(dataclasses.replace(settings, device=str(device)), weights, activations)
             for device in choose_devices(settings.device)
         ]
         self._turns = itertools.cycle(self._extractors)

@@ -28,7 +28,7 @@ from vggfeat.weights import find_weights
 from vggfeat.writer import CacheWriter, create_cache
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -69,6 +69,7 @@ class _Work:
     open_image: OpenImage
     plan: NDArray[np.int64]
     weights: Weights
+    activations: Callable[[], Mapping[str, float]] | None
 
 
 def extract(
@@ -151,6 +152,7 @@ def _go_on(
         lambda row: manifest.open(places[row]),
         plan_batches(resumed.todo, batch_size, None if ranks is None else ranks[resumed.positions]),
         weights,
+        lambda: dict(cache.header.identity.activations),
     )
     loader, replicas = _start(work, watch)
     writer = CacheWriter(out, cache.header)
@@ -175,19 +177,34 @@ def _begin(
         log.warning(weights.warning)
     batch_size = choose_batch_size(settings, len(manifest))
     plan = plan_batches(np.arange(len(manifest)), batch_size, manifest.reading_ranks())
-    work = _Work(settings, manifest.open, plan, weights)
+    work = _Work(settings, manifest.open, plan, weights, _calibrating(settings, manifest, weights))
     loader, replicas = _start(work, watch)
     size = settings.preprocess().size
     header = create_cache(
         out,
         manifest,
         replicas.output_shapes(size, size),
-        make_identity(settings, replicas.precision, weights),
+        make_identity(settings, replicas.precision, weights, replicas.activations),
         make_provenance(
             settings, manifest, weights, batch_size=batch_size, precision=replicas.precision
         ),
     )
     _loop(loader, replicas, CacheWriter(out, header), watch)
+
+
+def _calibrating(
+    settings: Settings, manifest: Manifest, weights: Weights
+) -> Callable[[], Mapping[str, float]] | None:
+    """What finds out, once decoding is under way, how large activations get; None if not needed."""
+    if settings.precision != "int8":
+        return None
+
+    def calibrate() -> Mapping[str, float]:
+        from vggfeat.calibration import calibrate_on_sample
+
+        return calibrate_on_sample(settings, manifest, weights)
+
+    return calibrate
 
 
 def _start(work: _Work, watch: _Watch) -> tuple[Iterator[DecodedBatch], Replicas]:
@@ -208,7 +225,8 @@ def _start(work: _Work, watch: _Watch) -> tuple[Iterator[DecodedBatch], Replicas
         pin="cuda" in kinds,
         goes_on=watch.goes_on,
     )
-    replicas = Replicas(work.settings, work.weights)
+    activations = work.activations() if work.activations is not None else None
+    replicas = Replicas(work.settings, work.weights, activations)
     tally = watch.tally
     tally.total, tally.workers, tally.device = todo, workers, replicas.devices
     tally.prepare = time.perf_counter() - started

@@ -199,7 +199,11 @@ def _hdf5_type(dtype: str) -> h5t.TypeID:
 
 
 def _attributes(identity: Identity, provenance: Provenance) -> dict[str, Any]:
+    calibrated = {}
+    if identity.activations:
+        calibrated["activations"] = json.dumps(dict(identity.activations))
     return {
+        **calibrated,
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "created_utc": provenance.created_utc,
@@ -367,6 +371,7 @@ def _read_attributes(file: h5py.File, runs: Mapping[str, Run]) -> tuple[Identity
         dtype="+".join(sorted(dtypes)),
         preprocess=Preprocess(**preprocess),
         layers=tuple(specs),
+        activations=tuple(json.loads(attributes.get("activations", "{}")).items()),
     )
     config = json.loads(attributes["config"])
     if not (isinstance(config, dict) and type(config.get("batch_size")) is int):

@@ -14,7 +14,8 @@ import torch
 from common import pick_device
 
 from vggfeat.config import Settings
-from vggfeat.extractor import Extractor, needed_layers
+from vggfeat.extractor import Extractor
+from vggfeat.network import needed_layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
