@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vggfeat.errors import DecodeError, VggfeatError
+from vggfeat.machine import give_freed_memory_back
 from vggfeat.plan import EMPTY
 
 if TYPE_CHECKING:
@@ -357,6 +358,7 @@ def _detach(parent: int) -> None:
     """Leaves signals to the main process, which ends what it began, and goes when it goes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    give_freed_memory_back()  # one huge image must not stay with each of many processes
     prctl = getattr(ctypes.CDLL(None), "prctl", None)  # Linux only
     if prctl is not None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

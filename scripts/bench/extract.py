@@ -1,9 +1,11 @@
 """Times `vggfeat extract` against what people write themselves, each as a process of its own.
 
 extract.py IMAGES [--rounds 3] [--layers conv5_3,fc7] [--peers plain_loop,good_script] [--limit N]
+    [--precision float32]
 
-All get the same images, the same random weights and the same layers. No time is printed unless
-the features of all agree.
+All get the same images, the same random weights and the same layers. The precision is that of the
+CPU, for us and the good script; the plain loop knows float32 alone. On CUDA all use their own. No
+time is printed unless the features of all agree.
 """
 
 from __future__ import annotations
@@ -46,6 +48,7 @@ class Job:
     images: str
     layers: str
     weights: str
+    precision: str
     folder: str
 
     def out(self, name: str) -> str:
@@ -55,12 +58,14 @@ class Job:
     def command(self, name: str) -> list[str]:
         """The command line of a contestant."""
         given = ["--layers", self.layers, "--weights", self.weights]
+        if name == "good_script":
+            given += ["--precision", self.precision]
         if name != OURS:
             return [sys.executable, str(HERE / f"{name}.py"), self.images, self.out(name), *given]
         # The peers know no EXIF orientation, so ours leaves it alone as well.
         given += ["--out", self.out(name), "--fresh", "--json", "--exif", "ignore"]
         if not torch.cuda.is_available():
-            given += ["--device", "cpu", "--precision", "float32"]
+            given += ["--device", "cpu", "--precision", self.precision]
         return [sys.executable, "-m", "vggfeat", "extract", self.images, *given]
 
 
@@ -80,12 +85,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         images = first_images(given.images, given.limit, folder) if given.limit else given.images
         count = warm_up(images)
-        job = Job(images, given.layers, write_weights(folder), folder)
+        job = Job(images, given.layers, write_weights(folder), given.precision, folder)
         rounds = [run_round(job, names, 0, count)]
         wrong = disagreements(job, names[1:])
         if wrong:
             sys.exit("no times, for the features differ:\n" + "\n".join(wrong))
         rounds += [run_round(job, names, index, count) for index in range(1, given.rounds)]
+    print(f"precision {given.precision} where there is no CUDA")
     print_tables(names, rounds, count)
 
 
@@ -97,6 +103,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--layers", default="conv5_3,fc7")
     parser.add_argument("--peers", default="plain_loop,good_script")
     parser.add_argument("--limit", type=int, default=0)
+    parser.add_argument("--precision", default="float32")
     return parser.parse_args()
 
 

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 from common import pick_device
 
+from vggfeat.calibration import calibrate
 from vggfeat.config import Settings
 from vggfeat.extractor import Extractor
+from vggfeat.machine import keep_freed_memory
 from vggfeat.network import needed_layers
 
 if TYPE_CHECKING:
@@ -30,10 +32,13 @@ class Case:
     """One network in one precision, and the seconds a pass of it took in each repeat."""
 
     def __init__(self, layers: str, precision: str, device: torch.device, batch: int) -> None:
-        self.extractor = Extractor(
-            Settings(layers=layers, weights="random:0", precision=precision, device=str(device))  # type: ignore[arg-type] # argparse gives text
-        )
-        x = torch.randn(batch, 3, SIDE, SIDE, device=device, dtype=DTYPES[precision])
+        asked = Settings(layers=layers, weights="random:0", precision=precision, device=str(device))  # type: ignore[arg-type] # argparse gives text
+        if precision == "int8":
+            x = torch.randint(0, 256, (batch, 3, SIDE, SIDE), dtype=torch.uint8)
+            self.extractor = Extractor(asked, activations=calibrate(asked, x))
+        else:
+            x = torch.randn(batch, 3, SIDE, SIDE, device=device, dtype=DTYPES[precision])
+            self.extractor = Extractor(asked)
         self.images = x.contiguous(memory_format=torch.channels_last)  # (N, 3, 224, 224)
         self.seconds: list[float] = []
         settings = self.extractor.settings
@@ -63,6 +68,7 @@ class Case:
 def main() -> None:
     """Builds all networks, times them in turns, prints the table."""
     given = read_arguments()
+    keep_freed_memory()  # as the command does
     device = pick_device(given.device)
     cuda = device.type == "cuda"
     batch = given.batch_size or (256 if cuda else 16)

@@ -1,6 +1,6 @@
-"""The good forty-line script: all layers in one pass, batches, workers, half precision on CUDA.
+"""The good forty-line script: all layers in one pass, batches, workers, half precision.
 
-good_script.py IMAGES OUT.h5 --layers conv5_3,fc7 --weights FILE.pth
+good_script.py IMAGES OUT.h5 --layers conv5_3,fc7 --weights FILE.pth [--precision bfloat16]
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def main() -> None:
     cuda = device.type == "cuda"
     nodes = {node_of(layer): layer for layer in given.layers.split(",")}
     model = create_feature_extractor(load_vgg19(given.weights, device), nodes)
-    model = model.to(memory_format=torch.channels_last)
+    dtype = getattr(torch, given.precision)
+    model = model.to(memory_format=torch.channels_last, dtype=torch.float32 if cuda else dtype)
     names = list_images(given.images)
     loader = DataLoader(
         Images(given.images, names),
@@ -53,7 +54,7 @@ def main() -> None:
         pin_memory=cuda,
     )
     started = time.perf_counter()
-    features = run(model, loader, device)
+    features = run(model, loader, device, dtype)
     with h5py.File(given.out, "w") as file:
         file["names"] = names
         for layer, values in features.items():
@@ -69,13 +70,14 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--layers", default="conv5_3,fc7")
     parser.add_argument("--weights", required=True)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="float32")
     parser.add_argument("--batch-size", type=int, default=0)
     parser.add_argument("--workers", type=int, default=0)
     return parser.parse_args()
 
 
 def run(
-    model: Any, loader: DataLoader[torch.Tensor], device: torch.device
+    model: Any, loader: DataLoader[torch.Tensor], device: torch.device, dtype: torch.dtype
 ) -> dict[str, NDArray[np.float16]]:
     """Layer → float16 (N, D); maps are averaged over their positions."""
     parts: dict[str, list[NDArray[np.float16]]] = {}
@@ -83,6 +85,7 @@ def run(
     with torch.no_grad(), half:
         for batch in loader:
             images = batch.to(device, non_blocking=True, memory_format=torch.channels_last)
+            images = images if device.type == "cuda" else images.to(dtype)
             for layer, feature in model(images).items():
                 pooled = feature.float().mean(dim=(2, 3)) if feature.dim() == 4 else feature
                 parts.setdefault(layer, []).append(pooled.half().cpu().numpy())

@@ -46,6 +46,9 @@ def bench(
     precision and several batch sizes, and writes to the disk and syncs.
     """
     with exit_codes():
+        from vggfeat.machine import keep_freed_memory
+
+        keep_freed_memory()
         from vggfeat.benchmark import bench as measure
         from vggfeat.config import Settings
 

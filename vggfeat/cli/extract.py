@@ -272,15 +272,19 @@ def extract(
     with exit_codes():
         set_up_logging(quiet=quiet or as_json, verbose=verbose)
         from vggfeat.cli.watch import Watch
+        from vggfeat.machine import keep_freed_memory
         from vggfeat.signals import ended_by_signals
 
         reports = Watch(out, failures=failures, metrics=metrics_file, log_file=log_file)
         with reports as watch, ended_by_signals():
             flags |= {name: _count(name, flags[name]) for name in ("batch_size", "workers")}
+            settings = make_settings(config, flags)
+            if settings.workers != 0:  # without any, images are decoded here, whose memory differs
+                keep_freed_memory()
             _run(
                 sources,
                 out,
-                make_settings(config, flags),
+                settings,
                 watch,
                 fresh=not resume,
                 wish=_wish(
