@@ -575,7 +575,13 @@ def test_precision_is_as_asked_or_fits_the_device(monkeypatch: pytest.MonkeyPatc
 )
 def test_batches_are_spread_evenly(images: int, expected: int) -> None:
     """At most 16 images a pass on a CPU, and no fewer in the last pass than need be."""
-    assert choose_batch_size(Settings(layers="conv1_1", size=32, device="cpu"), images) == expected
+    assert choose_batch_size(Settings(layers="fc6", size=32, device="cpu"), images) == expected
+
+
+@pytest.mark.parametrize(("images", "expected"), [(1, 1), (4, 4), (5, 3), (1000, 4)])
+def test_convolutions_alone_take_smaller_batches(images: int, expected: int) -> None:
+    """Without fully connected layers 4 images a pass are about as fast, in far less memory."""
+    assert choose_batch_size(Settings(layers="pool5", size=32, device="cpu"), images) == expected
 
 
 def test_the_batch_size_asked_for_is_taken() -> None:

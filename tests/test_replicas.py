@@ -68,7 +68,7 @@ def test_a_run_goes_on_with_other_devices(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("images", "devices", "size"), [(32, "cpu,cpu", 16), (33, "cpu,cpu", 9)])
 def test_every_device_has_as_many_batches(images: int, devices: str, size: int) -> None:
     """Images are spread evenly over passes, and passes over devices."""
-    settings = Settings(layers="conv1_1", size=32, device=devices)
+    settings = Settings(layers="fc6", size=32, device=devices)
     assert choose_batch_size(settings, images) == size
 
 

@@ -25,7 +25,7 @@ SAMPLE = 32
 """Images that a run is calibrated on."""
 
 _TRIED = 4 * SAMPLE  # of which some may be broken
-_AT_ONCE = 8  # images a pass
+_AT_ONCE = 4  # images a pass
 
 log = logging.getLogger("vggfeat")
 

@@ -23,6 +23,10 @@ Compute = Literal["float32", "bfloat16", "float16", "int8"]
 CPU_BATCH = 16
 """Where throughput on a CPU levels off; the memory for more buys nothing."""
 
+CPU_CONVOLUTIONS_BATCH = 4
+"""Likewise without fully connected layers, whose weights larger batches read less often; more would
+be faster by a hundredth or two, and take a run beyond 1 GB."""
+
 GPU_BATCH = 256
 _BYTES_PER_PIXEL = 1024  # the two widest maps at once, 64 channels each of float32, and workspace
 
@@ -161,16 +165,18 @@ def choose_batch_size(settings: Settings, images: int) -> int:
         return settings.batch_size
     devices = choose_devices(settings.device)
     size = settings.preprocess().size
-    most = min(_largest_batch(device, size) for device in devices)
+    connected = any(spec.layer.container == "classifier" for spec in settings.specs)
+    most = min(_largest_batch(device, size, connected=connected) for device in devices)
     passes = -(-images // most)
     passes += -passes % len(devices)  # as many for each
     return -(-images // passes)
 
 
-def _largest_batch(device: torch.device, size: int) -> int:
+def _largest_batch(device: torch.device, size: int, *, connected: bool) -> int:
     each = _BYTES_PER_PIXEL * size * size
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return max(1, min(GPU_BATCH, free // 2 // each))
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(1, min(CPU_BATCH, free // 2 // each))
+    usual = CPU_BATCH if connected else CPU_CONVOLUTIONS_BATCH
+    return max(1, min(usual, free // 2 // each))

@@ -38,7 +38,7 @@ IMAGES = "images"
 
 _ALIGNMENT = 4096
 _CHUNK_BYTES = 1 << 20
-_CHUNKS_LOOKED_AT = 64
+_CHUNKS_LOOKED_AT = 16
 _STORED_TYPES: Mapping[str, str] = {"float16": "<f2", "float32": "<f4"}
 
 
