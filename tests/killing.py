@@ -215,7 +215,7 @@ def _serve() -> None:
             os._exit(_child(command))
         _, status = os.waitpid(child, 0)
         code = os.waitstatus_to_exitcode(status)
-        made = int(calls.read_text()) if calls.exists() else 0
+        made = int(calls.read_text() or 0) if calls.exists() else 0  # it may be killed writing it
         calls.unlink(missing_ok=True)
         sys.stdout.write(json.dumps([code, made]) + "\n")
         sys.stdout.flush()
