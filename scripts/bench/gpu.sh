@@ -117,6 +117,11 @@ step "Extract, float32" 60 \
     bash -c 'setting float32 "$work/small" "$work/float32.h5" --precision float32 --dtype float32'
 step "Half precision against float32" 30 \
     "$python" scripts/bench/check.py cosine "$work/float32.h5" "$work/auto.h5"
+step "Two networks on one GPU" 45 \
+    bash -c 'setting "two networks" "$work/small" "$work/two.h5" --device cuda:0,cuda:0'
+step "Two networks against one" 30 \
+    "$python" scripts/bench/check.py cosine "$work/two.h5" "$work/auto.h5"
+step "What the machine can do" 60 "$python" -m vggfeat bench "$work/small" --folder "$work"
 step "Kill and resume" 90 bash -c kill_and_resume
 step "The bare network" 90 "$python" scripts/bench/forward.py --repeats "$repeats"
 step "Against a good script" 150 "$python" scripts/bench/extract.py "$work/images" \
