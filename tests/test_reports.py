@@ -235,5 +235,5 @@ def test_an_interrupted_run_tells_as_well(images: Path) -> None:
     assert 143 in [value for (name, _), value in found.items() if name == "vggfeat_last_exit_code"]
     assert (images.parent / "f.csv").read_text().startswith("path,reason")
     last = json.loads((images.parent / "l.jsonl").read_text().splitlines()[-1])
-    assert last["exit_code"] == 143
+    assert (last["exit_code"], last["stopped"]) == (143, "SIGTERM")
     assert last["pending"] > 0

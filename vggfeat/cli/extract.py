@@ -45,7 +45,8 @@ def extract(
     sources: Annotated[
         list[str],
         typer.Argument(
-            help="Folders (with all below them), image files, @list.txt, or - for a list on stdin.",
+            help="Folders (with all below them), image files, tar and zip archives, @list.txt, or "
+            "- for a list on stdin.",
             metavar="SOURCE...",
         ),
     ],

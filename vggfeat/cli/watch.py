@@ -104,7 +104,8 @@ class Watch:
         if self.summary is None:
             return {}
         names = ("rows", "done", "failed", "pending", "new_done", "new_failed", "seconds")
-        return {name: getattr(self.summary, name) for name in names}
+        counts = {name: getattr(self.summary, name) for name in names}
+        return counts | ({"stopped": self.summary.stopped} if self.summary.stopped else {})
 
     def _note(self, level: int, message: str, **fields: Any) -> None:
         """A line in the log file alone."""
