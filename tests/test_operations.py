@@ -252,10 +252,18 @@ def test_the_crontab(moved: Machine) -> None:
 
 
 def test_a_folder_that_is_missing_is_images_removed(moved: Machine) -> None:
-    """A mount that is away below the source costs its rows, which come back with it."""
+    """A mount that is away is refused; without the limit it costs its rows, which come back."""
     command = crontab()[0][0]
     (moved.photos / "archive").rename(moved.root / "away")
-    assert shell(moved, command).returncode == 0
+    before = moved.cache.read_bytes()
+    done = shell(moved, command)
+    assert done.returncode != 0
+    assert "Is a folder not mounted?" in done.stdout
+    assert moved.exit_codes()[-1] == 3
+    assert moved.cache.read_bytes() == before
+    without = command.replace(" --max-removed 1%", "")
+    assert without != command
+    assert shell(moved, without).returncode == 0
     assert state_counts(moved.cache) == [0, IMAGES - 1, 0, 1]
     (moved.root / "away").rename(moved.photos / "archive")
     assert shell(moved, command).returncode == 0

@@ -17,7 +17,7 @@ from PIL import Image
 from test_cli import assert_one_line, vggfeat, write_images
 
 import vggfeat as library
-from vggfeat.errors import CacheMismatchError, SpaceError, TooManyFailuresError
+from vggfeat.errors import CacheMismatchError, InputError, SpaceError, TooManyFailuresError
 from vggfeat.plan import match_paths
 from vggfeat.reader import FeatureCache
 from vggfeat.sources import discover
@@ -60,8 +60,9 @@ def change_folder(folder: Path, *, with_new: bool) -> None:
         save(folder / name, 200 + number)
 
 
-def extract(images: Path, out: Path, **wish: bool) -> Summary:
-    return library.extract(images, out, library.Settings(**SETTINGS), wish=Wish(**wish))
+def extract(images: Path, out: Path, *, max_removed: str | None = None, **wish: bool) -> Summary:
+    settings = library.Settings(**SETTINGS, max_removed=max_removed)
+    return library.extract(images, out, settings, wish=Wish(**wish))
 
 
 def rows_of(path: Path) -> dict[bytes, tuple[Any, ...]]:
@@ -168,6 +169,24 @@ def test_asking_for_less_removes_nothing(images: Path, tmp_path: Path) -> None:
         images / "sub", out, settings, wish=Wish(update=True), root=str(images)
     )
     assert summary.gone == summary.removed == 0
+
+
+@pytest.mark.parametrize(
+    ("limit", "refused"), [("1", True), ("2", False), ("10%", True), ("15%", False)]
+)
+def test_more_may_not_be_gone(images: Path, tmp_path: Path, limit: str, *, refused: bool) -> None:
+    """Beyond the limit an update changes nothing and says what it looks like; within it goes on."""
+    out = tmp_path / "out.h5"
+    extract(images, out)
+    before = out.read_bytes()
+    change_folder(images, with_new=True)
+    if refused:
+        words = r"2 of the 15 images of cache .* are gone, the first is '000.png'; 1 may be"
+        with pytest.raises(InputError, match=words):
+            extract(images, out, update=True, max_removed=limit)
+        assert out.read_bytes() == before
+    else:
+        assert extract(images, out, update=True, max_removed=limit).gone == 2
 
 
 def test_an_archive_that_is_not_asked_for_keeps_its_rows(images: Path, tmp_path: Path) -> None:
@@ -325,6 +344,7 @@ def test_options_from_the_command_line(images: Path, tmp_path: Path) -> None:
         (["--fresh", "--update"], "--fresh"),
         (["--time-limit", "soon"], "55m"),
         (["--on-error", "ignore"], "skip, stop"),
+        (["--update", "--max-removed", "some"], "max_removed is 'some'; expected for example"),
     ],
 )
 def test_options_that_make_no_sense(tmp_path: Path, flags: list[str], words: str) -> None:

@@ -76,6 +76,8 @@ class Settings:
         decode_timeout: seconds after which an image fails that is still not decoded; not with 0
             workers.
         max_failures: `N` or `P%`: more failed images than that end in exit 4. None: no limit.
+        max_removed: `N` or `P%`: an update that finds more images gone changes nothing and ends in
+            exit 3: a folder that is not mounted looks like that. None: no limit.
         on_error: `skip` marks an image that fails and goes on; `stop` ends the run at the first.
         time_limit: `55m`, `2h`, `90s`: stop cleanly within that time of the start. None: no limit.
         checkpoint_seconds: how much work a crash may cost at most.
@@ -100,6 +102,7 @@ class Settings:
     max_pixels: int = 178_956_970  # twice Pillow's own warning level: its error level
     decode_timeout: float = 60.0
     max_failures: str | None = None
+    max_removed: str | None = None
     on_error: OnError = "skip"
     time_limit: str | None = None
     checkpoint_seconds: float = 5.0
@@ -141,12 +144,11 @@ class Settings:
 
     def failures_allowed(self, images: int) -> int:
         """How many of `images` may fail before the run counts as failed."""
-        if self.max_failures is None:
-            return images
-        if self.max_failures.endswith("%"):
-            # Exactly: in floating point, 0.57% of 10,000 would be 56.
-            return int(Fraction(self.max_failures[:-1]) * images / 100)
-        return int(self.max_failures)
+        return _allowed(self.max_failures, images)
+
+    def removals_allowed(self, images: int) -> int:
+        """How many of `images` may be gone before an update is refused."""
+        return _allowed(self.max_removed, images)
 
     @property
     def seconds_allowed(self) -> float | None:
@@ -216,8 +218,11 @@ def _wrong_numbers(settings: Settings) -> list[str]:
             wrong.append(f"{name} is {seconds!r}; expected a number {begin} to {_LONGEST_SECONDS}")
     if settings.time_limit is not None and _seconds(settings.time_limit) is None:
         wrong.append(f"time_limit is {settings.time_limit!r}; expected for example 55m, 2h or 90s")
-    if not _is_allowance(settings.max_failures):
-        wrong.append(f"max_failures is {settings.max_failures!r}; expected for example 100 or 1%")
+    wrong += [
+        f"{name} is {getattr(settings, name)!r}; expected for example 100 or 1%"
+        for name in ("max_failures", "max_removed")
+        if not _is_allowance(getattr(settings, name))
+    ]
     if not re.fullmatch(rf"auto|all|{_DEVICE}(,{_DEVICE})*", str(settings.device)):
         wrong.append(
             f"device {settings.device!r} is not known; expected auto, cpu, cuda[:N], mps, several "
@@ -241,6 +246,16 @@ def _seconds(text: object) -> float | None:
         return None
     parts = re.findall(r"([\d.]+)([smhd])", text)
     return sum(float(number) * _UNITS[unit] for number, unit in parts) or None
+
+
+def _allowed(text: str | None, images: int) -> int:
+    """How many of `images` `N` or `P%` are; all where there is no limit."""
+    if text is None:
+        return images
+    if text.endswith("%"):
+        # Exactly: in floating point, 0.57% of 10,000 would be 56.
+        return int(Fraction(text[:-1]) * images / 100)
+    return int(text)
 
 
 def _is_allowance(value: object) -> bool:

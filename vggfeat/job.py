@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from vggfeat._version import __version__
-from vggfeat.errors import CacheError, CacheMismatchError, UsageError
+from vggfeat.errors import CacheError, CacheMismatchError, InputError, UsageError
 from vggfeat.identity import Identity
 from vggfeat.plan import Match, match_paths
 from vggfeat.reader import FeatureCache
@@ -100,12 +100,14 @@ def resume(
     Raises:
         CacheError: not a cache of ours, or damaged.
         CacheMismatchError: made with other settings, or without some of the images.
+        InputError: more images are gone than `settings.max_removed`.
         WeightsError: there is work, and the weights cannot be had.
     """
     cache = FeatureCache(out)
     had = cache.header.identity
     match = match_paths(cache.paths, manifest.paths)
     changes = find_changes(cache, manifest, match, wish)
+    _check_removed(cache, changes, settings)
     work = changes.makes_work or bool((cache.state[match.rows] == RowState.PENDING).any())
     weights = None
     if work or weights_name(settings.weights, settings.model) != had.weights:
@@ -131,6 +133,19 @@ def resume(
         listed=match.listed[stale],
         changes=changes,
     ), weights
+
+
+def _check_removed(cache: FeatureCache, changes: Changes, settings: Settings) -> None:
+    """Refuses to give up more rows than an update may."""
+    present = int((cache.state != RowState.REMOVED).sum())
+    allowed = settings.removals_allowed(present)
+    if len(changes.removed) > allowed:
+        first = cache.name(int(changes.removed[0]))
+        raise InputError(
+            f"{len(changes.removed)} of the {present} images of cache {cache.path!r} are gone, the "
+            f"first is {first!r}; {allowed} may be (--max-removed), and nothing was changed. Is a "
+            "folder not mounted?"
+        )
 
 
 def _take_over(settings: Settings, cache: FeatureCache) -> Settings:

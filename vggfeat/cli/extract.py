@@ -179,6 +179,15 @@ def extract(
             "N|P%",
         ),
     ] = None,
+    max_removed: Annotated[
+        str | None,
+        _setting(
+            "--max-removed",
+            "With --update: if more images than that are gone, change nothing and end in exit 3. "
+            "[default: any number]",
+            "N|P%",
+        ),
+    ] = None,
     on_error: Annotated[
         str | None,
         _setting(
