@@ -124,17 +124,28 @@ def choose_precision(name: str, device: torch.device) -> Compute:
     Raises:
         DeviceError: int8 on a device that cannot, or would do it wrongly.
     """
-    if name == "int8" and not (device.type == "cpu" and cpu_has_vnni()):
-        where = "this CPU has none" if device.type == "cpu" else f"{device} is no CPU"
-        raise DeviceError(
-            f"precision int8 needs a CPU with VNNI (AVX-512 VNNI, AVX-VNNI or AMX): {where}; use "
-            "another --precision"
-        )
+    if name == "int8":
+        _check_int8(device)
     if name != "auto":
         return cast("Compute", name)
     if device.type == "cuda":
         return "float16"
     return "bfloat16" if device.type == "cpu" and cpu_has_bfloat16() else "float32"
+
+
+def _check_int8(device: torch.device) -> None:
+    problem = ""
+    if device.type != "cpu":
+        problem = f"{device} is no CPU"
+    elif not cpu_has_vnni():
+        problem = "this CPU has none"
+    elif not hasattr(torch.ops.onednn, "qconv2d_pointwise"):
+        problem = f"torch {torch.__version__} has no convolution for it"
+    if problem:
+        raise DeviceError(
+            f"precision int8 needs a CPU with VNNI (AVX-512 VNNI, AVX-VNNI or AMX): {problem}; use "
+            "another --precision"
+        )
 
 
 def cpu_has_bfloat16() -> bool:
