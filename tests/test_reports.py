@@ -165,12 +165,17 @@ def test_a_signal_while_images_are_listed(images: Path, number: signal.Signals, 
     options = ["--metrics-file", "m.prom", "--log-file", "l.jsonl", "--quiet"]
     command = words(images, *options)
     command[command.index(str(images))] = "@list"
+    before = signal.signal(number, signal.SIG_DFL)  # under nohup the tests themselves ignore it
     with subprocess.Popen(
         command, cwd=images.parent, stderr=subprocess.PIPE, text=True
     ) as process, open(images.parent / "list", "wb"):  # fmt: skip
+        signal.signal(number, before)
         # It has opened the list by now, and waits for what is in it.
         process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
+        try:
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == code
     assert errors == "vggfeat: stopped at once; rows up to the last checkpoint are kept\n"
     found = figures(images.parent / "m.prom")
