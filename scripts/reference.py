@@ -36,11 +36,11 @@ def _table(command: Any) -> str:
     rows = ["| option | meaning |", "|---|---|"]
     for parameter in command.params:
         if parameter.param_type_name == "argument":
-            rows.append(f"| `{parameter.metavar}` | {_cell(parameter.help)} |")
+            rows.append(f"| `{_cell(parameter.metavar)}` | {_cell(parameter.help)} |")
             continue
         names = ", ".join([*parameter.opts, *parameter.secondary_opts])
         value = f" {parameter.metavar}" if parameter.metavar else ""
-        rows.append(f"| `{names}{value}` | {_cell(parameter.help)} |")
+        rows.append(f"| `{_cell(names + value)}` | {_cell(parameter.help)} |")
     return "\n".join(rows) + "\n"
 
 

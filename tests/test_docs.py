@@ -91,6 +91,15 @@ def test_links_between_pages_lead_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_rows_of_tables_have_the_cells_of_their_head() -> None:
+    """No bar in a cell, in code or not, cuts it in two: within tables it is written with a \\."""
+    for page in PAGES:
+        text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+        for block in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
+            counts = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
+            assert len(counts) == 1, f"{page.name}: {block}"
+
+
 def test_every_command_has_help_and_a_place_in_the_readme() -> None:
     """Each command and option explains itself, and the README shows each command at work."""
     readme = (REPOSITORY / "README.md").read_text()
