@@ -258,8 +258,8 @@ def test_a_signal_ends_the_run_and_it_goes_on(
 
 def test_a_second_interrupt_stops_at_once(tmp_path: Path) -> None:
     """A second SIGINT does not wait for the batch; what was checkpointed stays, and it goes on."""
-    write_images(tmp_path / "images", 32)
-    words = [*SMALL[:3], "conv5_2", *SMALL[4:], "--size", "224", "--batch-size", "16"]
+    write_images(tmp_path / "images", 48)
+    words = [*SMALL[:3], "conv5_2", *SMALL[4:], "--size", "224", "--batch-size", "8"]
     command = ["extract", "images", *words, "--checkpoint-seconds", "0"]
     whole, out = tmp_path / "whole.h5", tmp_path / "feats.h5"
     assert vggfeat(*command, "--out", whole, cwd=tmp_path).returncode == 0
@@ -268,7 +268,7 @@ def test_a_second_interrupt_stops_at_once(tmp_path: Path) -> None:
         cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    _wait_for_done_rows(out)  # the second batch has begun, which takes seconds
+    _wait_for_done_rows(out)  # a later batch has begun, which takes seconds
     process.send_signal(signal.SIGINT)
     time.sleep(0.1)
     process.send_signal(signal.SIGINT)
@@ -277,7 +277,7 @@ def test_a_second_interrupt_stops_at_once(tmp_path: Path) -> None:
     assert errors.endswith("vggfeat: stopped at once; rows up to the last checkpoint are kept\n")
     with h5py.File(out) as file, h5py.File(whole) as right:
         done = file["images/state"][()] == 1
-        assert done.sum() == 16
+        assert done.sum() in range(8, 48, 8)
         assert (file["features/conv5_2"][()][done] == right["features/conv5_2"][()][done]).all()
     assert vggfeat(*command, "--out", out, cwd=tmp_path).returncode == 0
     with h5py.File(out) as file, h5py.File(whole) as right:
