@@ -228,6 +228,17 @@ def test_images_of_many_shapes(tmp_path: Path) -> None:
 
 
 @needs_vnni
+def test_several_devices_give_the_same_file(tmp_path: Path) -> None:
+    """Calibrated on one of the devices, all compute the rows that one would."""
+    write_images(tmp_path / "images", 9)
+    for name, device in (("one", "cpu"), ("two", "cpu,cpu")):
+        words = [*WORDS, "--device", device, "--out", f"{name}.h5"]
+        done = vggfeat("extract", "images", *words, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "two.h5") == contents(tmp_path / "one.h5")
+
+
+@needs_vnni
 def test_nothing_to_calibrate_on(tmp_path: Path) -> None:
     """Broken images alone are an error that says what they were wanted for."""
     (tmp_path / "images").mkdir()

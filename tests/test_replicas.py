@@ -88,6 +88,14 @@ def test_devices_that_are_not_there() -> None:
         choose_devices("cpu,cuda:0")
 
 
+@pytest.mark.parametrize("devices", ["cpu,cpu", "all"])
+def test_one_network_is_on_one_device(devices: str) -> None:
+    """Where one device is meant, several are an error that says so."""
+    settings = Settings(layers="conv1_1", weights="random:0", device=devices)
+    with pytest.raises(UsageError, match=f"device '{devices}' names several; expected one here"):
+        vggfeat.Extractor(settings)
+
+
 @pytest.mark.gpu
 @needs_cuda
 def test_devices_of_unequal_precision_are_refused() -> None:

@@ -10,11 +10,14 @@ import numpy as np
 import torch
 
 from vggfeat.decode import decode
+from vggfeat.device import choose_devices
 from vggfeat.errors import DecodeError, InputError
 from vggfeat.extractor import Extractor
 from vggfeat.network import needed_layers
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from vggfeat.config import Settings
@@ -44,14 +47,22 @@ def calibrate(
     Returns:
         conv layer → its largest value, for all that `settings.layers` need.
     """
+    return _largest(settings, torch.split(images, _AT_ONCE), weights)
+
+
+def _largest(
+    settings: Settings, batches: Sequence[Tensor], weights: Weights | None
+) -> dict[str, float]:
+    """See `calibrate`; batches may be of different shapes."""
     table = needed_layers(settings.specs, settings.model)
     names = [layer.name for layer in table if layer.kind == "conv"]
     tapped = ",".join(f"{name}:max" for name in names)
-    exact = replace(settings, layers=tapped, precision="float32", norm="none")
+    device = str(choose_devices(settings.device)[0])  # of several, one is enough
+    exact = replace(settings, layers=tapped, precision="float32", norm="none", device=device)
     extractor = Extractor(exact, weights)
     largest = dict.fromkeys(names, 0.0)
-    for part in torch.split(images, _AT_ONCE):
-        features = extractor(part)
+    for batch in batches:
+        features = extractor(batch)
         for name in names:
             largest[name] = max(largest[name], float(features[f"{name}:max"].max()))
     return largest
@@ -66,14 +77,10 @@ def calibrate_on_sample(
         InputError: none of them can be decoded.
     """
     log.info("calibrating 8-bit integers on %d images", min(SAMPLE, len(manifest)))
-    found: dict[str, float] = {}
     images = _sample(settings, manifest)
-    if settings.crop != "none":
-        return calibrate(settings, torch.cat(images), weights)
-    for image in images:  # shapes differ
-        for name, value in calibrate(settings, image, weights).items():
-            found[name] = max(value, found.get(name, 0.0))
-    return found
+    if settings.crop == "none":  # shapes differ
+        return _largest(settings, images, weights)
+    return calibrate(settings, torch.cat(images), weights)
 
 
 def _sample(settings: Settings, manifest: Manifest) -> list[Tensor]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 
-from vggfeat.errors import DeviceError
+from vggfeat.errors import DeviceError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,8 +80,11 @@ def choose_device(name: str) -> torch.device:
     """The device that `auto`, `cpu`, `cuda`, `cuda:N` or `mps` means here.
 
     Raises:
+        UsageError: it names several.
         DeviceError: it is not there; never silently another one.
     """
+    if name == "all" or "," in name:
+        raise UsageError(f"device {name!r} names several; expected one here, such as cpu or cuda:0")
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda", torch.cuda.current_device())

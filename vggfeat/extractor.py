@@ -52,7 +52,7 @@ class Extractor:
         activations: for precision int8, what `calibrate` found.
 
     Raises:
-        UsageError: precision int8 without activations.
+        UsageError: precision int8 without activations, or several devices.
         WeightsError: the weights cannot be had or do not fit.
         DeviceError: the device is not there, or does not know the precision.
     """
