@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from PIL import Image
 
 from vggfeat.batches import choose_workers
@@ -25,15 +26,13 @@ from vggfeat.weights import find_weights
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import torch
-
     from vggfeat.config import Precision, Settings
     from vggfeat.preprocess import Preprocess
 
 _SAMPLE = 64  # images that are decoded
 _CPU_BATCHES = (1, 4, 16, 32)
 _GPU_BATCHES = (32, 64, 128, 256, 512)
-_BLOCK = np.random.default_rng(0).integers(0, 256, 1 << 24, dtype=np.uint8)  # nothing compresses it
+_BLOCK_BYTES = 1 << 24
 _MOST_WRITTEN = 1 << 30  # bytes
 _WORTH_IT = 1.03  # a larger batch must bring as much to be recommended
 
@@ -106,10 +105,14 @@ def bench(
     files = _sample(sources) if sources else [_synthetic(seed) for seed in range(8)]
     decode_rate = _decode_rate(files, settings, seconds)
     networks = _networks(settings)
-    tried = [_forward(network, _usual_batch(network), seconds) for network in networks]
+    tried = [_forward(network, _batch_sizes(network)[-2], seconds) for network in networks]
     best = max(tried, key=lambda one: one.images_per_second)
     extractor = networks[tried.index(best)]
-    sizes = _try_batches(extractor, best, seconds)
+    sizes = [
+        _forward(extractor, size, seconds)
+        for size in _batch_sizes(extractor)
+        if size != best.batch_size
+    ]
     chosen = _smallest_good([best, *sizes])
     size = settings.preprocess().size
     itemsize = np.dtype(settings.dtype).itemsize
@@ -155,9 +158,8 @@ def _limit(
 def _sample(sources: Sequence[str | os.PathLike[str]]) -> list[bytes]:
     """Files of images spread evenly over all that the sources name."""
     manifest = discover(sources)
-    positions = np.unique(np.linspace(0, len(manifest) - 1, _SAMPLE).astype(int)).tolist()
     files = []
-    for position in positions:
+    for position in manifest.spread(_SAMPLE).tolist():
         try:
             with manifest.open(position) as stream:
                 files.append(stream.read())
@@ -208,22 +210,15 @@ def _networks(settings: Settings) -> list[Extractor]:
     others: tuple[Precision, ...] = ()
     if settings.precision == "auto" and first.device.type == "cuda":
         others = ("bfloat16", "float32")
-    elif first.precision == "bfloat16":
+    elif settings.precision == "auto" and first.precision == "bfloat16":
         others = ("float32",)
-    return [first] + [
-        Extractor(dataclasses.replace(settings, precision=name), weights)
-        for name in others
-        if settings.precision == "auto"
-    ]
+    more = [dataclasses.replace(settings, precision=name) for name in others]
+    return [first, *(Extractor(one, weights) for one in more)]
 
 
-def _usual_batch(extractor: Extractor) -> int:
-    return (_GPU_BATCHES if extractor.device.type == "cuda" else _CPU_BATCHES)[-2]
-
-
-def _try_batches(extractor: Extractor, best: Forward, seconds: float) -> list[Forward]:
-    sizes = _GPU_BATCHES if extractor.device.type == "cuda" else _CPU_BATCHES
-    return [_forward(extractor, size, seconds) for size in sizes if size != best.batch_size]
+def _batch_sizes(extractor: Extractor) -> tuple[int, ...]:
+    """To try; the last but one is the usual."""
+    return _GPU_BATCHES if extractor.device.type == "cuda" else _CPU_BATCHES
 
 
 def _smallest_good(tried: Sequence[Forward]) -> Forward:
@@ -248,9 +243,7 @@ def _forward(extractor: Extractor, batch_size: int, seconds: float) -> Forward:
 
 
 def _batch(count: int, side: int, *, pin: bool) -> DecodedBatch:
-    import torch
-
-    images: torch.Tensor = torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8)
+    images = torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8)
     rows = np.arange(count)
     digests = np.zeros((count, 32), dtype=np.uint8)
     return DecodedBatch(images.pin_memory() if pin else images, rows, rows, digests, (), 0.0)
@@ -258,12 +251,13 @@ def _batch(count: int, side: int, *, pin: bool) -> DecodedBatch:
 
 def _write_rate(folder: str, seconds: float) -> float:
     """Bytes a second that reach the disk of `folder`."""
+    block = np.random.default_rng(0).bytes(_BLOCK_BYTES)  # nothing compresses it
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             written = 0
             started = time.perf_counter()
             while written < _MOST_WRITTEN and time.perf_counter() - started < seconds:
-                written += os.pwrite(file.fileno(), _BLOCK.data, written)
+                written += os.pwrite(file.fileno(), block, written)
                 os.fdatasync(file.fileno())
             return written / (time.perf_counter() - started)
     except OSError as error:

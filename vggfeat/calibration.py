@@ -85,10 +85,8 @@ def calibrate_on_sample(
 
 def _sample(settings: Settings, manifest: Manifest) -> list[Tensor]:
     """Up to `SAMPLE` images, uint8 (1, 3, H, W) each."""
-    count = min(_TRIED, len(manifest))
-    spread = np.linspace(0, len(manifest) - 1, count).astype(int)
     # In an order of which every beginning is spread as well, as most will do with the first few.
-    order = np.random.default_rng(0).permutation(np.unique(spread))
+    order = np.random.default_rng(0).permutation(manifest.spread(_TRIED))
     images: list[Tensor] = []
     for position in order.tolist():
         if len(images) == SAMPLE:
@@ -101,7 +99,7 @@ def _sample(settings: Settings, manifest: Manifest) -> list[Tensor]:
         images.append(torch.from_numpy(pixels).permute(2, 0, 1)[None])
     if not images:
         raise InputError(
-            f"precision int8 is calibrated on images, and none of {count} tried can be decoded; "
-            "use another --precision, or look at what they are"
+            f"precision int8 is calibrated on images, and none of {len(order)} tried can be "
+            "decoded; use another --precision, or look at what they are"
         )
     return images

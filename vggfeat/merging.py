@@ -176,9 +176,10 @@ def _first_of_each(rows: _Rows) -> _Rows:
 def _check_images(caches: Sequence[FeatureCache], rows: _Rows) -> None:
     """Two done rows of one path must be of the same image, as far as their digests tell."""
     same = (rows.paths[1:] == rows.paths[:-1]) & (rows.state[1:] == RowState.DONE)
+    digests = [cache.digests for cache in caches]
     unlike = []
     for at in (np.flatnonzero(same) + 1).tolist():
-        one, other = (caches[rows.source[i]].digests[rows.row[i]] for i in (at - 1, at))
+        one, other = (digests[rows.source[i]][rows.row[i]] for i in (at - 1, at))
         if one.any() and other.any() and (one != other).any():
             unlike.append(at)
     if unlike:
@@ -208,7 +209,7 @@ def _write(caches: Sequence[FeatureCache], kept: _Rows, root: bytes, out: str) -
     create_cache(
         out,
         Images(kept.paths, sizes, mtimes),
-        {spec: header.feature(spec).shape[1:] for spec in header.identity.layers},
+        header.shapes,
         header.identity,
         dataclasses.replace(header.provenance, root=root),
         fill=take_over,

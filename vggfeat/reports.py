@@ -7,14 +7,13 @@ import csv
 import io
 import os
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from vggfeat.errors import SpaceError
 from vggfeat.reader import FeatureCache
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
     from vggfeat.records import Progress, Summary
 
 
@@ -68,36 +67,31 @@ def metrics_text(
         exit_code: with which the run ended; None while it is under way.
     """
     lines: list[str] = []
-    label = {"out": out}
 
-    def add(name: str, about: str, values: Iterable[tuple[Mapping[str, str], float]]) -> None:
+    def add(name: str, about: str, values: Mapping[str, float] | float, by: str = "") -> None:
         lines.append(f"# HELP vggfeat_{name} {about}")
         lines.append(f"# TYPE vggfeat_{name} gauge")
-        for labels, value in values:
-            words = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
-            lines.append(f"vggfeat_{name}{{{words}}} {value!r}")
+        for key, value in (values if isinstance(values, Mapping) else {"": values}).items():
+            part = f',{by}="{key}"' if by else ""
+            lines.append(f'vggfeat_{name}{{out="{_escaped(out)}"{part}}} {value!r}')
 
-    add("run_in_progress", "Whether a run is under way.", [(label, int(exit_code is None))])
-    add("updated_timestamp_seconds", "When this was written.", [(label, time.time())])
+    add("run_in_progress", "Whether a run is under way.", int(exit_code is None))
+    add("updated_timestamp_seconds", "When this was written.", time.time())
     if exit_code is not None:
-        add("last_exit_code", "Exit code of the last run.", [(label, exit_code)])
+        add("last_exit_code", "Exit code of the last run.", exit_code)
     if progress is not None:
         counts = {"done": progress.done, "failed": progress.failed, "asked": progress.total}
-        values = [({**label, "state": state}, count) for state, count in counts.items()]
-        add("run_images", "Images of this run.", values)
+        add("run_images", "Images of this run.", counts, by="state")
     if summary is not None:
         counts = {state: getattr(summary, state) for state in _STATES}
-        values = [({**label, "state": state}, count) for state, count in counts.items()]
-        add("images", "Images in the cache.", values)
+        add("images", "Images in the cache.", counts, by="state")
         counts = {"done": summary.new_done, "failed": summary.new_failed}
-        values = [({**label, "state": state}, count) for state, count in counts.items()]
-        add("run_images", "Images of this run.", values)
+        add("run_images", "Images of this run.", counts, by="state")
         rate = summary.images_per_second
-        add("images_per_second", "Rate of this run once under way.", [(label, rate)])
-        add("run_seconds", "Seconds of the whole run.", [(label, summary.seconds)])
-        stages = [(stage, getattr(summary.stages, stage)) for stage in _STAGES]
-        values = [({**label, "stage": stage}, seconds) for stage, seconds in stages]
-        add("stage_seconds", "Seconds of the run in each stage.", values)
+        add("images_per_second", "Rate of this run once under way.", rate)
+        add("run_seconds", "Seconds of the whole run.", summary.seconds)
+        seconds = {stage: getattr(summary.stages, stage) for stage in _STAGES}
+        add("stage_seconds", "Seconds of the run in each stage.", seconds, by="stage")
     return ("\n".join(lines) + "\n").encode("utf-8", "backslashreplace")
 
 

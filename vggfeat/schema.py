@@ -112,6 +112,11 @@ class Header:
         """The run of `/features/<spec>`."""
         return self.runs[f"{FEATURES}/{spec}"]
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Canonical spec → shape of one row."""
+        return {spec: self.feature(spec).shape[1:] for spec in self.identity.layers}
+
 
 def image_fields(longest_path: int) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Type and row shape of each `/images` dataset for paths of up to that many bytes."""

@@ -78,6 +78,11 @@ class Manifest:
             return open_file(self.absolute(row))
         return self.places.open(row)
 
+    def spread(self, count: int) -> NDArray[np.int64]:
+        """Rows at even distances from the first to the last, int64 (n,), up to `count` of them."""
+        rows = np.linspace(0, len(self) - 1, min(count, len(self))).astype(np.int64)
+        return np.unique(rows)
+
     def reading_ranks(self) -> NDArray[np.int64] | None:
         """The place of each row, int64 (N,), in the order to read them in; None for their own.
 

@@ -81,7 +81,7 @@ def summarise_run(out: str, tally: Tally, seconds: float, stopped: str) -> Summa
         failures=tuple(FailedImage(cache.name(row), why) for row, why in tally.failures),
         clamped=tally.clamped,
         redone=tally.redone,
-        layers={spec: cache.header.feature(spec).shape[1:] for spec in cache.layers},
+        layers=cache.header.shapes,
         model=identity.model,
         weights=identity.weights,
         warning=provenance.warning,

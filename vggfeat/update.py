@@ -244,7 +244,7 @@ def _rewrite(cache: FeatureCache, manifest: Manifest, match: Match, changes: Cha
     create_cache(
         cache.path,
         images,
-        {spec: header.feature(spec).shape[1:] for spec in header.identity.layers},
+        header.shapes,
         header.identity,
         dataclasses.replace(header.provenance, root=manifest.root),
         fill=take_over,

@@ -38,10 +38,8 @@ def exit_codes() -> Iterator[None]:
         yield
     except (typer.Exit, typer.Abort, typer.BadParameter):
         raise  # Typer's own ways out
-    except InterruptedRunError as error:
-        _fail(error, error.exit_status)
     except VggfeatError as error:
-        _fail(error, error.exit_code)
+        _fail(error, status_of(error))
     except KeyboardInterrupt as error:
         _fail(error, status_of(error), "stopped at once; rows up to the last checkpoint are kept")
     except BrokenPipeError:
@@ -51,7 +49,7 @@ def exit_codes() -> Iterator[None]:
     except Exception as error:  # noqa: BLE001 the user gets one line, and on demand the traceback
         _fail(
             error,
-            VggfeatError.exit_code,
+            status_of(error),
             f"a defect of vggfeat, {type(error).__name__}: {error}; `vggfeat --debug` shows where, "
             "please report it",
         )

@@ -57,7 +57,7 @@ class Watch:
 
     def __enter__(self) -> Self:
         if self._log is not None:
-            logging.getLogger("vggfeat").addHandler(self._log)
+            log.addHandler(self._log)
         self._note(logging.INFO, f"vggfeat {__version__} begins", arguments=sys.argv[1:])
         return self
 
@@ -86,7 +86,7 @@ class Watch:
                 text = metrics_text(self._out, summary=self.summary, exit_code=status)
                 self._publish_metrics(text)
             if self._log is not None:
-                logging.getLogger("vggfeat").removeHandler(self._log)
+                log.removeHandler(self._log)
                 self._log.close()
 
     def _publish_failures(self, error: BaseException | None) -> None:
@@ -110,7 +110,7 @@ class Watch:
     def _note(self, level: int, message: str, **fields: Any) -> None:
         """A line in the log file alone."""
         if self._log is not None:
-            record = logging.LogRecord("vggfeat", level, "", 0, message, None, None)
+            record = logging.LogRecord(log.name, level, "", 0, message, None, None)
             record.fields = fields
             self._log.handle(record)
 
