@@ -35,8 +35,8 @@ from vggfeat.config import Settings
 from vggfeat.decode import REASON_LENGTH, decode
 from vggfeat.errors import DecodeError
 from vggfeat.plan import plan_batches
-from vggfeat.pool import decode_batches
 from vggfeat.preprocess import Crop, Preprocess
+from vggfeat.workers import decode_batches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

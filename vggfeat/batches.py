@@ -12,8 +12,8 @@ import torch
 from vggfeat.decode import decode, read_digest
 from vggfeat.errors import DecodeError
 from vggfeat.machine import usable_cores
-from vggfeat.pool import decode_batches
 from vggfeat.records import DecodedBatch, Failure
+from vggfeat.workers import decode_batches
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vggfeat.config import Settings
-    from vggfeat.pool import Image
+    from vggfeat.workers import Image
 
 OpenImage = Callable[[int], AbstractContextManager[BinaryIO]]
 

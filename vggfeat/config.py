@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 OnError = Literal["skip", "stop"]
-Dtype = Literal["float16", "float32"]
+Dtype = Literal["float16", "float32", "int8"]
 Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 
 ON_ERRORS: tuple[OnError, ...] = get_args(OnError)

@@ -20,8 +20,8 @@ from vggfeat.device import (
 from vggfeat.errors import DeviceError, UsageError
 from vggfeat.int8 import Int8Vgg
 from vggfeat.network import TappedVgg, needed_layers
+from vggfeat.pooling import quantise
 from vggfeat.records import DecodedBatch, Failure, FeatureBatch
-from vggfeat.reduce import quantise
 from vggfeat.weights import Weights, find_weights, load_tensors
 
 if TYPE_CHECKING:

@@ -24,6 +24,9 @@ class Identity:
         layers: canonical specs, sorted.
         activations: for 8-bit integers, each conv layer's name and its largest value behind the
             ReLU, in the order of the network; else empty.
+        scales: for features stored as int8, digest of their scales; else empty.
+        steps: how the features came from those of the network, first step first, each as JSON with
+            sorted keys; empty where they are the network's own.
     """
 
     model: str
@@ -34,13 +37,16 @@ class Identity:
     preprocess: Preprocess
     layers: tuple[str, ...]
     activations: tuple[tuple[str, float], ...] = ()
+    scales: str = ""
+    steps: tuple[str, ...] = ()
 
     def fingerprint(self) -> str:
         """SHA-256 over everything but the weights' name, as hexadecimal digits."""
         parts = {**dataclasses.asdict(self), "preprocess": self.preprocess.recorded()}
         del parts["weights"]
-        if not self.activations:
-            del parts["activations"]  # so that files from before they were there stay what they are
+        for name in ("activations", "scales", "steps"):
+            if not parts[name]:  # so that files from before it was there stay what they are
+                del parts[name]
         text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -63,7 +69,15 @@ class Identity:
             )
         if self.activations != asked.activations and self.precision == asked.precision:
             lines.append("activations: calibrated on other images")
+        if self.scales != asked.scales and self.dtype == asked.dtype:
+            lines.append("scales: int8 scaled to other images")
+        if self.steps != asked.steps:
+            lines.append(f"made by: file {_steps_text(self)}, asked {_steps_text(asked)}")
         missing = [layer for layer in asked.layers if layer not in self.layers]
         if missing:
             lines.append(f"layers: file {','.join(self.layers)}, asked also {','.join(missing)}")
         return lines
+
+
+def _steps_text(identity: Identity) -> str:
+    return " then ".join(identity.steps) or "the network alone"

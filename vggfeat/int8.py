@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vggfeat.network import TappedVgg
-from vggfeat.reduce import reduce
+from vggfeat.pooling import reduce
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

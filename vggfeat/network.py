@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 the name the whole field knows it by
 
 from vggfeat.layers import GRID, Layer, layer_table
-from vggfeat.reduce import reduce
+from vggfeat.pooling import reduce
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

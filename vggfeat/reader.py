@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vggfeat.errors import CacheError, UsageError
+from vggfeat.quantisation import decode_codes
 from vggfeat.records import Failure
 from vggfeat.schema import DIGEST_BYTES, FEATURES, IMAGES, Header, RowState, read_header
 from vggfeat.specs import parse_specs
@@ -57,7 +58,9 @@ class FeatureCache:
         return self._canonical(layer) in self.layers
 
     def __getitem__(self, layer: str) -> np.memmap[tuple[int, ...], np.dtype[np.generic]]:
-        """All rows of a layer, (N, D) or (N, C, H, W), read-only, mapped and not read.
+        """All rows of a layer as stored, (N, D) or (N, C, H, W), read-only, mapped and not read.
+
+        In a cache of int8 these are codes; `values` gives the numbers they stand for.
 
         Args:
             layer: a layer spec; aliases work.
@@ -126,6 +129,29 @@ class FeatureCache:
         """Path of each image relative to the source root, bytes (N,), sorted."""
         return self._array(f"{IMAGES}/path")  # type: ignore[return-value] # as above
 
+    def values(
+        self, layer: str, rows: NDArray[np.integer] | slice = slice(None)
+    ) -> NDArray[np.float32]:
+        """Features as numbers to compute with, whatever type they are stored in.
+
+        Args:
+            layer: a layer spec.
+            rows: row numbers, or a slice of rows; all by default.
+
+        Returns:
+            float32 (n, D) or (n, C, H, W), a copy.
+
+        Raises:
+            CacheError: the cache has no such layer.
+        """
+        return self._as_values(layer, self[layer][rows])
+
+    def _as_values(self, layer: str, stored: NDArray[np.generic]) -> NDArray[np.float32]:
+        scales = self.header.scales.get(self._canonical(layer))
+        if scales is not None:
+            return decode_codes(np.asarray(stored, dtype=np.int8), scales)
+        return np.array(stored, dtype=np.float32)
+
     def name(self, row: int) -> str:
         """Path of one image as text; bytes that are no UTF-8 as surrogate escapes."""
         return os.fsdecode(bytes(self.paths[row]))
@@ -159,7 +185,8 @@ class FeatureCache:
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.generic]]]:
         """Done rows in file order, some at a time: their row numbers, and (n, …) features.
 
-        Where the rows follow one another the features are a view of the map, else a copy.
+        Where the rows follow one another the features are a view of the map, else a copy; of a
+        cache in int8 they are the values, float32.
 
         Args:
             layer: a layer spec.
@@ -169,10 +196,9 @@ class FeatureCache:
         rows = np.flatnonzero(self.done)
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
-            if part[-1] - part[0] + 1 == len(part):
-                yield part, features[part[0] : part[-1] + 1]
-            else:
-                yield part, features[part]
+            follow = part[-1] - part[0] + 1 == len(part)
+            stored = features[part[0] : part[-1] + 1] if follow else features[part]
+            yield part, self._as_values(layer, stored) if self.header.scales else stored
 
 
 def open_cache(path: str | os.PathLike[str]) -> FeatureCache:

@@ -10,7 +10,8 @@ import enum
 import json
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import h5py
@@ -21,6 +22,8 @@ from vggfeat.config import DTYPES
 from vggfeat.errors import CacheError
 from vggfeat.identity import Identity
 from vggfeat.preprocess import Preprocess
+from vggfeat.quantisation import Scales, scales_digest
+from vggfeat.runs import Run, find_offset
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -35,11 +38,12 @@ DIGEST_BYTES = 32
 
 FEATURES = "features"
 IMAGES = "images"
+SCALES = "scales"
+OFFSETS = "offsets"
 
 _ALIGNMENT = 4096
 _CHUNK_BYTES = 1 << 20
-_CHUNKS_LOOKED_AT = 16
-_STORED_TYPES: Mapping[str, str] = {"float16": "<f2", "float32": "<f4"}
+_STORED_TYPES: Mapping[str, str] = {"float16": "<f2", "float32": "<f4", "int8": "|i1"}
 
 
 class RowState(enum.IntEnum):
@@ -49,26 +53,6 @@ class RowState(enum.IntEnum):
     DONE = 1
     FAILED = 2
     REMOVED = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One dataset as one run of bytes in the file.
-
-    Attributes:
-        dtype: NumPy's name of the element type, little-endian.
-        shape: rows first.
-        offset: of the first row, in bytes from the start of the file.
-    """
-
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row."""
-        return int(np.dtype(self.dtype).itemsize) * math.prod(self.shape[1:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +66,8 @@ class Provenance:
         tool_version: of vggfeat.
         versions: of Python and the libraries that made it.
         warning: what a reader must know, empty if nothing.
+        sources: of a derived cache, for each of `Identity.steps` what it read and when: `path`,
+            `fingerprint`, `created_utc`.
     """
 
     root: bytes
@@ -90,6 +76,7 @@ class Provenance:
     tool_version: str
     versions: Mapping[str, str]
     warning: str = ""
+    sources: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +88,14 @@ class Header:
         provenance: how it was made.
         rows: number of images.
         runs: dataset name without the leading slash → where its bytes lie.
+        scales: of each layer, where the features are int8; else empty.
     """
 
     identity: Identity
     provenance: Provenance
     rows: int
     runs: Mapping[str, Run]
+    scales: Mapping[str, Scales] = field(default_factory=dict)
 
     def feature(self, spec: str) -> Run:
         """The run of `/features/<spec>`."""
@@ -157,6 +146,7 @@ def lay_out(
     shapes: Mapping[str, tuple[int, ...]],
     identity: Identity,
     provenance: Provenance,
+    scales: Mapping[str, Scales] = MappingProxyType({}),
 ) -> None:
     """Makes the new file `file_name` with all metadata and every dataset allocated, rows unwritten.
 
@@ -167,6 +157,7 @@ def lay_out(
         shapes: canonical spec → shape of one row.
         identity: see `Header`.
         provenance: see `Header`.
+        scales: see `Header`.
 
     Raises:
         OSError: the file cannot be made.
@@ -181,6 +172,9 @@ def lay_out(
         features = file.create_group(FEATURES)
         for spec, shape in shapes.items():
             _create_dataset(features, spec, _STORED_TYPES[identity.dtype], (rows, *shape))
+        for spec, one in scales.items():
+            file.create_dataset(f"{SCALES}/{spec}", data=one.scale.astype("<f4"))
+            file.create_dataset(f"{OFFSETS}/{spec}", data=one.offset.astype("<f4"))
         file.attrs.update(_attributes(identity, provenance))
 
 
@@ -204,11 +198,14 @@ def _hdf5_type(dtype: str) -> h5t.TypeID:
 
 
 def _attributes(identity: Identity, provenance: Provenance) -> dict[str, Any]:
-    calibrated = {}
+    optional = {}
     if identity.activations:
-        calibrated["activations"] = json.dumps(dict(identity.activations))
+        optional["activations"] = json.dumps(dict(identity.activations))
+    if identity.steps:
+        optional["derived"] = json.dumps([json.loads(step) for step in identity.steps])
+        optional["sources"] = json.dumps([dict(source) for source in provenance.sources])
     return {
-        **calibrated,
+        **optional,
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "created_utc": provenance.created_utc,
@@ -257,8 +254,9 @@ def _header(file_name: str, file: h5py.File) -> Header:
         if rows >= 0 and run.shape[0] != rows
     ]
     wrong += [f"attribute {name} is missing" for name in _ATTRIBUTES if name not in file.attrs]
+    scales = dict(_scales(file, runs, wrong))
     try:
-        identity, provenance = _read_attributes(file, runs)
+        identity, provenance = _read_attributes(file, runs, scales)
     except (KeyError, TypeError, ValueError) as error:
         wrong.append(f"attributes cannot be read: {error}")
     else:
@@ -266,7 +264,7 @@ def _header(file_name: str, file: h5py.File) -> Header:
             wrong.append("attribute fingerprint does not belong to the other attributes")
     if wrong:
         raise CacheError(f"cache {file_name!r} is damaged: {'; '.join(wrong)}")
-    return Header(identity, provenance, rows, runs)
+    return Header(identity, provenance, rows, runs, scales)
 
 
 def _check_format(file_name: str, file: h5py.File) -> None:
@@ -288,11 +286,11 @@ def _check_format(file_name: str, file: h5py.File) -> None:
 def _runs(file: h5py.File, wrong: list[str]) -> Iterator[tuple[str, Run]]:
     """Each dataset's run; what is missing or cannot be mapped goes to `wrong`."""
     fields = image_fields(1)
-    for field in _IMAGE_FIELDS:
-        name = f"{IMAGES}/{field}"
+    for column in _IMAGE_FIELDS:
+        name = f"{IMAGES}/{column}"
         dataset = file.get(name)
-        expected, shape = np.dtype(fields[field][0]), fields[field][1]
-        if field in _OPTIONAL and file.get(name, getlink=True) is None:
+        expected, shape = np.dtype(fields[column][0]), fields[column][1]
+        if column in _OPTIONAL and file.get(name, getlink=True) is None:
             continue
         if not isinstance(dataset, h5py.Dataset) or dataset.shape[1:] != shape:
             wrong.append(f"/{name} is missing or not {_row_words(shape)} a row")
@@ -316,12 +314,29 @@ def _runs(file: h5py.File, wrong: list[str]) -> Iterator[tuple[str, Run]]:
             yield from _mappable(name, dataset, wrong)
 
 
+def _scales(
+    file: h5py.File, runs: Mapping[str, Run], wrong: list[str]
+) -> Iterator[tuple[str, Scales]]:
+    """Scale and offset of each layer of codes; what is missing or of another shape is wrong."""
+    for name, run in runs.items():
+        group, _, spec = name.partition("/")
+        if group != FEATURES or np.dtype(run.dtype) != np.int8:
+            continue
+        found = [file.get(f"{kind}/{spec}") for kind in (SCALES, OFFSETS)]
+        if not all(isinstance(one, h5py.Dataset) and one.shape == run.shape[1:2] for one in found):
+            wrong.append(
+                f"/{SCALES}/{spec} or /{OFFSETS}/{spec} is missing or not of shape {run.shape[1:2]}"
+            )
+            continue
+        yield spec, Scales(*(one[()].astype(np.float32) for one in found))
+
+
 def _row_words(shape: tuple[int, ...]) -> str:
     return f"{shape[0]} values" if shape else "one value"
 
 
 def _mappable(name: str, dataset: h5py.Dataset, wrong: list[str]) -> Iterator[tuple[str, Run]]:
-    offset = _offset(dataset)
+    offset = find_offset(dataset)
     if offset is None:
         wrong.append(
             f"/{name} does not lie in one run (compressed or repacked?), so it cannot be memory "
@@ -333,37 +348,11 @@ def _mappable(name: str, dataset: h5py.Dataset, wrong: list[str]) -> Iterator[tu
     yield name, Run(dtype, tuple(dataset.shape), offset)
 
 
-def _offset(dataset: h5py.Dataset) -> int | None:
-    """Where the dataset's bytes begin, if they lie in one unfiltered, little-endian run."""
-    layout = dataset.id.get_create_plist()
-    big_endian = dataset.dtype.byteorder == ">"
-    if big_endian or layout.get_nfilters() or layout.get_external_count():
-        return None
-    if layout.get_layout() == h5d.CONTIGUOUS:
-        offset = dataset.id.get_offset()
-        return None if offset is None else int(offset)
-    if layout.get_layout() != h5d.CHUNKED or dataset.chunks[1:] != dataset.shape[1:]:
-        return None
-    return _chunked_offset(dataset)
-
-
-def _chunked_offset(dataset: h5py.Dataset) -> int | None:
-    rows = dataset.chunks[0]
-    size = rows * dataset.dtype.itemsize * math.prod(dataset.shape[1:])
-    count = -(-dataset.shape[0] // rows)
-    zeros = (0,) * (dataset.ndim - 1)
-    places = {
-        chunk: dataset.id.get_chunk_info_by_coord((chunk * rows, *zeros)).byte_offset
-        for chunk in np.unique(np.linspace(0, count - 1, _CHUNKS_LOOKED_AT).astype(int)).tolist()
-    }
-    first = places[0]
-    if first is None or any(place != first + chunk * size for chunk, place in places.items()):
-        return None
-    return int(first)
-
-
-def _read_attributes(file: h5py.File, runs: Mapping[str, Run]) -> tuple[Identity, Provenance]:
+def _read_attributes(
+    file: h5py.File, runs: Mapping[str, Run], scales: Mapping[str, Scales]
+) -> tuple[Identity, Provenance]:
     attributes = file.attrs
+    derived = json.loads(attributes.get("derived", "[]"))
     preprocess = json.loads(attributes["preprocess"])
     preprocess |= {name: tuple(preprocess[name]) for name in ("mean", "std")}
     specs = sorted(name.partition("/")[2] for name in runs if name.startswith(FEATURES))
@@ -377,6 +366,8 @@ def _read_attributes(file: h5py.File, runs: Mapping[str, Run]) -> tuple[Identity
         preprocess=Preprocess(**preprocess),
         layers=tuple(specs),
         activations=tuple(json.loads(attributes.get("activations", "{}")).items()),
+        scales=scales_digest(scales),
+        steps=tuple(json.dumps(step, sort_keys=True) for step in derived),
     )
     config = json.loads(attributes["config"])
     if not (isinstance(config, dict) and type(config.get("batch_size")) is int):
@@ -388,5 +379,6 @@ def _read_attributes(file: h5py.File, runs: Mapping[str, Run]) -> tuple[Identity
         tool_version=attributes["tool_version"],
         versions=json.loads(attributes["versions"]),
         warning=attributes["warning"],
+        sources=tuple(json.loads(attributes.get("sources", "[]"))),
     )
     return identity, provenance

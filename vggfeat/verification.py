@@ -15,7 +15,8 @@ from vggfeat.errors import CacheError
 from vggfeat.lock import hold
 from vggfeat.machine import usable_cores
 from vggfeat.reader import FeatureCache
-from vggfeat.schema import IMAGES, Header, RowState, Run
+from vggfeat.runs import Run
+from vggfeat.schema import IMAGES, Header, RowState
 from vggfeat.writer import CacheWriter, row_checksums
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vggfeat.errors import SpaceError, VggfeatError
+from vggfeat.runs import Run
 from vggfeat.schema import (
     DIGEST_BYTES,
     ERROR_BYTES,
@@ -23,7 +24,6 @@ from vggfeat.schema import (
     IMAGES,
     Header,
     RowState,
-    Run,
     lay_out,
     read_header,
 )

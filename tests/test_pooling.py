@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from vggfeat.reduce import quantise, reduce
+from vggfeat.pooling import quantise, reduce
 from vggfeat.specs import LayerSpec, parse_specs
 
 if TYPE_CHECKING:

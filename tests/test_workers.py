@@ -18,14 +18,14 @@ import pytest
 
 from vggfeat.errors import DecodeError, InputError, VggfeatError
 from vggfeat.plan import EMPTY, plan_batches
-from vggfeat.pool import decode_batches
+from vggfeat.workers import decode_batches
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
 
-    from vggfeat.pool import Image
+    from vggfeat.workers import Image
 
 SHAPE = (2, 3, 3)
 KILL, FAULT, HANG, SHORT, BROKEN, DEFECT = 101, 102, 103, 104, 105, 106
@@ -177,14 +177,14 @@ def test_stopped_time_does_not_count() -> None:
     program = f"""
 import sys, time
 sys.path.insert(0, {os.path.dirname(__file__)!r})
-import test_pool, numpy as np
-from vggfeat.pool import decode_batches
+import test_workers, numpy as np
+from vggfeat.workers import decode_batches
 def slow(row):
     print(row, flush=True)
     time.sleep(0.6)
-    return test_pool.decode_row(row, {{}})
+    return test_workers.decode_row(row, {{}})
 plan = np.arange(6).reshape(6, 1)
-found = decode_batches(plan, test_pool.SHAPE, slow, workers=1, timeout=2.0, goes_on=lambda: True)
+found = decode_batches(plan, test_workers.SHAPE, slow, workers=1, timeout=2.0, goes_on=lambda: True)
 print([image.reason for images, _ in found for image in images])
 """
     with subprocess.Popen(
