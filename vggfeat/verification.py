@@ -15,7 +15,6 @@ from vggfeat.errors import CacheError
 from vggfeat.lock import hold
 from vggfeat.machine import usable_cores
 from vggfeat.reader import FeatureCache
-from vggfeat.runs import Run
 from vggfeat.schema import IMAGES, Header, RowState
 from vggfeat.writer import CacheWriter, row_checksums
 
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
+
+    from vggfeat.runs import Run
 
 _BLOCK_BYTES = 1 << 24  # of features that a thread holds at once
 _SETTLED = (RowState.DONE, RowState.FAILED)

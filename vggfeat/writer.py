@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vggfeat.errors import SpaceError, VggfeatError
-from vggfeat.runs import Run
 from vggfeat.schema import (
     DIGEST_BYTES,
     ERROR_BYTES,
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
 
     from vggfeat.identity import Identity
     from vggfeat.records import Failure, FeatureBatch, Images
+    from vggfeat.runs import Run
     from vggfeat.schema import Provenance
     from vggfeat.sources import Manifest
 
