@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 import numpy as np
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
+from vggfeat.alterations import alter
 from vggfeat.errors import DecodeError
 from vggfeat.opening import open_file
 
@@ -91,7 +92,7 @@ def read_digest(stream: BinaryIO) -> tuple[bytes, BinaryIO]:
 
 
 def decode(stream: BinaryIO, preprocess: Preprocess, max_pixels: int) -> NDArray[np.uint8]:
-    """The first image in a seekable stream, coloured, turned, resized and cut for the network.
+    """The first image in a seekable stream, coloured, turned, altered, resized and cut.
 
     While it runs, Pillow's pixel limit and the warning filters of the process are its own, so
     other threads that use Pillow should not run beside it; worker processes may.
@@ -105,7 +106,7 @@ def decode(stream: BinaryIO, preprocess: Preprocess, max_pixels: int) -> NDArray
     """
     with _pillow_to_ourselves(max_pixels):
         try:
-            image = _load(stream, preprocess)
+            image = alter(_load(stream, preprocess), preprocess.augment)
             return np.array(_fit(image, preprocess, max_pixels))
         except DecodeError:
             raise
@@ -136,7 +137,9 @@ def _pillow_to_ourselves(max_pixels: int) -> Iterator[None]:
 def _load(stream: BinaryIO, preprocess: Preprocess) -> Image.Image:
     """The whole image in mode RGB, upright if `preprocess.exif` says so."""
     image = _open(stream)
-    if preprocess.decode == "fast" and image.format in ("JPEG", "MPO"):
+    # Of what is cut too few pixels would be left; and noise is another one at another scale.
+    shrinks = preprocess.decode == "fast" and not preprocess.augment
+    if shrinks and image.format in ("JPEG", "MPO"):
         _shrink_on_load(image, preprocess)
     _match_key_to_pixels(image)
     # Pillow turns a TIFF while loading it and drops the tag: then there is nothing left to do, but

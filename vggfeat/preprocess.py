@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from vggfeat.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -13,8 +16,13 @@ Crop = Literal["center", "none", "pad", "squash"]
 Exif = Literal["apply", "ignore"]
 Decode = Literal["exact", "fast"]
 Transform = Literal["auto", "imagenet", "features"]
+Alteration = Literal[
+    "mirror", "flip", "crop", "zoom", "rotate", "grey", "recolour", "invert", "darken", "blur",
+    "noise", "jpeg", "shuffle", "occlude",
+]  # fmt: skip
 Colour = tuple[float, float, float]
 
+ALTERATIONS: tuple[Alteration, ...] = get_args(Alteration)
 CROPS: tuple[Crop, ...] = get_args(Crop)
 DECODES: tuple[Decode, ...] = get_args(Decode)
 EXIFS: tuple[Exif, ...] = get_args(Exif)
@@ -38,6 +46,8 @@ class Preprocess:
         background: what shows through transparent pixels.
         decode: `exact` decodes every pixel; `fast` has libjpeg decode JPEGs far larger than needed
             at 1/2, 1/4 or 1/8 of their sides, which is other pixels by a little.
+        augment: how the upright image is altered before it is resized, in this order; see
+            `alterations.alter`. With any, `fast` decodes every pixel too.
     """
 
     size: int = 224
@@ -49,15 +59,18 @@ class Preprocess:
     interpolation: Literal["bilinear"] = "bilinear"
     background: Literal["white"] = "white"
     decode: Decode = "exact"
+    augment: tuple[Alteration, ...] = ()
 
     def recorded(self) -> dict[str, Any]:
-        """All fields as a cache records them; `decode` only where it is not `exact`.
+        """All fields as a cache records them; `decode` and `augment` only where they are set.
 
-        So files from before it was there, and those after, have the same fingerprint.
+        So files from before they were there, and those after, have the same fingerprint.
         """
         fields = dataclasses.asdict(self)
         if self.decode == "exact":
             del fields["decode"]
+        if not self.augment:
+            del fields["augment"]
         return fields
 
     @property
@@ -65,6 +78,30 @@ class Preprocess:
         """The colour that padding takes: the mean's, which normalisation turns into about 0."""
         red, green, blue = (round(255 * value) for value in self.mean)
         return red, green, blue
+
+
+def check_alterations(text: str) -> tuple[Alteration, ...]:
+    """The alterations that `text` names, in its order.
+
+    Args:
+        text: names separated by commas; empty for none.
+
+    Raises:
+        UsageError: names every one that is not known, and what may have been meant.
+    """
+    known: Mapping[str, Alteration] = {name: name for name in ALTERATIONS}
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    unknown = [_with_guess(name) for name in names if name not in known]
+    if unknown:
+        raise UsageError(
+            f"augment {', '.join(unknown)} is not known; expected any of {', '.join(known)}"
+        )
+    return tuple(known[name] for name in names)
+
+
+def _with_guess(name: str) -> str:
+    near = difflib.get_close_matches(name, ALTERATIONS, n=1)
+    return f"{name!r} (did you mean {near[0]}?)" if near else repr(name)
 
 
 @dataclass(frozen=True, slots=True)
