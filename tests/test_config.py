@@ -74,7 +74,7 @@ def test_settings_are_frozen() -> None:
         ({"transform": "caffe"}, "transform 'caffe' is not known; expected one of auto, imagenet"),
         ({"crop": "middle"}, "crop 'middle' is not known; expected one of center, none, pad"),
         ({"exif": "drop"}, "exif 'drop' is not known; expected one of apply, ignore"),
-        ({"dtype": "int8"}, "dtype 'int8' is not known; expected one of float16, float32"),
+        ({"dtype": "int4"}, "dtype 'int4' is not known; expected one of float16, float32, int8"),
         ({"precision": "half"}, "precision 'half' is not known; expected one of auto, float32"),
         ({"precision": None}, "precision None is not known"),
         ({"size": 31}, "size is 31; expected a whole number from 32 to 4096"),
@@ -149,11 +149,11 @@ def test_the_limits_themselves_are_taken(values: dict[str, Any]) -> None:
 def test_all_wrong_settings_come_in_one_message() -> None:
     """Choices, numbers, texts and layers that are wrong are all named at once."""
     message = refusal(
-        crop="middle", dtype="int8", size=3, workers=-1, device="gpu", layers="fc9,conv5_3:mean"
+        crop="middle", dtype="int4", size=3, workers=-1, device="gpu", layers="fc9,conv5_3:mean"
     )
     for words in (
         "crop 'mid",
-        "dtype 'int8",
+        "dtype 'int4",
         "size is 3",
         "workers is -1",
         "device 'gpu'",
@@ -486,6 +486,7 @@ PREPROCESS_CHANGES: dict[str, Any] = {
     "interpolation": "bicubic",
     "background": "black",
     "decode": "fast",
+    "augment": ("crop", "mirror"),
 }
 
 

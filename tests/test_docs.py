@@ -44,7 +44,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("page", "count"), [("README.md", 10), ("docs/IMAGES.md", 2)])
+@pytest.mark.parametrize(("page", "count"), [("README.md", 10), ("docs/IMAGES.md", 3)])
 def test_the_commands_of_a_page_run(workplace: Path, page: str, count: int) -> None:
     """Each vggfeat command of a page does its work, on random weights where it names none."""
     if shutil.which("bash") is None:

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from torch.nn import functional
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from vggfeat.checkpoints import read_checkpoint
-from vggfeat.config import Settings
+from vggfeat.config import Settings, make_settings
 from vggfeat.device import choose_batch_size, choose_device, choose_precision
 from vggfeat.errors import DeviceError
 from vggfeat.extractor import Extractor
@@ -211,6 +212,26 @@ def test_pixels_are_normalised_as_by_torchvision(transform: str, weights: Any) -
     network = extractor("conv1_1.pre:map", "random:0", transform=transform)
     assert len(np.unique(images.numpy())) == 256
     assert torch.equal(network(images)["conv1_1.pre:map"], network(transformed)["conv1_1.pre:map"])
+
+
+def test_the_pyramid_feeds_the_classifier_what_it_was_trained_on(
+    vgg19_file: str, classifier: Tensors
+) -> None:
+    """`--config pyramid`: fc7 is torchvision's, of 25,088 values; 512 do not fit."""
+    settings = make_settings("pyramid", {"weights": vgg19_file, "precision": "float32"})
+    images = normalised(2, 224)
+    found = Extractor(settings)(images)
+    state = {**random_state("vgg19", "features"), **classifier}
+    right = torchvision_features("vgg19", state, images)
+    assert list(found) == ["conv1_2", "conv4_4", "conv5_4", "fc7"]
+    for layer, rows in found.items():
+        whole = right[layer]
+        expected = whole.mean((2, 3)) if whole.dim() == 4 else whole
+        assert relative_error(rows, expected) < 1e-5, layer
+    assert classifier["classifier.0.weight"].shape == (4096, 512 * 7 * 7)
+    pooled = functional.adaptive_avg_pool2d(right["conv5_4"], 1).flatten(1)  # (2, 512)
+    with pytest.raises(RuntimeError, match=r"2x512 and 25088x4096"):
+        functional.linear(pooled, classifier["classifier.0.weight"])
 
 
 @pytest.mark.parametrize(

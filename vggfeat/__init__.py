@@ -20,13 +20,18 @@ from vggfeat._version import __version__
 if TYPE_CHECKING:
     from vggfeat.benchmark import Bench, bench
     from vggfeat.calibration import calibrate
+    from vggfeat.comparison import Comparison, compare
     from vggfeat.config import Settings, load_config
+    from vggfeat.deriving import Derived
     from vggfeat.errors import VggfeatError
     from vggfeat.extractor import Extractor
+    from vggfeat.fusing import FuseSettings, fuse
+    from vggfeat.loss import measure_loss
     from vggfeat.merging import Merged, merge
     from vggfeat.reader import FeatureCache
     from vggfeat.reader import open_cache as open  # noqa: A004 `vggfeat.open`, as in gzip.open
     from vggfeat.records import Progress, Summary
+    from vggfeat.reducing import ReduceSettings, reduce
     from vggfeat.run import extract
     from vggfeat.tensors import FeatureDataset, as_tensor
     from vggfeat.update import Wish
@@ -34,33 +39,45 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Bench": ("vggfeat.benchmark", "Bench"),
+    "Comparison": ("vggfeat.comparison", "Comparison"),
+    "Derived": ("vggfeat.deriving", "Derived"),
     "Extractor": ("vggfeat.extractor", "Extractor"),
     "FeatureCache": ("vggfeat.reader", "FeatureCache"),
     "FeatureDataset": ("vggfeat.tensors", "FeatureDataset"),
+    "FuseSettings": ("vggfeat.fusing", "FuseSettings"),
     "Merged": ("vggfeat.merging", "Merged"),
     "Progress": ("vggfeat.records", "Progress"),
+    "ReduceSettings": ("vggfeat.reducing", "ReduceSettings"),
     "Settings": ("vggfeat.config", "Settings"),
     "Summary": ("vggfeat.records", "Summary"),
     "Verification": ("vggfeat.verification", "Verification"),
-    "Wish": ("vggfeat.update", "Wish"),
     "VggfeatError": ("vggfeat.errors", "VggfeatError"),
+    "Wish": ("vggfeat.update", "Wish"),
     "as_tensor": ("vggfeat.tensors", "as_tensor"),
     "bench": ("vggfeat.benchmark", "bench"),
     "calibrate": ("vggfeat.calibration", "calibrate"),
+    "compare": ("vggfeat.comparison", "compare"),
     "extract": ("vggfeat.run", "extract"),
+    "fuse": ("vggfeat.fusing", "fuse"),
     "load_config": ("vggfeat.config", "load_config"),
+    "measure_loss": ("vggfeat.loss", "measure_loss"),
     "merge": ("vggfeat.merging", "merge"),
     "open": ("vggfeat.reader", "open_cache"),
+    "reduce": ("vggfeat.reducing", "reduce"),
     "verify": ("vggfeat.verification", "verify"),
 }
 
 __all__ = [
     "Bench",
+    "Comparison",
+    "Derived",
     "Extractor",
     "FeatureCache",
     "FeatureDataset",
+    "FuseSettings",
     "Merged",
     "Progress",
+    "ReduceSettings",
     "Settings",
     "Summary",
     "Verification",
@@ -70,10 +87,14 @@ __all__ = [
     "as_tensor",
     "bench",
     "calibrate",
+    "compare",
     "extract",
+    "fuse",
     "load_config",
+    "measure_loss",
     "merge",
     "open",
+    "reduce",
     "verify",
 ]
 

@@ -1,4 +1,9 @@
-"""How large activations get, which 8-bit integers must know before the first image."""
+"""What 8-bit integers must know before the first image: how large values get on a sample.
+
+Two things go by it: convolutions computed in integers (`--precision int8`), which need the largest
+activation of each layer, and features stored as integers (`--dtype int8`), which need the range of
+each dimension.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +19,7 @@ from vggfeat.device import choose_devices
 from vggfeat.errors import DecodeError, InputError
 from vggfeat.extractor import Extractor
 from vggfeat.network import needed_layers
+from vggfeat.quantisation import Scales
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,13 +27,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vggfeat.config import Settings
+    from vggfeat.replicas import Replicas
     from vggfeat.sources import Manifest
     from vggfeat.weights import Weights
 
 SAMPLE = 32
 """Images that a run is calibrated on."""
 
-_TRIED = 4 * SAMPLE  # of which some may be broken
+RANGE_SAMPLE = 128
+"""Images from which the ranges of dimensions are taken."""
+
+_HEADROOM = 1.0
+_TRIED = 4  # times as many images as wanted, of which some may be broken
 _AT_ONCE = 4  # images a pass
 
 log = logging.getLogger("vggfeat")
@@ -77,19 +88,63 @@ def calibrate_on_sample(
         InputError: none of them can be decoded.
     """
     log.info("calibrating 8-bit integers on %d images", min(SAMPLE, len(manifest)))
-    images = _sample(settings, manifest)
+    images = _sample(settings, manifest, SAMPLE, "precision")
     if settings.crop == "none":  # shapes differ
         return _largest(settings, images, weights)
     return calibrate(settings, torch.cat(images), weights)
 
 
-def _sample(settings: Settings, manifest: Manifest) -> list[Tensor]:
-    """Up to `SAMPLE` images, uint8 (1, 3, H, W) each."""
+def scales_on_sample(
+    settings: Settings, manifest: Manifest, replicas: Replicas
+) -> dict[str, Scales]:
+    """Scales for features stored as int8, from images spread evenly over a run's.
+
+    Images to come will go beyond the sample's range, some far in one dimension that is about what
+    they show; cutting that off costs more than coarser steps. So each range is doubled, and is
+    that of the layer's widest dimension at least; not below 0 where the sample never was, as
+    behind a ReLU.
+
+    Args:
+        settings: with dtype int8.
+        manifest: the run's images; the same ones give the same scales.
+        replicas: the networks.
+
+    Returns:
+        stored name → scales.
+
+    Raises:
+        InputError: none of the images tried can be decoded.
+    """
+    log.info("finding the range of each dimension on %d images", min(RANGE_SAMPLE, len(manifest)))
+    images = _sample(settings, manifest, RANGE_SAMPLE, "dtype")
+    if settings.crop != "none":  # else shapes differ
+        images = [torch.cat(images[at : at + _AT_ONCE]) for at in range(0, len(images), _AT_ONCE)]
+    found: dict[str, list[Tensor]] = {name: [] for name in settings.stored}
+    for batch in images:
+        for name, feature in replicas.features(batch).items():
+            found[name].append(_per_channel(feature).cpu())  # (n * H * W, C)
+    return {name: _widened(torch.cat(parts)) for name, parts in found.items()}
+
+
+def _per_channel(feature: Tensor) -> Tensor:
+    return feature.flatten(2).transpose(1, 2).flatten(0, 1) if feature.dim() > 2 else feature  # noqa: PLR2004 (N, D)
+
+
+def _widened(values: Tensor) -> Scales:
+    low, high = values.amin(0), values.amax(0)  # (D,)
+    span = high - low
+    more = torch.maximum(_HEADROOM * span, span.max() - span)
+    down = torch.where(low < 0, more / 2, torch.minimum(more / 2, low))
+    return Scales.over((low - down).numpy(), (high + more - down).numpy())
+
+
+def _sample(settings: Settings, manifest: Manifest, count: int, what: str) -> list[Tensor]:
+    """Up to `count` images, uint8 (1, 3, H, W) each."""
     # In an order of which every beginning is spread as well, as most will do with the first few.
-    order = np.random.default_rng(0).permutation(manifest.spread(_TRIED))
+    order = np.random.default_rng(0).permutation(manifest.spread(_TRIED * count))
     images: list[Tensor] = []
     for position in order.tolist():
-        if len(images) == SAMPLE:
+        if len(images) == count:
             break
         try:
             with manifest.open(position) as stream:
@@ -99,7 +154,7 @@ def _sample(settings: Settings, manifest: Manifest) -> list[Tensor]:
         images.append(torch.from_numpy(pixels).permute(2, 0, 1)[None])
     if not images:
         raise InputError(
-            f"precision int8 is calibrated on images, and none of {len(order)} tried can be "
-            "decoded; use another --precision, or look at what they are"
+            f"{what} int8 is calibrated on images, and none of {len(order)} tried can be "
+            f"decoded; use another --{what}, or look at what they are"
         )
     return images

@@ -24,7 +24,9 @@ from vggfeat.preprocess import (
     Exif,
     Preprocess,
     Transform,
+    check_alterations,
 )
+from vggfeat.recipes import Recipe, parse_fuse
 from vggfeat.specs import LayerSpec, parse_specs
 
 if sys.version_info >= (3, 11):
@@ -55,6 +57,8 @@ class Settings:
 
     Attributes:
         layers: layer specs separated by commas.
+        fuse: `concat`, `weighted(2,1,1)` or `sum`: one vector of all layers is stored instead of
+            them. Empty: each layer by itself.
         model: VGG variant.
         weights: `imagenet`, `features`, `random[:SEED]`, or a `.pth` or `.safetensors` file.
         transform: whose mean and deviation to use: `imagenet`, `features`, or `auto`, the
@@ -66,6 +70,7 @@ class Settings:
         crop: see `Preprocess`.
         exif: see `Preprocess`.
         decode: see `Preprocess`.
+        augment: alterations separated by commas, see `Preprocess`; empty for none.
         dtype: of the stored features.
         precision: of the network; `auto` is half on CUDA, bfloat16 on a CPU with it, else float32;
             `int8` is for CPUs with VNNI, calibrated on some of the images.
@@ -84,6 +89,7 @@ class Settings:
     """
 
     layers: str = ""
+    fuse: str = ""
     model: str = "vgg19"
     weights: str = "imagenet"
     transform: Transform = "auto"
@@ -94,6 +100,7 @@ class Settings:
     crop: Crop = "center"
     exif: Exif = "apply"
     decode: Decode = "exact"
+    augment: str = ""
     dtype: Dtype = "float16"
     precision: Precision = "auto"
     device: str = "auto"
@@ -110,7 +117,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         texts = _wrong_texts(self)
-        wrong = [*texts, *_wrong_choices(self), *_wrong_numbers(self)]
+        wrong = [*texts, *_wrong_choices(self), *_wrong_numbers(self), *_wrong_augment(self)]
         if not texts:
             try:
                 specs = parse_specs(self.layers, self.model, pool=self.pool, norm=self.norm)
@@ -133,6 +140,7 @@ class Settings:
             crop=self.crop,
             exif=self.exif,
             decode=self.decode,
+            augment=check_alterations(self.augment),
             mean=own.mean,
             std=own.std,
         )
@@ -141,6 +149,20 @@ class Settings:
         if self.transform != "auto":
             return self.transform
         return "features" if self.weights == "features" else "imagenet"
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """How the layers become one vector; None where each is stored by itself."""
+        if not self.fuse:
+            return None
+        method, weights = parse_fuse(self.fuse)
+        return Recipe(method, tuple(map(str, self.specs)), weights=weights)
+
+    @property
+    def stored(self) -> tuple[str, ...]:
+        """Names of what is stored: the layers' canonical specs, or the one fused vector's."""
+        recipe = self.recipe
+        return (recipe.method,) if recipe else tuple(map(str, self.specs))
 
     def failures_allowed(self, images: int) -> int:
         """How many of `images` may fail before the run counts as failed."""
@@ -182,7 +204,7 @@ def _wrong_choices(settings: Settings) -> list[str]:
 
 
 _DEVICE = r"(cpu|mps|cuda(:\d+)?)"
-_TEXTS = ("layers", "model", "weights", "pool", "norm", "device")
+_TEXTS = ("layers", "fuse", "model", "weights", "pool", "norm", "augment", "device")
 
 # Name, least, most, and what it may be besides a number.
 _NUMBERS: tuple[tuple[str, int, int, tuple[str | None, ...]], ...] = (
@@ -201,6 +223,15 @@ def _wrong_texts(settings: Settings) -> list[str]:
         for name in _TEXTS
         if not isinstance(getattr(settings, name), str)
     ]
+
+
+def _wrong_augment(settings: Settings) -> list[str]:
+    text: object = settings.augment  # a TOML file may hold anything; see `_wrong_texts`
+    try:
+        check_alterations(text if isinstance(text, str) else "")
+    except UsageError as error:
+        return [str(error)]
+    return []
 
 
 def _wrong_numbers(settings: Settings) -> list[str]:
@@ -279,6 +310,7 @@ def _wrong_combinations(settings: Settings) -> list[str]:
             f"{', '.join(kept)} has a row size that varies with the image under crop none; "
             "use another pool, or crop center, pad or squash"
         )
+    wrong += _wrong_fusion(settings)
     if settings.crop == "none" and settings.batch_size not in ("auto", 1):
         wrong.append("crop none leaves images of unequal shapes, which only batch size 1 takes")
     if settings.weights == "features" and settings.model != "vgg16":
@@ -287,6 +319,19 @@ def _wrong_combinations(settings: Settings) -> list[str]:
             "or weights imagenet"
         )
     return wrong
+
+
+def _wrong_fusion(settings: Settings) -> list[str]:
+    if not settings.fuse:
+        return []
+    maps = [str(spec) for spec in settings.specs if spec.pool and spec.pool.name == "map"]
+    if maps:
+        return [f"{', '.join(maps)} keep maps, and vectors are fused; use another pool or flatten"]
+    try:
+        _ = settings.recipe
+    except UsageError as error:
+        return [str(error)]
+    return []
 
 
 PRESETS = ("overall", "pyramid", "similar-colour", "similar-style")
@@ -315,9 +360,9 @@ def load_config(name: str) -> dict[str, Any]:
 
 
 def _as_text(key: str, value: Any) -> Any:
-    """What TOML writes more naturally, a list of layers or a number of failures, as on the CLI."""
-    if key == "layers" and isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return ",".join(value)
+    """What TOML writes more naturally, a list of names or a number of failures, as on the CLI."""
+    if key in ("layers", "augment") and isinstance(value, list):
+        return ",".join(value) if all(isinstance(item, str) for item in value) else value
     return str(value) if key == "max_failures" and type(value) is int else value
 
 

@@ -20,7 +20,7 @@ from vggfeat.device import (
 from vggfeat.errors import DeviceError, UsageError
 from vggfeat.int8 import Int8Vgg
 from vggfeat.network import TappedVgg, needed_layers
-from vggfeat.pooling import quantise
+from vggfeat.pooling import fuse, quantise
 from vggfeat.records import DecodedBatch, Failure, FeatureBatch
 from vggfeat.weights import Weights, find_weights, load_tensors
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from vggfeat.config import Settings
     from vggfeat.layers import Layer
     from vggfeat.preprocess import Preprocess
+    from vggfeat.quantisation import Scales
 
 log = logging.getLogger("vggfeat")
 
@@ -73,6 +74,8 @@ class Extractor:
         self.classes = 0
         """Outputs of fc8, 0 if the network ends before it."""
         self._activations = activations
+        self._recipe = settings.recipe
+        self._scales: dict[str, Scales] = {}
         self._network = self._build(self.precision)
         self._exact: TappedVgg | Int8Vgg | None = None
         self._mean = self._column(self.preprocess.mean)
@@ -110,11 +113,37 @@ class Extractor:
         return Int8Vgg(layers, self.settings.specs, tensors, self._activations, self.preprocess)
 
     def output_shapes(self, height: int, width: int) -> dict[str, tuple[int, ...]]:
-        """Shape of one row of each spec for inputs of that size."""
-        return {
+        """Shape of one row of each layer, or of the fused vector, for inputs of that size.
+
+        Raises:
+            UsageError: layers to be added have unequal widths.
+        """
+        shapes = {
             str(spec): spec.output_shape(height, width, self.classes)
             for spec in self.settings.specs
         }
+        if self._recipe is None:
+            return shapes
+        widths = {name: shape[0] for name, shape in shapes.items()}
+        return {self._recipe.method: (self._recipe.width(widths),)}
+
+    def scale_to(self, scales: Mapping[str, Scales]) -> None:
+        """Sets the scales with which features are stored as int8."""
+        self._scales = dict(scales)
+
+    def stored(self, name: str, feature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows of a layer, float32, as they are stored: see `quantise`.
+
+        Raises:
+            UsageError: int8, and `scale_to` was not called before.
+        """
+        if self.settings.dtype != "int8":
+            return quantise(feature, self.settings.dtype)
+        if name not in self._scales:
+            raise UsageError(f"dtype int8 needs the scales of {name}: Extractor.scale_to sets them")
+        parts = self._scales[name].along(feature.dim())
+        scale, offset = (torch.from_numpy(part).to(self.device) for part in parts)
+        return quantise(feature, "int8", (scale, offset))
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """Features of a batch.
@@ -124,7 +153,8 @@ class Extractor:
                 floating point, which is taken as normalised already (not with int8). Any device.
 
         Returns:
-            canonical spec → float32 (N, …) on this extractor's device.
+            canonical spec, or with `settings.fuse` its method → float32 (N, …) on this
+            extractor's device.
 
         Raises:
             ValueError: not four axes with three channels.
@@ -189,6 +219,8 @@ class Extractor:
             if isinstance(network, TappedVgg):
                 images = self._normalise(images).to(next(network.parameters()).dtype)
             features, finite = network(images)
+            if self._recipe is not None:
+                features = {self._recipe.method: fuse(features, self._recipe)}
         return cast("dict[str, Tensor]", features), cast("Tensor", finite)
 
     def _normalise(self, images: Tensor) -> Tensor:
@@ -232,7 +264,7 @@ class Pending:
         slots = torch.from_numpy(batch.slots).to(extractor.device, non_blocking=True)
         values, clamped, finite = {}, [], {}
         for name, feature in features.items():
-            stored, count, rows = quantise(feature[slots], extractor.settings.dtype)
+            stored, count, rows = extractor.stored(name, feature[slots])
             values[name] = to_host(stored)
             finite[name] = to_host(rows)
             clamped.append(count)

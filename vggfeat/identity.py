@@ -50,6 +50,15 @@ class Identity:
         text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """The steps without the caches they read: equal for features made in one way of others."""
+        steps = [json.loads(step) for step in self.steps]
+        return tuple(
+            json.dumps({name: step[name] for name in sorted(step) if name != "source"})
+            for step in steps
+        )
+
     def differences(self, asked: Identity) -> list[str]:
         """What `asked` wants otherwise than this has, a line each; fewer layers are none."""
         rows = [
@@ -71,13 +80,23 @@ class Identity:
             lines.append("activations: calibrated on other images")
         if self.scales != asked.scales and self.dtype == asked.dtype:
             lines.append("scales: int8 scaled to other images")
-        if self.steps != asked.steps:
-            lines.append(f"made by: file {_steps_text(self)}, asked {_steps_text(asked)}")
+        lines += _unlike_steps(self.steps, asked.steps)
         missing = [layer for layer in asked.layers if layer not in self.layers]
         if missing:
             lines.append(f"layers: file {','.join(self.layers)}, asked also {','.join(missing)}")
         return lines
 
 
-def _steps_text(identity: Identity) -> str:
-    return " then ".join(identity.steps) or "the network alone"
+def _unlike_steps(had: tuple[str, ...], asked: tuple[str, ...]) -> list[str]:
+    """How two ways from the network's features to those stored differ, a line each."""
+    one, other = ([json.loads(step) for step in steps] for steps in (had, asked))
+    names = [" then ".join(step["step"] for step in steps) for steps in (one, other)]
+    if names[0] != names[1]:
+        alone = "the network alone"
+        return [f"made by: file {names[0] or alone}, asked {names[1] or alone}"]
+    return [
+        f"{before['step']} {name}: file {before.get(name)}, asked {after.get(name)}"
+        for before, after in zip(one, other, strict=True)
+        for name in sorted({*before, *after})
+        if before.get(name) != after.get(name)
+    ]

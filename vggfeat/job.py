@@ -18,7 +18,9 @@ from vggfeat._version import __version__
 from vggfeat.errors import CacheError, CacheMismatchError, InputError, UsageError
 from vggfeat.identity import Identity
 from vggfeat.plan import Match, match_paths
+from vggfeat.quantisation import scales_digest
 from vggfeat.reader import FeatureCache
+from vggfeat.recipes import as_step, recipe_of
 from vggfeat.schema import Provenance, RowState, read_header
 from vggfeat.update import apply_changes, files_differ, find_changes
 from vggfeat.weights import find_weights, weights_name
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vggfeat.config import Precision, Settings
+    from vggfeat.quantisation import Scales
     from vggfeat.sources import Manifest
     from vggfeat.update import Changes, Wish
     from vggfeat.weights import Weights
@@ -152,11 +155,12 @@ def _take_over(settings: Settings, cache: FeatureCache) -> Settings:
     """The settings with the file's layers, its precision and its batch shape."""
     identity = cache.header.identity
     batch_size = int(cache.header.provenance.config["batch_size"])
+    recipe = recipe_of(identity.steps)
     if settings.batch_size not in ("auto", batch_size):
         log.warning("the cache was begun with batch size %d, which is kept", batch_size)
     return dataclasses.replace(
         settings,
-        layers=",".join(identity.layers),
+        layers=",".join(recipe.layers if recipe else identity.layers),
         pool="avg",  # canonical names leave this default out
         norm="none",
         batch_size=batch_size,
@@ -166,7 +170,8 @@ def _take_over(settings: Settings, cache: FeatureCache) -> Settings:
 
 def _check_identity(cache: FeatureCache, asked: Identity) -> None:
     had = cache.header.identity
-    asked = dataclasses.replace(asked, activations=had.activations)  # once found, they stay
+    # Once found, they stay.
+    asked = dataclasses.replace(asked, activations=had.activations, scales=had.scales)
     if not asked.weights_sha256:  # not looked for: the name is the same and there is no work
         asked = dataclasses.replace(asked, weights_sha256=had.weights_sha256)
     differences = had.differences(asked)
@@ -182,8 +187,10 @@ def make_identity(
     precision: str,
     weights: Weights | None,
     activations: Mapping[str, float] = MappingProxyType({}),
+    scales: Mapping[str, Scales] = MappingProxyType({}),
 ) -> Identity:
     """The identity of a run with these settings; without weights their digest stays empty."""
+    recipe = settings.recipe
     return Identity(
         model=settings.model,
         weights=weights.name if weights else weights_name(settings.weights, settings.model),
@@ -191,8 +198,10 @@ def make_identity(
         precision=precision,
         dtype=settings.dtype,
         preprocess=settings.preprocess(),
-        layers=tuple(sorted(str(spec) for spec in settings.specs)),
+        layers=tuple(sorted(settings.stored)),
         activations=tuple(activations.items()),
+        scales=scales_digest(scales),
+        steps=(as_step(recipe.step()),) if recipe else (),
     )
 
 

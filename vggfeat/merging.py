@@ -212,5 +212,6 @@ def _write(caches: Sequence[FeatureCache], kept: _Rows, root: bytes, out: str) -
         header.shapes,
         header.identity,
         dataclasses.replace(header.provenance, root=root),
+        scales=header.scales,
         fill=take_over,
     )

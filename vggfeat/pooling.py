@@ -7,14 +7,19 @@ reads a value back. All arithmetic is in float32, whatever precision the network
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
+from vggfeat.quantisation import LARGEST_CODE
+
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
     from vggfeat.config import Dtype
+    from vggfeat.recipes import Recipe
     from vggfeat.specs import LayerSpec, Norm, Pool
 
 _FLOAT16_MAX = torch.finfo(torch.float16).max
@@ -47,16 +52,20 @@ def reduce(x: Tensor, spec: LayerSpec) -> Tensor:
     return _normalise(rows, spec.norm).contiguous()
 
 
-def quantise(x: Tensor, dtype: Dtype) -> tuple[Tensor, Tensor, Tensor]:
+def quantise(
+    x: Tensor, dtype: Dtype, scales: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Rows in the dtype they are stored in, and what that cost.
 
     Finite values of a magnitude above the dtype's largest finite value (65504 for float16) are
-    set to it, so that none turns into an infinity. All of these are counted, also those just above
-    it (up to 65520 for float16) that rounding to nearest would have brought back to it.
+    set to it, so that none turns into an infinity; for int8, values beyond the range of the scales
+    are set to its end. All of these are counted, for float16 also those just above it (up to
+    65520) that rounding to nearest would have brought back to it.
 
     Args:
         x: (N, ...) float32, as `reduce` returns it.
-        dtype: `float16` or `float32`.
+        dtype: `float16`, `float32` or `int8`.
+        scales: for int8, scale and offset that go with `x`: see `quantisation.Scales.along`.
 
     Returns:
         The values in `dtype`, shaped as `x` (`x` itself for `float32`); how many were
@@ -68,8 +77,35 @@ def quantise(x: Tensor, dtype: Dtype) -> tuple[Tensor, Tensor, Tensor]:
     rows_finite = finite.flatten(1).all(1)  # (N,)
     if dtype == "float32":
         return x, torch.zeros((), dtype=torch.int64, device=x.device), rows_finite
+    if scales is not None:
+        codes = _codes(x, *scales)
+        beyond = (finite & (codes.abs() > LARGEST_CODE)).sum()  # ()
+        return codes.clamp(-LARGEST_CODE, LARGEST_CODE).to(torch.int8), beyond, rows_finite
     clamped = (finite & (x.abs() > _FLOAT16_MAX)).sum()  # ()
     return x.clamp(-_FLOAT16_MAX, _FLOAT16_MAX).half(), clamped, rows_finite
+
+
+def _codes(x: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+    """`quantisation.encode` on the device, before codes beyond the range are set to its end."""
+    return ((x - offset) / torch.where(scale > 0, scale, torch.inf)).round()
+
+
+def fuse(features: Mapping[str, Tensor], recipe: Recipe) -> Tensor:
+    """One vector of several, as `fusion.Fusion` makes it of a cache's rows.
+
+    Args:
+        features: layer → (N, D) float32.
+        recipe: without anything fitted: its norm is not `standard`, its method not `attention`.
+
+    Returns:
+        (N, width) float32.
+    """
+    parts = [
+        _normalise(features[layer], cast("Norm", recipe.norm)) * factor
+        for layer, factor in zip(recipe.layers, recipe.factors, strict=True)
+    ]
+    fused = torch.stack(parts).sum(0) if recipe.method == "sum" else torch.cat(parts, 1)
+    return _normalise(fused, recipe.final_norm)
 
 
 def _own_copy(x: Tensor) -> Tensor:

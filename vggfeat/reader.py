@@ -55,7 +55,7 @@ class FeatureCache:
 
     def __contains__(self, layer: str) -> bool:
         """Whether the layer, or another name of it, is in the cache."""
-        return self._canonical(layer) in self.layers
+        return self.canonical(layer) in self.layers
 
     def __getitem__(self, layer: str) -> np.memmap[tuple[int, ...], np.dtype[np.generic]]:
         """All rows of a layer as stored, (N, D) or (N, C, H, W), read-only, mapped and not read.
@@ -68,16 +68,21 @@ class FeatureCache:
         Raises:
             CacheError: the cache has no such layer; says which it has.
         """
-        name = self._canonical(layer)
+        name = self.canonical(layer)
         if name not in self.layers:
             raise CacheError(
                 f"cache {self.path!r} has no layer {layer!r}; it has {', '.join(self.layers)}"
             )
         return self._array(f"{FEATURES}/{name}")
 
-    def _canonical(self, layer: str) -> str:
-        if layer in self.layers:
-            return layer
+    def canonical(self, layer: str) -> str:
+        """The name that a layer, or an alias of it, has in a cache; it need not be in this one.
+
+        Raises:
+            CacheError: it is no layer spec.
+        """
+        if layer in self.layers or self.header.identity.steps:
+            return layer  # names of derived features have no aliases
         try:
             return str(parse_specs(layer, self.header.identity.model)[0])
         except UsageError as error:
@@ -147,7 +152,7 @@ class FeatureCache:
         return self._as_values(layer, self[layer][rows])
 
     def _as_values(self, layer: str, stored: NDArray[np.generic]) -> NDArray[np.float32]:
-        scales = self.header.scales.get(self._canonical(layer))
+        scales = self.header.scales.get(self.canonical(layer))
         if scales is not None:
             return decode_codes(np.asarray(stored, dtype=np.int8), scales)
         return np.array(stored, dtype=np.float32)

@@ -14,9 +14,12 @@ from vggfeat.weights import find_weights
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from torch import Tensor
+
     from vggfeat.config import Settings
     from vggfeat.device import Compute
     from vggfeat.extractor import Pending
+    from vggfeat.quantisation import Scales
     from vggfeat.records import DecodedBatch
     from vggfeat.weights import Weights
 
@@ -82,6 +85,15 @@ class Replicas:
     def output_shapes(self, height: int, width: int) -> dict[str, tuple[int, ...]]:
         """Shape of one row of each spec for inputs of that size."""
         return self._extractors[0].output_shapes(height, width)
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        """Features of a batch, float32, on the first device: see `Extractor`."""
+        return self._extractors[0](images)
+
+    def scale_to(self, scales: Mapping[str, Scales]) -> None:
+        """Sets the scales with which features are stored as int8."""
+        for one in self._extractors:
+            one.scale_to(scales)
 
     def launch(self, batch: DecodedBatch) -> Pending:
         """Starts a batch on the device whose turn it is."""

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from vggfeat.batches import OpenImage
     from vggfeat.config import Settings
     from vggfeat.extractor import Pending
+    from vggfeat.quantisation import Scales
     from vggfeat.records import DecodedBatch, Failure
     from vggfeat.replicas import Replicas
     from vggfeat.sources import Manifest
@@ -155,6 +156,7 @@ def _go_on(
         lambda: dict(cache.header.identity.activations),
     )
     loader, replicas = _start(work, watch)
+    replicas.scale_to(cache.header.scales)
     writer = CacheWriter(out, cache.header)
     writer.reserve(out)
     writer.clear_reasons(cache.rows_with_reason(resumed.todo))
@@ -180,16 +182,30 @@ def _begin(
     work = _Work(settings, manifest.open, plan, weights, _calibrating(settings, manifest, weights))
     loader, replicas = _start(work, watch)
     size = settings.preprocess().size
+    shapes = replicas.output_shapes(size, size)
+    scales = _scales(settings, manifest, replicas)
     header = create_cache(
         out,
         manifest,
-        replicas.output_shapes(size, size),
-        make_identity(settings, replicas.precision, weights, replicas.activations),
+        shapes,
+        make_identity(settings, replicas.precision, weights, replicas.activations, scales),
         make_provenance(
             settings, manifest, weights, batch_size=batch_size, precision=replicas.precision
         ),
+        scales=scales,
     )
     _loop(loader, replicas, CacheWriter(out, header), watch)
+
+
+def _scales(settings: Settings, manifest: Manifest, replicas: Replicas) -> dict[str, Scales]:
+    """Scales for features stored as int8, which the networks then know; else none."""
+    if settings.dtype != "int8":
+        return {}
+    from vggfeat.calibration import scales_on_sample
+
+    scales = scales_on_sample(settings, manifest, replicas)
+    replicas.scale_to(scales)
+    return scales
 
 
 def _calibrating(

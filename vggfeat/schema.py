@@ -355,6 +355,7 @@ def _read_attributes(
     derived = json.loads(attributes.get("derived", "[]"))
     preprocess = json.loads(attributes["preprocess"])
     preprocess |= {name: tuple(preprocess[name]) for name in ("mean", "std")}
+    preprocess["augment"] = tuple(preprocess.get("augment", ()))
     specs = sorted(name.partition("/")[2] for name in runs if name.startswith(FEATURES))
     dtypes = {np.dtype(runs[f"{FEATURES}/{spec}"].dtype).name for spec in specs}
     identity = Identity(

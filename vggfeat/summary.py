@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,8 @@ class LayerSummary:
         sampled: rows the statistics are from.
         minimum, maximum, mean, std: of their values; None if no row is done.
         zeros: share of values that are 0.
-        saturated: values at the dtype's largest or smallest number: clamped, most likely.
+        saturated: values at the floating-point dtype's largest or smallest number: clamped, most
+            likely. Of int8 it cannot be told.
     """
 
     spec: str
@@ -69,6 +71,8 @@ class CacheSummary:
         created_utc, tool_version, versions, warning: see `schema.Provenance`.
         fingerprint: decides whether a run may go on with the file.
         config: all settings of the run that made it.
+        steps: of a derived cache how its features came about, first step first, each with what it
+            `read`; empty where they are the network's own.
     """
 
     path: str
@@ -91,6 +95,7 @@ class CacheSummary:
     warning: str
     fingerprint: str
     config: Mapping[str, Any]
+    steps: tuple[Mapping[str, Any], ...]
 
 
 def summarise(cache: FeatureCache) -> CacheSummary:
@@ -121,6 +126,15 @@ def summarise(cache: FeatureCache) -> CacheSummary:
         warning=provenance.warning,
         fingerprint=identity.fingerprint(),
         config=provenance.config,
+        steps=_steps(cache),
+    )
+
+
+def _steps(cache: FeatureCache) -> tuple[Mapping[str, Any], ...]:
+    read = cache.header.provenance.sources
+    steps = [json.loads(step) for step in cache.header.identity.steps]
+    return tuple(
+        {**step, "read": read[at] if at < len(read) else {}} for at, step in enumerate(steps)
     )
 
 
@@ -131,7 +145,7 @@ def summarise_layer(cache: FeatureCache, layer: str) -> LayerSummary:
     most = max(1, SAMPLE_BYTES // run.row_bytes)
     if len(rows) > most:
         rows = rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
-    values = np.asarray(cache[layer][rows]).astype(np.float32)
+    values = cache.values(layer, rows)
     known = len(rows) > 0
     return LayerSummary(
         spec=layer,
@@ -149,4 +163,6 @@ def summarise_layer(cache: FeatureCache, layer: str) -> LayerSummary:
 
 
 def _saturated(values: NDArray[np.float32], dtype: np.dtype[Any]) -> int:
+    if dtype.kind != "f":
+        return 0
     return int((np.abs(values) >= np.finfo(dtype).max).sum())

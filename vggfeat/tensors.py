@@ -23,7 +23,8 @@ def as_tensor(cache: FeatureCache, layer: str) -> torch.Tensor:
         layer: a layer spec.
 
     Returns:
-        (N, D) or (N, C, H, W), the stored dtype, CPU. Writing to it changes this process's copy
+        (N, D) or (N, C, H, W), the stored dtype, CPU: of an int8 cache codes, whose scales are in
+        `cache.header.scales`. Writing to it changes this process's copy
         of the page and never the file.
     """
     array = cache[layer]
@@ -39,7 +40,8 @@ class FeatureDataset(Dataset[tuple[torch.Tensor, ...]]):
     """The done rows of a cache, for `torch.utils.data.DataLoader`.
 
     Item i is the features of the i-th done row, one tensor a layer, and last its row number as an
-    int64 scalar, which finds its path (`cache.name(row)`) or a label. Rows are read from the
+    int64 scalar, which finds its path (`cache.name(row)`) or a label. Features have the stored
+    dtype; of an int8 cache they are the values, float32. Rows are read from the
     memory map when asked for; the dataset pickles as a path and so suits any number of workers.
 
     Args:
@@ -60,6 +62,10 @@ class FeatureDataset(Dataset[tuple[torch.Tensor, ...]]):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
         row = int(self.rows[index])
+        if self.cache.header.scales:
+            rows = np.array([row])
+            values = (torch.from_numpy(self.cache.values(name, rows)[0]) for name in self.layers)
+            return (*values, torch.tensor(row))
         return (*(tensor[row] for tensor in self._tensors), torch.tensor(row))
 
     def __reduce__(self) -> tuple[type[FeatureDataset], tuple[str, tuple[str, ...]]]:

@@ -247,6 +247,7 @@ def _rewrite(cache: FeatureCache, manifest: Manifest, match: Match, changes: Cha
         header.shapes,
         header.identity,
         dataclasses.replace(header.provenance, root=manifest.root),
+        scales=header.scales,
         fill=take_over,
     )
 

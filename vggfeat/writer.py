@@ -11,11 +11,13 @@ import ctypes
 import errno
 import os
 import zlib
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vggfeat.errors import SpaceError, VggfeatError
+from vggfeat.quantisation import NAN_CODE
 from vggfeat.schema import (
     DIGEST_BYTES,
     ERROR_BYTES,
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vggfeat.identity import Identity
+    from vggfeat.quantisation import Scales
     from vggfeat.records import Failure, FeatureBatch, Images
     from vggfeat.runs import Run
     from vggfeat.schema import Provenance
@@ -47,12 +50,14 @@ def create_cache(
     identity: Identity,
     provenance: Provenance,
     *,
+    scales: Mapping[str, Scales] = MappingProxyType({}),
     fill: Callable[[int, Header], None] | None = None,
 ) -> Header:
     """Makes the cache `out` with every row pending; an older file of that name is replaced.
 
     The file appears whole or not at all: made beside its place, room reserved, synced, renamed,
     directory synced. `fill` may write rows into it before, given a descriptor and the header.
+    `scales` are those of the layers, for int8.
 
     Raises:
         SpaceError: not enough room; says how much is needed and how much there is. Nothing is left.
@@ -68,6 +73,7 @@ def create_cache(
             shapes=shapes,
             identity=identity,
             provenance=provenance,
+            scales=scales,
         )
         header = read_header(temporary)
         handle = os.open(temporary, os.O_RDWR | os.O_CLOEXEC)
@@ -219,7 +225,8 @@ class CacheWriter:
         hollow = {}
         for spec in self._specs:
             run = self._header.feature(spec)
-            hollow[spec] = np.full((1, *run.shape[1:]), np.nan, dtype=run.dtype)
+            nothing = NAN_CODE if np.dtype(run.dtype) == np.int8 else np.nan
+            hollow[spec] = np.full((1, *run.shape[1:]), nothing, dtype=run.dtype)
             self._put(f"{FEATURES}/{spec}", at, hollow[spec])
         self._put(f"{IMAGES}/checksum", at, self._checksums(hollow, 1))
         self._put(f"{IMAGES}/error", at, np.array([_fit(failure.reason)], dtype=f"|S{ERROR_BYTES}"))

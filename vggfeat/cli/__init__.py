@@ -9,11 +9,14 @@ import typer
 from vggfeat._version import __version__
 from vggfeat.cli import console
 from vggfeat.cli.bench import bench
+from vggfeat.cli.compare import compare
 from vggfeat.cli.doctor import doctor
 from vggfeat.cli.extract import extract
+from vggfeat.cli.fuse import fuse
 from vggfeat.cli.inspect import inspect
 from vggfeat.cli.layers import layers
 from vggfeat.cli.merge import merge
+from vggfeat.cli.reduce import reduce
 from vggfeat.cli.verify import verify
 
 app = typer.Typer(
@@ -48,7 +51,7 @@ def common(
     console.show_tracebacks(wanted=debug)
 
 
-for command in (extract, inspect, verify, merge, layers, doctor, bench):
+for command in (extract, inspect, verify, merge, fuse, reduce, compare, layers, doctor, bench):
     app.command()(command)
 
 

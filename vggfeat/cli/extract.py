@@ -18,7 +18,7 @@ from vggfeat.config import (
     make_settings,
 )
 from vggfeat.errors import InterruptedRunError, TooManyFailuresError, UsageError
-from vggfeat.preprocess import CROPS, DECODES, EXIFS, TRANSFORMS
+from vggfeat.preprocess import ALTERATIONS, CROPS, DECODES, EXIFS, TRANSFORMS
 
 if TYPE_CHECKING:
     from vggfeat.cli.watch import Watch
@@ -36,7 +36,7 @@ def _setting(
     words = [text]
     if choices:
         words.append(f"One of {', '.join(choices)}.")
-    if default is not None and flag != "--layers":
+    if default not in (None, "") and flag != "--layers":
         words.append(f"[default: {default}]")
     return typer.Option(flag, help=" ".join(words), metavar=metavar, show_default=False)
 
@@ -61,6 +61,15 @@ def extract(
             "Layers, comma separated, each NAME[.pre][:POOL][:NORM]: conv5_3,fc7 or "
             "conv3_4:gem,conv5_4:rmac:l2. `vggfeat layers` lists the names.",
             "SPEC,...",
+        ),
+    ] = None,
+    fuse: Annotated[
+        str | None,
+        _setting(
+            "--fuse",
+            "Store one vector of all layers instead of them: concat, weighted(2,1,1) or sum; each "
+            "layer is brought to unit length first. `vggfeat fuse` can do more.",
+            "METHOD",
         ),
     ] = None,
     config: Annotated[
@@ -135,8 +144,24 @@ def extract(
             choices=DECODES,
         ),
     ] = None,
+    augment: Annotated[
+        str | None,
+        _setting(
+            "--augment",
+            f"Alter every image before it is resized, by any of {', '.join(ALTERATIONS)}; several "
+            "are applied in the order given.",
+            "NAME,...",
+        ),
+    ] = None,
     dtype: Annotated[
-        str | None, _setting("--dtype", "Type of the stored features.", "TYPE", choices=DTYPES)
+        str | None,
+        _setting(
+            "--dtype",
+            "Type of the stored features; int8 with a scale for each dimension, found on some of "
+            "the images.",
+            "TYPE",
+            choices=DTYPES,
+        ),
     ] = None,
     precision: Annotated[
         str | None,

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vggfeat.cli.console import exit_codes, print_json, printable, shape_text, table
+from vggfeat.errors import UsageError
 from vggfeat.units import byte_count
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vggfeat.loss import LayerLoss
+    from vggfeat.reader import FeatureCache
     from vggfeat.summary import CacheSummary, LayerSummary
 
 _FAILURES_SHOWN = 20
@@ -20,6 +26,23 @@ def inspect(
     cache: Annotated[str, typer.Argument(help="A cache.", metavar="FILE.h5")],
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,
+    loss: Annotated[
+        bool,
+        typer.Option(
+            "--loss",
+            help="Also what each narrower dtype would cost: cosines and changed neighbours on up "
+            "to 1000 rows.",
+        ),
+    ] = False,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            help="With --loss: a cache of the same images in a wider dtype; the cost is then what "
+            "this one's dtype has cost.",
+            metavar="FILE.h5",
+            show_default=False,
+        ),
+    ] = None,
     failures: Annotated[
         bool, typer.Option("--failures", help="Name every failed image, not only the first 20.")
     ] = False,
@@ -34,12 +57,54 @@ def inspect(
         from vggfeat.reader import FeatureCache
         from vggfeat.summary import summarise
 
-        summary = summarise(FeatureCache(cache))
+        opened = FeatureCache(cache)
+        summary = summarise(opened)
+        losses = _losses(opened, against, wanted=loss)
         if as_json:
-            print_json(summary)
+            plain = dataclasses.asdict(summary)
+            print_json({**plain, "loss": [dataclasses.asdict(one) for one in losses or ()]})
             return
         for line in _lines(summary, all_failures=failures):
             typer.echo(line)
+        for line in _loss_lines(losses):
+            typer.echo(line)
+
+
+def _losses(cache: FeatureCache, against: str | None, *, wanted: bool) -> tuple[LayerLoss, ...]:
+    from vggfeat.reader import FeatureCache
+
+    if not wanted:
+        if against is not None:
+            raise UsageError("--against says what --loss compares with; give both")
+        return ()
+    from vggfeat.loss import measure_loss
+
+    return measure_loss(cache, against=FeatureCache(against) if against is not None else None)
+
+
+def _loss_lines(losses: tuple[LayerLoss, ...]) -> list[str]:
+    if not losses:
+        return []
+    head = ("layer", "dtype", "bytes a row", "cosine least", "median", "nearest changed",
+            "ten nearest kept")  # fmt: skip
+    rows = [
+        (
+            one.layer,
+            one.dtype,
+            str(one.row_bytes),
+            f"{one.cosine_least:.7f}",
+            f"{one.cosine_median:.7f}",
+            f"{one.nearest_changed:.1%}",
+            f"{one.nearest_kept:.1%}",
+        )
+        for one in losses
+    ]
+    first = losses[0]
+    return [
+        "",
+        f"  cost against {first.reference}, {first.rows} rows, each a query among the others",
+        *(f"  {line}" for line in table([head, *rows], "llrrrrr")),
+    ]
 
 
 def _lines(summary: CacheSummary, *, all_failures: bool) -> list[str]:
@@ -86,7 +151,9 @@ def _layer_row(layer: LayerSummary) -> tuple[str, ...]:
 def _making_lines(summary: CacheSummary) -> list[str]:
     preprocess = ", ".join(f"{name} {_plain(value)}" for name, value in summary.preprocess.items())
     versions = ", ".join(f"{name} {version}" for name, version in summary.versions.items())
+    made_by = [f"  made by     {_step_text(step)}" for step in summary.steps]
     return [
+        *made_by,
         f"  model       {summary.model}, computed in {summary.precision}",
         f"  weights     {summary.weights} (sha256 {summary.weights_sha256[:16]})",
         f"  preprocess  {preprocess}",
@@ -95,9 +162,29 @@ def _making_lines(summary: CacheSummary) -> list[str]:
     ]
 
 
+def _step_text(step: Mapping[str, Any]) -> str:
+    """One step of a derived cache: what was done, how, and from which file."""
+    shown = {name: value for name, value in step.items() if value not in ("", [], None, False)}
+    read = shown.pop("read", {})
+    model, source = shown.pop("model_sha256", ""), shown.pop("source", "")
+    words = [str(shown.pop("step"))]
+    first = [name for name in ("method", "layers", "outputs") if name in shown]
+    words += [f"{name} {_listed(shown[name])}" for name in dict.fromkeys([*first, *shown])]
+    if model:
+        words.append(f"model {model[:16]}")
+    if source:
+        words.append(f"from {printable(read.get('path', 'a cache'))} ({source[:16]})")
+    return ", ".join(words)
+
+
+def _listed(value: object) -> str:
+    return " + ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 def _plain(value: object) -> str:
     if isinstance(value, tuple | list):
-        return "/".join(f"{number:.5g}" for number in value)
+        words = [item if isinstance(item, str) else f"{item:.5g}" for item in value]
+        return "/".join(words) or "-"
     return "-" if value is None else str(value)
 
 

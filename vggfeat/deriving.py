@@ -1,0 +1,375 @@
+"""From one cache to another: rows read, changed, written, with a way back to where they came from.
+
+The new cache has the images of the old one, row for row. It can be gone on with like any cache:
+what is done stays, what the source has done anew since is done again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import os
+import signal
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from vggfeat._version import __version__
+from vggfeat.errors import CacheMismatchError, InterruptedRunError, UsageError
+from vggfeat.job import check_output
+from vggfeat.lock import hold
+from vggfeat.quantisation import Scales, encode, scales_digest
+from vggfeat.reader import FeatureCache
+from vggfeat.recipes import as_step
+from vggfeat.records import Failure, FeatureBatch, Images, Progress
+from vggfeat.schema import RowState
+from vggfeat.signals import StopFlag
+from vggfeat.sink import Sink
+from vggfeat.specs import split_specs
+from vggfeat.writer import CacheWriter, create_cache
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from numpy.typing import NDArray
+
+    from vggfeat.config import Dtype
+    from vggfeat.identity import Identity
+    from vggfeat.schema import Header
+
+    Values = NDArray[np.float32]
+    OnProgress = Callable[[Progress], None]
+
+BLOCK_BYTES = 1 << 25
+"""Of features, as float32, that are held at once."""
+
+_CHECKPOINT_SECONDS = 5.0
+_FLOAT16_MAX = 65504.0
+
+
+class Transform(Protocol):
+    """What makes new features of old ones, row by row."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Layers that it reads."""
+
+    @property
+    def outputs(self) -> Mapping[str, int]:
+        """Name of each new layer → its width."""
+
+    @property
+    def step(self) -> Mapping[str, Any]:
+        """What it is, for the record: `step` and its parameters."""
+
+    def __call__(self, layers: Mapping[str, Values]) -> Mapping[str, Values]:
+        """New layers, (n, width) float32, of old ones, (n, D) float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """What making one cache from another came to.
+
+    Attributes:
+        out: the new cache.
+        source: the cache it was made from.
+        rows: images in it.
+        done: rows with features.
+        failed: rows whose image failed.
+        pending: rows still to do, most likely because they are so in the source.
+        new_done: of `done`, from this run.
+        layers: name → width of each new layer.
+        dtype: of the stored features.
+        clamped: values beyond the stored type's range that were set to its largest, in this run.
+        seconds: of the whole run.
+        model: file with what was fitted; empty if nothing was.
+        notes: what the fit has to say of itself, a line each.
+    """
+
+    out: str
+    source: str
+    rows: int
+    done: int
+    failed: int
+    pending: int
+    new_done: int
+    layers: Mapping[str, int]
+    dtype: str
+    clamped: int
+    seconds: float
+    model: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def vector_layers(cache: FeatureCache) -> tuple[str, ...]:
+    """The layers of a cache that are vectors, (N, D), and not maps."""
+    return tuple(spec for spec, shape in cache.header.shapes.items() if len(shape) == 1)
+
+
+def chosen_layers(cache: FeatureCache, text: str | None) -> tuple[str, ...]:
+    """Layers of a cache that `text` names, separated by commas; without any, all that are vectors.
+
+    Raises:
+        UsageError: names every layer that the cache does not have or that is a map.
+    """
+    known = vector_layers(cache)
+    if text is None:
+        return known
+    names = [cache.canonical(word) for word in split_specs(text)]
+    wrong = [name for name in names if name not in known]
+    if wrong or not names:
+        raise UsageError(
+            f"cache {cache.path!r} has no vectors of {', '.join(wrong) or 'no layer'}; it has "
+            f"{', '.join(known) or 'maps only'}"
+        )
+    return tuple(dict.fromkeys(names))
+
+
+def derive(
+    source: FeatureCache,
+    out: str,
+    transform: Transform,
+    *,
+    dtype: Dtype = "float16",
+    fresh: bool = False,
+    on_progress: OnProgress | None = None,
+) -> Derived:
+    """Makes a cache of changed features, or goes on with one.
+
+    Args:
+        source: where the features are.
+        out: the new cache.
+        transform: what makes new features of old ones.
+        dtype: of the stored features; for int8 the range of each dimension is found first, in a
+            pass of its own over the source.
+        fresh: begin again even if `out` is there.
+        on_progress: called after every block of rows.
+
+    Raises:
+        UsageError: `out` is the source itself, or there is no place for it.
+        CacheError: `out` is not a cache of ours, or damaged.
+        CacheMismatchError: `out` was made in another way, or of other images.
+        LockedError: another run writes to `out`.
+        SpaceError: the disk is full; rows written before are kept.
+        InterruptedRunError: SIGINT or SIGTERM; call again to go on.
+    """
+    started = time.perf_counter()
+    if os.path.exists(out) and os.path.samefile(out, source.path):
+        raise UsageError(f"output {out!r} is the cache that is read; choose another --out")
+    with hold(out), StopFlag() as stop:
+        if not check_output(out, fresh=fresh):
+            _begin(source, out, transform, dtype)
+        work = _Work(source, FeatureCache(out), transform, stop, on_progress)
+        work.check(dtype)
+        work.do()
+    result = work.result(time.perf_counter() - started)
+    if stop and result.pending:
+        raise InterruptedRunError(
+            f"stopped by {signal.Signals(stop.signum).name}: {result.done} of {result.rows} rows "
+            "are done; run the same command again to go on",
+            stop.signum,
+            result,
+        )
+    return result
+
+
+def _begin(source: FeatureCache, out: str, transform: Transform, dtype: Dtype) -> None:
+    scales = find_scales(source, transform) if dtype == "int8" else {}
+    identity = _identity(source, transform, dtype, scales)
+    had = source.header.provenance
+    came_from = {
+        "path": os.path.abspath(source.path),
+        "fingerprint": source.header.identity.fingerprint(),
+        "created_utc": had.created_utc,
+    }
+    provenance = dataclasses.replace(
+        had,
+        created_utc=dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
+        tool_version=__version__,
+        sources=(*had.sources, *[{}] * (len(identity.steps) - 1 - len(had.sources)), came_from),
+    )
+    create_cache(
+        out,
+        Images(source.paths, source.sizes, source.mtimes),
+        {name: (width,) for name, width in transform.outputs.items()},
+        identity,
+        provenance,
+        scales=scales,
+    )
+
+
+def _identity(
+    source: FeatureCache, transform: Transform, dtype: str, scales: Mapping[str, Scales]
+) -> Identity:
+    had = source.header.identity
+    step = {**transform.step, "source": had.fingerprint()}
+    return dataclasses.replace(
+        had,
+        dtype=dtype,
+        layers=tuple(sorted(transform.outputs)),
+        scales=scales_digest(scales),
+        steps=(*had.steps, as_step(step)),
+    )
+
+
+def blocks_of(
+    source: FeatureCache, layers: tuple[str, ...], rows: NDArray[np.int64]
+) -> Iterator[tuple[NDArray[np.int64], dict[str, Values]]]:
+    """Rows of several layers some at a time: their numbers, and layer → (n, D) float32."""
+    width = sum(source.header.feature(layer).shape[1] for layer in layers)
+    size = max(1, BLOCK_BYTES // (4 * width))
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        yield part, {layer: source.values(layer, part) for layer in layers}
+
+
+def find_scales(source: FeatureCache, transform: Transform) -> dict[str, Scales]:
+    """Scales over the range that each dimension of the new features really has."""
+    low: dict[str, Values] = {}
+    high: dict[str, Values] = {}
+    for _, layers in blocks_of(source, transform.inputs, np.flatnonzero(source.done)):
+        for name, values in transform(layers).items():
+            low[name] = np.minimum(low.get(name, np.inf), values.min(0))
+            high[name] = np.maximum(high.get(name, -np.inf), values.max(0))
+    if not low:
+        raise UsageError(
+            f"cache {source.path!r} has no row that is done, from which int8 would take its "
+            "ranges; extract first, or use another --dtype"
+        )
+    return {name: Scales.over(low[name], high[name]) for name in low}
+
+
+class _Work:
+    """One run from a source into a target that is there."""
+
+    def __init__(
+        self,
+        source: FeatureCache,
+        target: FeatureCache,
+        transform: Transform,
+        stop: StopFlag,
+        on_progress: OnProgress | None,
+    ) -> None:
+        self._source = source
+        self._target = target
+        self._transform = transform
+        self._stop = stop
+        self._on_progress = on_progress
+        self._new_done = 0
+        self._clamped = 0
+
+    def check(self, dtype: Dtype) -> None:
+        """Refuses a target that was made in another way or of other images."""
+        had = self._target.header.identity
+        asked = _identity(self._source, self._transform, dtype, self._target.header.scales)
+        differences = had.differences(asked)
+        if differences:
+            raise CacheMismatchError(
+                f"cache {self._target.path!r} was made in another way: {'; '.join(differences)}. "
+                "Ask for the same, choose another --out, or --fresh to begin again"
+            )
+        if not np.array_equal(self._source.paths, self._target.paths):
+            raise CacheMismatchError(
+                f"cache {self._target.path!r} has {len(self._target)} images, not those "
+                f"{len(self._source)} that {self._source.path!r} has now; --fresh begins again"
+            )
+
+    def do(self) -> None:
+        """Brings the target in line with the source and does the rows that are missing."""
+        state = np.array(self._source.state)  # before any feature: what is done by now is whole
+        writer = CacheWriter(self._target.path, self._target.header)
+        with Sink(writer, _CHECKPOINT_SECONDS) as sink:
+            todo, failed = self._bring_in_line(writer, state)
+            for batch in self._batches(todo):
+                sink.put(batch)
+                self._new_done += len(batch.rows)
+                self._clamped += batch.clamped
+                if self._on_progress is not None:
+                    self._on_progress(Progress(self._new_done, 0, len(todo)))
+            if not self._stop:
+                sink.put(self._failures(failed))
+
+    def _bring_in_line(
+        self, writer: CacheWriter, state: NDArray[np.uint8]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Sets states as the source has them; returns rows to do, and rows that failed there."""
+        source, target = self._source, self._target
+        had = np.array(target.state)
+        other = (source.sizes != target.sizes) | (source.mtimes != target.mtimes)
+        other |= (source.digests != target.digests).any(1) & (had != RowState.PENDING)
+        settled = np.isin(had, (RowState.DONE, RowState.FAILED))
+        stale = np.flatnonzero(settled & (other | (state != had)))
+        # States first and synced, as for any row that is to be written anew.
+        writer.set_states(stale, RowState.PENDING)
+        writer.set_states(np.flatnonzero(state == RowState.REMOVED), RowState.REMOVED)
+        writer.sync()
+        writer.clear_reasons(target.rows_with_reason(stale))
+        changed = np.flatnonzero(other)
+        writer.update_files(changed, source.sizes[changed], source.mtimes[changed])
+        had[stale] = RowState.PENDING
+        todo = np.flatnonzero((state == RowState.DONE) & (had != RowState.DONE))
+        return todo, np.flatnonzero((state == RowState.FAILED) & (had != RowState.FAILED))
+
+    def _batches(self, todo: NDArray[np.int64]) -> Iterator[FeatureBatch]:
+        for rows, layers in blocks_of(self._source, self._transform.inputs, todo):
+            if self._stop:
+                return
+            with np.errstate(all="ignore"):  # what comes out is looked at
+                values = self._transform(layers)
+            finite = np.all([np.isfinite(one).all(1) for one in values.values()], axis=0)
+            stored, clamped = {}, 0
+            for name, one in values.items():
+                stored[name], beyond = self._stored(name, one[finite])
+                clamped += beyond
+            yield FeatureBatch(
+                rows[finite],
+                np.asarray(self._source.digests[rows[finite]]),
+                stored,
+                tuple(
+                    Failure(row, f"{self._transform.step['step']} gave values that are not finite")
+                    for row in rows[~finite].tolist()
+                ),
+                clamped,
+            )
+
+    def _stored(self, name: str, values: Values) -> tuple[NDArray[np.generic], int]:
+        """Values in the target's dtype, and how many were beyond its range."""
+        dtype = self._target.header.identity.dtype
+        if dtype == "int8":
+            return encode(values, self._target.header.scales[name])
+        if dtype == "float32":
+            return values, 0
+        beyond = int((np.abs(values) > _FLOAT16_MAX).sum())
+        return values.clip(-_FLOAT16_MAX, _FLOAT16_MAX).astype(np.float16), beyond
+
+    def _failures(self, rows: NDArray[np.int64]) -> FeatureBatch:
+        """The source's failures as the target's."""
+        wanted = set(rows.tolist())
+        digests = self._source.digests
+        failures = tuple(
+            dataclasses.replace(failure, digest=digests[failure.row].tobytes())
+            for failure in self._source.failures()
+            if failure.row in wanted
+        )
+        nothing = np.empty(0, dtype=np.int64)
+        return FeatureBatch(nothing, np.empty((0, 32), np.uint8), {}, failures, 0)
+
+    def result(self, seconds: float) -> Derived:
+        """What the run came to."""
+        header: Header = self._target.header
+        counts = np.bincount(self._target.state, minlength=len(RowState)).tolist()
+        return Derived(
+            out=self._target.path,
+            source=self._source.path,
+            rows=header.rows,
+            done=counts[RowState.DONE],
+            failed=counts[RowState.FAILED],
+            pending=counts[RowState.PENDING],
+            new_done=self._new_done,
+            layers={name: shape[0] for name, shape in header.shapes.items()},
+            dtype=header.identity.dtype,
+            clamped=self._clamped,
+            seconds=seconds,
+        )

@@ -1,0 +1,335 @@
+"""`vggfeat fuse`: fits what a fusion needs, keeps it in a model file, and applies it to a cache."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from vggfeat.deriving import Derived, blocks_of, chosen_layers, derive
+from vggfeat.errors import CacheError, InputError, UsageError
+from vggfeat.fitted import Fitted, check_network, model_for, network_of, pack, unpack
+from vggfeat.fusion import Attention, Fusion, fit_fusion
+from vggfeat.job import check_output
+from vggfeat.labels import UNLABELLED, labels_of
+from vggfeat.lock import refuse_if_held
+from vggfeat.reader import FeatureCache
+from vggfeat.recipes import FinalNorm, Method, Recipe, RowNorm, recipe_from
+from vggfeat.reduction import Pca, Standardisation
+from vggfeat.retrieval import spread
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from vggfeat.config import Dtype
+    from vggfeat.deriving import OnProgress
+    from vggfeat.learning import Examples, Learnt
+
+T = TypeVar("T")
+
+KIND = "fuse"
+FOLDERS = "folders"
+"""In place of a file of labels: the folder an image lies in is its label."""
+
+_MOST_ROWS = 20_000  # that are learnt from, spread evenly
+
+log = logging.getLogger("vggfeat")
+
+
+@dataclass(frozen=True, slots=True)
+class FuseSettings:
+    """How to fuse. Text as on the command line.
+
+    Attributes:
+        layers: layers of the cache, separated by commas, in the order they are joined in; None is
+            all that are vectors.
+        method, norm, final_norm, weights: see `recipes.Recipe`.
+        width: for `sum`, what layers are projected to by PCA before they are added.
+        name: of the new layer; the method's by default.
+        labels: learn the weights from a CSV file of labels, or from `folders`.
+        pairs: learn the weights from caches of altered versions of the same images.
+        device: where to learn: see `Settings.device`.
+    """
+
+    layers: str | None = None
+    method: Method = "concat"
+    norm: RowNorm = "l2"
+    final_norm: FinalNorm = "l2"
+    weights: tuple[float, ...] = ()
+    width: int | None = None
+    name: str | None = None
+    labels: str | None = None
+    pairs: tuple[str, ...] = ()
+    device: str = "auto"
+
+    @property
+    def learns(self) -> bool:
+        """Whether the weights are learnt."""
+        return self.labels is not None or bool(self.pairs)
+
+    @property
+    def fits(self) -> bool:
+        """Whether anything is fitted, so that there is a model to keep."""
+        return self.learns or self.norm == "standard" or self.width is not None
+
+    def check(self) -> None:
+        """Refuses what does not go together.
+
+        Raises:
+            UsageError: says what and why.
+        """
+        wrong = []
+        if self.labels is not None and self.pairs:
+            wrong.append("--labels and --pairs are two ways to learn; give one of them")
+        if self.method == "attention" and not self.learns:
+            wrong.append(
+                "the method attention is learnt: give --labels FILE.csv, --labels folders, or "
+                "--pairs with caches of altered versions (vggfeat extract --augment)"
+            )
+        if self.method == "concat" and self.learns:
+            wrong.append("concat has no weights to learn; the methods weighted and attention do")
+        if self.weights and self.learns:
+            wrong.append(
+                "weights are given or learnt; leave out --weights, or --labels and --pairs"
+            )
+        if self.name is not None and not _is_name(self.name):
+            wrong.append(f"name {self.name!r} must be of letters, digits, and . _ : + - in between")
+        if wrong:
+            raise UsageError("; ".join(wrong))
+
+
+def _is_name(text: str) -> bool:
+    return text[:1].isalnum() and all(c.isalnum() or c in "._:+-" for c in text) and text.isascii()
+
+
+def fuse(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    settings: FuseSettings | None = None,
+    *,
+    use: str | os.PathLike[str] | None = None,
+    save: str | os.PathLike[str] | None = None,
+    dtype: Dtype = "float16",
+    fresh: bool = False,
+    on_progress: OnProgress | None = None,
+) -> Derived:
+    """Makes a cache with one vector an image from the layers of another, or goes on with one.
+
+    Args:
+        source: the cache with the layers.
+        out: the new cache.
+        settings: how; the default is the concatenation of all vectors, each of unit length.
+        use: a model file of an earlier fusion, applied as it is; settings are then its own.
+        save: where to keep what is fitted; by default beside `out`, as `<out>.model.h5`. What is
+            there already is used again if it was fitted to the same.
+        dtype: of the stored features: `float16`, `float32`, or `int8`.
+        fresh: fit and begin again even if `out` is there.
+        on_progress: called after every block of rows.
+
+    Raises:
+        UsageError: settings that do not go together, or layers that the cache does not have.
+        InputError: too little to fit or learn from.
+        CacheError: a file is not ours, or damaged.
+        CacheMismatchError: `out` or the model was made from something else.
+        LockedError: another run writes to `out`.
+        SpaceError: the disk is full; rows written before are kept.
+        InterruptedRunError: SIGINT or SIGTERM; call again to go on.
+    """
+    cache = FeatureCache(source)
+    out = os.fspath(out)
+    check_output(out, fresh=fresh)  # before a fit that may take long
+    refuse_if_held(out)
+    if use is not None and settings is not None:
+        raise UsageError("a model has settings of its own; give them or the model, not both")
+    settings = settings or FuseSettings()
+    settings.check()
+    path = os.fspath(use) if use is not None else os.fspath(save or default_model(out))
+    asked = None if use is not None else _asked(cache, settings)
+    if asked is None or settings.fits:
+        fitted = model_for(
+            path, KIND, asked, lambda: _fit(cache, settings), fresh=fresh and use is None
+        )
+        check_network(cache, fitted.parameters["network"], path)
+        fusion, notes = from_fitted(fitted), tuple(fitted.parameters["notes"])
+    else:
+        fusion, notes, path = (
+            fit_fusion(cache, _recipe(cache, settings), name=settings.name),
+            (),
+            "",
+        )
+    derived = derive(cache, out, fusion, dtype=dtype, fresh=fresh, on_progress=on_progress)
+    return dataclasses.replace(derived, model=path, notes=notes)
+
+
+def default_model(out: str) -> str:
+    """Where the model of a new cache is kept if nothing else is said: `fused.model.h5`."""
+    return f"{out.removesuffix('.h5')}.model.h5"
+
+
+def _recipe(cache: FeatureCache, settings: FuseSettings) -> Recipe:
+    layers = chosen_layers(cache, settings.layers)
+    return Recipe(settings.method, layers, settings.norm, settings.final_norm, settings.weights)
+
+
+def _asked(cache: FeatureCache, settings: FuseSettings) -> dict[str, Any]:
+    """What a model must have been fitted to, to be used again."""
+    labels = settings.labels
+    if labels not in (None, FOLDERS):
+        labels = hashlib.sha256(_bytes_of(str(labels))).hexdigest()
+    return {
+        **_recipe(cache, settings).step(),
+        "width": settings.width,
+        "name": settings.name,
+        "labels": labels,
+        "pairs": [FeatureCache(pair).header.identity.fingerprint() for pair in settings.pairs],
+        "source": cache.header.identity.fingerprint(),
+    }
+
+
+def _bytes_of(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"labels {path!r} cannot be read: {error.strerror}; expected a CSV file of path,label, "
+            f"or the word {FOLDERS}"
+        ) from error
+
+
+def _fit(cache: FeatureCache, settings: FuseSettings) -> Fitted:
+    """Fits, and learns, all that the settings ask for."""
+    fusion = fit_fusion(cache, _recipe(cache, settings), width=settings.width, name=settings.name)
+    notes = [
+        f"{layer}: {pca.explained.sum():.1%} of the variance in {len(pca.components)} dimensions"
+        for layer, pca in fusion.projections.items()
+    ]
+    if settings.learns:
+        from vggfeat.learning import learn
+
+        examples = (
+            _from_pairs(cache, fusion, settings.pairs)
+            if settings.pairs
+            else _from_labels(cache, fusion, settings.labels)
+        )
+        learnt = learn(fusion, examples, by_group=bool(settings.pairs), device=settings.device)
+        fusion, notes = learnt.fusion, [*notes, *_notes_of(learnt)]
+    return to_fitted(cache, fusion, _asked(cache, settings), notes)
+
+
+def _notes_of(learnt: Learnt) -> list[str]:
+    weights = ", ".join(f"{layer} {weight:.3f}" for layer, weight in learnt.mean_weights.items())
+    kind = "mean weights" if learnt.fusion.attention else "weights"
+    judged = (
+        f"learnt from {learnt.images} images; on {learnt.held_out} held out, mean average "
+        f"precision {learnt.before:.4f} with equal weights, {learnt.after:.4f} with those learnt"
+    )
+    return [judged, f"{kind}: {weights}"]
+
+
+def _from_labels(cache: FeatureCache, fusion: Fusion, labels: str | None) -> Examples:
+    from vggfeat.learning import Examples
+
+    classes = labels_of(cache, None if labels == FOLDERS else labels).classes
+    rows = spread(np.flatnonzero(cache.done & (classes != UNLABELLED)), _MOST_ROWS)
+    return Examples(_gathered([(cache, rows)], fusion), classes[rows])
+
+
+def _from_pairs(cache: FeatureCache, fusion: Fusion, pairs: Sequence[str]) -> Examples:
+    from vggfeat.learning import Examples
+
+    parts, groups = [], []
+    originals = spread(np.flatnonzero(cache.done), _MOST_ROWS // (1 + len(pairs)))
+    for path in pairs:
+        other = FeatureCache(path)
+        check_network(other, network_of(cache, fusion.inputs), cache.path)
+        place = np.searchsorted(other.paths, cache.paths[originals])
+        place[place == len(other)] = 0
+        same = (other.paths[place] == cache.paths[originals]) & other.done[place]
+        parts.append((other, place[same]))
+        groups.append(originals[same])
+    parts.append((cache, originals))
+    groups.append(originals)
+    return Examples(_gathered(parts, fusion), np.concatenate(groups))
+
+
+def _gathered(
+    parts: Sequence[tuple[FeatureCache, NDArray[np.int64]]], fusion: Fusion
+) -> dict[str, NDArray[np.float32]]:
+    """Rows of several caches, one below the other, as they go into the fusion."""
+
+    def blocks() -> Iterator[dict[str, NDArray[np.float32]]]:
+        for cache, rows in parts:
+            for _, layers in blocks_of(cache, fusion.inputs, rows):
+                yield fusion.normalised(layers)
+
+    found = list(blocks())
+    if not found:
+        raise InputError(
+            f"no row that is done and has company in {parts[0][0].path!r}; nothing can be learnt"
+        )
+    return {name: np.concatenate([block[name] for block in found]) for name in fusion.inputs}
+
+
+def to_fitted(
+    cache: FeatureCache, fusion: Fusion, asked: dict[str, Any], notes: Sequence[str]
+) -> Fitted:
+    """A fusion as it is kept in a model file."""
+    arrays: dict[str, NDArray[Any]] = {}
+    for layer, one in fusion.standard.items():
+        arrays |= pack(f"standard {layer}", one)
+    for layer, pca in fusion.projections.items():
+        arrays |= pack(f"projection {layer}", pca)
+    if fusion.attention is not None:
+        arrays |= {f"gate {layer}": gate for layer, gate in fusion.attention.gates.items()}
+        arrays["bias"] = fusion.attention.bias
+    parameters = {
+        "recipe": fusion.recipe.step(),
+        "widths": dict(fusion.widths),
+        "name": fusion.name,
+        "notes": list(notes),
+        "asked": asked,
+        "network": network_of(cache, fusion.inputs),
+    }
+    return Fitted(KIND, parameters, arrays)
+
+
+def from_fitted(fitted: Fitted) -> Fusion:
+    """The fusion that a model file keeps.
+
+    Raises:
+        CacheError: something is missing in it.
+    """
+    try:
+        recipe = recipe_from(fitted.parameters["recipe"])
+        arrays, layers = fitted.arrays, recipe.layers
+        attention = None
+        if "bias" in arrays:
+            gates = {layer: arrays[f"gate {layer}"] for layer in layers}
+            attention = Attention(gates, arrays["bias"])
+        return Fusion(
+            recipe,
+            fitted.parameters["widths"],
+            fitted.parameters["name"],
+            _unpacked(Standardisation, "standard", fitted, layers),
+            _unpacked(Pca, "projection", fitted, layers),
+            attention,
+            fitted.sha256,
+        )
+    except (KeyError, TypeError) as error:
+        raise CacheError(f"the model of a fusion is damaged: {error} is missing or odd") from error
+
+
+def _unpacked(kind: type[T], prefix: str, fitted: Fitted, layers: Sequence[str]) -> dict[str, T]:
+    return {
+        layer: unpack(kind, f"{prefix} {layer}", fitted.arrays)
+        for layer in layers
+        if any(name.startswith(f"{prefix} {layer}.") for name in fitted.arrays)
+    }

@@ -1,0 +1,101 @@
+"""How well scores find what is relevant, and the scores: cosines and distances.
+
+A query scores each of n images, the higher the nearer; some of the images are relevant to it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def average_precision(scores: NDArray[np.float32], relevant: NDArray[np.bool_]) -> float:
+    """Mean over the relevant images of the precision down to each one's score.
+
+    Images of equal score count together, so that their order does not matter. This is the sum of
+    precision times gain in recall over all thresholds, without interpolation (Manning, Raghavan
+    and Schütze 2008, 8.4), and scikit-learn's `average_precision_score`.
+
+    Args:
+        scores: float (n,).
+        relevant: bool (n,).
+
+    Returns:
+        Above 0, at most 1; NaN where nothing is relevant.
+    """
+    hits = np.sort(scores[relevant])
+    if not len(hits):
+        return math.nan
+    ranked = np.sort(scores[scores >= hits[0]])  # what lies below the last hit changes nothing
+    retrieved = len(ranked) - np.searchsorted(ranked, hits)
+    found = len(hits) - np.searchsorted(hits, hits)
+    return float(np.mean(found / retrieved))
+
+
+def first_relevant(scores: NDArray[np.float32], relevant: NDArray[np.bool_]) -> float:
+    """How many irrelevant images come before the best relevant one, or tie with it.
+
+    Args:
+        scores: float (n,).
+        relevant: bool (n,).
+
+    Returns:
+        A whole number from 0; NaN where nothing is relevant.
+    """
+    if not relevant.any():
+        return math.nan
+    ahead = scores >= scores[relevant].max()
+    return float(np.count_nonzero(ahead & ~relevant))
+
+
+def recall_at(k: int, scores: NDArray[np.float32], relevant: NDArray[np.bool_]) -> float:
+    """Whether a relevant image is among the first k: 1 or 0, and NaN where nothing is relevant.
+
+    That is recall at k as in metric learning (Jégou et al. 2011, Song et al. 2016). At k = 1 and
+    with the query itself left out it is the accuracy of its nearest neighbour. An irrelevant image
+    of the same score counts as the earlier one.
+
+    Args:
+        k: from 1.
+        scores: float (n,).
+        relevant: bool (n,).
+    """
+    position = first_relevant(scores, relevant)
+    return position if math.isnan(position) else float(position < k)
+
+
+def unit_rows(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows of length 1, float32 (n, D); a row of zeros stays as it is. Overwrites `x`."""
+    length = np.sqrt(np.einsum("nd,nd->n", x, x, dtype=np.float64))
+    length[length == 0] = 1
+    x /= length.astype(np.float32)[:, None]
+    return x
+
+
+def inner_products(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Of each row of `a` with each of `b`, (p, D) and (q, D): (p, q); cosines for unit rows."""
+    products: NDArray[np.float32] = a @ b.T
+    return products
+
+
+def nearness(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Minus the squared distance of each row of `a` to each of `b`, (p, D) and (q, D): (p, q).
+
+    By |a|² - 2ab + |b|², in which digits cancel where the rows are far from the origin: what they
+    have in common is better subtracted before.
+    """
+    products = inner_products(a, b)
+    products *= 2
+    products -= _squares(a)[:, None]
+    products -= _squares(b)
+    return products
+
+
+def _squares(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    squares: NDArray[np.float64] = np.einsum("nd,nd->n", x, x, dtype=np.float64)
+    return squares.astype(np.float32)
