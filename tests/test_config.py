@@ -392,8 +392,9 @@ def test_unknown_preset_lists_the_presets(name: str) -> None:
     [
         ("overall", ["fc7"]),
         ("pyramid", ["conv1_2", "conv4_4", "conv5_4", "fc7"]),
-        ("similar-colour", ["conv3_4"]),
-        ("similar-style", ["conv5_3", "fc6"]),
+        ("same-picture", ["conv3_4:ssr", "conv4_4:ssr", "conv5_4:ssr"]),
+        ("similar-colour", ["conv1_2"]),
+        ("similar-style", ["conv3_4", "conv4_4"]),
     ],
 )
 def test_presets_ask_for_what_they_promise(name: str, layers: list[str]) -> None:

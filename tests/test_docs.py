@@ -16,6 +16,7 @@ from typer.main import get_command
 from vggfeat.cli import app
 
 REPOSITORY = Path(__file__).parent.parent
+PAGES_WITH_CLASSES = ("docs/LAYERS.md", "docs/EMBEDDINGS.md")
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 
 
@@ -44,8 +45,23 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("page", "count"), [("README.md", 10), ("docs/IMAGES.md", 3)])
-def test_the_commands_of_a_page_run(workplace: Path, page: str, count: int) -> None:
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 images in three folders, one a class, for what needs more than a few."""
+    folder = tmp_path_factory.mktemp("classes")
+    write_images(folder / "all", 24)
+    for number, path in enumerate(sorted((folder / "all").iterdir())):
+        place = folder / "images" / f"class{number % 3}"
+        place.mkdir(parents=True, exist_ok=True)
+        path.rename(place / path.name)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("page", "count"),
+    [("README.md", 14), ("docs/IMAGES.md", 3), ("docs/LAYERS.md", 4), ("docs/EMBEDDINGS.md", 16)],
+)
+def test_the_commands_of_a_page_run(workplace: Path, classes: Path, page: str, count: int) -> None:
     """Each vggfeat command of a page does its work, on random weights where it names none."""
     if shutil.which("bash") is None:
         pytest.skip("no bash")
@@ -53,21 +69,25 @@ def test_the_commands_of_a_page_run(workplace: Path, page: str, count: int) -> N
         line for block in blocks(page, "sh") for line in block.splitlines() if "vggfeat " in line
     ]
     assert len(commands) >= count
+    folder = classes if page in PAGES_WITH_CLASSES else workplace
     for command in commands:
         offline = command.replace("vggfeat extract", "vggfeat extract --weights random:0")
         offline = offline.replace("vggfeat bench", "vggfeat bench --layers conv1_2 --seconds 0.1")
-        run(["bash", "-euo", "pipefail", "-c", offline], workplace)
+        run(["bash", "-euo", "pipefail", "-c", offline], folder)
     if page == "README.md":
         assert "conv5_4:rmac:l2" in run(["bash", "-c", "vggfeat inspect several.h5"], workplace)
 
 
-@pytest.mark.parametrize("page", ["docs/USING.md", "README.md"])
-def test_python_blocks_run(workplace: Path, page: str) -> None:
+@pytest.mark.parametrize(
+    "page", ["docs/USING.md", "README.md", "docs/LAYERS.md", "docs/EMBEDDINGS.md"]
+)
+def test_python_blocks_run(workplace: Path, classes: Path, page: str) -> None:
     """The Python blocks of a page run one after the other."""
-    if page == "README.md" and not (workplace / "feats.h5").exists():
-        pytest.skip("needs the README's commands to have run")
-    folder = workplace
-    if page != "README.md":
+    folder = classes if page in PAGES_WITH_CLASSES else workplace
+    needed = {"README.md": "feats.h5", "docs/EMBEDDINGS.md": "altered.h5"}
+    if page in needed and not (folder / needed[page]).exists():
+        pytest.skip("needs the page's commands to have run")
+    if page == "docs/USING.md":
         folder = workplace / "using"
         folder.mkdir()
         (folder / "images").symlink_to(workplace / "images")

@@ -400,7 +400,22 @@ def test_the_loss_is_that_of_the_paper() -> None:
         if same:
             down = torch.logsumexp(torch.stack([z[i] @ z[a] / 0.1 for a in others]), 0)
             total.append(-torch.stack([z[i] @ z[p] / 0.1 - down for p in same]).mean())
-    assert float(contrastive_loss(z, groups)) == pytest.approx(float(torch.stack(total).mean()))
+    assert float(contrastive_loss(z, groups, 10.0)) == pytest.approx(
+        float(torch.stack(total).mean())
+    )
+
+
+def test_equal_weights_stay_unless_others_are_better() -> None:
+    """Where equal weights already find everything, a lower loss is no reason to change them."""
+    noise = np.random.default_rng(0)
+    groups = np.repeat(np.arange(20), 8)
+    far, near = (normalize(noise.normal(size=(20, 16)))[groups] for _ in range(2))
+    layers = {"far": far, "near": normalize(5 * np.ones(16) + near)}
+    layers = {name: x + 0.01 * noise.normal(size=x.shape) for name, x in layers.items()}
+    given = Examples({name: x.astype(np.float32) for name, x in layers.items()}, groups)
+    learnt = learn(untrained("weighted", given), given, by_group=False, device="cpu")
+    assert learnt.before == learnt.after == 1
+    assert learnt.mean_weights == {"far": 0.5, "near": 0.5}
 
 
 def test_too_little_to_learn_from_is_an_error() -> None:

@@ -334,7 +334,7 @@ def _wrong_fusion(settings: Settings) -> list[str]:
     return []
 
 
-PRESETS = ("overall", "pyramid", "similar-colour", "similar-style")
+PRESETS = ("overall", "pyramid", "same-picture", "similar-colour", "similar-style")
 
 
 def load_config(name: str) -> dict[str, Any]:

@@ -2,14 +2,15 @@
 
 What belongs together is one class of labels, or one image and its altered versions. Weights are
 learnt with the supervised contrastive loss (Khosla et al., NeurIPS 2020), which for pairs is that
-of SimCLR (Chen et al., ICML 2020). They start equal, and the best on images held out are kept, so
-learning that does not help is not used.
+of SimCLR (Chen et al., ICML 2020). They start equal, and stay so unless others find more of what
+belongs together among images held out: a lower loss alone is no reason.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,12 +32,16 @@ if TYPE_CHECKING:
     Numbers = NDArray[np.int64]
 
 TEMPERATURE = 0.1
-"""Of the loss, as in Khosla et al."""
+"""Of the loss, as in Khosla et al.; where learning begins, for it is learnt along with the weights.
+
+With a fixed one, the layer whose cosines happen to spread most would win.
+"""
 
 _HELD_OUT = 0.2
 _STEPS = 400
 _LOOK_EVERY = 10
 _PATIENCE = 10  # looks without a gain
+_GAIN = 1e-4  # of mean average precision, below which others are not better
 _GROUPS, _OF_EACH = 64, 4  # of a batch
 _RATES = {"weighted": 0.05, "sum": 0.05, "attention": 0.01}
 _DECAY = 1e-4
@@ -151,6 +156,7 @@ class _Weigher(nn.Module):
         self._fusion = fusion
         self._names = fusion.recipe.layers
         self.bias = nn.Parameter(torch.zeros(len(self._names)))
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(TEMPERATURE)))
         per_image = fusion.recipe.method == "attention"
         self.gates = nn.ParameterList(
             [torch.zeros(widths[name]) for name in self._names] if per_image else []
@@ -216,15 +222,16 @@ class _Weigher(nn.Module):
         return dataclasses.replace(self._fusion, recipe=recipe)
 
 
-def contrastive_loss(fused: Tensor, groups: Tensor) -> Tensor:
+def contrastive_loss(fused: Tensor, groups: Tensor, scale: Tensor | float) -> Tensor:
     """Supervised contrastive loss of Khosla et al. 2020 (their L_out), a scalar.
 
     Args:
         fused: (n, width) of unit length.
         groups: int64 (n,); those alone in their group count only as others.
+        scale: one over the temperature.
     """
     itself = torch.eye(len(fused), dtype=torch.bool, device=fused.device)
-    logits = (fused @ fused.T / TEMPERATURE).masked_fill(itself, -torch.inf)  # (n, n)
+    logits = (fused @ fused.T * scale).masked_fill(itself, -torch.inf)  # (n, n)
     log_share = logits.log_softmax(1).masked_fill(itself, 0)
     same = (groups[:, None] == groups[None]) & ~itself
     count = same.sum(1)
@@ -236,34 +243,27 @@ def _train(
     weigher: _Weigher, layers: dict[str, Tensor], groups: Tensor, rows: tuple[Numbers, Numbers]
 ) -> None:
     """Learns from the first rows until the second no longer gain; keeps the best."""
-    train, judge = (torch.from_numpy(part) for part in rows)
+    train, judge = rows
     method = weigher.learnt().recipe.method
     optimiser = torch.optim.Adam(weigher.parameters(), _RATES[method], weight_decay=_DECAY)
     noise = np.random.default_rng(0)
-    own = groups[train].numpy()
-
-    def held_out_loss() -> float:
-        with torch.no_grad():
-            some = judge[:: max(1, len(judge) // 2048)]
-            fused = weigher(weigher.some(layers, some))
-            return float(contrastive_loss(fused, groups[some].to(weigher.device)))
-
-    best, kept, since = held_out_loss(), _copy_of(weigher), 0
+    own = groups.numpy()
+    best, kept, since = weigher.judged(layers, own, judge), _copy_of(weigher), 0
     for step in range(1, _STEPS + 1):
-        batch = train[torch.from_numpy(_batch(own, noise))]
+        batch = torch.from_numpy(train[_batch(own[train], noise)])
         fused = weigher(weigher.some(layers, batch))
-        loss = contrastive_loss(fused, groups[batch].to(weigher.device))
+        loss = contrastive_loss(fused, groups[batch].to(weigher.device), weigher.log_scale.exp())
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call] # torch has no types here
         optimiser.step()
         if step % _LOOK_EVERY:
             continue
-        now, since = held_out_loss(), since + 1
-        if now < best:
+        now, since = weigher.judged(layers, own, judge), since + 1
+        if now > best + _GAIN:
             best, kept, since = now, _copy_of(weigher), 0
         if since >= _PATIENCE:
             break
-    log.info("learnt for %d steps; held-out loss %.4f", step, best)
+    log.info("learnt for %d steps", step)
     weigher.load_state_dict(kept)
 
 

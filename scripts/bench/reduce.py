@@ -36,12 +36,11 @@ def main() -> None:
     parser.add_argument("--widths", type=int, nargs="+", default=[512, 2048])
     parser.add_argument("--repeats", type=int, default=3)
     given = parser.parse_args()
-    print("| rows x dimensions | contestant | median s | times ours |\n|---|---|---|---|")
     for width in given.widths:
         data = features(given.rows, width)
         contestants = fits(data, given.dims)
         compare({name: fit() for name, fit in contestants.items()})
-        report(f"{given.rows} x {width}", contestants, given.repeats)
+        report(f"{given.rows} x {width}, {given.dims} wanted", contestants, given.repeats)
 
 
 def features(rows: int, width: int) -> NDArray[np.float32]:
@@ -79,18 +78,19 @@ def compare(found: dict[str, NDArray[np.float32]]) -> None:
             assert cosines.min() > 1 - 1e-4, f"{name}: a component is off, cosine {cosines.min()}"
         shared = np.linalg.norm(ours @ theirs.T) ** 2 / len(ours)  # mean squared cosine
         assert shared > 0.8, f"{name}: only {shared:.3f} of the subspace is shared"
-        print(f"<!-- {name}: {shared:.6f} of the subspace shared with ours -->")
+        print(f"{name}: {shared:.6f} of the subspace shared with ours")
 
 
 def report(
     name: str, contestants: dict[str, Callable[[], NDArray[np.float32]]], repeats: int
 ) -> None:
-    """Rows of the table: medians, and medians of the ratios within a turn."""
+    """A table of medians, and medians of the ratios within a turn."""
+    print(f"\n{name}\n\n| contestant | median s | times ours |\n|---|---|---|")
     turns = [{who: timed(fit) for who, fit in contestants.items()} for _ in range(repeats)]
     for who in contestants:
         seconds = statistics.median(turn[who] for turn in turns)
         ratio = statistics.median(turn[who] / turn["ours"] for turn in turns)
-        print(f"| {name} | {who} | {seconds:.2f} | {ratio:.1f} |", flush=True)
+        print(f"| {who} | {seconds:.2f} | {ratio:.1f} |", flush=True)
 
 
 def timed(fit: Callable[[], object]) -> float:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -20,8 +21,11 @@ import vggfeat
 from vggfeat.alterations import alter
 from vggfeat.preprocess import ALTERATIONS
 
+if TYPE_CHECKING:
+    from vggfeat.config import Dtype
+
 LAYERS = "conv1_2,conv2_2,conv3_3,conv4_3,conv5_3,conv5_3:max"
-DTYPES = ("float32", "float16", "int8")
+DTYPES: tuple[Dtype, ...] = ("float32", "float16", "int8")
 
 
 def main() -> None:
