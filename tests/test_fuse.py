@@ -570,3 +570,47 @@ def test_fitting_reads_only_rows_that_are_done(workplace: Path) -> None:
     fusion = fit_fusion(cache, recipe)
     right = StandardScaler().fit(rows_of(workplace / "feats.h5")["conv1_1"])
     np.testing.assert_allclose(fusion.standard["conv1_1"].mean, right.mean_, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of many rows, which takes a while."""
+    folder = tmp_path_factory.mktemp("large")
+    write_images(folder / "images", 2)
+    assert vggfeat("extract", "images", *WIDE, "--out", "small.h5", cwd=folder).returncode == 0
+    blow_up(folder / "small.h5", folder / "feats.h5", 400_000)
+    return folder
+
+
+def test_a_signal_ends_a_run_that_then_goes_on(large: Path, tmp_path: Path) -> None:
+    """After SIGINT the run says how far it came, ends with 130, and the same command goes on."""
+    words = ["fuse", str(large / "feats.h5"), "--norm", "ssr", "--out", "o.h5"]
+    run = subprocess.Popen(
+        [sys.executable, "-m", "vggfeat", *words], cwd=tmp_path, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    while not (tmp_path / "o.h5").exists():
+        time.sleep(0.01)
+    time.sleep(0.2)
+    run.send_signal(signal.SIGINT)
+    out, error = run.communicate()
+    assert run.returncode == 130, error
+    assert "run the same command again to go on" in error
+    assert " left" in out
+    first = library.open(tmp_path / "o.h5")
+    before = int(first.done.sum())
+    assert 0 < before < 400_000
+    done = vggfeat(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert library.open(tmp_path / "o.h5").done.all()
+    assert f"{400_000 - before} rows" in done.stdout
+
+
+def test_two_runs_do_not_write_one_file(large: Path, tmp_path: Path) -> None:
+    """While one run holds the output, another leaves with exit 75."""
+    words = ["fuse", str(large / "feats.h5"), "--out", "o.h5"]
+    run = subprocess.Popen([sys.executable, "-m", "vggfeat", *words, "--quiet"], cwd=tmp_path)
+    while not (tmp_path / "o.h5").exists():
+        time.sleep(0.01)
+    assert_one_line(vggfeat(*words, cwd=tmp_path), 75, "held by another run")
+    assert run.wait() == 0

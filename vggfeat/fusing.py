@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import logging
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -143,6 +144,7 @@ def fuse(
         SpaceError: the disk is full; rows written before are kept.
         InterruptedRunError: SIGINT or SIGTERM; call again to go on.
     """
+    started = time.perf_counter()
     cache = FeatureCache(source)
     out = os.fspath(out)
     check_output(out, fresh=fresh)  # before a fit that may take long
@@ -166,7 +168,8 @@ def fuse(
             "",
         )
     derived = derive(cache, out, fusion, dtype=dtype, fresh=fresh, on_progress=on_progress)
-    return dataclasses.replace(derived, model=path, notes=notes)
+    seconds = time.perf_counter() - started
+    return dataclasses.replace(derived, model=path, notes=notes, seconds=seconds)
 
 
 def default_model(out: str) -> str:
@@ -219,6 +222,7 @@ def _fit(cache: FeatureCache, settings: FuseSettings) -> Fitted:
             if settings.pairs
             else _from_labels(cache, fusion, settings.labels)
         )
+        log.info("learning weights from %d images", len(examples.groups))
         learnt = learn(fusion, examples, by_group=bool(settings.pairs), device=settings.device)
         fusion, notes = learnt.fusion, [*notes, *_notes_of(learnt)]
     return to_fitted(cache, fusion, _asked(cache, settings), notes)

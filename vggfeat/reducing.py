@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
+import time
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -37,6 +39,10 @@ ReduceMethod = Literal["pca", "standard", "keep"]
 REDUCE_METHODS: tuple[ReduceMethod, ...] = get_args(ReduceMethod)
 
 KIND = "reduce"
+
+_TAKES_A_WHILE = 10_000  # rows; then it is said what goes on
+
+log = logging.getLogger("vggfeat")
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +204,7 @@ def reduce(
         SpaceError: the disk is full; rows written before are kept.
         InterruptedRunError: SIGINT or SIGTERM; call again to go on.
     """
+    started = time.perf_counter()
     cache = FeatureCache(source)
     out = os.fspath(out)
     check_output(out, fresh=fresh)  # before a fit that may take long
@@ -220,7 +227,8 @@ def reduce(
     check_network(cache, fitted.parameters["network"], path)
     reduction = reduction_from(fitted)
     derived = derive(cache, out, reduction, dtype=dtype, fresh=fresh, on_progress=on_progress)
-    return dataclasses.replace(derived, model=path, notes=tuple(fitted.parameters["notes"]))
+    notes, seconds = tuple(fitted.parameters["notes"]), time.perf_counter() - started
+    return dataclasses.replace(derived, model=path, notes=notes, seconds=seconds)
 
 
 def _kept(cache: FeatureCache, settings: ReduceSettings) -> Reduction:
@@ -242,7 +250,10 @@ def _asked(cache: FeatureCache, settings: ReduceSettings) -> dict[str, Any]:
 def _fit(cache: FeatureCache, settings: ReduceSettings) -> Fitted:
     layers = chosen_layers(cache, settings.layers)
     parts: dict[str, Fit] = {}
+    count = int(cache.done.sum())
     for layer in layers:
+        if count > _TAKES_A_WHILE:
+            log.info("fitting %s to %d rows of %s", settings.method, count, layer)
         blocks = partial(_blocks, cache, layer, settings.norm)
         if settings.method == "pca":
             parts[layer] = fit_pca(blocks, settings.dims, whiten=settings.whiten)

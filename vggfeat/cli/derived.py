@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from vggfeat.deriving import Derived
+    from vggfeat.records import Progress
 
 Source = Annotated[str, typer.Argument(help="The cache with the layers.", metavar="FILE.h5")]
 Out = Annotated[
@@ -79,7 +80,7 @@ def run(
         raise UsageError(f"--use applies a model with its own settings; give it without {named}")
     if dtype not in DTYPES:
         raise UsageError(f"dtype {dtype!r} is not known; expected one of {', '.join(DTYPES)}")
-    bar = Bar(quiet=quiet or as_json)
+    bar = _LateBar(quiet=quiet or as_json)
     derived: Derived | None = None
     try:
         derived = command(
@@ -99,6 +100,22 @@ def run(
         bar.close()
         if derived is not None:
             _show(derived, as_json=as_json, quiet=quiet)
+
+
+class _LateBar:
+    """A bar that begins with the first rows: what is fitted before is no part of their rate."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+        self._bar: Bar | None = None
+
+    def update(self, progress: Progress) -> None:
+        self._bar = self._bar or Bar(quiet=self._quiet)
+        self._bar.update(progress)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
 
 
 def _show(derived: Derived, *, as_json: bool, quiet: bool) -> None:
