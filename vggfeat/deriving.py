@@ -19,7 +19,7 @@ import numpy as np
 from vggfeat._version import __version__
 from vggfeat.errors import CacheMismatchError, InterruptedRunError, UsageError
 from vggfeat.job import check_output
-from vggfeat.lock import hold
+from vggfeat.lock import hold, refuse_if_held
 from vggfeat.quantisation import Scales, encode, scales_digest
 from vggfeat.reader import FeatureCache
 from vggfeat.recipes import as_step
@@ -125,6 +125,31 @@ def chosen_layers(cache: FeatureCache, text: str | None) -> tuple[str, ...]:
             f"{', '.join(known) or 'maps only'}"
         )
     return tuple(dict.fromkeys(names))
+
+
+def open_source(
+    source: str | os.PathLike[str], out: str, *, fresh: bool, settings: object, use: object
+) -> FeatureCache:
+    """Opens what is read, once it is clear that something may be written: a fit may take long.
+
+    Args:
+        source: the cache.
+        out: what is to be written.
+        fresh: whether `out` may be replaced.
+        settings: those given, if any.
+        use: a model file, if any, which has settings of its own.
+
+    Raises:
+        UsageError: settings and a model, or no place for `out`.
+        CacheError: `source`, or what `fresh` would replace, is not a cache of ours.
+        LockedError: another run writes to `out`.
+    """
+    if use is not None and settings is not None:
+        raise UsageError("a model has settings of its own; give them or the model, not both")
+    cache = FeatureCache(source)
+    check_output(out, fresh=fresh)
+    refuse_if_held(out)
+    return cache
 
 
 def derive(

@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from vggfeat.deriving import Derived, blocks_of, chosen_layers, derive
+from vggfeat.deriving import Derived, blocks_of, chosen_layers, derive, open_source
 from vggfeat.errors import CacheError, InputError, UsageError
 from vggfeat.fitted import Fitted, check_network, model_for, network_of, pack, unpack
 from vggfeat.fusion import Attention, Fusion, fit_fusion
-from vggfeat.job import check_output
 from vggfeat.labels import UNLABELLED, labels_of
-from vggfeat.lock import refuse_if_held
 from vggfeat.reader import FeatureCache
 from vggfeat.recipes import FinalNorm, Method, Recipe, RowNorm, recipe_from
 from vggfeat.reduction import Pca, Standardisation
@@ -145,31 +143,33 @@ def fuse(
         InterruptedRunError: SIGINT or SIGTERM; call again to go on.
     """
     started = time.perf_counter()
-    cache = FeatureCache(source)
     out = os.fspath(out)
-    check_output(out, fresh=fresh)  # before a fit that may take long
-    refuse_if_held(out)
-    if use is not None and settings is not None:
-        raise UsageError("a model has settings of its own; give them or the model, not both")
+    cache = open_source(source, out, fresh=fresh, settings=settings, use=use)
     settings = settings or FuseSettings()
     settings.check()
-    path = os.fspath(use) if use is not None else os.fspath(save or default_model(out))
-    asked = None if use is not None else _asked(cache, settings)
-    if asked is None or settings.fits:
-        fitted = model_for(
-            path, KIND, asked, lambda: _fit(cache, settings), fresh=fresh and use is None
-        )
-        check_network(cache, fitted.parameters["network"], path)
-        fusion, notes = from_fitted(fitted), tuple(fitted.parameters["notes"])
-    else:
-        fusion, notes, path = (
-            fit_fusion(cache, _recipe(cache, settings), name=settings.name),
-            (),
-            "",
-        )
+    fusion, path, notes = _fusion(cache, out, settings, use=use, save=save, fresh=fresh)
     derived = derive(cache, out, fusion, dtype=dtype, fresh=fresh, on_progress=on_progress)
     seconds = time.perf_counter() - started
     return dataclasses.replace(derived, model=path, notes=notes, seconds=seconds)
+
+
+def _fusion(
+    cache: FeatureCache,
+    out: str,
+    settings: FuseSettings,
+    *,
+    use: str | os.PathLike[str] | None,
+    save: str | os.PathLike[str] | None,
+    fresh: bool,
+) -> tuple[Fusion, str, tuple[str, ...]]:
+    """The fusion, the model file it is kept in, if any, and what the fit has to say."""
+    if use is None and not settings.fits:
+        return fit_fusion(cache, _recipe(cache, settings), name=settings.name), "", ()
+    path = os.fspath(use if use is not None else save or default_model(out))
+    asked = _asked(cache, settings) if use is None else None
+    fitted = model_for(path, KIND, asked, lambda: _fit(cache, settings), fresh=fresh)
+    check_network(cache, fitted.parameters["network"], path)
+    return from_fitted(fitted), path, tuple(fitted.parameters["notes"])
 
 
 def default_model(out: str) -> str:
@@ -211,7 +211,7 @@ def _fit(cache: FeatureCache, settings: FuseSettings) -> Fitted:
     """Fits, and learns, all that the settings ask for."""
     fusion = fit_fusion(cache, _recipe(cache, settings), width=settings.width, name=settings.name)
     notes = [
-        f"{layer}: {pca.explained.sum():.1%} of the variance in {len(pca.components)} dimensions"
+        f"{layer}: {pca.share:.1%} of the variance in {len(pca.components)} dimensions"
         for layer, pca in fusion.projections.items()
     ]
     if settings.learns:

@@ -12,14 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from vggfeat.deriving import Derived, blocks_of, chosen_layers, derive
+from vggfeat.deriving import Derived, blocks_of, chosen_layers, derive, open_source
 from vggfeat.errors import CacheError, UsageError
 from vggfeat.fitted import Fitted, check_network, model_for, network_of, pack, unpack
 from vggfeat.fusing import default_model
 from vggfeat.fusion import normalise, unit_length
-from vggfeat.job import check_output
-from vggfeat.lock import refuse_if_held
-from vggfeat.reader import FeatureCache
 from vggfeat.reduction import Pca, Standardisation, fit_pca, fit_standardisation
 from vggfeat.specs import NORMS
 
@@ -30,6 +27,7 @@ if TYPE_CHECKING:
 
     from vggfeat.config import Dtype
     from vggfeat.deriving import OnProgress
+    from vggfeat.reader import FeatureCache
     from vggfeat.recipes import FinalNorm
     from vggfeat.specs import Norm
 
@@ -205,12 +203,8 @@ def reduce(
         InterruptedRunError: SIGINT or SIGTERM; call again to go on.
     """
     started = time.perf_counter()
-    cache = FeatureCache(source)
     out = os.fspath(out)
-    check_output(out, fresh=fresh)  # before a fit that may take long
-    refuse_if_held(out)
-    if use is not None and settings is not None:
-        raise UsageError("a model has settings of its own; give them or the model, not both")
+    cache = open_source(source, out, fresh=fresh, settings=settings, use=use)
     chosen = settings or ReduceSettings()
     chosen.check()
     if use is None and chosen.method == "keep":
@@ -222,7 +216,7 @@ def reduce(
         KIND,
         _asked(cache, chosen) if use is None else None,
         lambda: _fit(cache, chosen),
-        fresh=fresh and use is None,
+        fresh=fresh,
     )
     check_network(cache, fitted.parameters["network"], path)
     reduction = reduction_from(fitted)
@@ -285,7 +279,7 @@ def _note(layer: str, part: Fit) -> str:
         return f"{layer}: mean and deviation of {_width(part)} dimensions"
     return (
         f"{layer}: {len(part.mean)} -> {_width(part)} dimensions, "
-        f"{part.explained.sum():.2%} of the variance, fitted to {part.rows} rows"
+        f"{part.share:.2%} of the variance, fitted to {part.rows} rows"
     )
 
 
