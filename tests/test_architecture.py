@@ -77,6 +77,7 @@ ORDER = (
     "comparison",
     "chart",
     "loss",
+    "transforms",
     "deriving",
     "fitted",
     "fusion",

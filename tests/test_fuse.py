@@ -228,6 +228,38 @@ def test_a_source_of_other_images_is_refused(workplace: Path, tmp_path: Path) ->
     assert len(library.open(tmp_path / "out.h5")) == 14
 
 
+def test_new_images_come_in_and_what_is_there_stays(workplace: Path, tmp_path: Path) -> None:
+    """`--update` takes over rows that are as they were, does new and changed ones, drops others."""
+    images = tmp_path / "images"
+    shutil.copytree(workplace / "images", images)
+    extract: list[str | Path] = ["extract", images, *WIDE, "--out", "f.h5"]
+    fuse: list[str | Path] = ["fuse", "f.h5", "--norm", "standard", "--dtype", "int8", "--out"]
+    assert vggfeat(*extract, cwd=tmp_path).returncode == 0
+    assert vggfeat(*fuse, "o.h5", cwd=tmp_path).returncode == 0
+    before = library.open(tmp_path / "o.h5")
+    old = {before.name(row): before["concat"][row].tobytes() for row in range(len(before))}
+    model = (tmp_path / "o.model.h5").read_bytes()
+    (images / "class1" / "01.png").unlink()
+    shutil.copy(images / "class0" / "00.png", images / "class0" / "00a.png")
+    shutil.copy(images / "class0" / "03.png", images / "class2" / "02.png")
+    assert vggfeat(*extract, "--update", cwd=tmp_path).returncode == 0
+    assert_one_line(vggfeat(*fuse, "o.h5", cwd=tmp_path), 5, "--update brings it in line")
+    done = vggfeat(*fuse, "o.h5", "--update", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "2 rows in" in done.stdout
+    after, source = library.open(tmp_path / "o.h5"), library.open(tmp_path / "f.h5")
+    assert np.array_equal(after.paths, source.paths)
+    assert np.array_equal(after.state, source.state)
+    new = {after.name(row): after["concat"][row].tobytes() for row in range(len(after))}
+    changed = {name for name in new if new[name] != old.get(name)}
+    assert changed == {"class0/00a.png", "class2/02.png"}
+    assert new["class2/02.png"] == new["class0/03.png"]
+    assert (tmp_path / "o.model.h5").read_bytes() == model
+    assert library.verify(tmp_path / "o.h5").bad == ()
+    done = vggfeat(*fuse, "o.h5", "--update", "--fresh", cwd=tmp_path)
+    assert_one_line(done, 2, "without --update")
+
+
 def test_killed_at_any_time_it_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     """Runs killed over and over end in the same file as one that was left alone."""
     write_images(tmp_path / "images", 2)

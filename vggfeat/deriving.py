@@ -12,23 +12,24 @@ import os
 import signal
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from vggfeat._version import __version__
+from vggfeat.copying import copy_rows
 from vggfeat.errors import CacheMismatchError, InterruptedRunError, UsageError
 from vggfeat.job import check_output
 from vggfeat.lock import hold, refuse_if_held
-from vggfeat.quantisation import Scales, encode, scales_digest
+from vggfeat.quantisation import encode, scales_digest
 from vggfeat.reader import FeatureCache
 from vggfeat.recipes import as_step
 from vggfeat.records import Failure, FeatureBatch, Images, Progress
-from vggfeat.schema import RowState
+from vggfeat.schema import IMAGES, RowState
 from vggfeat.signals import StopFlag
 from vggfeat.sink import Sink
-from vggfeat.specs import split_specs
-from vggfeat.writer import CacheWriter, create_cache
+from vggfeat.transforms import Transform, blocks_of, find_scales
+from vggfeat.writer import CacheWriter, create_cache, write_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -37,35 +38,16 @@ if TYPE_CHECKING:
 
     from vggfeat.config import Dtype
     from vggfeat.identity import Identity
+    from vggfeat.quantisation import Scales
     from vggfeat.schema import Header
 
     Values = NDArray[np.float32]
     OnProgress = Callable[[Progress], None]
 
-BLOCK_BYTES = 1 << 25
-"""Of features, as float32, that are held at once."""
+Begin = Literal["resume", "update", "fresh"]
 
 _CHECKPOINT_SECONDS = 5.0
 _FLOAT16_MAX = 65504.0
-
-
-class Transform(Protocol):
-    """What makes new features of old ones, row by row."""
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """Layers that it reads."""
-
-    @property
-    def outputs(self) -> Mapping[str, int]:
-        """Name of each new layer → its width."""
-
-    @property
-    def step(self) -> Mapping[str, Any]:
-        """What it is, for the record: `step` and its parameters."""
-
-    def __call__(self, layers: Mapping[str, Values]) -> Mapping[str, Values]:
-        """New layers, (n, width) float32, of old ones, (n, D) float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,51 +85,27 @@ class Derived:
     notes: tuple[str, ...] = ()
 
 
-def vector_layers(cache: FeatureCache) -> tuple[str, ...]:
-    """The layers of a cache that are vectors, (N, D), and not maps."""
-    return tuple(spec for spec, shape in cache.header.shapes.items() if len(shape) == 1)
-
-
-def chosen_layers(cache: FeatureCache, text: str | None) -> tuple[str, ...]:
-    """Layers of a cache that `text` names, separated by commas; without any, all that are vectors.
-
-    Raises:
-        UsageError: names every layer that the cache does not have or that is a map.
-    """
-    known = vector_layers(cache)
-    if text is None:
-        return known
-    names = [cache.canonical(word) for word in split_specs(text)]
-    wrong = [name for name in names if name not in known]
-    if wrong or not names:
-        raise UsageError(
-            f"cache {cache.path!r} has no vectors of {', '.join(wrong) or 'no layer'}; it has "
-            f"{', '.join(known) or 'maps only'}"
-        )
-    return tuple(dict.fromkeys(names))
-
-
 def open_source(
-    source: str | os.PathLike[str], out: str, *, fresh: bool, settings: object, use: object
+    source: str | os.PathLike[str], out: str, *, begin: Begin, settings: object, use: object
 ) -> FeatureCache:
     """Opens what is read, once it is clear that something may be written: a fit may take long.
 
     Args:
         source: the cache.
         out: what is to be written.
-        fresh: whether `out` may be replaced.
+        begin: see `derive`.
         settings: those given, if any.
         use: a model file, if any, which has settings of its own.
 
     Raises:
         UsageError: settings and a model, or no place for `out`.
-        CacheError: `source`, or what `fresh` would replace, is not a cache of ours.
+        CacheError: `source`, or what would be replaced, is not a cache of ours.
         LockedError: another run writes to `out`.
     """
     if use is not None and settings is not None:
         raise UsageError("a model has settings of its own; give them or the model, not both")
     cache = FeatureCache(source)
-    check_output(out, fresh=fresh)
+    check_output(out, fresh=begin == "fresh")
     refuse_if_held(out)
     return cache
 
@@ -158,7 +116,7 @@ def derive(
     transform: Transform,
     *,
     dtype: Dtype = "float16",
-    fresh: bool = False,
+    begin: Begin = "resume",
     on_progress: OnProgress | None = None,
 ) -> Derived:
     """Makes a cache of changed features, or goes on with one.
@@ -169,7 +127,8 @@ def derive(
         transform: what makes new features of old ones.
         dtype: of the stored features; for int8 the range of each dimension is found first, in a
             pass of its own over the source.
-        fresh: begin again even if `out` is there.
+        begin: what to do if `out` is there: `resume`, go on with it; `update`, also bring in images
+            that are new in the source and leave out those that are gone; `fresh`, begin again.
         on_progress: called after every block of rows.
 
     Raises:
@@ -184,10 +143,12 @@ def derive(
     if os.path.exists(out) and os.path.samefile(out, source.path):
         raise UsageError(f"output {out!r} is the cache that is read; choose another --out")
     with hold(out), StopFlag() as stop:
-        if not check_output(out, fresh=fresh):
+        if check_output(out, fresh=begin == "fresh"):
+            _check_way(source, FeatureCache(out), transform, dtype)
+            _check_images(source, FeatureCache(out), update=begin == "update")
+        else:
             _begin(source, out, transform, dtype)
         work = _Work(source, FeatureCache(out), transform, stop, on_progress)
-        work.check(dtype)
         work.do()
     result = work.result(time.perf_counter() - started)
     if stop and result.pending:
@@ -239,31 +200,54 @@ def _identity(
     )
 
 
-def blocks_of(
-    source: FeatureCache, layers: tuple[str, ...], rows: NDArray[np.int64]
-) -> Iterator[tuple[NDArray[np.int64], dict[str, Values]]]:
-    """Rows of several layers some at a time: their numbers, and layer → (n, D) float32."""
-    width = sum(source.header.feature(layer).shape[1] for layer in layers)
-    size = max(1, BLOCK_BYTES // (4 * width))
-    for start in range(0, len(rows), size):
-        part = rows[start : start + size]
-        yield part, {layer: source.values(layer, part) for layer in layers}
-
-
-def find_scales(source: FeatureCache, transform: Transform) -> dict[str, Scales]:
-    """Scales over the range that each dimension of the new features really has."""
-    low: dict[str, Values] = {}
-    high: dict[str, Values] = {}
-    for _, layers in blocks_of(source, transform.inputs, np.flatnonzero(source.done)):
-        for name, values in transform(layers).items():
-            low[name] = np.minimum(low.get(name, np.inf), values.min(0))
-            high[name] = np.maximum(high.get(name, -np.inf), values.max(0))
-    if not low:
-        raise UsageError(
-            f"cache {source.path!r} has no row that is done, from which int8 would take its "
-            "ranges; extract first, or use another --dtype"
+def _check_way(
+    source: FeatureCache, target: FeatureCache, transform: Transform, dtype: Dtype
+) -> None:
+    """Refuses a target that was made in another way."""
+    asked = _identity(source, transform, dtype, target.header.scales)
+    differences = target.header.identity.differences(asked)
+    if differences:
+        raise CacheMismatchError(
+            f"cache {target.path!r} was made in another way: {'; '.join(differences)}. Ask for the "
+            "same, choose another --out, or --fresh to begin again"
         )
-    return {name: Scales.over(low[name], high[name]) for name in low}
+
+
+def _check_images(source: FeatureCache, target: FeatureCache, *, update: bool) -> None:
+    """Brings a target in line that has other images than the source, or refuses it."""
+    if np.array_equal(source.paths, target.paths):
+        return
+    if not update:
+        raise CacheMismatchError(
+            f"cache {target.path!r} has {len(target)} images, not those {len(source)} that "
+            f"{source.path!r} has now; --update brings it in line, --fresh begins again"
+        )
+    _take_over(source, target)
+
+
+def _take_over(source: FeatureCache, target: FeatureCache) -> None:
+    """A new file with the source's images over the old one; rows that are there come along."""
+    place = np.searchsorted(target.paths, source.paths)
+    place[place == len(target)] = 0
+    origin = np.where(target.paths[place] == source.paths, place, -1)
+    same = (source.sizes == target.sizes[origin]) & (source.mtimes == target.mtimes[origin])
+    same &= (source.digests == target.digests[origin]).all(1)
+    state = np.where((origin >= 0) & same, target.state[origin], RowState.PENDING)
+    header = target.header
+
+    def copy(handle: int, new: Header) -> None:
+        copy_rows(target.path, header, handle, new, origin)
+        write_all(handle, state.astype(np.uint8), new.runs[f"{IMAGES}/state"].offset)
+
+    create_cache(
+        target.path,
+        Images(source.paths, source.sizes, source.mtimes),
+        header.shapes,
+        header.identity,
+        header.provenance,
+        scales=header.scales,
+        fill=copy,
+    )
 
 
 class _Work:
@@ -284,22 +268,6 @@ class _Work:
         self._on_progress = on_progress
         self._new_done = 0
         self._clamped = 0
-
-    def check(self, dtype: Dtype) -> None:
-        """Refuses a target that was made in another way or of other images."""
-        had = self._target.header.identity
-        asked = _identity(self._source, self._transform, dtype, self._target.header.scales)
-        differences = had.differences(asked)
-        if differences:
-            raise CacheMismatchError(
-                f"cache {self._target.path!r} was made in another way: {'; '.join(differences)}. "
-                "Ask for the same, choose another --out, or --fresh to begin again"
-            )
-        if not np.array_equal(self._source.paths, self._target.paths):
-            raise CacheMismatchError(
-                f"cache {self._target.path!r} has {len(self._target)} images, not those "
-                f"{len(self._source)} that {self._source.path!r} has now; --fresh begins again"
-            )
 
     def do(self) -> None:
         """Brings the target in line with the source and does the rows that are missing."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from vggfeat.deriving import Derived, blocks_of, chosen_layers, derive, open_source
+from vggfeat.deriving import Derived, derive, open_source
 from vggfeat.errors import CacheError, InputError, UsageError
 from vggfeat.fitted import Fitted, check_network, model_for, network_of, pack, unpack
 from vggfeat.fusion import Attention, Fusion, fit_fusion
@@ -22,6 +22,7 @@ from vggfeat.reader import FeatureCache
 from vggfeat.recipes import FinalNorm, Method, Recipe, RowNorm, recipe_from
 from vggfeat.reduction import Pca, Standardisation
 from vggfeat.retrieval import spread
+from vggfeat.transforms import blocks_of, chosen_layers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vggfeat.config import Dtype
-    from vggfeat.deriving import OnProgress
+    from vggfeat.deriving import Begin, OnProgress
     from vggfeat.learning import Examples, Learnt
 
 T = TypeVar("T")
@@ -117,7 +118,7 @@ def fuse(
     use: str | os.PathLike[str] | None = None,
     save: str | os.PathLike[str] | None = None,
     dtype: Dtype = "float16",
-    fresh: bool = False,
+    begin: Begin = "resume",
     on_progress: OnProgress | None = None,
 ) -> Derived:
     """Makes a cache with one vector an image from the layers of another, or goes on with one.
@@ -130,7 +131,9 @@ def fuse(
         save: where to keep what is fitted; by default beside `out`, as `<out>.model.h5`. What is
             there already is used again if it was fitted to the same.
         dtype: of the stored features: `float16`, `float32`, or `int8`.
-        fresh: fit and begin again even if `out` is there.
+        begin: what to do if `out` is there: `resume`, go on with it; `update`, also bring in images
+            that are new in the source and leave out those that are gone; `fresh`, fit and begin
+            again.
         on_progress: called after every block of rows.
 
     Raises:
@@ -144,11 +147,11 @@ def fuse(
     """
     started = time.perf_counter()
     out = os.fspath(out)
-    cache = open_source(source, out, fresh=fresh, settings=settings, use=use)
+    cache = open_source(source, out, begin=begin, settings=settings, use=use)
     settings = settings or FuseSettings()
     settings.check()
-    fusion, path, notes = _fusion(cache, out, settings, use=use, save=save, fresh=fresh)
-    derived = derive(cache, out, fusion, dtype=dtype, fresh=fresh, on_progress=on_progress)
+    fusion, path, notes = _fusion(cache, out, settings, use=use, save=save, fresh=begin == "fresh")
+    derived = derive(cache, out, fusion, dtype=dtype, begin=begin, on_progress=on_progress)
     seconds = time.perf_counter() - started
     return dataclasses.replace(derived, model=path, notes=notes, seconds=seconds)
 

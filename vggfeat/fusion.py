@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vggfeat.deriving import blocks_of
 from vggfeat.errors import UsageError
 from vggfeat.metrics import unit_rows
 from vggfeat.reduction import fit_pca, fit_standardisation
+from vggfeat.transforms import blocks_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

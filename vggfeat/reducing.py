@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from vggfeat.deriving import Derived, blocks_of, chosen_layers, derive, open_source
+from vggfeat.deriving import Derived, derive, open_source
 from vggfeat.errors import CacheError, UsageError
 from vggfeat.fitted import Fitted, check_network, model_for, network_of, pack, unpack
 from vggfeat.fusing import default_model
 from vggfeat.fusion import normalise, unit_length
 from vggfeat.reduction import Pca, Standardisation, fit_pca, fit_standardisation
 from vggfeat.specs import NORMS
+from vggfeat.transforms import blocks_of, chosen_layers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vggfeat.config import Dtype
-    from vggfeat.deriving import OnProgress
+    from vggfeat.deriving import Begin, OnProgress
     from vggfeat.reader import FeatureCache
     from vggfeat.recipes import FinalNorm
     from vggfeat.specs import Norm
@@ -174,7 +175,7 @@ def reduce(
     use: str | os.PathLike[str] | None = None,
     save: str | os.PathLike[str] | None = None,
     dtype: Dtype = "float16",
-    fresh: bool = False,
+    begin: Begin = "resume",
     on_progress: OnProgress | None = None,
 ) -> Derived:
     """Makes a cache with shorter or standardised vectors of another's layers, or goes on with one.
@@ -189,7 +190,9 @@ def reduce(
         save: where to keep what is fitted; by default beside `out`, as `<out>.model.h5`. What is
             there already is used again if it was fitted to the same.
         dtype: of the stored features: `float16`, `float32`, or `int8`.
-        fresh: fit and begin again even if `out` is there.
+        begin: what to do if `out` is there: `resume`, go on with it; `update`, also bring in images
+            that are new in the source and leave out those that are gone; `fresh`, fit and begin
+            again.
         on_progress: called after every block of rows.
 
     Raises:
@@ -204,23 +207,23 @@ def reduce(
     """
     started = time.perf_counter()
     out = os.fspath(out)
-    cache = open_source(source, out, fresh=fresh, settings=settings, use=use)
+    cache = open_source(source, out, begin=begin, settings=settings, use=use)
     chosen = settings or ReduceSettings()
     chosen.check()
     if use is None and chosen.method == "keep":
         kept = _kept(cache, chosen)
-        return derive(cache, out, kept, dtype=dtype, fresh=fresh, on_progress=on_progress)
+        return derive(cache, out, kept, dtype=dtype, begin=begin, on_progress=on_progress)
     path = os.fspath(use if use is not None else save or default_model(out))
     fitted = model_for(
         path,
         KIND,
         _asked(cache, chosen) if use is None else None,
         lambda: _fit(cache, chosen),
-        fresh=fresh,
+        fresh=begin == "fresh",
     )
     check_network(cache, fitted.parameters["network"], path)
     reduction = reduction_from(fitted)
-    derived = derive(cache, out, reduction, dtype=dtype, fresh=fresh, on_progress=on_progress)
+    derived = derive(cache, out, reduction, dtype=dtype, begin=begin, on_progress=on_progress)
     notes, seconds = tuple(fitted.parameters["notes"]), time.perf_counter() - started
     return dataclasses.replace(derived, model=path, notes=notes, seconds=seconds)
 

@@ -55,6 +55,14 @@ Fresh = Annotated[
         "--resume/--fresh", help="Go on with the cache if it is there, or fit and make it anew."
     ),
 ]
+Update = Annotated[
+    bool,
+    typer.Option(
+        "--update",
+        help="Bring in images that are new in the source since, and leave out those that are gone; "
+        "what was fitted stays.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="The summary as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notices, only errors.")]
 
@@ -69,7 +77,8 @@ def run(
     use: str | None,
     save: str | None,
     dtype: str,
-    fresh: bool,
+    resume: bool,
+    update: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -80,6 +89,9 @@ def run(
         raise UsageError(f"--use applies a model with its own settings; give it without {named}")
     if dtype not in DTYPES:
         raise UsageError(f"dtype {dtype!r} is not known; expected one of {', '.join(DTYPES)}")
+    if update and not resume:
+        raise UsageError("--fresh makes all rows anew; give it without --update")
+    begin = "update" if update else "resume" if resume else "fresh"
     bar = _LateBar(quiet=quiet or as_json)
     derived: Derived | None = None
     try:
@@ -90,7 +102,7 @@ def run(
             use=use,
             save=save,
             dtype=dtype,
-            fresh=fresh,
+            begin=begin,
             on_progress=bar.update,
         )
     except InterruptedRunError as error:

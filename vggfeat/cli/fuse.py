@@ -7,7 +7,19 @@ from typing import Annotated
 import typer
 
 from vggfeat.cli.console import exit_codes, set_up_logging
-from vggfeat.cli.derived import Dtype, Fresh, Json, Layers, Out, Quiet, Save, Source, Use, run
+from vggfeat.cli.derived import (
+    Dtype,
+    Fresh,
+    Json,
+    Layers,
+    Out,
+    Quiet,
+    Save,
+    Source,
+    Update,
+    Use,
+    run,
+)
 from vggfeat.recipes import FINAL_NORMS, METHODS, ROW_NORMS, parse_weights
 
 
@@ -71,6 +83,7 @@ def fuse(
     use: Use = None,
     save: Save = None,
     resume: Fresh = True,
+    update: Update = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -105,7 +118,8 @@ def fuse(
             use=use,
             save=save,
             dtype=dtype,
-            fresh=not resume,
+            resume=resume,
+            update=update,
             as_json=as_json,
             quiet=quiet,
         )

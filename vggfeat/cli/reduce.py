@@ -7,7 +7,19 @@ from typing import Annotated
 import typer
 
 from vggfeat.cli.console import exit_codes, set_up_logging
-from vggfeat.cli.derived import Dtype, Fresh, Json, Layers, Out, Quiet, Save, Source, Use, run
+from vggfeat.cli.derived import (
+    Dtype,
+    Fresh,
+    Json,
+    Layers,
+    Out,
+    Quiet,
+    Save,
+    Source,
+    Update,
+    Use,
+    run,
+)
 from vggfeat.errors import UsageError
 from vggfeat.recipes import FINAL_NORMS
 from vggfeat.specs import NORMS
@@ -54,6 +66,7 @@ def reduce(
     use: Use = None,
     save: Save = None,
     resume: Fresh = True,
+    update: Update = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -84,7 +97,8 @@ def reduce(
             use=use,
             save=save,
             dtype=dtype,
-            fresh=not resume,
+            resume=resume,
+            update=update,
             as_json=as_json,
             quiet=quiet,
         )
