@@ -40,6 +40,7 @@ FOLDERS = "folders"
 """In place of a file of labels: the folder an image lies in is its label."""
 
 _MOST_ROWS = 20_000  # that are learnt from, spread evenly
+_MOST_BYTES = 1 << 30  # of them, as float32
 
 log = logging.getLogger("vggfeat")
 
@@ -241,11 +242,15 @@ def _notes_of(learnt: Learnt) -> list[str]:
     return [judged, f"{kind}: {weights}"]
 
 
+def _most_rows(fusion: Fusion) -> int:
+    return min(_MOST_ROWS, _MOST_BYTES // (4 * sum(fusion.widths.values())))
+
+
 def _from_labels(cache: FeatureCache, fusion: Fusion, labels: str | None) -> Examples:
     from vggfeat.learning import Examples
 
     classes = labels_of(cache, None if labels == FOLDERS else labels).classes
-    rows = spread(np.flatnonzero(cache.done & (classes != UNLABELLED)), _MOST_ROWS)
+    rows = spread(np.flatnonzero(cache.done & (classes != UNLABELLED)), _most_rows(fusion))
     return Examples(_gathered([(cache, rows)], fusion), classes[rows])
 
 
@@ -253,7 +258,7 @@ def _from_pairs(cache: FeatureCache, fusion: Fusion, pairs: Sequence[str]) -> Ex
     from vggfeat.learning import Examples
 
     parts, groups = [], []
-    originals = spread(np.flatnonzero(cache.done), _MOST_ROWS // (1 + len(pairs)))
+    originals = spread(np.flatnonzero(cache.done), _most_rows(fusion) // (1 + len(pairs)))
     for path in pairs:
         other = FeatureCache(path)
         check_network(other, network_of(cache, fusion.inputs), cache.path)
