@@ -228,6 +228,23 @@ def test_a_source_of_other_images_is_refused(workplace: Path, tmp_path: Path) ->
     assert len(library.open(tmp_path / "out.h5")) == 14
 
 
+def test_a_row_that_failed_and_is_done_since_loses_its_reason(
+    workplace: Path, tmp_path: Path
+) -> None:
+    """Once the source has a row that had failed, so has the fused cache, without a reason."""
+    shutil.copy(workplace / "feats.h5", tmp_path / "f.h5")
+    library.fuse(tmp_path / "f.h5", tmp_path / "o.h5")
+    row = library.open(tmp_path / "f.h5").row("class0/broken.png")
+    with h5py.File(tmp_path / "f.h5", "r+") as file:
+        file["images/state"][row] = 1
+        file["images/error"][row] = b""
+        for layer in file["features"].values():
+            layer[row] = 1
+    assert library.fuse(tmp_path / "f.h5", tmp_path / "o.h5").done == 13
+    assert library.open(tmp_path / "o.h5").failures() == []
+    assert library.verify(tmp_path / "o.h5").bad == ()
+
+
 def test_new_images_come_in_and_what_is_there_stays(workplace: Path, tmp_path: Path) -> None:
     """`--update` takes over rows that are as they were, does new and changed ones, drops others."""
     images = tmp_path / "images"
