@@ -16,7 +16,13 @@ from typer.main import get_command
 from vggfeat.cli import app
 
 REPOSITORY = Path(__file__).parent.parent
-PAGES_WITH_CLASSES = ("docs/LAYERS.md", "docs/EMBEDDINGS.md")
+PAGES_WITH_CLASSES = (
+    "docs/LAYERS.md",
+    "docs/EMBEDDINGS.md",
+    "docs/EXPORT.md",
+    "docs/SEARCH.md",
+    "docs/SEEING.md",
+)
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 
 
@@ -59,7 +65,15 @@ def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("page", "count"),
-    [("README.md", 14), ("docs/IMAGES.md", 3), ("docs/LAYERS.md", 4), ("docs/EMBEDDINGS.md", 16)],
+    [
+        ("README.md", 14),
+        ("docs/IMAGES.md", 3),
+        ("docs/LAYERS.md", 4),
+        ("docs/EMBEDDINGS.md", 16),
+        ("docs/EXPORT.md", 11),
+        ("docs/SEARCH.md", 11),
+        ("docs/SEEING.md", 9),
+    ],
 )
 def test_the_commands_of_a_page_run(workplace: Path, classes: Path, page: str, count: int) -> None:
     """Each vggfeat command of a page does its work, on random weights where it names none."""
@@ -79,12 +93,26 @@ def test_the_commands_of_a_page_run(workplace: Path, classes: Path, page: str, c
 
 
 @pytest.mark.parametrize(
-    "page", ["docs/USING.md", "README.md", "docs/LAYERS.md", "docs/EMBEDDINGS.md"]
+    "page",
+    [
+        "docs/USING.md",
+        "README.md",
+        "docs/LAYERS.md",
+        "docs/EMBEDDINGS.md",
+        "docs/EXPORT.md",
+        "docs/SEARCH.md",
+        "docs/SEEING.md",
+    ],
 )
 def test_python_blocks_run(workplace: Path, classes: Path, page: str) -> None:
     """The Python blocks of a page run one after the other."""
     folder = classes if page in PAGES_WITH_CLASSES else workplace
-    needed = {"README.md": "feats.h5", "docs/EMBEDDINGS.md": "altered.h5"}
+    needed = {
+        "README.md": "feats.h5",
+        "docs/EMBEDDINGS.md": "altered.h5",
+        "docs/EXPORT.md": "takeaway.h5",
+        "docs/SEARCH.md": "photos.h5",
+    }
     if page in needed and not (folder / needed[page]).exists():
         pytest.skip("needs the page's commands to have run")
     if page == "docs/USING.md":

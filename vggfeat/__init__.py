@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from vggfeat._version import __version__
 
 if TYPE_CHECKING:
+    from vggfeat.answers import Findings, search
     from vggfeat.benchmark import Bench, bench
     from vggfeat.calibration import calibrate
     from vggfeat.comparison import Comparison, compare
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from vggfeat.fusing import FuseSettings, fuse
     from vggfeat.loss import measure_loss
     from vggfeat.merging import Merged, merge
+    from vggfeat.near import Duplicates, duplicates
     from vggfeat.reader import FeatureCache
     from vggfeat.reader import open_cache as open  # noqa: A004 `vggfeat.open`, as in gzip.open
     from vggfeat.records import Progress, Summary
@@ -41,9 +43,11 @@ _HOMES = {
     "Bench": ("vggfeat.benchmark", "Bench"),
     "Comparison": ("vggfeat.comparison", "Comparison"),
     "Derived": ("vggfeat.deriving", "Derived"),
+    "Duplicates": ("vggfeat.near", "Duplicates"),
     "Extractor": ("vggfeat.extractor", "Extractor"),
     "FeatureCache": ("vggfeat.reader", "FeatureCache"),
     "FeatureDataset": ("vggfeat.tensors", "FeatureDataset"),
+    "Findings": ("vggfeat.answers", "Findings"),
     "FuseSettings": ("vggfeat.fusing", "FuseSettings"),
     "Merged": ("vggfeat.merging", "Merged"),
     "Progress": ("vggfeat.records", "Progress"),
@@ -57,6 +61,7 @@ _HOMES = {
     "bench": ("vggfeat.benchmark", "bench"),
     "calibrate": ("vggfeat.calibration", "calibrate"),
     "compare": ("vggfeat.comparison", "compare"),
+    "duplicates": ("vggfeat.near", "duplicates"),
     "extract": ("vggfeat.run", "extract"),
     "fuse": ("vggfeat.fusing", "fuse"),
     "load_config": ("vggfeat.config", "load_config"),
@@ -64,6 +69,7 @@ _HOMES = {
     "merge": ("vggfeat.merging", "merge"),
     "open": ("vggfeat.reader", "open_cache"),
     "reduce": ("vggfeat.reducing", "reduce"),
+    "search": ("vggfeat.answers", "search"),
     "verify": ("vggfeat.verification", "verify"),
 }
 
@@ -71,9 +77,11 @@ __all__ = [
     "Bench",
     "Comparison",
     "Derived",
+    "Duplicates",
     "Extractor",
     "FeatureCache",
     "FeatureDataset",
+    "Findings",
     "FuseSettings",
     "Merged",
     "Progress",
@@ -88,6 +96,7 @@ __all__ = [
     "bench",
     "calibrate",
     "compare",
+    "duplicates",
     "extract",
     "fuse",
     "load_config",
@@ -95,6 +104,7 @@ __all__ = [
     "merge",
     "open",
     "reduce",
+    "search",
     "verify",
 ]
 

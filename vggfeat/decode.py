@@ -298,14 +298,14 @@ def _fit(image: Image.Image, preprocess: Preprocess, max_pixels: int) -> Image.I
         return _resized(image, (size, size))
     if preprocess.crop == "pad":
         return _padded(image, size, preprocess.fill)
-    width, height = _with_shorter_side(image.size, size)
+    width, height = with_shorter_side(image.size, size)
     if width * height > max_pixels:
         what = "too large once resized for crop none"
         raise DecodeError(_too_large(what, f"{width} x {height}", max_pixels))
     return _resized(image, (width, height))
 
 
-def _with_shorter_side(size: tuple[int, int], shorter: int) -> tuple[int, int]:
+def with_shorter_side(size: tuple[int, int], shorter: int) -> tuple[int, int]:
     """Width and height in the proportion of `size`, rounded down as torchvision does."""
     width, height = size
     if width <= height:
@@ -319,7 +319,7 @@ def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 def _centre(image: Image.Image, resize: int, size: int) -> Image.Image:
     """Shorter side to `resize`, then size x size from the middle; torchvision's arithmetic."""
-    whole = _with_shorter_side(image.size, resize)
+    whole = with_shorter_side(image.size, resize)
     left, top = (round((side - size) / 2.0) for side in whole)
     window = (left, top, left + size, top + size)
     if whole[0] * whole[1] > WINDOW_ABOVE:

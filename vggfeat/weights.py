@@ -276,16 +276,23 @@ def _check_fit(
 
 def _guess_variant(found: Mapping[str, tuple[int, ...]], asked: str) -> str:
     """The variant other than `asked` whose convolutions the file has, as a hint."""
+    model = variant_of(found)
+    return f"; the file looks like {model}: try --model {model}" if model not in ("", asked) else ""
+
+
+def variant_of(found: Mapping[str, tuple[int, ...]]) -> str:
+    """The variant whose convolutions are exactly those of a file, by names and shapes; or ''."""
     from vggfeat.layers import VARIANTS
 
-    have = {name: shape for name, shape in found.items() if name.startswith("features.")}
+    have = {
+        name: shape
+        for name, shape in found.items()
+        if name.startswith("features.") and "num_batches" not in name
+    }
     for model in VARIANTS:
-        if model == asked:
-            continue
-        layers = [layer for layer in layer_table(model) if layer.kind == "conv"]
-        needed = parameter_shapes(layers, 0)
-        if needed == {name: shape for name, shape in have.items() if "num_batches" not in name}:
-            return f"; the file looks like {model}: try --model {model}"
+        convolutions = [layer for layer in layer_table(model) if layer.kind == "conv"]
+        if parameter_shapes(convolutions, 0) == have:
+            return model
     return ""
 
 

@@ -11,12 +11,18 @@ from vggfeat.cli import console
 from vggfeat.cli.bench import bench
 from vggfeat.cli.compare import compare
 from vggfeat.cli.doctor import doctor
+from vggfeat.cli.duplicates import duplicates
+from vggfeat.cli.export import export
 from vggfeat.cli.extract import extract
 from vggfeat.cli.fuse import fuse
 from vggfeat.cli.inspect import inspect
 from vggfeat.cli.layers import layers
 from vggfeat.cli.merge import merge
+from vggfeat.cli.plot import plot
 from vggfeat.cli.reduce import reduce
+from vggfeat.cli.search import search
+from vggfeat.cli.sheet import sheet
+from vggfeat.cli.trace import trace
 from vggfeat.cli.verify import verify
 
 app = typer.Typer(
@@ -51,7 +57,24 @@ def common(
     console.show_tracebacks(wanted=debug)
 
 
-for command in (extract, inspect, verify, merge, fuse, reduce, compare, layers, doctor, bench):
+for command in (
+    extract,
+    inspect,
+    verify,
+    merge,
+    fuse,
+    reduce,
+    compare,
+    search,
+    duplicates,
+    layers,
+    trace,
+    plot,
+    sheet,
+    export,
+    doctor,
+    bench,
+):
     app.command()(command)
 
 

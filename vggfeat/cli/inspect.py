@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vggfeat.cli.console import exit_codes, print_json, printable, shape_text, table
+from vggfeat.cli.colour import fitting_table, folded, painted, painted_state
+from vggfeat.cli.console import exit_codes, print_json, printable, shape_text
+from vggfeat.cli.finding import nearest_lines, row_lines
 from vggfeat.errors import UsageError
 from vggfeat.units import byte_count
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from vggfeat.summary import CacheSummary, LayerSummary
 
 _FAILURES_SHOWN = 20
+_FIRST_TO_GO = ("std", "size", "zeros", "min", "mean", "max")
 
 
 def inspect(
@@ -46,10 +49,30 @@ def inspect(
     failures: Annotated[
         bool, typer.Option("--failures", help="Name every failed image, not only the first 20.")
     ] = False,
+    rows: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead: rows whose path matches a pattern such as 'cats/*', with their states.",
+            metavar="PATTERN",
+            show_default=False,
+        ),
+    ] = None,
+    most: Annotated[int, typer.Option(help="With --rows: rows shown.", metavar="N")] = 50,
+    near: Annotated[
+        str | None,
+        typer.Option(
+            "--nearest",
+            help="Instead: the ten images nearest to this one of the cache, by cosine in each "
+            "layer of vectors.",
+            metavar="PATH",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Show what a cache holds: rows by state, layers and their values, how it was made, failures.
 
-    Works while a run is filling the cache, and reads no more than a sample of it.
+    Works while a run is filling the cache, and reads no more than a sample of it. On a narrow
+    terminal columns of figures are left out; --json has everything.
     """
     with exit_codes():
         # NumPy's linear algebra is not used here, and starting its threads is a fifth of the time.
@@ -58,6 +81,9 @@ def inspect(
         from vggfeat.summary import summarise
 
         opened = FeatureCache(cache)
+        if rows is not None or near is not None:
+            _find(opened, rows, most, near, as_json=as_json)
+            return
         summary = summarise(opened)
         losses = _losses(opened, against, wanted=loss)
         if as_json:
@@ -68,6 +94,32 @@ def inspect(
             typer.echo(line)
         for line in _loss_lines(losses):
             typer.echo(line)
+
+
+def _find(
+    cache: FeatureCache, pattern: str | None, most: int, near: str | None, *, as_json: bool
+) -> None:
+    from vggfeat.browsing import describe, matching, nearest
+
+    if most < 1:
+        raise UsageError(f"most is {most}; expected 1 row or more")
+    numbers = matching(cache, pattern) if pattern is not None else None
+    found = nearest(cache, near) if near is not None else ()
+    if as_json:
+        everything = describe(cache, numbers) if numbers is not None else ()
+        print_json(
+            {
+                "path": cache.path,
+                "matching": [dataclasses.asdict(row) for row in everything],
+                "nearest": [dataclasses.asdict(one) for one in found],
+            }
+        )
+        return
+    if pattern is not None and numbers is not None:
+        lines = row_lines(describe(cache, numbers[:most]), pattern, len(numbers))
+        typer.echo("\n".join(lines))
+    for line in nearest_lines(found)[pattern is None :]:
+        typer.echo(line)
 
 
 def _losses(cache: FeatureCache, against: str | None, *, wanted: bool) -> tuple[LayerLoss, ...]:
@@ -103,20 +155,23 @@ def _loss_lines(losses: tuple[LayerLoss, ...]) -> list[str]:
     return [
         "",
         f"  cost against {first.reference}, {first.rows} rows, each a query among the others",
-        *(f"  {line}" for line in table([head, *rows], "llrrrrr")),
+        *fitting_table([head, *rows], "llrrrrr", ("bytes a row", "median", "ten nearest kept")),
     ]
 
 
 def _lines(summary: CacheSummary, *, all_failures: bool) -> list[str]:
-    states = ", ".join(f"{count} {name}" for name, count in summary.states.items() if count)
+    states = ", ".join(
+        painted_state(f"{count} {name}", name) for name, count in summary.states.items() if count
+    )
     sizes = f"{byte_count(summary.size)}, {byte_count(summary.on_disk)} on disk"
     made = f"made {summary.created_utc} by vggfeat {summary.tool_version}"
     lines = [
         f"{printable(summary.path)}: {summary.rows} images: {states}",
-        f"  {sizes}; {made} from {printable(summary.root)}",
+        *folded(f"  {sizes}; {made} from {printable(summary.root)}", 4),
     ]
     if summary.warning:
-        lines.append(f"  WARNING: {summary.warning}")
+        warning = folded(f"  WARNING: {summary.warning}", 4)
+        lines += [painted(line, "yellow", bold=True) for line in warning]
     lines += ["", *_layer_lines(summary.layers), "", *_making_lines(summary)]
     return lines + _failure_lines(summary, show_all=all_failures)
 
@@ -124,9 +179,13 @@ def _lines(summary: CacheSummary, *, all_failures: bool) -> list[str]:
 def _layer_lines(layers: tuple[LayerSummary, ...]) -> list[str]:
     head = ("layer", "shape", "dtype", "size", "min", "max", "mean", "std", "zeros")
     rows = [head, *(_layer_row(layer) for layer in layers)]
-    lines = [f"  {line}" for line in table(rows, "lrlrrrrrr")]
+    lines = fitting_table(rows, "lrlrrrrrr", _FIRST_TO_GO)
     lines += [
-        f"  {layer.spec}: {layer.saturated} values stand at the limit of {layer.dtype}, clamped"
+        painted(
+            f"  {layer.spec}: {layer.saturated} values stand at the limit of {layer.dtype}, "
+            "clamped",
+            "yellow",
+        )
         for layer in layers
         if layer.saturated
     ]
@@ -152,7 +211,7 @@ def _making_lines(summary: CacheSummary) -> list[str]:
     preprocess = ", ".join(f"{name} {_plain(value)}" for name, value in summary.preprocess.items())
     versions = ", ".join(f"{name} {version}" for name, version in summary.versions.items())
     made_by = [f"  made by     {_step_text(step)}" for step in summary.steps]
-    return [
+    lines = [
         *made_by,
         f"  model       {summary.model}, computed in {summary.precision}",
         f"  weights     {summary.weights} (sha256 {summary.weights_sha256[:16]})",
@@ -160,6 +219,7 @@ def _making_lines(summary: CacheSummary) -> list[str]:
         f"  versions    {versions}",
         f"  fingerprint {summary.fingerprint[:16]}",
     ]
+    return [part for line in lines for part in folded(line, 14)]
 
 
 def _step_text(step: Mapping[str, Any]) -> str:
@@ -192,8 +252,9 @@ def _failure_lines(summary: CacheSummary, *, show_all: bool) -> list[str]:
     if not summary.failures:
         return []
     shown = summary.failures if show_all else summary.failures[:_FAILURES_SHOWN]
-    lines = ["", "  failed images"]
-    lines += [f"    {printable(item.path)}: {printable(item.reason)}" for item in shown]
+    lines = ["", painted("  failed images", "red")]
+    for item in shown:
+        lines += folded(f"    {printable(item.path)}: {printable(item.reason)}", 8)
     if len(shown) < len(summary.failures):
         lines.append(f"    and {len(summary.failures) - len(shown)} more: --failures")
     return lines

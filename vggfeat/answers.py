@@ -1,0 +1,241 @@
+"""`vggfeat search`: what images, or rows of a cache itself, find in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vggfeat.blocks import Asked, sides
+from vggfeat.errors import InputError, TooManyFailuresError, UsageError
+from vggfeat.near import the_layer
+from vggfeat.querying import Queries, Undecodable, query_images
+from vggfeat.reader import FeatureCache
+from vggfeat.scan import nearest
+from vggfeat.schema import RowState
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from vggfeat.blocks import Metric
+
+    Values = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """An image that was found.
+
+    Attributes:
+        rank: from 1.
+        row: in the cache.
+        path: of the image, relative to the cache's root.
+        score: cosine, inner product, or with metric `l2` the distance.
+        similarity: the score, but of a distance d it is 1 / (1 + d).
+    """
+
+    rank: int
+    row: int
+    path: str
+    score: float
+    similarity: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one query found.
+
+    Attributes:
+        query: path of the image, or its name in the cache.
+        row: of a query that is an image of the cache, else None.
+        hits: nearest first.
+    """
+
+    query: str
+    row: int | None
+    hits: tuple[Hit, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What a search came to.
+
+    Attributes:
+        cache: its path.
+        layers: searched by.
+        weights: of each layer, adding up to 1.
+        metric: `cosine`, `l2` or `dot`.
+        images: among which was searched.
+        answers: one a query, images before rows.
+        failures: queries that give no image.
+    """
+
+    cache: str
+    layers: tuple[str, ...]
+    weights: tuple[float, ...]
+    metric: str
+    images: int
+    answers: tuple[Answer, ...]
+    failures: tuple[Undecodable, ...]
+
+
+def search(
+    cache: str | os.PathLike[str] | FeatureCache,
+    queries: Sequence[str | os.PathLike[str]] = (),
+    *,
+    rows: Sequence[str | int] = (),
+    layers: Sequence[str] = (),
+    weights: Sequence[float] = (),
+    metric: Metric = "cosine",
+    top: int = 10,
+    device: str = "auto",
+    model_weights: str | os.PathLike[str] | None = None,
+    use: str | os.PathLike[str] | None = None,
+) -> Findings:
+    """Finds the images of a cache that are nearest to others; exact.
+
+    Args:
+        cache: what is searched: its rows that are done.
+        queries: images, folders, archives; see `querying.query_images`.
+        rows: images of the cache as queries, by name or row; each leaves itself out. Without
+            `queries` no network is needed, and torch is not imported.
+        layers: one or more; may be left out where the cache has one only.
+        weights: one a layer; equal by default. See `blocks.sides` for what several layers mean.
+        metric: `cosine`, `l2` or `dot`.
+        top: how many to find for each.
+        device: for the network, and for the search where it is CUDA.
+        model_weights: see `querying.query_images`.
+        use: likewise.
+
+    Raises:
+        UsageError: choices that make no sense, or no query.
+        InputError: a query is missing, or nothing is done yet.
+        TooManyFailuresError: no query could be decoded.
+        WeightsError: the weights cannot be had.
+        CacheError: not a cache of ours, without such a layer, or made with other weights.
+        DeviceError: no such device.
+    """
+    opened = cache if isinstance(cache, FeatureCache) else FeatureCache(cache)
+    names, shares = _layers(opened, layers, weights)
+    if not queries and not rows:
+        raise UsageError("no query; name images or folders, or an image of the cache with --row")
+    images = int(opened.done.sum())
+    if not images:
+        raise InputError(f"no image of cache {opened.path!r} is done; run vggfeat extract first")
+    own = [_row(opened, name) for name in rows]
+    _check(opened, names, shares, metric, top)
+    asked = Queries((), {}, ())
+    if queries:
+        asked = query_images(
+            opened, queries, names, device=device, model_weights=model_weights, use=use
+        )
+    paths, failures = asked.paths, asked.failures
+    findings = Findings(opened.path, names, shares, metric, images, (), failures)
+    if not paths and not own:
+        raise TooManyFailuresError(_none_decoded(failures), findings)
+    labels = [*paths, *(opened.name(row) for row in own)]
+    left_out = np.array([-1] * len(paths) + own)
+    found = nearest(
+        opened, _asked(opened, names, shares, asked.vectors, own), top, metric,
+        left_out=left_out, device=device if queries else "cpu",
+    )  # fmt: skip
+    answers = [
+        Answer(label, row if row >= 0 else None, _hits(opened, hits, scores, metric))
+        for label, row, hits, scores in zip(
+            labels, left_out.tolist(), found.rows, found.scores, strict=True
+        )
+    ]
+    return Findings(opened.path, names, shares, metric, images, tuple(answers), failures)
+
+
+def _layers(
+    cache: FeatureCache, layers: Sequence[str], weights: Sequence[float]
+) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """Canonical names, and weights that add up to 1."""
+    names = tuple(cache.canonical(layer) for layer in layers) or (the_layer(cache),)
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UsageError(f"layer {', '.join(twice)} is named twice; give it one weight")
+    if weights and len(weights) != len(names):
+        raise UsageError(
+            f"{len(weights)} weights for {len(names)} layers ({', '.join(names)}); give one each"
+        )
+    given = tuple(weights) or (1.0,) * len(names)
+    total = sum(given)
+    return names, tuple(one / total for one in given) if total else given
+
+
+def _check(
+    cache: FeatureCache,
+    layers: Sequence[str],
+    weights: Sequence[float],
+    metric: Metric,
+    top: int,
+) -> None:
+    """Refuses what would fail later, before a network is made."""
+    if top < 1:
+        raise UsageError(f"top is {top}; expected at least 1")
+    nothing = [np.zeros((0, cache[layer].shape[1]), np.float32) for layer in layers]
+    sides(cache, [Asked(*one) for one in zip(layers, nothing, weights, strict=True)], metric)
+
+
+def _row(cache: FeatureCache, name: str | int) -> int:
+    """The row of a query that is an image of the cache, which must be done."""
+    if isinstance(name, int):
+        if not 0 <= name < len(cache):
+            raise UsageError(f"row {name} is not in cache {cache.path!r} of {len(cache)} rows")
+        row = name
+    else:
+        try:
+            row = cache.row(name)
+        except KeyError:
+            raise UsageError(
+                f"image {name!r} is not in cache {cache.path!r}; expected a path as the cache has "
+                f"it, such as {cache.name(0)!r}"
+            ) from None
+    state = RowState(int(cache.state[row]))
+    if state != RowState.DONE:
+        raise UsageError(
+            f"image {cache.name(row)!r} of cache {cache.path!r} is {state.name.lower()}, not done: "
+            "it has no features to search with"
+        )
+    return row
+
+
+def _asked(
+    cache: FeatureCache,
+    layers: Sequence[str],
+    weights: Sequence[float],
+    vectors: Mapping[str, Values],
+    own: Sequence[int],
+) -> list[Asked]:
+    """Queries by each layer: images first, then rows."""
+    asked = []
+    for layer, weight in zip(layers, weights, strict=True):
+        parts = [cache.values(layer, np.array(own, np.int64))]
+        if layer in vectors:
+            parts.insert(0, vectors[layer])
+        asked.append(Asked(layer, np.concatenate(parts), weight))
+    return asked
+
+
+def _hits(
+    cache: FeatureCache, rows: NDArray[np.int64], scores: Values, metric: Metric
+) -> tuple[Hit, ...]:
+    return tuple(
+        Hit(rank, row, cache.name(row), score, 1 / (1 + score) if metric == "l2" else score)
+        for rank, (row, score) in enumerate(zip(rows.tolist(), scores.tolist(), strict=True), 1)
+        if row >= 0
+    )
+
+
+def _none_decoded(failures: Sequence[Undecodable]) -> str:
+    first = failures[0]
+    return (
+        f"none of {len(failures)} query images can be decoded; the first, {first.path!r}: "
+        f"{first.reason}"
+    )

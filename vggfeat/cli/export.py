@@ -1,0 +1,83 @@
+"""`vggfeat export`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from vggfeat.cli.console import exit_codes, print_json, printable
+from vggfeat.units import byte_count
+
+if TYPE_CHECKING:
+    from vggfeat.exporting.options import Compress, IndexMetric
+
+
+def export(
+    cache: Annotated[str, typer.Argument(help="A cache.", metavar="FILE.h5")],
+    *,
+    to: Annotated[
+        str,
+        typer.Option(
+            help="npy, npz, parquet, safetensors, csv, webdataset, hloc, faiss or hdf5.",
+            metavar="FORMAT",
+        ),
+    ],
+    out: Annotated[
+        str,
+        typer.Option(
+            "--out",
+            "-o",
+            help="The file to make; for npy, webdataset and faiss a folder.",
+            metavar="PATH",
+        ),
+    ],
+    layers: Annotated[
+        str,
+        typer.Option(help="Layers of the cache; all by default.", metavar="SPEC,..."),
+    ] = "",
+    rows: Annotated[
+        str,
+        typer.Option(
+            help="done, all (NaN where an image is not done), or a pattern of paths such as "
+            "'cats/*'.",
+            metavar="WHICH",
+        ),
+    ] = "done",
+    compress: Annotated[
+        str, typer.Option(help="none, gzip or zstd, for hdf5 and parquet.", metavar="HOW")
+    ] = "none",
+    metric: Annotated[
+        str,
+        typer.Option(
+            help="Of a faiss index: cosine (rows at unit length), ip (inner product) or l2.",
+            metavar="NAME",
+        ),
+    ] = "cosine",
+    as_json: Annotated[bool, typer.Option("--json", help="What was written as JSON.")] = False,
+) -> None:
+    """Write a cache in the format of another tool: some layers and rows, or all.
+
+    It appears whole or not at all, and memory stays bounded however large the cache is (faiss
+    holds its index in memory). float16 is kept where the format has it.
+    """
+    with exit_codes():
+        from vggfeat.exporting import export as export_cache
+        from vggfeat.signals import ended_by_signals
+        from vggfeat.specs import split_specs
+
+        with ended_by_signals():
+            made = export_cache(
+                cache, out, to=to, layers=split_specs(layers), rows=rows,
+                compress=cast("Compress", compress), metric=cast("IndexMetric", metric),
+            )  # fmt: skip
+        if as_json:
+            print_json(made)
+            return
+        names = ", ".join(made.layers)
+        typer.echo(
+            f"{printable(made.out)}: {made.rows} images, {names} as {made.format}, "
+            f"{byte_count(made.bytes)}"
+        )
+        for note in made.notes:
+            typer.echo(f"  note: {note}")

@@ -1,0 +1,185 @@
+"""`vggfeat plot`."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vggfeat.cli.console import exit_codes, printable, set_up_logging
+from vggfeat.errors import UsageError
+from vggfeat.preprocess import CROPS, TRANSFORMS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from matplotlib.figure import Figure
+
+_FOR_IMAGES = ("channels", "overlay", "model", "weights", "transform", "size", "crop", "device")
+_FOR_CACHES = ("projection", "marks", "sample", "root")
+_CACHE_ENDINGS = (".h5", ".hdf5")
+
+
+def _choice(text: str, metavar: str) -> Any:
+    """An option that is not given unless it is, so that it can be refused where it means nothing.
+
+    What it is by default is said in its help.
+    """
+    return typer.Option(help=text, metavar=metavar, show_default=False)
+
+
+def plot(
+    file: Annotated[
+        str, typer.Argument(help="An image, or a cache.", metavar="IMAGE|FILE.h5", show_default="")
+    ],
+    out: Annotated[
+        str,
+        typer.Option("--out", "-o", help="The picture to write.", metavar="FILE.png|svg|pdf"),
+    ],
+    *,
+    layers: Annotated[
+        str | None,
+        _choice(
+            "Layers, comma separated; of an image names of maps, such as conv1_2,pool5. "
+            "[default: of an image the last convolution of each block, of a cache all]",
+            "NAME,...",
+        ),
+    ] = None,
+    channels: Annotated[
+        str | None,
+        _choice(
+            "Of an image: the mean of all channels, the N with the largest mean, or these. "
+            "[default: mean]",
+            "mean|top:N|N,...",
+        ),
+    ] = None,
+    overlay: Annotated[
+        bool, typer.Option("--overlay", help="Of an image: lay the maps over it.")
+    ] = False,
+    model: Annotated[
+        str | None,
+        _choice("Of an image: vgg11, 13, 16 or 19, each also with _bn. [default: vgg19]", "NAME"),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        _choice(
+            "Of an image: imagenet, features, a .pth or .safetensors file, or random[:SEED]. "
+            "[default: imagenet]",
+            "NAME|FILE",
+        ),
+    ] = None,
+    transform: Annotated[
+        str | None,
+        _choice(
+            "Of an image: whose mean and deviation normalise it, one of "
+            f"{', '.join(TRANSFORMS)}. [default: auto]",
+            "NAME",
+        ),
+    ] = None,
+    size: Annotated[
+        int | None,
+        _choice(
+            "Of an image: side of the network's input in pixels. [default: the weights', 224]", "PX"
+        ),
+    ] = None,
+    crop: Annotated[
+        str | None,
+        _choice(
+            f"Of an image: how it is cut to that size, one of {', '.join(CROPS)}. "
+            "[default: center]",
+            "HOW",
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        _choice("Of an image: auto, cpu, cuda, cuda:N or mps. [default: auto]", "NAME"),
+    ] = None,
+    projection: Annotated[
+        str | None,
+        _choice(
+            "Of a cache: how its images come into a plane, pca or umap (needs vggfeat[umap]). "
+            "[default: pca]",
+            "HOW",
+        ),
+    ] = None,
+    marks: Annotated[
+        str | None,
+        _choice(
+            "Of a cache: thumbnails of the images whose files are found, or dots coloured by "
+            "folders. [default: thumbnails]",
+            "HOW",
+        ),
+    ] = None,
+    sample: Annotated[
+        int | None,
+        _choice(
+            "Of a cache: images in a plane at most, spread over the cache. [default: 1000]", "N"
+        ),
+    ] = None,
+    root: Annotated[
+        str | None,
+        _choice("Of a cache: where its images are now. [default: where they were]", "DIR"),
+    ] = None,
+) -> None:
+    """Draw what layers see in an image, or what the values and the images of a cache look like.
+
+    Of an image: feature maps beside it, each with its own scale. Of a cache: for each layer a
+    histogram of its values and its images in a plane, near to one another where their cosine is
+    large. Needs matplotlib: vggfeat[plot].
+    """
+    given = {
+        name: value for name, value in locals().items() if value is not None and value is not False
+    }
+    with exit_codes():
+        from vggfeat.chart import chart_format, check_matplotlib
+        from vggfeat.drawing import to_bytes
+        from vggfeat.reports import publish
+
+        set_up_logging(quiet=False, verbose=False)
+        form = chart_format(out)  # before the work rather than after it
+        check_matplotlib()
+        figure = _of_cache(given) if _is_cache(file) else _of_image(given)
+        publish(out, to_bytes(figure, form))
+        typer.echo(f"{printable(out)}: {printable(file)}")
+
+
+def _is_cache(file: str) -> bool:
+    """Whether it is, or should be, a cache: an error then says what is wrong with it as such."""
+    import h5py
+
+    return file.lower().endswith(_CACHE_ENDINGS) or (os.path.isfile(file) and h5py.is_hdf5(file))
+
+
+def _refuse(given: Mapping[str, Any], names: tuple[str, ...], what: str) -> None:
+    wrong = [f"--{name}" for name in names if name in given]
+    if wrong:
+        raise UsageError(f"{', '.join(wrong)} is for {what}, and {given['file']!r} is none")
+
+
+def _of_image(given: Mapping[str, Any]) -> Figure:
+    _refuse(given, _FOR_CACHES, "caches")
+    from vggfeat.config import Settings
+    from vggfeat.drawing import draw_maps
+    from vggfeat.maps import MEAN, check_channels, last_convolutions, parse_channels, see
+
+    channels = parse_channels(given.get("channels", MEAN))
+    network = {name: given[name] for name in _FOR_IMAGES[2:] if name in given}
+    model = network.get("model", Settings(layers="fc7").model)
+    settings = Settings(**{"layers": given.get("layers", last_convolutions(model)), **network})
+    check_channels(channels, settings)
+    return draw_maps(see(given["file"], settings), channels, overlay="overlay" in given)
+
+
+def _of_cache(given: Mapping[str, Any]) -> Figure:
+    _refuse(given, _FOR_IMAGES, "images")
+    from vggfeat.reader import FeatureCache
+    from vggfeat.scatter import check_marks, draw_cache
+    from vggfeat.views import check_projection, view_cache
+
+    projection = check_projection(given.get("projection", "pca"))
+    marks = check_marks(given.get("marks", "thumbnails"))
+    cache = FeatureCache(given["file"])
+    sample = {"sample": given["sample"]} if "sample" in given else {}
+    view = view_cache(cache, layers=given.get("layers"), projection=projection, **sample)
+    return draw_cache(view, marks=marks, root=given.get("root"))

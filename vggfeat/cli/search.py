@@ -1,0 +1,158 @@
+"""`vggfeat search`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from vggfeat.cli.console import exit_codes, print_json, printable, set_up_logging, table
+
+if TYPE_CHECKING:
+    from vggfeat.answers import Answer, Findings
+    from vggfeat.blocks import Metric
+
+_WITHOUT_TERMINAL = (120, 24)
+_LEAST_PATH = 16
+_INDENT = 2
+
+
+def search(
+    cache: Annotated[str, typer.Argument(help="The cache to search.", metavar="FILE.h5")],
+    queries: Annotated[
+        list[str] | None,
+        typer.Argument(help="Images, folders or archives to search with.", metavar="[QUERY...]"),
+    ] = None,
+    *,
+    row: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="An image of the cache itself as query, by its path there; it does not find "
+            "itself, and torch is not needed. May be given several times.",
+            metavar="NAME",
+        ),
+    ] = None,
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Layer to search by; may be left out where the cache has one only. Given several "
+            "times, their scores are averaged.",
+            metavar="LAYER",
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="A weight for each --layer; equal by default.", metavar="W,..."),
+    ] = None,
+    metric: Annotated[
+        str, typer.Option(help="cosine, l2 (distance) or dot (inner product).", metavar="NAME")
+    ] = "cosine",
+    top: Annotated[int, typer.Option(help="Images to find for each query.", metavar="K")] = 10,
+    device: Annotated[
+        str,
+        typer.Option(help="Where the network runs, as for extract; CUDA searches too."),
+    ] = "auto",
+    model_weights: Annotated[
+        str | None,
+        typer.Option(
+            help="The network's weights, where they are not found as the cache names them; they "
+            "must be the same.",
+            metavar="FILE",
+        ),
+    ] = None,
+    use: Annotated[
+        str | None,
+        typer.Option(
+            help="What fuse or reduce fitted when they made the cache; by default the file beside "
+            "it, FILE.model.h5.",
+            metavar="MODEL.h5",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The results as JSON.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="The results as CSV.")] = False,
+) -> None:
+    """Find the images of a cache that are nearest to others.
+
+    A query goes through the network, weights and preprocessing that the cache was made with.
+    The search is exact: every row is looked at.
+    """
+    with exit_codes():
+        from vggfeat.answers import search as search_cache
+        from vggfeat.errors import UsageError
+        from vggfeat.recipes import parse_weights
+
+        set_up_logging(quiet=as_json or as_csv, verbose=False)
+        if as_json and as_csv:
+            raise UsageError("--json and --csv are two forms of the same; give one of them")
+        found = search_cache(
+            cache,
+            queries or (),
+            rows=row or (),
+            layers=layer or (),
+            weights=parse_weights(weights or ""),
+            metric=cast("Metric", metric),
+            top=top,
+            device=device,
+            model_weights=model_weights,
+            use=use,
+        )
+        for failure in found.failures:
+            typer.echo(
+                f"vggfeat: warning: query {printable(failure.path)}: {failure.reason}", err=True
+            )
+        if as_json:
+            print_json(found)
+        else:
+            typer.echo(_csv(found) if as_csv else "\n".join(_lines(found)), nl=not as_csv)
+
+
+def _csv(found: Findings) -> str:
+    r"""One line a hit (RFC 4180); bytes of a path that are no UTF-8 as `\xNN`."""
+    text = io.StringIO(newline="")
+    lines = csv.writer(text)
+    lines.writerow(("query", "rank", "path", "score", "similarity"))
+    lines.writerows(
+        (answer.query, hit.rank, hit.path, f"{hit.score:.7g}", f"{hit.similarity:.7g}")
+        for answer in found.answers
+        for hit in answer.hits
+    )
+    plain = text.getvalue().encode("utf-8", "surrogateescape")
+    return plain.decode("utf-8", "backslashreplace")
+
+
+def _lines(found: Findings) -> list[str]:
+    by = ", ".join(
+        layer if len(found.layers) == 1 else f"{layer} {weight:.2g}"
+        for layer, weight in zip(found.layers, found.weights, strict=True)
+    )
+    lines = [f"{found.images} images searched by {printable(by)}, {_METRICS[found.metric]}"]
+    for answer in found.answers:
+        lines += ["", printable(answer.query), *_rows(answer, found.metric)]
+    return lines
+
+
+_METRICS = {"cosine": "cosine", "l2": "L2 distance", "dot": "inner product"}
+
+
+def _rows(answer: Answer, metric: str) -> list[str]:
+    if not answer.hits:
+        return ["  no other image is done"]
+    distance = metric == "l2"
+    head = ("rank", "distance" if distance else metric, *(["similarity"] if distance else []))
+    cells = [
+        (str(hit.rank), f"{hit.score:.4f}", *([f"{hit.similarity:.4f}"] if distance else []))
+        for hit in answer.hits
+    ]
+    figures = table([head, *cells], "r" * len(head))
+    room = shutil.get_terminal_size(_WITHOUT_TERMINAL).columns - len(figures[0]) - _INDENT - 3
+    paths = ["path", *(_cut(printable(hit.path), room) for hit in answer.hits)]
+    return [f"  {line}" for line in table(list(zip(figures, paths, strict=True)), "ll")]
+
+
+def _cut(path: str, width: int) -> str:
+    """A path without its beginning where it does not fit: its end tells images apart."""
+    width = max(width, _LEAST_PATH)
+    return path if len(path) <= width else f"...{path[3 - width :]}"

@@ -1,0 +1,163 @@
+"""One export: checked first, written beside its place, put there by rename."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vggfeat.errors import SpaceError, UsageError
+from vggfeat.exporting.content import select
+from vggfeat.exporting.formats import FORMATS, Format
+from vggfeat.exporting.options import COMPRESSIONS, INDEX_METRICS, Compress, IndexMetric, Options
+from vggfeat.lock import hold
+from vggfeat.reader import FeatureCache
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vggfeat.exporting.content import Content
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What an export came to.
+
+    Attributes:
+        out: the file or folder.
+        format: one of `FORMATS`.
+        rows: images in it.
+        layers: canonical specs.
+        bytes: of the file, or of all files of the folder.
+        notes: what is otherwise than in the cache.
+    """
+
+    out: str
+    format: str
+    rows: int
+    layers: tuple[str, ...]
+    bytes: int
+    notes: tuple[str, ...]
+
+
+def export(
+    cache: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    to: str,
+    layers: Sequence[str] = (),
+    rows: str = "done",
+    compress: Compress = "none",
+    metric: IndexMetric = "cosine",
+) -> Exported:
+    """Writes a cache in another format; it appears whole or not at all, and memory is bounded.
+
+    Only a faiss index is held in memory whole, as faiss does.
+
+    Args:
+        cache: a cache.
+        out: file or folder to make; must not be there yet.
+        to: one of `FORMATS`.
+        layers: specs; empty for all.
+        rows: `done`, `all` (NaN where not done), or a shell pattern of paths.
+        compress: see `Options`.
+        metric: see `Options`.
+
+    Raises:
+        UsageError: a setting makes no sense, a library is missing, or `out` is there.
+        CacheError: it is not a cache of ours, is damaged, or has no such layer.
+        LockedError: another run makes `out`.
+        SpaceError: no room; nothing is left.
+    """
+    place = os.fspath(out).rstrip(os.sep) or os.fspath(out)
+    form = _check(to, place, compress, metric)
+    content = select(FeatureCache(cache), layers, rows)
+    with hold(place):
+        if os.path.lexists(place):
+            raise UsageError(
+                f"output {place!r} is there already; choose another --out or delete it"
+            )
+        _put(content, place, form, Options(compress, metric))
+    notes = tuple(_notes(content, form, to, compress))
+    return Exported(place, to, len(content), content.layers, _size(place), notes)
+
+
+def _check(to: str, place: str, compress: str, metric: str) -> Format:
+    form = FORMATS.get(to)
+    if form is None:
+        raise UsageError(f"format {to!r} is not known; expected one of {', '.join(FORMATS)}")
+    if compress not in COMPRESSIONS:
+        raise UsageError(f"compress is {compress!r}; expected one of {', '.join(COMPRESSIONS)}")
+    if compress != "none" and compress not in form.compressions:
+        able = [name for name, one in FORMATS.items() if compress in one.compressions]
+        raise UsageError(f"compress {compress} is not for {to}; it is for {' and '.join(able)}")
+    if metric not in INDEX_METRICS:
+        raise UsageError(f"metric is {metric!r}; expected one of {', '.join(INDEX_METRICS)}")
+    folder = os.path.dirname(place) or os.curdir
+    if not os.path.isdir(folder):
+        raise UsageError(f"output {place!r}: there is no folder {folder!r}; make it first")
+    return form
+
+
+def _put(content: Content, place: str, form: Format, options: Options) -> None:
+    temporary = f"{place}.tmp"  # always the same: the output is locked, and a killed run leaves one
+    _remove(temporary)
+    try:
+        form.write(content, temporary, options)
+        _sync(temporary)
+        os.rename(temporary, place)
+    except OSError as error:
+        _remove(temporary)
+        reason = error.strerror or str(error)
+        raise SpaceError(
+            error.errno or 0, f"{place!r} cannot be written: {reason}; name another place"
+        ) from error
+    except BaseException:
+        _remove(temporary)
+        raise
+
+
+def _remove(path: str) -> None:
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        os.unlink(path)
+
+
+def _files(place: str) -> list[str]:
+    if not os.path.isdir(place):
+        return [place]
+    return [os.path.join(place, name) for name in sorted(os.listdir(place))]
+
+
+def _sync(place: str) -> None:
+    """On the disk before it gets its name, so that a power cut leaves no empty file under it."""
+    for path in _files(place):
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _size(place: str) -> int:
+    return sum(os.path.getsize(path) for path in _files(place))
+
+
+def _notes(content: Content, form: Format, to: str, compress: str) -> list[str]:
+    notes = []
+    if content.cache.header.scales and not form.keeps_codes:
+        notes.append("int8 codes were written as the float32 values they stand for")
+    strange = 0 if form.exact_paths else content.not_utf8()
+    if strange:
+        notes.append(
+            f"{strange} paths hold bytes that are no UTF-8, or control characters; they are "
+            r"written as \xNN"
+        )
+    if to == "hdf5" and compress != "none":
+        notes.append(
+            "compressed, it cannot be memory mapped: read it by h5py, or `h5repack -f NONE -l "
+            "CONTI` makes a cache of it again"
+        )
+    return notes

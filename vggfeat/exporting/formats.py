@@ -1,0 +1,51 @@
+"""The formats that a cache can be exported to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vggfeat.exporting.arrays import write_npy, write_npz
+from vggfeat.exporting.hdf5 import write_hdf5, write_hloc
+from vggfeat.exporting.index import write_faiss
+from vggfeat.exporting.shards import write_webdataset
+from vggfeat.exporting.tabular import write_csv, write_parquet
+from vggfeat.exporting.tensorfile import write_safetensors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from vggfeat.exporting.content import Content
+    from vggfeat.exporting.options import Compress, Options
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """One format.
+
+    Attributes:
+        write: writes the content to a path at which nothing is.
+        is_folder: it is a folder and no file.
+        compressions: other than none.
+        exact_paths: paths are kept as bytes, whatever they hold.
+        keeps_codes: int8 stays int8, with its scales.
+    """
+
+    write: Callable[[Content, str, Options], None]
+    is_folder: bool = False
+    compressions: tuple[Compress, ...] = ()
+    exact_paths: bool = False
+    keeps_codes: bool = False
+
+
+FORMATS: Mapping[str, Format] = {
+    "npy": Format(write_npy, is_folder=True),
+    "npz": Format(write_npz, exact_paths=True),
+    "parquet": Format(write_parquet, compressions=("gzip", "zstd")),
+    "safetensors": Format(write_safetensors, exact_paths=True),
+    "csv": Format(write_csv),
+    "webdataset": Format(write_webdataset, is_folder=True),
+    "hloc": Format(write_hloc),
+    "faiss": Format(write_faiss, is_folder=True),
+    "hdf5": Format(write_hdf5, compressions=("gzip", "zstd"), exact_paths=True, keeps_codes=True),
+}

@@ -1,0 +1,89 @@
+"""HDF5 to ship, compressed; and as hloc has it, one group an image."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from typing import TYPE_CHECKING, Any
+
+import h5py
+
+from vggfeat.browsing import blocks
+from vggfeat.exporting.options import need
+from vggfeat.quantisation import scales_digest
+from vggfeat.schema import FEATURES, IMAGES, OFFSETS, SCALES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vggfeat.exporting.content import Content
+    from vggfeat.exporting.options import Options
+
+_CHUNK_BYTES = 1 << 20
+_GZIP_LEVEL = 4
+
+
+def write_hdf5(content: Content, path: str, options: Options) -> None:
+    """The groups, names and attributes of a cache, but for the rows and layers that are left out.
+
+    Codes of int8 stay codes, with their scales.
+    """
+    how = _filters(options)
+    identity = content.cache.header.identity
+    scales = {
+        layer: one for layer, one in content.cache.header.scales.items() if layer in content.layers
+    }
+    kept = dataclasses.replace(
+        identity, layers=tuple(sorted(content.layers)), scales=scales_digest(scales)
+    )
+    with h5py.File(content.cache.path) as old, h5py.File(path, "w", libver="v110") as new:
+        new.attrs.update(old.attrs)
+        new.attrs["fingerprint"] = kept.fingerprint()
+        for name, column in old[IMAGES].items():
+            values = column[()][content.rows]
+            _create(new, f"{IMAGES}/{name}", column, len(content), how)[...] = values
+        for layer in content.layers:
+            name = f"{FEATURES}/{layer}"
+            target = _create(new, name, old[name], len(content), how)
+            for start, stop in blocks(len(content), _row_bytes(old[name])):
+                target[start:stop] = content.cache[layer][content.rows[start:stop]]
+            for kind in (SCALES, OFFSETS) if layer in scales else ():
+                new[f"{kind}/{layer}"] = old[f"{kind}/{layer}"][()]
+
+
+def _filters(options: Options) -> Mapping[str, Any]:
+    if options.compress == "zstd":
+        return {**need("hdf5plugin", "zstd-hdf5", "hdf5 with zstd").Zstd(), "shuffle": True}
+    if options.compress == "gzip":
+        return {"compression": "gzip", "compression_opts": _GZIP_LEVEL, "shuffle": True}
+    return {}
+
+
+def _create(
+    new: h5py.File, name: str, like: h5py.Dataset, rows: int, how: Mapping[str, Any]
+) -> h5py.Dataset:
+    """A dataset of as many rows and the same type, filtered in chunks of whole rows."""
+    chunk = None
+    if how and rows:
+        chunk = (max(1, min(rows, _CHUNK_BYTES // _row_bytes(like))), *like.shape[1:])
+    return new.create_dataset(name, (rows, *like.shape[1:]), like.dtype, chunks=chunk, **how)
+
+
+def _row_bytes(dataset: h5py.Dataset) -> int:
+    return max(1, int(dataset.dtype.itemsize * math.prod(dataset.shape[1:])))
+
+
+def write_hloc(content: Content, path: str, _options: Options) -> None:
+    """A group an image under its path; in it `global_descriptor`, or of several a dataset a layer.
+
+    The names are those of hloc (github.com/cvg/Hierarchical-Localization, extract_features).
+    """
+    single = len(content.layers) == 1 and len(content.row_shape(content.layers[0])) == 1
+    paths = content.paths()
+    with h5py.File(path, "w", libver="latest") as file:
+        for part in content.parts():
+            for at in range(len(part.rows)):
+                group = file.create_group(paths[part.start + at].lstrip(os.sep))
+                for layer, values in part.values.items():
+                    group["global_descriptor" if single else layer] = values[at]

@@ -1,0 +1,223 @@
+"""Whether the tensors of a weight file are those of a network, layer by layer, by their shapes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vggfeat.layers import CLASSES, GRID, Layer, find_layer, layer_table
+from vggfeat.weights import parameter_shapes, variant_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    Shapes = Mapping[str, tuple[int, ...]]
+
+_NAMED = 4
+_FIRST = "features.0.weight"
+_FC6 = "classifier.0.weight"
+_FC8 = "classifier.6.weight"
+_CONVOLUTIONS_DO = (
+    "its conv and pool layers can be had all the same, as nothing behind the deepest layer asked "
+    "for is loaded: --layers conv5_3"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that does not fit.
+
+    Attributes:
+        stage: name of the first stage it concerns.
+        found: what was found, and what was expected.
+        remedy: what to change.
+    """
+
+    stage: str
+    found: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What of a weight file decides whether it fits.
+
+    Attributes:
+        name: of the weights.
+        shapes: tensor name → its shape.
+        convolutions_only: the classifier is there, but holds no values.
+    """
+
+    name: str
+    shapes: Shapes
+    convolutions_only: bool = False
+
+    @property
+    def classes(self) -> int:
+        """Outputs of fc8; those of ImageNet where the file has none."""
+        shapes = [shape for name, shape in self.shapes.items() if name.endswith(_FC8)]
+        return shapes[0][0] if shapes and shapes[0] else CLASSES
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How a weight file fits a network.
+
+    Attributes:
+        problems: in the order of the stages; none where all fits.
+        notes: what is unusual and does no harm.
+    """
+
+    problems: tuple[Problem, ...]
+    notes: tuple[str, ...]
+
+
+def check_fit(checkpoint: Checkpoint, model: str) -> Fit:
+    """Compares the tensors of a weight file with those of `model`; no value is looked at."""
+    notes: list[str] = []
+    problems: list[Problem] = []
+    found, prefix = _without_prefix(checkpoint.shapes)
+    if prefix:
+        problems.append(_prefixed(prefix))
+    problems += _convolutions(found, model)
+    problems += _classifier(found, checkpoint, model)
+    if _FC8 in found and found[_FC8][0] != CLASSES:
+        notes.append(
+            f"fc8 of {checkpoint.name} has {found[_FC8][0]} classes instead of ImageNet's "
+            f"{CLASSES}: fine, fc8 and prob are that long"
+        )
+    notes += _unexpected(found, model, problems)
+    return Fit(tuple(problems), tuple(notes))
+
+
+def _without_prefix(shapes: Shapes) -> tuple[Shapes, str]:
+    """Shapes by torchvision's names, and what stood in front of each of them."""
+    ends = [name for name in shapes if name.endswith(f".{_FIRST}")]
+    if _FIRST in shapes or not ends:
+        return shapes, ""
+    prefix = ends[0].removesuffix(_FIRST)
+    return {name.removeprefix(prefix): shape for name, shape in shapes.items()}, prefix
+
+
+def _prefixed(prefix: str) -> Problem:
+    return Problem(
+        "conv1_1",
+        f"names of tensors begin with {prefix!r}; expected torchvision's, {_FIRST}",
+        f"save the file without it: {{name.removeprefix({prefix!r}): value for name, value in "
+        "state.items()}",
+    )
+
+
+def _convolutions(found: Shapes, model: str) -> list[Problem]:
+    layers = [layer for layer in layer_table(model) if layer.kind == "conv"]
+    wrong = [layer for layer in layers if _unlike([layer], found)]
+    if not wrong:
+        return []
+    likely = variant_of(found)
+    if likely and likely != model:
+        return [
+            Problem(
+                wrong[0].name,
+                f"the convolutions are those of {likely}, not of {model}: "
+                f"{_unlike(wrong, found)[0]}",
+                f"--model {likely}",
+            )
+        ]
+    return [
+        Problem(
+            wrong[0].name,
+            _offences(wrong, found),
+            "use a file whose convolutions have torchvision's names and shapes; save the "
+            "state_dict of the whole model",
+        )
+    ]
+
+
+def _unlike(layers: Sequence[Layer], found: Shapes) -> list[str]:
+    """Each tensor that is missing or has another shape, and how."""
+    classes = found[_FC8][0] if _FC8 in found else CLASSES
+    return [
+        f"{name} is missing"
+        if name not in found
+        else f"{name} is {_shape(found[name])}, expected {_shape(shape)}"
+        for name, shape in parameter_shapes(layers, classes).items()
+        if found.get(name) != shape
+    ]
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return f"({', '.join(map(str, shape))}{',' * (len(shape) == 1)})"
+
+
+def _offences(layers: Sequence[Layer], found: Shapes) -> str:
+    lines = _unlike(layers, found)
+    more = len(lines) - _NAMED
+    return "; ".join(lines[:_NAMED]) + (f"; and {more} more" if more > 0 else "")
+
+
+def _classifier(found: Shapes, checkpoint: Checkpoint, model: str) -> list[Problem]:
+    if checkpoint.convolutions_only or not any(name.startswith("classifier.") for name in found):
+        what = "holds convolutions only; fc6 to fc8 lie behind them"
+        remedy = f"{_CONVOLUTIONS_DO}; for fc6 and deeper use --weights imagenet"
+        return [Problem("fc6", what, remedy)]
+    fc6 = find_layer(model, "fc6")
+    shape = found.get(_FC6, ())
+    if len(shape) == 2 and shape[1] != fc6.in_channels:  # noqa: PLR2004 (out, in)
+        return [_other_input(fc6, shape)]
+    layers = [layer for layer in layer_table(model) if layer.kind == "fc"]
+    wrong = [layer for layer in layers if _unlike([layer], found)]
+    if not wrong:
+        return []
+    remedy = f"a classifier of another make cannot be computed here; {_CONVOLUTIONS_DO}"
+    return [Problem(wrong[0].name, _offences(wrong, found), remedy)]
+
+
+def _other_input(fc6: Layer, shape: tuple[int, ...]) -> Problem:
+    """The classifier takes another length than that of VGG's map of 7 x 7."""
+    out, length = shape
+    channels = fc6.in_channels // GRID**2
+    message = cannot_be_multiplied(1, fc6.in_channels, out, length)
+    found = (
+        f"{_FC6} is {_shape(shape)}, expected {_shape((fc6.channels, fc6.in_channels))}: it takes "
+        f"{length} numbers, and VGG hands it {channels} x {GRID} x {GRID} = {fc6.in_channels}; "
+        f'torch would say "{message}"'
+    )
+    side = math.isqrt(length // channels) if length % channels == 0 else 0
+    if side * side * channels != length or side == 0:
+        return Problem(
+            "fc6", found, f"its network was another one behind pool5; {_CONVOLUTIONS_DO}"
+        )
+    found += f"; {length} is {channels} x {side} x {side}"
+    if side == 1:
+        made = "its network pooled pool5 to 1 x 1; that very vector is --layers pool5:avg"
+    else:
+        made = (
+            f"its network pooled pool5 to {side} x {side}, or flattened it as it was at "
+            f"{32 * side} x {32 * side} pixels; that vector is --layers pool5:flatten "
+            f"--size {32 * side}"
+        )
+    return Problem("fc6", found, f"{made}; {_CONVOLUTIONS_DO}")
+
+
+def cannot_be_multiplied(rows: int, length: int, out: int, expected: int) -> str:
+    """What torch says of (rows, length) features and a linear layer of (out, expected) weights."""
+    return f"mat1 and mat2 shapes cannot be multiplied ({rows}x{length} and {expected}x{out})"
+
+
+def _unexpected(found: Shapes, model: str, problems: Sequence[Problem]) -> list[str]:
+    known = parameter_shapes(layer_table(model), CLASSES)
+    said = ("features.", "classifier.") if problems else ()  # what is wrong with these is said
+    names = [
+        name
+        for name in found
+        if name not in known
+        and not name.endswith("num_batches_tracked")
+        and not name.startswith(said)
+    ]
+    if not names:
+        return []
+    more = " …" if len(names) > _NAMED else ""
+    shown = ", ".join(names[:_NAMED])
+    what = f"tensors of the file have no place in {model} and are passed over"
+    return [f"{len(names)} {what}: {shown}{more}"]

@@ -1,0 +1,78 @@
+"""Image files for people to look at: small, upright, and found again from a cache's paths."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from PIL import Image
+
+from vggfeat.config import Settings
+from vggfeat.decode import decode
+from vggfeat.errors import DecodeError
+from vggfeat.opening import open_file
+from vggfeat.preprocess import Preprocess
+
+if TYPE_CHECKING:
+    from vggfeat.reader import FeatureCache
+
+MAX_PIXELS = Settings(layers="fc7").max_pixels
+"""Larger images are taken for decompression bombs, as in a run."""
+
+_BEGINNING, _END = 22, 15  # characters of a name that are kept
+
+
+def load_picture(path: str | bytes, longest: int) -> Image.Image:
+    """The image in a file, upright, in mode RGB.
+
+    Args:
+        path: an image file of any kind that a run takes.
+        longest: pixels of the longer side at most; a smaller image keeps its size.
+
+    Raises:
+        DecodeError: there is no such file, or it holds no image.
+    """
+    with open_file(os.fsencode(path)) as stream:
+        shorter = _shorter_side(stream, longest)
+        preprocess = Preprocess(size=shorter, resize=None, crop="none", decode="fast")
+        return Image.fromarray(decode(stream, preprocess, MAX_PIXELS))
+
+
+def _shorter_side(stream: BinaryIO, longest: int) -> int:
+    """Pixels of the shorter side once the longer one is `longest` or less."""
+    try:
+        with Image.open(stream) as image:
+            sides: Any = image.size  # a plugin fills it in, from whatever the file says
+    except Exception as error:  # plugins raise nearly anything on broken data
+        raise DecodeError("not an image Pillow can read") from error
+    small, large = sorted(sides)
+    return int(small) if large <= longest else max(1, round(small * longest / large))
+
+
+def image_file(cache: FeatureCache, row: int, root: str | None = None) -> str | None:
+    """Where the image of a row lies now; None where there is no such file.
+
+    Members of archives are none: they have no file of their own.
+
+    Args:
+        cache: whose row.
+        row: its number.
+        root: where the images are now; by default where they were when the cache was made.
+    """
+    base = cache.header.provenance.root if root is None else os.fsencode(root)
+    path = os.path.join(base, bytes(cache.paths[row]))
+    return os.fsdecode(path) if os.path.isfile(path) else None
+
+
+def printable(text: str) -> str:
+    """Text that can be shown and encoded: control characters and undecodable bytes escaped."""
+    safe = text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in safe)
+
+
+def shortened(text: str) -> str:
+    """A name in 40 printable characters at most; of a longer one the middle is left out."""
+    plain = printable(text)
+    if len(plain) <= _BEGINNING + 3 + _END:
+        return plain
+    return f"{plain[:_BEGINNING]}...{plain[-_END:]}"
