@@ -66,7 +66,7 @@ def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("page", "count"),
     [
-        ("README.md", 14),
+        ("README.md", 21),
         ("docs/IMAGES.md", 3),
         ("docs/LAYERS.md", 4),
         ("docs/EMBEDDINGS.md", 16),

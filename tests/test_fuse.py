@@ -533,6 +533,11 @@ def test_weights_are_learnt_from_altered_pairs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     notes = json.loads(done.stdout)["notes"]
     assert "learnt from 48 images; on 12 held out" in notes[0]
+    for name in ("f", "m"):  # made in one way, though of other images
+        joined = vggfeat("fuse", f"{name}.h5", "--out", f"{name}_joined.h5", cwd=tmp_path)
+        assert joined.returncode == 0, joined.stderr
+    found = vggfeat("compare", "f_joined.h5", "--queries", "m_joined.h5", cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
     bad: list[str | Path] = ["extract", images, *WIDE, "--layers", "conv1_1", "--out", "n.h5"]
     assert vggfeat(*bad, cwd=tmp_path).returncode == 0
     done = vggfeat(*words[:5], "n.h5", "--out", "x.h5", cwd=tmp_path)

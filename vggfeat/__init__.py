@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vggfeat.config import Settings, load_config
     from vggfeat.deriving import Derived
     from vggfeat.errors import VggfeatError
+    from vggfeat.exporting import Exported, export
     from vggfeat.extractor import Extractor
     from vggfeat.fusing import FuseSettings, fuse
     from vggfeat.loss import measure_loss
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from vggfeat.reducing import ReduceSettings, reduce
     from vggfeat.run import extract
     from vggfeat.tensors import FeatureDataset, as_tensor
+    from vggfeat.tracing import trace
     from vggfeat.update import Wish
     from vggfeat.verification import Verification, verify
 
@@ -44,6 +46,7 @@ _HOMES = {
     "Comparison": ("vggfeat.comparison", "Comparison"),
     "Derived": ("vggfeat.deriving", "Derived"),
     "Duplicates": ("vggfeat.near", "Duplicates"),
+    "Exported": ("vggfeat.exporting", "Exported"),
     "Extractor": ("vggfeat.extractor", "Extractor"),
     "FeatureCache": ("vggfeat.reader", "FeatureCache"),
     "FeatureDataset": ("vggfeat.tensors", "FeatureDataset"),
@@ -62,6 +65,7 @@ _HOMES = {
     "calibrate": ("vggfeat.calibration", "calibrate"),
     "compare": ("vggfeat.comparison", "compare"),
     "duplicates": ("vggfeat.near", "duplicates"),
+    "export": ("vggfeat.exporting", "export"),
     "extract": ("vggfeat.run", "extract"),
     "fuse": ("vggfeat.fusing", "fuse"),
     "load_config": ("vggfeat.config", "load_config"),
@@ -70,6 +74,7 @@ _HOMES = {
     "open": ("vggfeat.reader", "open_cache"),
     "reduce": ("vggfeat.reducing", "reduce"),
     "search": ("vggfeat.answers", "search"),
+    "trace": ("vggfeat.tracing", "trace"),
     "verify": ("vggfeat.verification", "verify"),
 }
 
@@ -78,6 +83,7 @@ __all__ = [
     "Comparison",
     "Derived",
     "Duplicates",
+    "Exported",
     "Extractor",
     "FeatureCache",
     "FeatureDataset",
@@ -97,6 +103,7 @@ __all__ = [
     "calibrate",
     "compare",
     "duplicates",
+    "export",
     "extract",
     "fuse",
     "load_config",
@@ -105,6 +112,7 @@ __all__ = [
     "open",
     "reduce",
     "search",
+    "trace",
     "verify",
 ]
 

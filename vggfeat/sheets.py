@@ -15,15 +15,24 @@ from vggfeat.browsing import describe, matching
 from vggfeat.errors import UsageError
 from vggfeat.pages import page
 from vggfeat.pictures import image_file, printable
+from vggfeat.reader import FeatureCache
 from vggfeat.reports import publish
 from vggfeat.tiles import Group, Query, Result, Tile, groups_of, picture_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vggfeat.reader import FeatureCache
+    from vggfeat.answers import Findings
 
-__all__ = ["FORMATS", "Query", "Result", "check_sheet", "contact_sheet", "results_of_rows"]
+__all__ = [
+    "FORMATS",
+    "Query",
+    "Result",
+    "check_sheet",
+    "contact_sheet",
+    "results_of_rows",
+    "sheet_of_findings",
+]
 
 FORMATS: Final = ("png", "html")
 
@@ -114,6 +123,37 @@ def results_of_rows(
         )
         for place, one in enumerate(describe(cache, matching(cache, pattern)[:most]))
     ]
+
+
+def sheet_of_findings(found: Findings, out: str, *, root: str | None = None) -> None:
+    """Writes what a search found as a contact sheet.
+
+    Args:
+        found: of `vggfeat.search`.
+        out: a name that ends in `.png` or `.html`.
+        root: where the images of the cache are now; by default where they were.
+
+    Raises:
+        UsageError: another ending, no such folder, or a picture that would be too large.
+        SpaceError: the file cannot be written; what was there stays.
+    """
+    cache = FeatureCache(found.cache)
+    queries = [
+        Query(
+            answer.query if answer.row is None else image_file(cache, answer.row, root) or "",
+            answer.query,
+        )
+        for answer in found.answers
+    ]
+    results = [
+        [
+            Result(hit.rank, hit.score, image_file(cache, hit.row, root), hit.path)
+            for hit in answer.hits
+        ]
+        for answer in found.answers
+    ]
+    title = f"{', '.join(found.layers)}, {found.metric}, {found.images} images"
+    contact_sheet(title, queries, results, out)
 
 
 @functools.cache

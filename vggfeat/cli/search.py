@@ -71,6 +71,21 @@ def search(
             metavar="MODEL.h5",
         ),
     ] = None,
+    sheet: Annotated[
+        str | None,
+        typer.Option(
+            help="Also write queries and what they found as a picture or a page for a browser.",
+            metavar="FILE.png|html",
+        ),
+    ] = None,
+    root: Annotated[
+        str | None,
+        typer.Option(
+            help="For --sheet: where the images are now. [default: where the cache found them]",
+            metavar="DIR",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The results as JSON.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="The results as CSV.")] = False,
 ) -> None:
@@ -87,6 +102,10 @@ def search(
         set_up_logging(quiet=as_json or as_csv, verbose=False)
         if as_json and as_csv:
             raise UsageError("--json and --csv are two forms of the same; give one of them")
+        if sheet is not None:
+            from vggfeat.sheets import check_sheet, sheet_of_findings
+
+            check_sheet(sheet)  # before the work
         found = search_cache(
             cache,
             queries or (),
@@ -99,6 +118,8 @@ def search(
             model_weights=model_weights,
             use=use,
         )
+        if sheet is not None:
+            sheet_of_findings(found, sheet, root=root)
         for failure in found.failures:
             typer.echo(
                 f"vggfeat: warning: query {printable(failure.path)}: {failure.reason}", err=True
