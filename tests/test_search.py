@@ -439,6 +439,7 @@ def test_the_weights_must_be_those_of_the_cache(workplace: Path, tmp_path: Path)
         (["codes.h5", "--row", "a/00.png", "--metric", "l1"], 2, ["metric 'l1' is none"]),
         (["codes.h5", "--row", "a/00.png", "--top", "0"], 2, ["top is 0"]),
         (["codes.h5", "--row", "a/00.png", "--csv", "--json"], 2, ["give one of them"]),
+        (["codes.h5", "--row", "a/00.png", "--sheet", "x.gif"], 2, ["end it in .png or .html"]),
         (["codes.h5", "none.png"], 3, ["'none.png'"]),
         (["codes.h5", "images/b/broken.png"], 4, ["none of 1 query images", "broken.png"]),
         (["images/a/00.png", "images"], 5, ["images/a/00.png"]),
@@ -462,6 +463,29 @@ def test_another_fit_is_refused(workplace: Path, tmp_path: Path) -> None:
         "search", workplace / "short.h5", workplace / "images", "--use", "4.model.h5", cwd=tmp_path
     )
     assert_one_line(done, 5, "is not the one that cache", "name it with --use")
+
+
+def test_a_sheet_shows_queries_and_what_they_found(workplace: Path, tmp_path: Path) -> None:
+    """`--sheet` writes every query and hit, images of the cache among them, also moved ones."""
+    words = ["search", str(workplace / "feats.h5"), "--layer", "conv1_1", "--row", "a/00.png",
+             "--row", "a/03.png", "--top", "3", "--json", "--sheet"]  # fmt: skip
+    done = vggfeat(*words, "found.html", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "found.html").read_text()
+    answers = json.loads(done.stdout)["answers"]
+    assert len(answers) == 2
+    for answer in answers:
+        assert answer["query"] in page
+        assert all(hit["path"] in page for hit in answer["hits"])
+    assert page.count("data:image") >= 2 + 6
+    shutil.move(workplace / "images", tmp_path / "moved")
+    try:
+        assert vggfeat(*words, "gone.html", cwd=tmp_path).returncode == 0
+        assert "data:image" not in (tmp_path / "gone.html").read_text()
+        assert vggfeat(*words, "moved.html", "--root", "moved", cwd=tmp_path).returncode == 0
+        assert (tmp_path / "moved.html").read_text().count("data:image") == page.count("data:image")
+    finally:
+        shutil.move(tmp_path / "moved", workplace / "images")
 
 
 def test_searching_changes_nothing(workplace: Path, tmp_path: Path) -> None:
