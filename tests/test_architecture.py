@@ -89,6 +89,8 @@ ORDER = (
     "scoring",
     "scan",
     "near",
+    "indexfile",
+    "indexing",
     "querying",
     "answers",
     "fit",
@@ -140,6 +142,7 @@ TORCH_FREE = (
     "vggfeat.exporting",
     "vggfeat.scan",
     "vggfeat.near",
+    "vggfeat.indexing",
     "vggfeat.answers",
     "vggfeat.cli",
 )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vggfeat.blocks import Asked, sides
 from vggfeat.errors import InputError, TooManyFailuresError, UsageError
+from vggfeat.indexing import open_index
 from vggfeat.near import the_layer
 from vggfeat.querying import Queries, Undecodable, query_images
 from vggfeat.reader import FeatureCache
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vggfeat.blocks import Metric
+    from vggfeat.indexfile import IndexInfo
 
     Values = NDArray[np.float32]
 
@@ -72,6 +74,7 @@ class Findings:
         images: among which was searched.
         answers: one a query, images before rows.
         failures: queries that give no image.
+        index: that was searched, with the recall measured; None where the search was exact.
     """
 
     cache: str
@@ -81,6 +84,7 @@ class Findings:
     images: int
     answers: tuple[Answer, ...]
     failures: tuple[Undecodable, ...]
+    index: IndexInfo | None = None
 
 
 def search(
@@ -95,8 +99,9 @@ def search(
     device: str = "auto",
     model_weights: str | os.PathLike[str] | None = None,
     use: str | os.PathLike[str] | None = None,
+    index: str | os.PathLike[str] | None = None,
 ) -> Findings:
-    """Finds the images of a cache that are nearest to others; exact.
+    """Finds the images of a cache that are nearest to others; exact but for an index.
 
     Args:
         cache: what is searched: its rows that are done.
@@ -110,14 +115,19 @@ def search(
         device: for the network, and for the search where it is CUDA.
         model_weights: see `querying.query_images`.
         use: likewise.
+        index: file of an index of the one layer; built where it is not there or of other rows, see
+            `indexing.open_index`. It may miss some images; scores are exact.
 
     Raises:
-        UsageError: choices that make no sense, or no query.
+        UsageError: choices that make no sense, no query, or faiss is not installed.
         InputError: a query is missing, or nothing is done yet.
         TooManyFailuresError: no query could be decoded.
         WeightsError: the weights cannot be had.
-        CacheError: not a cache of ours, without such a layer, or made with other weights.
+        CacheError: not a cache of ours, without such a layer, or made with other weights; an index
+            of another cache, or damaged.
         DeviceError: no such device.
+        LockedError: another run builds the index.
+        SpaceError: the index cannot be written.
     """
     opened = cache if isinstance(cache, FeatureCache) else FeatureCache(cache)
     names, shares = _layers(opened, layers, weights)
@@ -128,6 +138,7 @@ def search(
         raise InputError(f"no image of cache {opened.path!r} is done; run vggfeat extract first")
     own = [_row(opened, name) for name in rows]
     _check(opened, names, shares, metric, top)
+    _check_index(names, index)
     asked = Queries((), {}, ())
     if queries:
         asked = query_images(
@@ -139,17 +150,20 @@ def search(
         raise TooManyFailuresError(_none_decoded(failures), findings)
     labels = [*paths, *(opened.name(row) for row in own)]
     left_out = np.array([-1] * len(paths) + own)
-    found = nearest(
-        opened, _asked(opened, names, shares, asked.vectors, own), top, metric,
-        left_out=left_out, device=device if queries else "cpu",
-    )  # fmt: skip
+    wanted = _asked(opened, names, shares, asked.vectors, own)
+    used = None if index is None else open_index(opened, names[0], metric, index)
+    if used is None:
+        place = device if queries else "cpu"
+        found = nearest(opened, wanted, top, metric, left_out=left_out, device=place)
+    else:
+        found = used.search(wanted[0].vectors, top, left_out=left_out)
     answers = [
         Answer(label, row if row >= 0 else None, _hits(opened, hits, scores, metric))
         for label, row, hits, scores in zip(
             labels, left_out.tolist(), found.rows, found.scores, strict=True
         )
     ]
-    return Findings(opened.path, names, shares, metric, images, tuple(answers), failures)
+    return replace(findings, answers=tuple(answers), index=None if used is None else used.info)
 
 
 def _layers(
@@ -181,6 +195,11 @@ def _check(
         raise UsageError(f"top is {top}; expected at least 1")
     nothing = [np.zeros((0, cache[layer].shape[1]), np.float32) for layer in layers]
     sides(cache, [Asked(*one) for one in zip(layers, nothing, weights, strict=True)], metric)
+
+
+def _check_index(layers: Sequence[str], index: str | os.PathLike[str] | None) -> None:
+    if index is not None and len(layers) > 1:
+        raise UsageError(f"an index is of one layer, asked for {', '.join(layers)}; name one")
 
 
 def _row(cache: FeatureCache, name: str | int) -> int:

@@ -287,6 +287,28 @@ def _merged(
     """The k nearest of all that the threads have left."""
     found = [shortlist.candidates() for shortlist in shortlists]
     which, rows = (np.concatenate([one[part] for one in found]) for part in (0, 1))
+    return ranked(cache, queries, which, rows, k, left_out=left_out)
+
+
+def ranked(
+    cache: FeatureCache,
+    queries: Sequence[Side],
+    which: Rows,
+    rows: Rows,
+    k: int,
+    *,
+    left_out: Rows | None = None,
+) -> Nearest:
+    """The k nearest of candidates to each query, scored in float64.
+
+    Args:
+        cache: what is searched.
+        queries: see `blocks.sides`.
+        which: int64 (n,), the query of each candidate.
+        rows: int64 (n,), its row.
+        k: how many.
+        left_out: int64 (q,), a row that each query does not find, -1 for none.
+    """
     if left_out is not None:
         others = rows != np.asarray(left_out)[which]
         which, rows = which[others], rows[others]

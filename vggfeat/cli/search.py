@@ -71,6 +71,15 @@ def search(
             metavar="MODEL.h5",
         ),
     ] = None,
+    index: Annotated[
+        str | None,
+        typer.Option(
+            help="Search by an index of --layer in this file, which is built the first time and "
+            "again when the cache has other rows: for very many images. It may miss some; its "
+            "recall is said. Needs vggfeat[faiss].",
+            metavar="FILE",
+        ),
+    ] = None,
     sheet: Annotated[
         str | None,
         typer.Option(
@@ -92,12 +101,13 @@ def search(
     """Find the images of a cache that are nearest to others.
 
     A query goes through the network, weights and preprocessing that the cache was made with.
-    The search is exact: every row is looked at.
+    The search is exact, every row is looked at, unless there is an --index.
     """
     with exit_codes():
         from vggfeat.answers import search as search_cache
         from vggfeat.errors import UsageError
         from vggfeat.recipes import parse_weights
+        from vggfeat.signals import ended_by_signals
 
         set_up_logging(quiet=as_json or as_csv, verbose=False)
         if as_json and as_csv:
@@ -106,18 +116,20 @@ def search(
             from vggfeat.sheets import check_sheet, sheet_of_findings
 
             check_sheet(sheet)  # before the work
-        found = search_cache(
-            cache,
-            queries or (),
-            rows=row or (),
-            layers=layer or (),
-            weights=parse_weights(weights or ""),
-            metric=cast("Metric", metric),
-            top=top,
-            device=device,
-            model_weights=model_weights,
-            use=use,
-        )
+        with ended_by_signals():  # an index half built is tidied up
+            found = search_cache(
+                cache,
+                queries or (),
+                rows=row or (),
+                layers=layer or (),
+                weights=parse_weights(weights or ""),
+                metric=cast("Metric", metric),
+                top=top,
+                device=device,
+                model_weights=model_weights,
+                use=use,
+                index=index,
+            )
         if sheet is not None:
             sheet_of_findings(found, sheet, root=root)
         for failure in found.failures:
@@ -150,6 +162,11 @@ def _lines(found: Findings) -> list[str]:
         for layer, weight in zip(found.layers, found.weights, strict=True)
     )
     lines = [f"{found.images} images searched by {printable(by)}, {_METRICS[found.metric]}"]
+    if found.index is not None:
+        lines.append(
+            f"by an index: recall at {found.index.at} is {found.index.recall:.2f}, measured on "
+            f"{found.index.sample} images"
+        )
     for answer in found.answers:
         lines += ["", printable(answer.query), *_rows(answer, found.metric)]
     return lines
