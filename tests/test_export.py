@@ -31,6 +31,7 @@ from vggfeat.identity import Identity
 from vggfeat.preprocess import Preprocess
 from vggfeat.reader import FeatureCache
 from vggfeat.schema import Provenance, lay_out
+from vggfeat.verification import verify
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -243,12 +244,13 @@ def test_hdf5(workplace: Path, tmp_path: Path, dtype: str, compress: str) -> Non
 
 
 def test_hdf5_without_filters_is_a_cache(workplace: Path, tmp_path: Path) -> None:
-    """Some layers and rows in uncompressed HDF5 open as a cache that our own reader takes."""
+    """Some layers and rows in uncompressed HDF5 are a cache that reads and verifies as one."""
     exported(workplace, tmp_path / "out.h5", "hdf5", "--layers", "conv1_1", "--rows", "cats/*")
     cache = FeatureCache(tmp_path / "out.h5")
     paths, features = by_h5py(workplace / "float16.h5")
     cats = [at for at, path in enumerate(paths) if path.startswith("cats/")]
     assert cache.layers == ("conv1_1",)
+    assert verify(tmp_path / "out.h5").bad == ()
     assert [cache.name(row) for row in range(len(cache))] == [paths[at] for at in cats]
     assert_same(np.asarray(cache["conv1_1"]), features["conv1_1"][cats])
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from vggfeat.errors import UsageError
-from vggfeat.metrics import inner_products, unit_rows
+from vggfeat.scan import top_k
 from vggfeat.schema import RowState
 
 if TYPE_CHECKING:
@@ -133,16 +133,13 @@ def _row_of(cache: FeatureCache, name: str) -> int:
 
 
 def _neighbours(cache: FeatureCache, layer: str, own: int, most: int) -> tuple[Neighbour, ...]:
-    query = unit_rows(cache.values(layer, np.array([own])))  # (1, D)
+    query = cache.values(layer, np.array([own]))  # (1, D)
     rows = np.flatnonzero(cache.done)
-    rows = rows[rows != own]
-    cosines = np.empty(len(rows), dtype=np.float32)
-    for start, stop in blocks(len(rows), 4 * query.shape[1]):
-        part = unit_rows(cache.values(layer, rows[start:stop]))  # (n, D)
-        cosines[start:stop] = inner_products(query, part)[0]
-    order = np.argsort(-cosines, kind="stable")[:most].tolist()
+    found, cosines = top_k(cache, layer, query, most, rows=rows[rows != own])
     return tuple(
-        Neighbour(int(rows[at]), cache.name(int(rows[at])), float(cosines[at])) for at in order
+        Neighbour(row, cache.name(row), cosine)
+        for row, cosine in zip(found[0].tolist(), cosines[0].tolist(), strict=True)
+        if row >= 0
     )
 
 

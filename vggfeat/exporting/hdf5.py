@@ -8,14 +8,18 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import h5py
+import numpy as np
 
 from vggfeat.browsing import blocks
 from vggfeat.exporting.options import need
 from vggfeat.quantisation import scales_digest
 from vggfeat.schema import FEATURES, IMAGES, OFFSETS, SCALES
+from vggfeat.writer import row_checksums
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from numpy.typing import NDArray
 
     from vggfeat.exporting.content import Content
     from vggfeat.exporting.options import Options
@@ -50,6 +54,26 @@ def write_hdf5(content: Content, path: str, options: Options) -> None:
                 target[start:stop] = content.cache[layer][content.rows[start:stop]]
             for kind in (SCALES, OFFSETS) if layer in scales else ():
                 new[f"{kind}/{layer}"] = old[f"{kind}/{layer}"][()]
+        if set(content.layers) != set(content.cache.layers):
+            new[f"{IMAGES}/checksum"][...] = _checksums(content)
+
+
+def _checksums(content: Content) -> NDArray[np.uint32]:
+    """Checksums of rows that have lost some of their layers, uint32 (n,)."""
+    layers = sorted(content.layers)
+    size = sum(_stored_bytes(content, layer) for layer in layers)
+    return np.concatenate(
+        [
+            row_checksums(
+                [content.cache[layer][content.rows[start:stop]] for layer in layers], stop - start
+            )
+            for start, stop in blocks(len(content), size)
+        ]
+    )
+
+
+def _stored_bytes(content: Content, layer: str) -> int:
+    return content.cache.header.feature(layer).row_bytes
 
 
 def _filters(options: Options) -> Mapping[str, Any]:
