@@ -21,7 +21,8 @@ from vggfeat.copying import copy_rows
 from vggfeat.errors import CacheMismatchError, InterruptedRunError, UsageError
 from vggfeat.job import check_output
 from vggfeat.lock import hold, refuse_if_held
-from vggfeat.quantisation import encode, scales_digest
+from vggfeat.plan import match_paths
+from vggfeat.quantisation import encode, scales_digest, to_float16
 from vggfeat.reader import FeatureCache
 from vggfeat.recipes import as_step
 from vggfeat.records import Failure, FeatureBatch, Images, Progress
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
 Begin = Literal["resume", "update", "fresh"]
 
 _CHECKPOINT_SECONDS = 5.0
-_FLOAT16_MAX = 65504.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,9 +227,9 @@ def _check_images(source: FeatureCache, target: FeatureCache, *, update: bool) -
 
 def _take_over(source: FeatureCache, target: FeatureCache) -> None:
     """A new file with the source's images over the old one; rows that are there come along."""
-    place = np.searchsorted(target.paths, source.paths)
-    place[place == len(target)] = 0
-    origin = np.where(target.paths[place] == source.paths, place, -1)
+    match = match_paths(target.paths, source.paths)
+    origin = np.full(len(source), -1, dtype=np.int64)
+    origin[match.listed] = match.rows
     # Sizes and times are listed anew, so they are compared here; digests later, row by row.
     same = (source.sizes == target.sizes[origin]) & (source.mtimes == target.mtimes[origin])
     state = np.where((origin >= 0) & same, target.state[origin], RowState.PENDING)
@@ -334,8 +334,7 @@ class _Work:
             return encode(values, self._target.header.scales[name])
         if dtype == "float32":
             return values, 0
-        beyond = int((np.abs(values) > _FLOAT16_MAX).sum())
-        return values.clip(-_FLOAT16_MAX, _FLOAT16_MAX).astype(np.float16), beyond
+        return to_float16(values)
 
     def _failures(self, rows: NDArray[np.int64]) -> FeatureBatch:
         """The source's failures as the target's."""

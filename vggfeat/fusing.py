@@ -18,6 +18,7 @@ from vggfeat.errors import CacheError, InputError, UsageError
 from vggfeat.fitted import Fitted, check_network, model_for, network_of, pack, unpack
 from vggfeat.fusion import Attention, Fusion, fit_fusion
 from vggfeat.labels import UNLABELLED, labels_of
+from vggfeat.plan import match_paths
 from vggfeat.reader import FeatureCache
 from vggfeat.recipes import FinalNorm, Method, Recipe, RowNorm, recipe_from
 from vggfeat.reduction import Pca, Standardisation
@@ -262,11 +263,10 @@ def _from_pairs(cache: FeatureCache, fusion: Fusion, pairs: Sequence[str]) -> Ex
     for path in pairs:
         other = FeatureCache(path)
         check_network(other, network_of(cache, fusion.inputs), cache.path)
-        place = np.searchsorted(other.paths, cache.paths[originals])
-        place[place == len(other)] = 0
-        same = (other.paths[place] == cache.paths[originals]) & other.done[place]
-        parts.append((other, place[same]))
-        groups.append(originals[same])
+        match = match_paths(other.paths, cache.paths[originals])
+        done = other.done[match.rows]
+        parts.append((other, match.rows[done]))
+        groups.append(originals[match.listed[done]])
     parts.append((cache, originals))
     groups.append(originals)
     return Examples(_gathered(parts, fusion), np.concatenate(groups))

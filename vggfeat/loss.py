@@ -9,7 +9,8 @@ import numpy as np
 
 from vggfeat.errors import CacheMismatchError, UsageError
 from vggfeat.metrics import inner_products, unit_rows
-from vggfeat.quantisation import Scales, decode_codes, encode
+from vggfeat.plan import match_paths
+from vggfeat.quantisation import Scales, decode_codes, encode, to_float16
 from vggfeat.retrieval import spread
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ SAMPLE = 1000
 NEIGHBOURS = 10
 
 _SAMPLE_BYTES = 1 << 28  # of a layer, as float32
-_FLOAT16_MAX = 65504.0
 _NARROWER = {"float32": ("float16", "int8"), "float16": ("int8",), "int8": ()}
 
 
@@ -111,10 +111,9 @@ def _rows(
                 f"cache {against.path!r} has no {', '.join(missing)}, which {cache.path!r} has; "
                 "extract the same layers"
             )
-        others = np.searchsorted(against.paths, cache.paths[rows])
-        others[others == len(against)] = 0
-        same = (against.paths[others] == cache.paths[rows]) & against.done[others]
-        rows, others = rows[same], others[same]
+        match = match_paths(against.paths, cache.paths[rows])
+        done = against.done[match.rows]
+        rows, others = rows[match.listed[done]], match.rows[done]
     order = np.random.default_rng(0).permutation(spread(np.arange(len(rows)), sample))
     return rows[order], others[order]
 
@@ -126,7 +125,7 @@ def _flat(values: Values) -> Values:
 def _narrowed(wide: Values, dtype: str) -> Values:
     """Values as they come back from `dtype`; int8 over the range of these very rows."""
     if dtype == "float16":
-        return wide.clip(-_FLOAT16_MAX, _FLOAT16_MAX).astype(np.float16).astype(np.float32)
+        return to_float16(wide)[0].astype(np.float32)
     scales = Scales.over(wide.min(0), wide.max(0))
     return decode_codes(encode(wide, scales)[0], scales)
 

@@ -1,4 +1,7 @@
-"""What the names of files and of members of archives say: image, archive, hidden, unsafe."""
+"""What the names of files and of members of archives say: image, archive, hidden, unsafe.
+
+And how any name is shown.
+"""
 
 from __future__ import annotations
 
@@ -56,3 +59,9 @@ def member_name(name: bytes) -> bytes:
 def is_hidden(name: bytes) -> bool:
     """Whether a part of a member's plain name is hidden, or macOS's own."""
     return name.startswith((b".", b"__MACOSX/")) or b"/." in name
+
+
+def printable(text: str) -> str:
+    """Text that can be shown and encoded: control characters and undecodable bytes escaped."""
+    safe = text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in safe)

@@ -11,7 +11,7 @@ import io
 import re
 from typing import TYPE_CHECKING, Final
 
-from vggfeat.pictures import printable
+from vggfeat.names import printable
 from vggfeat.tiles import picture_of
 
 if TYPE_CHECKING:

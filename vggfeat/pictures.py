@@ -10,6 +10,7 @@ from PIL import Image
 from vggfeat.config import Settings
 from vggfeat.decode import decode
 from vggfeat.errors import DecodeError
+from vggfeat.names import printable
 from vggfeat.opening import open_file
 from vggfeat.preprocess import Preprocess
 
@@ -62,12 +63,6 @@ def image_file(cache: FeatureCache, row: int, root: str | None = None) -> str | 
     base = cache.header.provenance.root if root is None else os.fsencode(root)
     path = os.path.join(base, bytes(cache.paths[row]))
     return os.fsdecode(path) if os.path.isfile(path) else None
-
-
-def printable(text: str) -> str:
-    """Text that can be shown and encoded: control characters and undecodable bytes escaped."""
-    safe = text.encode(errors="surrogateescape").decode(errors="backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in safe)
 
 
 def shortened(text: str) -> str:

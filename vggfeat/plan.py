@@ -33,7 +33,7 @@ class Match:
     unlisted: NDArray[np.int64]
 
 
-def match_paths(cached: NDArray[np.bytes_], listed: Sequence[bytes]) -> Match:
+def match_paths(cached: NDArray[np.bytes_], listed: Sequence[bytes] | NDArray[np.bytes_]) -> Match:
     """Finds each listed path among the cached ones; both are sorted by their bytes, each once."""
     wanted = np.asarray(listed, dtype=np.bytes_)
     places = np.searchsorted(cached, wanted)

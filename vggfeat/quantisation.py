@@ -1,4 +1,4 @@
-"""Features in 8 bits: a scale and an offset for each dimension.
+"""Features in fewer bits: as float16, or as 8 bits with a scale and an offset a dimension.
 
 value = scale * code + offset        code from -127 to 127; -128 is not a number
 """
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 LARGEST_CODE = 127
 NAN_CODE = -128
 _STEPS = 2 * LARGEST_CODE
+_FLOAT16_MAX = 65504.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,6 +62,12 @@ def encode(x: NDArray[np.float32], scales: Scales) -> tuple[NDArray[np.int8], in
     codes = np.rint((x - offset) / np.where(scale > 0, scale, np.float32(np.inf)))
     beyond = int((np.abs(codes) > LARGEST_CODE).sum())
     return codes.clip(-LARGEST_CODE, LARGEST_CODE).astype(np.int8), beyond
+
+
+def to_float16(x: NDArray[np.float32]) -> tuple[NDArray[np.float16], int]:
+    """Finite values as float16, and how many lay beyond its range and were set to its end."""
+    beyond = int((np.abs(x) > _FLOAT16_MAX).sum())
+    return x.clip(-_FLOAT16_MAX, _FLOAT16_MAX).astype(np.float16), beyond
 
 
 def decode_codes(codes: NDArray[np.int8], scales: Scales) -> NDArray[np.float32]:

@@ -11,7 +11,8 @@ import numpy as np
 
 from vggfeat.chart import check_matplotlib
 from vggfeat.errors import DecodeError, UsageError
-from vggfeat.pictures import image_file, load_picture, printable, shortened
+from vggfeat.names import printable
+from vggfeat.pictures import image_file, load_picture, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

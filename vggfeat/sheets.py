@@ -13,8 +13,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vggfeat.browsing import describe, matching
 from vggfeat.errors import UsageError
+from vggfeat.names import printable
 from vggfeat.pages import page
-from vggfeat.pictures import image_file, printable
+from vggfeat.pictures import image_file
 from vggfeat.reader import FeatureCache
 from vggfeat.reports import publish
 from vggfeat.tiles import Group, Query, Result, Tile, groups_of, picture_of

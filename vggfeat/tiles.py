@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vggfeat.errors import DecodeError
-from vggfeat.pictures import load_picture, printable
+from vggfeat.names import printable
+from vggfeat.pictures import load_picture
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

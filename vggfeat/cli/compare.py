@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vggfeat.cli.console import exit_codes, print_json, printable, set_up_logging, table
+from vggfeat.cli.console import exit_codes, output_width, print_json, set_up_logging, table
 from vggfeat.errors import UsageError
+from vggfeat.names import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 _LEAST_NAME = 28
 _LEAST_BAR = 10
 _GAPS = 2 + 2 + 2 + 1  # in front of the name and between columns; and the terminal's last one
-_WITHOUT_TERMINAL = (120, 24)
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 _FULL = "█"
 
@@ -121,7 +120,7 @@ def _section(candidates: Sequence[Candidate], heading: str) -> list[str]:
     ranks = [f"R@{recall.k}" for recall in candidates[0].recalls]
     figures = [("width", "mAP", "NN", *ranks), *map(_figures, candidates)]
     columns = table(figures, "r" * len(figures[0]))
-    room = shutil.get_terminal_size(_WITHOUT_TERMINAL).columns - len(columns[0]) - _GAPS
+    room = output_width() - len(columns[0]) - _GAPS
     names = ["layer", *(_cut(printable(one.name), room - _LEAST_BAR) for one in candidates)]
     room -= max(map(len, names))
     bars = ["", *(_bar(one.mean_average_precision, room) for one in candidates)]

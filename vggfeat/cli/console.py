@@ -7,6 +7,7 @@ import dataclasses
 import json
 import logging
 import os
+import shutil
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from vggfeat.records import Progress
 
 _LINE_EVERY_SECONDS = 30.0
+_WITHOUT_TERMINAL = (120, 24)
 _SIGINT_STATUS = 130
 _tracebacks: list[bool] = [False]
 
@@ -165,10 +167,9 @@ def table(rows: Sequence[Sequence[str]], right: str) -> list[str]:
     ]
 
 
-def printable(text: str) -> str:
-    """Text that any terminal takes: control characters and undecodable bytes escaped."""
-    safe = text.encode(errors="surrogateescape").decode(errors="backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in safe)
+def output_width() -> int:
+    """Columns of the terminal; where there is none, as many as most log viewers show."""
+    return shutil.get_terminal_size(_WITHOUT_TERMINAL).columns
 
 
 def shape_text(shape: Sequence[int]) -> str:

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vggfeat.cli.console import Bar, print_json, printable
+from vggfeat.cli.console import Bar, print_json
 from vggfeat.config import DTYPES
 from vggfeat.errors import InterruptedRunError, UsageError
+from vggfeat.names import printable
 from vggfeat.units import duration
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def run(
     quiet: bool,
 ) -> None:
     """Calls `fuse` or `reduce` with the settings that were given, and prints what came of it."""
+    given = {name: value for name, value in given.items() if value is not None}
     if use is not None and (given or save is not None):
         flags = [*given, *(["save"] if save is not None else [])]
         named = ", ".join("--" + name.replace("_", "-") for name in flags)

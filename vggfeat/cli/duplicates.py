@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from vggfeat.cli.console import exit_codes, print_json, printable, set_up_logging
+from vggfeat.cli.console import exit_codes, print_json, set_up_logging
+from vggfeat.names import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable

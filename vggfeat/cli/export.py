@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from vggfeat.cli.console import exit_codes, print_json, printable
+from vggfeat.cli.console import exit_codes, print_json
+from vggfeat.names import printable
 from vggfeat.units import byte_count
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vggfeat.cli.colour import fitting_table, painted_state
-from vggfeat.cli.console import printable
+from vggfeat.names import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

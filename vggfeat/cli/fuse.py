@@ -112,7 +112,7 @@ def fuse(
         run(
             fuse_cache,
             FuseSettings,
-            {key: value for key, value in given.items() if value is not None},
+            given,
             source=source,
             out=out,
             use=use,

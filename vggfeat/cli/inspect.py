@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vggfeat.cli.colour import fitting_table, folded, painted, painted_state
-from vggfeat.cli.console import exit_codes, print_json, printable, shape_text
+from vggfeat.cli.console import exit_codes, print_json, shape_text
 from vggfeat.cli.finding import nearest_lines, row_lines
 from vggfeat.errors import UsageError
+from vggfeat.names import printable
 from vggfeat.units import byte_count
 
 if TYPE_CHECKING:

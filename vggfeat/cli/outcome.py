@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from vggfeat.cli.console import print_json, printable, shape_text
+from vggfeat.cli.console import print_json, shape_text
+from vggfeat.names import printable
 from vggfeat.units import duration
 
 if TYPE_CHECKING:

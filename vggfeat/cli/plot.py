@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vggfeat.cli.console import exit_codes, printable, set_up_logging
+from vggfeat.cli.console import exit_codes, set_up_logging
 from vggfeat.errors import UsageError
+from vggfeat.names import printable
 from vggfeat.preprocess import CROPS, TRANSFORMS
 
 if TYPE_CHECKING:

@@ -91,7 +91,7 @@ def reduce(
         run(
             reduce_cache,
             ReduceSettings,
-            {key: value for key, value in given.items() if value is not None},
+            given,
             source=source,
             out=out,
             use=use,

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
-import shutil
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from vggfeat.cli.console import exit_codes, print_json, printable, set_up_logging, table
+from vggfeat.cli.console import exit_codes, output_width, print_json, set_up_logging, table
+from vggfeat.names import printable
 
 if TYPE_CHECKING:
     from vggfeat.answers import Answer, Findings
     from vggfeat.blocks import Metric
 
-_WITHOUT_TERMINAL = (120, 24)
 _LEAST_PATH = 16
 _INDENT = 2
 
@@ -185,7 +184,7 @@ def _rows(answer: Answer, metric: str) -> list[str]:
         for hit in answer.hits
     ]
     figures = table([head, *cells], "r" * len(head))
-    room = shutil.get_terminal_size(_WITHOUT_TERMINAL).columns - len(figures[0]) - _INDENT - 3
+    room = output_width() - len(figures[0]) - _INDENT - 3
     paths = ["path", *(_cut(printable(hit.path), room) for hit in answer.hits)]
     return [f"  {line}" for line in table(list(zip(figures, paths, strict=True)), "ll")]
 

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from vggfeat.cli.console import exit_codes, printable, set_up_logging
+from vggfeat.cli.console import exit_codes, set_up_logging
+from vggfeat.names import printable
 
 
 def sheet(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 import textwrap
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vggfeat.cli.console import exit_codes, print_json, printable, shape_text, table
+from vggfeat.cli.console import exit_codes, output_width, print_json, shape_text, table
 from vggfeat.errors import UsageError
+from vggfeat.names import printable
 from vggfeat.preprocess import CROPS
 from vggfeat.units import byte_count
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from vggfeat.tracing import Stage, Trace
 
 _DOES_NOT_FIT = 3
-_WITHOUT_TERMINAL = (120, 24)
 _LEAST_WIDTH = 40
 
 
@@ -110,7 +109,7 @@ _UNSEEN = "the shapes do; --weights FILE says whether weights do"
 
 
 def _wrapped(label: str, text: str) -> list[str]:
-    width = max(_LEAST_WIDTH, shutil.get_terminal_size(_WITHOUT_TERMINAL).columns - 1)
+    width = max(_LEAST_WIDTH, output_width() - 1)
     return textwrap.wrap(
         text, width, initial_indent=f"  {label:<11}", subsequent_indent=" " * 13,
         break_long_words=False, break_on_hyphens=False,

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vggfeat.cli.console import exit_codes, print_json, printable
+from vggfeat.cli.console import exit_codes, print_json
 from vggfeat.errors import CacheError
+from vggfeat.names import printable
 from vggfeat.units import byte_count, duration
 
 if TYPE_CHECKING:

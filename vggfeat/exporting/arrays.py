@@ -41,8 +41,8 @@ def write_npz(content: Content, path: str, _options: Options) -> None:
             with archive.open(f"{layer}.npy", "w", force_zip64=True) as member:
                 for block in npy_blocks(content, layer):
                     member.write(block)
-        archive.writestr("paths.npy", _npy(np.asarray(content.cache.paths[content.rows])))
-        archive.writestr("states.npy", _npy(np.array(content.states())))
+        archive.writestr("paths.npy", npy_bytes(np.asarray(content.cache.paths[content.rows])))
+        archive.writestr("states.npy", npy_bytes(np.array(content.states())))
 
 
 def npy_blocks(content: Content, layer: str) -> Iterator[bytes]:
@@ -62,7 +62,8 @@ def npy_blocks(content: Content, layer: str) -> Iterator[bytes]:
         yield values.tobytes()
 
 
-def _npy(array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> bytes:
+def npy_bytes(array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> bytes:
+    """A whole .npy file of a small array."""
     file = io.BytesIO()
     np.save(file, array, allow_pickle=False)
     return file.getvalue()

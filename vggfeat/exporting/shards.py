@@ -9,13 +9,9 @@ import os
 import tarfile
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
-from vggfeat.exporting.arrays import file_name
+from vggfeat.exporting.arrays import file_name, npy_bytes
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from vggfeat.exporting.content import Content, Part
     from vggfeat.exporting.options import Options
 
@@ -51,7 +47,7 @@ def write_webdataset(content: Content, folder: str, _options: Options) -> None:
 def _add_image(shard: tarfile.TarFile, part: Part, at: int, path: str, state: str) -> None:
     key = f"{int(part.rows[at]):010}"
     for layer, values in part.values.items():
-        _add(shard, f"{key}.{file_name(layer)}.npy", _npy(values[at]))
+        _add(shard, f"{key}.{file_name(layer)}.npy", npy_bytes(values[at]))
     about = {"path": path, "row": int(part.rows[at]), "state": state}
     _add(shard, f"{key}.json", json.dumps(about).encode())
 
@@ -60,9 +56,3 @@ def _add(shard: tarfile.TarFile, name: str, data: bytes) -> None:
     member = tarfile.TarInfo(name)
     member.size = len(data)
     shard.addfile(member, io.BytesIO(data))
-
-
-def _npy(array: NDArray[np.generic]) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array, allow_pickle=False)
-    return file.getvalue()
