@@ -424,7 +424,7 @@ def test_charts_that_cannot_be(workplace: Path, tmp_path: Path) -> None:
     before = sorted(os.listdir(tmp_path))
     without = {"PYTHONPATH": os.pathsep.join(["without", os.environ.get("PYTHONPATH", "")])}
     for cache, chart, env, code, words in (
-        ("none.h5", "c.gif", {}, 2, "chart 'c.gif' has no known format; end it in .png, .svg"),
+        ("none.h5", "c.gif", {}, 2, "chart 'c.gif' has no known format; end it in .png or .svg"),
         ("none.h5", "none/c.png", {}, 2, "there is no folder 'none'"),
         ("none.h5", "c.svg", without, 2, "(gone): pip install 'vggfeat[plot]'"),
         ("f.h5", "c.png", {}, 6, "'c.png' cannot be written"),

@@ -160,6 +160,7 @@ class Kernel:
         self._buffers = {
             side.layer: np.empty((size, cache[side.layer].shape[1]), np.float32) for side in queries
         }
+        self._signed: set[str] = set()  # layers known to hold negative numbers
 
     def __call__(self, start: int, stop: int) -> tuple[Values, float]:
         """Similarities of the rows from `start` to `stop`, done or not.
@@ -170,8 +171,8 @@ class Kernel:
         total: Values | None = None
         error = 0.0
         for side in self._queries:
-            x = self._load(side.layer, start, stop)  # (n, D)
-            products, squares = x @ side.vectors.T, row_squares(x)  # (n, q), (n,)
+            x, squares = self._load(side.layer, start, stop)  # (n, D), (n,)
+            products = x @ side.vectors.T  # (n, q)
             part, off = similarities(products, squares, side, x.shape[1])
             if len(self._queries) > 1:
                 part *= np.float32(side.share)
@@ -181,14 +182,27 @@ class Kernel:
             raise UsageError("no layer to search by; name one")
         return total, error
 
-    def _load(self, layer: str, start: int, stop: int) -> Values:
+    def _load(self, layer: str, start: int, stop: int) -> tuple[Values, Values]:
+        """Rows as float32 (n, D), and their squared lengths (n,).
+
+        What lies behind a ReLU is never negative; looking for signs would cost a reading of it.
+        """
         stored = self._cache[layer][start:stop]
-        return to_float32(
-            stored, self._buffers[layer][: stop - start], self._cache.header.scales.get(layer)
-        )
+        out = self._buffers[layer][: stop - start]
+        scales = self._cache.header.scales.get(layer)
+        if layer not in self._signed:
+            x = to_float32(stored, out, scales, signed=False)
+            squares = row_squares(x)
+            if stored.dtype != np.float16 or math.isfinite(squares.max(initial=0)):
+                return x, squares
+            self._signed.add(layer)
+        x = to_float32(stored, out, scales)
+        return x, row_squares(x)
 
 
-def to_float32(stored: NDArray[Any], out: Values, scales: Scales | None = None) -> Values:
+def to_float32(
+    stored: NDArray[Any], out: Values, scales: Scales | None = None, *, signed: bool = True
+) -> Values:
     """Stored rows as finite numbers in `out`, or as they are where they are float32 already.
 
     Args:
@@ -196,6 +210,8 @@ def to_float32(stored: NDArray[Any], out: Values, scales: Scales | None = None) 
             another number; rows that are done are finite.
         out: float32 (n, D).
         scales: of codes.
+        signed: whether float16 may be negative; if not, whatever has its sign set, -0 too, becomes
+            infinite or NaN.
     """
     if stored.dtype == np.float32:
         return np.asarray(stored)
@@ -207,7 +223,7 @@ def to_float32(stored: NDArray[Any], out: Values, scales: Scales | None = None) 
     halves = stored.view(np.int16)
     np.copyto(bits, halves)
     np.left_shift(bits, 13, out=bits)
-    if halves.min(initial=0) < 0:  # widening filled three bits behind the sign with it
+    if signed:  # widening filled three bits behind the sign with it
         np.bitwise_and(bits, _SIGN_AND_REST, out=bits)
     np.multiply(out, _EXPONENT_MOVED, out=out)
     return out
@@ -233,8 +249,7 @@ def similarities(products: Values, squares: Values, side: Side, width: int) -> t
         width: D.
     """
     relative = 2 * (width + 16) * _UNIT
-    finite = squares[np.isfinite(squares)]
-    longest = math.sqrt(float(finite.max())) if len(finite) else 0.0
+    longest = _longest(squares)
     asked = math.sqrt(float(side.squares.max())) if len(side.squares) else 0.0
     if side.unit:
         lengths = np.sqrt(squares)
@@ -246,6 +261,14 @@ def similarities(products: Values, squares: Values, side: Side, width: int) -> t
     products -= (squares / 2)[:, None]
     products -= (side.squares / 2).astype(np.float32)
     return products, relative * (longest + asked) ** 2
+
+
+def _longest(squares: Values) -> float:
+    """The greatest finite length."""
+    most = float(squares.max(initial=0))
+    if not math.isfinite(most):  # rows that are not done may hold anything
+        most = float(squares[np.isfinite(squares)].max(initial=0))
+    return math.sqrt(most)
 
 
 def exact_similarities(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-import os
 import textwrap
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from vggfeat.errors import UsageError
+from vggfeat.reports import output_format
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,18 +25,8 @@ _COLOURS = ("#0072b2", "#e69f00")  # of Okabe and Ito, told apart by all eyes an
 
 
 def chart_format(path: str) -> str:
-    """The format that the name of a file asks for.
-
-    Raises:
-        UsageError: it is none of `FORMATS`, or the file's folder is not there.
-    """
-    ending = os.path.splitext(path)[1].lower().removeprefix(".")
-    if ending not in FORMATS:
-        raise UsageError(f"chart {path!r} has no known format; end it in .{', .'.join(FORMATS)}")
-    folder = os.path.dirname(path) or os.curdir
-    if not os.path.isdir(folder):
-        raise UsageError(f"chart {path!r}: there is no folder {folder!r}; make it first")
-    return ending
+    """The one of `FORMATS` that the name of a chart asks for; see `reports.output_format`."""
+    return output_format(path, "chart", FORMATS)
 
 
 def check_matplotlib() -> None:

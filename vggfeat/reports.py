@@ -1,4 +1,4 @@
-"""What a run leaves for others to read: failed images as CSV, figures for Prometheus."""
+"""Small files for others to read: published whole; failed images as CSV; figures for Prometheus."""
 
 from __future__ import annotations
 
@@ -10,11 +10,28 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from vggfeat.errors import SpaceError
+from vggfeat.errors import SpaceError, UsageError
 from vggfeat.reader import FeatureCache
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vggfeat.records import Progress, Summary
+
+
+def output_format(path: str, what: str, known: Sequence[str]) -> str:
+    """The format that the name of a file to be written asks for; to be called before the work.
+
+    Raises:
+        UsageError: it is none of `known`, or the file's folder is not there.
+    """
+    ending = os.path.splitext(path)[1].lower().removeprefix(".")
+    if ending not in known:
+        raise UsageError(f"{what} {path!r} has no known format; end it in .{' or .'.join(known)}")
+    folder = os.path.dirname(path) or os.curdir
+    if not os.path.isdir(folder):
+        raise UsageError(f"{what} {path!r}: there is no folder {folder!r}; make it first")
+    return ending
 
 
 def publish(path: str, data: bytes) -> None:

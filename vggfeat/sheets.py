@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import io
 import math
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -17,7 +16,7 @@ from vggfeat.names import printable
 from vggfeat.pages import page
 from vggfeat.pictures import image_file
 from vggfeat.reader import FeatureCache
-from vggfeat.reports import publish
+from vggfeat.reports import output_format, publish
 from vggfeat.tiles import Group, Query, Result, Tile, groups_of, picture_of
 
 if TYPE_CHECKING:
@@ -54,18 +53,8 @@ _MARK = (0, 96, 168)
 
 
 def check_sheet(out: str) -> str:
-    """The format that the name of a sheet asks for.
-
-    Raises:
-        UsageError: it is none of `FORMATS`, or the file's folder is not there.
-    """
-    ending = os.path.splitext(out)[1].lower().removeprefix(".")
-    if ending not in FORMATS:
-        raise UsageError(f"sheet {out!r} has no known format; end it in .{' or .'.join(FORMATS)}")
-    folder = os.path.dirname(out) or os.curdir
-    if not os.path.isdir(folder):
-        raise UsageError(f"sheet {out!r}: there is no folder {folder!r}; make it first")
-    return ending
+    """The one of `FORMATS` that the name of a sheet asks for; see `reports.output_format`."""
+    return output_format(out, "sheet", FORMATS)
 
 
 def contact_sheet(
