@@ -92,6 +92,7 @@ ORDER = (
     "near",
     "indexfile",
     "indexing",
+    "ways",
     "querying",
     "answers",
     "fit",

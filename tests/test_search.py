@@ -291,6 +291,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["reduce", "feats.h5", "--dims", "4", "--layers", "conv1_1", "--out", "short.h5"],
         ["reduce", "feats.h5", "--method", "keep", "--dtype", "float32", "--out", "kept.h5"],
         ["reduce", "joined.h5", "--dims", "3", "--out", "chain.h5"],
+        ["reduce", "fly.h5", "--dims", "3", "--out", "flown.h5"],
+        ["reduce", "standard.h5", "--dims", "5", "--out", "fitted.h5"],
     ):
         done = vggfeat(*words, cwd=folder)
         assert done.returncode == 0, (words, done.stderr)
@@ -313,6 +315,7 @@ MADE: dict[str, list[str]] = {
         ("feats", "conv1_1"), ("feats", "conv2_1:max"), ("pad", None), ("whole", None),
         ("half", None), ("codes", None), ("fly", None), ("joined", None), ("standard", None),
         ("short", None), ("kept", "conv2_1:max"),
+        ("chain", None), ("flown", None), ("fitted", None),
     ],
 )  # fmt: skip
 def test_an_image_of_the_cache_finds_itself(workplace: Path, cache: str, layer: str | None) -> None:
@@ -443,7 +446,6 @@ def test_the_weights_must_be_those_of_the_cache(workplace: Path, tmp_path: Path)
         (["codes.h5", "none.png"], 3, ["'none.png'"]),
         (["codes.h5", "images/b/broken.png"], 4, ["none of 1 query images", "broken.png"]),
         (["images/a/00.png", "images"], 5, ["images/a/00.png"]),
-        (["chain.h5", "images"], 2, ["2 steps, fuse then reduce", "--row"]),
         (["short.h5", "images", "--use", "none.h5"], 5, ["model 'none.h5' is not there"]),
         (["short.h5", "images", "--use", "standard.model.h5"], 5, ["expected one of vggfeat red"]),
     ],
@@ -463,6 +465,21 @@ def test_another_fit_is_refused(workplace: Path, tmp_path: Path) -> None:
         "search", workplace / "short.h5", workplace / "images", "--use", "4.model.h5", cwd=tmp_path
     )
     assert_one_line(done, 5, "is not the one that cache", "name it with --use")
+
+
+def test_the_models_of_several_steps_are_told_apart(workplace: Path, tmp_path: Path) -> None:
+    """Moved, the models of a cache made in two steps are taken from --use in any order."""
+    for name in ("standard.model.h5", "fitted.model.h5", "fitted.h5"):
+        (tmp_path / name).write_bytes((workplace / name).read_bytes())
+    image = workplace / "images" / "a" / "01.png"
+    for first, second in (("standard", "fitted"), ("fitted", "standard")):
+        done = vggfeat(
+            "search", "fitted.h5", image, "--use", f"{first}.model.h5",
+            "--use", f"{second}.model.h5", "--top", "1", cwd=tmp_path,
+        )  # fmt: skip
+        assert (done.returncode, done.stdout.split()[-2:]) == (0, ["1.0000", "a/01.png"])
+    done = vggfeat("search", "fitted.h5", image, "--use", "fitted.model.h5", cwd=tmp_path)
+    assert_one_line(done, 5, "expected one of vggfeat fuse")
 
 
 def test_a_sheet_shows_queries_and_what_they_found(workplace: Path, tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def search(
     top: int = 10,
     device: str = "auto",
     model_weights: str | os.PathLike[str] | None = None,
-    use: str | os.PathLike[str] | None = None,
+    use: Sequence[str | os.PathLike[str]] = (),
     index: str | os.PathLike[str] | None = None,
 ) -> Findings:
     """Finds the images of a cache that are nearest to others; exact but for an index.

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vggfeat.config import SETTING_NAMES, Settings
 from vggfeat.decode import decode
-from vggfeat.errors import CacheMismatchError, DecodeError, UsageError, WeightsError
-from vggfeat.fitted import load_fitted
-from vggfeat.fusing import default_model, from_fitted
-from vggfeat.fusion import Fusion
-from vggfeat.recipes import recipe_from, recipe_of
-from vggfeat.reducing import Kept, Reduction, reduction_from
+from vggfeat.errors import CacheMismatchError, DecodeError, WeightsError
 from vggfeat.sources import discover
+from vggfeat.ways import way_to
 from vggfeat.weights import find_weights
 
 if TYPE_CHECKING:
@@ -29,7 +24,6 @@ if TYPE_CHECKING:
 
     from vggfeat.extractor import Extractor
     from vggfeat.reader import FeatureCache
-    from vggfeat.transforms import Transform
     from vggfeat.weights import Weights
 
     Values = NDArray[np.float32]
@@ -74,7 +68,7 @@ def query_images(
     *,
     device: str = "auto",
     model_weights: str | os.PathLike[str] | None = None,
-    use: str | os.PathLike[str] | None = None,
+    use: Sequence[str | os.PathLike[str]] = (),
 ) -> Queries:
     """Vectors of images, made as the cache's own were, but that they are never altered.
 
@@ -86,18 +80,17 @@ def query_images(
         layers: of the cache, canonical.
         device: for the network: see `Settings.device`.
         model_weights: the weights' file, where it is not found as the cache names it.
-        use: for a cache made by `fuse` or `reduce`, the file with what was fitted; by default the
-            one beside the cache, `<cache>.model.h5`.
+        use: for a cache made by `fuse` or `reduce`, the files with what was fitted; by default
+            those beside the caches that they made, `<cache>.model.h5`.
 
     Raises:
         InputError: a source is missing, or there is no image.
-        UsageError: the cache was made in more steps than can be repeated here.
         WeightsError: the weights cannot be had.
         CacheMismatchError: the weights or the fitted model are not those of the cache.
         DeviceError: no such device.
     """
     manifest = discover(sources)
-    way = _way(cache, use)
+    way = way_to(cache, use)
     extractor = _extractor(cache, way.specs or tuple(layers), device, model_weights)
     preprocess = dataclasses.replace(cache.header.identity.preprocess, augment=())
     if extractor.preprocess != preprocess:
@@ -115,11 +108,10 @@ def query_images(
             failures.append(Undecodable(name, str(error)))
         else:
             names.append(name)
-    vectors = _vectors(extractor, images)
-    if way.transform is not None and names:
-        vectors = dict(way.transform(vectors))
-    return Queries(tuple(names), {layer: vectors[layer] for layer in layers} if names else {},
-                   tuple(failures))  # fmt: skip
+    if not names:
+        return Queries((), {}, tuple(failures))
+    vectors = way(_vectors(extractor, images))
+    return Queries(tuple(names), {layer: vectors[layer] for layer in layers}, tuple(failures))
 
 
 def _shown(path: bytes) -> str:
@@ -137,55 +129,6 @@ def _vectors(extractor: Extractor, images: Sequence[NDArray[np.uint8]]) -> dict[
         batch = torch.from_numpy(np.stack(images[start : start + step])).permute(0, 3, 1, 2)
         parts.append({name: one.cpu().numpy() for name, one in extractor(batch).items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in (parts or [{}])[0]}
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Way:
-    """How the features of a cache come from the network's.
-
-    Attributes:
-        specs: layers that the network has to give; empty for the cache's own.
-        transform: what is made of them afterwards.
-    """
-
-    specs: tuple[str, ...] = ()
-    transform: Transform | None = None
-
-
-def _way(cache: FeatureCache, use: str | os.PathLike[str] | None) -> _Way:
-    steps = [json.loads(step) for step in cache.header.identity.steps]
-    if not steps:
-        return _Way()
-    recipe = recipe_of(cache.header.identity.steps)
-    if recipe is not None:
-        return _Way(recipe.layers)
-    if len(steps) > 1:
-        names = " then ".join(str(step["step"]) for step in steps)
-        raise UsageError(
-            f"cache {cache.path!r} was made in {len(steps)} steps, {names}; an image can be taken "
-            "through one: query with --row NAME, an image of the cache"
-        )
-    (step,) = steps
-    return _Way(tuple(step["layers"]), _transform(cache, step, use))
-
-
-def _transform(
-    cache: FeatureCache, step: Mapping[str, Any], use: str | os.PathLike[str] | None
-) -> Transform:
-    """The step that made the cache, from its record or from the file with what was fitted."""
-    if "model_sha256" in step:
-        path = os.fspath(use) if use is not None else default_model(cache.path)
-        fitted = load_fitted(path, step["step"])
-        if fitted.sha256 != step["model_sha256"]:
-            raise CacheMismatchError(
-                f"model {path!r} is not the one that cache {cache.path!r} was made with: SHA-256 "
-                f"{fitted.sha256[:8]}, expected {step['model_sha256'][:8]}; name it with --use"
-            )
-        return from_fitted(fitted) if step["step"] == "fuse" else reduction_from(fitted)
-    if step["step"] == "fuse":
-        return Fusion(recipe_from(step), {}, cache.layers[0])
-    parts = {layer: Kept(cache.header.shapes[layer][0]) for layer in step["layers"]}
-    return Reduction(step["norm"], step["final_norm"], parts, "")
 
 
 def _extractor(

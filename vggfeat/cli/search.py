@@ -63,10 +63,10 @@ def search(
         ),
     ] = None,
     use: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             help="What fuse or reduce fitted when they made the cache; by default the file beside "
-            "it, FILE.model.h5.",
+            "it, FILE.model.h5. Several times for a cache made in several steps.",
             metavar="MODEL.h5",
         ),
     ] = None,
@@ -126,7 +126,7 @@ def search(
                 top=top,
                 device=device,
                 model_weights=model_weights,
-                use=use,
+                use=use or (),
                 index=index,
             )
         if sheet is not None:
