@@ -275,6 +275,8 @@ class Planner:
             bisect.bisect_left(self.images.paths, bytes(caches[number].paths[0]))  # type: ignore[union-attr] # those that are there
             for number in there[1:]
         ]
+        for number in there:
+            caches[number].release()  # type: ignore[union-attr] # as above
         ends = dict(zip(there, [*begins, len(self.images)], strict=True))
         start = 0
         for number, shard in enumerate(had.shards):
@@ -291,6 +293,7 @@ class Planner:
             changes = find_changes(piece.cache, moved, match, wish)
         else:
             changes = find_changes(piece.cache, piece.images, match, wish)
+        piece.cache.release()
         return dataclasses.replace(piece, match=match, changes=changes)
 
     def _check(self, found: Sequence[_Piece], had: ShardManifest, settings: Settings) -> None:
@@ -311,7 +314,9 @@ class Planner:
         gone = [one for one in there if one.changes is not None and len(one.changes.removed)]
         if gone and gone[0].cache is not None and gone[0].changes is not None:
             present = sum(
-                int((one.cache.state != RowState.REMOVED).sum()) for one in there if one.cache
+                int((FeatureCache(one.cache.path).state != RowState.REMOVED).sum())
+                for one in there
+                if one.cache is not None
             )
             check_removals(
                 settings,
@@ -330,6 +335,7 @@ class Planner:
         out = os.path.join(self.out, name)
         with hold(piece.cache.path):
             apply_changes(piece.cache, piece.images, piece.match, piece.changes, out=out)
+        piece.cache.release()
         return Shard(name, 0, len(FeatureCache(out)))
 
 

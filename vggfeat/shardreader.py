@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vggfeat.errors import CacheError, UsageError
-from vggfeat.reader import FeatureCache
+from vggfeat.reader import FeatureCache, Part
 from vggfeat.rowarray import ShardedArray
 from vggfeat.runs import Run
 from vggfeat.schema import IMAGES, Header, read_header
@@ -48,7 +48,7 @@ class ShardedCache(FeatureCache):
     """
 
     def __init__(self, path: str | os.PathLike[str], share: str = "") -> None:
-        self.path = os.fspath(path)
+        self.path = os.fspath(path).rstrip("/") or "/"
         self.manifest: ShardManifest = read_manifest(self.path)
         self.share = share
         self.shards: tuple[Shard, ...] = _of_share(self.manifest, parse_share(share), self.path)
@@ -82,6 +82,20 @@ class ShardedCache(FeatureCache):
             for number, shard in enumerate(self.shards)
             if shard.rows and self.shard_header(number) is None
         ]
+
+    def parts(self) -> list[Part]:
+        """The shards that are there."""
+        return [
+            Part(self.shard_path(number), header, shard.first)
+            for number, shard in enumerate(self.shards)
+            for header in [self.shard_header(number)]
+            if header is not None
+        ]
+
+    def release(self) -> None:
+        """Forgets its memory maps; they come back by use."""
+        with self._lock:
+            self._maps.clear()
 
     def shard_path(self, number: int) -> str:
         """Where a shard lies, by its place in `shards`."""
