@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,21 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One file of a cache.
+
+    Attributes:
+        path: of the file.
+        header: of the file.
+        first: its first row among those of the cache.
+    """
+
+    path: str
+    header: Header
+    first: int
 
 
 class FeatureCache:
@@ -134,6 +150,18 @@ class FeatureCache:
         """Path of each image relative to the source root, bytes (N,), sorted."""
         return self._array(f"{IMAGES}/path")  # type: ignore[return-value] # as above
 
+    def column(self, name: str) -> NDArray[np.generic]:
+        """A dataset of `/images` by its name, (N,) or (N, 32)."""
+        return self._array(f"{IMAGES}/{name}")
+
+    def parts(self) -> list[Part]:
+        """The files it lies in, in the order of their rows."""
+        return [Part(self.path, self.header, 0)]
+
+    def release(self) -> None:
+        """Forgets its memory maps, each of which holds a file descriptor; they come back by use."""
+        self._arrays.clear()
+
     def values(
         self, layer: str, rows: NDArray[np.integer] | slice = slice(None)
     ) -> NDArray[np.float32]:
@@ -204,8 +232,3 @@ class FeatureCache:
             follow = part[-1] - part[0] + 1 == len(part)
             stored = features[part[0] : part[-1] + 1] if follow else features[part]
             yield part, self._as_values(layer, stored) if self.header.scales else stored
-
-
-def open_cache(path: str | os.PathLike[str]) -> FeatureCache:
-    """Opens a cache for reading, in a millisecond whatever its size: `vggfeat.open`."""
-    return FeatureCache(path)

@@ -175,7 +175,7 @@ def lay_out(
         for spec, one in scales.items():
             file.create_dataset(f"{SCALES}/{spec}", data=one.scale.astype("<f4"))
             file.create_dataset(f"{OFFSETS}/{spec}", data=one.offset.astype("<f4"))
-        file.attrs.update(_attributes(identity, provenance))
+        file.attrs.update(attributes_of(identity, provenance))
 
 
 def _create_dataset(group: h5py.Group, name: str, dtype: str, shape: tuple[int, ...]) -> None:
@@ -197,7 +197,8 @@ def _hdf5_type(dtype: str) -> h5t.TypeID:
     return h5t.py_create(kind, logical=True)
 
 
-def _attributes(identity: Identity, provenance: Provenance) -> dict[str, Any]:
+def attributes_of(identity: Identity, provenance: Provenance) -> dict[str, Any]:
+    """The attributes of `/` by name, as HDF5 takes them."""
     optional = {}
     if identity.activations:
         optional["activations"] = json.dumps(dict(identity.activations))

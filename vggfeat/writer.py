@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from vggfeat.sources import Manifest
 
 
+_IMAGES_AT_ONCE = 1 << 16  # written: as an array paths take several times what they do as a tuple
+
+
 def create_cache(
     out: str,
     images: Images | Manifest,
@@ -52,19 +55,21 @@ def create_cache(
     *,
     scales: Mapping[str, Scales] = MappingProxyType({}),
     fill: Callable[[int, Header], None] | None = None,
+    reserve: bool = True,
 ) -> Header:
     """Makes the cache `out` with every row pending; an older file of that name is replaced.
 
     The file appears whole or not at all: made beside its place, room reserved, synced, renamed,
     directory synced. `fill` may write rows into it before, given a descriptor and the header.
-    `scales` are those of the layers, for int8.
+    `scales` are those of the layers, for int8. Without `reserve` the file takes its room on the
+    disk only as it is filled.
 
     Raises:
         SpaceError: not enough room; says how much is needed and how much there is. Nothing is left.
     """
     temporary = f"{out}.tmp"  # always the same: the output is locked, and a killed run leaves one
     _remove(temporary)
-    longest = max(map(len, images.paths))
+    longest = _longest(images.paths)
     try:
         lay_out(
             temporary,
@@ -78,7 +83,8 @@ def create_cache(
         header = read_header(temporary)
         handle = os.open(temporary, os.O_RDWR | os.O_CLOEXEC)
         try:
-            _reserve(handle, out)
+            if reserve:
+                _reserve(handle, out)
             _write_images(handle, header, images)
             if fill is not None:
                 fill(handle, header)
@@ -86,7 +92,7 @@ def create_cache(
         finally:
             os.close(handle)
         os.replace(temporary, out)
-        _sync_directory(os.path.dirname(os.path.abspath(out)))
+        sync_directory(os.path.dirname(os.path.abspath(out)))
     except VggfeatError:
         raise
     except (OSError, RuntimeError) as error:  # the latter when HDF5 cannot close its file
@@ -121,15 +127,25 @@ def _reserve(handle: int, out: str) -> None:
         )
 
 
+def _longest(paths: Sequence[bytes] | NDArray[np.bytes_]) -> int:
+    """Bytes of the longest path."""
+    if isinstance(paths, tuple):
+        return max(map(len, paths))
+    blocks = range(0, len(paths), _IMAGES_AT_ONCE)
+    return max(int(np.char.str_len(paths[at : at + _IMAGES_AT_ONCE]).max()) for at in blocks)
+
+
 def _write_images(handle: int, header: Header, images: Images | Manifest) -> None:
-    columns = {
-        "path": np.asarray(images.paths, dtype=header.runs[f"{IMAGES}/path"].dtype),
+    columns: Mapping[str, Sequence[bytes] | NDArray[np.generic]] = {
+        "path": images.paths,
         "size": images.sizes,
         "mtime_ns": images.mtimes,
     }
     for name, values in columns.items():
         run = header.runs[f"{IMAGES}/{name}"]
-        write_all(handle, np.ascontiguousarray(values, dtype=run.dtype), run.offset)
+        for start in range(0, header.rows, _IMAGES_AT_ONCE):
+            block = np.asarray(values[start : start + _IMAGES_AT_ONCE], dtype=run.dtype)
+            write_all(handle, np.ascontiguousarray(block), run.offset + start * run.row_bytes)
 
 
 def write_all(handle: int, values: NDArray[np.generic], offset: int) -> None:
@@ -162,7 +178,12 @@ def _sync(handle: int, sync: Callable[[int], None]) -> None:
         ) from error
 
 
-def _sync_directory(path: str) -> None:
+def sync_directory(path: str) -> None:
+    """Returns when the disk has the names in a directory, new and renamed ones.
+
+    Raises:
+        SpaceError: it failed.
+    """
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         _sync(handle, os.fsync)

@@ -38,6 +38,12 @@ def verify(
         else:
             for line in _lines(found):
                 typer.echo(line)
+        if found.missing:
+            raise CacheError(
+                f"cache {cache!r}: {len(found.missing)} shards are not there: "
+                f"{', '.join(found.missing[:_SHOWN])}; restore them from a backup, or `vggfeat "
+                "extract --update` takes their images into the shards beside"
+            )
         if len(found.bad) > found.repaired:
             raise CacheError(
                 f"cache {cache!r}: {len(found.bad)} of {found.rows} rows are bad; `vggfeat verify "
