@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from vggfeat.extractor import Extractor
     from vggfeat.fusing import FuseSettings, fuse
     from vggfeat.loss import measure_loss
+    from vggfeat.measuring import PixelStats, stats
     from vggfeat.merging import Merged, merge
     from vggfeat.near import Duplicates, duplicates
     from vggfeat.reader import FeatureCache
@@ -53,6 +54,7 @@ _HOMES = {
     "Findings": ("vggfeat.answers", "Findings"),
     "FuseSettings": ("vggfeat.fusing", "FuseSettings"),
     "Merged": ("vggfeat.merging", "Merged"),
+    "PixelStats": ("vggfeat.measuring", "PixelStats"),
     "Progress": ("vggfeat.records", "Progress"),
     "ReduceSettings": ("vggfeat.reducing", "ReduceSettings"),
     "Settings": ("vggfeat.config", "Settings"),
@@ -74,6 +76,7 @@ _HOMES = {
     "open": ("vggfeat.reader", "open_cache"),
     "reduce": ("vggfeat.reducing", "reduce"),
     "search": ("vggfeat.answers", "search"),
+    "stats": ("vggfeat.measuring", "stats"),
     "trace": ("vggfeat.tracing", "trace"),
     "verify": ("vggfeat.verification", "verify"),
 }
@@ -90,6 +93,7 @@ __all__ = [
     "Findings",
     "FuseSettings",
     "Merged",
+    "PixelStats",
     "Progress",
     "ReduceSettings",
     "Settings",
@@ -112,6 +116,7 @@ __all__ = [
     "open",
     "reduce",
     "search",
+    "stats",
     "trace",
     "verify",
 ]
