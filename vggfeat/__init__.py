@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from vggfeat.extractor import Extractor
     from vggfeat.fusing import FuseSettings, fuse
     from vggfeat.loss import measure_loss
+    from vggfeat.measuring import PixelStats, stats
     from vggfeat.merging import Merged, merge
     from vggfeat.near import Duplicates, duplicates
     from vggfeat.reader import FeatureCache
@@ -55,6 +56,7 @@ _HOMES = {
     "Findings": ("vggfeat.answers", "Findings"),
     "FuseSettings": ("vggfeat.fusing", "FuseSettings"),
     "Merged": ("vggfeat.merging", "Merged"),
+    "PixelStats": ("vggfeat.measuring", "PixelStats"),
     "Progress": ("vggfeat.records", "Progress"),
     "ReduceSettings": ("vggfeat.reducing", "ReduceSettings"),
     "Settings": ("vggfeat.config", "Settings"),
@@ -78,6 +80,7 @@ _HOMES = {
     "open": ("vggfeat.shardreader", "open_cache"),
     "reduce": ("vggfeat.reducing", "reduce"),
     "search": ("vggfeat.answers", "search"),
+    "stats": ("vggfeat.measuring", "stats"),
     "trace": ("vggfeat.tracing", "trace"),
     "verify": ("vggfeat.verification", "verify"),
 }
@@ -94,6 +97,7 @@ __all__ = [
     "Findings",
     "FuseSettings",
     "Merged",
+    "PixelStats",
     "Progress",
     "ReduceSettings",
     "Settings",
@@ -118,6 +122,7 @@ __all__ = [
     "open",
     "reduce",
     "search",
+    "stats",
     "trace",
     "verify",
 ]

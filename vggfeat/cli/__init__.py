@@ -22,6 +22,7 @@ from vggfeat.cli.plot import plot
 from vggfeat.cli.reduce import reduce
 from vggfeat.cli.search import search
 from vggfeat.cli.sheet import sheet
+from vggfeat.cli.stats import stats
 from vggfeat.cli.trace import trace
 from vggfeat.cli.verify import verify
 
@@ -72,6 +73,7 @@ for command in (
     plot,
     sheet,
     export,
+    stats,
     doctor,
     bench,
 ):

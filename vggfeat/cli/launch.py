@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from vggfeat.cli.console import Bar
 from vggfeat.cli.outcome import show
@@ -29,19 +29,6 @@ def make_wish(*, fresh: bool, update: bool, by_digest: bool, retry: bool) -> Wis
     if fresh and (update or retry):
         raise UsageError("--fresh does every image anew; give it without --update, --retry-failed")
     return Wish(update=update, by_digest=by_digest, retry_failed=retry)
-
-
-def whole_number(name: str, text: str | None) -> int | Literal["auto"] | None:
-    """The value of an option that is a whole number or `auto`; None if it was not given.
-
-    Raises:
-        UsageError: it is neither.
-    """
-    if text is None or text == "auto":
-        return text  # type: ignore[return-value] # mypy does not narrow str to a literal
-    if not text.isdecimal():
-        raise UsageError(f"{name} is {text!r}; expected a whole number or auto")
-    return int(text)
 
 
 def launch(
