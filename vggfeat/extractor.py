@@ -18,8 +18,9 @@ from vggfeat.device import (
     to_host,
 )
 from vggfeat.errors import DeviceError, UsageError
+from vggfeat.firstlayer import ADAPTER
 from vggfeat.int8 import Int8Vgg
-from vggfeat.network import TappedVgg, needed_layers
+from vggfeat.network import TappedVgg, needed_layers, network_of
 from vggfeat.pooling import fuse, quantise
 from vggfeat.records import DecodedBatch, Failure, FeatureBatch
 from vggfeat.weights import Weights, find_weights, load_tensors
@@ -86,25 +87,23 @@ class Extractor:
 
     def _build(self, precision: Compute) -> TappedVgg | Int8Vgg:
         layers = needed_layers(self.settings.specs, self.settings.model)
-        tensors = load_tensors(self.weights, self.settings.model, layers)
+        entry = self.settings.entry
+        tensors = load_tensors(self.weights, self.settings.model, layers, entry)
         head = tensors.get("classifier.6.weight")
         self.classes = 0 if head is None else head.shape[0]
         if precision == "int8":
             return self._build_int8(layers, tensors)
-        with torch.device("meta"):  # no memory, no random initialisation: the weights are at hand
-            network = TappedVgg(layers, self.settings.specs, self.classes)
-        network.load_state_dict(tensors, strict=False, assign=True)
-        network.requires_grad_(requires_grad=False).eval()
-        for name, buffer in network.named_buffers():
-            if buffer.is_meta:  # num_batches_tracked, which inference never reads
-                network.get_submodule(name.rpartition(".")[0]).register_buffer(
-                    name.rpartition(".")[2], None
-                )
+        network = network_of(tensors, layers, self.settings.specs)
         # mypy: torch's stubs know no overload of `to` with a memory format beside a dtype.
         moved: Any = network.to(device=self.device, dtype=_TORCH_DTYPES[precision])
         return cast("TappedVgg", moved.to(memory_format=torch.channels_last))
 
     def _build_int8(self, layers: tuple[Layer, ...], tensors: dict[str, Tensor]) -> Int8Vgg:
+        if ADAPTER in tensors:
+            raise UsageError(
+                f"precision int8 does not know the adapter that weights {self.weights.name} have; "
+                "use another --precision"
+            )
         if self._activations is None:
             raise UsageError(
                 "precision int8 needs activations: vggfeat.calibrate(settings, images) finds them, "
