@@ -488,6 +488,11 @@ PREPROCESS_CHANGES: dict[str, Any] = {
     "background": "black",
     "decode": "fast",
     "augment": ("crop", "mirror"),
+    "channels": 1,
+    "depth": 16,
+    "window": (40.0, 400.0),
+    "clip": (0.5, 99.5),
+    "clahe": (2.0, 8),
 }
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, BinaryIO
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import torch
 
-from vggfeat.decode import decode, read_digest
+from vggfeat.decode import decode, pixel_type, read_digest
 from vggfeat.errors import DecodeError
 from vggfeat.machine import usable_cores
 from vggfeat.records import DecodedBatch, Failure
@@ -53,7 +54,7 @@ def load_batches(
     """
     preprocess, max_pixels = settings.preprocess(), settings.max_pixels
 
-    def decode_row(row: int) -> tuple[bytes, NDArray[np.uint8]]:
+    def decode_row(row: int) -> tuple[bytes, NDArray[Any]]:
         digest = b""
         try:
             with open_image(row) as file:
@@ -63,28 +64,38 @@ def load_batches(
             error.digest = digest
             raise
 
-    shape = None if preprocess.crop == "none" else (preprocess.size, preprocess.size, 3)
+    usual = (preprocess.size, preprocess.size, preprocess.channels)
+    dtype = pixel_type(preprocess)
     decoded = decode_batches(
         plan,
-        shape,
+        None if preprocess.crop == "none" else usual,
         decode_row,
         workers=workers,
         timeout=settings.decode_timeout,
         goes_on=goes_on,
+        dtype=dtype,
     )
-    usual = (plan.shape[1], preprocess.size, preprocess.size, 3)
-    return (_as_batch(images, seconds, usual, pin=pin) for images, seconds in decoded)
+    empty = _Empty((plan.shape[1], *usual), getattr(torch, dtype.__name__), pin)
+    return (_as_batch(images, seconds, empty) for images, seconds in decoded)
 
 
-def _as_batch(
-    images: list[Image], seconds: float, usual: tuple[int, ...], *, pin: bool
-) -> DecodedBatch:
+@dataclass(frozen=True, slots=True)
+class _Empty:
+    """A batch before there is anything in it: its usual shape (B, H, W, C), and its memory."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    pin: bool
+
+
+def _as_batch(images: list[Image], seconds: float, empty: _Empty) -> DecodedBatch:
     """Copies what decoded into a tensor of its own; slots without an image are zero."""
     good = [image for image in images if image.pixels is not None]
-    shape = good[0].pixels.shape if good and good[0].pixels is not None else usual[1:]
-    batch = torch.empty((usual[0], *shape), dtype=torch.uint8, pin_memory=pin)
+    slots, *usual = empty.shape
+    sides = good[0].pixels.shape if good else usual
+    batch = torch.empty((slots, *sides), dtype=empty.dtype, pin_memory=empty.pin)
     pixels = batch.numpy()
-    if len(good) < usual[0]:
+    if len(good) < slots:
         pixels[:] = 0
     for image in good:
         pixels[image.slot] = image.pixels

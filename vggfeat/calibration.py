@@ -139,7 +139,7 @@ def _widened(values: Tensor) -> Scales:
 
 
 def _sample(settings: Settings, manifest: Manifest, count: int, what: str) -> list[Tensor]:
-    """Up to `count` images, uint8 (1, 3, H, W) each."""
+    """Up to `count` images, uint8 or uint16 (1, C, H, W) each."""
     # In an order of which every beginning is spread as well, as most will do with the first few.
     order = np.random.default_rng(0).permutation(manifest.spread(_TRIED * count))
     images: list[Tensor] = []

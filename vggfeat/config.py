@@ -5,22 +5,32 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-import re
 import sys
 from dataclasses import dataclass, field
-from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
+from vggfeat.checks import (
+    DTYPES,
+    LARGEST_SIZE,
+    ON_ERRORS,
+    PRECISIONS,
+    SMALLEST_SIZE,
+    Dtype,
+    OnError,
+    Precision,
+    seconds_of,
+    share_of,
+    wrong_combinations,
+    wrong_texts,
+    wrong_values,
+)
 from vggfeat.errors import UsageError
 from vggfeat.preprocess import (
-    CROPS,
-    DECODES,
-    EXIFS,
     NORMALISATIONS,
-    TRANSFORMS,
     Crop,
     Decode,
+    Depth,
     Exif,
     Preprocess,
     Transform,
@@ -28,6 +38,7 @@ from vggfeat.preprocess import (
 )
 from vggfeat.recipes import Recipe, parse_fuse
 from vggfeat.specs import LayerSpec, parse_specs
+from vggfeat.tones import parse_clahe, parse_clip, parse_mean, parse_std, parse_window
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -37,18 +48,21 @@ else:
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-OnError = Literal["skip", "stop"]
-Dtype = Literal["float16", "float32", "int8"]
-Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
-
-ON_ERRORS: tuple[OnError, ...] = get_args(OnError)
-DTYPES: tuple[Dtype, ...] = get_args(Dtype)
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-
-SMALLEST_SIZE = 32
-"""Five poolings halve 32 pixels to one; with fewer there is no pool5."""
-
-LARGEST_SIZE = 4096
+__all__ = [
+    "DTYPES",
+    "LARGEST_SIZE",
+    "ON_ERRORS",
+    "PRECISIONS",
+    "PRESETS",
+    "SETTING_NAMES",
+    "SMALLEST_SIZE",
+    "Dtype",
+    "OnError",
+    "Precision",
+    "Settings",
+    "load_config",
+    "make_settings",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +85,15 @@ class Settings:
         exif: see `Preprocess`.
         decode: see `Preprocess`.
         augment: alterations separated by commas, see `Preprocess`; empty for none.
+        channels: of the network's input: 3 for RGB, 1 for grey, or as many as every file has.
+        depth: 8, or 16 for pixels that stay in 16 bits from the file to the network.
+        window: `LEVEL,WIDTH` in the file's own units, such as `40,400`: what lies below it becomes
+            black, above it white. Empty: the full scale; of a DICOM file its own window.
+        clip: `LOW,HIGH` percentiles of each image that become black and white, such as `0.5,99.5`.
+        clahe: `LIMIT[,TILES]` of contrast-limited adaptive histogram equalisation.
+        mean: of pixels in [0, 1], one number or one a channel. Empty: see `transform`; where
+            channels are not 3, the average of its three.
+        std: likewise.
         dtype: of the stored features.
         precision: of the network; `auto` is half on CUDA, bfloat16 on a CPU with it, else float32;
             `int8` is for CPUs with VNNI, calibrated on some of the images.
@@ -101,6 +124,13 @@ class Settings:
     exif: Exif = "apply"
     decode: Decode = "exact"
     augment: str = ""
+    channels: int = 3
+    depth: Depth = 8
+    window: str = ""
+    clip: str = ""
+    clahe: str = ""
+    mean: str = ""
+    std: str = ""
     dtype: Dtype = "float16"
     precision: Precision = "auto"
     device: str = "auto"
@@ -116,16 +146,15 @@ class Settings:
     specs: tuple[LayerSpec, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        texts = _wrong_texts(self)
-        wrong = [*texts, *_wrong_choices(self), *_wrong_numbers(self), *_wrong_augment(self)]
-        if not texts:
+        wrong = wrong_values(self)
+        if not wrong_texts(self):
             try:
                 specs = parse_specs(self.layers, self.model, pool=self.pool, norm=self.norm)
                 object.__setattr__(self, "specs", specs)
             except UsageError as error:
                 wrong.append(str(error))
         if not wrong:
-            wrong = _wrong_combinations(self)
+            wrong = wrong_combinations(self)
         if wrong:
             raise UsageError("; ".join(wrong))
 
@@ -141,8 +170,13 @@ class Settings:
             exif=self.exif,
             decode=self.decode,
             augment=check_alterations(self.augment),
-            mean=own.mean,
-            std=own.std,
+            mean=parse_mean(self.mean, self.channels) or own.mean_of(self.channels),
+            std=parse_std(self.std, self.channels) or own.std_of(self.channels),
+            channels=self.channels,
+            depth=self.depth,
+            window=parse_window(self.window),
+            clip=parse_clip(self.clip),
+            clahe=parse_clahe(self.clahe),
         )
 
     def _transform_name(self) -> str:
@@ -166,16 +200,16 @@ class Settings:
 
     def failures_allowed(self, images: int) -> int:
         """How many of `images` may fail before the run counts as failed."""
-        return _allowed(self.max_failures, images)
+        return share_of(self.max_failures, images)
 
     def removals_allowed(self, images: int) -> int:
         """How many of `images` may be gone before an update is refused."""
-        return _allowed(self.max_removed, images)
+        return share_of(self.max_removed, images)
 
     @property
     def seconds_allowed(self) -> float | None:
         """`time_limit` in seconds."""
-        return _seconds(self.time_limit)
+        return seconds_of(self.time_limit)
 
     def as_dict(self) -> dict[str, Any]:
         """All settings by name, ready for JSON."""
@@ -183,156 +217,6 @@ class Settings:
 
 
 SETTING_NAMES = tuple(item.name for item in dataclasses.fields(Settings) if item.init)
-
-_CHOICES: Mapping[str, tuple[str, ...]] = {
-    "transform": TRANSFORMS,
-    "crop": CROPS,
-    "exif": EXIFS,
-    "decode": DECODES,
-    "on_error": ON_ERRORS,
-    "dtype": DTYPES,
-    "precision": PRECISIONS,
-}
-
-
-def _wrong_choices(settings: Settings) -> list[str]:
-    return [
-        f"{name} {getattr(settings, name)!r} is not known; expected one of {', '.join(known)}"
-        for name, known in _CHOICES.items()
-        if getattr(settings, name) not in known
-    ]
-
-
-_DEVICE = r"(cpu|mps|cuda(:\d+)?)"
-_TEXTS = ("layers", "fuse", "model", "weights", "pool", "norm", "augment", "device")
-
-# Name, least, most, and what it may be besides a number.
-_NUMBERS: tuple[tuple[str, int, int, tuple[str | None, ...]], ...] = (
-    ("size", SMALLEST_SIZE, LARGEST_SIZE, (None,)),
-    ("resize", SMALLEST_SIZE, 2 * LARGEST_SIZE, (None,)),
-    ("batch_size", 1, 65_536, ("auto",)),
-    ("workers", 0, 1024, ("auto",)),
-    ("max_pixels", 1, 2**40, ()),
-)
-_LONGEST_SECONDS = 3600
-
-
-def _wrong_texts(settings: Settings) -> list[str]:
-    return [
-        f"{name} is {getattr(settings, name)!r}; expected text"
-        for name in _TEXTS
-        if not isinstance(getattr(settings, name), str)
-    ]
-
-
-def _wrong_augment(settings: Settings) -> list[str]:
-    text: object = settings.augment  # a TOML file may hold anything; see `_wrong_texts`
-    try:
-        check_alterations(text if isinstance(text, str) else "")
-    except UsageError as error:
-        return [str(error)]
-    return []
-
-
-def _wrong_numbers(settings: Settings) -> list[str]:
-    wrong = []
-    for name, least, most, others in _NUMBERS:
-        value = getattr(settings, name)
-        if value not in others and not (type(value) is int and least <= value <= most):
-            other = ", or auto" if "auto" in others else ""
-            wrong.append(
-                f"{name} is {value!r}; expected a whole number from {least} to {most}{other}"
-            )
-    for name, begin in (("checkpoint_seconds", "from 0"), ("decode_timeout", "above 0, up")):
-        seconds = getattr(settings, name)
-        if not _is_seconds(seconds) or (seconds == 0 and name == "decode_timeout"):
-            wrong.append(f"{name} is {seconds!r}; expected a number {begin} to {_LONGEST_SECONDS}")
-    if settings.time_limit is not None and _seconds(settings.time_limit) is None:
-        wrong.append(f"time_limit is {settings.time_limit!r}; expected for example 55m, 2h or 90s")
-    wrong += [
-        f"{name} is {getattr(settings, name)!r}; expected for example 100 or 1%"
-        for name in ("max_failures", "max_removed")
-        if not _is_allowance(getattr(settings, name))
-    ]
-    if not re.fullmatch(rf"auto|all|{_DEVICE}(,{_DEVICE})*", str(settings.device)):
-        wrong.append(
-            f"device {settings.device!r} is not known; expected auto, cpu, cuda[:N], mps, several "
-            "of them separated by commas, or all"
-        )
-    return wrong
-
-
-def _is_seconds(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return 0 <= value <= _LONGEST_SECONDS
-
-
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-
-
-def _seconds(text: object) -> float | None:
-    """Seconds of `90s`, `55m`, `1.5h`, `1h30m`; None if it is no time above 0."""
-    if not isinstance(text, str) or not re.fullmatch(r"(\d+(\.\d+)?[smhd])+", text):
-        return None
-    parts = re.findall(r"([\d.]+)([smhd])", text)
-    return sum(float(number) * _UNITS[unit] for number, unit in parts) or None
-
-
-def _allowed(text: str | None, images: int) -> int:
-    """How many of `images` `N` or `P%` are; all where there is no limit."""
-    if text is None:
-        return images
-    if text.endswith("%"):
-        # Exactly: in floating point, 0.57% of 10,000 would be 56.
-        return int(Fraction(text[:-1]) * images / 100)
-    return int(text)
-
-
-def _is_allowance(value: object) -> bool:
-    if value is None:
-        return True
-    return isinstance(value, str) and re.fullmatch(r"\d+|\d+(\.\d+)?%", value) is not None
-
-
-def _wrong_combinations(settings: Settings) -> list[str]:
-    wrong = []
-    if settings.crop != "center" and settings.resize is not None:
-        wrong.append(
-            f"resize {settings.resize} belongs to crop center; crop {settings.crop} goes by size"
-        )
-    size = settings.preprocess().size
-    if settings.crop == "center" and settings.resize is not None and settings.resize < size:
-        wrong.append(f"resize {settings.resize} is below size {size}; the crop would show borders")
-    kept = [str(spec) for spec in settings.specs if spec.pool and spec.pool.keeps_positions]
-    if settings.crop == "none" and kept:
-        wrong.append(
-            f"{', '.join(kept)} has a row size that varies with the image under crop none; "
-            "use another pool, or crop center, pad or squash"
-        )
-    wrong += _wrong_fusion(settings)
-    if settings.crop == "none" and settings.batch_size not in ("auto", 1):
-        wrong.append("crop none leaves images of unequal shapes, which only batch size 1 takes")
-    if settings.weights == "features" and settings.model != "vgg16":
-        wrong.append(
-            f"weights features exist for vgg16 only, not for {settings.model}; use model vgg16, "
-            "or weights imagenet"
-        )
-    return wrong
-
-
-def _wrong_fusion(settings: Settings) -> list[str]:
-    if not settings.fuse:
-        return []
-    maps = [str(spec) for spec in settings.specs if spec.pool and spec.pool.name == "map"]
-    if maps:
-        return [f"{', '.join(maps)} keep maps, and vectors are fused; use another pool or flatten"]
-    try:
-        _ = settings.recipe
-    except UsageError as error:
-        return [str(error)]
-    return []
-
 
 PRESETS = ("overall", "pyramid", "same-picture", "similar-colour", "similar-style")
 
@@ -360,10 +244,17 @@ def load_config(name: str) -> dict[str, Any]:
 
 
 def _as_text(key: str, value: Any) -> Any:
-    """What TOML writes more naturally, a list of names or a number of failures, as on the CLI."""
+    """What TOML writes more naturally, a list or a number, as on the command line."""
     if key in ("layers", "augment") and isinstance(value, list):
         return ",".join(value) if all(isinstance(item, str) for item in value) else value
+    if key in ("window", "clip", "clahe", "mean", "std"):
+        items = value if isinstance(value, list) else [value]
+        return ",".join(map(str, items)) if all(map(_is_number, items)) else value
     return str(value) if key == "max_failures" and type(value) is int else value
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float)
 
 
 def make_settings(config: str | None, flags: Mapping[str, Any]) -> Settings:

@@ -67,6 +67,11 @@ logging.getLogger("PIL").propagate = False
 _HEADER_ONLY = ("PNG", "JPEG", "TIFF", "BMP", "GIF")  # opening these costs nothing, however large
 
 
+def pixel_type(preprocess: Preprocess) -> type[np.uint8 | np.uint16]:
+    """The type of decoded pixels."""
+    return np.uint8 if preprocess.depth == 8 else np.uint16  # noqa: PLR2004 bits
+
+
 def decode_file(path: bytes, preprocess: Preprocess, max_pixels: int) -> NDArray[np.uint8]:
     """The pixels of the image file `path`; see `decode`.
 
@@ -342,7 +347,7 @@ def _resized_window(
     return image.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=box)
 
 
-def _padded(image: Image.Image, size: int, fill: tuple[int, int, int]) -> Image.Image:
+def _padded(image: Image.Image, size: int, fill: tuple[int, ...]) -> Image.Image:
     """Longer side to `size`, the rest filled up equally on both sides."""
     longer = max(image.size)
     width, height = (max(1, round(size * side / longer)) for side in image.size)

@@ -42,6 +42,10 @@ _TORCH_DTYPES: Mapping[str, torch.dtype] = {
 }
 
 
+_WHITE: Mapping[torch.dtype, int] = {torch.uint8: 255, torch.uint16: 65535}
+"""Of pixels, what becomes 1."""
+
+
 class Extractor:
     """Images in, named features out.
 
@@ -82,8 +86,8 @@ class Extractor:
         self._mean = self._column(self.preprocess.mean)
         self._std = self._column(self.preprocess.std)
 
-    def _column(self, values: tuple[float, float, float]) -> Tensor:
-        return torch.tensor(values, device=self.device).view(1, 3, 1, 1)
+    def _column(self, values: tuple[float, ...]) -> Tensor:
+        return torch.tensor(values, device=self.device).view(1, -1, 1, 1)
 
     def _build(self, precision: Compute) -> TappedVgg | Int8Vgg:
         layers = needed_layers(self.settings.specs, self.settings.model)
@@ -148,19 +152,23 @@ class Extractor:
         """Features of a batch.
 
         Args:
-            images: (N, 3, H, W); uint8 RGB, which is normalised as the weights want it, or
-                floating point, which is taken as normalised already (not with int8). Any device.
+            images: (N, C, H, W) with C = `settings.channels`, as a rule RGB; uint8 or uint16,
+                which is normalised as the weights want it, or floating point, which is taken as
+                normalised already (not with int8). Any device.
 
         Returns:
             canonical spec, or with `settings.fuse` its method → float32 (N, …) on this
             extractor's device.
 
         Raises:
-            ValueError: not four axes with three channels.
+            ValueError: not four axes with so many channels.
             DeviceError: the device has no memory for even one image.
         """
-        if images.dim() != 4 or images.shape[1] != 3:  # noqa: PLR2004 N, 3, H, W
-            raise ValueError(f"images have shape {list(images.shape)}; expected (N, 3, H, W)")
+        channels = self.preprocess.channels
+        if images.dim() != 4 or images.shape[1] != channels:  # noqa: PLR2004 N, C, H, W
+            raise ValueError(
+                f"images have shape {list(images.shape)}; expected (N, {channels}, H, W)"
+            )
         if self.precision == "int8" and images.dtype != torch.uint8:
             raise ValueError(f"images are {images.dtype}; precision int8 takes uint8 alone")
         features, finite = self._forward(images.to(self.device))
@@ -172,7 +180,7 @@ class Extractor:
         """Starts a batch on the device without waiting for it; `Pending.collect` waits.
 
         Args:
-            batch: images uint8 (B, H, W, 3) in memory.
+            batch: images uint8 or uint16 (B, H, W, C) in memory.
         """
         with device_errors(self.device):
             images = batch.images.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
@@ -223,9 +231,10 @@ class Extractor:
         return cast("dict[str, Tensor]", features), cast("Tensor", finite)
 
     def _normalise(self, images: Tensor) -> Tensor:
-        if images.dtype == torch.uint8:
+        white = _WHITE.get(images.dtype)
+        if white is not None:
             # Divided, not multiplied by 1/255: so does torchvision, and the bits are the same.
-            images = images.float().div_(255).sub_(self._mean).div_(self._std)
+            images = images.float().div_(white).sub_(self._mean).div_(self._std)
         return images.contiguous(memory_format=torch.channels_last)
 
 

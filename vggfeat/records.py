@@ -72,7 +72,7 @@ class DecodedBatch:
     """Images of one batch as the workers hand them over.
 
     Attributes:
-        images: uint8 RGB, (B, H, W, 3) in memory; `.permute(0, 3, 1, 2)` is (B, 3, H, W) in
+        images: uint8 or uint16, (B, H, W, C) in memory; `.permute(0, 3, 1, 2)` is (B, C, H, W) in
             channels-last layout without a copy. Slots that hold no image are zero.
         rows: int64 (n,), the cache rows of the images that decoded.
         slots: int64 (n,), where in `images` each of them lies.

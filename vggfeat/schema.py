@@ -21,7 +21,7 @@ from h5py import h5d, h5f, h5p, h5s, h5t
 from vggfeat.config import DTYPES
 from vggfeat.errors import CacheError
 from vggfeat.identity import Identity
-from vggfeat.preprocess import Preprocess
+from vggfeat.preprocess import preprocess_from
 from vggfeat.quantisation import Scales, scales_digest
 from vggfeat.runs import Run, find_offset
 
@@ -353,9 +353,6 @@ def _read_attributes(
 ) -> tuple[Identity, Provenance]:
     attributes = file.attrs
     derived = json.loads(attributes.get("derived", "[]"))
-    preprocess = json.loads(attributes["preprocess"])
-    preprocess |= {name: tuple(preprocess[name]) for name in ("mean", "std")}
-    preprocess["augment"] = tuple(preprocess.get("augment", ()))
     specs = sorted(name.partition("/")[2] for name in runs if name.startswith(FEATURES))
     dtypes = {np.dtype(runs[f"{FEATURES}/{spec}"].dtype).name for spec in specs}
     identity = Identity(
@@ -364,7 +361,7 @@ def _read_attributes(
         weights_sha256=attributes["weights_sha256"],
         precision=attributes["precision"],
         dtype="+".join(sorted(dtypes)),
-        preprocess=Preprocess(**preprocess),
+        preprocess=preprocess_from(json.loads(attributes["preprocess"])),
         layers=tuple(specs),
         activations=tuple(json.loads(attributes.get("activations", "{}")).items()),
         scales=scales_digest(scales),

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    DecodeRow = Callable[[int], tuple[bytes, NDArray[np.uint8]]]
+    DecodeRow = Callable[[int], tuple[bytes, Any]]
 
 _PR_SET_PDEATHSIG = 1  # from linux/prctl.h: a signal for when the parent dies
 _POLL_SECONDS = 0.1
@@ -53,14 +53,14 @@ class Image:
         row: of the cache.
         digest: SHA-256 of its bytes, empty if they could not be read.
         reason: why it failed, empty if it did not.
-        pixels: uint8 (H, W, 3); None if it failed.
+        pixels: what `decode_row` gave, as a rule uint8 or uint16 (H, W, C); None if it failed.
     """
 
     slot: int
     row: int
     digest: bytes
     reason: str
-    pixels: NDArray[np.uint8] | None
+    pixels: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,16 +91,19 @@ def decode_batches(
     workers: int,
     timeout: float,
     goes_on: Callable[[], bool],
+    dtype: type[np.generic] = np.uint8,
 ) -> Iterator[tuple[list[Image], float]]:
     """Starts decoding at the call, and yields the batches in the order of the plan.
 
     Args:
         plan: int64 (batches, B), the row in each slot, or `EMPTY`.
-        shape: of every image, (H, W, 3); None if they differ.
+        shape: of every image, (H, W, C); None if they differ: then pixels, or whatever else can
+            be pickled, are sent rather than shared.
         decode_row: a row's digest and pixels; raises DecodeError.
         workers: processes; 0 decodes in this one, without a limit of time.
         timeout: seconds an image may take before it fails and its process is killed.
         goes_on: asked while waiting; if it says no, there are no more batches.
+        dtype: of the pixels.
 
     Returns:
         of each batch its images in the order of their slots, and the seconds their decoding took.
@@ -111,7 +114,9 @@ def decode_batches(
     """
     if not workers:
         return _decode_here(plan, decode_row)
-    pool = _Pool(plan, shape, decode_row, workers=workers, timeout=timeout, goes_on=goes_on)
+    pool = _Pool(
+        plan, shape, decode_row, workers=workers, timeout=timeout, goes_on=goes_on, dtype=dtype
+    )
     return pool.batches()
 
 
@@ -148,6 +153,7 @@ class _Pool:
         workers: int,
         timeout: float,
         goes_on: Callable[[], bool],
+        dtype: type[np.generic],
     ) -> None:
         slots = plan.shape[1]
         self._plan, self._decode_row = plan, decode_row
@@ -155,9 +161,9 @@ class _Pool:
         self._task_size = max(1, min(_LARGEST_TASK, -(-slots // workers)))
         ahead = -(-workers * _TASKS_AHEAD * self._task_size // slots)
         self._buffers = min(len(plan), ahead + 1)
-        self._pixels: NDArray[np.uint8] | None = None
+        self._pixels: NDArray[Any] | None = None
         if shape is not None:
-            self._pixels = _shared((self._buffers, slots, *shape), np.uint8)
+            self._pixels = _shared((self._buffers, slots, *shape), dtype)
         # Of each worker: the row it is at, and a number that is another one for every image.
         self._at = _shared((workers, 2), np.int64)
         self._at[:, 0] = _AT_REST
@@ -329,7 +335,7 @@ class _Pool:
 
     def _decode_into(
         self, batch: int, slot: int, row: int, at: NDArray[np.int64]
-    ) -> tuple[int, int, bytes, str, NDArray[np.uint8] | None]:
+    ) -> tuple[int, int, bytes, str, Any]:
         at[:] = row, at[1] + 1
         image = _decode(self._decode_row, slot, row)
         pixels = image.pixels

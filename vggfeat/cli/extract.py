@@ -2,43 +2,48 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vggfeat.cli.console import Bar, exit_codes, set_up_logging
 from vggfeat.cli.outcome import show
+from vggfeat.cli.preparing import (
+    Augment,
+    Channels,
+    Clahe,
+    Clip,
+    Crop,
+    Decode,
+    DecodeTimeout,
+    Depth,
+    Exif,
+    MaxPixels,
+    Mean,
+    Resize,
+    Size,
+    Std,
+    Transform,
+    Window,
+    Workers,
+    count,
+    setting,
+)
 from vggfeat.config import (
     DTYPES,
     ON_ERRORS,
     PRECISIONS,
     PRESETS,
     SETTING_NAMES,
-    Settings,
     make_settings,
 )
 from vggfeat.errors import InterruptedRunError, TooManyFailuresError, UsageError
-from vggfeat.preprocess import ALTERATIONS, CROPS, DECODES, EXIFS, TRANSFORMS
 
 if TYPE_CHECKING:
     from vggfeat.cli.watch import Watch
+    from vggfeat.config import Settings
     from vggfeat.records import Progress
     from vggfeat.update import Wish
-
-_DEFAULTS = Settings(layers="fc7")
-
-
-def _setting(
-    flag: str, text: str, metavar: str | None = None, *, choices: tuple[str, ...] = ()
-) -> Any:
-    """An option for the setting of that name, which knows its default; None is not given."""
-    default = getattr(_DEFAULTS, flag.strip("-").replace("-", "_"))
-    words = [text]
-    if choices:
-        words.append(f"One of {', '.join(choices)}.")
-    if default not in (None, "") and flag != "--layers":
-        words.append(f"[default: {default}]")
-    return typer.Option(flag, help=" ".join(words), metavar=metavar, show_default=False)
 
 
 def extract(
@@ -56,7 +61,7 @@ def extract(
     *,
     layers: Annotated[
         str | None,
-        _setting(
+        setting(
             "--layers",
             "Layers, comma separated, each NAME[.pre][:POOL][:NORM]: conv5_3,fc7 or "
             "conv3_4:gem,conv5_4:rmac:l2. `vggfeat layers` lists the names.",
@@ -65,7 +70,7 @@ def extract(
     ] = None,
     fuse: Annotated[
         str | None,
-        _setting(
+        setting(
             "--fuse",
             "Store one vector of all layers instead of them: concat, weighted(2,1,1) or sum; each "
             "layer is brought to unit length first. `vggfeat fuse` can do more.",
@@ -81,81 +86,40 @@ def extract(
         ),
     ] = None,
     model: Annotated[
-        str | None, _setting("--model", "vgg11, 13, 16 or 19, each also with _bn.", "NAME")
+        str | None, setting("--model", "vgg11, 13, 16 or 19, each also with _bn.", "NAME")
     ] = None,
     weights: Annotated[
         str | None,
-        _setting(
+        setting(
             "--weights",
             "imagenet (downloaded once), features (vgg16's convolutions as Caffe had them), a .pth "
             "or .safetensors file, or random[:SEED].",
             "NAME|FILE",
         ),
     ] = None,
-    transform: Annotated[
-        str | None,
-        _setting(
-            "--transform",
-            "Whose mean and deviation normalise the images; auto: those the weights came with.",
-            "NAME",
-            choices=TRANSFORMS,
-        ),
-    ] = None,
+    transform: Transform = None,
     pool: Annotated[
-        str | None, _setting("--pool", "Pool of maps whose spec names none.", "POOL")
+        str | None, setting("--pool", "Pool of maps whose spec names none.", "POOL")
     ] = None,
     norm: Annotated[
-        str | None, _setting("--norm", "Norm of layers whose spec names none.", "NORM")
+        str | None, setting("--norm", "Norm of layers whose spec names none.", "NORM")
     ] = None,
-    size: Annotated[
-        int | None,
-        _setting(
-            "--size", "Side of the network's input in pixels. [default: the weights', 224]", "PX"
-        ),
-    ] = None,
-    resize: Annotated[
-        int | None,
-        _setting(
-            "--resize",
-            "Shorter side before a center crop. [default: the weights', 256 to a size of 224]",
-            "PX",
-        ),
-    ] = None,
-    crop: Annotated[
-        str | None,
-        _setting(
-            "--crop",
-            "center cuts a square from the middle, pad fits the whole image in, squash ignores "
-            "the aspect, none keeps the aspect and everything, one image at a time.",
-            "HOW",
-            choices=CROPS,
-        ),
-    ] = None,
-    exif: Annotated[
-        str | None, _setting("--exif", "The EXIF orientation.", "HOW", choices=EXIFS)
-    ] = None,
-    decode: Annotated[
-        str | None,
-        _setting(
-            "--decode",
-            "exact decodes every pixel; fast decodes JPEGs far larger than needed at 1/2, 1/4 or "
-            "1/8 of their sides.",
-            "HOW",
-            choices=DECODES,
-        ),
-    ] = None,
-    augment: Annotated[
-        str | None,
-        _setting(
-            "--augment",
-            f"Alter every image before it is resized, by any of {', '.join(ALTERATIONS)}; several "
-            "are applied in the order given.",
-            "NAME,...",
-        ),
-    ] = None,
+    size: Size = None,
+    resize: Resize = None,
+    crop: Crop = None,
+    exif: Exif = None,
+    decode: Decode = None,
+    augment: Augment = None,
+    channels: Channels = None,
+    depth: Depth = None,
+    window: Window = None,
+    clip: Clip = None,
+    clahe: Clahe = None,
+    mean: Mean = None,
+    std: Std = None,
     dtype: Annotated[
         str | None,
-        _setting(
+        setting(
             "--dtype",
             "Type of the stored features; int8 with a scale for each dimension, found on some of "
             "the images.",
@@ -165,7 +129,7 @@ def extract(
     ] = None,
     precision: Annotated[
         str | None,
-        _setting(
+        setting(
             "--precision",
             "Type the network computes in. auto: float16 on CUDA, with float32 where it "
             "overflows; bfloat16 on a CPU that has it; else float32. int8, on a CPU with VNNI, is "
@@ -176,28 +140,17 @@ def extract(
     ] = None,
     device: Annotated[
         str | None,
-        _setting(
+        setting(
             "--device", "auto, cpu, cuda, cuda:N or mps; several as cuda:0,cuda:1; all.", "NAME,..."
         ),
     ] = None,
-    batch_size: Annotated[str | None, _setting("--batch-size", "Images a pass.", "N|auto")] = None,
-    workers: Annotated[
-        str | None, _setting("--workers", "Decoding processes; 0 decodes in this one.", "N|auto")
-    ] = None,
-    max_pixels: Annotated[
-        int | None, _setting("--max-pixels", "Larger images fail as decompression bombs.", "N")
-    ] = None,
-    decode_timeout: Annotated[
-        float | None,
-        _setting(
-            "--decode-timeout",
-            "An image that takes longer to decode fails; not with 0 workers.",
-            "SECONDS",
-        ),
-    ] = None,
+    batch_size: Annotated[str | None, setting("--batch-size", "Images a pass.", "N|auto")] = None,
+    workers: Workers = None,
+    max_pixels: MaxPixels = None,
+    decode_timeout: DecodeTimeout = None,
     max_failures: Annotated[
         str | None,
-        _setting(
+        setting(
             "--max-failures",
             "More failed images than that end in exit 4, once all others are done. "
             "[default: any number, but not all]",
@@ -206,7 +159,7 @@ def extract(
     ] = None,
     max_removed: Annotated[
         str | None,
-        _setting(
+        setting(
             "--max-removed",
             "With --update: if more images than that are gone, change nothing and end in exit 3. "
             "[default: any number]",
@@ -215,7 +168,7 @@ def extract(
     ] = None,
     on_error: Annotated[
         str | None,
-        _setting(
+        setting(
             "--on-error",
             "An image that fails: skip marks it and goes on, stop ends the run with exit 4.",
             "HOW",
@@ -224,7 +177,7 @@ def extract(
     ] = None,
     time_limit: Annotated[
         str | None,
-        _setting(
+        setting(
             "--time-limit",
             "Stop cleanly within this time, such as 55m, with exit 0; the same command goes on.",
             "TIME",
@@ -232,7 +185,7 @@ def extract(
     ] = None,
     checkpoint_seconds: Annotated[
         float | None,
-        _setting("--checkpoint-seconds", "How much work a crash may cost at most.", "SECONDS"),
+        setting("--checkpoint-seconds", "How much work a crash may cost at most.", "SECONDS"),
     ] = None,
     root: Annotated[
         str | None,
@@ -312,7 +265,7 @@ def extract(
 
         reports = Watch(out, failures=failures, metrics=metrics_file, log_file=log_file)
         with reports as watch, ended_by_signals():
-            flags |= {name: _count(name, flags[name]) for name in ("batch_size", "workers")}
+            flags |= {name: count(name, flags[name]) for name in ("batch_size", "workers")}
             settings = make_settings(config, flags)
             if settings.workers != 0:  # without any, images are decoded here, whose memory differs
                 keep_freed_memory()
@@ -340,14 +293,6 @@ def _wish(*, fresh: bool, update: bool, by_digest: bool, retry: bool) -> Wish:
     if fresh and (update or retry):
         raise UsageError("--fresh does every image anew; give it without --update, --retry-failed")
     return Wish(update=update, by_digest=by_digest, retry_failed=retry)
-
-
-def _count(name: str, text: str | None) -> int | Literal["auto"] | None:
-    if text is None or text == "auto":
-        return text  # type: ignore[return-value] # mypy does not narrow str to a literal
-    if not text.isdecimal():
-        raise UsageError(f"{name} is {text!r}; expected a whole number or auto")
-    return int(text)
 
 
 def _run(
