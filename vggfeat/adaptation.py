@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vggfeat.carried import CARRIED, MODEL, PREPROCESS
+from vggfeat.config import load_config, make_settings
 from vggfeat.course import epochs_from, score_from
 from vggfeat.errors import UsageError
 from vggfeat.jitter import check_jitter
@@ -140,6 +141,21 @@ def default_layer(model: str) -> str:
     return [layer.name for layer in layer_table(model) if layer.kind == "conv"][-1]
 
 
+def network_settings(config: str | None, flags: Mapping[str, Any]) -> Settings:
+    """See `make_settings`; without a layer the head stands on `default_layer`."""
+    values = load_config(config) if config is not None else {}
+    if flags.get("layers") or values.get("layers"):
+        return make_settings(config, flags)
+    settings = make_settings(config, {**flags, "layers": "pool5"})  # every model has it
+    return dataclasses.replace(settings, layers=default_layer(settings.model))
+
+
+DEFAULTS: Mapping[str, Any] = {
+    item.name: item.default for item in dataclasses.fields(AdaptSettings) if item.init
+}
+"""Of an adaptation by name."""
+
+
 @dataclass(frozen=True, slots=True)
 class Adapted:
     """What an adaptation came to.
@@ -199,18 +215,16 @@ def adapted_from(out: str, text: str) -> Adapted:
         ValueError, TypeError, KeyError: it is something else.
     """
     fields: dict[str, Any] = json.loads(text)
-    known = {
+    known: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
     }
-    return Adapted(
-        **{
-            **known,
-            "out": out,
-            "before": score_from(fields["before"]),
-            "after": score_from(fields["after"]),
-            "epochs": epochs_from(fields["epochs"]),
-        }
-    )
+    known |= {
+        "out": out,
+        "before": score_from(fields["before"]),
+        "after": score_from(fields["after"]),
+        "epochs": epochs_from(fields["epochs"]),
+    }
+    return Adapted(**known)
 
 
 def carried_metadata(network: Settings) -> dict[str, str]:
@@ -223,16 +237,13 @@ def carried_metadata(network: Settings) -> dict[str, str]:
     return {MODEL: network.model, PREPROCESS: json.dumps(said)}
 
 
-def identity_of(
-    settings: AdaptSettings, weights_sha256: str, images: str, precision: str
-) -> dict[str, Any]:
+def identity_of(settings: AdaptSettings, weights_sha256: str, images: str) -> dict[str, Any]:
     """What two runs must agree in for one to go on where the other ended.
 
     Args:
         settings: as asked for.
         weights_sha256: digest of the weights it begins with.
         images: digest of the images and their classes.
-        precision: resolved.
     """
     numbers = {name: getattr(settings, name) for name in NUMBERS}
     return {
@@ -241,7 +252,6 @@ def identity_of(
         "layer": str(settings.spec),
         "first_layer": settings.network.first_layer,
         "trainable": ",".join(settings.parts.names),
-        "precision": precision,
         **numbers,
         "jitter": ",".join(check_jitter(settings.jitter)),
         "images": images,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -14,24 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vggfeat.adaptation import (
-    COURSE,
-    IDENTITY,
-    REPORT,
-    Adapted,
-    adapted_from,
-    carried_metadata,
-    differences,
-    identity_of,
-)
-from vggfeat.course import Course, course_from
-from vggfeat.errors import (
-    CacheError,
-    CacheMismatchError,
-    InterruptedRunError,
-    UsageError,
-    VggfeatError,
-)
+from vggfeat.adaptation import IDENTITY, REPORT, Adapted, carried_metadata, identity_of
+from vggfeat.adaptjob import Asked, Begun, Places, begin, damage, finished
+from vggfeat.errors import InterruptedRunError, UsageError
 from vggfeat.labels import UNLABELLED, labels_of_paths
 from vggfeat.lock import hold, refuse_if_held
 from vggfeat.plan import match_paths
@@ -41,12 +25,11 @@ from vggfeat.run import extract
 from vggfeat.signals import StopFlag
 from vggfeat.sources import discover
 from vggfeat.splitting import Split, stratified
-from vggfeat.tensorheader import read_header
 from vggfeat.update import Wish
 from vggfeat.weights import find_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from vggfeat.adaptation import AdaptSettings
     from vggfeat.course import Score
@@ -58,34 +41,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("vggfeat")
 
 _SUFFIX = ".safetensors"
-
-
-@dataclass(frozen=True, slots=True)
-class Places:
-    """The files of an adaptation.
-
-    Attributes:
-        out: the weights it makes.
-    """
-
-    out: str
-
-    @property
-    def progress(self) -> str:
-        """Where learning stands; there only as long as it is under way."""
-        return f"{self.out}.progress"
-
-    @property
-    def before(self) -> str:
-        """The cache of what the untouched network says, likewise."""
-        return f"{self.out}.before.h5"
-
-    def tidy(self) -> None:
-        """Removes what only a run under way needs. The lock of the output stays, as all do."""
-        parts = (self.progress, self.before)
-        for path in (*parts, *(f"{part}.tmp" for part in parts), f"{self.before}.lock"):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +87,11 @@ class _Task:
         return notice
 
     @property
-    def images_digest(self) -> str:
+    def identity(self) -> dict[str, Any]:
+        """What two runs must agree in: see `identity_of`."""
+        return identity_of(self.settings, self.weights.sha256, self._images_digest())
+
+    def _images_digest(self) -> str:
         """SHA-256 over path, size and class of every image."""
         digest = hashlib.sha256()
         manifest, classes = self.manifest, self.labels.classes.tolist()
@@ -221,7 +180,8 @@ def _check_request(out: str, sources: Sequence[str | os.PathLike[str]]) -> None:
 def _run(task: _Task, *, fresh: bool) -> Adapted:
     """Whatever is left to do."""
     settings, places = task.settings, task.places
-    done = _finished(task, fresh=fresh)
+    asked = Asked(task.identity, settings.network.precision)
+    done = finished(places.out, asked, fresh=fresh)
     if done is not None or fresh:
         places.tidy()
     if done is not None:
@@ -230,16 +190,16 @@ def _run(task: _Task, *, fresh: bool) -> Adapted:
     from vggfeat.pupil import Pupil, choose_learning_precision, probe
     from vggfeat.tensorwrite import write_tensors
 
-    wanted = choose_learning_precision(settings.network.precision, settings.network.device)
-    begun = _begun(task, wanted)
+    precision = choose_learning_precision(settings.network.precision, settings.network.device)
+    begun = begin(places.progress, asked, precision)
     cache = _before(task)
     if cache is None:
         return _result(task, begun, stopped="time limit")
     material = _material(task, cache)
     start = probe(material)
-    pupil = Pupil(settings, begun.identity["precision"], task.weights, material, start)
+    pupil = Pupil(settings, begun.precision, task.weights, material, start)
     if begun.there:
-        with _damage(places.progress):
+        with damage(places.progress):
             pupil.restore(read_safetensors(places.progress), begun.course)
     course = pupil.learn(
         begun.course,
@@ -260,81 +220,6 @@ def _run(task: _Task, *, fresh: bool) -> Adapted:
     _raise_if_stopped(task.stop, found)
     _tell(found)
     return found
-
-
-@dataclass(frozen=True, slots=True)
-class _Begun:
-    """Where an earlier run has left off.
-
-    Attributes:
-        identity: what it, and so this one, is to do.
-        course: where it stood.
-        there: whether there was one.
-    """
-
-    identity: Mapping[str, Any]
-    course: Course = Course()
-    there: bool = False
-
-    def metadata(self, course: Course) -> dict[str, str]:
-        """Of the file that says where learning stands now."""
-        return {IDENTITY: json.dumps(self.identity), COURSE: course.to_json()}
-
-
-def _identity(task: _Task, precision: str) -> dict[str, Any]:
-    return identity_of(task.settings, task.weights.sha256, task.images_digest, precision)
-
-
-def _check_identity(task: _Task, path: str, had: Mapping[str, Any], asked: dict[str, Any]) -> None:
-    """Refuses what was begun otherwise; a precision that was left to us is the file's."""
-    if task.settings.network.precision == "auto":
-        asked["precision"] = had["precision"]
-    unlike = differences(had, asked)
-    if unlike:
-        raise CacheMismatchError(
-            f"{path!r} was begun otherwise: {'; '.join(unlike)}. Ask for the same, choose another "
-            "--out, or --fresh to begin again"
-        )
-
-
-def _finished(task: _Task, *, fresh: bool) -> Adapted | None:
-    """What an earlier run has come to, if its weights are there and are those asked for."""
-    out = task.places.out
-    if not os.path.lexists(out):
-        return None
-    with _damage(out, "is no weight file of adapt; move it away, or choose another --out"):
-        metadata = read_header(out).metadata
-        found = adapted_from(out, metadata[REPORT])
-        had = json.loads(metadata[IDENTITY])
-    if fresh:
-        return None
-    _check_identity(task, out, had, _identity(task, task.settings.network.precision))
-    return found
-
-
-def _begun(task: _Task, precision: str) -> _Begun:
-    """Where an earlier run stands, or the beginning."""
-    path = task.places.progress
-    asked = _identity(task, precision)
-    if not os.path.exists(path):
-        return _Begun(asked)
-    with _damage(path):
-        metadata = read_header(path).metadata
-        had, course = json.loads(metadata[IDENTITY]), course_from(metadata[COURSE])
-    _check_identity(task, path, had, asked)
-    log.info("going on in epoch %d, batch %d", len(course.history) + 1, course.batches + 1)
-    return _Begun(asked, course, there=True)
-
-
-@contextlib.contextmanager
-def _damage(path: str, what: str = "is damaged; --fresh begins again") -> Iterator[None]:
-    """Turns what reading another file, or half of one, comes to into a CacheError."""
-    try:
-        yield
-    except (OSError, ValueError, TypeError, LookupError, RuntimeError) as error:
-        if isinstance(error, VggfeatError):
-            raise
-        raise CacheError(f"{path!r} {what}") from error
 
 
 def _before(task: _Task) -> FeatureCache | None:
@@ -386,7 +271,7 @@ def _material(task: _Task, cache: FeatureCache) -> Material:
 
 def _result(
     task: _Task,
-    begun: _Begun,
+    begun: Begun,
     material: Material | None = None,
     before: Score | None = None,
     *,
@@ -415,7 +300,7 @@ def _result(
         after=course.best.score if course.best and not stopped else None,
         epochs=course.history,
         best=course.best.number if course.best else 0,
-        precision=begun.identity["precision"],
+        precision=begun.precision,
         stopped=stopped,
     )
 

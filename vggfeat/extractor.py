@@ -21,6 +21,7 @@ from vggfeat.errors import DeviceError, UsageError
 from vggfeat.firstlayer import ADAPTER
 from vggfeat.int8 import Int8Vgg
 from vggfeat.network import TappedVgg, needed_layers, network_of
+from vggfeat.normalising import Normaliser
 from vggfeat.pooling import fuse, quantise
 from vggfeat.records import DecodedBatch, Failure, FeatureBatch
 from vggfeat.weights import Weights, find_weights, load_tensors
@@ -40,10 +41,6 @@ _TORCH_DTYPES: Mapping[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-
-
-_WHITE: Mapping[torch.dtype, int] = {torch.uint8: 255, torch.uint16: 65535}
-"""Of pixels, what becomes 1."""
 
 
 class Extractor:
@@ -83,11 +80,7 @@ class Extractor:
         self._scales: dict[str, Scales] = {}
         self._network = self._build(self.precision)
         self._exact: TappedVgg | Int8Vgg | None = None
-        self._mean = self._column(self.preprocess.mean)
-        self._std = self._column(self.preprocess.std)
-
-    def _column(self, values: tuple[float, ...]) -> Tensor:
-        return torch.tensor(values, device=self.device).view(1, -1, 1, 1)
+        self._normalise = Normaliser(self.preprocess, self.device)
 
     def _build(self, precision: Compute) -> TappedVgg | Int8Vgg:
         layers = needed_layers(self.settings.specs, self.settings.model)
@@ -229,13 +222,6 @@ class Extractor:
             if self._recipe is not None:
                 features = {self._recipe.method: fuse(features, self._recipe)}
         return cast("dict[str, Tensor]", features), cast("Tensor", finite)
-
-    def _normalise(self, images: Tensor) -> Tensor:
-        white = _WHITE.get(images.dtype)
-        if white is not None:
-            # Divided, not multiplied by 1/255: so does torchvision, and the bits are the same.
-            images = images.float().div_(white).sub_(self._mean).div_(self._std)
-        return images.contiguous(memory_format=torch.channels_last)
 
 
 def _join(parts: list[tuple[dict[str, Tensor], Tensor]]) -> tuple[dict[str, Tensor], Tensor]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
-import torch
 
 from vggfeat.errors import UsageError
 
@@ -58,6 +57,8 @@ def jitter(images: Tensor, changes: Sequence[Change], seeds: Sequence[tuple[int,
     """
     if not changes:
         return images
+    import torch
+
     pairs = zip(images, seeds, strict=True)
     return torch.stack([_change(x, changes, np.random.default_rng(seed)) for x, seed in pairs])
 
@@ -79,7 +80,7 @@ def _change(x: Tensor, changes: Sequence[Change], noise: np.random.Generator) ->
 def _shifted(x: Tensor, down: int, across: int) -> Tensor:
     """Moved by so many pixels, zeros behind it."""
     height, width = x.shape[1:]
-    moved = torch.zeros_like(x)
+    moved = x.new_zeros(x.shape)
     rows, from_rows = _spans(down, height)
     columns, from_columns = _spans(across, width)
     moved[:, rows, columns] = x[:, from_rows, from_columns]

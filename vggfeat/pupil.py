@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -200,9 +200,7 @@ class Pupil:
         )
         return teacher.teach(course)
 
-    def _load(
-        self, plan: NDArray[np.int64], goes_on: Callable[[], bool]
-    ) -> Iterator[DecodedBatch]:
+    def _load(self, plan: NDArray[np.int64], goes_on: Callable[[], bool]) -> Iterator[DecodedBatch]:
         network = self._settings.network
         return load_batches(
             self._material.manifest.open,

@@ -38,8 +38,9 @@ def write_tensors(
     try:
         with open(temporary, "wb") as file:
             file.write(header_bytes(entries, metadata))
-            for tensor in tensors.values():
-                file.write(tensor.detach().cpu().contiguous().numpy().data)
+            file.writelines(
+                tensor.detach().cpu().contiguous().numpy().data for tensor in tensors.values()
+            )
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -85,7 +85,7 @@ def parse_trainable(text: str, model: str, deepest: Layer) -> Trainable:
 def _names(table: Sequence[Layer]) -> Mapping[str, tuple[Layer, ...]]:
     """Every name that stands for layers with weights."""
     learning = tuple(layer for layer in table if layer.kind in ("conv", "fc"))
-    names = {layer.name: (layer,) for layer in learning}
+    names: dict[str, tuple[Layer, ...]] = {layer.name: (layer,) for layer in learning}
     for block in range(1, _BLOCKS + 1):
         names[f"conv{block}"] = tuple(
             layer for layer in learning if layer.level == block and layer.kind == "conv"

@@ -121,9 +121,7 @@ class Learner:
     ) -> None:
         self._network, self._pace, self._half = network, pace, half
         self.device = next(network.parameters()).device
-        self._scaling = Scaling(
-            scaling.mean.to(self.device), scaling.deviation.to(self.device)
-        )
+        self._scaling = Scaling(scaling.mean.to(self.device), scaling.deviation.to(self.device))
         for name in learning:
             _make_learn(network, name)
         own = dict(network.named_parameters())
