@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vggfeat.carried import CARRIED, MODEL, PREPROCESS
+from vggfeat.carried import CARRIED, LAYER, MODEL, PREPROCESS
 from vggfeat.config import load_config, make_settings
 from vggfeat.course import epochs_from, score_from
 from vggfeat.errors import UsageError
@@ -234,7 +234,8 @@ def carried_metadata(network: Settings) -> dict[str, str]:
     values |= {"size": preprocess.size, "resize": preprocess.resize}
     values["transform"] = network.transform_name
     said = {name: value for name, value in values.items() if value not in (None, "")}
-    return {MODEL: network.model, PREPROCESS: json.dumps(said)}
+    ends = network.specs[0].layer.name
+    return {MODEL: network.model, LAYER: ends, PREPROCESS: json.dumps(said)}
 
 
 def identity_of(settings: AdaptSettings, weights_sha256: str, images: str) -> dict[str, Any]:

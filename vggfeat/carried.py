@@ -25,7 +25,7 @@ CARRIED = (
 )  # fmt: skip
 """Settings that a weight file may bring along besides its model."""
 
-MODEL, PREPROCESS = "vggfeat.model", "vggfeat.preprocess"
+MODEL, LAYER, PREPROCESS = "vggfeat.model", "vggfeat.layer", "vggfeat.preprocess"
 """Keys of the metadata."""
 
 log = logging.getLogger("vggfeat")
@@ -53,6 +53,20 @@ def settings_carried(weights: str) -> dict[str, Any]:
     if channels not in (None, COLOURS):
         values["channels"] = channels
     return values
+
+
+def last_layer(path: str) -> str:
+    """Name of the layer that a weight file ends with on purpose; empty if it does not say.
+
+    Raises:
+        WeightsError: it cannot be read.
+    """
+    if not path.endswith(".safetensors"):
+        return ""
+    try:
+        return read_header(path).metadata.get(LAYER, "")
+    except (OSError, ValueError, TypeError) as error:
+        raise WeightsError(f"weights {path!r} are no safetensors file: {error}") from error
 
 
 def _look(path: str) -> tuple[dict[str, tuple[int, ...]], Mapping[str, str]]:

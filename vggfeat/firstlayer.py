@@ -58,6 +58,23 @@ def file_channels(shapes: Shapes) -> int | None:
     return shape[1] if len(shape) == 4 else None  # noqa: PLR2004 (out, in, rows, columns)
 
 
+def adapter_problem(shapes: Shapes) -> str:
+    """What is wrong with the adapter in a weight file; empty if nothing is, or there is none."""
+    weight, bias = shapes.get(ADAPTER), shapes.get(ADAPTER_BIAS)
+    if weight is None and bias is None:
+        return ""
+    found = [_shape(part) for part in (weight, bias)]
+    right = weight is not None and (weight[:1], weight[2:], bias) == (
+        (COLOURS,), (1, 1), (COLOURS,),
+    )  # fmt: skip
+    expected = "expected [3, C, 1, 1] and [3]"
+    return "" if right else f"{ADAPTER} is {found[0]}, {ADAPTER_BIAS} {found[1]}; {expected}"
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else str(list(shape))
+
+
 def check_channels(name: str, shapes: Shapes, entry: Entry) -> None:
     """Refuses images that the network of a weight file cannot take.
 
@@ -73,21 +90,16 @@ def check_channels(name: str, shapes: Shapes, entry: Entry) -> None:
         WeightsError: other channels, an adapter that is none, or one whose network shall be drawn
             anew.
     """
-    adapter = shapes.get(ADAPTER)
-    found = file_channels(shapes)
-    if adapter is not None:
-        bias = shapes.get(ADAPTER_BIAS)
-        if (adapter[:1], adapter[2:], bias) != ((COLOURS,), (1, 1), (COLOURS,)):
-            raise WeightsError(
-                f"weights {name}: the adapter is {list(adapter)} with bias "
-                f"{'none' if bias is None else list(bias)}; expected [3, C, 1, 1] and [3]"
-            )
-        if entry.first_layer == "kaiming":
-            raise WeightsError(
-                f"weights {name} have an adapter, learnt for the first layer they hold; leave "
-                "--first-layer kaiming out, or take other weights"
-            )
-    learnt_for_these = adapter is not None or (found != COLOURS and entry.first_layer == "sum")
+    problem = adapter_problem(shapes)
+    if problem:
+        raise WeightsError(f"weights {name}: {problem}")
+    found, adapter = file_channels(shapes), ADAPTER in shapes
+    if adapter and entry.first_layer == "kaiming":
+        raise WeightsError(
+            f"weights {name} have an adapter, learnt for the first layer they hold; leave "
+            "--first-layer kaiming out, or take other weights"
+        )
+    learnt_for_these = adapter or (found != COLOURS and entry.first_layer == "sum")
     if found is not None and learnt_for_these and found != entry.channels:
         raise WeightsError(
             f"weights {name} take images of {_count(found)}, and {entry.channels} asked for: "
