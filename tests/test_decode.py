@@ -22,9 +22,10 @@ from torchvision.models import VGG16_Weights, VGG19_Weights
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as reference
 
-from vggfeat import decode as module
+from vggfeat import geometry, loading
 from vggfeat.decode import decode, decode_file
 from vggfeat.errors import DecodeError
+from vggfeat.levels import grey_bytes
 from vggfeat.preprocess import NORMALISATIONS, Preprocess
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ def test_premultiplied_alpha_lies_on_white(mode: str) -> None:
     plain = Image.fromarray(np.dstack([NOISE, ALPHA])).convert("LA" if mode == "La" else "RGBA")
     bands = np.asarray(plain)
     expected = on_white(bands[..., :-1].repeat(3 if mode == "La" else 1, axis=2), bands[..., -1])
-    got = np.asarray(module._rgb(plain.convert(mode)), int)
+    got = np.asarray(loading.rgb(plain.convert(mode)), int)
     assert np.abs(got - expected).max() <= 1
 
 
@@ -210,7 +211,7 @@ def test_palette_mode_with_alpha_band() -> None:
     image, colours = palette_image()
     both = image.convert("PA")
     both.putalpha(Image.fromarray(ALPHA))
-    np.testing.assert_array_equal(np.asarray(module._rgb(both)), on_white(colours, ALPHA))
+    np.testing.assert_array_equal(np.asarray(loading.rgb(both)), on_white(colours, ALPHA))
 
 
 def test_transparent_colour_of_rgb_png() -> None:
@@ -308,7 +309,7 @@ def test_every_sixteen_bit_mode(mode: str, dtype: str) -> None:
     image = Image.frombytes("I;16", (SIDE, SIDE), GREY16.astype("<u2").tobytes())
     if mode != "I;16":
         image = Image.frombytes(mode, (SIDE, SIDE), GREY16.astype(dtype).tobytes())
-    np.testing.assert_array_equal(np.asarray(module._rgb(image)), grey(np.rint(GREY16 / 257)))
+    np.testing.assert_array_equal(np.asarray(loading.rgb(image)), grey(np.rint(GREY16 / 257)))
 
 
 def test_twelve_bit_tiff_fills_the_range() -> None:
@@ -344,7 +345,7 @@ def test_float_tiff(values: list[float], expected: list[int]) -> None:
 def test_nan_is_black_on_every_platform() -> None:
     """NaN is set to 0 before it is cast, which would be undefined."""
     values = np.array([[NAN, 100.0], [200.0, INF]], np.float32)
-    assert module._grey_by_range(values).tolist() == [[0, 100], [200, 200]]
+    assert grey_bytes(values, None, inverted=False).tolist() == [[0, 100], [200, 200]]
 
 
 @pytest.mark.parametrize(
@@ -393,7 +394,7 @@ def test_other_colour_spaces(
     mode: str, value: tuple[int, ...], colour: tuple[int, int, int]
 ) -> None:
     """Modes that few files have are converted to the colour they mean."""
-    got = np.asarray(module._rgb(Image.new(mode, (4, 4), value)), int)
+    got = np.asarray(loading.rgb(Image.new(mode, (4, 4), value)), int)
     assert np.abs(got - colour).max() <= 2
 
 
@@ -563,8 +564,8 @@ def test_window_equals_resize_and_crop(
     """Computing only the window gives what computing everything gives, to within one level."""
     data = saved(photo(width, height), "PNG")
     whole = pixels(data, Preprocess()).astype(int)
-    monkeypatch.setattr(module, "WINDOW_ABOVE", 0)
-    with mock.patch.object(module, "_resized_window", wraps=module._resized_window) as windowed:
+    monkeypatch.setattr(geometry, "WINDOW_ABOVE", 0)
+    with mock.patch.object(geometry, "_resized_window", wraps=geometry._resized_window) as windowed:
         window = pixels(data, Preprocess()).astype(int)
     windowed.assert_called_once()
     assert np.abs(whole - window).max() <= 1
@@ -582,7 +583,7 @@ def test_extreme_aspect_takes_no_memory(upright: bool) -> None:
 
 def test_largest_square_is_not_windowed() -> None:
     """Squares stay torchvision's to the byte up to the largest resize that settings allow."""
-    assert module.WINDOW_ABOVE >= 8192 * 8192
+    assert geometry.WINDOW_ABOVE >= 8192 * 8192
 
 
 LARGE = 9 * SIDE
@@ -790,7 +791,7 @@ def test_reasons_are_one_short_line(
         raise error
 
     data = saved(Image.fromarray(NOISE), "PNG")
-    monkeypatch.setattr(module, "_rgb", fail)
+    monkeypatch.setattr(loading, "rgb", fail)
     text = reason(data)
     assert text.startswith(expected)
     assert len(text) <= 150

@@ -79,12 +79,12 @@ class Preprocess:
     clahe: tuple[float, int] | None = None
 
     def recorded(self) -> dict[str, Any]:
-        """All fields as a cache records them; those of `_WHERE_SET` only where they are set.
+        """All fields as a cache records them; those of `NOT_ALWAYS` only where they are set.
 
         So files from before they were there, and those after, have the same fingerprint.
         """
         fields = dataclasses.asdict(self)
-        for name, unset in _WHERE_SET.items():
+        for name, unset in NOT_ALWAYS.items():
             if fields[name] == unset:
                 del fields[name]
         return fields
@@ -110,7 +110,7 @@ class Preprocess:
         return tuple(round(self.white * value) for value in self.mean)
 
 
-_WHERE_SET: Mapping[str, Any] = {
+NOT_ALWAYS: Mapping[str, Any] = {
     "decode": "exact",
     "augment": (),
     "channels": 3,
@@ -119,17 +119,18 @@ _WHERE_SET: Mapping[str, Any] = {
     "clip": None,
     "clahe": None,
 }
+"""Fields that a cache records only where they are something else than this."""
 
 
 def preprocess_from(recorded: Mapping[str, Any]) -> Preprocess:
     """What a cache has recorded, read back from JSON.
 
     Raises:
-        TypeError, ValueError: it is no object, or a field is unknown.
+        TypeError: it is no object, or a field is unknown.
     """
     fields: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
-        for name, value in dict(recorded).items()
+        for name, value in {**recorded}.items()
     }
     return Preprocess(**fields)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vggfeat.preprocess import NOT_ALWAYS
 from vggfeat.records import FailedImage
 from vggfeat.schema import RowState
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from vggfeat.preprocess import Preprocess
     from vggfeat.reader import FeatureCache
 
 SAMPLE_BYTES = 64 << 20
@@ -66,7 +67,7 @@ class CacheSummary:
         size: bytes of the file.
         on_disk: bytes it takes on the disk; less while rows are missing.
         model, weights, weights_sha256, precision, dtype: see `config.Identity`.
-        preprocess: see `config.Preprocess`.
+        preprocess: see `Preprocess`; what came later only where it is set.
         root: directory the images were in.
         created_utc, tool_version, versions, warning: see `schema.Provenance`.
         fingerprint: decides whether a run may go on with the file.
@@ -118,7 +119,7 @@ def summarise(cache: FeatureCache) -> CacheSummary:
         weights_sha256=identity.weights_sha256,
         precision=identity.precision,
         dtype=identity.dtype,
-        preprocess=dataclasses.asdict(identity.preprocess),
+        preprocess=_shown(identity.preprocess),
         root=os.fsdecode(provenance.root),
         created_utc=provenance.created_utc,
         tool_version=provenance.tool_version,
@@ -128,6 +129,18 @@ def summarise(cache: FeatureCache) -> CacheSummary:
         config=provenance.config,
         steps=_steps(cache),
     )
+
+
+def _shown(preprocess: Preprocess) -> dict[str, Any]:
+    """What files have always recorded, alterations too where there are none, and what else is set.
+
+    A line of settings that most people never touch would hide the others.
+    """
+    always = {"decode": preprocess.decode, "augment": preprocess.augment}
+    recorded = preprocess.recorded()
+    first = {name: value for name, value in recorded.items() if name not in NOT_ALWAYS}
+    later = {name: value for name, value in recorded.items() if name in NOT_ALWAYS}
+    return {**first, **always, **later}
 
 
 def _steps(cache: FeatureCache) -> tuple[Mapping[str, Any], ...]:

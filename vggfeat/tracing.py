@@ -17,10 +17,11 @@ from PIL import Image
 
 from vggfeat.carried import last_layer
 from vggfeat.config import SMALLEST_SIZE, Settings, make_settings
-from vggfeat.decode import decode, with_shorter_side
+from vggfeat.decode import decode
 from vggfeat.errors import DecodeError, UsageError
 from vggfeat.firstlayer import COLOURS
 from vggfeat.fit import Checkpoint, Fit, Problem, cannot_be_multiplied, check_fit
+from vggfeat.geometry import with_shorter_side
 from vggfeat.layers import CLASSES, GRID, Layer, layer_table
 from vggfeat.opening import open_file
 from vggfeat.weights import find_weights, parameter_shapes

@@ -97,17 +97,16 @@ def decode_batches(
 
     Args:
         plan: int64 (batches, B), the row in each slot, or `EMPTY`.
-        shape: of every image, (H, W, C); None if they differ: then pixels, or whatever else can
-            be pickled, are sent rather than shared.
+        shape: of every image, (H, W, C); None if they differ, and are sent and not shared.
         decode_row: a row's digest and pixels; raises DecodeError.
         workers: processes; 0 decodes in this one, without a limit of time.
         timeout: seconds an image may take before it fails and its process is killed.
         goes_on: asked while waiting; if it says no, there are no more batches.
-        dtype: of the pixels.
+        dtype: of the pixels, where they have a shape.
 
     Returns:
-        of each batch its images in the order of their slots, and the seconds their decoding took.
-        Pixels are valid until the next batch is asked for.
+        of each batch its images in the order of their slots, and the seconds their decoding took;
+        pixels are valid until the next batch is asked for.
 
     Raises:
         VggfeatError: processes die again and again before they decode anything.
@@ -161,9 +160,7 @@ class _Pool:
         self._task_size = max(1, min(_LARGEST_TASK, -(-slots // workers)))
         ahead = -(-workers * _TASKS_AHEAD * self._task_size // slots)
         self._buffers = min(len(plan), ahead + 1)
-        self._pixels: NDArray[Any] | None = None
-        if shape is not None:
-            self._pixels = _shared((self._buffers, slots, *shape), dtype)
+        self._pixels = None if shape is None else _shared((self._buffers, slots, *shape), dtype)
         # Of each worker: the row it is at, and a number that is another one for every image.
         self._at = _shared((workers, 2), np.int64)
         self._at[:, 0] = _AT_REST

@@ -1,0 +1,120 @@
+"""DICOM files: their first frame in its own units, with what the file says of its grey levels.
+
+DICOM PS3.3, C.7.6.3 (pixels), C.11.1 (rescaling) and C.11.2 (windows). How they are compressed,
+ordered and coloured is pydicom's business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
+
+import numpy as np
+
+from vggfeat.errors import DecodeError
+from vggfeat.geometry import too_large
+from vggfeat.levels import Range, Raster
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from vggfeat.preprocess import Preprocess
+
+PREAMBLE: Final = 128
+"""Bytes in front of the mark."""
+
+MARK: Final = b"DICM"
+
+_MANY_BITS = 8  # a colour image of no more is by its full scale
+
+
+def is_dicom(stream: BinaryIO) -> bool:
+    """Whether a seekable stream begins as DICOM files do."""
+    stream.seek(0)
+    start = stream.read(PREAMBLE + len(MARK))
+    return start[PREAMBLE:] == MARK
+
+
+def read_dicom(stream: BinaryIO, preprocess: Preprocess, max_pixels: int) -> Raster:
+    """The first frame of a DICOM file.
+
+    Args:
+        stream: seekable.
+        preprocess: whether a window or percentiles are given; else the file's own window, or its
+            table of grey levels, is what becomes black and white, or if it has none the least and
+            the largest value.
+        max_pixels: larger ones are not read.
+
+    Returns:
+        Grey rescaled to the file's units, as Hounsfield units of a CT; or colours as RGB.
+
+    Raises:
+        DecodeError: pydicom is not installed, or there are no pixels, or too many.
+    """
+    try:
+        import pydicom
+        from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
+        from pydicom.pixels.utils import pixel_array
+    except ImportError:
+        raise DecodeError(
+            'DICOM, which needs a package that is not installed: pip install "vggfeat[dicom]"'
+        ) from None
+    stream.seek(0)
+    dataset = pydicom.dcmread(stream)
+    if "PixelData" not in dataset:
+        raise DecodeError(f"DICOM without an image, {_class_name(dataset)}")
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    if rows * columns > max_pixels:
+        raise DecodeError(too_large("DICOM", f"{columns} x {rows}", max_pixels))
+    values = pixel_array(dataset, index=0)
+    kind = str(dataset.PhotometricInterpretation)
+    bits = int(dataset.BitsStored)
+    if kind == "PALETTE COLOR":
+        values = apply_color_lut(values, dataset)
+        bits = 8 * values.dtype.itemsize
+    if values.ndim == 3:  # noqa: PLR2004 (H, W, 3)
+        return Raster(values, Range(0, 2**bits - 1), f"DICOM {kind}", bits)
+    values = apply_modality_lut(values, dataset)
+    scale = None
+    if preprocess.window is None and preprocess.clip is None:
+        values, scale = _by_file(dataset, values)
+    inverted = kind == "MONOCHROME1"
+    return Raster(values[..., None], scale, f"DICOM {kind}", bits, inverted)
+
+
+def _class_name(dataset: Any) -> str:
+    """What kind of object a file holds, as far as it says."""
+    with contextlib.suppress(AttributeError):
+        return str(dataset.file_meta.MediaStorageSOPClassUID.name)
+    return "of an unknown kind"
+
+
+def _by_file(dataset: Any, values: NDArray[Any]) -> tuple[NDArray[Any], Range]:
+    """Values, and their black and white, as the file itself wants to be shown."""
+    from pydicom.pixels.processing import apply_voi
+
+    window = _window(dataset)
+    if window is not None:
+        return values, window
+    if dataset.get("VOILUTSequence"):
+        bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
+        return apply_voi(values, dataset), Range(0, 2**bits - 1)
+    finite = values[np.isfinite(values)]
+    return values, Range(float(finite.min(initial=0)), float(finite.max(initial=0)))
+
+
+def _window(dataset: Any) -> Range | None:
+    """The first window of a file as C.11.2.1.2 and C.11.2.1.3 have it; a sigmoid as exact."""
+    centre, width = (_first(dataset.get(name)) for name in ("WindowCenter", "WindowWidth"))
+    if centre is None or width is None or width <= 0:
+        return None
+    if str(dataset.get("VOILUTFunction", "LINEAR")) == "LINEAR":
+        centre, width = centre - 0.5, width - 1
+    return Range(centre - width / 2, centre + width / 2)
+
+
+def _first(value: Any) -> float | None:
+    try:
+        return float(value)
+    except TypeError:  # several
+        return float(value[0]) if value else None
