@@ -59,6 +59,7 @@ ORDER = (
     "units",
     "lock",
     "download",
+    "digests",
     "weights",
     "device",
     "pooling",

@@ -31,6 +31,7 @@ from vggfeat import download as download_module
 from vggfeat import weights as weights_module
 from vggfeat.checkpoints import read_checkpoint
 from vggfeat.config import Settings
+from vggfeat.digests import file_digest
 from vggfeat.errors import UsageError, WeightsError
 from vggfeat.layers import VARIANTS, layer_table
 from vggfeat.network import needed_layers
@@ -38,7 +39,6 @@ from vggfeat.preprocess import NORMALISATIONS
 from vggfeat.specs import parse_specs
 from vggfeat.weights import (
     Weights,
-    file_digest,
     find_weights,
     load_tensors,
     parameter_shapes,

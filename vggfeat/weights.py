@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
 import logging
 import math
 import os
 import re
-import tempfile
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from vggfeat.carried import last_layer
+from vggfeat.digests import file_digest, user_cache
 from vggfeat.download import download
 from vggfeat.errors import UsageError, WeightsError
 from vggfeat.firstlayer import (
@@ -84,12 +83,8 @@ class Weights:
 
 def weights_folder() -> str:
     """Where torch keeps downloaded models: `$TORCH_HOME/hub/checkpoints`, as torch.hub has it."""
-    home = os.environ.get("TORCH_HOME", os.path.join(_user_cache(), "torch"))
+    home = os.environ.get("TORCH_HOME", os.path.join(user_cache(), "torch"))
     return os.path.join(os.path.expanduser(home), "hub", "checkpoints")
-
-
-def _user_cache() -> str:
-    return os.path.expanduser(os.environ.get("XDG_CACHE_HOME", os.path.join("~", ".cache")))
 
 
 def published_file(name: str, model: str) -> str | None:
@@ -161,59 +156,6 @@ def _fetch_published(file: str, path: str, prefix: str) -> str | None:
             f"name a mirror in {BASE_URL_VARIABLE}, or use --weights FILE, "
             "or --weights random:0 to try things out"
         ) from error
-
-
-def file_digest(path: str) -> str:
-    """SHA-256 of a file, remembered by path, size and time so that a large one is read once.
-
-    Raises:
-        WeightsError: the file cannot be read.
-    """
-    path = os.path.realpath(path)
-    try:
-        status = os.stat(path)
-        stamp = [status.st_size, status.st_mtime_ns, status.st_ino]
-        memory = _digest_memory()
-        known = _read_memory(memory)
-        entry = known.get(path)
-        if isinstance(entry, list) and entry[:-1] == stamp:
-            return str(entry[-1])
-        digest = _digest_of(path)
-    except OSError as error:
-        raise WeightsError(f"weights file {path!r} cannot be read: {error.strerror}") from error
-    _write_memory(memory, {**known, path: [*stamp, digest]})
-    return digest
-
-
-def _digest_of(path: str) -> str:
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _digest_memory() -> str:
-    return os.path.join(_user_cache(), "vggfeat", "digests.json")
-
-
-def _read_memory(path: str) -> dict[str, Any]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            known = json.load(file)
-    except (OSError, ValueError):
-        return {}  # it only saves time
-    return known if isinstance(known, dict) else {}
-
-
-def _write_memory(path: str, known: Mapping[str, Any]) -> None:
-    with contextlib.suppress(OSError):  # a home that cannot be written to costs time, not the run
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", dir=os.path.dirname(path), delete=False, encoding="utf-8"
-        ) as file:
-            json.dump(known, file)
-        os.replace(file.name, path)
 
 
 def parameter_shapes(
@@ -297,12 +239,24 @@ def _tensors_of_file(
     classes = shapes.get("classifier.6.weight", (0,))[0]
     first = shapes.get(CONV1_1, ())
     wanted = parameter_shapes(layers, classes, first[1] if len(first) > 1 else COLOURS)
+    _check_end(weights.name, path, layers)
     _check_fit(weights, model, wanted, shapes)
     if layers[0].name != "conv1_1":
         return {name: found[name].float() for name in wanted}
     check_channels(weights.name, shapes, entry)
     adapter = [name for name in (ADAPTER, ADAPTER_BIAS) if name in found]
     return {name: found[name].float() for name in (*wanted, *adapter)}
+
+
+def _check_end(name: str, path: str, layers: tuple[Layer, ...]) -> None:
+    """Refuses layers behind the one that a file ends with on purpose."""
+    names = [layer.name for layer in layers]
+    end = last_layer(path)
+    if end in names[:-1]:
+        raise WeightsError(
+            f"weights {name} end with {end}, on which they were adapted, and {names[-1]} lies "
+            "behind it; ask for layers up to there, or adapt with a deeper --layer"
+        )
 
 
 def _check_fit(

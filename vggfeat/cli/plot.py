@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -160,14 +161,15 @@ def _refuse(given: Mapping[str, Any], names: tuple[str, ...], what: str) -> None
 
 def _of_image(given: Mapping[str, Any]) -> Figure:
     _refuse(given, _FOR_CACHES, "caches")
-    from vggfeat.config import Settings
+    from vggfeat.config import make_settings
     from vggfeat.drawing import draw_maps
     from vggfeat.maps import MEAN, check_channels, last_convolutions, parse_channels, see
 
     channels = parse_channels(given.get("channels", MEAN))
     network = {name: given[name] for name in _FOR_IMAGES[2:] if name in given}
-    model = network.get("model", Settings(layers="fc7").model)
-    settings = Settings(**{"layers": given.get("layers", last_convolutions(model)), **network})
+    settings = make_settings(None, {"layers": given.get("layers", "pool5"), **network})
+    if "layers" not in given:
+        settings = replace(settings, layers=last_convolutions(settings.model))
     check_channels(channels, settings)
     return draw_maps(see(given["file"], settings), channels, overlay="overlay" in given)
 
