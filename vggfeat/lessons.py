@@ -70,6 +70,8 @@ class Lesson:
 class Keeper:
     """Says when it is time to save: not so often that saving takes a tenth of the time.
 
+    With 0 seconds that is after every batch all the same.
+
     Attributes:
         save: writes where learning stands.
         seconds: between two at least.
@@ -93,7 +95,7 @@ class Keeper:
         started = time.monotonic()
         self.save(course)
         ended = time.monotonic()
-        self._next = ended + max(self.seconds, 10 * (ended - started))
+        self._next = ended + (max(self.seconds, 10 * (ended - started)) if self.seconds else 0)
 
 
 @dataclass(slots=True)

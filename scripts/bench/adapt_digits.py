@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--layer", default="conv3_3")
     parser.add_argument("--trainable", default="first")
     parser.add_argument("--each", type=int, default=20, help="images of a class to learn from")
+    parser.add_argument("--unseen", type=int, default=50, help="images of a class to test on")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--lr", type=float, default=1e-4)
@@ -60,7 +61,7 @@ def main() -> None:
     for seed in range(given.rounds):
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
-            draw(folder, given.each, seed, given.contrast, given.noise)
+            draw(folder, given, seed)
             results.append(measure(folder, given))
             one = results[-1]
             print(
@@ -72,19 +73,19 @@ def main() -> None:
     print(f"mean: {np.mean(before):.3f} before, {np.mean(after):.3f} after")
 
 
-def draw(folder: Path, each: int, seed: int, contrast: float, noise: float) -> None:
-    """Writes `train/DIGIT/*.png`, `each` of a class, and the others as `test/DIGIT/*.png`."""
+def draw(folder: Path, given: argparse.Namespace, seed: int) -> None:
+    """Writes `train/DIGIT/*.png`, `each` of a class, and `unseen` others as `test/DIGIT/*.png`."""
     pixels, digits = load_digits(return_X_y=True)
     chance = np.random.default_rng(seed)
     for digit in range(10):
         mine = chance.permutation(np.flatnonzero(digits == digit))
-        for place, rows in (("train", mine[:each]), ("test", mine[each:])):
+        for place, rows in (("train", mine[: given.each]), ("test", mine[-given.unseen :])):
             where = folder / place / str(digit)
             where.mkdir(parents=True)
             for row in rows.tolist():
-                faint = contrast * (pixels[row].reshape(8, 8) / 16 - 0.5)
+                faint = given.contrast * (pixels[row].reshape(8, 8) / 16 - 0.5)
                 image = 0.5 + np.kron(faint, np.ones((CELL, CELL)))  # (64, 64)
-                image += noise * chance.standard_normal((SIDE, SIDE))
+                image += given.noise * chance.standard_normal((SIDE, SIDE))
                 values = np.clip(image * 65535, 0, 65535).astype(np.uint16)
                 Image.fromarray(values).save(where / f"{row}.png")
 
