@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from vggfeat.extractor import Extractor
     from vggfeat.fusing import FuseSettings, fuse
     from vggfeat.loss import measure_loss
+    from vggfeat.measuring import PixelStats, stats
     from vggfeat.merging import Merged, merge
     from vggfeat.near import Duplicates, duplicates
     from vggfeat.reader import FeatureCache
@@ -57,6 +58,7 @@ _HOMES = {
     "Findings": ("vggfeat.answers", "Findings"),
     "FuseSettings": ("vggfeat.fusing", "FuseSettings"),
     "Merged": ("vggfeat.merging", "Merged"),
+    "PixelStats": ("vggfeat.measuring", "PixelStats"),
     "Progress": ("vggfeat.records", "Progress"),
     "ReduceSettings": ("vggfeat.reducing", "ReduceSettings"),
     "Settings": ("vggfeat.config", "Settings"),
@@ -79,6 +81,7 @@ _HOMES = {
     "open": ("vggfeat.reader", "open_cache"),
     "reduce": ("vggfeat.reducing", "reduce"),
     "search": ("vggfeat.answers", "search"),
+    "stats": ("vggfeat.measuring", "stats"),
     "trace": ("vggfeat.tracing", "trace"),
     "verify": ("vggfeat.verification", "verify"),
 }
@@ -97,6 +100,7 @@ __all__ = [
     "Findings",
     "FuseSettings",
     "Merged",
+    "PixelStats",
     "Progress",
     "ReduceSettings",
     "Settings",
@@ -120,6 +124,7 @@ __all__ = [
     "open",
     "reduce",
     "search",
+    "stats",
     "trace",
     "verify",
 ]

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from vggfeat.batches import choose_workers
-from vggfeat.decode import decode
+from vggfeat.decode import decode, pixel_type
 from vggfeat.errors import DecodeError, InputError, SpaceError
 from vggfeat.extractor import Extractor
 from vggfeat.machine import usable_cores
@@ -232,7 +232,7 @@ def _smallest_good(tried: Sequence[Forward]) -> Forward:
 
 def _forward(extractor: Extractor, batch_size: int, seconds: float) -> Forward:
     pin = extractor.device.type == "cuda"
-    batch = _batch(batch_size, extractor.preprocess.size, pin=pin)
+    batch = _batch(batch_size, extractor.preprocess, pin=pin)
     extractor.launch(batch).collect()  # warms up
 
     def work() -> int:
@@ -244,8 +244,12 @@ def _forward(extractor: Extractor, batch_size: int, seconds: float) -> Forward:
     return Forward(extractor.precision, batch_size, _rate(work, seconds))
 
 
-def _batch(count: int, side: int, *, pin: bool) -> DecodedBatch:
-    images = torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8)
+def _batch(count: int, preprocess: Preprocess, *, pin: bool) -> DecodedBatch:
+    shape = (count, preprocess.size, preprocess.size, preprocess.channels)
+    pixels = np.random.default_rng(0).integers(
+        0, preprocess.white, shape, pixel_type(preprocess), endpoint=True
+    )
+    images = torch.from_numpy(pixels)
     rows = np.arange(count)
     digests = np.zeros((count, 32), dtype=np.uint8)
     return DecodedBatch(images.pin_memory() if pin else images, rows, rows, digests, (), 0.0)

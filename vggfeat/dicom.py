@@ -7,7 +7,7 @@ ordered and coloured is pydicom's business.
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -19,20 +19,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vggfeat.preprocess import Preprocess
-
-PREAMBLE: Final = 128
-"""Bytes in front of the mark."""
-
-MARK: Final = b"DICM"
-
-_MANY_BITS = 8  # a colour image of no more is by its full scale
-
-
-def is_dicom(stream: BinaryIO) -> bool:
-    """Whether a seekable stream begins as DICOM files do."""
-    stream.seek(0)
-    start = stream.read(PREAMBLE + len(MARK))
-    return start[PREAMBLE:] == MARK
 
 
 def read_dicom(stream: BinaryIO, preprocess: Preprocess, max_pixels: int) -> Raster:
@@ -54,19 +40,18 @@ def read_dicom(stream: BinaryIO, preprocess: Preprocess, max_pixels: int) -> Ras
     try:
         import pydicom
         from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
-        from pydicom.pixels.utils import pixel_array
     except ImportError:
         raise DecodeError(
             'DICOM, which needs a package that is not installed: pip install "vggfeat[dicom]"'
         ) from None
     stream.seek(0)
     dataset = pydicom.dcmread(stream)
-    if "PixelData" not in dataset:
+    if "PixelData" not in dataset or "Rows" not in dataset:
         raise DecodeError(f"DICOM without an image, {_class_name(dataset)}")
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     if rows * columns > max_pixels:
         raise DecodeError(too_large("DICOM", f"{columns} x {rows}", max_pixels))
-    values = pixel_array(dataset, index=0)
+    values = _first_frame(dataset)
     kind = str(dataset.PhotometricInterpretation)
     bits = int(dataset.BitsStored)
     if kind == "PALETTE COLOR":
@@ -80,6 +65,22 @@ def read_dicom(stream: BinaryIO, preprocess: Preprocess, max_pixels: int) -> Ras
         values, scale = _by_file(dataset, values)
     inverted = kind == "MONOCHROME1"
     return Raster(values[..., None], scale, f"DICOM {kind}", bits, inverted)
+
+
+def _first_frame(dataset: Any) -> NDArray[Any]:
+    """Stored values, (H, W) or RGB (H, W, 3)."""
+    from pydicom.pixels.utils import pixel_array
+
+    try:
+        return np.asarray(pixel_array(dataset, index=0))
+    except RuntimeError as error:
+        if "missing dependencies" not in str(error):
+            raise
+        packed = str(dataset.file_meta.TransferSyntaxUID.name).partition(" (")[0]
+        raise DecodeError(
+            f"DICOM in {packed}, which pydicom needs more for: pip install pylibjpeg "
+            "pylibjpeg-libjpeg"
+        ) from error
 
 
 def _class_name(dataset: Any) -> str:

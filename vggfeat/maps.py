@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -14,6 +14,8 @@ from vggfeat.decode import decode_file
 from vggfeat.errors import DecodeError, InputError, UsageError
 from vggfeat.extractor import Extractor
 from vggfeat.layers import layer_table
+from vggfeat.levels import BYTE, Range, to_levels
+from vggfeat.preprocess import RGB
 from vggfeat.specs import parse_specs
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vggfeat.config import Settings
+    from vggfeat.preprocess import Preprocess
 
 log = logging.getLogger("vggfeat")
 
@@ -65,7 +68,7 @@ class SeenImage:
         name: of the file.
         model: VGG variant.
         weights: their name.
-        pixels: uint8 (H, W, 3), resized and cut.
+        pixels: uint8 (H, W, 3), resized and cut; of other channels than RGB their mean.
         maps: one a layer, in the order asked for.
     """
 
@@ -105,7 +108,7 @@ def see(path: str, settings: Settings) -> SeenImage:
     specs = _map_specs(settings)
     preprocess = settings.preprocess()
     try:
-        pixels = decode_file(os.fsencode(path), preprocess, settings.max_pixels)  # (H, W, 3)
+        pixels = decode_file(os.fsencode(path), preprocess, settings.max_pixels)  # (H, W, C)
     except DecodeError as error:
         raise InputError(
             f"{path!r} cannot be plotted: {error}; expected an image or a cache"
@@ -116,14 +119,23 @@ def see(path: str, settings: Settings) -> SeenImage:
     extractor = Extractor(alone)
     if extractor.weights.warning:
         log.warning(extractor.weights.warning)
-    images = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)  # (1, 3, H, W)
+    images = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)  # (1, C, H, W)
     found = extractor(images)
     maps = [
         FeatureMap(spec.removesuffix(":map"), found[spec][0].cpu().numpy())  # (C, H, W)
         for spec in specs
     ]
     name = os.path.basename(path)
-    return SeenImage(name, settings.model, extractor.weights.name, pixels, tuple(maps))
+    shown = _as_picture(pixels, preprocess)
+    return SeenImage(name, settings.model, extractor.weights.name, shown, tuple(maps))
+
+
+def _as_picture(pixels: NDArray[Any], preprocess: Preprocess) -> NDArray[np.uint8]:
+    """An input of the network, (H, W, C), as 8-bit RGB to be looked at."""
+    levels = to_levels(pixels, Range(0, preprocess.white), BYTE)
+    if preprocess.channels != RGB:
+        levels = np.rint(levels.mean(axis=2, keepdims=True)).astype(np.uint8).repeat(RGB, axis=2)
+    return levels
 
 
 def _map_specs(settings: Settings) -> list[str]:

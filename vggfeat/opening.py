@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from vggfeat.errors import DecodeError, InputError
+from vggfeat.names import extension
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,6 +35,7 @@ TAR_MEMBER: Final = -1
 MISSING: Final = -1
 """`Place.offset` of a member that was asked for and is not in the archive."""
 
+_PREAMBLE, _DICOM = 128, b"DICM"
 _KEPT_OPEN = 8  # archives in each process
 _UNPACKED_AT_MOST = (2**30, 200)  # bytes, and times the file's own size on top
 _BLOCK = 2**20  # bytes that are unpacked at once on the way forward
@@ -97,6 +99,27 @@ def open_file(path: bytes) -> Iterator[BinaryIO]:
             yield stream
     except OSError as error:
         raise DecodeError(_reason(error)) from error
+
+
+def is_dicom(stream: BinaryIO) -> bool:
+    """Whether a seekable stream begins as DICOM files do: 128 bytes of anything, then the mark."""
+    stream.seek(0)
+    return stream.read(_PREAMBLE + len(_DICOM))[_PREAMBLE:] == _DICOM
+
+
+def is_unnamed_dicom(path: bytes) -> bool:
+    """Whether a file is DICOM whose name does not say so, as scanners name them.
+
+    Only files without an extension, or with one of digits, are looked into.
+    """
+    kind = extension(os.path.basename(path))
+    if kind and not kind.isdigit():
+        return False
+    try:
+        with open_file(path) as stream:
+            return is_dicom(stream)
+    except DecodeError:
+        return False
 
 
 @contextlib.contextmanager

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from PIL import Image
 
 from vggfeat.config import Settings
-from vggfeat.decode import decode
+from vggfeat.decode import as_decode_errors, decode, finish
 from vggfeat.errors import DecodeError
 from vggfeat.names import printable
 from vggfeat.opening import open_file
 from vggfeat.preprocess import Preprocess
+from vggfeat.rasters import is_of_values, read_raster
 
 if TYPE_CHECKING:
     from vggfeat.reader import FeatureCache
@@ -34,9 +35,21 @@ def load_picture(path: str | bytes, longest: int) -> Image.Image:
         DecodeError: there is no such file, or it holds no image.
     """
     with open_file(os.fsencode(path)) as stream:
+        if is_of_values(stream):
+            return _picture_of_values(stream, longest)
         shorter = _shorter_side(stream, longest)
         preprocess = Preprocess(size=shorter, resize=None, crop="none", decode="fast")
         return Image.fromarray(decode(stream, preprocess, MAX_PIXELS))
+
+
+def _picture_of_values(stream: BinaryIO, longest: int) -> Image.Image:
+    """Of an array or a DICOM file, whose sides no header tells Pillow."""
+    with as_decode_errors(stream, MAX_PIXELS):
+        raster = read_raster(stream, Preprocess(), MAX_PIXELS)
+        small, large = sorted(raster.values.shape[:2])
+        shorter = small if large <= longest else max(1, round(small * longest / large))
+        preprocess = Preprocess(size=shorter, resize=None, crop="none")
+        return Image.fromarray(finish(raster, preprocess, MAX_PIXELS))
 
 
 def _shorter_side(stream: BinaryIO, longest: int) -> int:

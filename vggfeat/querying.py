@@ -127,8 +127,8 @@ def _shown(path: bytes) -> str:
     return os.fsdecode(path.removeprefix(here))
 
 
-def _vectors(extractor: Extractor, images: Sequence[NDArray[np.uint8]]) -> dict[str, Values]:
-    """Features, float32 (q, D), of images uint8 (H, W, 3), some at a time where they are alike."""
+def _vectors(extractor: Extractor, images: Sequence[NDArray[Any]]) -> dict[str, Values]:
+    """Features, float32 (q, D), of images (H, W, C), some at a time where they are alike."""
     import torch
 
     step = 1 if extractor.preprocess.crop == "none" else _AT_ONCE

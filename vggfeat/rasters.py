@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 import numpy as np
 from numpy.lib import format as npy
 
-from vggfeat.dicom import is_dicom, read_dicom
+from vggfeat.dicom import read_dicom
 from vggfeat.errors import DecodeError
 from vggfeat.geometry import too_large
 from vggfeat.levels import BYTE, WORD, Range, Raster
@@ -25,6 +25,7 @@ from vggfeat.loading import (
     rgb,
     scale_of,
 )
+from vggfeat.opening import is_dicom
 from vggfeat.preprocess import RGB
 from vggfeat.tones import MOST_CHANNELS
 

@@ -22,7 +22,7 @@ from vggfeat.names import (
     extension,
     member_name,
 )
-from vggfeat.opening import open_file
+from vggfeat.opening import is_unnamed_dicom, open_file
 from vggfeat.records import ImageRef
 
 if TYPE_CHECKING:
@@ -340,7 +340,7 @@ class _Walk:
 
     def _take(self, entry: os.DirEntry[bytes]) -> None:
         kind = extension(entry.name)
-        if kind not in IMAGE_EXTENSIONS:
+        if kind not in IMAGE_EXTENSIONS and not is_unnamed_dicom(entry.path):
             self.skipped[os.fsdecode(archive_suffix(entry.name) or kind)] += 1
             return
         try:

@@ -17,13 +17,14 @@ from PIL import Image
 
 from vggfeat.carried import last_layer
 from vggfeat.config import SMALLEST_SIZE, Settings, make_settings
-from vggfeat.decode import decode
+from vggfeat.decode import as_decode_errors, finish
 from vggfeat.errors import DecodeError, UsageError
 from vggfeat.firstlayer import COLOURS
 from vggfeat.fit import Checkpoint, Fit, Problem, cannot_be_multiplied, check_fit
 from vggfeat.geometry import with_shorter_side
 from vggfeat.layers import CLASSES, GRID, Layer, layer_table
 from vggfeat.opening import open_file
+from vggfeat.rasters import read_raster
 from vggfeat.weights import find_weights, parameter_shapes
 
 if TYPE_CHECKING:
@@ -214,12 +215,16 @@ def read_photo(path: str, preprocess: Preprocess, max_pixels: int) -> Photo:
         data = stream.read()
     name, mode, size = _header(data)
     try:
-        whole = decode(io.BytesIO(data), _as_it_is(preprocess, size), max_pixels)
-        pixels = decode(io.BytesIO(data), preprocess, max_pixels)
+        with as_decode_errors(io.BytesIO(data), max_pixels):
+            raster = read_raster(io.BytesIO(data), preprocess, max_pixels)
+            pixels = finish(raster, preprocess, max_pixels)
     except DecodeError as error:
         return Photo(path, len(data), name, mode, *size, size, None, str(error))
     height, width = pixels.shape[:2]
-    upright = (whole.shape[1], whole.shape[0])
+    upright = (raster.values.shape[1], raster.values.shape[0])
+    if not name:  # no picture for Pillow
+        name, _, mode = raster.kind.partition(" ")
+        size = upright
     return Photo(path, len(data), name, mode, *size, upright, (height, width), "")
 
 
@@ -229,10 +234,6 @@ def _header(data: bytes) -> tuple[str, str, tuple[int, int]]:
             return str(image.format), image.mode, image.size
     except Exception:  # noqa: BLE001 decoding says what is wrong, in our own words
         return "", "", (0, 0)
-
-
-def _as_it_is(preprocess: Preprocess, size: tuple[int, int]) -> Preprocess:
-    return dataclasses.replace(preprocess, crop="none", size=max(1, min(size)), resize=None)
 
 
 def trace_photo(

@@ -23,6 +23,7 @@ from vggfeat.cli.plot import plot
 from vggfeat.cli.reduce import reduce
 from vggfeat.cli.search import search
 from vggfeat.cli.sheet import sheet
+from vggfeat.cli.stats import stats
 from vggfeat.cli.trace import trace
 from vggfeat.cli.verify import verify
 
@@ -74,6 +75,7 @@ for command in (
     sheet,
     export,
     adapt,
+    stats,
     doctor,
     bench,
 ):

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-_FOR_IMAGES = ("channels", "overlay", "model", "weights", "transform", "size", "crop", "device")
+_FOR_IMAGES = (
+    "channels", "overlay", "config", "model", "weights", "transform", "size", "crop", "device",
+)  # fmt: skip
 _FOR_CACHES = ("projection", "marks", "sample", "root")
 _CACHE_ENDINGS = (".h5", ".hdf5")
 
@@ -59,6 +61,14 @@ def plot(
     overlay: Annotated[
         bool, typer.Option("--overlay", help="Of an image: lay the maps over it.")
     ] = False,
+    config: Annotated[
+        str | None,
+        _choice(
+            "Of an image: a TOML file of how images are read, as extract takes it and stats "
+            "writes it; options override what it says.",
+            "FILE.toml",
+        ),
+    ] = None,
     model: Annotated[
         str | None,
         _choice("Of an image: vgg11, 13, 16 or 19, each also with _bn. [default: vgg19]", "NAME"),
@@ -161,14 +171,17 @@ def _refuse(given: Mapping[str, Any], names: tuple[str, ...], what: str) -> None
 
 def _of_image(given: Mapping[str, Any]) -> Figure:
     _refuse(given, _FOR_CACHES, "caches")
-    from vggfeat.config import make_settings
+    from vggfeat.config import load_config, make_settings
     from vggfeat.drawing import draw_maps
     from vggfeat.maps import MEAN, check_channels, last_convolutions, parse_channels, see
 
     channels = parse_channels(given.get("channels", MEAN))
-    network = {name: given[name] for name in _FOR_IMAGES[2:] if name in given}
-    settings = make_settings(None, {"layers": given.get("layers", "pool5"), **network})
-    if "layers" not in given:
+    network = {name: given[name] for name in _FOR_IMAGES[3:] if name in given}
+    config = given.get("config")
+    read = load_config(config) if config is not None else {}
+    named = given.get("layers", read.get("layers"))
+    settings = make_settings(config, {**network, "layers": named or "pool5"})
+    if named is None:
         settings = replace(settings, layers=last_convolutions(settings.model))
     check_channels(channels, settings)
     return draw_maps(see(given["file"], settings), channels, overlay="overlay" in given)

@@ -1,0 +1,167 @@
+"""`vggfeat stats`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vggfeat.cli.console import Bar, exit_codes, print_json, set_up_logging, table
+from vggfeat.cli.preparing import (
+    Augment,
+    Channels,
+    Clahe,
+    Clip,
+    Crop,
+    Decode,
+    DecodeTimeout,
+    Depth,
+    Exif,
+    MaxPixels,
+    Resize,
+    Size,
+    Window,
+    Workers,
+    count,
+)
+from vggfeat.config import SETTING_NAMES, make_settings
+from vggfeat.errors import UsageError
+from vggfeat.names import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vggfeat.measuring import PixelStats
+
+_SHOWN = 5  # failures, and kinds of files
+_ENDING = ".toml"
+
+
+def stats(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            help="Folders, image files, tar and zip archives, @list.txt, or - for a list on stdin.",
+            metavar="SOURCE...",
+        ),
+    ],
+    *,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            help="A TOML file or a preset, as of extract; flags override what it says.",
+            metavar="NAME|FILE.toml",
+            show_default=False,
+        ),
+    ] = None,
+    size: Size = None,
+    resize: Resize = None,
+    crop: Crop = None,
+    exif: Exif = None,
+    decode: Decode = None,
+    augment: Augment = None,
+    channels: Channels = None,
+    depth: Depth = None,
+    window: Window = None,
+    clip: Clip = None,
+    clahe: Clahe = None,
+    sample: Annotated[
+        int | None,
+        typer.Option(
+            help="Images at most, spread over all. [default: all]", metavar="N", show_default=False
+        ),
+    ] = None,
+    workers: Workers = None,
+    max_pixels: MaxPixels = None,
+    decode_timeout: DecodeTimeout = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Write how the images were read, with the mean and std found, as a file that "
+            "--config takes.",
+            metavar="FILE.toml",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The figures as JSON.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress, no notices, only errors.")
+    ] = False,
+) -> None:
+    """Measure mean and deviation of images as extract would read them, and their files' values.
+
+    Reads every image with the same options in the same way, and shows what to give as --mean and
+    --std, which values the files hold, their kinds and bits, and a window that would fit.
+    """
+    flags = {name: value for name, value in locals().items() if name in SETTING_NAMES}
+    with exit_codes():
+        set_up_logging(quiet=quiet or as_json, verbose=False)
+        from vggfeat.measuring import as_config
+        from vggfeat.measuring import stats as measure
+        from vggfeat.reports import publish
+        from vggfeat.signals import ended_by_signals
+
+        _check(out, sample)
+        settings = make_settings(config, {**flags, "workers": count("workers", workers),
+                                          "layers": "fc7"})  # fmt: skip
+        bar = Bar(quiet=quiet or as_json)
+        with ended_by_signals():
+            try:
+                found = measure(sources, settings, sample=sample, on_progress=bar.update)
+            finally:
+                bar.close()
+        if out is not None:
+            publish(out, as_config(found).encode())
+        if as_json:
+            print_json(found)
+        else:
+            typer.echo("\n".join(_lines(found)))
+
+
+def _check(out: str | None, sample: int | None) -> None:
+    if out is not None and not out.endswith(_ENDING):
+        raise UsageError(f"out is {out!r}; expected a name that ends in {_ENDING}")
+    if sample is not None and sample < 1:
+        raise UsageError(f"sample is {sample}; expected 1 image or more")
+
+
+def _lines(found: PixelStats) -> Iterator[str]:
+    failed = f", {found.failed} failed" if found.failed else ""
+    yield f"images    {found.images:,}{failed}"
+    for failure in found.failures[:_SHOWN]:
+        yield f"          {printable(failure.path)}: {printable(failure.reason)}"
+    if found.failed > _SHOWN:
+        yield f"          and {found.failed - _SHOWN} more: --json"
+    values = found.values
+    kinds = [f"{kind} {number:,}" for kind, number in values.kinds.items()]
+    more = f" and {len(kinds) - _SHOWN} more kinds" if len(kinds) > _SHOWN else ""
+    yield f"files     {', '.join(kinds[:_SHOWN])}{more}"
+    yield f"bits      {', '.join(f'{bits}: {number:,}' for bits, number in values.bits.items())}"
+    yield f"values    {values.minimum:.6g} to {values.maximum:.6g}, in the files' own units"
+    about = "" if values.exact else ", of a sample"
+    yield f"          percentiles{about}: " + ", ".join(
+        f"{at}% {value:.6g}" for at, value in values.percentiles.items()
+    )
+    level, width = found.window
+    if width > 0:
+        yield f"window    --window {level:.6g},{width:.6g} goes from 0.5% to 99.5%"
+    yield from _pixel_lines(found)
+
+
+def _pixel_lines(found: PixelStats) -> Iterator[str]:
+    rows = [["channel", "mean", "std", "least", "most"]]
+    rows += [
+        [str(at), *(f"{value:.6f}" for value in (one.mean, one.std, one.minimum, one.maximum))]
+        for at, one in enumerate(found.channels)
+    ]
+    yield f"pixels    {found.pixels:,} of a channel, as the network gets them, from 0 to 1"
+    yield from (f"  {line}" for line in table(rows, "rrrrr"))
+    mean, std = (
+        ",".join(f"{getattr(one, name):.6g}" for one in found.channels) for name in ("mean", "std")
+    )
+    if all(one.std > 0 for one in found.channels):
+        yield f"use       --mean {mean} --std {std}"
+    else:
+        yield "use       nothing of this: a channel is the same everywhere, and no deviation is 0"
