@@ -2,7 +2,7 @@
 
 adapt_digits.py WEIGHTS [--layer conv3_3] [--trainable first,conv1] [--rounds 3]
 
-scikit-learn's 8 x 8 digits, enlarged to 64 x 64, in a few hundredths of the 16-bit range and under
+scikit-learn's 8 x 8 digits, enlarged to 32 x 32, in a few hundredths of the 16-bit range and under
 noise. `WEIGHTS` are VGG16's original convolutions, normalised as `--transform features` does. Few
 images of each class are learnt from, and of each round others. Accuracy is that of scikit-learn's
 logistic regression on cached features of the layer, on images that neither the network nor the
@@ -30,7 +30,7 @@ import vggfeat
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-SIDE, CELL = 64, 8
+SIDE, CELL = 32, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ def draw(folder: Path, given: argparse.Namespace, seed: int) -> None:
             where.mkdir(parents=True)
             for row in rows.tolist():
                 faint = given.contrast * (pixels[row].reshape(8, 8) / 16 - 0.5)
-                image = 0.5 + np.kron(faint, np.ones((CELL, CELL)))  # (64, 64)
+                image = 0.5 + np.kron(faint, np.ones((CELL, CELL)))  # (32, 32)
                 image += given.noise * chance.standard_normal((SIDE, SIDE))
                 values = np.clip(image * 65535, 0, 65535).astype(np.uint16)
                 Image.fromarray(values).save(where / f"{row}.png")
