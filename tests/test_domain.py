@@ -281,6 +281,15 @@ def test_16_bits_are_resized_as_torchvision_does(crop: str, channels: int) -> No
     assert np.abs(found - expected.permute(1, 2, 0).numpy()).max() < 1
 
 
+def test_grey_of_8_bits_is_padded_by_its_mean() -> None:
+    """One channel of 8 bits is resized as Pillow does it, and filled up with its own mean."""
+    image = Image.fromarray(smooth(64, 48)[..., 0])
+    found = pixels(saved(image, "PNG"), channels=1, crop="pad", mean="0.25")[..., 0]
+    assert (found[:, [0, 3, 28, 31]] == round(0.25 * 255)).all()
+    resized = np.asarray(image.resize((24, 32), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(found[:, 4:28], resized)
+
+
 # --- values to levels
 
 
