@@ -75,7 +75,7 @@ def test_as_numpy_over_all_pixels(folder: Path, how: dict[str, Any], workers: in
 
 
 def test_values_in_the_files(folder: Path) -> None:
-    """Range and percentiles are NumPy's over the values of all files, kinds and bits are counted."""
+    """Range and percentiles are NumPy's over the values of all files; kinds are counted."""
     settings = Settings(layers="fc7", size=32, channels=1, workers=0)
     arrays = []
     for path in sorted((folder / "images").glob("*.[pt][ni][gf]")):
