@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_adapt import write_classes
 from test_cli import write_images
 from typer.main import get_command
 
@@ -23,6 +24,9 @@ PAGES_WITH_CLASSES = (
     "docs/SEARCH.md",
     "docs/SEEING.md",
 )
+QUICK = "--weights random:0 --model vgg11 --size 32 --workers 0"
+"""Of `adapt`; what a command names itself comes behind and wins."""
+
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 
 
@@ -46,6 +50,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("docs")
     write_images(folder / "images", 3)
     write_images(folder / "more", 2)
+    write_classes(folder / "labelled", 4)
     for name, form in (("shard-000", "tar"), ("more", "zip")):
         shutil.make_archive(str(folder / name), form, folder / "images")
     return folder
@@ -56,6 +61,7 @@ def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24 images in three folders, one a class, for what needs more than a few."""
     folder = tmp_path_factory.mktemp("classes")
     write_images(folder / "all", 24)
+    write_classes(folder / "labelled", 4)
     for number, path in enumerate(sorted((folder / "all").iterdir())):
         place = folder / "images" / f"class{number % 3}"
         place.mkdir(parents=True, exist_ok=True)
@@ -66,9 +72,9 @@ def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("page", "count"),
     [
-        ("README.md", 22),
+        ("README.md", 24),
         ("docs/IMAGES.md", 3),
-        ("docs/ADAPT.md", 3),
+        ("docs/ADAPT.md", 8),
         ("docs/LAYERS.md", 4),
         ("docs/EMBEDDINGS.md", 16),
         ("docs/EXPORT.md", 11),
@@ -87,6 +93,7 @@ def test_the_commands_of_a_page_run(workplace: Path, classes: Path, page: str, c
     folder = classes if page in PAGES_WITH_CLASSES else workplace
     for command in commands:
         offline = command.replace("vggfeat extract", "vggfeat extract --weights random:0")
+        offline = offline.replace("vggfeat adapt", f"vggfeat adapt {QUICK}")
         offline = offline.replace("vggfeat bench", "vggfeat bench --layers conv1_2 --seconds 0.1")
         run(["bash", "-euo", "pipefail", "-c", offline], folder)
     if page == "README.md":

@@ -172,7 +172,7 @@ def test_a_classifier_for_another_map(side: int, advice: str) -> None:
         ({"classifier.3.weight": (512, 4096)}, "fc7", "classifier.3.weight is (512, 4096)"),
         ({"classifier.3.bias": None}, "fc7", "classifier.3.bias is missing"),
         ({"features.6.weight": None}, "conv3_1", "features.6.weight is missing"),
-        ({"features.0.weight": (64, 1, 3, 3)}, "conv1_1", "is (64, 1, 3, 3), expected (64, 3, 3"),
+        ({"features.0.weight": (32, 3, 3, 3)}, "conv1_1", "is (32, 3, 3, 3), expected (64, 3, 3"),
         ({"classifier": None}, "fc6", "convolutions only"),
         ({"backbone.": ""}, "conv1_1", "begin with 'backbone.'"),
     ],

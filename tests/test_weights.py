@@ -31,6 +31,7 @@ from vggfeat import download as download_module
 from vggfeat import weights as weights_module
 from vggfeat.checkpoints import read_checkpoint
 from vggfeat.config import Settings
+from vggfeat.digests import file_digest
 from vggfeat.errors import UsageError, WeightsError
 from vggfeat.layers import VARIANTS, layer_table
 from vggfeat.network import needed_layers
@@ -38,7 +39,6 @@ from vggfeat.preprocess import NORMALISATIONS
 from vggfeat.specs import parse_specs
 from vggfeat.weights import (
     Weights,
-    file_digest,
     find_weights,
     load_tensors,
     parameter_shapes,
@@ -739,13 +739,13 @@ def test_missing_tensors_are_listed_with_the_variant(tmp_path: Path) -> None:
 def test_wrong_shapes_are_all_listed(tmp_path: Path) -> None:
     """Every tensor of another shape is named with the shape expected and the one found."""
     state = narrow_state("vgg11")
-    state["features.0.weight"] = torch.zeros(64, 1, 3, 3)
+    state["features.0.weight"] = torch.zeros(32, 3, 3, 3)
     state["features.8.bias"] = torch.zeros(3)
     with pytest.raises(WeightsError) as caught:
         load_tensors(saved(tmp_path, state), "vgg11", layers_for("pool5"))
     assert str(caught.value) == (
         "weights w.pth do not fit vgg11: features.0.weight expected [64, 3, 3, 3], found "
-        "[64, 1, 3, 3]; features.8.bias expected [256], found [3]"
+        "[32, 3, 3, 3]; features.8.bias expected [256], found [3]"
     )
 
 

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 from vggfeat._version import __version__
 
 if TYPE_CHECKING:
+    from vggfeat.adaptation import Adapted, AdaptSettings
+    from vggfeat.adapting import adapt
     from vggfeat.answers import Findings, search
     from vggfeat.benchmark import Bench, bench
     from vggfeat.calibration import calibrate
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
     from vggfeat.verification import Verification, verify
 
 _HOMES = {
+    "AdaptSettings": ("vggfeat.adaptation", "AdaptSettings"),
+    "Adapted": ("vggfeat.adaptation", "Adapted"),
     "Bench": ("vggfeat.benchmark", "Bench"),
     "Comparison": ("vggfeat.comparison", "Comparison"),
     "Derived": ("vggfeat.deriving", "Derived"),
@@ -62,6 +66,7 @@ _HOMES = {
     "Verification": ("vggfeat.verification", "Verification"),
     "VggfeatError": ("vggfeat.errors", "VggfeatError"),
     "Wish": ("vggfeat.update", "Wish"),
+    "adapt": ("vggfeat.adapting", "adapt"),
     "as_tensor": ("vggfeat.tensors", "as_tensor"),
     "bench": ("vggfeat.benchmark", "bench"),
     "calibrate": ("vggfeat.calibration", "calibrate"),
@@ -82,6 +87,8 @@ _HOMES = {
 }
 
 __all__ = [
+    "AdaptSettings",
+    "Adapted",
     "Bench",
     "Comparison",
     "Derived",
@@ -102,6 +109,7 @@ __all__ = [
     "VggfeatError",
     "Wish",
     "__version__",
+    "adapt",
     "as_tensor",
     "bench",
     "calibrate",

@@ -8,7 +8,6 @@ before it runs.
 from __future__ import annotations
 
 import collections
-import json
 import math
 import mmap
 import os
@@ -20,13 +19,13 @@ from typing import IO, TYPE_CHECKING, Any
 import torch
 
 from vggfeat.errors import WeightsError
+from vggfeat.tensorheader import header_length, parse_header
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _LEGACY_HEAD = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 _ZIP_HEAD = b"PK\x03\x04"
-_LONGEST_HEADER = 100_000_000  # the limit that the safetensors format sets itself
 
 # What readers of pickle, zip and JSON come to on bytes that were changed; an offset or a size among
 # them asks for absurd amounts of memory.
@@ -91,7 +90,7 @@ def read_checkpoint(path: str) -> dict[str, torch.Tensor]:
         with open(path, "rb") as file:
             head = file.read(len(_LEGACY_HEAD))
         if path.endswith(".safetensors"):
-            return _plain_names(_read_safetensors(path))
+            return _plain_names(read_safetensors(path))
         if zipfile.is_zipfile(path):
             loaded = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         elif head == _LEGACY_HEAD:
@@ -152,19 +151,15 @@ def _tensor_at(
     return flat.view(shape)
 
 
-def _read_safetensors(path: str) -> dict[str, torch.Tensor]:
+def read_safetensors(path: str) -> dict[str, torch.Tensor]:
     """The format of huggingface.co/docs/safetensors: 8 bytes of length, JSON, raw values."""
     mapped = _map_file(path)
-    length = int.from_bytes(mapped[:8], "little")
-    if not 0 < length <= min(_LONGEST_HEADER, len(mapped) - 8):
-        raise ValueError(f"a header of {length} bytes in a file of {len(mapped)}")
-    header = json.loads(mapped[8 : 8 + length])
-    if not isinstance(header, dict):
-        raise TypeError(f"a header that is a {type(header).__name__} and no table of tensors")
-    header.pop("__metadata__", None)
-    _check_cover(header, len(mapped) - 8 - length)
+    length = header_length(mapped[:8], len(mapped))
+    header = parse_header(mapped[8 : 8 + length])
+    _check_cover(header.entries, len(mapped) - header.begin)
     return {
-        name: _safetensors_entry(mapped, entry, 8 + length, name) for name, entry in header.items()
+        name: _safetensors_entry(mapped, entry, header.begin, name)
+        for name, entry in header.entries.items()
     }
 
 

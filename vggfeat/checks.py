@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal, get_args
 
 from vggfeat.errors import UsageError
+from vggfeat.firstlayer import FIRST_LAYERS
 from vggfeat.preprocess import (
     CROPS,
     DECODES,
@@ -61,6 +62,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "exif": EXIFS,
     "decode": DECODES,
     "on_error": ON_ERRORS,
+    "first_layer": FIRST_LAYERS,
     "dtype": DTYPES,
     "precision": PRECISIONS,
 }

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from vggfeat.carried import with_carried
 from vggfeat.checks import (
     DTYPES,
     LARGEST_SIZE,
@@ -26,6 +27,7 @@ from vggfeat.checks import (
     wrong_values,
 )
 from vggfeat.errors import UsageError
+from vggfeat.firstlayer import Entry, FirstLayer
 from vggfeat.preprocess import (
     NORMALISATIONS,
     Crop,
@@ -91,6 +93,8 @@ class Settings:
             black, above it white. Empty: the full scale; of a DICOM file its own window.
         clip: `LOW,HIGH` percentiles of each image that become black and white, such as `0.5,99.5`.
         clahe: `LIMIT[,TILES]` of contrast-limited adaptive histogram equalisation.
+        first_layer: `sum` rebuilds the first convolution of the weights for other channels than
+            three; `kaiming` draws it anew, of seed 0, whatever they are.
         mean: of pixels in [0, 1], one number or one a channel. Empty: see `transform`; where
             channels are not 3, the average of its three.
         std: likewise.
@@ -131,6 +135,7 @@ class Settings:
     clahe: str = ""
     mean: str = ""
     std: str = ""
+    first_layer: FirstLayer = "sum"
     dtype: Dtype = "float16"
     precision: Precision = "auto"
     device: str = "auto"
@@ -160,7 +165,7 @@ class Settings:
 
     def preprocess(self) -> Preprocess:
         """The preprocessing these settings come to."""
-        own = NORMALISATIONS[self._transform_name()]
+        own = NORMALISATIONS[self.transform_name]
         size = self.size or own.size
         resize = self.resize or round(size * own.resize / own.size)
         return Preprocess(
@@ -179,7 +184,22 @@ class Settings:
             clahe=parse_clahe(self.clahe),
         )
 
-    def _transform_name(self) -> str:
+    @classmethod
+    def for_weights(cls, weights: str, **given: Any) -> Settings:
+        """Settings as given, and for those not given what a weight file was trained with.
+
+        What `vggfeat.adapt` writes says so; other weights leave the usual defaults.
+        """
+        return make_settings(None, {"weights": weights, **given})
+
+    @property
+    def entry(self) -> Entry:
+        """What comes into the network."""
+        return Entry(self.channels, self.first_layer)
+
+    @property
+    def transform_name(self) -> str:
+        """Whose mean and deviation `transform` means: `imagenet` or `features`."""
         if self.transform != "auto":
             return self.transform
         return "features" if self.weights == "features" else "imagenet"
@@ -260,13 +280,15 @@ def _is_number(value: object) -> bool:
 def make_settings(config: str | None, flags: Mapping[str, Any]) -> Settings:
     """Settings from a configuration file or preset, with the flags that were given over it.
 
+    What neither says, a weight file may: see `carried`.
+
     Args:
         config: see `load_config`; None for defaults alone.
         flags: setting names to values; None stands for not given.
     """
     values = load_config(config) if config is not None else {}
     given = {name: value for name, value in flags.items() if value is not None}
-    return Settings(**{**values, **given})
+    return Settings(**with_carried({**values, **given}))
 
 
 def _config_path(name: str) -> Path:

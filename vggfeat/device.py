@@ -156,6 +156,11 @@ def cpu_has_bfloat16() -> bool:
     return bool({"avx512_bf16", "amx_bf16", "bf16"} & _cpu_flags())
 
 
+def cuda_has_bfloat16() -> bool:
+    """Whether the current CUDA device multiplies bfloat16 by itself: from compute 8.0 on."""
+    return torch.cuda.get_device_capability()[0] >= 8  # noqa: PLR2004 Ampere
+
+
 def cpu_has_vnni() -> bool:
     """Whether this CPU sums up products of bytes without overflow on the way."""
     return bool({"avx512_vnni", "avx_vnni", "amx_int8"} & _cpu_flags())

@@ -18,8 +18,10 @@ from vggfeat.device import (
     to_host,
 )
 from vggfeat.errors import DeviceError, UsageError
+from vggfeat.firstlayer import ADAPTER
 from vggfeat.int8 import Int8Vgg
-from vggfeat.network import TappedVgg, needed_layers
+from vggfeat.network import TappedVgg, needed_layers, network_of
+from vggfeat.normalising import Normaliser
 from vggfeat.pooling import fuse, quantise
 from vggfeat.records import DecodedBatch, Failure, FeatureBatch
 from vggfeat.weights import Weights, find_weights, load_tensors
@@ -39,10 +41,6 @@ _TORCH_DTYPES: Mapping[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-
-
-_WHITE: Mapping[torch.dtype, int] = {torch.uint8: 255, torch.uint16: 65535}
-"""Of pixels, what becomes 1."""
 
 
 class Extractor:
@@ -82,33 +80,27 @@ class Extractor:
         self._scales: dict[str, Scales] = {}
         self._network = self._build(self.precision)
         self._exact: TappedVgg | Int8Vgg | None = None
-        self._mean = self._column(self.preprocess.mean)
-        self._std = self._column(self.preprocess.std)
-
-    def _column(self, values: tuple[float, ...]) -> Tensor:
-        return torch.tensor(values, device=self.device).view(1, -1, 1, 1)
+        self._normalise = Normaliser(self.preprocess, self.device)
 
     def _build(self, precision: Compute) -> TappedVgg | Int8Vgg:
         layers = needed_layers(self.settings.specs, self.settings.model)
-        tensors = load_tensors(self.weights, self.settings.model, layers)
+        entry = self.settings.entry
+        tensors = load_tensors(self.weights, self.settings.model, layers, entry)
         head = tensors.get("classifier.6.weight")
         self.classes = 0 if head is None else head.shape[0]
         if precision == "int8":
             return self._build_int8(layers, tensors)
-        with torch.device("meta"):  # no memory, no random initialisation: the weights are at hand
-            network = TappedVgg(layers, self.settings.specs, self.classes)
-        network.load_state_dict(tensors, strict=False, assign=True)
-        network.requires_grad_(requires_grad=False).eval()
-        for name, buffer in network.named_buffers():
-            if buffer.is_meta:  # num_batches_tracked, which inference never reads
-                network.get_submodule(name.rpartition(".")[0]).register_buffer(
-                    name.rpartition(".")[2], None
-                )
+        network = network_of(tensors, layers, self.settings.specs)
         # mypy: torch's stubs know no overload of `to` with a memory format beside a dtype.
         moved: Any = network.to(device=self.device, dtype=_TORCH_DTYPES[precision])
         return cast("TappedVgg", moved.to(memory_format=torch.channels_last))
 
     def _build_int8(self, layers: tuple[Layer, ...], tensors: dict[str, Tensor]) -> Int8Vgg:
+        if ADAPTER in tensors:
+            raise UsageError(
+                f"precision int8 does not know the adapter that weights {self.weights.name} have; "
+                "use another --precision"
+            )
         if self._activations is None:
             raise UsageError(
                 "precision int8 needs activations: vggfeat.calibrate(settings, images) finds them, "
@@ -230,13 +222,6 @@ class Extractor:
             if self._recipe is not None:
                 features = {self._recipe.method: fuse(features, self._recipe)}
         return cast("dict[str, Tensor]", features), cast("Tensor", finite)
-
-    def _normalise(self, images: Tensor) -> Tensor:
-        white = _WHITE.get(images.dtype)
-        if white is not None:
-            # Divided, not multiplied by 1/255: so does torchvision, and the bits are the same.
-            images = images.float().div_(white).sub_(self._mean).div_(self._std)
-        return images.contiguous(memory_format=torch.channels_last)
 
 
 def _join(parts: list[tuple[dict[str, Tensor], Tensor]]) -> tuple[dict[str, Tensor], Tensor]:

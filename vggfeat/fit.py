@@ -6,6 +6,15 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vggfeat.firstlayer import (
+    ADAPTER,
+    ADAPTER_BIAS,
+    COLOURS,
+    HEAD,
+    adapter_problem,
+    file_channels,
+)
+from vggfeat.firstlayer import CONV1_1 as _FIRST
 from vggfeat.layers import CLASSES, GRID, Layer, find_layer, layer_table
 from vggfeat.weights import parameter_shapes, variant_of
 
@@ -15,7 +24,6 @@ if TYPE_CHECKING:
     Shapes = Mapping[str, tuple[int, ...]]
 
 _NAMED = 4
-_FIRST = "features.0.weight"
 _FC6 = "classifier.0.weight"
 _FC8 = "classifier.6.weight"
 _CONVOLUTIONS_DO = (
@@ -47,17 +55,35 @@ class Checkpoint:
         name: of the weights.
         shapes: tensor name → its shape.
         convolutions_only: the classifier is there, but holds no values.
+        ends: the last layer, if the file ends with it on purpose; else empty.
     """
 
     name: str
     shapes: Shapes
     convolutions_only: bool = False
+    ends: str = ""
 
     @property
     def classes(self) -> int:
         """Outputs of fc8; those of ImageNet where the file has none."""
         shapes = [shape for name, shape in self.shapes.items() if name.endswith(_FC8)]
         return shapes[0][0] if shapes and shapes[0] else CLASSES
+
+    @property
+    def channels(self) -> int:
+        """Of the images it takes; those of RGB where the file has no first convolution."""
+        return file_channels(_without_prefix(self.shapes)[0]) or COLOURS
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether one stands in front of the network."""
+        return ADAPTER in self.shapes
+
+    def layers(self, model: str) -> tuple[Layer, ...]:
+        """Those of `model` that it is meant to have, from the first on."""
+        table = layer_table(model)
+        names = [layer.name for layer in table]
+        return table[: names.index(self.ends) + 1] if self.ends in names else table
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +106,19 @@ def check_fit(checkpoint: Checkpoint, model: str) -> Fit:
     found, prefix = _without_prefix(checkpoint.shapes)
     if prefix:
         problems.append(_prefixed(prefix))
-    problems += _convolutions(found, model)
-    problems += _classifier(found, checkpoint, model)
+    problems += _adapter(found)
+    problems += _convolutions(found, model, checkpoint.layers(model))
+    if not checkpoint.ends:
+        problems += _classifier(found, checkpoint, model)
     if _FC8 in found and found[_FC8][0] != CLASSES:
         notes.append(
             f"fc8 of {checkpoint.name} has {found[_FC8][0]} classes instead of ImageNet's "
             f"{CLASSES}: fine, fc8 and prob are that long"
         )
-    notes += _unexpected(found, model, problems)
+    notes += _first_layer(checkpoint)
+    notes += _end(checkpoint, found)
+    told = HEAD if checkpoint.ends else ()
+    notes += _unexpected({n: s for n, s in found.items() if n not in told}, model, problems)
     return Fit(tuple(problems), tuple(notes))
 
 
@@ -109,8 +140,33 @@ def _prefixed(prefix: str) -> Problem:
     )
 
 
-def _convolutions(found: Shapes, model: str) -> list[Problem]:
-    layers = [layer for layer in layer_table(model) if layer.kind == "conv"]
+def _adapter(found: Shapes) -> list[Problem]:
+    what = adapter_problem(found)
+    remedy = "save both tensors of a convolution of 1 x 1 from C channels to 3, or neither"
+    return [Problem("adapter", what, remedy)] if what else []
+
+
+def _first_layer(checkpoint: Checkpoint) -> list[str]:
+    """How images of other channels come in."""
+    channels, name = checkpoint.channels, checkpoint.name
+    images = f"images of --channels {channels}"
+    if checkpoint.has_adapter:
+        return [f"an adapter of {name} takes {images} to {COLOURS} in front of conv1_1"]
+    if channels != COLOURS:
+        return [f"conv1_1 of {name} takes {images} instead of {COLOURS}"]
+    return []
+
+
+def _end(checkpoint: Checkpoint, found: Shapes) -> list[str]:
+    if not checkpoint.ends:
+        return []
+    classes = found.get(HEAD[0], (0,))[0]
+    head = f"; its head tells {classes} classes apart and is for no layer" if classes else ""
+    return [f"{checkpoint.name} ends with {checkpoint.ends}: no deeper layer can be had{head}"]
+
+
+def _convolutions(found: Shapes, model: str, meant: Sequence[Layer]) -> list[Problem]:
+    layers = [layer for layer in meant if layer.kind == "conv"]
     wrong = [layer for layer in layers if _unlike([layer], found)]
     if not wrong:
         return []
@@ -137,11 +193,13 @@ def _convolutions(found: Shapes, model: str) -> list[Problem]:
 def _unlike(layers: Sequence[Layer], found: Shapes) -> list[str]:
     """Each tensor that is missing or has another shape, and how."""
     classes = found[_FC8][0] if _FC8 in found else CLASSES
+    first = found.get(_FIRST, ())
+    channels = first[1] if len(first) == 4 else COLOURS  # noqa: PLR2004 (out, in, rows, columns)
     return [
         f"{name} is missing"
         if name not in found
         else f"{name} is {_shape(found[name])}, expected {_shape(shape)}"
-        for name, shape in parameter_shapes(layers, classes).items()
+        for name, shape in parameter_shapes(layers, classes, channels).items()
         if found.get(name) != shape
     ]
 
@@ -206,7 +264,7 @@ def cannot_be_multiplied(rows: int, length: int, out: int, expected: int) -> str
 
 
 def _unexpected(found: Shapes, model: str, problems: Sequence[Problem]) -> list[str]:
-    known = parameter_shapes(layer_table(model), CLASSES)
+    known = {*parameter_shapes(layer_table(model), CLASSES), ADAPTER, ADAPTER_BIAS}
     said = ("features.", "classifier.") if problems else ()  # what is wrong with these is said
     names = [
         name

@@ -22,6 +22,8 @@ class Identity:
         dtype: of the stored features.
         preprocess: recorded whole.
         layers: canonical specs, sorted.
+        first_layer: `kaiming` if the first convolution was drawn anew; else empty, and the channels
+            in `preprocess` say whether it was rebuilt.
         activations: for 8-bit integers, each conv layer's name and its largest value behind the
             ReLU, in the order of the network; else empty.
         scales: for features stored as int8, digest of their scales; else empty.
@@ -36,6 +38,7 @@ class Identity:
     dtype: str
     preprocess: Preprocess
     layers: tuple[str, ...]
+    first_layer: str = ""
     activations: tuple[tuple[str, float], ...] = ()
     scales: str = ""
     steps: tuple[str, ...] = ()
@@ -44,7 +47,7 @@ class Identity:
         """SHA-256 over everything but the weights' name, as hexadecimal digits."""
         parts = {**dataclasses.asdict(self), "preprocess": self.preprocess.recorded()}
         del parts["weights"]
-        for name in ("activations", "scales", "steps"):
+        for name in ("first_layer", "activations", "scales", "steps"):
             if not parts[name]:  # so that files from before it was there stay what they are
                 del parts[name]
         text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
@@ -71,6 +74,9 @@ class Identity:
             for wanted in [getattr(asked.preprocess, item.name)]
         ]
         lines = [f"{name}: file {had}, asked {want}" for name, had, want in rows if had != want]
+        if self.first_layer != asked.first_layer:
+            one, other = (layer or "sum" for layer in (self.first_layer, asked.first_layer))
+            lines.append(f"first layer: file {one}, asked {other}")
         if self.weights_sha256 != asked.weights_sha256:
             lines.append(
                 f"weights: file {self.weights} ({self.weights_sha256[:8]}), "

@@ -199,6 +199,7 @@ def make_identity(
         dtype=settings.dtype,
         preprocess=settings.preprocess(),
         layers=tuple(sorted(settings.stored)),
+        first_layer="" if settings.first_layer == "sum" else settings.first_layer,
         activations=tuple(activations.items()),
         scales=scales_digest(scales),
         steps=(as_step(recipe.step()),) if recipe else (),

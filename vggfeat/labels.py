@@ -56,15 +56,35 @@ def labels_of(cache: FeatureCache, labels_csv: str | os.PathLike[str] | None = N
         InputError: the file cannot be read.
     """
     paths = [bytes(path) for path in cache.paths]
-    if labels_csv is not None:
-        return _numbered(_from_csv(cache.path, paths, os.fspath(labels_csv)))
-    labels = [_folder(path) for path in paths]
-    if not any(labels):
+    labels = labels_of_paths(paths, repr(cache.path), labels_csv)
+    if not labels.names:
         raise UsageError(
             f"no labels: the images of {cache.path!r} lie in no folders that could name their "
             "classes; give --labels FILE.csv, or --queries with a cache of altered images"
         )
-    return _numbered(labels)
+    return labels
+
+
+def labels_of_paths(
+    paths: Sequence[bytes], where: str, labels_csv: str | os.PathLike[str] | None = None
+) -> Labels:
+    """The class of each path, from a CSV file or else the name of the folder it lies in.
+
+    Args:
+        paths: relative to the root of their source.
+        where: what they are the images of, for errors.
+        labels_csv: see `labels_of`.
+
+    Returns:
+        without any names where no path lies in a folder.
+
+    Raises:
+        UsageError: the file has mistakes or names none of the paths.
+        InputError: the file cannot be read.
+    """
+    if labels_csv is not None:
+        return _numbered(_from_csv(where, paths, os.fspath(labels_csv)))
+    return _numbered([_folder(path) for path in paths])
 
 
 def read_labels(path: str | os.PathLike[str]) -> dict[bytes, str]:
@@ -125,18 +145,18 @@ def _take(cells: list[str], labels: dict[bytes, str]) -> str:
     return "" if known == label else f"{path!r} is {label!r} here and {known!r} above"
 
 
-def _from_csv(cache: str, paths: Sequence[bytes], labels_csv: str) -> list[str]:
+def _from_csv(where: str, paths: Sequence[bytes], labels_csv: str) -> list[str]:
     """The label of each path, empty where the file has none."""
     by_path = read_labels(labels_csv)
     labels = [by_path.get(path, "") for path in paths]
     unknown = len(by_path) - sum(map(bool, labels))
     if unknown == len(by_path):
         raise UsageError(
-            f"labels {labels_csv!r} name no image of {cache!r}: expected paths like "
+            f"labels {labels_csv!r} name no image of {where}: expected paths like "
             f"{os.fsdecode(paths[0])!r}, found {os.fsdecode(next(iter(by_path)))!r}"
         )
     if unknown:
-        _log.info("%d of %d paths in %s are not in the cache", unknown, len(by_path), labels_csv)
+        _log.info("%d of %d paths in %s are not in %s", unknown, len(by_path), labels_csv, where)
     return labels
 
 

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 the name the whole field knows it by
 
+from vggfeat.firstlayer import ADAPTER, COLOURS, CONV1_1
 from vggfeat.layers import GRID, Layer, layer_table
 from vggfeat.pooling import reduce
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from vggfeat.specs import LayerSpec
 
@@ -25,20 +26,32 @@ class TappedVgg(nn.Module):
         layers: what is computed.
         specs: what is taken out of them.
         classes: outputs of fc8.
+        in_channels: of the images.
+        adapter: whether a convolution of 1 x 1 brings them to three in front of all else.
     """
 
-    def __init__(self, layers: Sequence[Layer], specs: Sequence[LayerSpec], classes: int) -> None:
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        specs: Sequence[LayerSpec],
+        classes: int,
+        in_channels: int = COLOURS,
+        *,
+        adapter: bool = False,
+    ) -> None:
         super().__init__()
         self.layers = tuple(layers)
         self.specs = tuple(spec for spec in specs if spec.layer in self.layers)
-        self.features = nn.Sequential(_modules_of(self.layers, "features", classes))
+        self.adapter = nn.Conv2d(in_channels, COLOURS, 1) if adapter else None
+        first = COLOURS if adapter else in_channels
+        self.features = nn.Sequential(_modules_of(self.layers, "features", classes, first))
         self.classifier = nn.Sequential(_modules_of(self.layers, "classifier", classes))
 
     def forward(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Features of normalised images.
 
         Args:
-            x: (N, 3, H, W), the network's dtype.
+            x: (N, in_channels, H, W), the network's dtype.
 
         Returns:
             canonical spec → float32 (N, …), and a bool scalar: in float16, whether every map at
@@ -47,6 +60,8 @@ class TappedVgg(nn.Module):
         """
         taken: dict[str, Tensor] = {}
         finite = torch.ones((), dtype=torch.bool, device=x.device)
+        if self.adapter is not None:
+            x = self.adapter(x)  # (N, 3, H, W)
         for layer in self.layers:
             x = self._linear_part(layer, x)
             before = [spec for spec in self.specs if spec.layer is layer and spec.pre]
@@ -82,15 +97,49 @@ def needed_layers(specs: Sequence[LayerSpec], model: str) -> tuple[Layer, ...]:
     return table[: 1 + max(table.index(spec.layer) for spec in specs)]
 
 
+def network_of(
+    tensors: Mapping[str, Tensor], layers: Sequence[Layer], specs: Sequence[LayerSpec]
+) -> TappedVgg:
+    """The network whose parameters are just these tensors, which are not copied.
+
+    It is in evaluation mode: batch normalisation goes by its running statistics.
+
+    Args:
+        tensors: float32 by torchvision's names, `adapter.*` among them or not, as `load_tensors`
+            gives them.
+        layers: see `TappedVgg`.
+        specs: see `TappedVgg`.
+    """
+    head = tensors.get("classifier.6.weight")
+    first = tensors.get(ADAPTER, tensors.get(CONV1_1))
+    with torch.device("meta"):  # no memory, no random initialisation: the weights are at hand
+        network = TappedVgg(
+            layers,
+            specs,
+            0 if head is None else head.shape[0],
+            COLOURS if first is None else first.shape[1],
+            adapter=ADAPTER in tensors,
+        )
+    network.load_state_dict(dict(tensors), strict=False, assign=True)
+    network.requires_grad_(requires_grad=False).eval()
+    for name, buffer in network.named_buffers():
+        if buffer.is_meta:  # num_batches_tracked, which inference never reads
+            network.get_submodule(name.rpartition(".")[0]).register_buffer(
+                name.rpartition(".")[2], None
+            )
+    return network
+
+
 def _modules_of(
-    layers: Sequence[Layer], container: str, classes: int
+    layers: Sequence[Layer], container: str, classes: int, in_channels: int = COLOURS
 ) -> OrderedDict[str, nn.Module]:
     modules: OrderedDict[str, nn.Module] = OrderedDict()
     for layer in layers:
         if layer.container != container:
             continue
         if layer.kind == "conv":
-            modules[str(layer.index)] = nn.Conv2d(layer.in_channels, layer.channels, 3, padding=1)
+            inputs = in_channels if layer.name == "conv1_1" else layer.in_channels
+            modules[str(layer.index)] = nn.Conv2d(inputs, layer.channels, 3, padding=1)
         elif layer.kind == "pool":
             modules[str(layer.index)] = nn.MaxPool2d(2)
         elif layer.kind == "fc":

@@ -201,6 +201,8 @@ def _attributes(identity: Identity, provenance: Provenance) -> dict[str, Any]:
     optional = {}
     if identity.activations:
         optional["activations"] = json.dumps(dict(identity.activations))
+    if identity.first_layer:
+        optional["first_layer"] = identity.first_layer
     if identity.steps:
         optional["derived"] = json.dumps([json.loads(step) for step in identity.steps])
         optional["sources"] = json.dumps([dict(source) for source in provenance.sources])
@@ -363,6 +365,7 @@ def _read_attributes(
         dtype="+".join(sorted(dtypes)),
         preprocess=preprocess_from(json.loads(attributes["preprocess"])),
         layers=tuple(specs),
+        first_layer=attributes.get("first_layer", ""),
         activations=tuple(json.loads(attributes.get("activations", "{}")).items()),
         scales=scales_digest(scales),
         steps=tuple(json.dumps(step, sort_keys=True) for step in derived),

@@ -84,6 +84,11 @@ class StopFlag:
         """A signal's name, or `time limit`: of what asked to stop, or else might have."""
         return signal.Signals(self.signum).name if self.signum else "time limit"
 
+    @property
+    def seconds_left(self) -> float:
+        """Until the end of the time there is; infinite where there is no limit."""
+        return self._deadline - time.monotonic()
+
     def allows(self, seconds: float) -> bool:
         """Whether there is leave, and time, to begin something that takes so many seconds."""
         return not self.signum and time.monotonic() + seconds < self._deadline

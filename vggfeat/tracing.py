@@ -6,6 +6,7 @@ Shapes follow from the tables in `layers`; torch is loaded only to look into a w
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import math
 import os
@@ -14,9 +15,11 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from vggfeat.config import SMALLEST_SIZE, Settings
+from vggfeat.carried import last_layer
+from vggfeat.config import SMALLEST_SIZE, Settings, make_settings
 from vggfeat.decode import as_decode_errors, finish
 from vggfeat.errors import DecodeError, UsageError
+from vggfeat.firstlayer import COLOURS
 from vggfeat.fit import Checkpoint, Fit, Problem, cannot_be_multiplied, check_fit
 from vggfeat.geometry import with_shorter_side
 from vggfeat.layers import CLASSES, GRID, Layer, layer_table
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
     from vggfeat.preprocess import Crop, Preprocess
 
 _FLOAT32_BYTES = 4
+_ADAPTER = "adapter"
+_MAPS = 5  # blocks of convolutions
 _FC6_INPUT = 512 * GRID**2
 _FC6_WIDTH = 4096
 
@@ -123,7 +128,7 @@ def trace(
     photo: str | None = None,
     *,
     size: str | None = None,
-    model: str = "vgg19",
+    model: str | None = None,
     weights: str | None = None,
     crop: Crop | None = None,
     batch: int = 1,
@@ -133,8 +138,9 @@ def trace(
     Args:
         photo: an image file; None to begin with the network's input.
         size: `N`, or without a photo also `HxW`; see `Preprocess.size` for what it means with one.
-        model: VGG variant.
-        weights: whose tensors are compared with the network; None for none.
+        model: VGG variant; None is that of the weights where they say so, else vgg19.
+        weights: whose tensors are compared with the network; None for none. What they were trained
+            with is taken over: see `carried`.
         crop: see `Preprocess.crop`; with a photo only.
         batch: images at once.
 
@@ -147,14 +153,14 @@ def trace(
         raise UsageError(f"batch is {batch}; expected 1 image or more")
     if photo is None and crop is not None:
         raise UsageError(f"crop {crop} is done to a photo; name one, or leave --crop out")
-    settings = Settings(
-        layers="fc8", model=model, weights=weights or "imagenet", crop=crop or "center"
-    )
+    given = {"layers": "fc8", "model": model, "weights": weights, "crop": crop}
+    settings = make_settings(None, given)
+    model = settings.model
     sides = _sides(size, square=photo is not None)
     if photo is None:
-        return trace_network(
-            model, sides or (224, 224), batch=batch, checkpoint=_look(weights, model)
-        )
+        side = settings.preprocess().size
+        checkpoint = _look(weights, model)
+        return trace_network(model, sides or (side, side), batch=batch, checkpoint=checkpoint)
     preprocess = _preprocess(settings, sides[0] if sides else None)
     found = read_photo(photo, preprocess, settings.max_pixels)
     checkpoint = _look(weights, model) if not found.reason else None
@@ -196,7 +202,7 @@ def _look(weights: str | None, model: str) -> Checkpoint | None:
     from vggfeat.checkpoints import read_checkpoint
 
     shapes = {name: tuple(value.shape) for name, value in read_checkpoint(known.path).items()}
-    return Checkpoint(known.name, shapes, known.convolutions_only)
+    return Checkpoint(known.name, shapes, known.convolutions_only, last_layer(known.path))
 
 
 def read_photo(path: str, preprocess: Preprocess, max_pixels: int) -> Photo:
@@ -250,21 +256,25 @@ def trace_photo(
 
 
 def _photo_stages(photo: Photo, preprocess: Preprocess) -> Iterator[Stage]:
-    yield _pixels("decoded", "RGB, upright", photo.upright)
+    pixels = functools.partial(_pixels, preprocess)
+    kinds = {1: "grey", COLOURS: "RGB"}
+    colours = kinds.get(preprocess.channels, "all channels")
+    yield pixels("decoded", f"{colours}, upright", photo.upright)
     size = preprocess.size
     if preprocess.crop == "center":
         resized = with_shorter_side(photo.upright, preprocess.resize or size)
-        yield _pixels("resized", f"shorter side {preprocess.resize}", resized)
-        yield _pixels("cropped", "center", (size, size))
+        yield pixels("resized", f"shorter side {preprocess.resize}", resized)
+        yield pixels("cropped", "center", (size, size))
     elif preprocess.crop == "none":
-        yield _pixels("resized", f"shorter side {size}", with_shorter_side(photo.upright, size))
+        yield pixels("resized", f"shorter side {size}", with_shorter_side(photo.upright, size))
     else:
-        yield _pixels("resized", preprocess.crop, (size, size))
+        yield pixels("resized", preprocess.crop, (size, size))
 
 
-def _pixels(name: str, by: str, size: tuple[int, int]) -> Stage:
+def _pixels(preprocess: Preprocess, name: str, by: str, size: tuple[int, int]) -> Stage:
     width, height = size
-    return Stage(name, by, (height, width, 3), image_bytes=3 * width * height)
+    shape = (height, width, preprocess.channels)
+    return Stage(name, by, shape, image_bytes=math.prod(shape) * preprocess.depth // 8)
 
 
 def trace_network(
@@ -275,15 +285,16 @@ def trace_network(
     Raises:
         UsageError: no such model.
     """
-    classes = checkpoint.classes if checkpoint else CLASSES
     fit = check_fit(checkpoint, model) if checkpoint else Fit((), ())
-    layers = layer_table(model)
+    layers = checkpoint.layers(model) if checkpoint else layer_table(model)
     small = _too_small(layers, sides)
     problems = [*((small,) if small else ()), *fit.problems]
-    problems.sort(key=lambda problem: [layer.name for layer in layers].index(problem.stage))
+    order = [_ADAPTER, *(layer.name for layer in layers)]
+    problems.sort(key=lambda problem: order.index(problem.stage))
     wrong = {problem.stage for problem in problems}
+    whole = list(_network_stages(layers, (batch, *sides), checkpoint))
     stages = []
-    for stage in _network_stages(layers, sides, batch, classes):
+    for stage in whole:
         stages.append(dataclasses.replace(stage, wrong=stage.name in wrong))
         if small and stage.name == small.stage:
             break
@@ -293,11 +304,11 @@ def trace_network(
         weights=checkpoint.name if checkpoint else "",
         batch=batch,
         stages=tuple(stages),
-        params=sum(_params(layer, classes) for layer in layers),
+        params=sum(stage.params for stage in whole),
         peak_bytes=_pair_bytes(stages, at),
         peak_stage=stages[at].name,
         problems=tuple(problems),
-        notes=(*fit.notes, *_notes(sides, batch, small)),
+        notes=(*fit.notes, *(_notes(sides, batch, small) if layers[-1].level > _MAPS else ())),
     )
 
 
@@ -305,14 +316,24 @@ def _pair_bytes(stages: Sequence[Stage], at: int) -> int:
     return stages[at - 1].batch_bytes + stages[at].batch_bytes
 
 
-def _params(layer: Layer, classes: int) -> int:
+def _params(layer: Layer, classes: int, channels: int) -> int:
+    if layer.name == "conv1_1":
+        return layer.params + 9 * (channels - layer.in_channels) * layer.channels
     return (layer.in_channels + 1) * classes if layer.name == "fc8" else layer.params
 
 
 def _network_stages(
-    layers: Sequence[Layer], sides: tuple[int, int], batch: int, classes: int
+    layers: Sequence[Layer], shape: tuple[int, int, int], checkpoint: Checkpoint | None
 ) -> Iterator[Stage]:
-    yield _tensor("tensor", "normalised", (batch, 3, *sides), stride=1)
+    """From the input, `shape` is (batch, H, W), on; by a checkpoint with its own ends."""
+    batch, *sides = shape
+    classes = checkpoint.classes if checkpoint else CLASSES
+    channels = checkpoint.channels if checkpoint else COLOURS
+    yield _tensor("tensor", "normalised", (batch, channels, *sides), stride=1)
+    if checkpoint and checkpoint.has_adapter:
+        adapted = (batch, COLOURS, *sides)
+        yield _tensor(_ADAPTER, "1 x 1", adapted, 1, COLOURS * (channels + 1))
+        channels = COLOURS
     for layer in layers:
         if layer.name == "fc6":
             yield _tensor("avgpool", f"adaptive, {GRID} x {GRID}", (batch, 512, GRID, GRID))
@@ -320,9 +341,9 @@ def _network_stages(
         if layer.kind == "prob":
             return
         width = classes if layer.name == "fc8" else layer.channels
-        shape = (batch, width, *layer.grid(*sides)) if layer.is_map else (batch, width)
+        out = (batch, width, *layer.grid(*sides)) if layer.is_map else (batch, width)
         by = f"{layer.container}.{layer.index}"
-        yield _tensor(layer.name, by, shape, layer.stride, _params(layer, classes))
+        yield _tensor(layer.name, by, out, layer.stride, _params(layer, classes, channels))
 
 
 def _tensor(name: str, by: str, shape: tuple[int, ...], stride: int = 0, params: int = 0) -> Stage:

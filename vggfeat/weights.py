@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
 import logging
 import math
 import os
 import re
-import tempfile
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from vggfeat.carried import last_layer
+from vggfeat.digests import file_digest, user_cache
 from vggfeat.download import download
 from vggfeat.errors import UsageError, WeightsError
+from vggfeat.firstlayer import (
+    ADAPTER,
+    ADAPTER_BIAS,
+    COLOURS,
+    CONV1_1,
+    CONV1_1_BIAS,
+    RGB,
+    check_channels,
+    inflate,
+)
 from vggfeat.layers import GRID, Layer, layer_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     import torch
+
+    from vggfeat.firstlayer import Entry
 
 BASE_URL = "https://download.pytorch.org/models"
 BASE_URL_VARIABLE = "VGGFEAT_WEIGHTS_URL"
@@ -72,12 +83,8 @@ class Weights:
 
 def weights_folder() -> str:
     """Where torch keeps downloaded models: `$TORCH_HOME/hub/checkpoints`, as torch.hub has it."""
-    home = os.environ.get("TORCH_HOME", os.path.join(_user_cache(), "torch"))
+    home = os.environ.get("TORCH_HOME", os.path.join(user_cache(), "torch"))
     return os.path.join(os.path.expanduser(home), "hub", "checkpoints")
-
-
-def _user_cache() -> str:
-    return os.path.expanduser(os.environ.get("XDG_CACHE_HOME", os.path.join("~", ".cache")))
 
 
 def published_file(name: str, model: str) -> str | None:
@@ -151,66 +158,22 @@ def _fetch_published(file: str, path: str, prefix: str) -> str | None:
         ) from error
 
 
-def file_digest(path: str) -> str:
-    """SHA-256 of a file, remembered by path, size and time so that a large one is read once.
+def parameter_shapes(
+    layers: Iterable[Layer], classes: int, channels: int = COLOURS
+) -> dict[str, tuple[int, ...]]:
+    """Names, as torchvision has them, and shapes of all that `layers` need from a weight file.
 
-    Raises:
-        WeightsError: the file cannot be read.
+    Args:
+        layers: of a variant.
+        classes: outputs of fc8.
+        channels: inputs of conv1_1.
     """
-    path = os.path.realpath(path)
-    try:
-        status = os.stat(path)
-        stamp = [status.st_size, status.st_mtime_ns, status.st_ino]
-        memory = _digest_memory()
-        known = _read_memory(memory)
-        entry = known.get(path)
-        if isinstance(entry, list) and entry[:-1] == stamp:
-            return str(entry[-1])
-        digest = _digest_of(path)
-    except OSError as error:
-        raise WeightsError(f"weights file {path!r} cannot be read: {error.strerror}") from error
-    _write_memory(memory, {**known, path: [*stamp, digest]})
-    return digest
-
-
-def _digest_of(path: str) -> str:
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _digest_memory() -> str:
-    return os.path.join(_user_cache(), "vggfeat", "digests.json")
-
-
-def _read_memory(path: str) -> dict[str, Any]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            known = json.load(file)
-    except (OSError, ValueError):
-        return {}  # it only saves time
-    return known if isinstance(known, dict) else {}
-
-
-def _write_memory(path: str, known: Mapping[str, Any]) -> None:
-    with contextlib.suppress(OSError):  # a home that cannot be written to costs time, not the run
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", dir=os.path.dirname(path), delete=False, encoding="utf-8"
-        ) as file:
-            json.dump(known, file)
-        os.replace(file.name, path)
-
-
-def parameter_shapes(layers: Iterable[Layer], classes: int) -> dict[str, tuple[int, ...]]:
-    """Names, as torchvision has them, and shapes of all that `layers` need from a weight file."""
     shapes: dict[str, tuple[int, ...]] = {}
     for layer in layers:
         name = f"{layer.container}.{layer.index}"
         if layer.kind == "conv":
-            shapes[f"{name}.weight"] = (layer.channels, layer.in_channels, 3, 3)
+            inputs = channels if layer.name == "conv1_1" else layer.in_channels
+            shapes[f"{name}.weight"] = (layer.channels, inputs, 3, 3)
             shapes[f"{name}.bias"] = (layer.channels,)
         elif layer.kind == "fc":
             out = classes if layer.name == "fc8" else layer.channels
@@ -223,15 +186,44 @@ def parameter_shapes(layers: Iterable[Layer], classes: int) -> dict[str, tuple[i
 
 
 def load_tensors(
-    weights: Weights, model: str, layers: tuple[Layer, ...]
+    weights: Weights, model: str, layers: tuple[Layer, ...], entry: Entry = RGB
 ) -> dict[str, torch.Tensor]:
     """Float32 tensors of `layers` by torchvision's names; those of a float32 file are its map.
 
+    Where the file has an adapter, it comes with `adapter.weight` and `adapter.bias`.
+
+    Args:
+        weights: which.
+        model: VGG variant.
+        layers: from the first to the deepest wanted.
+        entry: channels of the images, to which the first convolution is made to fit.
+
     Raises:
-        WeightsError: tensors are missing or of another shape; all are named.
+        WeightsError: tensors are missing or of another shape, all are named; or the network in the
+            file takes images of other channels.
     """
     if weights.path is None:
-        return _random_tensors(weights.seed or 0, layers)
+        tensors = _random_tensors(weights.seed or 0, layers)
+    else:
+        tensors = _tensors_of_file(weights, weights.path, model, layers, entry)
+    return _with_first_layer(tensors, layers, entry)
+
+
+def _with_first_layer(
+    tensors: dict[str, torch.Tensor], layers: tuple[Layer, ...], entry: Entry
+) -> dict[str, torch.Tensor]:
+    """The tensors with a first convolution for the channels asked for, if they come without."""
+    if CONV1_1 not in tensors or ADAPTER in tensors:
+        return tensors
+    if entry.first_layer == "kaiming":
+        fresh = _random_tensors(0, layers[:1], entry.channels)
+        return {**tensors, CONV1_1: fresh[CONV1_1], CONV1_1_BIAS: fresh[CONV1_1_BIAS]}
+    return {**tensors, CONV1_1: inflate(tensors[CONV1_1], entry.channels)}
+
+
+def _tensors_of_file(
+    weights: Weights, path: str, model: str, layers: tuple[Layer, ...], entry: Entry
+) -> dict[str, torch.Tensor]:
     if weights.convolutions_only and any(layer.container == "classifier" for layer in layers):
         raise WeightsError(
             f"weights {weights.name} hold convolutions only, and {layers[-1].name} lies behind "
@@ -239,11 +231,29 @@ def load_tensors(
         )
     from vggfeat.checkpoints import read_checkpoint
 
-    found = read_checkpoint(weights.path)
-    classes = found["classifier.6.weight"].shape[0] if "classifier.6.weight" in found else 0
-    wanted = parameter_shapes(layers, classes)
-    _check_fit(weights, model, wanted, {name: tuple(t.shape) for name, t in found.items()})
-    return {name: found[name].float() for name in wanted}
+    found = read_checkpoint(path)
+    shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
+    classes = shapes.get("classifier.6.weight", (0,))[0]
+    first = shapes.get(CONV1_1, ())
+    wanted = parameter_shapes(layers, classes, first[1] if len(first) > 1 else COLOURS)
+    _check_end(weights.name, path, layers)
+    _check_fit(weights, model, wanted, shapes)
+    if layers[0].name != "conv1_1":
+        return {name: found[name].float() for name in wanted}
+    check_channels(weights.name, shapes, entry)
+    adapter = [name for name in (ADAPTER, ADAPTER_BIAS) if name in found]
+    return {name: found[name].float() for name in (*wanted, *adapter)}
+
+
+def _check_end(name: str, path: str, layers: tuple[Layer, ...]) -> None:
+    """Refuses layers behind the one that a file ends with on purpose."""
+    names = [layer.name for layer in layers]
+    end = last_layer(path)
+    if end in names[:-1]:
+        raise WeightsError(
+            f"weights {name} end with {end}, on which they were adapted, and {names[-1]} lies "
+            "behind it; ask for layers up to there, or adapt with a deeper --layer"
+        )
 
 
 def _check_fit(
@@ -281,7 +291,10 @@ def _guess_variant(found: Mapping[str, tuple[int, ...]], asked: str) -> str:
 
 
 def variant_of(found: Mapping[str, tuple[int, ...]]) -> str:
-    """The variant whose convolutions are exactly those of a file, by names and shapes; or ''."""
+    """The variant whose convolutions are exactly those of a file, by names and shapes; or ''.
+
+    The first may take any number of channels.
+    """
     from vggfeat.layers import VARIANTS
 
     have = {
@@ -289,15 +302,18 @@ def variant_of(found: Mapping[str, tuple[int, ...]]) -> str:
         for name, shape in found.items()
         if name.startswith("features.") and "num_batches" not in name
     }
+    channels = have.get(CONV1_1, (0, COLOURS))[1:2] or (COLOURS,)
     for model in VARIANTS:
         convolutions = [layer for layer in layer_table(model) if layer.kind == "conv"]
-        if parameter_shapes(convolutions, 0) == have:
+        if parameter_shapes(convolutions, 0, channels[0]) == have:
             return model
     return ""
 
 
-def _random_tensors(seed: int, layers: tuple[Layer, ...]) -> dict[str, torch.Tensor]:
-    """He-initialised, as torchvision's VGG.
+def _random_tensors(
+    seed: int, layers: tuple[Layer, ...], channels: int = COLOURS
+) -> dict[str, torch.Tensor]:
+    """He-initialised, as torchvision's VGG: He et al., "Delving Deep into Rectifiers", ICCV 2015.
 
     Each tensor has a stream of its own, so that a truncated network equals the whole one.
     """
@@ -306,7 +322,7 @@ def _random_tensors(seed: int, layers: tuple[Layer, ...]) -> dict[str, torch.Ten
     from vggfeat.layers import CLASSES
 
     tensors = {}
-    for name, shape in parameter_shapes(layers, CLASSES).items():
+    for name, shape in parameter_shapes(layers, CLASSES, channels).items():
         values = torch.zeros(shape)
         if len(shape) > 1:
             stream = hashlib.sha256(f"{seed}/{name}".encode()).digest()

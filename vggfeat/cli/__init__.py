@@ -8,6 +8,7 @@ import typer
 
 from vggfeat._version import __version__
 from vggfeat.cli import console
+from vggfeat.cli.adapt import adapt
 from vggfeat.cli.bench import bench
 from vggfeat.cli.compare import compare
 from vggfeat.cli.doctor import doctor
@@ -73,6 +74,7 @@ for command in (
     plot,
     sheet,
     export,
+    adapt,
     stats,
     doctor,
     bench,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -170,16 +171,18 @@ def _refuse(given: Mapping[str, Any], names: tuple[str, ...], what: str) -> None
 
 def _of_image(given: Mapping[str, Any]) -> Figure:
     _refuse(given, _FOR_CACHES, "caches")
-    from vggfeat.config import Settings, load_config, make_settings
+    from vggfeat.config import load_config, make_settings
     from vggfeat.drawing import draw_maps
     from vggfeat.maps import MEAN, check_channels, last_convolutions, parse_channels, see
 
     channels = parse_channels(given.get("channels", MEAN))
     network = {name: given[name] for name in _FOR_IMAGES[3:] if name in given}
-    read = load_config(given["config"]) if "config" in given else {}
-    model = network.get("model", read.get("model", Settings(layers="fc7").model))
-    layers = given.get("layers", last_convolutions(model))
-    settings = make_settings(given.get("config"), {"layers": layers, **network})
+    config = given.get("config")
+    read = load_config(config) if config is not None else {}
+    named = given.get("layers", read.get("layers"))
+    settings = make_settings(config, {**network, "layers": named or "pool5"})
+    if named is None:
+        settings = replace(settings, layers=last_convolutions(settings.model))
     check_channels(channels, settings)
     return draw_maps(see(given["file"], settings), channels, overlay="overlay" in given)
 

@@ -8,13 +8,19 @@ import typer
 
 from vggfeat.config import Settings
 from vggfeat.errors import UsageError
+from vggfeat.firstlayer import FIRST_LAYERS
 from vggfeat.preprocess import ALTERATIONS, CROPS, DECODES, EXIFS, TRANSFORMS
 
 _DEFAULTS = Settings(layers="fc7")
 
 
 def setting(
-    flag: str, text: str, metavar: str | None = None, *, choices: tuple[str, ...] = ()
+    flag: str,
+    text: str,
+    metavar: str | None = None,
+    *,
+    choices: tuple[str, ...] = (),
+    also: tuple[str, ...] = (),
 ) -> Any:
     """An option for the setting of that name, which knows its default; None is not given."""
     default = getattr(_DEFAULTS, flag.strip("-").replace("-", "_"))
@@ -23,7 +29,7 @@ def setting(
         words.append(f"One of {', '.join(choices)}.")
     if default not in (None, "") and flag != "--layers":
         words.append(f"[default: {default}]")
-    return typer.Option(flag, help=" ".join(words), metavar=metavar, show_default=False)
+    return typer.Option(flag, *also, help=" ".join(words), metavar=metavar, show_default=False)
 
 
 def count(name: str, text: str | None) -> int | Literal["auto"] | None:
@@ -97,6 +103,17 @@ Channels = Annotated[
         "Of the network's input: 3 is RGB, 1 grey (of colours the luma); others as many as every "
         "file has: bands, pages of a TIFF, the last axis of an .npy array.",
         "N",
+        also=("--in-channels",),
+    ),
+]
+FirstLayer = Annotated[
+    str | None,
+    setting(
+        "--first-layer",
+        "Of weights for RGB where channels are not 3: sum rebuilds the first convolution from "
+        "their filters; kaiming draws it anew, for 3 too.",
+        "HOW",
+        choices=FIRST_LAYERS,
     ),
 ]
 Depth = Annotated[

@@ -40,8 +40,13 @@ def trace(
         ),
     ] = None,
     model: Annotated[
-        str, typer.Option(help="vgg11, 13, 16 or 19, each also with _bn.", metavar="NAME")
-    ] = "vgg19",
+        str | None,
+        typer.Option(
+            help="vgg11, 13, 16 or 19, each also with _bn.  [default: the weights', or vgg19]",
+            metavar="NAME",
+            show_default=False,
+        ),
+    ] = None,
     weights: Annotated[
         str | None,
         typer.Option(

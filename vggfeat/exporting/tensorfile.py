@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+from vggfeat.tensorheader import TensorEntry, header_bytes
 
+if TYPE_CHECKING:
     from vggfeat.exporting.content import Content
     from vggfeat.exporting.options import Options
 
 _NAMES = {"<f4": "F32", "<f2": "F16"}
-_ALIGNMENT = 8
 _PATHS = "paths"
 
 
@@ -33,24 +30,12 @@ def write_safetensors(content: Content, path: str, _options: Options) -> None:
 
 
 def _header(content: Content, layers: list[str], longest: int) -> bytes:
-    entries = dict(_entries(content, layers, longest))
-    text = json.dumps({"__metadata__": _metadata(content), **entries}).encode()
-    text += b" " * (-len(text) % _ALIGNMENT)
-    return len(text).to_bytes(8, "little") + text
-
-
-def _entries(
-    content: Content, layers: list[str], longest: int
-) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    at = 0
-    shapes = [(len(content), *content.row_shape(layer)) for layer in layers]
-    kinds = [(_NAMES[content.dtype(layer).str], content.dtype(layer).itemsize) for layer in layers]
-    for name, shape, (kind, size) in zip(
-        [*layers, _PATHS], [*shapes, (len(content), longest)], [*kinds, ("U8", 1)], strict=True
-    ):
-        end = at + size * math.prod(shape)
-        yield name, {"dtype": kind, "shape": list(shape), "data_offsets": [at, end]}
-        at = end
+    count = len(content)
+    entries = [
+        TensorEntry(layer, _NAMES[content.dtype(layer).str], (count, *content.row_shape(layer)))
+        for layer in layers
+    ]
+    return header_bytes([*entries, TensorEntry(_PATHS, "U8", (count, longest))], _metadata(content))
 
 
 def _metadata(content: Content) -> dict[str, str]:

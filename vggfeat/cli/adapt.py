@@ -1,0 +1,317 @@
+"""`vggfeat adapt`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vggfeat.adaptation import DEFAULTS, PRECISIONS
+from vggfeat.cli.console import Bar, exit_codes, print_json, set_up_logging, table
+from vggfeat.cli.preparing import (
+    Channels,
+    Clahe,
+    Clip,
+    Crop,
+    DecodeTimeout,
+    Depth,
+    Exif,
+    FirstLayer,
+    MaxPixels,
+    Mean,
+    Resize,
+    Size,
+    Std,
+    Transform,
+    Window,
+    Workers,
+    count,
+    setting,
+)
+from vggfeat.config import SETTING_NAMES
+from vggfeat.errors import InterruptedRunError
+from vggfeat.jitter import CHANGES
+from vggfeat.names import printable
+
+if TYPE_CHECKING:
+    from vggfeat.adaptation import Adapted, AdaptSettings
+
+_CLASSES_SHOWN = 20
+
+
+def _option(flag: str, text: str, metavar: str) -> Any:
+    """An option of `AdaptSettings`, which knows its default; None is not given."""
+    default = DEFAULTS[flag.strip("-").replace("-", "_")]
+    known = "" if default == "" else f" [default: {default}]"
+    return typer.Option(flag, help=text + known, metavar=metavar, show_default=False)
+
+
+def adapt(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            help="Folders of class folders, archives, @list.txt: the folder that an image lies in "
+            "is its class.",
+            metavar="SOURCE...",
+        ),
+    ],
+    out: Annotated[
+        str,
+        typer.Option(
+            "--out",
+            "-o",
+            help="The weights to make or go on with; `extract --weights` takes them.",
+            metavar="FILE.safetensors",
+        ),
+    ],
+    *,
+    trainable: Annotated[
+        str | None,
+        _option(
+            "--trainable",
+            "What learns: adapter (a convolution of 1 x 1 from the channels to 3 in front of the "
+            "network), first (conv1_1), layers as conv3_2, blocks as conv1, or all.",
+            "NAME,...",
+        ),
+    ] = None,
+    layer: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the network ends and a linear head tells the classes apart: "
+            "NAME[.pre][:POOL][:NORM]. [default: the last convolution, averaged]",
+            metavar="SPEC",
+            show_default=False,
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None, _option("--epochs", "Passes over the images at most.", "N")
+    ] = None,
+    lr: Annotated[
+        float | None,
+        _option(
+            "--lr",
+            "Largest learning rate of the network; it falls along half a cosine. The head's is ten "
+            "times as large.",
+            "RATE",
+        ),
+    ] = None,
+    weight_decay: Annotated[
+        float | None, _option("--weight-decay", "Of AdamW, for weights and not biases.", "D")
+    ] = None,
+    batch_size: Annotated[int | None, _option("--batch-size", "Images a step.", "N")] = None,
+    val_share: Annotated[
+        float | None,
+        _option("--val-share", "Share of each class that is held out to judge by.", "SHARE"),
+    ] = None,
+    patience: Annotated[
+        int | None,
+        _option("--patience", "Epochs without a gain after which it ends; 0 for never.", "N"),
+    ] = None,
+    jitter: Annotated[
+        str | None,
+        _option(
+            "--jitter",
+            f"Change images by chance while learning, by any of {', '.join(CHANGES)}. [default: "
+            "none]",
+            "NAME,...",
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None, _option("--seed", "Of what is held out, the order and the changes.", "N")
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="Lines of path,label instead of folders; paths are relative to the source.",
+            metavar="FILE.csv",
+            show_default=False,
+        ),
+    ] = None,
+    root: Annotated[
+        str | None,
+        typer.Option(
+            help="Directory that these paths are relative to. [default: the source folder, or "
+            "what all sources have in common]",
+            metavar="DIR",
+            show_default=False,
+        ),
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            help="A TOML file as of extract; flags override what it says.",
+            metavar="FILE.toml",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, setting("--model", "vgg11, 13, 16 or 19, each also with _bn.", "NAME")
+    ] = None,
+    weights: Annotated[
+        str | None,
+        setting(
+            "--weights",
+            "To begin with: imagenet, features, a .pth or .safetensors file, or random[:SEED].",
+            "NAME|FILE",
+        ),
+    ] = None,
+    channels: Channels = None,
+    first_layer: FirstLayer = None,
+    depth: Depth = None,
+    window: Window = None,
+    clip: Clip = None,
+    clahe: Clahe = None,
+    mean: Mean = None,
+    std: Std = None,
+    transform: Transform = None,
+    size: Size = None,
+    resize: Resize = None,
+    crop: Crop = None,
+    exif: Exif = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="Type of products while learning. auto: bfloat16 on CUDA that has it, else "
+            f"float32. One of {', '.join(PRECISIONS)}. [default: auto]",
+            metavar="TYPE",
+            show_default=False,
+        ),
+    ] = None,
+    device: Annotated[
+        str | None, setting("--device", "auto, cpu, cuda, cuda:N or mps.", "NAME")
+    ] = None,
+    workers: Workers = None,
+    max_pixels: MaxPixels = None,
+    decode_timeout: DecodeTimeout = None,
+    max_failures: Annotated[
+        str | None,
+        setting(
+            "--max-failures",
+            "More images that cannot be decoded than that end in exit 4. [default: any number]",
+            "N|P%",
+        ),
+    ] = None,
+    time_limit: Annotated[
+        str | None,
+        setting(
+            "--time-limit",
+            "Stop cleanly within this time, such as 55m, with exit 0; the same command goes on.",
+            "TIME",
+        ),
+    ] = None,
+    checkpoint_seconds: Annotated[
+        float | None,
+        setting("--checkpoint-seconds", "How much work a crash may cost at most.", "SECONDS"),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume/--fresh", help="Go on with what is there, or begin again."),
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress, no notices, only errors.")
+    ] = False,
+) -> None:
+    """Train parts of a network on images of known classes, for images unlike photographs.
+
+    A share of each class is held out; the report says how many of these are recognised by a linear
+    probe of the untouched network, and afterwards. Killed at any instant, the same command goes
+    on, to the same weights. They say themselves which model, channels and preprocessing they want.
+    """
+    flags = dict(locals())
+    with exit_codes():
+        set_up_logging(quiet=quiet or as_json, verbose=False)
+        from vggfeat.adaptation import AdaptSettings, network_settings
+        from vggfeat.machine import keep_freed_memory
+        from vggfeat.signals import ended_by_signals
+
+        with ended_by_signals():
+            flags |= {"layers": layer, "workers": count("workers", workers)}
+            network = {name: flags.get(name) for name in SETTING_NAMES if name != "batch_size"}
+            given: dict[str, Any] = {
+                name: flags[name] for name in DEFAULTS if flags.get(name) is not None
+            }
+            settings = AdaptSettings(network_settings(config, network), **given)
+            if settings.network.workers != 0:
+                keep_freed_memory()
+            _run(
+                sources, out, settings, labels=labels, root=root, fresh=not resume,
+                quiet=quiet, as_json=as_json,
+            )  # fmt: skip
+
+
+def _run(
+    sources: list[str],
+    out: str,
+    settings: AdaptSettings,
+    *,
+    labels: str | None,
+    root: str | None,
+    fresh: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    from vggfeat.adapting import adapt as adapt_network
+
+    bar = Bar(quiet=quiet or as_json)
+    found: Adapted | None = None
+    try:
+        found = adapt_network(
+            sources, out, settings, labels=labels, root=root, fresh=fresh, on_progress=bar.update
+        )
+    except InterruptedRunError as error:
+        found = error.summary
+        raise
+    finally:
+        bar.close()
+        _show(found, quiet=quiet, as_json=as_json)
+
+
+def _show(found: Adapted | None, *, quiet: bool, as_json: bool) -> None:
+    if found is None:
+        return
+    if as_json:
+        print_json(found)
+    elif not quiet:
+        typer.echo("\n".join(_lines(found)))
+
+
+def _lines(found: Adapted) -> list[str]:
+    judged, trained = sum(found.held_out), ", ".join(found.trained)
+    lines = [
+        f"{printable(found.out)}: {len(found.classes)} classes, trained {trained}",
+        f"  images   {found.train_images} learnt from, {judged} held out, {found.failed} failed",
+        f"  network  {found.model} up to {found.layer}, channels {found.channels}, began with "
+        + found.weights,
+    ]
+    if found.after is not None:
+        lines.append(f"  epochs   {len(found.epochs)}, of which {found.best} is written")
+    if found.before is not None:
+        after = f"{found.after.accuracy:.3f}" if found.after else "not yet known"
+        lines.append(
+            f"  accuracy {found.before.accuracy:.3f} before, {after} after (chance "
+            f"{found.chance:.3f}), on the images held out"
+        )
+    if found.after is not None:
+        lines += _class_lines(found)
+    if found.stopped:
+        lines.append(f"  UNFINISHED ({found.stopped}); the same command again goes on")
+    if found.warning:
+        lines.append(f"  WARNING  {found.warning}")
+    return lines
+
+
+def _class_lines(found: Adapted) -> list[str]:
+    """A line a class, those recognised least first, as far as they are shown."""
+    if found.before is None or found.after is None:
+        return []
+    rows = sorted(
+        zip(found.after.classes, found.classes, found.before.classes, found.held_out, strict=True)
+    )
+    cells = [
+        [printable(name), str(images), f"{before:.3f}", f"{after:.3f}"]
+        for after, name, before, images in rows[:_CLASSES_SHOWN]
+    ]
+    lines = table([["class", "held out", "before", "after"], *cells], "lrrr")
+    more = len(rows) - len(cells)
+    return [f"  {line}" for line in lines] + [f"  and {more} more; --json has all"] * (more > 0)

@@ -1,0 +1,68 @@
+"""Images into those that are learnt from and those that judge, class by class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vggfeat.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Split:
+    """Which images are for what.
+
+    Attributes:
+        train: int64 (t,), ascending.
+        judge: int64 (v,), ascending.
+    """
+
+    train: NDArray[np.int64]
+    judge: NDArray[np.int64]
+
+
+def stratified(
+    rows: NDArray[np.int64],
+    classes: NDArray[np.int64],
+    names: Sequence[str],
+    *,
+    share: float,
+    seed: int,
+) -> Split:
+    """Holds out the same share of every class, one image of each at least.
+
+    Args:
+        rows: int64 (n,), the images.
+        classes: int64 (n,), the class of each.
+        names: of the classes.
+        share: of each class that judges, between 0 and 1.
+        seed: which images these are.
+
+    Raises:
+        InputError: fewer than two classes, or classes of fewer than two images, all named.
+    """
+    counts = np.bincount(classes, minlength=len(names))
+    few = [f"{name!r} {count}" for name, count in zip(names, counts, strict=True) if count < 2]  # noqa: PLR2004 one to learn from, one to judge by
+    if few or len(names) < 2:  # noqa: PLR2004 as few as can be told apart
+        listed = ", ".join(few[:_SHOWN]) + (" …" if len(few) > _SHOWN else "")
+        found = f"too few in {listed}" if few else f"{len(names)} class"
+        raise InputError(
+            "expected images of two classes or more, two or more of each, to learn from some and "
+            f"judge by others; found {found}. The name of the folder that an image lies in is its "
+            "class; --labels FILE.csv names others"
+        )
+    noise = np.random.default_rng(seed)
+    held_out = np.zeros(len(rows), dtype=bool)
+    for number, count in enumerate(counts.tolist()):
+        members = noise.permutation(np.flatnonzero(classes == number))
+        held_out[members[: min(count - 1, max(1, round(share * count)))]] = True
+    return Split(np.sort(rows[~held_out]), np.sort(rows[held_out]))

@@ -1,0 +1,98 @@
+"""Which parts of a network learn: names as the user writes them, and the tensors they stand for."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vggfeat.errors import UsageError
+from vggfeat.firstlayer import ADAPTER, ADAPTER_BIAS
+from vggfeat.layers import Layer, layer_table
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_ADAPTER, _ALL, _FIRST = "adapter", "all", "first"
+_BLOCKS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Trainable:
+    """What learns.
+
+    Attributes:
+        adapter: whether an adapter does, in front of the network.
+        layers: those whose weights do, in the order of the network.
+    """
+
+    adapter: bool
+    layers: tuple[Layer, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """As the user may write them, in the order of the network."""
+        return (*([_ADAPTER] if self.adapter else []), *(layer.name for layer in self.layers))
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of the tensors that learn: weights and biases, those of batch normalisation too.
+
+        Its running statistics stay: small batches of other images would spoil them.
+        """
+        parts = [f"{layer.container}.{layer.index}" for layer in self.layers]
+        parts += [
+            f"{layer.container}.{layer.norm_index}"
+            for layer in self.layers
+            if layer.norm_index is not None
+        ]
+        adapter = (ADAPTER, ADAPTER_BIAS) if self.adapter else ()
+        return (*adapter, *(f"{part}.{kind}" for part in parts for kind in ("weight", "bias")))
+
+
+def parse_trainable(text: str, model: str, deepest: Layer) -> Trainable:
+    """What a list of names stands for.
+
+    Args:
+        text: names separated by commas: `adapter`, `first` (conv1_1), a layer, a block as `conv3`,
+            or `all` (layers).
+        model: VGG variant.
+        deepest: the layer that the head stands on; what lies behind it cannot learn.
+
+    Raises:
+        UsageError: names all that are not known, that hold no weights, or that lie too deep.
+    """
+    table = layer_table(model)
+    within = table[: table.index(deepest) + 1]
+    known = _names(table)
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    wrong = [_with_guess(word, known) for word in words if word not in known and word != _ADAPTER]
+    if wrong or not words:
+        raise UsageError(
+            f"trainable {', '.join(wrong) or repr(text)} is not known in {model}; expected "
+            "adapter, first, a layer with weights such as conv3_2, a block such as conv3, or all"
+        )
+    deep = [w for w in words if w != _ALL and not set(known.get(w, within)) & set(within)]
+    if deep:
+        raise UsageError(
+            f"trainable {', '.join(deep)} lies behind {deepest.name}, on which the head stands and "
+            "where the network ends; name a deeper --layer, or leave it out"
+        )
+    chosen = {layer for word in words for layer in known.get(word, ())}
+    return Trainable(_ADAPTER in words, tuple(layer for layer in within if layer in chosen))
+
+
+def _names(table: Sequence[Layer]) -> Mapping[str, tuple[Layer, ...]]:
+    """Every name that stands for layers with weights."""
+    learning = tuple(layer for layer in table if layer.kind in ("conv", "fc"))
+    names: dict[str, tuple[Layer, ...]] = {layer.name: (layer,) for layer in learning}
+    for block in range(1, _BLOCKS + 1):
+        names[f"conv{block}"] = tuple(
+            layer for layer in learning if layer.level == block and layer.kind == "conv"
+        )
+    return {**names, _FIRST: learning[:1], _ALL: learning}
+
+
+def _with_guess(word: str, known: Mapping[str, object]) -> str:
+    near = difflib.get_close_matches(word, [_ADAPTER, *known], n=1)
+    return f"{word!r} (did you mean {near[0]}?)" if near else repr(word)
