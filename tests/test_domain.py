@@ -32,9 +32,12 @@ from vggfeat.decode import as_decode_errors, decode, finish
 from vggfeat.errors import DecodeError, UsageError
 from vggfeat.extractor import Extractor
 from vggfeat.loading import _TURNS
+from vggfeat.pictures import load_picture
 from vggfeat.preprocess import Preprocess
 from vggfeat.rasters import read_raster
+from vggfeat.sheets import results_of_rows
 from vggfeat.sources import discover
+from vggfeat.tiles import groups_of, picture_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -541,7 +544,7 @@ def test_16_bits_tell_apart_what_8_do_not() -> None:
 
 def test_a_killed_run_of_16_bits_goes_on_to_the_same_bytes(scans: Path, tmp_path: Path) -> None:
     """Killed before and within writes, with workers and without, the file is that of one run."""
-    how: dict[str, Any] = {"depth": 16, "clip": "1,99", "clahe": "2,4", "batch_size": 2}
+    how: dict[str, Any] = {"depth": 16, "channels": 1, "clip": "1,99", "batch_size": 2}
     images, whole = scans / "scans", tmp_path / "whole.h5"
     with killing.KillServer() as server:
         status, calls = server.run(images, whole, **how)
@@ -563,9 +566,9 @@ FAST = ("--model", "vgg11", "--weights", "random:0", "--layers", "conv1_1:max", 
 def test_from_the_command_line(scans: Path) -> None:
     """Extract, inspect and search take the settings, and search takes them from the file."""
     words = ["extract", "scans", *FAST, "--depth", "16", "--window", "30000,40000", "-o", "w.h5"]
-    assert vggfeat(*words, cwd=scans).returncode == 0
+    assert vggfeat(*words, "--channels", "1", cwd=scans).returncode == 0
     shown = vggfeat("inspect", "w.h5", cwd=scans).stdout
-    assert "depth 16" in " ".join(shown.split())
+    assert "channels 1, depth 16" in " ".join(shown.split())
     assert "window 30000/40000" in " ".join(shown.split())
     found = vggfeat("search", "w.h5", "scans/3.png", "--top", "1", "--json", cwd=scans)
     assert '"3.png"' in found.stdout, found.stderr
@@ -581,6 +584,22 @@ def test_another_window_is_another_cache(scans: Path, tmp_path: Path) -> None:
     assert_one_line(done, 5, "preprocess.depth: file 8, asked 16")
     assert "preprocess.window: file (30000.0, 40000.0), asked (30000.0, 50000.0)" in done.stderr
     assert out.read_bytes() == before
+
+
+def test_thumbnails_by_the_window_of_the_cache(tmp_path: Path) -> None:
+    """A sheet shows dark 12-bit values as bright as the cache's window makes them."""
+    values = np.full((64, 64), 3000, np.uint16)
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "a.png").write_bytes(png16(values))
+    settings = ask(size=32, window="2047.5,4095", workers=0)
+    library.extract([tmp_path / "scans"], tmp_path / "t.h5", settings)
+    (result,) = results_of_rows(library.open(tmp_path / "t.h5"), "*")
+    (group,) = groups_of([], [[result]])
+    with picture_of(group.tiles[0], 100) as picture:
+        assert isinstance(picture, Image.Image)
+        assert picture.getpixel((30, 30)) == (round(3000 / 4095 * 255),) * 3
+    with Image.fromarray(np.asarray(load_picture(str(tmp_path / "scans" / "a.png"), 100))) as plain:
+        assert plain.getpixel((30, 30)) == (round(3000 / 257),) * 3
 
 
 def test_int8_features_of_16_bits(scans: Path, tmp_path: Path) -> None:
