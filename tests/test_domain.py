@@ -346,6 +346,15 @@ def test_grey_of_a_jpeg_is_its_own_luma() -> None:
     np.testing.assert_array_equal(pixels(data, channels=1)[..., 0], luma)
 
 
+def test_fast_grey_of_a_large_jpeg() -> None:
+    """With `fast` a large JPEG's luma is decoded at a fraction of its sides: nearly the same."""
+    data = saved(Image.fromarray(smooth(600, 800, 3)), "JPEG", quality=90)
+    exact, fast = (pixels(data, channels=1, decode=how).astype(int) for how in ("exact", "fast"))
+    assert 0 < np.abs(exact - fast).mean() < 2
+    slow, whole = (pixels(data, channels=1, clip="1,99", decode=how) for how in ("exact", "fast"))
+    np.testing.assert_array_equal(slow, whole)  # percentiles need every pixel
+
+
 def test_grey_in_three_channels() -> None:
     """A file of one channel is repeated where three are wanted, in 16 bits too."""
     found = pixels(png16(GREY), depth=16)
