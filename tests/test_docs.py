@@ -72,8 +72,9 @@ def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("page", "count"),
     [
-        ("README.md", 23),
+        ("README.md", 24),
         ("docs/IMAGES.md", 3),
+        ("docs/ADAPT.md", 8),
         ("docs/LAYERS.md", 4),
         ("docs/EMBEDDINGS.md", 16),
         ("docs/EXPORT.md", 11),
@@ -109,6 +110,7 @@ def test_the_commands_of_a_page_run(workplace: Path, classes: Path, page: str, c
         "docs/EXPORT.md",
         "docs/SEARCH.md",
         "docs/SEEING.md",
+        "docs/ADAPT.md",
     ],
 )
 def test_python_blocks_run(workplace: Path, classes: Path, page: str) -> None:

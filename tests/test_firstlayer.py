@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from typing import TYPE_CHECKING, Any
@@ -274,6 +275,16 @@ def small(**settings: Any) -> Settings:
     return Settings(**{**usual, **settings})
 
 
+def fingerprint_by_the_format(file: h5py.File, layer: str) -> str:
+    """As docs/FORMAT.md describes it, for a file without any of the optional parts."""
+    names = ("model", "precision", "weights_sha256")
+    parts = {name: file.attrs[name] for name in names}
+    parts |= {"dtype": "float16", "layers": [layer]}
+    parts["preprocess"] = json.loads(file.attrs["preprocess"])
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def test_a_fresh_first_layer_is_recorded_and_nothing_else(images: Path, tmp_path: Path) -> None:
     """`kaiming` is part of a cache's identity; the default leaves no mark."""
     plain, drawn = tmp_path / "plain.h5", tmp_path / "drawn.h5"
@@ -281,6 +292,7 @@ def test_a_fresh_first_layer_is_recorded_and_nothing_else(images: Path, tmp_path
     extract(images, drawn, small(channels=1, first_layer="kaiming"))
     with h5py.File(plain) as one, h5py.File(drawn) as other:
         assert "first_layer" not in one.attrs
+        assert one.attrs["fingerprint"] == fingerprint_by_the_format(one, "conv1_1")
         assert other.attrs["first_layer"] == "kaiming"
         assert one.attrs["fingerprint"] != other.attrs["fingerprint"]
         values = (file["features/conv1_1"][:] for file in (one, other))

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from vggfeat.preprocess import Preprocess
 
+_LONGEST = 150  # characters of a reason
+
 
 def read_dicom(stream: BinaryIO, preprocess: Preprocess, max_pixels: int) -> Raster:
     """The first frame of a DICOM file.
@@ -74,13 +76,14 @@ def _first_frame(dataset: Any) -> NDArray[Any]:
     try:
         return np.asarray(pixel_array(dataset, index=0))
     except RuntimeError as error:
-        if "missing dependencies" not in str(error):
-            raise
         packed = str(dataset.file_meta.TransferSyntaxUID.name).partition(" (")[0]
-        raise DecodeError(
-            f"DICOM in {packed}, which pydicom needs more for: pip install pylibjpeg "
-            "pylibjpeg-libjpeg"
-        ) from error
+        if "missing dependencies" in str(error):
+            raise DecodeError(
+                f"DICOM in {packed}, which pydicom needs more for: pip install pylibjpeg "
+                "pylibjpeg-libjpeg"
+            ) from error
+        _, _, why = str(error).rpartition("plugins:")
+        raise DecodeError(f"DICOM in {packed}: {' '.join(why.split())}"[:_LONGEST]) from error
 
 
 def _class_name(dataset: Any) -> str:

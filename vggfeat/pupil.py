@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -148,12 +148,12 @@ class Pupil:
         self._device = choose_device(network.device)
         self._normalise = Normaliser(network.preprocess(), self._device)
         self._tensors = starting_tensors(settings, weights)
-        built = network_of(
-            self._tensors, needed_layers(network.specs, network.model), network.specs
-        )
+        layers = needed_layers(network.specs, network.model)
+        # mypy: torch's stubs know no overload of `to` with a memory format beside a device.
+        built: Any = network_of(self._tensors, layers, network.specs).to(device=self._device)
         self._steps = steps_of(len(material.split.train), settings.batch_size)
         self._learner = Learner(
-            built.to(device=self._device),
+            built.to(memory_format=torch.channels_last),
             settings.parts.tensors,
             start.head,
             start.scaling,

@@ -218,10 +218,7 @@ def _with_first_layer(
     if entry.first_layer == "kaiming":
         fresh = _random_tensors(0, layers[:1], entry.channels)
         return {**tensors, CONV1_1: fresh[CONV1_1], CONV1_1_BIAS: fresh[CONV1_1_BIAS]}
-    weight = tensors[CONV1_1]
-    if weight.shape[1] in (entry.channels, COLOURS):
-        return {**tensors, CONV1_1: inflate(weight, entry.channels)}
-    return tensors
+    return {**tensors, CONV1_1: inflate(tensors[CONV1_1], entry.channels)}
 
 
 def _tensors_of_file(
