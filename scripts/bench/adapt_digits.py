@@ -53,7 +53,8 @@ def main() -> None:
     parser.add_argument("--unseen", type=int, default=50, help="images of a class to test on")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--lr", type=float, default=1e-4)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--jitter", default="")
     parser.add_argument("--contrast", type=float, default=0.03)
     parser.add_argument("--noise", type=float, default=0.03)
     given = parser.parse_args()
@@ -97,7 +98,11 @@ def measure(folder: Path, given: argparse.Namespace) -> Result:
         channels=1, depth=16, size=SIDE, crop="squash",
     )  # fmt: skip
     wanted = vggfeat.AdaptSettings(
-        network, trainable=given.trainable, epochs=given.epochs, lr=given.lr
+        network,
+        trainable=given.trainable,
+        epochs=given.epochs,
+        lr=given.lr,
+        jitter=given.jitter,
     )
     started = time.perf_counter()
     out = folder / "adapted.safetensors"
