@@ -49,7 +49,7 @@ class AdaptSettings:
     network: Settings
     trainable: str = "first"
     epochs: int = 10
-    lr: float = 1e-3
+    lr: float = 5e-3
     weight_decay: float = 0.01
     batch_size: int = 16
     val_share: float = 0.2

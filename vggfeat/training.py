@@ -4,9 +4,11 @@ AdamW (Loshchilov & Hutter, "Decoupled Weight Decay Regularization", ICLR 2019),
 in a line over the first tenth of the steps and falling along half a cosine to zero. It is a share
 of each tensor's own size, as in Adafactor (Shazeer & Stern, ICML 2018): the filters of VGG's
 layers, and of its two scalings of the input, differ by orders of magnitude, and a step that one of
-them hardly feels would destroy another. The head begins where the linear probe of the untouched
-features ended, so that the first steps do not distort the features to please a head that knows nothing (Kumar et
-al., "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution", ICLR 2022).
+them hardly feels would destroy another.
+
+The head begins where the linear probe of the untouched features ended, so that the first steps do
+not distort the features to please a head that knows nothing (Kumar et al., "Fine-Tuning can Distort
+Pretrained Features and Underperform Out-of-Distribution", ICLR 2022).
 """
 
 from __future__ import annotations
