@@ -32,9 +32,12 @@ from vggfeat.decode import as_decode_errors, decode, finish
 from vggfeat.errors import DecodeError, UsageError
 from vggfeat.extractor import Extractor
 from vggfeat.loading import _TURNS
+from vggfeat.pictures import load_picture
 from vggfeat.preprocess import Preprocess
 from vggfeat.rasters import read_raster
+from vggfeat.sheets import results_of_rows
 from vggfeat.sources import discover
+from vggfeat.tiles import groups_of, picture_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -281,6 +284,15 @@ def test_16_bits_are_resized_as_torchvision_does(crop: str, channels: int) -> No
     assert np.abs(found - expected.permute(1, 2, 0).numpy()).max() < 1
 
 
+def test_grey_of_8_bits_is_padded_by_its_mean() -> None:
+    """One channel of 8 bits is resized as Pillow does it, and filled up with its own mean."""
+    image = Image.fromarray(smooth(64, 48)[..., 0])
+    found = pixels(saved(image, "PNG"), channels=1, crop="pad", mean="0.25")[..., 0]
+    assert (found[:, [0, 3, 28, 31]] == round(0.25 * 255)).all()
+    resized = np.asarray(image.resize((24, 32), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(found[:, 4:28], resized)
+
+
 # --- values to levels
 
 
@@ -332,6 +344,15 @@ def test_grey_of_a_jpeg_is_its_own_luma() -> None:
     image.draft("YCbCr", image.size)
     luma = np.asarray(image)[..., 0]
     np.testing.assert_array_equal(pixels(data, channels=1)[..., 0], luma)
+
+
+def test_fast_grey_of_a_large_jpeg() -> None:
+    """With `fast` a large JPEG's luma is decoded at a fraction of its sides: nearly the same."""
+    data = saved(Image.fromarray(smooth(600, 800, 3)), "JPEG", quality=90)
+    exact, fast = (pixels(data, channels=1, decode=how).astype(int) for how in ("exact", "fast"))
+    assert 0 < np.abs(exact - fast).mean() < 2
+    slow, whole = (pixels(data, channels=1, clip="1,99", decode=how) for how in ("exact", "fast"))
+    np.testing.assert_array_equal(slow, whole)  # percentiles need every pixel
 
 
 def test_grey_in_three_channels() -> None:
@@ -532,7 +553,7 @@ def test_16_bits_tell_apart_what_8_do_not() -> None:
 
 def test_a_killed_run_of_16_bits_goes_on_to_the_same_bytes(scans: Path, tmp_path: Path) -> None:
     """Killed before and within writes, with workers and without, the file is that of one run."""
-    how: dict[str, Any] = {"depth": 16, "clip": "1,99", "clahe": "2,4", "batch_size": 2}
+    how: dict[str, Any] = {"depth": 16, "channels": 1, "clip": "1,99", "batch_size": 2}
     images, whole = scans / "scans", tmp_path / "whole.h5"
     with killing.KillServer() as server:
         status, calls = server.run(images, whole, **how)
@@ -554,9 +575,9 @@ FAST = ("--model", "vgg11", "--weights", "random:0", "--layers", "conv1_1:max", 
 def test_from_the_command_line(scans: Path) -> None:
     """Extract, inspect and search take the settings, and search takes them from the file."""
     words = ["extract", "scans", *FAST, "--depth", "16", "--window", "30000,40000", "-o", "w.h5"]
-    assert vggfeat(*words, cwd=scans).returncode == 0
+    assert vggfeat(*words, "--channels", "1", cwd=scans).returncode == 0
     shown = vggfeat("inspect", "w.h5", cwd=scans).stdout
-    assert "depth 16" in " ".join(shown.split())
+    assert "channels 1, depth 16" in " ".join(shown.split())
     assert "window 30000/40000" in " ".join(shown.split())
     found = vggfeat("search", "w.h5", "scans/3.png", "--top", "1", "--json", cwd=scans)
     assert '"3.png"' in found.stdout, found.stderr
@@ -572,6 +593,22 @@ def test_another_window_is_another_cache(scans: Path, tmp_path: Path) -> None:
     assert_one_line(done, 5, "preprocess.depth: file 8, asked 16")
     assert "preprocess.window: file (30000.0, 40000.0), asked (30000.0, 50000.0)" in done.stderr
     assert out.read_bytes() == before
+
+
+def test_thumbnails_by_the_window_of_the_cache(tmp_path: Path) -> None:
+    """A sheet shows dark 12-bit values as bright as the cache's window makes them."""
+    values = np.full((64, 64), 3000, np.uint16)
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "a.png").write_bytes(png16(values))
+    settings = ask(size=32, window="2047.5,4095", workers=0)
+    library.extract([tmp_path / "scans"], tmp_path / "t.h5", settings)
+    (result,) = results_of_rows(library.open(tmp_path / "t.h5"), "*")
+    (group,) = groups_of([], [[result]])
+    with picture_of(group.tiles[0], 100) as picture:
+        assert isinstance(picture, Image.Image)
+        assert picture.getpixel((30, 30)) == (round(3000 / 4095 * 255),) * 3
+    with Image.fromarray(np.asarray(load_picture(str(tmp_path / "scans" / "a.png"), 100))) as plain:
+        assert plain.getpixel((30, 30)) == (round(3000 / 257),) * 3
 
 
 def test_int8_features_of_16_bits(scans: Path, tmp_path: Path) -> None:

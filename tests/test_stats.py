@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,9 +24,6 @@ from vggfeat.decode import decode_file
 from vggfeat.errors import InputError
 from vggfeat.histogram import Histogram, count_values
 from vggfeat.measuring import PERCENTILES, as_config
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 COUNT = 13
 
@@ -179,6 +181,42 @@ def test_as_json(folder: Path) -> None:
     assert told["settings"]["mean"] == pytest.approx(
         [one["mean"] for one in told["channels"]], 1e-4
     )
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted(folder: Path, tmp_path: Path, signum: int) -> None:
+    """A signal ends it at once with one line and the shell's status, and no file is written."""
+    place = tmp_path / "many"
+    place.mkdir()
+    for number in range(3000):
+        (place / f"{number}.png").symlink_to(folder / "images" / "12.png")
+    words = [
+        "stats",
+        str(place),
+        "--size",
+        "1024",
+        "--clahe",
+        "2",
+        "--workers",
+        "1",
+        "-o",
+        str(tmp_path / "s.toml"),
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vggfeat", *words], stderr=subprocess.PIPE, text=True
+    )
+    while not children(process.pid):
+        time.sleep(0.05)
+    time.sleep(0.5)  # past the forks, within which Python passes over what a handler raises
+    process.send_signal(signum)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signum
+    assert errors == "vggfeat: stopped; nothing was measured\n"
+    assert not (tmp_path / "s.toml").exists()
+
+
+def children(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
 
 @pytest.mark.parametrize(

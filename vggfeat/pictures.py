@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -14,6 +15,7 @@ from vggfeat.names import printable
 from vggfeat.opening import open_file
 from vggfeat.preprocess import Preprocess
 from vggfeat.rasters import is_of_values, read_raster
+from vggfeat.tones import AS_FILES_SAY, Tones
 
 if TYPE_CHECKING:
     from vggfeat.reader import FeatureCache
@@ -24,31 +26,34 @@ MAX_PIXELS = Settings(layers="fc7").max_pixels
 _BEGINNING, _END = 22, 15  # characters of a name that are kept
 
 
-def load_picture(path: str | bytes, longest: int) -> Image.Image:
+def load_picture(path: str | bytes, longest: int, tones: Tones = AS_FILES_SAY) -> Image.Image:
     """The image in a file, upright, in mode RGB.
 
     Args:
         path: an image file of any kind that a run takes.
         longest: pixels of the longer side at most; a smaller image keeps its size.
+        tones: what becomes black and white; of values in 12 or 16 bits, or in units of their own,
+            little is to be seen without.
 
     Raises:
         DecodeError: there is no such file, or it holds no image.
     """
     with open_file(os.fsencode(path)) as stream:
-        if is_of_values(stream):
-            return _picture_of_values(stream, longest)
+        if is_of_values(stream) or tones != AS_FILES_SAY:
+            return _picture_of_values(stream, longest, tones)
         shorter = _shorter_side(stream, longest)
         preprocess = Preprocess(size=shorter, resize=None, crop="none", decode="fast")
         return Image.fromarray(decode(stream, preprocess, MAX_PIXELS))
 
 
-def _picture_of_values(stream: BinaryIO, longest: int) -> Image.Image:
-    """Of an array or a DICOM file, whose sides no header tells Pillow."""
+def _picture_of_values(stream: BinaryIO, longest: int, tones: Tones) -> Image.Image:
+    """Of any file by its values; of an array or of DICOM no header tells Pillow the sides."""
+    shown = Preprocess(crop="none", resize=None, **dataclasses.asdict(tones))
     with as_decode_errors(stream, MAX_PIXELS):
-        raster = read_raster(stream, Preprocess(), MAX_PIXELS)
+        raster = read_raster(stream, shown, MAX_PIXELS)
         small, large = sorted(raster.values.shape[:2])
         shorter = small if large <= longest else max(1, round(small * longest / large))
-        preprocess = Preprocess(size=shorter, resize=None, crop="none")
+        preprocess = dataclasses.replace(shown, size=shorter)
         return Image.fromarray(finish(raster, preprocess, MAX_PIXELS))
 
 

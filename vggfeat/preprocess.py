@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from vggfeat.errors import UsageError
-from vggfeat.tones import Tones
+from vggfeat.tones import AS_FILES_SAY, Tones
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -102,7 +102,7 @@ class Preprocess:
     @property
     def usual(self) -> bool:
         """Whether images become 8-bit RGB by their full scale, as published weights want them."""
-        return self.channels == RGB and self.depth == 8 and self.tones == Tones()  # noqa: PLR2004 bits
+        return self.channels == RGB and self.depth == 8 and self.tones == AS_FILES_SAY  # noqa: PLR2004 bits
 
     @property
     def fill(self) -> tuple[int, ...]:

@@ -244,13 +244,14 @@ def _draw_thumbnail(
 def _thumbnails(view: CacheView, root: str | None) -> dict[int, Image.Image]:
     """The pictures that can be had, by their place in `view.rows`."""
     longest = round(_side(len(view.rows)) * _PIXELS_AN_INCH)
+    tones = view.cache.header.identity.preprocess.tones
     found = {}
     for at, row in enumerate(view.rows.tolist()):
         path = image_file(view.cache, row, root)
         if path is None:
             continue
         try:
-            found[at] = load_picture(path, longest)
+            found[at] = load_picture(path, longest, tones)
         except DecodeError:  # changed since; then it is a dot
             continue
     return found

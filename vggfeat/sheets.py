@@ -114,6 +114,7 @@ def results_of_rows(
     """
     if most < 1:
         raise UsageError(f"most is {most}; expected 1 or more")
+    tones = cache.header.identity.preprocess.tones
     return [
         Result(
             rank=place + 1,
@@ -121,6 +122,7 @@ def results_of_rows(
             path=image_file(cache, one.row, root),
             name=one.path,
             note=f"{one.state}: {one.reason}" if one.reason else one.state,
+            tones=tones,
         )
         for place, one in enumerate(describe(cache, matching(cache, pattern)[:most]))
     ]
@@ -139,16 +141,18 @@ def sheet_of_findings(found: Findings, out: str, *, root: str | None = None) -> 
         SpaceError: the file cannot be written; what was there stays.
     """
     cache = FeatureCache(found.cache)
+    tones = cache.header.identity.preprocess.tones
     queries = [
         Query(
             answer.query if answer.row is None else image_file(cache, answer.row, root) or "",
             answer.query,
+            tones,
         )
         for answer in found.answers
     ]
     results = [
         [
-            Result(hit.rank, hit.score, image_file(cache, hit.row, root), hit.path)
+            Result(hit.rank, hit.score, image_file(cache, hit.row, root), hit.path, tones=tones)
             for hit in answer.hits
         ]
         for answer in found.answers

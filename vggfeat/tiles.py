@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from vggfeat.errors import DecodeError
 from vggfeat.names import printable
 from vggfeat.pictures import load_picture
+from vggfeat.tones import AS_FILES_SAY, Tones
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -26,10 +27,12 @@ class Query:
     Attributes:
         path: its file.
         label: what it is called.
+        tones: what becomes black and white in it.
     """
 
     path: str
     label: str
+    tones: Tones = AS_FILES_SAY
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,7 @@ class Result:
         path: its file; None where it cannot be found.
         name: what it is called; undecodable bytes as surrogate escapes.
         note: more to say of it, such as its state.
+        tones: what becomes black and white in it.
     """
 
     rank: int
@@ -49,6 +53,7 @@ class Result:
     path: str | None
     name: str
     note: str = ""
+    tones: Tones = AS_FILES_SAY
 
     @property
     def heading(self) -> str:
@@ -69,6 +74,7 @@ class Tile:
         name: of the image.
         note: may be empty.
         is_query: whether it is what was searched for.
+        tones: what becomes black and white in it.
     """
 
     path: str | None
@@ -76,6 +82,7 @@ class Tile:
     name: str
     note: str = ""
     is_query: bool = False
+    tones: Tones = AS_FILES_SAY
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +119,12 @@ def groups_of(queries: Sequence[Query], results: Sequence[Sequence[Result]]) -> 
 
 
 def _query_tile(query: Query) -> Tile:
-    return Tile(query.path, "query", printable(query.label), is_query=True)
+    return Tile(query.path, "query", printable(query.label), is_query=True, tones=query.tones)
 
 
 def _result_tile(result: Result) -> Tile:
     name, note = printable(result.name), printable(result.note)
-    return Tile(result.path, result.heading, name, note)
+    return Tile(result.path, result.heading, name, note, tones=result.tones)
 
 
 @contextlib.contextmanager
@@ -132,7 +139,7 @@ def picture_of(tile: Tile, longest: int) -> Iterator[Image.Image | str]:
         yield "file not found"
         return
     try:
-        image = load_picture(tile.path, longest)
+        image = load_picture(tile.path, longest, tile.tones)
     except DecodeError as error:
         yield printable(str(error))
         return

@@ -36,6 +36,10 @@ class Tones:
     clahe: tuple[float, int] | None = None
 
 
+AS_FILES_SAY: Final = Tones()
+"""Full scale, or what else a file has for black and white."""
+
+
 def parse_window(text: str) -> tuple[float, float] | None:
     """Level and width of `LEVEL,WIDTH`; None for empty text.
 

@@ -34,8 +34,14 @@ def show_tracebacks(*, wanted: bool) -> None:
 
 
 @contextlib.contextmanager
-def exit_codes() -> Iterator[None]:
-    """Turns errors of the block into one line on stderr and the exit code of their kind."""
+def exit_codes(
+    interrupted: str = "stopped at once; rows up to the last checkpoint are kept",
+) -> Iterator[None]:
+    """Turns errors of the block into one line on stderr and the exit code of their kind.
+
+    Args:
+        interrupted: what is said where a signal ends the block.
+    """
     try:
         yield
     except (typer.Exit, typer.Abort, typer.BadParameter):
@@ -43,7 +49,7 @@ def exit_codes() -> Iterator[None]:
     except VggfeatError as error:
         _fail(error, status_of(error))
     except KeyboardInterrupt as error:
-        _fail(error, status_of(error), "stopped at once; rows up to the last checkpoint are kept")
+        _fail(error, status_of(error), interrupted)
     except BrokenPipeError:
         # Whoever read our output has seen enough, as `| head` has; nor may the last flush complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

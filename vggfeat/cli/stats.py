@@ -96,7 +96,7 @@ def stats(
     --std, which values the files hold, their kinds and bits, and a window that would fit.
     """
     flags = {name: value for name, value in locals().items() if name in SETTING_NAMES}
-    with exit_codes():
+    with exit_codes("stopped; nothing was measured"):
         set_up_logging(quiet=quiet or as_json, verbose=False)
         from vggfeat.measuring import as_config
         from vggfeat.measuring import stats as measure
