@@ -24,6 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
 from test_cli import assert_one_line, vggfeat
 
@@ -54,7 +55,7 @@ NETWORK: dict[str, Any] = {
     "layers": "conv3_1", "model": "vgg11", "weights": "random:0", "channels": 1, "size": 64,
     "crop": "squash", "workers": 0, "device": "cpu", "checkpoint_seconds": 0,
 }  # fmt: skip
-COURSE: dict[str, Any] = {"epochs": 3, "batch_size": 8, "lr": 1e-3}
+COURSE: dict[str, Any] = {"epochs": 3, "batch_size": 8, "lr": 1e-2}
 
 
 def write_classes(folder: Path, each: int) -> Path:
@@ -169,20 +170,24 @@ def sha256_of(path: Path) -> str:
 def test_before_is_a_linear_probe_of_the_untouched_network(
     done: Done, images: Path, tmp_path: Path
 ) -> None:
-    """Accuracy before is scikit-learn's logistic regression on plain features, same split."""
+    """Accuracy before is that of scikit-learn's logistic regression, at the best of four C."""
     package.extract(
         images, tmp_path / "f.h5", Settings(**NETWORK, dtype="float32", precision="float32")
     )
     cache = package.open(tmp_path / "f.h5")
-    x, truth = features_and_truth(cache)
-    split = split_of(cache)
+    values, truth = features_and_truth(cache)
+    split, x = split_of(cache), values.astype(np.float64)
     scaler = StandardScaler().fit(x[split.train])
-    probe = LogisticRegression(C=1, max_iter=5000).fit(
-        scaler.transform(x[split.train]), truth[split.train]
-    )
-    wanted = probe.score(scaler.transform(x[split.judge]), truth[split.judge])
-    assert done.found.before is not None
-    assert done.found.before.accuracy == pytest.approx(wanted)
+    learnt, judging = (scaler.transform(x[part]) for part in (split.train, split.judge))
+    wanted = []
+    for c in (1, 0.1, 0.01, 0.001):
+        # Of two classes it learns one vector where a softmax has two, of half the length each.
+        probe = LogisticRegression(C=2 * c, tol=1e-9, max_iter=5000).fit(learnt, truth[split.train])
+        hits = probe.score(judging, truth[split.judge])
+        wanted.append((hits, -log_loss(truth[split.judge], probe.predict_proba(judging))))
+    before = done.found.before
+    assert before is not None
+    assert (before.accuracy, -before.loss) == pytest.approx(max(wanted), abs=1e-4)
     assert done.found.held_out == tuple(np.bincount(truth[split.judge]))
     assert done.found.chance == 0.5
 
@@ -251,13 +256,14 @@ def test_an_adapter_wants_weights_for_three(images: Path, tmp_path: Path) -> Non
 # --- pure parts
 
 
-def test_the_probe_is_scikit_learns() -> None:
-    """Weights and biases are those of scikit-learn's LogisticRegression at C = 1."""
+@pytest.mark.parametrize("c", [1, 0.01])
+def test_the_probe_is_scikit_learns(c: float) -> None:
+    """Weights and biases are those of scikit-learn's LogisticRegression with the same C."""
     chance = np.random.default_rng(1)
     x = chance.standard_normal((60, 7)).astype(np.float32)
     truth = (x[:, :3] + chance.standard_normal((60, 3))).argmax(1)
-    found = fit_probe(torch.from_numpy(x), truth, 3)
-    wanted = LogisticRegression(C=1, tol=1e-9, max_iter=5000).fit(x.astype(np.float64), truth)
+    found = fit_probe(torch.from_numpy(x), truth, 3, c)
+    wanted = LogisticRegression(C=c, tol=1e-9, max_iter=5000).fit(x.astype(np.float64), truth)
     np.testing.assert_allclose(found.weight.numpy(), wanted.coef_, atol=1e-4)
     bias = found.bias.numpy() - found.bias.numpy().mean()  # which softmax leaves open
     np.testing.assert_allclose(bias, wanted.intercept_ - wanted.intercept_.mean(), atol=1e-4)
@@ -458,11 +464,13 @@ def test_signals_end_it_and_the_same_command_goes_on(
 def test_a_time_limit_stops_cleanly(images: Path, tmp_path: Path) -> None:
     """Without time to finish nothing is written but where it stands, and it goes on from there."""
     out = tmp_path / "w.safetensors"
-    limited = asked({"time_limit": "1s", "layers": "conv2_1"}, epochs=2000, patience=0)
+    network = {"time_limit": "1s", "layers": "conv2_1", "checkpoint_seconds": 1000}
+    limited = asked(network, epochs=2000, patience=0)
     first = adapt(images, out, limited)
     assert first.stopped == "time limit"
     assert first.after is None
     assert not out.exists()
+    assert Path(f"{out}.progress").exists()
     second = adapt(images, out, limited)
     assert len(second.epochs) > len(first.epochs)
     assert second.epochs[: len(first.epochs)] == first.epochs

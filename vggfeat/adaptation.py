@@ -37,7 +37,7 @@ class AdaptSettings:
             model, weights, channels, preprocessing, device, workers, limits.
         trainable: what learns, names separated by commas: see `parse_trainable`.
         epochs: passes over the images at most.
-        lr: largest learning rate of the network; that of the head is ten times as large.
+        lr: largest learning rate, as a share of each tensor's own size.
         weight_decay: of AdamW.
         batch_size: images a step.
         val_share: of each class that is held out to judge by.
@@ -49,7 +49,7 @@ class AdaptSettings:
     network: Settings
     trainable: str = "first"
     epochs: int = 10
-    lr: float = 1e-4
+    lr: float = 5e-3
     weight_decay: float = 0.01
     batch_size: int = 16
     val_share: float = 0.2

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+CHOICES_OF_C = (1.0, 0.1, 0.01, 0.001)
+"""Tried in this order; more punishment where images are few."""
+
 _STEPS = 500
 _SMALLEST_DEVIATION = 1e-6
 
@@ -65,16 +68,17 @@ class Linear:
         return Linear(weight.float(), bias.float())
 
 
-def fit_probe(features: Tensor, classes: NDArray[np.int64], count: int) -> Linear:
+def fit_probe(features: Tensor, classes: NDArray[np.int64], count: int, c: float = 1.0) -> Linear:
     """The minimum, which is one alone, of cross-entropy with an L2 penalty, by L-BFGS in float64.
 
-    The penalty is scikit-learn's at its default, C = 1: half the squared weights over the number
-    of images, biases left out.
+    The penalty is scikit-learn's: half the squared weights over C and the number of images, biases
+    left out.
 
     Args:
         features: float32 (n, D), scaled.
         classes: int64 (n,).
         count: of classes.
+        c: C, how little is punished.
     """
     x = features.double()
     targets = torch.from_numpy(classes)
@@ -92,7 +96,7 @@ def fit_probe(features: Tensor, classes: NDArray[np.int64], count: int) -> Linea
         optimiser.zero_grad()
         scores = torch.nn.functional.linear(x, weight, bias)  # (n, classes)
         value = torch.nn.functional.cross_entropy(scores, targets)
-        value = value + weight.square().sum() / (2 * len(x))
+        value = value + weight.square().sum() / (2 * c * len(x))
         value.backward()  # type: ignore[no-untyped-call] # torch has no types here
         return value
 

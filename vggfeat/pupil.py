@@ -16,7 +16,7 @@ from vggfeat.jitter import check_jitter
 from vggfeat.lessons import Keeper, Lesson, Rules, Teacher
 from vggfeat.network import needed_layers, network_of
 from vggfeat.normalising import Normaliser
-from vggfeat.probe import Linear, Scaling, fit_probe
+from vggfeat.probe import CHOICES_OF_C, Linear, Scaling, fit_probe
 from vggfeat.training import Judged, Learner, Pace
 from vggfeat.weights import load_tensors
 
@@ -73,12 +73,23 @@ class Probe:
 
 
 def probe(material: Material) -> Probe:
-    """Fits one to the features learnt from."""
+    """The best of several fitted to the features learnt from, by the images that judge.
+
+    By these the epoch is chosen too, so that before and after are chosen alike.
+    """
+    scaling = Scaling.of(torch.from_numpy(material.train))
+    best, *others = (_probe(material, scaling, c) for c in CHOICES_OF_C)
+    for other in others:
+        if other.score.beats(best.score):
+            best = other
+    return best
+
+
+def _probe(material: Material, scaling: Scaling, c: float) -> Probe:
     split, classes = material.split, material.classes
-    train, judge = torch.from_numpy(material.train), torch.from_numpy(material.judge)
-    scaling = Scaling.of(train)
-    head = fit_probe(scaling(train), classes[split.train], material.count)
-    scores = torch.nn.functional.linear(scaling(judge), head.weight, head.bias)
+    train, judge = (scaling(torch.from_numpy(x)) for x in (material.train, material.judge))
+    head = fit_probe(train, classes[split.train], material.count, c)
+    scores = torch.nn.functional.linear(judge, head.weight, head.bias)
     judged = Judged.of(scores, classes[split.judge], material.count)
     return Probe(head, scaling, Score.of(judged.loss, judged.hits, judged.counts))
 

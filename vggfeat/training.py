@@ -1,9 +1,14 @@
 """One network that learns: its head, its optimiser, a step, a judgement, and all of it as tensors.
 
-AdamW (Loshchilov & Hutter, "Decoupled Weight Decay Regularization", ICLR 2019), the rate falling
-along half a cosine to zero. The head begins where the linear probe of the untouched features ended,
-so that the first steps do not distort the features to please a head that knows nothing (Kumar et
-al., "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution", ICLR 2022).
+AdamW (Loshchilov & Hutter, "Decoupled Weight Decay Regularization", ICLR 2019), the rate rising
+in a line over the first tenth of the steps and falling along half a cosine to zero. It is a share
+of each tensor's own size, as in Adafactor (Shazeer & Stern, ICML 2018): the filters of VGG's
+layers, and of its two scalings of the input, differ by orders of magnitude, and a step that one of
+them hardly feels would destroy another.
+
+The head begins where the linear probe of the untouched features ended, so that the first steps do
+not distort the features to please a head that knows nothing (Kumar et al., "Fine-Tuning can Distort
+Pretrained Features and Underperform Out-of-Distribution", ICLR 2022).
 """
 
 from __future__ import annotations
@@ -29,9 +34,8 @@ if TYPE_CHECKING:
 
     from vggfeat.network import TappedVgg
 
-HEAD_RATE = 10.0
-"""How many times faster than the network the head learns."""
-
+_SMALLEST_SIZE = 1e-2  # of a tensor, so that biases of zero learn as well
+_WARM_UP = 0.1  # of all steps
 _NOW, _BEST, _FIRST, _SECOND = "now.", "best.", "first.", "second."
 
 
@@ -82,9 +86,10 @@ class Pace:
     """How fast a network learns.
 
     Attributes:
-        lr: largest learning rate of the network; that of the head is `HEAD_RATE` times as large.
+        lr: largest change of a number in a step, as a share of its tensor's root mean square at
+            the beginning.
         weight_decay: of weights; biases have none.
-        steps: of the whole course, over which the rate falls to zero.
+        steps: of the whole course, over which the rate rises and falls to zero.
     """
 
     lr: float
@@ -93,7 +98,8 @@ class Pace:
 
     def at(self, step: int) -> float:
         """Share of the largest rate in step `step`, the first is 0."""
-        return 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        warm = math.ceil(_WARM_UP * self.steps)
+        return min(1, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
 
 class Learner:
@@ -134,6 +140,7 @@ class Learner:
             "head.weight": self._head["weight"],
             "head.bias": self._head["bias"],
         }
+        self._sizes = [_size(one) for one in self._learning.values()]
         self._best = self.parameters()
         self._optimiser = torch.optim.AdamW(
             [
@@ -173,9 +180,8 @@ class Learner:
             DeviceError: out of memory, or the loss is no number any more.
         """
         share = self._pace.at(number)
-        for group, name in zip(self._optimiser.param_groups, self._learning, strict=True):
-            times = HEAD_RATE if name.startswith("head.") else 1.0
-            group["lr"] = self._pace.lr * times * share
+        for group, size in zip(self._optimiser.param_groups, self._sizes, strict=True):
+            group["lr"] = self._pace.lr * size * share
         with _memory_errors(self.device, len(images)), full_float32(self.device):
             targets = torch.from_numpy(classes).to(self.device)
             loss = F.cross_entropy(self.scores(images), targets)
@@ -240,6 +246,11 @@ class Learner:
                     "exp_avg": state[_FIRST + name].to(self.device, copy=True),
                     "exp_avg_sq": state[_SECOND + name].to(self.device, copy=True),
                 }
+
+
+def _size(tensor: Tensor) -> float:
+    """Root mean square, or what stands for it where that is next to nothing."""
+    return max(float(tensor.detach().double().square().mean().sqrt()), _SMALLEST_SIZE)
 
 
 def _make_learn(network: nn.Module, name: str) -> None:

@@ -1,12 +1,12 @@
 """What adapting brings on images unlike photographs: faint, noisy digits in 16-bit grey.
 
-adapt_digits.py WEIGHTS [--layer conv3_3] [--trainable first,conv1] [--rounds 3]
+adapt_digits.py WEIGHTS [--layer conv3_3] [--trainable all] [--rounds 3]
 
-scikit-learn's 8 x 8 digits, enlarged to 32 x 32, in a few hundredths of the 16-bit range and under
-noise. `WEIGHTS` are VGG16's original convolutions, normalised as `--transform features` does. Few
-images of each class are learnt from, and of each round others. Accuracy is that of scikit-learn's
-logistic regression on cached features of the layer, on images that neither the network nor the
-regression has seen; its training features come from the images that were learnt from.
+scikit-learn's 8 x 8 digits, enlarged to 32 x 32, in a tenth of the 16-bit range and under as much
+noise. `WEIGHTS` are VGG16's original convolutions, normalised as `--transform features` does. Each
+round learns from other images. Accuracy is that of scikit-learn's logistic regression on cached
+features of the layer, on images that neither the network nor the regression has seen; it is fitted
+to features of the images that the network has learnt from.
 """
 
 from __future__ import annotations
@@ -48,14 +48,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("weights")
     parser.add_argument("--layer", default="conv3_3")
-    parser.add_argument("--trainable", default="first")
-    parser.add_argument("--each", type=int, default=20, help="images of a class to learn from")
-    parser.add_argument("--unseen", type=int, default=50, help="images of a class to test on")
+    parser.add_argument("--trainable", default="all")
+    parser.add_argument("--each", type=int, default=80, help="images of a class to learn from")
+    parser.add_argument("--unseen", type=int, default=40, help="images of a class to test on")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--lr", type=float, default=1e-4)
-    parser.add_argument("--contrast", type=float, default=0.03)
-    parser.add_argument("--noise", type=float, default=0.03)
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--lr", type=float, default=5e-3)
+    parser.add_argument("--jitter", default="shift")
+    parser.add_argument("--contrast", type=float, default=0.1)
+    parser.add_argument("--noise", type=float, default=0.1)
     given = parser.parse_args()
     results = []
     for seed in range(given.rounds):
@@ -97,7 +98,11 @@ def measure(folder: Path, given: argparse.Namespace) -> Result:
         channels=1, depth=16, size=SIDE, crop="squash",
     )  # fmt: skip
     wanted = vggfeat.AdaptSettings(
-        network, trainable=given.trainable, epochs=given.epochs, lr=given.lr
+        network,
+        trainable=given.trainable,
+        epochs=given.epochs,
+        lr=given.lr,
+        jitter=given.jitter,
     )
     started = time.perf_counter()
     out = folder / "adapted.safetensors"

@@ -90,8 +90,8 @@ def adapt(
         float | None,
         _option(
             "--lr",
-            "Largest learning rate of the network; it falls along half a cosine. The head's is ten "
-            "times as large.",
+            "Largest learning rate, as a share of each tensor's own size; it falls along half a "
+            "cosine.",
             "RATE",
         ),
     ] = None,
