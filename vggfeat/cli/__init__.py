@@ -24,6 +24,7 @@ from vggfeat.cli.search import search
 from vggfeat.cli.sheet import sheet
 from vggfeat.cli.trace import trace
 from vggfeat.cli.verify import verify
+from vggfeat.cli.zeroshot import zeroshot
 
 app = typer.Typer(
     name="vggfeat",
@@ -76,6 +77,7 @@ for command in (
     bench,
 ):
     app.command()(command)
+app.add_typer(zeroshot)
 
 
 def main() -> None:
