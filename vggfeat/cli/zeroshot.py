@@ -96,11 +96,11 @@ def fit(
     norm: Annotated[
         str,
         typer.Option(
-            help="Of each layer: l2 (unit length), ssr (signed root before) or standard (mean 0, "
-            "deviation 1).",
+            help="Of each layer: standard (mean 0, deviation 1), l2 (unit length) or ssr (signed "
+            "root before).",
             metavar="NORM",
         ),
-    ] = "l2",
+    ] = "standard",
     gamma: Annotated[
         float | None,
         typer.Option(

@@ -8,6 +8,7 @@ weights are trained along, from equal ones.
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -142,16 +143,20 @@ def _try_without(task: Task, out: Numbers, spare: NDArray[np.bool_]) -> _Trial:
     kept = ~np.isin(np.arange(len(task.vectors)), out)
     mine = kept[task.labelled.classes]
     judging = [_some(task.labelled.where(which)) for which in (mine & spare, ~mine)]
-    best = _Trial(1, -1.0, 1 / len(out), 0.0)
+    best, margin = _Trial(1, -1.0, 1 / len(out), 0.0), -math.inf
 
     def look(network: ZeroShotNetwork, epoch: int) -> bool:
-        nonlocal best
-        unseen = _judged(task, network, judging[1], kept)
-        accuracy = per_class(unseen.within(1), unseen.classes)
-        if accuracy > best.accuracy:
-            seen = _judged(task, network, judging[0], kept)
+        nonlocal best, margin
+        scores = _scores(task, network, judging[1])
+        unseen = judge(scores, judging[1].classes, kept)
+        accuracy, now = (
+            per_class(unseen.within(1), unseen.classes),
+            _mean_lead(scores, unseen, ~kept),
+        )
+        if (accuracy, now) > (best.accuracy, margin):  # few classes tie often: then by how clearly
+            seen = judge(_scores(task, network, judging[0]), judging[0].classes, kept)
             bias = trade_off(seen, unseen).best if len(seen.classes) else 0.0
-            best = _Trial(epoch, accuracy, best.chance, bias)
+            best, margin = _Trial(epoch, accuracy, best.chance, bias), now
         return epoch - best.epochs < _PATIENCE
 
     _trained(task, task.labelled.where(mine & ~spare), kept, _EPOCHS, look)
@@ -203,15 +208,24 @@ def _layers(task: Task, network: ZeroShotNetwork, rows: Numbers) -> dict[str, Te
     }
 
 
+def _mean_lead(scores: Values, judged: Judged, among: NDArray[np.bool_]) -> float:
+    """Of the right class over the mean of those it is among, over their deviation."""
+    some = scores[:, among]
+    own = np.take_along_axis(scores, judged.classes[:, None], 1)[:, 0]
+    deviation = some.std(1)
+    lead = np.divide(own - some.mean(1), deviation, out=np.zeros_like(own), where=deviation > 0)
+    return float(lead.mean())
+
+
 @torch.no_grad()
-def _judged(
-    task: Task, network: ZeroShotNetwork, labelled: Labelled, kept: NDArray[np.bool_]
-) -> Judged:
+def _scores(task: Task, network: ZeroShotNetwork, labelled: Labelled) -> Values:
+    """Scores of all seen classes, float32 (n, z)."""
     parts = [
         network(_layers(task, network, rows)).cpu().numpy()
         for rows in np.array_split(labelled.rows, len(labelled) // _BATCH + 1)
     ]
-    return judge(np.concatenate(parts), labelled.classes, kept)
+    scores: Values = np.concatenate(parts)
+    return scores
 
 
 def _outcome(network: ZeroShotNetwork, epochs: int, trial: _Trial | None) -> Trained:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     Values = NDArray[np.float32]
 
-InputNorm = Literal["l2", "ssr", "standard"]
+InputNorm = Literal["standard", "l2", "ssr"]
 INPUT_NORMS: tuple[InputNorm, ...] = get_args(InputNorm)
 
 

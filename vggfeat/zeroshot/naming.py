@@ -47,7 +47,10 @@ def spellings(name: str) -> tuple[Spelling, ...]:
 
 
 def _spelling(text: str) -> Spelling:
-    words = tuple(word for word in _BETWEEN.split(_HUMP.sub(" ", text)) if word)
+    flat = _HUMP.sub(" ", text)
+    if flat != text:
+        flat = flat.lower()  # the capitals were there to join the words
+    words = tuple(word for word in _BETWEEN.split(flat) if word)
     return Spelling(_unique([text, *(joint.join(words) for joint in _JOINTS)]), words)
 
 

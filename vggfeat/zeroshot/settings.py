@@ -24,7 +24,8 @@ class ZeroShotSettings:
         seen: classes to learn from: a file with one a line, or names separated by commas.
         unseen: classes to leave out, likewise; with neither all classes are learnt from.
         attention: learn weights of the layers that each image decides itself.
-        norm: of each layer: `l2`, `ssr` or `standard`.
+        norm: of each layer: `standard`, `l2` or `ssr`. ESZSL's map has no constant term, so that
+            features that are not centred serve it badly where classes are many.
         gamma: ESZSL's regulariser of the features' side; None chooses it.
         lambda_: of the class vectors' side; likewise.
         margin: of DeViSE's loss.
@@ -41,7 +42,7 @@ class ZeroShotSettings:
     seen: str | None = None
     unseen: str | None = None
     attention: bool = False
-    norm: InputNorm = "l2"
+    norm: InputNorm = "standard"
     gamma: float | None = None
     lambda_: float | None = None
     margin: float = 0.1

@@ -88,16 +88,16 @@ def read_words(path: str, wanted: Collection[str]) -> Words:
 
 
 def similar_words(path: str, words: Collection[str]) -> list[str]:
-    """Words of the file that begin as one of `words` does and are nearly as long: to suggest.
+    """Words of the file with the first letter of one of `words` and nearly its length: to suggest.
 
     Raises:
         InputError, UsageError: see `read_words`.
     """
-    beginnings = {(word[:2].casefold(), len(word) + more) for word in words for more in (-1, 0, 1)}
+    beginnings = {(word[:1].casefold(), len(word) + more) for word in words for more in (-1, 0, 1)}
     with _opened(path) as file:
         kind = _kind(path, file)
         entries = _entries(path, file, kind, None)
-        return [word for word, _ in entries if (word[:2].casefold(), len(word)) in beginnings]
+        return [word for word, _ in entries if (word[:1].casefold(), len(word)) in beginnings]
 
 
 @contextlib.contextmanager
