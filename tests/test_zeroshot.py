@@ -402,6 +402,7 @@ def test_a_tree_makes_mistakes_less_bad(tmp_path: Path, method: str) -> None:
         groups = drawn.standard_normal((4, WIDTH))
         centres = groups[np.arange(20) % 4] + 0.5 * drawn.standard_normal((20, WIDTH))
         x = np.repeat(centres, 12, axis=0) + 1.2 * drawn.standard_normal((240, WIDTH))
+        (tmp_path / "f.h5").unlink(missing_ok=True)
         write_cache(tmp_path / "f.h5", {"conv1_1": x.astype(np.float32)}, paths)
         # Of no use to ESZSL, so that what it knows of groups it has from the tree.
         vectors = np.eye(20) if method == "eszsl" else centres
@@ -645,6 +646,12 @@ def test_models_and_caches_that_do_not_fit_are_refused(workplace: Path, tmp_path
         fitted(workplace, tmp_path / "m.h5", gamma=2, lambda_=1)
     with pytest.raises(CacheError, match="is not there; vggfeat zeroshot fit makes one"):
         library.predict_zeroshot(tmp_path / "none.h5", workplace / "f.h5")
+    before = (workplace / "f.h5").read_bytes()
+    with pytest.raises(CacheError, match=r"no model of ours.* not replaced; name another place"):
+        library.fit_zeroshot(
+            workplace / "f.h5", workplace / "v.csv", workplace / "f.h5", fresh=True
+        )
+    assert (workplace / "f.h5").read_bytes() == before
     with pytest.raises(CacheError, match="no model of ours"):
         library.predict_zeroshot(workplace / "f.h5", workplace / "f.h5")
     _, features, paths = made_up()

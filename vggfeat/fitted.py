@@ -168,6 +168,7 @@ def model_for(
                 "same, choose another --save, or --fresh to fit again; --use applies it as it is"
             )
         return fitted
+    check_replaceable(path, kind)
     fitted = fit()
     save_fitted(path, fitted)
     return fitted
@@ -181,6 +182,22 @@ def differences(had: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
         for name in sorted({*known, *wanted})
         if known.get(name) != wanted.get(name)
     ]
+
+
+def check_replaceable(path: str, kind: str) -> None:
+    """Refuses a place where something else is than a model, such as a cache named by mistake.
+
+    Raises:
+        CacheError: says what to do.
+    """
+    if not os.path.lexists(path):
+        return
+    try:
+        load_fitted(path, kind)
+    except CacheError as error:
+        raise CacheError(
+            f"{error}. It is not replaced; name another place, or move it away"
+        ) from error
 
 
 def network_of(cache: FeatureCache, layers: Sequence[str]) -> dict[str, Any]:

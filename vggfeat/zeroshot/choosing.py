@@ -93,11 +93,6 @@ class _Fold:
     x: Values
     classes: Numbers
 
-    def scores(self, map_: Matrix, vectors: Matrix) -> Values:
-        """float32 (n, z)."""
-        found: Values = (self.x @ map_ @ vectors.T).astype(np.float32)
-        return found
-
 
 def class_folds(count: int, noise: np.random.Generator) -> list[Numbers]:
     """Classes in parts of two or more, three parts where there are enough, each class once."""
@@ -116,16 +111,17 @@ def choose_regularisers(
         seed: of the folds.
     """
     pairs = list(itertools.product(gammas, lambdas))
-    folds = list(_folds(sample, seed))
-    reached = np.mean([_accuracies(fold, sample, gammas, lambdas) for fold in folds], axis=0)
+    # Folds are made anew for the bias: each holds a matrix that may be large.
+    tried = [_accuracies(fold, sample, gammas, lambdas) for fold in _folds(sample, seed)]
+    reached = np.mean(tried, axis=0)[:-1]
     best = max(
         range(len(pairs)),
         key=lambda at: (round(float(reached[at]), 9), -float(np.square(np.log(pairs[at])).sum())),
     )
     gamma, lambda_ = pairs[best]
-    bias = pooled_bias([_judged(fold, sample, gamma, lambda_) for fold in folds], folds)
-    chance = float(np.mean([1 / (~fold.kept).sum() for fold in folds]))
-    return Choice(gamma, lambda_, float(reached[best]), chance, bias, len(folds))
+    judged = [_judged(fold, sample, gamma, lambda_) for fold in _folds(sample, seed)]
+    chance = float(np.mean([one[-1] for one in tried]))
+    return Choice(gamma, lambda_, float(reached[best]), chance, _best_bias(judged), len(tried))
 
 
 def _folds(sample: Sample, seed: int) -> Iterator[_Fold]:
@@ -156,7 +152,7 @@ def _maps(fold: _Fold, sample: Sample, gamma: float, lambdas: Sequence[float]) -
 def _accuracies(
     fold: _Fold, sample: Sample, gammas: Sequence[float], lambdas: Sequence[float]
 ) -> list[float]:
-    """Of each pair, in the order of their product, among the classes held out."""
+    """Of each pair, in the order of their product, among the classes held out; last, chance."""
     out = ~fold.kept[fold.classes]
     classes = fold.classes[out]
     found = []
@@ -164,20 +160,19 @@ def _accuracies(
         for map_ in _maps(fold, sample, gamma, lambdas):
             scores = (fold.x[out] @ map_ @ sample.vectors.T).astype(np.float32)
             found.append(per_class(judge(scores, classes, fold.kept).within(1), classes))
-    return found
+    return [*found, 1 / float((~fold.kept).sum())]
 
 
-def _judged(fold: _Fold, sample: Sample, gamma: float, lambda_: float) -> Judged:
+def _judged(fold: _Fold, sample: Sample, gamma: float, lambda_: float) -> tuple[Judged, Judged]:
+    """Rows spared of classes learnt from, and rows of those held out, among all classes."""
     (map_,) = _maps(fold, sample, gamma, (lambda_,))
-    return judge(fold.scores(map_, sample.vectors), fold.classes, fold.kept)
+    scores = (fold.x @ map_ @ sample.vectors.T).astype(np.float32)
+    judged, kept = judge(scores, fold.classes, fold.kept), fold.kept[fold.classes]
+    return judged.where(kept), judged.where(~kept)
 
 
-def pooled_bias(judged: Sequence[Judged], folds: Sequence[_Fold]) -> float:
-    """The bias of the highest harmonic mean over all folds together; 0 where no row was spared."""
-    seen, unseen = [], []
-    for one, fold in zip(judged, folds, strict=True):
-        kept = fold.kept[one.classes]
-        seen.append(one.where(kept))
-        unseen.append(one.where(~kept))
-    both = joined(seen), joined(unseen)
-    return trade_off(*both).best if all(len(one.classes) for one in both) else 0.0
+def _best_bias(judged: Sequence[tuple[Judged, Judged]]) -> float:
+    """Of the highest harmonic mean over all folds together; 0 where no row was spared."""
+    seen, unseen = (joined(kind) for kind in zip(*judged, strict=True))
+    both = len(seen.classes) and len(unseen.classes)
+    return trade_off(seen, unseen).best if both else 0.0

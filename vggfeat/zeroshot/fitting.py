@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vggfeat.errors import CacheMismatchError, InputError, UsageError
-from vggfeat.fitted import differences, load_fitted, network_of, save_fitted
+from vggfeat.fitted import check_replaceable, differences, load_fitted, network_of, save_fitted
 from vggfeat.reader import FeatureCache
 from vggfeat.transforms import chosen_layers
 from vggfeat.zeroshot.inputs import fit_inputs
@@ -132,6 +132,7 @@ def fit_zeroshot(
     settings, out = settings or ZeroShotSettings(), os.fspath(out)
     settings.check()
     _check_out(out)
+    check_replaceable(out, KIND)
     task = _task(FeatureCache(source), os.fspath(vectors), settings)
     keys = image_keys(task.cache, task.train.rows)
     asked = task.asked(keys)
