@@ -32,8 +32,10 @@ if TYPE_CHECKING:
     Values = NDArray[np.float32]
     Matrix = NDArray[np.float64]
 
-_MOST_ROWS = 20_000  # that regularisers and attention are chosen by, spread evenly
-_MOST_BYTES = 1 << 29  # of them, as float32
+_MOST_ROWS = 20_000  # that attention is learnt from, spread evenly
+_CHOOSING_ROWS = 3000  # that regularisers are chosen by, likewise, or so many of each class:
+_OF_EACH = 10
+_MOST_BYTES = 1 << 29  # of either, as float32
 _BY_CLASS = 10  # classes from which attention is judged by classes held out, not by images
 
 
@@ -132,15 +134,15 @@ class Learner:
         figures = {"gamma": gamma, "lambda": lambda_}
         return Learnt(inputs, map_.astype(np.float32), means, bias, notes, figures)
 
-    def _sample(self, inputs: Inputs) -> NDArray[np.int64]:
+    def _sample(self, most: int) -> NDArray[np.int64]:
         """Positions of the rows that something is chosen by."""
-        most = min(_MOST_ROWS, _MOST_BYTES // (4 * inputs.width))
-        return spread(np.arange(len(self.train)), most)
+        held = _MOST_BYTES // (4 * self.inputs.width)
+        return spread(np.arange(len(self.train)), min(most, held))
 
     def _attention(self) -> tuple[Attention | None, list[str]]:
         from vggfeat.learning import Examples, learn
 
-        at = self._sample(self.inputs)
+        at = self._sample(_MOST_ROWS)
         blocks = [
             self.inputs.parts(layers)
             for _, layers in blocks_of(self.cache, self.inputs.layers, self.train.rows[at])
@@ -161,7 +163,7 @@ class Learner:
         gamma, lambda_ = self.settings.gamma, self.settings.lambda_
         if len(self.vectors) < FEWEST_CLASSES:
             return gamma or 1.0, lambda_ or 1.0, None
-        at = self._sample(inputs)
+        at = self._sample(max(_CHOOSING_ROWS, _OF_EACH * len(self.vectors)))
         scale = len(self.train) / len(at)  # gamma counts against the sum over all rows
         x = joined_rows(self.cache, inputs, self.train.rows[at])
         sample = Sample(x, self.train.classes[at], self.vectors.astype(np.float64), costs)
