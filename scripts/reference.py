@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from typer.main import get_command
 
 from vggfeat.cli import app
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PAGE = Path(__file__).parent.parent / "docs" / "CLI.md"
 HEAD = """# The command line
@@ -24,12 +27,21 @@ def render() -> str:
     """The page as it should be."""
     group: Any = get_command(app)
     parts = [HEAD, "## vggfeat\n", _table(group)]
-    for name, command in group.commands.items():
+    for name, command in _commands(group, ""):
         arguments = [p.metavar for p in command.params if p.param_type_name == "argument"]
         usage = " ".join(["vggfeat", name, *arguments, "[OPTIONS]"])
         text = "\n".join(line.strip() for line in command.help.strip().splitlines())
         parts += [f"## vggfeat {name}\n", f"    {usage}\n", f"{text}\n", _table(command)]
     return "\n".join(parts)
+
+
+def _commands(group: Any, before: str) -> Iterator[tuple[str, Any]]:
+    """Every command by its name, those of a command's own commands behind it."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(command, f"{before}{name} ")
+        else:
+            yield f"{before}{name}", command
 
 
 def _table(command: Any) -> str:

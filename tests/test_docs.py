@@ -23,10 +23,12 @@ PAGES_WITH_CLASSES = (
     "docs/EXPORT.md",
     "docs/SEARCH.md",
     "docs/SEEING.md",
+    "docs/ZEROSHOT.md",
 )
 QUICK = "--weights random:0 --model vgg11 --size 32 --workers 0"
 """Of `adapt`; what a command names itself comes behind and wins."""
 
+PAGES_OF_WHOLE_BLOCKS = ("docs/ZEROSHOT.md",)  # which also write the tables that they use
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 
 
@@ -51,6 +53,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_images(folder / "images", 3)
     write_images(folder / "more", 2)
     write_classes(folder / "labelled", 4)
+    (folder / "labels.csv").write_text("00.png,horse\n01.png,tiger\n02.png,zebra\n")
+    (folder / "attributes.csv").write_text("horse,1,0\ntiger,0,1\nzebra,1,1\n")
     for name, form in (("shard-000", "tar"), ("more", "zip")):
         shutil.make_archive(str(folder / name), form, folder / "images")
     return folder
@@ -80,6 +84,7 @@ def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("docs/EXPORT.md", 11),
         ("docs/SEARCH.md", 12),
         ("docs/SEEING.md", 9),
+        ("docs/ZEROSHOT.md", 9),
     ],
 )
 def test_the_commands_of_a_page_run(workplace: Path, classes: Path, page: str, count: int) -> None:
@@ -90,6 +95,8 @@ def test_the_commands_of_a_page_run(workplace: Path, classes: Path, page: str, c
         line for block in blocks(page, "sh") for line in block.splitlines() if "vggfeat " in line
     ]
     assert len(commands) >= count
+    if page in PAGES_OF_WHOLE_BLOCKS:
+        commands = blocks(page, "sh")
     folder = classes if page in PAGES_WITH_CLASSES else workplace
     for command in commands:
         offline = command.replace("vggfeat extract", "vggfeat extract --weights random:0")
@@ -111,6 +118,7 @@ def test_the_commands_of_a_page_run(workplace: Path, classes: Path, page: str, c
         "docs/SEARCH.md",
         "docs/SEEING.md",
         "docs/ADAPT.md",
+        "docs/ZEROSHOT.md",
     ],
 )
 def test_python_blocks_run(workplace: Path, classes: Path, page: str) -> None:
@@ -121,6 +129,7 @@ def test_python_blocks_run(workplace: Path, classes: Path, page: str) -> None:
         "docs/EMBEDDINGS.md": "altered.h5",
         "docs/EXPORT.md": "takeaway.h5",
         "docs/SEARCH.md": "photos.h5",
+        "docs/ZEROSHOT.md": "attributes.csv",
     }
     if page in needed and not (folder / needed[page]).exists():
         pytest.skip("needs the page's commands to have run")
@@ -161,7 +170,13 @@ def test_every_command_has_help_and_a_place_in_the_readme() -> None:
     """Each command and option explains itself, and the README shows each command at work."""
     readme = (REPOSITORY / "README.md").read_text()
     group = get_command(app)
-    for name, command in group.commands.items():  # type: ignore[attr-defined] # a group, as apps are
+    subcommands = {
+        f"{name} {under}": command
+        for name, one in group.commands.items()  # type: ignore[attr-defined] # a group, as apps are
+        for under, command in getattr(one, "commands", {}).items()
+    }
+    commands = group.commands.items()  # type: ignore[attr-defined] # as above
+    for name, command in [*commands, *subcommands.items()]:
         assert command.help, name
         assert all(getattr(option, "help", "") for option in command.params), name
         assert f"\nvggfeat {name}" in readme or f"| vggfeat {name}" in readme

@@ -37,7 +37,7 @@ class Fitted:
     """What was fitted: numbers, and how they came about.
 
     Attributes:
-        kind: `fuse` or `reduce`.
+        kind: `fuse`, `reduce` or `zeroshot`.
         parameters: all that is no array, ready for JSON.
         arrays: name → array.
     """
@@ -95,16 +95,16 @@ def load_fitted(path: str, kind: str) -> Fitted:
 
     Args:
         path: the file.
-        kind: what it must be: `fuse` or `reduce`.
+        kind: what it must be: `fuse`, `reduce` or `zeroshot`.
 
     Raises:
         CacheError: not there, not a model of ours, of a newer version, damaged or of another kind.
     """
     try:
         with h5py.File(path, "r", locking=False) as file:
-            fitted = _read(path, file)
+            fitted = _read(path, file, kind)
     except FileNotFoundError:
-        raise CacheError(f"model {path!r} is not there; --save makes one") from None
+        raise CacheError(f"model {path!r} is not there; {_maker(kind)} makes one") from None
     except CacheError:
         raise
     except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -117,12 +117,16 @@ def load_fitted(path: str, kind: str) -> Fitted:
     return fitted
 
 
-def _read(path: str, file: h5py.File) -> Fitted:
+def _maker(kind: str) -> str:
+    return "vggfeat zeroshot fit" if kind == "zeroshot" else "--save of vggfeat fuse or reduce"
+
+
+def _read(path: str, file: h5py.File, kind: str) -> Fitted:
     found, version = file.attrs.get("format"), file.attrs.get("format_version")
     if not isinstance(found, str) or found != FORMAT or version != FORMAT_VERSION:
         raise CacheError(
             f"{path!r} is no model of ours: format {found!r} {version}, expected {FORMAT!r} "
-            f"{FORMAT_VERSION}; --save of vggfeat fuse or reduce makes one"
+            f"{FORMAT_VERSION}; {_maker(kind)} makes one"
         )
     return Fitted(
         str(file.attrs["kind"]),
@@ -157,21 +161,43 @@ def model_for(
     """
     if asked is None or (os.path.exists(path) and not fresh):
         fitted = load_fitted(path, kind)
-        had = fitted.parameters["asked"]
-        if asked is not None and _json(had) != _json(asked):
-            unlike = [
-                f"{name}: model {had.get(name)}, asked {asked.get(name)}"
-                for name in sorted({*had, *asked})
-                if had.get(name) != asked.get(name)
-            ]
+        unlike = differences(fitted.parameters["asked"], asked) if asked is not None else []
+        if unlike:
             raise CacheMismatchError(
                 f"model {path!r} was fitted to something else: {'; '.join(unlike)}. Ask for the "
                 "same, choose another --save, or --fresh to fit again; --use applies it as it is"
             )
         return fitted
+    check_replaceable(path, kind)
     fitted = fit()
     save_fitted(path, fitted)
     return fitted
+
+
+def differences(had: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """What a model was fitted to and what is asked for, each `name: model a, asked b`."""
+    known, wanted = json.loads(_json(had)), json.loads(_json(asked))
+    return [
+        f"{name}: model {known.get(name)}, asked {wanted.get(name)}"
+        for name in sorted({*known, *wanted})
+        if known.get(name) != wanted.get(name)
+    ]
+
+
+def check_replaceable(path: str, kind: str) -> None:
+    """Refuses a place where something else is than a model, such as a cache named by mistake.
+
+    Raises:
+        CacheError: says what to do.
+    """
+    if not os.path.lexists(path):
+        return
+    try:
+        load_fitted(path, kind)
+    except CacheError as error:
+        raise CacheError(
+            f"{error}. It is not replaced; name another place, or move it away"
+        ) from error
 
 
 def network_of(cache: FeatureCache, layers: Sequence[str]) -> dict[str, Any]:

@@ -104,7 +104,9 @@ def learn(fusion: Fusion, examples: Examples, *, by_group: bool, device: str = "
     examples = examples.take(_with_company(examples.groups))
     train, judge = _split(examples.groups, by_group=by_group)
     where = choose_device(device)
-    weigher = _Weigher(fusion, {name: x.shape[1] for name, x in examples.layers.items()}).to(where)
+    weigher = LayerWeigher(fusion, {name: x.shape[1] for name, x in examples.layers.items()}).to(
+        where
+    )
     tensors = {name: torch.from_numpy(x) for name, x in examples.layers.items()}
     groups = torch.from_numpy(examples.groups)
     before = weigher.judged(tensors, examples.groups, judge)
@@ -148,8 +150,13 @@ def _split(groups: Numbers, *, by_group: bool) -> tuple[Numbers, Numbers]:
     return train, judge
 
 
-class _Weigher(nn.Module):
-    """Layers in, fused unit vectors out, by weights that can be learnt."""
+class LayerWeigher(nn.Module):
+    """Layers in, fused unit vectors out, by weights that can be learnt.
+
+    Args:
+        fusion: its method, layers, and attention to begin with; without that all weights are equal.
+        widths: layer → its dimensions.
+    """
 
     def __init__(self, fusion: Fusion, widths: Mapping[str, int]) -> None:
         super().__init__()
@@ -161,6 +168,15 @@ class _Weigher(nn.Module):
         self.gates = nn.ParameterList(
             [torch.zeros(widths[name]) for name in self._names] if per_image else []
         )
+        if fusion.attention is not None:
+            self._take_over(fusion.attention)
+
+    @torch.no_grad()
+    def _take_over(self, attention: Attention) -> None:
+        """Begins with weights that are there."""
+        self.bias.copy_(torch.from_numpy(attention.bias))
+        for gate, known in zip(self.gates, attention.gates.values(), strict=True):
+            gate.copy_(torch.from_numpy(known))
 
     def weights(self, layers: Mapping[str, Tensor]) -> Tensor:
         """Weight of each layer, (n, layers) or (1, layers)."""
@@ -171,6 +187,7 @@ class _Weigher(nn.Module):
         return scores.softmax(1)
 
     def forward(self, layers: Mapping[str, Tensor]) -> Tensor:
+        """Fused vectors of unit length, (n, width), of each layer normalised, (n, D)."""
         weights = self.weights(layers)
         parts = [layers[name] for name in self._names]
         if self._fusion.recipe.method == "sum":
@@ -240,7 +257,7 @@ def contrastive_loss(fused: Tensor, groups: Tensor, scale: Tensor | float) -> Te
 
 
 def _train(
-    weigher: _Weigher, layers: dict[str, Tensor], groups: Tensor, rows: tuple[Numbers, Numbers]
+    weigher: LayerWeigher, layers: dict[str, Tensor], groups: Tensor, rows: tuple[Numbers, Numbers]
 ) -> None:
     """Learns from the first rows until the second no longer gain; keeps the best."""
     train, judge = rows
@@ -267,7 +284,7 @@ def _train(
     weigher.load_state_dict(kept)
 
 
-def _copy_of(weigher: _Weigher) -> dict[str, Tensor]:
+def _copy_of(weigher: LayerWeigher) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in weigher.state_dict().items()}
 
 

@@ -26,6 +26,7 @@ from vggfeat.cli.sheet import sheet
 from vggfeat.cli.stats import stats
 from vggfeat.cli.trace import trace
 from vggfeat.cli.verify import verify
+from vggfeat.cli.zeroshot import zeroshot
 
 app = typer.Typer(
     name="vggfeat",
@@ -80,6 +81,7 @@ for command in (
     bench,
 ):
     app.command()(command)
+app.add_typer(zeroshot)
 
 
 def main() -> None:

@@ -1,0 +1,239 @@
+"""DeViSE: a linear map from features to class vectors, trained with a ranking loss.
+
+Frome et al., "DeViSE: a deep visual-semantic embedding model", NeurIPS 2013, on features that stay
+as they are. The map starts at 0, where the loss is convex in it. With attention over layers its
+weights are trained along, from equal ones.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vggfeat.device import choose_device
+from vggfeat.retrieval import spread
+from vggfeat.zeroshot.choosing import FEW_CLASSES, FEWEST_CLASSES, class_folds
+from vggfeat.zeroshot.measures import judge, per_class, trade_off
+from vggfeat.zeroshot.network import ZeroShotNetwork, ranking_loss
+from vggfeat.zeroshot.rows import Labelled, held_out
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from vggfeat.fusion import Attention
+    from vggfeat.reader import FeatureCache
+    from vggfeat.zeroshot.inputs import Inputs
+    from vggfeat.zeroshot.measures import Judged
+
+    Numbers = NDArray[np.int64]
+    Values = NDArray[np.float32]
+
+_BATCH = 128
+_RATE, _DECAY = 3e-3, 1e-5
+_EPOCHS, _PATIENCE = 200, 20
+_EPOCHS_UNCHECKED = 50  # where too few classes are there to hold some out
+_JUDGED = 2000  # rows of a kind
+_SPARE = 0.2
+
+log = logging.getLogger("vggfeat")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Task:
+    """What is to be learnt.
+
+    Attributes:
+        cache: whose rows, read in batches from its memory map.
+        inputs: how its layers are joined; without attention yet.
+        labelled: rows and their classes, among `vectors`.
+        vectors: of the seen classes at unit length, float32 (z, a).
+        margins: float32 (z, z): see `network.ranking_loss`.
+        attention: whether the weights of layers are learnt.
+        seed: of the order of rows and of the classes held out.
+        device: see `Settings.device`.
+    """
+
+    cache: FeatureCache
+    inputs: Inputs
+    labelled: Labelled
+    vectors: Values
+    margins: Values
+    attention: bool
+    seed: int
+    device: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trained:
+    """What was learnt.
+
+    Attributes:
+        map: float32 (d, a).
+        attention: where it was asked for.
+        epochs: of training, as many as did best on classes held out.
+        accuracy: there, per class; None where too few classes are seen to hold some out.
+        chance: what guessing would reach there.
+        bias: see `choosing.Choice.bias`; None likewise.
+    """
+
+    map: Values
+    attention: Attention | None
+    epochs: int
+    accuracy: float | None
+    chance: float | None
+    bias: float | None
+
+
+def train_devise(task: Task) -> Trained:
+    """Finds how long to train with some classes held out, then trains so long on all.
+
+    The same task gives the same map on the same machine.
+
+    Raises:
+        DeviceError: no such device.
+    """
+    if len(task.vectors) < FEWEST_CLASSES:
+        network = _trained(task, task.labelled, _every(task), _EPOCHS_UNCHECKED)
+        return _outcome(network, _EPOCHS_UNCHECKED, None)
+    trial = _try_out(task)
+    log.info("training for %d epochs, as many as did best on classes held out", trial.epochs)
+    return _outcome(_trained(task, task.labelled, _every(task), trial.epochs), trial.epochs, trial)
+
+
+def _every(task: Task) -> NDArray[np.bool_]:
+    return np.ones(len(task.vectors), dtype=bool)
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """Training with classes held out: after how many epochs it did best, and how well."""
+
+    epochs: int
+    accuracy: float
+    chance: float
+    bias: float
+
+
+def _try_out(task: Task) -> _Trial:
+    """With each fold of few classes held out in turn, the middle of what was found; else once."""
+    noise = np.random.default_rng(task.seed)
+    spare = held_out(task.labelled.classes, _SPARE, noise)
+    folds = class_folds(len(task.vectors), noise)
+    if len(task.vectors) >= FEW_CLASSES:
+        folds = folds[:1]
+    trials = [_try_without(task, out, spare) for out in folds]
+    return _Trial(
+        int(np.median([trial.epochs for trial in trials])),
+        float(np.mean([trial.accuracy for trial in trials])),
+        float(np.mean([trial.chance for trial in trials])),
+        float(np.median([trial.bias for trial in trials])),
+    )
+
+
+def _try_without(task: Task, out: Numbers, spare: NDArray[np.bool_]) -> _Trial:
+    """Trains without the classes `out` and the rows spared, and judges by both after each epoch."""
+    kept = ~np.isin(np.arange(len(task.vectors)), out)
+    mine = kept[task.labelled.classes]
+    judging = [_some(task.labelled.where(which)) for which in (mine & spare, ~mine)]
+    best, margin = _Trial(1, -1.0, 1 / len(out), 0.0), -math.inf
+
+    def look(network: ZeroShotNetwork, epoch: int) -> bool:
+        nonlocal best, margin
+        scores = _scores(task, network, judging[1])
+        unseen = judge(scores, judging[1].classes, kept)
+        accuracy, now = (
+            per_class(unseen.within(1), unseen.classes),
+            _mean_lead(scores, unseen, ~kept),
+        )
+        if (accuracy, now) > (best.accuracy, margin):  # few classes tie often: then by how clearly
+            seen = judge(_scores(task, network, judging[0]), judging[0].classes, kept)
+            bias = trade_off(seen, unseen).best if len(seen.classes) else 0.0
+            best, margin = _Trial(epoch, accuracy, best.chance, bias), now
+        return epoch - best.epochs < _PATIENCE
+
+    _trained(task, task.labelled.where(mine & ~spare), kept, _EPOCHS, look)
+    return best
+
+
+def _some(labelled: Labelled) -> Labelled:
+    every = np.arange(len(labelled))
+    return labelled.where(np.isin(every, spread(every, _JUDGED)))
+
+
+def _trained(
+    task: Task,
+    labelled: Labelled,
+    kept: NDArray[np.bool_],
+    epochs: int,
+    look: Callable[[ZeroShotNetwork, int], bool] = lambda _network, _epoch: True,
+) -> ZeroShotNetwork:
+    """Trains on rows of the classes `kept`, until `look` says that it is enough."""
+    torch.manual_seed(task.seed)
+    noise = np.random.default_rng(task.seed)
+    start = np.zeros((task.inputs.width, task.vectors.shape[1]), dtype=np.float32)
+    network = ZeroShotNetwork(task.inputs, start, task.vectors, attention=task.attention)
+    network = network.to(choose_device(task.device))
+    optimiser = torch.optim.Adam(network.parameters(), _RATE, weight_decay=_DECAY)
+    wanted = torch.from_numpy(np.flatnonzero(kept))
+    margins = torch.from_numpy(task.margins[np.ix_(kept, kept)]).to(network.scores.map.device)
+    numbers = np.cumsum(kept) - 1
+    for epoch in range(1, epochs + 1):
+        order = noise.permutation(len(labelled))
+        for at in range(0, len(order), _BATCH):
+            batch = np.sort(order[at : at + _BATCH])  # neighbours in the file together
+            scores = network(_layers(task, network, labelled.rows[batch]))[:, wanted]
+            classes = torch.from_numpy(numbers[labelled.classes[batch]]).to(scores.device)
+            loss = ranking_loss(scores, classes, margins)
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call] # torch has no types here
+            optimiser.step()
+        if not look(network, epoch):
+            break
+    return network
+
+
+def _layers(task: Task, network: ZeroShotNetwork, rows: Numbers) -> dict[str, Tensor]:
+    device = network.scores.map.device
+    return {
+        name: torch.from_numpy(task.cache.values(name, rows)).to(device)
+        for name in task.inputs.layers
+    }
+
+
+def _mean_lead(scores: Values, judged: Judged, among: NDArray[np.bool_]) -> float:
+    """Of the right class over the mean of those it is among, over their deviation."""
+    some = scores[:, among]
+    own = np.take_along_axis(scores, judged.classes[:, None], 1)[:, 0]
+    deviation = some.std(1)
+    lead = np.divide(own - some.mean(1), deviation, out=np.zeros_like(own), where=deviation > 0)
+    return float(lead.mean())
+
+
+@torch.no_grad()
+def _scores(task: Task, network: ZeroShotNetwork, labelled: Labelled) -> Values:
+    """Scores of all seen classes, float32 (n, z)."""
+    parts = [
+        network(_layers(task, network, rows)).cpu().numpy()
+        for rows in np.array_split(labelled.rows, len(labelled) // _BATCH + 1)
+    ]
+    scores: Values = np.concatenate(parts)
+    return scores
+
+
+def _outcome(network: ZeroShotNetwork, epochs: int, trial: _Trial | None) -> Trained:
+    return Trained(
+        network.scores.map.detach().cpu().numpy(),
+        None if network.weigher is None else network.weigher.learnt().attention,
+        epochs,
+        None if trial is None else trial.accuracy,
+        None if trial is None else trial.chance,
+        None if trial is None else trial.bias,
+    )

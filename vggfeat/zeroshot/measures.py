@@ -1,0 +1,163 @@
+"""How well a model tells classes apart, as Xian et al. (TPAMI 2018) measure it.
+
+Accuracy is averaged over classes, so that large ones do not decide. In the generalised task
+images of seen and unseen classes are told apart among all classes, and the harmonic mean of both
+accuracies is the figure. Calibrated stacking (Chao et al., ECCV 2016) takes a bias from the scores
+of seen classes; the area under the curve of both accuracies over all biases needs no bias.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+
+    Numbers = NDArray[np.int64]
+    Values = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Judged:
+    """What the scores of some rows say, each row of one class, seen or unseen.
+
+    Attributes:
+        classes: int64 (n,), the right ones.
+        rank: of the right class among those of its kind, seen or unseen, from 0, int64 (n,);
+            another of the same score counts as before it.
+        gap: best score of a seen class minus best of an unseen one, float64 (n,).
+        best_seen: int64 (n,), or -1 where there is no seen class.
+        best_unseen: likewise.
+        before: in how many of the other kind's scores the right class is reached, int64 (n,), at
+            the bias that was taken.
+    """
+
+    classes: Numbers
+    rank: Numbers
+    gap: NDArray[np.float64]
+    best_seen: Numbers
+    best_unseen: Numbers
+    before: Numbers
+
+    def within(self, top: int) -> NDArray[np.bool_]:
+        """Whether the right class is among the first `top` of its kind, bool (n,)."""
+        return self.rank < top
+
+    def where(self, which: NDArray[np.bool_]) -> Judged:
+        """Some of the rows."""
+        return Judged(*(getattr(self, one.name)[which] for one in fields(self)))
+
+    def among_all(self, top: int) -> NDArray[np.bool_]:
+        """Whether the right class is among the first `top` of all, bool (n,)."""
+        return self.rank + self.before < top
+
+
+def judge(scores: Values, classes: Numbers, seen: NDArray[np.bool_], bias: float = 0.0) -> Judged:
+    """Judges rows.
+
+    Args:
+        scores: float32 (n, z).
+        classes: int64 (n,), the right ones.
+        seen: bool (z,).
+        bias: taken from the scores of seen classes.
+    """
+    ranked = scores.astype(np.float64) - bias * seen
+    own = np.take_along_axis(ranked, classes[:, None], 1)  # (n, 1)
+    ahead = ranked >= own
+    alike = seen[classes][:, None] == seen  # (n, z)
+    raw = scores.astype(np.float64)
+    best = {kind: np.where(seen == kind, raw, -np.inf) for kind in (True, False)}
+    with np.errstate(invalid="ignore"):  # no class of a kind
+        gap = best[True].max(1) - best[False].max(1)
+    return Judged(
+        classes,
+        (ahead & alike).sum(1) - 1,
+        gap,
+        best[True].argmax(1) if seen.any() else np.full(len(classes), -1),
+        best[False].argmax(1) if not seen.all() else np.full(len(classes), -1),
+        (ahead & ~alike).sum(1),
+    )
+
+
+def joined(parts: Iterable[Judged]) -> Judged:
+    """Several blocks of rows as one."""
+    every = list(parts)
+    names = [one.name for one in fields(Judged)]
+    return Judged(*(np.concatenate([getattr(part, name) for part in every]) for name in names))
+
+
+def per_class(right: NDArray[np.bool_], classes: Numbers) -> float:
+    """Share of rows that are right, averaged over the classes that have rows; NaN without rows."""
+    if not len(classes):
+        return float("nan")
+    _, inverse, counts = np.unique(classes, return_inverse=True, return_counts=True)
+    return float(np.mean(np.bincount(inverse, right) / counts))
+
+
+def harmonic_mean(a: float, b: float) -> float:
+    """2ab / (a + b); 0 where both are."""
+    return 2 * a * b / (a + b) if a + b else 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Curve:
+    """Accuracy on seen and unseen classes, among all, over the bias taken from seen scores.
+
+    Attributes:
+        bias: float64 (k,), ascending, one between any two at which something changes.
+        seen: per-class accuracy of rows of seen classes, float64 (k,), falling.
+        unseen: of unseen classes, rising.
+    """
+
+    bias: NDArray[np.float64]
+    seen: NDArray[np.float64]
+    unseen: NDArray[np.float64]
+
+    @property
+    def area(self) -> float:
+        """Area under the curve of seen over unseen accuracy: AUSUC."""
+        widths = np.diff(self.unseen)
+        return float(np.sum(widths * (self.seen[1:] + self.seen[:-1]) / 2))
+
+    @property
+    def best(self) -> float:
+        """The bias of the highest harmonic mean."""
+        total = self.seen + self.unseen
+        harmonic = np.divide(
+            2 * self.seen * self.unseen, total, out=np.zeros_like(total), where=total > 0
+        )
+        return float(self.bias[harmonic.argmax()])
+
+
+def trade_off(seen: Judged, unseen: Judged) -> Curve:
+    """The curve over all biases: where a row's best seen score loses to its best unseen one.
+
+    Args:
+        seen: rows of seen classes, one or more; both kinds of class had scores.
+        unseen: rows of unseen classes, one or more.
+    """
+    turns = np.unique(np.concatenate([seen.gap, unseen.gap]))
+    outer = np.array([turns[0] - 1, turns[-1] + 1])
+    bias = np.sort(np.concatenate([(turns[1:] + turns[:-1]) / 2, outer]))
+    return Curve(
+        bias,
+        _share_above(seen.gap, bias, seen.within(1), seen.classes),
+        _share_above(-unseen.gap, -bias[::-1], unseen.within(1), unseen.classes)[::-1],
+    )
+
+
+def _share_above(
+    gap: NDArray[np.float64], bias: NDArray[np.float64], right: NDArray[np.bool_], classes: Numbers
+) -> NDArray[np.float64]:
+    """Per-class share of rows that are right and have a gap above each bias, float64 (k,)."""
+    names, inverse, counts = np.unique(classes, return_inverse=True, return_counts=True)
+    weight = np.where(right, 1 / (counts[inverse] * len(names)), 0.0)
+    order = np.argsort(gap)
+    above = np.concatenate([[0.0], np.cumsum(weight[order][::-1])])[::-1]  # from each place on
+    share: NDArray[np.float64] = above[np.searchsorted(gap[order], bias, side="right")]
+    return share

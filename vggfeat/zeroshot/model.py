@@ -1,0 +1,192 @@
+"""A zero-shot model: scores of classes for images, also of classes known by a vector only."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vggfeat.errors import CacheError, UsageError
+from vggfeat.fitted import Fitted, check_network, load_fitted
+from vggfeat.zeroshot.inputs import Inputs, inputs_from
+from vggfeat.zeroshot.tree import ClassTree
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from vggfeat.reader import FeatureCache
+    from vggfeat.zeroshot.network import ZeroShotNetwork
+    from vggfeat.zeroshot.vectors import ClassVectors
+
+    Values = NDArray[np.float32]
+
+KIND = "zeroshot"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ZeroShotModel:
+    """A bilinear map between images and class vectors, with all it takes to use it.
+
+        model = vggfeat.ZeroShotModel.load("model.h5")
+        model.scores({"fc7": cache.values("fc7", rows)})    # (n, classes)
+
+    Attributes:
+        method: `eszsl` or `devise`.
+        inputs: layers, and how they are joined.
+        map: V, float32 (d, a).
+        names: of the classes, z of them, seen ones first.
+        seen: which of them were learnt from, bool (z,).
+        vectors: of the classes at unit length, float32 (z, a).
+        means: of each seen class's rows as they go in, float32 (seen, d).
+        counts: images of each seen class that were learnt from, int64 (seen,).
+        trained: keys of the images learnt from, sorted, uint64 (m,): see `rows.image_keys`.
+        bias: to take from seen classes' scores, found on classes held out; None where none were.
+        tree: over the classes; without parents where none was given.
+        network: what a cache must be of: see `fitted.network_of`.
+        record: how it was fitted: `asked`, `notes`, regularisers, figures.
+    """
+
+    method: str
+    inputs: Inputs
+    map: Values
+    names: tuple[str, ...]
+    seen: NDArray[np.bool_]
+    vectors: Values
+    means: Values
+    counts: NDArray[np.int64]
+    trained: NDArray[np.uint64]
+    bias: float | None
+    tree: ClassTree
+    network: Mapping[str, Any]
+    record: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> ZeroShotModel:
+        """A model from its file.
+
+        Raises:
+            CacheError: not there, damaged, or no zero-shot model.
+        """
+        return model_from(load_fitted(str(path), KIND))
+
+    def embed(self, layers: Mapping[str, Values]) -> Values:
+        """Images in the space of class vectors, float32 (n, a).
+
+        Args:
+            layers: each layer as `FeatureCache.values` has it, float32 (n, D).
+        """
+        embedded: Values = self.inputs(layers) @ self.map
+        return embedded
+
+    def scores(self, layers: Mapping[str, Values]) -> Values:
+        """Score of each class for each image, float32 (n, z)."""
+        scores: Values = self.embed(layers) @ self.vectors.T
+        return scores
+
+    def with_classes(self, more: ClassVectors) -> ZeroShotModel:
+        """The model with further classes, of which only vectors are known.
+
+        Raises:
+            UsageError: their vectors have other dimensions.
+        """
+        new = [at for at, name in enumerate(more.names) if name not in self.names]
+        if more.vectors.shape[1] != len(self.map.T):
+            raise UsageError(
+                f"the new class vectors have {more.vectors.shape[1]} dimensions, the model's "
+                f"{len(self.map.T)}; take them from the file that the model was fitted with"
+            )
+        return dataclasses.replace(
+            self,
+            names=(*self.names, *(more.names[at] for at in new)),
+            seen=np.append(self.seen, np.zeros(len(new), dtype=bool)),
+            vectors=np.concatenate([self.vectors, more.unit[new]]),
+        )
+
+    def among(self, names: Sequence[str]) -> ZeroShotModel:
+        """The model with some of its classes, which are then all it answers with.
+
+        Raises:
+            UsageError: names all that it does not have.
+        """
+        missing = [name for name in names if name not in self.names]
+        if missing:
+            raise UsageError(
+                f"the model has no vector of {', '.join(map(repr, missing))}; --vectors FILE gives "
+                "one to new classes"
+            )
+        places = [self.names.index(name) for name in names]
+        kept = np.array([place for place in places if self.seen[place]], dtype=np.int64)
+        return dataclasses.replace(
+            self,
+            names=tuple(names),
+            seen=self.seen[places],
+            vectors=self.vectors[places],
+            means=self.means[kept],
+            counts=self.counts[kept],
+        )
+
+    def module(self) -> ZeroShotNetwork:
+        """The same model as a `torch.nn.Module`: layers in, scores out."""
+        from vggfeat.zeroshot.network import ZeroShotNetwork
+
+        attention = self.inputs.attention is not None
+        return ZeroShotNetwork(self.inputs, self.map, self.vectors, attention=attention)
+
+    def check(self, cache: FeatureCache, path: str) -> None:
+        """Refuses a cache of another network, or without the layers.
+
+        Raises:
+            CacheMismatchError: names all that differs.
+        """
+        check_network(cache, self.network, path)
+
+    def to_fitted(self) -> Fitted:
+        """The model as it is kept in a file."""
+        arrays = {
+            name: getattr(self, name)
+            for name in ("map", "seen", "vectors", "means", "counts", "trained")
+        }
+        parameters = {
+            **self.record,
+            "method": self.method,
+            "inputs": self.inputs.to_parameters(),
+            "names": list(self.names),
+            "calibration": self.bias,
+            "tree": dict(self.tree.parents),
+            "network": self.network,
+        }
+        return Fitted(KIND, parameters, {**self.inputs.to_arrays(), **arrays})
+
+
+def model_from(fitted: Fitted) -> ZeroShotModel:
+    """The model that a file keeps.
+
+    Raises:
+        CacheError: something is missing in it.
+    """
+    known, arrays = fitted.parameters, fitted.arrays
+    own = {"method", "inputs", "names", "calibration", "tree", "network"}
+    try:
+        return ZeroShotModel(
+            known["method"],
+            inputs_from(fitted),
+            arrays["map"],
+            tuple(known["names"]),
+            arrays["seen"].astype(bool),
+            arrays["vectors"],
+            arrays["means"],
+            arrays["counts"],
+            arrays["trained"],
+            known["calibration"],
+            ClassTree(known["tree"]),
+            known["network"],
+            {name: value for name, value in known.items() if name not in own},
+        )
+    except (KeyError, TypeError) as error:
+        raise CacheError(f"the zero-shot model is damaged: {error} is missing or odd") from error

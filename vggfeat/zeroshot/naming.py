@@ -1,0 +1,122 @@
+"""Under which words a class may stand in a table: `sea_lion`, `SeaLion`, `n02077923-sea-lion`."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+SMALL_WORDS = frozenset({"a", "an", "and", "in", "of", "on", "the", "to", "with"})
+"""Words of a class name that may lack a vector: the original word2vec vectors have none of some."""
+
+_IDENTIFIER = re.compile(r"(?:n\d{8}|\d+)[-_. ]+(?=\D)")  # of WordNet; or a number, as in CUB-200
+_HUMP = re.compile(r"(?<=[^\W\d_A-Z])(?=[A-Z])")
+_BETWEEN = re.compile(r"[\s_.+/-]+")
+_JOINTS = ("_", "-", " ", "")
+_SUGGESTIONS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Spelling:
+    """One name of a class, as it may be written.
+
+    Attributes:
+        whole: in the order they are looked for.
+        words: it consists of; a mean over these is the last resort.
+    """
+
+    whole: tuple[str, ...]
+    words: tuple[str, ...]
+
+
+def spellings(name: str) -> tuple[Spelling, ...]:
+    """The names of a class: one, or those between commas, as ImageNet's classes have them.
+
+    An identifier in front is left out (`n02077923-sea-lion`, `001.Black_footed_Albatross`), but
+    the name as it is comes first.
+    """
+    bare = _IDENTIFIER.sub("", name, count=1) if _IDENTIFIER.match(name) else name
+    parts = [part.strip() for part in bare.split(",")]
+    found = [_spelling(part) for part in parts if part] or [Spelling((), ())]
+    first = Spelling(_unique([name, *found[0].whole]), found[0].words)
+    return (first, *found[1:])
+
+
+def _spelling(text: str) -> Spelling:
+    flat = _HUMP.sub(" ", text)
+    if flat != text:
+        flat = flat.lower()  # the capitals were there to join the words
+    words = tuple(word for word in _BETWEEN.split(flat) if word)
+    return Spelling(_unique([text, *(joint.join(words) for joint in _JOINTS)]), words)
+
+
+def _unique(items: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(item for item in items if item))
+
+
+def identifier(name: str) -> str:
+    """The identifier in front of a name, as `n02077923`; empty where there is none."""
+    match = _IDENTIFIER.match(name)
+    return re.sub(r"\W+$|_+$", "", match[0].strip()) if match else ""
+
+
+def all_words(names: Iterable[str]) -> frozenset[str]:
+    """Every word that may be needed for these classes, case folded."""
+    every = (form for name in names for one in spellings(name) for form in (*one.whole, *one.words))
+    return frozenset(form.casefold() for form in every)
+
+
+class Index:
+    """Finds words whatever their case: as written before lower case before the first of the others.
+
+    Args:
+        words: in the order of the table, each once.
+    """
+
+    def __init__(self, words: Iterable[str]) -> None:
+        self._exact: set[str] = set()
+        self._folded: dict[str, str] = {}
+        for word in words:
+            self._exact.add(word)
+            folded = word.casefold()
+            if folded == word or folded not in self._folded:
+                self._folded[folded] = word
+
+    def find(self, form: str) -> str | None:
+        """The word of the table that is meant by `form`."""
+        return form if form in self._exact else self._folded.get(form.casefold())
+
+    def find_whole(self, name: str) -> str | None:
+        """The word that stands for a whole class name."""
+        forms = (form for one in spellings(name) for form in one.whole)
+        return next((word for word in map(self.find, forms) if word is not None), None)
+
+    def find_parts(self, name: str) -> tuple[str, ...]:
+        """The words that a class name consists of; empty unless all that matter are there."""
+        for one in spellings(name):
+            found = {word: self.find(word) for word in one.words}
+            lacking = [word for word, hit in found.items() if hit is None]
+            hits = tuple(hit for hit in found.values() if hit is not None)
+            if hits and all(word.casefold() in SMALL_WORDS for word in lacking):
+                return hits
+        return ()
+
+
+def nearest_names(name: str, known: Iterable[str]) -> tuple[str, ...]:
+    """Up to three names of a table that look like `name`."""
+    folded = {word.casefold(): word for word in known}
+    forms = [form.casefold() for one in spellings(name) for form in (*one.whole, *one.words)]
+    close = (near for form in forms for near in difflib.get_close_matches(form, folded, n=3))
+    return tuple(folded[near] for near in dict.fromkeys(close))[:_SUGGESTIONS]
+
+
+def listed(missing: Iterable[str], suggestions: Mapping[str, tuple[str, ...]]) -> str:
+    """`'se lion' (near: sea, lion), 'yak'`."""
+    return ", ".join(
+        f"{name!r} (near: {', '.join(suggestions[name])})" if suggestions.get(name) else repr(name)
+        for name in missing
+    )

@@ -1,0 +1,209 @@
+"""Files of word vectors, read in a stream: word2vec text and binary, GloVe text, also gzipped.
+
+Only the words asked for are kept, so that a file of gigabytes takes no more memory than they do.
+Text is `word number number ...`, one word a line, where the first line of word2vec's says how many
+words and dimensions (Mikolov et al. 2013) and GloVe's has no such line (Pennington et al. 2014).
+word2vec's binary form has the same first line, then for each word its bytes, a space, and its
+numbers as little-endian float32. Read here rather than by gensim, which loads whole files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import logging
+import os
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO, Literal, cast
+
+import numpy as np
+
+from vggfeat.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator
+
+    from numpy.typing import NDArray
+
+    Values = NDArray[np.float32]
+
+Form = Literal["word2vec binary", "word2vec text", "GloVe text"]
+
+_CHUNK = 1 << 20
+_LONGEST_LINE = 1 << 20
+_LONGEST_WORD = 1 << 16
+_FASTTEXT = b"\xba\x16\x4f\x2f"
+_TAKES_A_WHILE = 100_000_000  # bytes; then it is said what goes on
+_NEITHER = "expected word2vec text or binary, GloVe text, a .csv or .tsv table, or .npz"
+
+log = logging.getLogger("vggfeat")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Words:
+    """Words of a table and their vectors.
+
+    Attributes:
+        form: of the file.
+        vectors: word as written → float32 (dims,), in the order of the file.
+        dims: of each vector.
+    """
+
+    form: str
+    vectors: dict[str, Values]
+    dims: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What kind of file it is, how many numbers a word has, and where the words begin."""
+
+    form: Form
+    dims: int
+    start: int
+
+
+def read_words(path: str, wanted: Collection[str]) -> Words:
+    """The vectors of some words of a file, whatever their case.
+
+    Args:
+        path: the file.
+        wanted: case-folded words, also such with spaces; "Sea_Lion" of the file is found by
+            "sea_lion". Of a word that stands there twice the first counts.
+
+    Raises:
+        InputError: the file cannot be read.
+        UsageError: it is of no known kind, cut off, or a line that is needed is no vector.
+    """
+    with _opened(path) as file:
+        kind = _kind(path, file)
+        if os.path.getsize(path) > _TAKES_A_WHILE:
+            log.info("looking for %d words in %s", len(wanted), path)
+        vectors: dict[str, Values] = {}
+        for word, numbers in _entries(path, file, kind, _stems(wanted)):
+            if word not in vectors and word.casefold() in wanted:
+                vectors[word] = numbers()
+    return Words(kind.form, vectors, kind.dims)
+
+
+def similar_words(path: str, words: Collection[str]) -> list[str]:
+    """Words of the file with the first letter of one of `words` and nearly its length: to suggest.
+
+    Raises:
+        InputError, UsageError: see `read_words`.
+    """
+    beginnings = {(word[:1].casefold(), len(word) + more) for word in words for more in (-1, 0, 1)}
+    with _opened(path) as file:
+        kind = _kind(path, file)
+        entries = _entries(path, file, kind, None)
+        return [word for word, _ in entries if (word[:1].casefold(), len(word)) in beginnings]
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[BinaryIO]:
+    try:
+        with open(path, "rb") as plain:
+            file = gzip.GzipFile(fileobj=plain) if path.endswith(".gz") else plain
+            yield cast("BinaryIO", file)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"vectors {path!r} are damaged, or not gzipped: {error}") from error
+    except InputError:  # an OSError too
+        raise
+    except OSError as error:
+        raise InputError(f"vectors {path!r} cannot be read: {error.strerror}") from error
+
+
+def _kind(path: str, file: BinaryIO) -> _Kind:
+    first = file.readline(_LONGEST_LINE)
+    fields = first.split()
+    if first.startswith(_FASTTEXT):
+        raise UsageError(f"vectors {path!r} are a fastText model; its .vec file is what is needed")
+    if len(fields) == 2 and all(field.isdigit() for field in fields):  # noqa: PLR2004 words, dims
+        dims = int(fields[1])
+        if dims:
+            text = _numbers(file.readline(_LONGEST_LINE), dims) is not None
+            return _Kind("word2vec text" if text else "word2vec binary", dims, len(first))
+    dims = len(fields) - 1
+    if dims < 1 or _numbers(first, dims) is None:
+        shown = first[:40].decode(errors="backslashreplace").strip()
+        raise UsageError(f"vectors {path!r} begin with {shown!r}; {_NEITHER}")
+    return _Kind("GloVe text", dims, 0)
+
+
+def _numbers(line: bytes, dims: int) -> Values | None:
+    """The last `dims` fields of a line, float32 (dims,); None unless they and a word are there."""
+    fields = line.split()
+    if len(fields) <= dims:
+        return None
+    try:
+        return np.array([float(field) for field in fields[-dims:]], dtype=np.float32)
+    except ValueError:
+        return None
+
+
+def _stems(wanted: Collection[str]) -> frozenset[str]:
+    """What the words begin with, up to a space."""
+    return frozenset(word.split(" ")[0] for word in wanted)
+
+
+def _entries(
+    path: str, file: BinaryIO, kind: _Kind, stems: frozenset[str] | None
+) -> Iterator[tuple[str, Callable[[], Values]]]:
+    """Words, and what gives their numbers when called at once; some without a stem are left out."""
+    file.seek(kind.start)
+    if kind.form == "word2vec binary":
+        return _binary(path, file, kind.dims)
+    return _text(path, file, kind, stems)
+
+
+def _text(
+    path: str, file: BinaryIO, kind: _Kind, stems: frozenset[str] | None
+) -> Iterator[tuple[str, Callable[[], Values]]]:
+    for number, line in enumerate(file, 2 if kind.start else 1):
+        stem = _decoded(line.split(None, 1)[0]) if not line.isspace() else ""
+        if not stem or (stems is not None and stem.casefold() not in stems):
+            continue
+        fields = line.rstrip().rsplit(None, kind.dims)  # a few words of GloVe's have spaces
+        word = _decoded(fields[0]) if len(fields) > kind.dims else stem
+        yield (
+            word,
+            lambda line=line, number=number, word=word: _line(  # type: ignore[misc] # bound now
+                path, line, kind.dims, f"line {number}, {word!r}"
+            ),
+        )
+
+
+def _line(path: str, line: bytes, dims: int, where: str) -> Values:
+    found = _numbers(line, dims)
+    if found is None:
+        count = len(line.split()) - 1
+        raise UsageError(
+            f"vectors {path!r}, {where}: expected a word and {dims} numbers, as in the first line, "
+            f"found {count} fields behind the word"
+        )
+    return found
+
+
+def _decoded(word: bytes) -> str:
+    return word.decode("utf-8", "surrogateescape")
+
+
+def _binary(path: str, file: BinaryIO, dims: int) -> Iterator[tuple[str, Callable[[], Values]]]:
+    size, data, at = 4 * dims, b"", 0
+    while True:
+        space = data.find(b" ", at)
+        if space < 0 or space + 1 + size > len(data):
+            more = file.read(_CHUNK)
+            data, at = data[at:] + more, 0
+            if not more:
+                break
+            if space < 0 and len(data) > _LONGEST_WORD + _CHUNK:
+                raise UsageError(f"vectors {path!r} are no word2vec binary: a word has no end")
+            continue
+        start = space + 1
+        raw = data[start : start + size]
+        yield _decoded(data[at:space].lstrip(b"\n")), lambda raw=raw: np.frombuffer(raw, "<f4")  # type: ignore[misc] # bound now
+        at = start + size
+    if data.strip():
+        raise UsageError(f"vectors {path!r} are cut off in their last word; copy the file again")
