@@ -10,9 +10,10 @@ from PIL import Image
 from vggfeat.config import Settings
 from vggfeat.decode import decode
 from vggfeat.errors import DecodeError
-from vggfeat.names import printable
+from vggfeat.names import printable, remote_scheme
 from vggfeat.opening import open_file
 from vggfeat.preprocess import Preprocess
+from vggfeat.remote import is_there
 
 if TYPE_CHECKING:
     from vggfeat.reader import FeatureCache
@@ -62,7 +63,8 @@ def image_file(cache: FeatureCache, row: int, root: str | None = None) -> str | 
     """
     base = cache.header.provenance.root if root is None else os.fsencode(root)
     path = os.path.join(base, bytes(cache.paths[row]))
-    return os.fsdecode(path) if os.path.isfile(path) else None
+    there = is_there(os.fsdecode(path)) if remote_scheme(path) else os.path.isfile(path)
+    return os.fsdecode(path) if there else None
 
 
 def shortened(text: str) -> str:
