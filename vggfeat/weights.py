@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from vggfeat.download import download
 from vggfeat.errors import UsageError, WeightsError
 from vggfeat.layers import GRID, Layer, layer_table
+from vggfeat.machine import user_cache
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -72,12 +73,8 @@ class Weights:
 
 def weights_folder() -> str:
     """Where torch keeps downloaded models: `$TORCH_HOME/hub/checkpoints`, as torch.hub has it."""
-    home = os.environ.get("TORCH_HOME", os.path.join(_user_cache(), "torch"))
+    home = os.environ.get("TORCH_HOME", os.path.join(user_cache(), "torch"))
     return os.path.join(os.path.expanduser(home), "hub", "checkpoints")
-
-
-def _user_cache() -> str:
-    return os.path.expanduser(os.environ.get("XDG_CACHE_HOME", os.path.join("~", ".cache")))
 
 
 def published_file(name: str, model: str) -> str | None:
@@ -182,7 +179,7 @@ def _digest_of(path: str) -> str:
 
 
 def _digest_memory() -> str:
-    return os.path.join(_user_cache(), "vggfeat", "digests.json")
+    return os.path.join(user_cache(), "vggfeat", "digests.json")
 
 
 def _read_memory(path: str) -> dict[str, Any]:
