@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import shutil
+import time
 from typing import TYPE_CHECKING
 
 from vggfeat.errors import InputError, SpaceError, VggfeatError
@@ -16,6 +17,8 @@ from vggfeat.transfer import download
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+_KEPT_SECONDS = 86_400.0
 
 log = logging.getLogger("vggfeat")
 
@@ -29,7 +32,8 @@ def local_copy(address: str) -> str:
     """The cache at `address` as a file here, or a folder of its shards.
 
     The store is asked each time whether it still has what was fetched last, by its own mark of the
-    content. What a newer one takes the place of is deleted; who has it open keeps it.
+    content. Older ones are deleted a day after they were last asked for: whoever has one open may
+    look at another layer of it at any time.
 
     Raises:
         InputError: there is no such cache, or the store does not say or send it.
@@ -62,7 +66,7 @@ def _file(entry: RemoteEntry) -> str:
     place = os.path.join(mirror_folder(), _key(entry.address))
     name = entry.address.rpartition("/")[2]
     path = os.path.join(place, _key(_mark(entry)), name)
-    if os.path.exists(path):
+    if _have(path):
         return path
     try:
         os.makedirs(place, exist_ok=True)
@@ -82,7 +86,7 @@ def _folder(address: str, files: Sequence[RemoteEntry]) -> str:
     place = os.path.join(mirror_folder(), _key(address + "/"))
     marks = "\n".join(f"{one.address} {_mark(one)}" for one in files)
     path = os.path.join(place, _key(marks), address.rpartition("/")[2])
-    if os.path.exists(path):
+    if _have(path):
         return path
     copies = [_file(one) for one in files]
     try:
@@ -113,7 +117,17 @@ def _no_room(address: str, error: OSError) -> SpaceError:
     )
 
 
+def _have(path: str) -> bool:
+    """Whether the copy is there; if so, that it was asked for now is noted."""
+    try:
+        os.utime(os.path.dirname(path))
+    except OSError:
+        return False
+    return os.path.exists(path)
+
+
 def _remove_others(place: str, kept: str) -> None:
     for name in os.listdir(place):
-        if os.path.join(place, name) != kept:
-            shutil.rmtree(os.path.join(place, name), ignore_errors=True)
+        other = os.path.join(place, name)
+        if other != kept and time.time() - os.stat(other).st_mtime > _KEPT_SECONDS:
+            shutil.rmtree(other, ignore_errors=True)

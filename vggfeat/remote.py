@@ -129,14 +129,14 @@ def explained() -> Iterator[None]:
 
 def _explain(error: Exception) -> RemoteError:
     code = _code(error)
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())
     if isinstance(error, FileNotFoundError):
         bucket = code == "NoSuchBucket"
         return RemoteError("no such bucket" if bucket else _GONE, _MISSING, of_object=not bucket)
     if isinstance(error, PermissionError) or type(error).__name__ in _NOT_ALLOWED:
         said = f"permission denied ({code or reason})"
         return RemoteError(said, _DENIED, of_object=code in _OF_AN_OBJECT)
-    return RemoteError(reason, _AWAY, of_object=False)
+    return RemoteError(reason or type(error).__name__, _AWAY, of_object=False)
 
 
 _GONE = "no such object"
