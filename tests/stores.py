@@ -120,7 +120,7 @@ class Gate:
 
             do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = handle_one  # noqa: N815 their names
 
-            def log_message(self, *_: object) -> None:  # type: ignore[override] # says nothing
+            def log_message(self, *_: object) -> None:  # says nothing
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
