@@ -2,8 +2,9 @@
 
 `KillServer` is a process that has imported all that a run needs, computes nothing itself, and forks
 a child for every run. In the child the calls that change the file (`pwrite`, `fsync`, `fdatasync`,
-`replace`) are counted, so that it can end itself with SIGKILL right before any of them, or halfway
-through a write. Run this file to kill more often than the tests do: `python tests/killing.py 500`.
+`replace`, `link`) are counted, so that it can end itself with SIGKILL right before any of them, or
+halfway through a write. Run this file to kill more often than the tests do:
+`python tests/killing.py 500`.
 """
 
 from __future__ import annotations
@@ -96,6 +97,7 @@ class KillServer:
         kill_after: float = 0.0,
         log: Path | None = None,
         options: dict[str, bool] | None = None,
+        sharding: dict[str, Any] | None = None,
         **settings: Any,
     ) -> tuple[int, int]:
         """Runs `extract` once.
@@ -108,6 +110,7 @@ class KillServer:
             kill_after: SIGKILL after so many seconds; 0 is never.
             log: file that receives every call and its bytes.
             options: of `Wish`.
+            sharding: of `Sharding`.
             **settings: over `SETTINGS`.
 
         Returns:
@@ -121,6 +124,7 @@ class KillServer:
             "kill_after": kill_after,
             "log": str(log) if log else None,
             "options": options or {},
+            "sharding": sharding or {},
             "settings": {**SETTINGS, **settings},
         }
         print(json.dumps(command), file=self._process.stdin, flush=True)
@@ -137,7 +141,7 @@ class _Tracer:
         self._kill_at, self._torn, self._logging = kill_at, torn, log is not None
 
     def install(self) -> None:
-        for name in ("pwrite", "fsync", "fdatasync", "replace", "copy_file_range"):
+        for name in ("pwrite", "fsync", "fdatasync", "replace", "copy_file_range", "link"):
             setattr(os, name, self._traced(name, getattr(os, name)))
 
     def _traced(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
@@ -159,11 +163,12 @@ class _Tracer:
     @staticmethod
     def _is_ours(name: str, arguments: tuple[Any, ...]) -> bool:
         """Calls on a cache, and not on the lock file or the memory of digests."""
-        if name == "replace":
-            return str(arguments[1]).endswith(".h5")
+        if name in ("replace", "link"):
+            return str(arguments[1]).endswith((".h5", "manifest.json"))
         handle = arguments[1] if name == "copy_file_range" else arguments[0]
         target = os.readlink(f"/proc/self/fd/{handle}")
-        return target.endswith((".h5", ".h5.tmp")) or os.path.isdir(target)
+        ours = target.endswith((".h5", ".h5.tmp")) or "manifest.json." in target
+        return (ours and not target.endswith(".lock")) or os.path.isdir(target)
 
     def _note(self, name: str, arguments: tuple[Any, ...]) -> None:
         if name == "replace":
@@ -181,7 +186,8 @@ class _Tracer:
 def _child(command: dict[str, Any]) -> int:
     from vggfeat.config import Settings
     from vggfeat.errors import VggfeatError
-    from vggfeat.run import extract
+    from vggfeat.extraction import extract
+    from vggfeat.splitting import Sharding
     from vggfeat.update import Wish
 
     tracer = _Tracer(command["kill_at"], command["log"], torn=command["torn"])
@@ -191,7 +197,8 @@ def _child(command: dict[str, Any]) -> int:
         signal.setitimer(signal.ITIMER_REAL, command["kill_after"])
     try:
         settings = Settings(**command["settings"])
-        extract(command["images"], command["out"], settings, wish=Wish(**command["options"]))
+        wish, sharding = Wish(**command["options"]), Sharding(**command["sharding"])
+        extract(command["images"], command["out"], settings, wish=wish, sharding=sharding)
     except VggfeatError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
@@ -203,7 +210,7 @@ def _child(command: dict[str, Any]) -> int:
 
 def _serve() -> None:
     # These imports are the seconds that every child is spared.
-    for module in ("vggfeat.run", "vggfeat.batches", "vggfeat.extractor"):
+    for module in ("vggfeat.extraction", "vggfeat.batches", "vggfeat.extractor"):
         importlib.import_module(module)
     Image.init()
     for line in sys.stdin:

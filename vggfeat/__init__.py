@@ -26,16 +26,18 @@ if TYPE_CHECKING:
     from vggfeat.deriving import Derived
     from vggfeat.errors import VggfeatError
     from vggfeat.exporting import Exported, export
+    from vggfeat.extraction import extract
     from vggfeat.extractor import Extractor
     from vggfeat.fusing import FuseSettings, fuse
     from vggfeat.loss import measure_loss
     from vggfeat.merging import Merged, merge
     from vggfeat.near import Duplicates, duplicates
     from vggfeat.reader import FeatureCache
-    from vggfeat.reader import open_cache as open  # noqa: A004 `vggfeat.open`, as in gzip.open
     from vggfeat.records import Progress, Summary
     from vggfeat.reducing import ReduceSettings, reduce
-    from vggfeat.run import extract
+    from vggfeat.shardreader import ShardedCache
+    from vggfeat.shardreader import open_cache as open  # noqa: A004 `vggfeat.open`, as in gzip.open
+    from vggfeat.splitting import Sharding
     from vggfeat.tensors import FeatureDataset, as_tensor
     from vggfeat.tracing import trace
     from vggfeat.update import Wish
@@ -56,6 +58,8 @@ _HOMES = {
     "Progress": ("vggfeat.records", "Progress"),
     "ReduceSettings": ("vggfeat.reducing", "ReduceSettings"),
     "Settings": ("vggfeat.config", "Settings"),
+    "ShardedCache": ("vggfeat.shardreader", "ShardedCache"),
+    "Sharding": ("vggfeat.splitting", "Sharding"),
     "Summary": ("vggfeat.records", "Summary"),
     "Verification": ("vggfeat.verification", "Verification"),
     "VggfeatError": ("vggfeat.errors", "VggfeatError"),
@@ -66,12 +70,12 @@ _HOMES = {
     "compare": ("vggfeat.comparison", "compare"),
     "duplicates": ("vggfeat.near", "duplicates"),
     "export": ("vggfeat.exporting", "export"),
-    "extract": ("vggfeat.run", "extract"),
+    "extract": ("vggfeat.extraction", "extract"),
     "fuse": ("vggfeat.fusing", "fuse"),
     "load_config": ("vggfeat.config", "load_config"),
     "measure_loss": ("vggfeat.loss", "measure_loss"),
     "merge": ("vggfeat.merging", "merge"),
-    "open": ("vggfeat.reader", "open_cache"),
+    "open": ("vggfeat.shardreader", "open_cache"),
     "reduce": ("vggfeat.reducing", "reduce"),
     "search": ("vggfeat.answers", "search"),
     "trace": ("vggfeat.tracing", "trace"),
@@ -93,6 +97,8 @@ __all__ = [
     "Progress",
     "ReduceSettings",
     "Settings",
+    "ShardedCache",
+    "Sharding",
     "Summary",
     "Verification",
     "VggfeatError",

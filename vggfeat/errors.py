@@ -90,6 +90,18 @@ class LockedError(VggfeatError, BlockingIOError):
     exit_code = 75
 
 
+class ShardsHeldError(LockedError):
+    """Other runs hold shards that are left; all others of the run are done.
+
+    Attributes:
+        summary: the run's `records.Summary`.
+    """
+
+    def __init__(self, message: str, summary: Any) -> None:
+        super().__init__(message)
+        self.summary = summary
+
+
 class InterruptedRunError(VggfeatError):
     """A signal ended the run; everything up to the last checkpoint is kept.
 

@@ -107,16 +107,11 @@ def resume(
         WeightsError: there is work, and the weights cannot be had.
     """
     cache = FeatureCache(out)
-    had = cache.header.identity
     match = match_paths(cache.paths, manifest.paths)
     changes = find_changes(cache, manifest, match, wish)
     _check_removed(cache, changes, settings)
     work = changes.makes_work or bool((cache.state[match.rows] == RowState.PENDING).any())
-    weights = None
-    if work or weights_name(settings.weights, settings.model) != had.weights:
-        weights = find_weights(settings.weights, settings.model)
-    precision = had.precision if settings.precision == "auto" else settings.precision
-    _check_identity(cache, make_identity(settings, precision, weights))
+    weights = check_settings(cache, settings, work=work)
     if not wish.update:
         _check_images(cache, match, manifest)
     apply_changes(cache, manifest, match, changes)
@@ -138,14 +133,47 @@ def resume(
     ), weights
 
 
+def check_settings(cache: FeatureCache, settings: Settings, *, work: bool) -> Weights | None:
+    """Refuses settings that a cache was not made with.
+
+    Args:
+        cache: what is there.
+        settings: as asked for; what they leave to `auto` is the file's.
+        work: whether there is any, for which weights are needed.
+
+    Returns:
+        the weights; None if there is no work and their name is the cache's.
+
+    Raises:
+        CacheMismatchError: lists all that differs.
+        WeightsError: the weights are needed and cannot be had.
+    """
+    had = cache.header.identity
+    weights = None
+    if work or weights_name(settings.weights, settings.model) != had.weights:
+        weights = find_weights(settings.weights, settings.model)
+    precision = had.precision if settings.precision == "auto" else settings.precision
+    _check_identity(cache, make_identity(settings, precision, weights))
+    return weights
+
+
 def _check_removed(cache: FeatureCache, changes: Changes, settings: Settings) -> None:
-    """Refuses to give up more rows than an update may."""
-    present = int((cache.state != RowState.REMOVED).sum())
-    allowed = settings.removals_allowed(present)
-    if len(changes.removed) > allowed:
+    if len(changes.removed):
         first = cache.name(int(changes.removed[0]))
+        present = int((cache.state != RowState.REMOVED).sum())
+        check_removals(settings, cache.path, len(changes.removed), present, first)
+
+
+def check_removals(settings: Settings, path: str, removed: int, present: int, first: str) -> None:
+    """Refuses to give up more rows than an update may.
+
+    Raises:
+        InputError: `removed` of the `present` images are too many; `first` is one of them.
+    """
+    allowed = settings.removals_allowed(present)
+    if removed > allowed:
         raise InputError(
-            f"{len(changes.removed)} of the {present} images of cache {cache.path!r} are gone, the "
+            f"{removed} of the {present} images of cache {path!r} are gone, the "
             f"first is {first!r}; {allowed} may be (--max-removed), and nothing was changed. Is a "
             "folder not mounted?"
         )

@@ -210,8 +210,3 @@ class FeatureCache:
             follow = part[-1] - part[0] + 1 == len(part)
             stored = features[part[0] : part[-1] + 1] if follow else features[part]
             yield part, self._as_values(layer, stored) if self.header.scales else stored
-
-
-def open_cache(path: str | os.PathLike[str]) -> FeatureCache:
-    """Opens a cache for reading, in a millisecond whatever its size: `vggfeat.open`."""
-    return FeatureCache(path)

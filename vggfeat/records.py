@@ -183,6 +183,7 @@ class Summary:
         seconds: of the whole run.
         images_per_second: of this run's images, from the first batch asked for to the last written.
         stages: where the time went.
+        share: of a sharded cache, the share that all counts are of; empty for all of it.
     """
 
     out: str
@@ -213,3 +214,4 @@ class Summary:
     seconds: float
     images_per_second: float
     stages: Stages
+    share: str = ""

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from vggfeat.errors import SpaceError
-from vggfeat.reader import FeatureCache
+from vggfeat.shardreader import open_cache
 
 if TYPE_CHECKING:
     from vggfeat.records import Progress, Summary
@@ -36,12 +36,13 @@ def publish(path: str, data: bytes) -> None:
         ) from error
 
 
-def failures_csv(out: str) -> bytes:
+def failures_csv(out: str, share: str = "") -> bytes:
     r"""Every failed row of the cache `out` as CSV (RFC 4180) in UTF-8, under `path,reason`.
 
-    Bytes of a path that are no UTF-8 are escaped as `\xNN`.
+    Of a sharded cache it may be those of one share. Bytes of a path that are no UTF-8 are escaped
+    as `\xNN`.
     """
-    cache = FeatureCache(out)
+    cache = open_cache(out, share)
     text = io.StringIO(newline="")
     table = csv.writer(text)
     table.writerow(("path", "reason"))
@@ -57,6 +58,7 @@ def metrics_text(
     progress: Progress | None = None,
     summary: Summary | None = None,
     exit_code: int | None = None,
+    share: str = "",
 ) -> bytes:
     """Figures of a run in Prometheus' text format, as node_exporter's textfile collector reads it.
 
@@ -65,6 +67,7 @@ def metrics_text(
         progress: how far a run under way is.
         summary: of a run that came to its end.
         exit_code: with which the run ended; None while it is under way.
+        share: of a sharded cache, a label too; empty for none.
     """
     lines: list[str] = []
 
@@ -73,6 +76,7 @@ def metrics_text(
         lines.append(f"# TYPE vggfeat_{name} gauge")
         for key, value in (values if isinstance(values, Mapping) else {"": values}).items():
             part = f',{by}="{key}"' if by else ""
+            part = f',share="{share}"{part}' if share else part
             lines.append(f'vggfeat_{name}{{out="{_escaped(out)}"{part}}} {value!r}')
 
     add("run_in_progress", "Whether a run is under way.", int(exit_code is None))

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vggfeat.description import calibrating, describe_with
 from vggfeat.errors import InterruptedRunError, TooManyFailuresError
-from vggfeat.job import check_output, make_identity, make_provenance, resume
+from vggfeat.job import check_output, resume
 from vggfeat.lock import hold, refuse_if_held
 from vggfeat.plan import EMPTY, plan_batches
-from vggfeat.reader import FeatureCache
 from vggfeat.records import FeatureBatch, Progress, Summary
+from vggfeat.shardreader import open_cache
 from vggfeat.signals import StopFlag
 from vggfeat.sink import Sink
 from vggfeat.sources import discover
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from vggfeat.batches import OpenImage
     from vggfeat.config import Settings
     from vggfeat.extractor import Pending
-    from vggfeat.quantisation import Scales
     from vggfeat.records import DecodedBatch, Failure
     from vggfeat.replicas import Replicas
     from vggfeat.sources import Manifest
@@ -45,7 +45,7 @@ log = logging.getLogger("vggfeat")
 
 
 @dataclass(frozen=True, slots=True)
-class _Watch:
+class RunWatch:
     """What looks at the run from outside the loop: the counts, the signals, the caller."""
 
     tally: Tally
@@ -58,6 +58,7 @@ class _Watch:
         return self.tally.fatal is None and self.stop.allows(self.tally.slowest)
 
     def report(self) -> None:
+        """Tells the caller how far the run is."""
         if self.on_progress is not None:
             self.on_progress(self.tally.progress())
 
@@ -83,7 +84,7 @@ def extract(
     root: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Summary:
-    """Extracts features of images into a cache, or goes on with a cache begun earlier.
+    """Extracts features of images into a cache of one file, or goes on with one begun earlier.
 
     Args:
         sources: folders, files, `@list.txt`, or `-` for a list on standard input.
@@ -115,33 +116,47 @@ def extract(
     check_output(out, fresh=fresh)  # before a listing that may take minutes
     refuse_if_held(out)
     manifest = discover(listed, root=root)
+    tell_skipped(manifest)
+    tally.discover = time.perf_counter() - started
+    limit = settings.seconds_allowed
+    with hold(out), StopFlag(limit and limit - tally.discover) as stop:
+        watch = RunWatch(tally, stop, settings.on_error == "stop", on_progress)
+        if check_output(out, fresh=fresh):
+            go_on(out, settings, manifest, watch, wish)
+        else:
+            _begin(out, settings, manifest, watch)
+    summary = summarise_run(out, tally, time.perf_counter() - started, stop.reason)
+    raise_if_cut_short(summary, settings, stop.signum, tally.fatal)
+    return summary
+
+
+def tell_skipped(manifest: Manifest) -> None:
+    """Notes in the log what was passed over in folders and archives."""
     if manifest.skipped:
         kinds = ", ".join(f"{kind or 'no extension'} {n}" for kind, n in manifest.skipped.items())
         log.info(
             "passed over %d files that are no images: %s", sum(manifest.skipped.values()), kinds
         )
-    tally.discover = time.perf_counter() - started
-    limit = settings.seconds_allowed
-    with hold(out), StopFlag(limit and limit - tally.discover) as stop:
-        watch = _Watch(tally, stop, settings.on_error == "stop", on_progress)
-        if check_output(out, fresh=fresh):
-            _go_on(out, settings, manifest, watch, wish)
-        else:
-            _begin(out, settings, manifest, watch)
-    summary = summarise_run(out, tally, time.perf_counter() - started, stop.reason)
-    _raise_if_cut_short(summary, settings, stop.signum, tally.fatal)
-    return summary
 
 
-def _go_on(
+def go_on(
     out: str,
     settings: Settings,
     manifest: Manifest,
-    watch: _Watch,
+    watch: RunWatch,
     wish: Wish,
 ) -> None:
+    """Does what is left in a cache that is there, whose lock the caller holds.
+
+    Args:
+        out: the cache.
+        settings: as asked for.
+        manifest: the images asked for.
+        watch: counts, and says when to stop.
+        wish: what may be done about images that are new, changed, gone, or failed.
+    """
     resumed, weights = resume(out, settings, manifest, wish)
-    watch.tally.changes = resumed.changes
+    watch.tally.note(resumed.changes)
     if not len(resumed.todo) or weights is None:
         return
     cache = resumed.cache
@@ -170,7 +185,7 @@ def _begin(
     out: str,
     settings: Settings,
     manifest: Manifest,
-    watch: _Watch,
+    watch: RunWatch,
 ) -> None:
     from vggfeat.device import choose_batch_size
 
@@ -179,51 +194,16 @@ def _begin(
         log.warning(weights.warning)
     batch_size = choose_batch_size(settings, len(manifest))
     plan = plan_batches(np.arange(len(manifest)), batch_size, manifest.reading_ranks())
-    work = _Work(settings, manifest.open, plan, weights, _calibrating(settings, manifest, weights))
+    work = _Work(settings, manifest.open, plan, weights, calibrating(settings, manifest, weights))
     loader, replicas = _start(work, watch)
-    size = settings.preprocess().size
-    shapes = replicas.output_shapes(size, size)
-    scales = _scales(settings, manifest, replicas)
+    made = describe_with(settings, manifest, weights, replicas, batch_size)
     header = create_cache(
-        out,
-        manifest,
-        shapes,
-        make_identity(settings, replicas.precision, weights, replicas.activations, scales),
-        make_provenance(
-            settings, manifest, weights, batch_size=batch_size, precision=replicas.precision
-        ),
-        scales=scales,
+        out, manifest, made.shapes, made.identity, made.provenance, scales=made.scales
     )
     _loop(loader, replicas, CacheWriter(out, header), watch)
 
 
-def _scales(settings: Settings, manifest: Manifest, replicas: Replicas) -> dict[str, Scales]:
-    """Scales for features stored as int8, which the networks then know; else none."""
-    if settings.dtype != "int8":
-        return {}
-    from vggfeat.calibration import scales_on_sample
-
-    scales = scales_on_sample(settings, manifest, replicas)
-    replicas.scale_to(scales)
-    return scales
-
-
-def _calibrating(
-    settings: Settings, manifest: Manifest, weights: Weights
-) -> Callable[[], Mapping[str, float]] | None:
-    """What finds out, once decoding is under way, how large activations get; None if not needed."""
-    if settings.precision != "int8":
-        return None
-
-    def calibrate() -> Mapping[str, float]:
-        from vggfeat.calibration import calibrate_on_sample
-
-        return calibrate_on_sample(settings, manifest, weights)
-
-    return calibrate
-
-
-def _start(work: _Work, watch: _Watch) -> tuple[Iterator[DecodedBatch], Replicas]:
+def _start(work: _Work, watch: RunWatch) -> tuple[Iterator[DecodedBatch], Replicas]:
     """Starts decoding first, then brings the network up beside it."""
     started = time.perf_counter()
     from vggfeat.batches import choose_workers, load_batches
@@ -244,8 +224,9 @@ def _start(work: _Work, watch: _Watch) -> tuple[Iterator[DecodedBatch], Replicas
     activations = work.activations() if work.activations is not None else None
     replicas = Replicas(work.settings, work.weights, activations)
     tally = watch.tally
-    tally.total, tally.workers, tally.device = todo, workers, replicas.devices
-    tally.prepare = time.perf_counter() - started
+    tally.total = max(tally.total, tally.done + tally.failed + todo)  # known before of many shards
+    tally.workers, tally.device = workers, replicas.devices
+    tally.prepare += time.perf_counter() - started
     return loader, replicas
 
 
@@ -253,7 +234,7 @@ def _loop(
     loader: Iterator[DecodedBatch],
     replicas: Replicas,
     writer: CacheWriter,
-    watch: _Watch,
+    watch: RunWatch,
 ) -> None:
     """Batch after batch until none is left or a signal asks to stop."""
     under_way: deque[Pending] = deque()
@@ -278,7 +259,7 @@ def _loop(
             _finish(under_way.popleft(), sink, watch)
         closing = time.perf_counter()
     tally.write += time.perf_counter() - closing
-    tally.redone = replicas.redone
+    tally.redone += replicas.redone
     watch.report()
 
 
@@ -289,18 +270,18 @@ def _launch(replicas: Replicas, decoded: DecodedBatch, tally: Tally) -> Pending:
     return pending
 
 
-def _finish(pending: Pending, sink: Sink, watch: _Watch) -> None:
+def _finish(pending: Pending, sink: Sink, watch: RunWatch) -> None:
     started = time.perf_counter()
     batch = pending.collect()
     watch.tally.network += time.perf_counter() - started
     _hand_over(batch, sink, watch)
 
 
-def _hand_over(batch: FeatureBatch, sink: Sink, watch: _Watch) -> None:
+def _hand_over(batch: FeatureBatch, sink: Sink, watch: RunWatch) -> None:
     tally = watch.tally
     if watch.stop_on_error and batch.failures:
         # Left pending and not failed: once it is mended, the same command goes on with it.
-        tally.fatal = tally.fatal or batch.failures[0]
+        tally.fatal = tally.fatal or tally.placed(batch.failures[0])
         batch = dataclasses.replace(batch, failures=())
     started = time.perf_counter()
     sink.put(batch)
@@ -312,11 +293,17 @@ def _nothing_but_failures(decoded: DecodedBatch) -> FeatureBatch:
     return FeatureBatch(decoded.rows, decoded.digests, {}, decoded.failures, 0)
 
 
-def _raise_if_cut_short(
+def raise_if_cut_short(
     summary: Summary, settings: Settings, signum: int, fatal: Failure | None
 ) -> None:
+    """Raises what a run ends with that a signal, a failure or too many of them cut short.
+
+    Raises:
+        TooManyFailuresError: an image failed that ends the run, or more than may.
+        InterruptedRunError: a signal came, and rows are left.
+    """
     if fatal is not None:
-        name = FeatureCache(summary.out).name(fatal.row)
+        name = open_cache(summary.out, summary.share).name(fatal.row)
         raise TooManyFailuresError(
             f"image {name!r} failed: {fatal.reason}; stopped there (--on-error stop), "
             f"{summary.done} of {summary.rows} images are done. Mend or remove it and run again",

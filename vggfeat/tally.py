@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vggfeat.reader import FeatureCache
 from vggfeat.records import FailedImage, Failure, FeatureBatch, Progress, Stages, Summary
 from vggfeat.schema import RowState
+from vggfeat.shardreader import open_cache
+from vggfeat.update import join_changes
 
 if TYPE_CHECKING:
     from vggfeat.update import Changes
@@ -23,7 +25,7 @@ class Tally:
     """Counts and seconds of the run in progress.
 
     Attributes not in `Summary`: `slowest`, seconds of the slowest turn of the loop; `fatal`, the
-    image that ends a run which stops on errors.
+    image that ends a run which stops on errors; `base`, first row of the shard under way.
     """
 
     total: int = 0
@@ -43,6 +45,7 @@ class Tally:
     changes: Changes | None = None
     fatal: Failure | None = None
     failures: list[tuple[int, str]] = field(default_factory=list)
+    base: int = 0
 
     def add(self, batch: FeatureBatch) -> None:
         """Counts what a batch brought."""
@@ -50,16 +53,28 @@ class Tally:
         self.failed += len(batch.failures)
         self.clamped += batch.clamped
         room = FAILURES_NAMED - len(self.failures)
-        self.failures += [(failure.row, failure.reason) for failure in batch.failures[:room]]
+        self.failures += [
+            (self.base + failure.row, failure.reason) for failure in batch.failures[:room]
+        ]
+
+    def note(self, changes: Changes) -> None:
+        """Counts what an update, or the looking at one shard more, has found."""
+        self.changes = changes if self.changes is None else join_changes([self.changes, changes])
+
+    def placed(self, failure: Failure) -> Failure:
+        """A failure with its row among those of all shards."""
+        return dataclasses.replace(failure, row=self.base + failure.row)
 
     def progress(self) -> Progress:
         """How far the run is."""
         return Progress(self.done, self.failed, self.total)
 
 
-def summarise_run(out: str, tally: Tally, seconds: float, stopped: str) -> Summary:
+def summarise_run(
+    out: str, tally: Tally, seconds: float, stopped: str, *, share: str = ""
+) -> Summary:
     """What the run did, and what the cache holds now."""
-    cache = FeatureCache(out)
+    cache = open_cache(out, share)
     counts = np.bincount(cache.state, minlength=len(RowState)).tolist()
     identity, provenance = cache.header.identity, cache.header.provenance
     changes = tally.changes
@@ -95,4 +110,5 @@ def summarise_run(out: str, tally: Tally, seconds: float, stopped: str) -> Summa
         stages=Stages(
             tally.discover, tally.prepare, tally.wait, tally.network, tally.write, tally.decode
         ),
+        share=share,
     )

@@ -29,7 +29,7 @@ from vggfeat.schema import IMAGES, RowState
 from vggfeat.writer import CacheWriter, create_cache, write_all
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     from numpy.typing import NDArray
 
@@ -86,6 +86,14 @@ class Changes:
     def makes_work(self) -> bool:
         """Whether images are to be decoded because of them."""
         return bool(len(self.added) or len(self.pending))
+
+
+def join_changes(changes: Sequence[Changes]) -> Changes:
+    """Those of several shards as one, of which only the counts mean anything."""
+    names = [item.name for item in dataclasses.fields(Changes)]
+    return Changes(
+        **{name: np.concatenate([getattr(one, name) for one in changes]) for name in names}
+    )
 
 
 def find_changes(cache: FeatureCache, manifest: Manifest, match: Match, wish: Wish) -> Changes:
@@ -199,17 +207,24 @@ def _is_file(path: bytes) -> bool:
         return False
 
 
-def apply_changes(cache: FeatureCache, manifest: Manifest, match: Match, changes: Changes) -> None:
+def apply_changes(
+    cache: FeatureCache,
+    manifest: Manifest,
+    match: Match,
+    changes: Changes,
+    *,
+    out: str | None = None,
+) -> None:
     """Makes the cache's rows those of the images asked for; what needs work becomes pending.
 
     A kill at any instant leaves each row as it was or as it is to be, and the same call again does
-    the rest.
+    the rest. Where images were added, the new file takes the place of the old one, or is `out`.
 
     Raises:
         SpaceError: no room for the new file; the old one is as it was.
     """
     if len(changes.added):
-        _rewrite(cache, manifest, match, changes)
+        _rewrite(cache, manifest, match, changes, out or cache.path)
     else:
         _change_in_place(cache, manifest, match, changes)
 
@@ -234,7 +249,9 @@ def _change_in_place(
         writer.sync()
 
 
-def _rewrite(cache: FeatureCache, manifest: Manifest, match: Match, changes: Changes) -> None:
+def _rewrite(
+    cache: FeatureCache, manifest: Manifest, match: Match, changes: Changes, out: str
+) -> None:
     """A new file with the added images, over the old one; what was removed is left out."""
     images, origin = _join(cache, manifest, match, changes)
     state = cache.state.copy()
@@ -247,7 +264,7 @@ def _rewrite(cache: FeatureCache, manifest: Manifest, match: Match, changes: Cha
         write_all(handle, states, new.runs[f"{IMAGES}/state"].offset)
 
     create_cache(
-        cache.path,
+        out,
         images,
         header.shapes,
         header.identity,

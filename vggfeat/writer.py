@@ -52,12 +52,14 @@ def create_cache(
     *,
     scales: Mapping[str, Scales] = MappingProxyType({}),
     fill: Callable[[int, Header], None] | None = None,
+    reserve: bool = True,
 ) -> Header:
     """Makes the cache `out` with every row pending; an older file of that name is replaced.
 
     The file appears whole or not at all: made beside its place, room reserved, synced, renamed,
     directory synced. `fill` may write rows into it before, given a descriptor and the header.
-    `scales` are those of the layers, for int8.
+    `scales` are those of the layers, for int8. Without `reserve` the file takes its room on the
+    disk only as it is filled.
 
     Raises:
         SpaceError: not enough room; says how much is needed and how much there is. Nothing is left.
@@ -78,7 +80,8 @@ def create_cache(
         header = read_header(temporary)
         handle = os.open(temporary, os.O_RDWR | os.O_CLOEXEC)
         try:
-            _reserve(handle, out)
+            if reserve:
+                _reserve(handle, out)
             _write_images(handle, header, images)
             if fill is not None:
                 fill(handle, header)
@@ -86,7 +89,7 @@ def create_cache(
         finally:
             os.close(handle)
         os.replace(temporary, out)
-        _sync_directory(os.path.dirname(os.path.abspath(out)))
+        sync_directory(os.path.dirname(os.path.abspath(out)))
     except VggfeatError:
         raise
     except (OSError, RuntimeError) as error:  # the latter when HDF5 cannot close its file
@@ -162,7 +165,12 @@ def _sync(handle: int, sync: Callable[[int], None]) -> None:
         ) from error
 
 
-def _sync_directory(path: str) -> None:
+def sync_directory(path: str) -> None:
+    """Returns when the disk has the names in a directory, new and renamed ones.
+
+    Raises:
+        SpaceError: it failed.
+    """
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         _sync(handle, os.fsync)

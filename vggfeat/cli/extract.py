@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
-from vggfeat.cli.console import Bar, exit_codes, set_up_logging
-from vggfeat.cli.outcome import show
+from vggfeat.cli.console import exit_codes, set_up_logging
+from vggfeat.cli.launch import launch, make_wish, whole_number
 from vggfeat.config import (
     DTYPES,
     ON_ERRORS,
@@ -17,13 +17,8 @@ from vggfeat.config import (
     Settings,
     make_settings,
 )
-from vggfeat.errors import InterruptedRunError, TooManyFailuresError, UsageError
 from vggfeat.preprocess import ALTERATIONS, CROPS, DECODES, EXIFS, TRANSFORMS
-
-if TYPE_CHECKING:
-    from vggfeat.cli.watch import Watch
-    from vggfeat.records import Progress
-    from vggfeat.update import Wish
+from vggfeat.splitting import Sharding
 
 _DEFAULTS = Settings(layers="fc7")
 
@@ -51,7 +46,13 @@ def extract(
         ),
     ],
     out: Annotated[
-        str, typer.Option("--out", "-o", help="The cache to make or go on with.", metavar="FILE.h5")
+        str,
+        typer.Option(
+            "--out",
+            "-o",
+            help="The cache to make or go on with: a file, or a folder for a sharded one.",
+            metavar="FILE.h5|DIR/",
+        ),
     ],
     *,
     layers: Annotated[
@@ -265,6 +266,28 @@ def extract(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try images again that failed before.")
     ] = False,
+    shards: Annotated[
+        int | None,
+        typer.Option(
+            help="Split a new cache, a folder, into N files. [default: N of --shard, else one for "
+            "each 100000 images]",
+            metavar="N",
+            show_default=False,
+        ),
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a folder do only the share I of N, counted from 0: shards whose number mod N "
+            "is I. Whoever comes first makes the plan.",
+            metavar="I/N",
+            show_default=False,
+        ),
+    ] = None,
+    plan_only: Annotated[
+        bool,
+        typer.Option("--plan-only", help="Of a folder list the images, and do none of them yet."),
+    ] = False,
     failures: Annotated[
         str | None,
         typer.Option(
@@ -310,81 +333,27 @@ def extract(
         from vggfeat.machine import keep_freed_memory
         from vggfeat.signals import ended_by_signals
 
-        reports = Watch(out, failures=failures, metrics=metrics_file, log_file=log_file)
+        sharding = Sharding(shards, shard or "", plan_only)
+        reports = Watch(
+            out, failures=failures, metrics=metrics_file, log_file=log_file, share=sharding.share
+        )
         with reports as watch, ended_by_signals():
-            flags |= {name: _count(name, flags[name]) for name in ("batch_size", "workers")}
+            flags |= {name: whole_number(name, flags[name]) for name in ("batch_size", "workers")}
             settings = make_settings(config, flags)
             if settings.workers != 0:  # without any, images are decoded here, whose memory differs
                 keep_freed_memory()
-            _run(
+            launch(
                 sources,
                 out,
                 settings,
                 watch,
                 fresh=not resume,
-                wish=_wish(
+                wish=make_wish(
                     fresh=not resume, update=update, by_digest=by_digest, retry=retry_failed
                 ),
                 root=root,
+                sharding=sharding,
                 quiet=quiet,
                 as_json=as_json,
                 verbose=verbose,
             )
-
-
-def _wish(*, fresh: bool, update: bool, by_digest: bool, retry: bool) -> Wish:
-    from vggfeat.update import Wish
-
-    if by_digest and not update:
-        raise UsageError("--by-digest says how --update finds changed images; give both")
-    if fresh and (update or retry):
-        raise UsageError("--fresh does every image anew; give it without --update, --retry-failed")
-    return Wish(update=update, by_digest=by_digest, retry_failed=retry)
-
-
-def _count(name: str, text: str | None) -> int | Literal["auto"] | None:
-    if text is None or text == "auto":
-        return text  # type: ignore[return-value] # mypy does not narrow str to a literal
-    if not text.isdecimal():
-        raise UsageError(f"{name} is {text!r}; expected a whole number or auto")
-    return int(text)
-
-
-def _run(
-    sources: list[str],
-    out: str,
-    settings: Settings,
-    watch: Watch,
-    *,
-    fresh: bool,
-    wish: Wish,
-    root: str | None,
-    quiet: bool,
-    as_json: bool,
-    verbose: bool,
-) -> None:
-    from vggfeat.run import extract as extract_images
-
-    bar = Bar(quiet=quiet or as_json)
-
-    def notice(progress: Progress) -> None:
-        bar.update(progress)
-        watch.update(progress)
-
-    try:
-        watch.summary = extract_images(
-            sources,
-            out,
-            settings,
-            fresh=fresh,
-            wish=wish,
-            root=root,
-            on_progress=notice,
-        )
-    except (InterruptedRunError, TooManyFailuresError) as error:
-        watch.summary = error.summary
-        raise
-    finally:
-        bar.close()
-        if watch.summary is not None:
-            show(watch.summary, quiet=quiet, as_json=as_json, verbose=verbose)

@@ -34,7 +34,7 @@ def _lines(summary: Summary, *, verbose: bool) -> list[str]:
     if summary.pending:
         counts += f", {summary.pending} left"
     lines = [
-        f"{summary.out}: {summary.rows} images, {counts}",
+        f"{_name(summary)}: {summary.rows} images, {counts}",
         f"  layers   {layers}, {summary.dtype}",
         f"  network  {summary.model}, weights {summary.weights}, computed in {summary.precision}",
         f"  this run {_this_run(summary)}",
@@ -57,6 +57,10 @@ def _lines(summary: Summary, *, verbose: bool) -> list[str]:
     if summary.warning:
         lines.append(f"  WARNING  {summary.warning}")
     return lines
+
+
+def _name(summary: Summary) -> str:
+    return f"{summary.out}, share {summary.share}" if summary.share else summary.out
 
 
 def _this_run(summary: Summary) -> str:

@@ -16,7 +16,7 @@ import typer
 
 from vggfeat._version import __version__
 from vggfeat.cli.console import status_of
-from vggfeat.errors import CacheError, LockedError, SpaceError, UsageError
+from vggfeat.errors import CacheError, LockedError, ShardsHeldError, SpaceError, UsageError
 from vggfeat.reports import failures_csv, metrics_text, publish
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class Watch:
         out: the cache of the run.
         failures: CSV of failed images, written at the end.
         metrics: Prometheus text, written every 15 seconds and at the end.
+        share: of a sharded cache, the share that the run is about.
         log_file: appended to; JSON lines if its name ends in `.json` or `.jsonl`.
 
     Raises:
@@ -46,10 +47,17 @@ class Watch:
     """
 
     def __init__(
-        self, out: str, *, failures: str | None, metrics: str | None, log_file: str | None
+        self,
+        out: str,
+        *,
+        failures: str | None,
+        metrics: str | None,
+        log_file: str | None,
+        share: str = "",
     ) -> None:
         self.summary: Summary | None = None
         self._out, self._failures, self._metrics = out, failures, metrics
+        self._share = share
         self._written = 0.0
         for name in (failures, metrics):
             _check_place(name)
@@ -64,7 +72,7 @@ class Watch:
     def update(self, progress: Progress) -> None:
         """Takes notice of how far the run is."""
         if self._metrics and time.monotonic() - self._written >= _METRICS_EVERY_SECONDS:
-            self._publish_metrics(metrics_text(self._out, progress=progress))
+            self._publish_metrics(metrics_text(self._out, progress=progress, share=self._share))
 
     def __exit__(
         self,
@@ -82,19 +90,26 @@ class Watch:
             if error is not None:
                 self._note(logging.ERROR, " ".join(str(error).split()), exit_code=status)
             self._note(logging.INFO, "vggfeat ends", exit_code=status, **self._counts())
-            if not isinstance(error, LockedError):  # else the file is that of the run at work
-                text = metrics_text(self._out, summary=self.summary, exit_code=status)
+            if not self._is_others(error):
+                text = metrics_text(
+                    self._out, summary=self.summary, exit_code=status, share=self._share
+                )
                 self._publish_metrics(text)
             if self._log is not None:
                 log.removeHandler(self._log)
                 self._log.close()
 
+    @staticmethod
+    def _is_others(error: BaseException | None) -> bool:
+        """Whether the files are those of another run, which is at work."""
+        return isinstance(error, LockedError) and not isinstance(error, ShardsHeldError)
+
     def _publish_failures(self, error: BaseException | None) -> None:
-        if not self._failures or isinstance(error, LockedError):
+        if not self._failures or self._is_others(error):
             return
         try:
             with contextlib.suppress(CacheError):  # no cache, no failures
-                publish(self._failures, failures_csv(self._out))
+                publish(self._failures, failures_csv(self._out, self._share))
         except SpaceError as refused:
             if error is None:
                 raise

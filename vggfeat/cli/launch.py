@@ -1,0 +1,87 @@
+"""From the options of `vggfeat extract` to the run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from vggfeat.cli.console import Bar
+from vggfeat.cli.outcome import show
+from vggfeat.errors import InterruptedRunError, ShardsHeldError, TooManyFailuresError, UsageError
+
+if TYPE_CHECKING:
+    from vggfeat.cli.watch import Watch
+    from vggfeat.config import Settings
+    from vggfeat.records import Progress
+    from vggfeat.splitting import Sharding
+    from vggfeat.update import Wish
+
+
+def make_wish(*, fresh: bool, update: bool, by_digest: bool, retry: bool) -> Wish:
+    """What `--update`, `--by-digest` and `--retry-failed` come to.
+
+    Raises:
+        UsageError: they do not go together.
+    """
+    from vggfeat.update import Wish
+
+    if by_digest and not update:
+        raise UsageError("--by-digest says how --update finds changed images; give both")
+    if fresh and (update or retry):
+        raise UsageError("--fresh does every image anew; give it without --update, --retry-failed")
+    return Wish(update=update, by_digest=by_digest, retry_failed=retry)
+
+
+def whole_number(name: str, text: str | None) -> int | Literal["auto"] | None:
+    """The value of an option that is a whole number or `auto`; None if it was not given.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if text is None or text == "auto":
+        return text  # type: ignore[return-value] # mypy does not narrow str to a literal
+    if not text.isdecimal():
+        raise UsageError(f"{name} is {text!r}; expected a whole number or auto")
+    return int(text)
+
+
+def launch(
+    sources: list[str],
+    out: str,
+    settings: Settings,
+    watch: Watch,
+    *,
+    fresh: bool,
+    wish: Wish,
+    root: str | None,
+    sharding: Sharding,
+    quiet: bool,
+    as_json: bool,
+    verbose: bool,
+) -> None:
+    """Runs the extraction, shows its progress, and then what it came to."""
+    from vggfeat.extraction import extract as extract_images
+
+    bar = Bar(quiet=quiet or as_json)
+
+    def notice(progress: Progress) -> None:
+        bar.update(progress)
+        watch.update(progress)
+
+    try:
+        watch.summary = extract_images(
+            sources,
+            out,
+            settings,
+            fresh=fresh,
+            wish=wish,
+            root=root,
+            on_progress=notice,
+            sharding=sharding,
+        )
+    except (InterruptedRunError, ShardsHeldError, TooManyFailuresError) as error:
+        watch.summary = error.summary
+        raise
+    finally:
+        bar.close()
+        if watch.summary is not None:
+            show(watch.summary, quiet=quiet, as_json=as_json, verbose=verbose)

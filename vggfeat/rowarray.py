@@ -1,0 +1,189 @@
+"""Rows of several arrays, one behind the other, as one array: nothing is joined until asked for."""
+
+from __future__ import annotations
+
+import math
+import operator
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.lib.mixins import NDArrayOperatorsMixin
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import DTypeLike, NDArray
+
+
+class ShardedArray(NDArrayOperatorsMixin):
+    """Several arrays as the one that `np.concatenate` would make of them, but lazily.
+
+    Indexing gives what it gives on that array: a view where all rows lie in one part and numbers or
+    slices ask for them, else a copy of what was asked for. Arithmetic, comparisons and NumPy's
+    functions take it as an array, and then read all of it.
+
+    Args:
+        firsts: int64 (parts + 1,), the first row of each part, and at last the number of rows.
+        row_shape: shape of one row.
+        dtype: of all parts.
+        part: a part by its number, of shape (rows, *row_shape); asked for again each time.
+    """
+
+    def __init__(
+        self,
+        firsts: Sequence[int] | NDArray[np.int64],
+        row_shape: tuple[int, ...],
+        dtype: DTypeLike,
+        part: Callable[[int], NDArray[Any]],
+    ) -> None:
+        self._firsts = np.asarray(firsts, dtype=np.int64)
+        self.shape = (int(self._firsts[-1]), *row_shape)
+        self.dtype = np.dtype(dtype)
+        self._part = part
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all elements."""
+        return self.size * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        parts = len(self._firsts) - 1
+        return f"ShardedArray({self.shape}, {self.dtype}, {parts} parts)"
+
+    def __iter__(self) -> Iterator[Any]:
+        for number in range(len(self._firsts) - 1):
+            if self._firsts[number] < self._firsts[number + 1]:
+                yield from self._part(number)
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        if copy is False:
+            raise ValueError("rows of several files are one array only as a copy")
+        joined = np.empty(self.shape, self.dtype if dtype is None else dtype)
+        for number in range(len(self._firsts) - 1):
+            start, stop = self._firsts[number : number + 2].tolist()
+            if start < stop:
+                joined[start:stop] = self._part(number)
+        return joined
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        plain = [np.asarray(one) if isinstance(one, ShardedArray) else one for one in inputs]
+        return getattr(ufunc, method)(*plain, **kwargs)
+
+    def __getitem__(self, key: Any) -> Any:
+        rows, *rest = key if isinstance(key, tuple) else (key,)
+        if rows is None or rows is Ellipsis or isinstance(rows, bool | np.bool_):
+            return np.asarray(self)[key]
+        if isinstance(rows, slice):
+            return self._slice(rows, tuple(rest))
+        if not isinstance(rows, np.ndarray | list | tuple | ShardedArray):
+            return self._one(operator.index(rows), tuple(rest))
+        picked = np.asarray(rows)
+        if picked.dtype == np.bool_:
+            if picked.ndim != 1:
+                return np.asarray(self)[key]
+            if len(picked) != len(self):
+                raise IndexError(f"a mask of {len(picked)} rows for an array of {len(self)}")
+            picked = np.flatnonzero(picked)
+        return self._pick(picked, tuple(rest))
+
+    def copy(self) -> NDArray[Any]:
+        """All of it as a NumPy array."""
+        return np.asarray(self)
+
+    def astype(self, dtype: DTypeLike) -> NDArray[Any]:
+        """All of it as a NumPy array of another type."""
+        return np.asarray(self, dtype=dtype)
+
+    def tolist(self) -> list[Any]:
+        """All of it as nested lists."""
+        values: list[Any] = np.asarray(self).tolist()
+        return values
+
+    def tobytes(self) -> bytes:
+        """All of its bytes."""
+        return np.asarray(self).tobytes()
+
+    def _where(self, row: int) -> int:
+        """The part that holds a row."""
+        return int(np.searchsorted(self._firsts, row, side="right")) - 1
+
+    def _one(self, row: int, rest: tuple[Any, ...]) -> Any:
+        at = row + len(self) if row < 0 else row
+        if not 0 <= at < len(self):
+            raise IndexError(f"row {row} of an array of {len(self)}")
+        number = self._where(at)
+        key = (at - int(self._firsts[number]), *rest)
+        return self._part(number)[key]
+
+    def _slice(self, rows: slice, rest: tuple[Any, ...]) -> NDArray[Any]:
+        start, stop, step = rows.indices(len(self))
+        if step != 1:
+            picked = self._take(np.arange(start, stop, step))
+        else:
+            picked = self._range(start, max(start, stop))
+        key = (slice(None), *rest)
+        return picked[key] if rest else picked
+
+    def _range(self, start: int, stop: int) -> NDArray[Any]:
+        """Rows that follow one another: a view of a part, or joined."""
+        if start == stop:
+            return np.empty((0, *self.shape[1:]), self.dtype)
+        first, last = self._where(start), self._where(stop - 1)
+        if first == last:
+            offset = int(self._firsts[first])
+            return self._part(first)[start - offset : stop - offset]
+        joined = np.empty((stop - start, *self.shape[1:]), self.dtype)
+        for number in range(first, last + 1):
+            begin, end = (
+                max(start, min(stop, int(at))) for at in self._firsts[number : number + 2]
+            )
+            if begin < end:
+                offset = int(self._firsts[number])
+                joined[begin - start : end - start] = self._part(number)[
+                    begin - offset : end - offset
+                ]
+        return joined
+
+    def _pick(self, rows: NDArray[Any], rest: tuple[Any, ...]) -> NDArray[Any]:
+        """Rows by an array of numbers, of any shape, as NumPy's own indexing has it."""
+        if not rows.size and rows.dtype.kind == "f":  # what an empty list becomes
+            rows = rows.astype(np.int64)
+        if rows.dtype.kind not in "iu":
+            raise IndexError(f"rows of type {rows.dtype}; expected whole numbers or a mask")
+        wanted = rows.astype(np.int64)
+        beyond = wanted[(wanted < -len(self)) | (wanted >= len(self))]
+        if beyond.size:
+            raise IndexError(f"row {beyond.flat[0]} of an array of {len(self)}")
+        wanted = np.where(wanted < 0, wanted + len(self), wanted)
+        if not rest:
+            return self._take(wanted.reshape(-1)).reshape(*wanted.shape, *self.shape[1:])
+        each, back = np.unique(wanted, return_inverse=True)
+        key = (back.reshape(wanted.shape), *rest)
+        picked: NDArray[Any] = self._take(each)[key]
+        return picked
+
+    def _take(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Rows by number, int64 (n,), in any order: a copy."""
+        taken = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        numbers = np.searchsorted(self._firsts, rows, side="right") - 1
+        order = np.argsort(numbers, kind="stable")
+        bounds = np.flatnonzero(np.diff(numbers[order], prepend=-1, append=-1)).tolist()
+        for start, stop in pairwise(bounds):
+            places = order[start:stop]
+            number = int(numbers[places[0]])
+            taken[places] = self._part(number)[rows[places] - self._firsts[number]]
+        return taken

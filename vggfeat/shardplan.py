@@ -1,0 +1,399 @@
+"""The plan of a sharded cache: images listed once, each shard laid out with those that are its own.
+
+From then on a process needs no listing: what is to do, and with which images, is in the shards. A
+plan is published by its manifest and replaced by another one; shards of one plan never have the
+names of another's, so a kill at any instant leaves the old plan or the new one, whole.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import dataclasses
+import io
+import itertools
+import os
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vggfeat._version import __version__
+from vggfeat.errors import CacheError, CacheMismatchError, SpaceError, UsageError
+from vggfeat.job import check_removals, check_settings
+from vggfeat.lock import hold
+from vggfeat.names import remote_scheme
+from vggfeat.plan import match_paths
+from vggfeat.reader import FeatureCache
+from vggfeat.schema import RowState
+from vggfeat.shardlist import (
+    MANIFEST,
+    Shard,
+    ShardManifest,
+    is_ours,
+    publish_manifest,
+    read_manifest,
+    shard_name,
+)
+from vggfeat.sources import Manifest, discover
+from vggfeat.splitting import split_rows
+from vggfeat.units import byte_count
+from vggfeat.update import Changes, Wish, apply_changes, find_changes, join_changes
+from vggfeat.writer import create_cache
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from vggfeat.config import Settings
+    from vggfeat.description import Description
+    from vggfeat.plan import Match
+    from vggfeat.splitting import Sharding
+
+
+def named_sources(sources: Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
+    """Sources as a manifest records them: absolute, `-` and the mark of `@LIST` kept."""
+    found = set()
+    for source in sources:
+        text = os.fspath(source)
+        marked = isinstance(source, str) and text.startswith("@")
+        if isinstance(source, str) and text == "-":
+            found.add(text)
+        else:
+            found.add(("@" if marked else "") + _absolute(text[marked:]))
+    return tuple(sorted(found))
+
+
+def _absolute(path: str) -> str:
+    return path.rstrip("/") if remote_scheme(path) else os.path.abspath(path)
+
+
+def check_folder(out: str) -> None:
+    """Refuses a place that cannot be a sharded cache, before anything is listed; makes the folder.
+
+    Raises:
+        UsageError: it is a file, has no parent, or is a folder of something else.
+    """
+    if os.path.exists(out) and not os.path.isdir(out):
+        raise UsageError(
+            f"output {out!r} is a file, and shards go into a folder; name a folder such as feats/, "
+            "or leave --shard and --shards out"
+        )
+    if out.endswith((".h5", ".hdf5")):
+        raise UsageError(f"output {out!r} is named like a file; name a folder such as feats/")
+    parent = os.path.dirname(os.path.abspath(out))
+    if not os.path.isdir(parent):
+        raise UsageError(f"output {out!r}: its folder {parent!r} is not there; make it first")
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(out)
+    if os.path.exists(os.path.join(out, MANIFEST)):
+        return
+    others = sorted(name for name in os.listdir(out) if not is_ours(name))
+    if others:
+        raise UsageError(
+            f"output {out!r} is a folder that holds {len(others)} other files, such as "
+            f"{others[0]!r}, and no {MANIFEST}; name a new or an empty folder for shards, or a "
+            "file such as feats.h5"
+        )
+
+
+def check_plan(
+    out: str,
+    manifest: ShardManifest,
+    sources: Sequence[str | os.PathLike[str]],
+    root: str | None,
+    sharding: Sharding,
+) -> None:
+    """Refuses what a plan that is there was not made for.
+
+    Raises:
+        UsageError: another number of shards.
+        CacheMismatchError: of other sources, or relative to another root.
+    """
+    sharding.check_count(out, len(manifest.shards))
+    asked = named_sources(sources)
+    if asked != manifest.sources:
+        raise CacheMismatchError(
+            f"sharded cache {out!r} was planned of {', '.join(manifest.sources)}, asked "
+            f"{', '.join(asked)}; name the same, --update to list anew, or choose another --out"
+        )
+    if root is not None and os.fsencode(_absolute(root)) != manifest.root:
+        raise CacheMismatchError(
+            f"sharded cache {out!r} has paths relative to {os.fsdecode(manifest.root)!r}, asked "
+            f"{_absolute(root)!r}; leave --root out, or --update to list anew"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Planner:
+    """Makes the plan of a sharded cache, and brings it in line; the caller owns the folder's lock.
+
+    Attributes:
+        out: the folder.
+        images: all of them, as listed.
+        sources: what was named.
+        token: of all files that this plan makes.
+    """
+
+    out: str
+    images: Manifest
+    sources: tuple[str, ...]
+    token: str = dataclasses.field(default_factory=lambda: secrets.token_hex(4))
+
+    def begin(self, made: Description, shards: int) -> ShardManifest:
+        """Lays out all shards with every row pending and publishes their manifest.
+
+        Args:
+            made: what each shard says of itself.
+            shards: how many.
+
+        Returns:
+            the manifest that counts: another process's, if that was first.
+
+        Raises:
+            SpaceError: not enough room for all shards once they are full. Nothing is left.
+        """
+        replace = os.path.exists(os.path.join(self.out, MANIFEST))
+        batch_size = int(made.provenance.config["batch_size"])
+        bounds = split_rows(len(self.images), batch_size, shards)
+        with self._own_files_removed_on_error():
+            laid = tuple(
+                self._lay_out(made, number, start, stop)
+                for number, (start, stop) in enumerate(itertools.pairwise(bounds))
+            )
+            self._check_room(laid)
+            manifest = self._manifest(made.identity.fingerprint(), batch_size, laid)
+            self._publish(manifest, replace=replace)
+        return read_manifest(self.out)
+
+    def _lay_out(self, made: Description, number: int, start: int, stop: int) -> Shard:
+        if start == stop:
+            return Shard("", start, 0)
+        name = shard_name(number, self.token)
+        create_cache(
+            os.path.join(self.out, name),
+            part_of(self.images, start, stop),
+            made.shapes,
+            made.identity,
+            made.provenance,
+            scales=made.scales,
+            reserve=False,  # each by the run that does it; here all together are looked at
+        )
+        return Shard(name, start, stop - start)
+
+    def _check_room(self, shards: Sequence[Shard]) -> None:
+        files = [os.stat(os.path.join(self.out, one.name)) for one in shards if one.name]
+        needed = sum(file.st_size - file.st_blocks * 512 for file in files)
+        status = os.statvfs(self.out)
+        free = status.f_bavail * status.f_frsize
+        if needed > free:
+            raise SpaceError(
+                f"sharded cache {self.out!r} needs {byte_count(needed)} more once it is full, the "
+                f"disk has {byte_count(free)} free; make room, ask for fewer or smaller layers, or "
+                "choose another --out"
+            )
+
+    def _manifest(
+        self, fingerprint: str, batch_size: int, shards: tuple[Shard, ...]
+    ) -> ShardManifest:
+        headers = [
+            FeatureCache(os.path.join(self.out, one.name)).header for one in shards if one.name
+        ]
+        return ShardManifest(
+            fingerprint=fingerprint,
+            batch_size=batch_size,
+            root=self.images.root,
+            sources=self.sources,
+            path_bytes=max(np.dtype(one.runs["images/path"].dtype).itemsize for one in headers),
+            shards=shards,
+            created_utc=headers[0].provenance.created_utc,
+            tool_version=__version__,
+        )
+
+    def _publish(self, manifest: ShardManifest, *, replace: bool) -> None:
+        if publish_manifest(self.out, manifest, self.token, replace=replace):
+            remove_leftovers(self.out, manifest)
+        else:
+            self._remove_own()
+
+    def _remove_own(self) -> None:
+        for name in os.listdir(self.out):
+            if is_ours(name) and f"-{self.token}." in name:
+                _remove(os.path.join(self.out, name))
+
+    @contextlib.contextmanager
+    def _own_files_removed_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self._remove_own()
+            raise
+
+    def update(self, had: ShardManifest, settings: Settings, wish: Wish) -> Changes:
+        """Brings all shards in line with the images, and the manifest with the shards.
+
+        First everything is found out; shards that get images are then written anew under other
+        names, those that do not are changed in place, and the new manifest is published.
+
+        Args:
+            had: the manifest that is there.
+            settings: as asked for.
+            wish: what may be done.
+
+        Returns:
+            what has changed, over all shards; only the counts mean anything.
+
+        Raises:
+            CacheMismatchError: made with other settings.
+            InputError: more images are gone than may.
+            LockedError: somebody writes to a shard.
+            SpaceError: no room for a new file; the cache is as it was, but for rows changed in
+                place, which are pending.
+        """
+        remove_leftovers(self.out, had)
+        found = [self._look_at(piece, wish) for piece in self._pieces(had)]
+        self._check(found, had, settings)
+        with self._own_files_removed_on_error():
+            laid = [self._apply(one) for one in found]
+            renumbered, first = [], 0
+            for shard in laid:
+                renumbered.append(dataclasses.replace(shard, first=first))
+                first += shard.rows
+            manifest = self._manifest(had.fingerprint, had.batch_size, tuple(renumbered))
+            self._publish(manifest, replace=True)
+        return join_changes([one.changes for one in found if one.changes is not None])
+
+    def _pieces(self, had: ShardManifest) -> Iterator[_Piece]:
+        """Each shard with the images that belong to it: from its first path to the next's."""
+        caches = [
+            FeatureCache(path) if shard.name and os.path.exists(path) else None
+            for shard in had.shards
+            for path in [os.path.join(self.out, shard.name)]
+        ]
+        there = [number for number, cache in enumerate(caches) if cache is not None]
+        if not there:
+            raise CacheError(
+                f"sharded cache {self.out!r} has none of its shards left; --fresh begins again"
+            )
+        begins = [
+            bisect.bisect_left(self.images.paths, bytes(caches[number].paths[0]))  # type: ignore[union-attr] # those that are there
+            for number in there[1:]
+        ]
+        ends = dict(zip(there, [*begins, len(self.images)], strict=True))
+        start = 0
+        for number, shard in enumerate(had.shards):
+            stop = ends.get(number, start)
+            yield _Piece(number, shard, caches[number], part_of(self.images, start, stop))
+            start = stop
+
+    def _look_at(self, piece: _Piece, wish: Wish) -> _Piece:
+        if piece.cache is None:
+            return piece
+        match = match_paths(piece.cache.paths, piece.images.paths)
+        if not len(match.rows):  # else another root would be another folder
+            moved = dataclasses.replace(piece.images, root=piece.cache.header.provenance.root)
+            changes = find_changes(piece.cache, moved, match, wish)
+        else:
+            changes = find_changes(piece.cache, piece.images, match, wish)
+        return dataclasses.replace(piece, match=match, changes=changes)
+
+    def _check(self, found: Sequence[_Piece], had: ShardManifest, settings: Settings) -> None:
+        there = [one for one in found if one.cache is not None]
+        if self.images.root != had.root and not any(
+            one.match is not None and len(one.match.rows) for one in there
+        ):
+            raise CacheMismatchError(
+                f"sharded cache {self.out!r} is of images below {os.fsdecode(had.root)!r}, and "
+                f"none of those asked for, below {os.fsdecode(self.images.root)!r}, is in it; name "
+                "the same folder, set --root, or choose another --out"
+            )
+        changed = [one.changes for one in there if one.changes is not None]
+        work = any(changes.makes_work for changes in changed)
+        cache = there[0].cache
+        if cache is not None:
+            check_settings(cache, settings, work=work)
+        gone = [one for one in there if one.changes is not None and len(one.changes.removed)]
+        if gone and gone[0].cache is not None and gone[0].changes is not None:
+            present = sum(
+                int((one.cache.state != RowState.REMOVED).sum()) for one in there if one.cache
+            )
+            check_removals(
+                settings,
+                self.out,
+                sum(len(changes.removed) for changes in changed),
+                present,
+                gone[0].cache.name(int(gone[0].changes.removed[0])),
+            )
+
+    def _apply(self, piece: _Piece) -> Shard:
+        if piece.cache is None or piece.match is None or piece.changes is None:
+            return Shard("", 0, 0)
+        name = piece.shard.name
+        if len(piece.changes.added):
+            name = shard_name(piece.number, self.token)
+        out = os.path.join(self.out, name)
+        with hold(piece.cache.path):
+            apply_changes(piece.cache, piece.images, piece.match, piece.changes, out=out)
+        return Shard(name, 0, len(FeatureCache(out)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """One shard in an update.
+
+    Attributes:
+        number: of the shard.
+        shard: as the old manifest has it.
+        cache: opened; None if it is empty or not there.
+        images: all that belong to it now.
+        match: how they lie in it.
+        changes: what that comes to.
+    """
+
+    number: int
+    shard: Shard
+    cache: FeatureCache | None
+    images: Manifest
+    match: Match | None = None
+    changes: Changes | None = None
+
+
+def part_of(images: Manifest, start: int, stop: int) -> Manifest:
+    """Some of the images, as a manifest of their own."""
+    places = images.places
+    return dataclasses.replace(
+        images,
+        paths=images.paths[start:stop],
+        sizes=images.sizes[start:stop],
+        mtimes=images.mtimes[start:stop],
+        places=None
+        if places is None
+        else dataclasses.replace(places, table=places.table[start:stop]),
+    )
+
+
+def list_shard(cache: FeatureCache, root: bytes) -> Manifest:
+    """The images of one shard as they are now; those that are gone have size 0, and will fail.
+
+    Objects in a store are not asked for one by one: they are as the plan has them.
+    """
+    if remote_scheme(root):
+        return Manifest(root, tuple(map(bytes, cache.paths)), cache.sizes, cache.mtimes, {})
+    paths = [os.path.join(root, bytes(path)) for path in cache.paths]
+    listing = b"\0".join([*paths, b""])
+    return discover(["-"], root=os.fsdecode(root), stdin=io.BytesIO(listing))
+
+
+def remove_leftovers(out: str, manifest: ShardManifest) -> None:
+    """Removes what plans before left, and those that were killed; the caller holds the lock."""
+    names = {shard.name for shard in manifest.shards}
+    kept = {*names, *(f"{name}.lock" for name in names), MANIFEST, f"{MANIFEST}.lock"}
+    for name in os.listdir(out):
+        # What a killed run was making of a shard is for the run that holds that one.
+        if is_ours(name) and name not in kept and name.removesuffix(".tmp") not in names:
+            _remove(os.path.join(out, name))
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)

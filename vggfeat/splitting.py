@@ -1,0 +1,121 @@
+"""How rows are split into shards, and shards among processes. Pure, no I/O."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from vggfeat.errors import UsageError
+
+ROWS_A_SHARD = 100_000
+"""Of a sharded cache that is not told how many shards to have; about 1 GB of conv5_3 and fc7."""
+
+MOST_SHARDS = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The shards that one of several processes does: those whose number mod `count` is `index`.
+
+    Attributes:
+        index: from 0 to `count` - 1.
+        count: of processes.
+    """
+
+    index: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    def has(self, shard: int) -> bool:
+        """Whether the shard of that number belongs to it."""
+        return shard % self.count == self.index
+
+
+def parse_share(text: str) -> Share | None:
+    """Reads `3/64`; None for an empty text.
+
+    Raises:
+        UsageError: it is no share, or its number is not below the count.
+    """
+    if not text:
+        return None
+    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text, flags=re.ASCII)
+    if found is None:
+        raise UsageError(f"shard is {text!r}; expected I/N such as 0/64, the first of 64 shares")
+    index, count = map(int, found.groups())
+    if index >= count:
+        last = f"from 0/{count} to {count - 1}/{count}" if count else "0/1 alone, where N is 1"
+        raise UsageError(
+            f"shard is {text!r}; shares count from 0, here {last}. A Slurm array of 1-{count} has "
+            f"its number in $((SLURM_ARRAY_TASK_ID - 1)), or is better an array of "
+            f"0-{max(count - 1, 0)}"
+        )
+    return Share(index, count)
+
+
+@dataclass(frozen=True, slots=True)
+class Sharding:
+    """How an output of several files is split, and what this process does of it.
+
+    Attributes:
+        shards: how many files; None: as the plan has it, else as many as `share` counts, else one
+            for each `ROWS_A_SHARD` rows.
+        share: `3/64`: only shards whose number mod 64 is 3. Empty: all.
+        plan_only: list the images, lay out the shards, and do none.
+    """
+
+    shards: int | None = None
+    share: str = ""
+    plan_only: bool = False
+
+    def __post_init__(self) -> None:
+        parse_share(self.share)
+        count: object = self.shards
+        if count is not None and not (type(count) is int and 1 <= count <= MOST_SHARDS):
+            raise UsageError(
+                f"shards is {count!r}; expected a whole number from 1 to {MOST_SHARDS}"
+            )
+        if self.plan_only and self.share:
+            raise UsageError("--plan-only does no shard; give it without --shard")
+
+    @property
+    def part(self) -> Share:
+        """`share`, parsed; all of it as the only share."""
+        return parse_share(self.share) or Share(0, 1)
+
+    def check_count(self, out: str, there: int) -> None:
+        """Refuses another number of shards than a plan has, which is chosen once.
+
+        Raises:
+            UsageError: says both.
+        """
+        if self.shards not in (None, there):
+            raise UsageError(
+                f"sharded cache {out!r} has {there} shards, asked {self.shards}; leave --shards "
+                "out, or --fresh to begin again"
+            )
+
+    def count_for(self, rows: int) -> int:
+        """How many shards a new plan of so many rows has."""
+        share = parse_share(self.share)
+        return self.shards or (share.count if share else -(-rows // ROWS_A_SHARD))
+
+
+def split_rows(rows: int, batch_size: int, shards: int) -> list[int]:
+    """Where each shard begins: ranges of whole batches, of sizes as equal as that allows.
+
+    A row has the same slot of a batch (row mod `batch_size`) in its shard as in the one file of all
+    rows, so that both get the same bits.
+
+    Args:
+        rows: of all shards, at least 1.
+        batch_size: images of a batch.
+        shards: how many; those behind the last batch are empty.
+
+    Returns:
+        `shards` + 1 row numbers, ascending from 0 to `rows`; a shard is from one to the next.
+    """
+    batches = -(-rows // batch_size)
+    return [min(rows, number * batches // shards * batch_size) for number in range(shards + 1)]
