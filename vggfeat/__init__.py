@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from vggfeat.answers import Findings, search
     from vggfeat.benchmark import Bench, bench
     from vggfeat.calibration import calibrate
+    from vggfeat.cluster import RayCluster
     from vggfeat.comparison import Comparison, compare
     from vggfeat.config import Settings, load_config
     from vggfeat.deriving import Derived
+    from vggfeat.engines import extract
     from vggfeat.errors import VggfeatError
     from vggfeat.exporting import Exported, export
-    from vggfeat.extraction import extract
     from vggfeat.extractor import Extractor
     from vggfeat.fusing import FuseSettings, fuse
     from vggfeat.loss import measure_loss
@@ -56,6 +57,7 @@ _HOMES = {
     "FuseSettings": ("vggfeat.fusing", "FuseSettings"),
     "Merged": ("vggfeat.merging", "Merged"),
     "Progress": ("vggfeat.records", "Progress"),
+    "RayCluster": ("vggfeat.cluster", "RayCluster"),
     "ReduceSettings": ("vggfeat.reducing", "ReduceSettings"),
     "Settings": ("vggfeat.config", "Settings"),
     "ShardedCache": ("vggfeat.shardreader", "ShardedCache"),
@@ -70,7 +72,7 @@ _HOMES = {
     "compare": ("vggfeat.comparison", "compare"),
     "duplicates": ("vggfeat.near", "duplicates"),
     "export": ("vggfeat.exporting", "export"),
-    "extract": ("vggfeat.extraction", "extract"),
+    "extract": ("vggfeat.engines", "extract"),
     "fuse": ("vggfeat.fusing", "fuse"),
     "load_config": ("vggfeat.config", "load_config"),
     "measure_loss": ("vggfeat.loss", "measure_loss"),
@@ -95,6 +97,7 @@ __all__ = [
     "FuseSettings",
     "Merged",
     "Progress",
+    "RayCluster",
     "ReduceSettings",
     "Settings",
     "ShardedCache",

@@ -250,3 +250,14 @@ def is_there(address: str) -> bool:
             return True  # a row is not given up for that
         raise InputError(f"{address!r} cannot be looked for: {error}; run again later") from error
     return found is not None and not found.folder
+
+
+def remove_object(address: str) -> None:
+    """Removes an object.
+
+    Raises:
+        RemoteError: it cannot be removed.
+    """
+    system = file_system(address)
+    with explained():
+        system.rm_file(address)
