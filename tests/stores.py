@@ -162,11 +162,12 @@ class Gate:
         link = http.client.HTTPConnection("127.0.0.1", store, timeout=30)
         link.request(handler.command, handler.path, body, dict(handler.headers.items()))
         answer = link.getresponse()
-        data = answer.read()
+        data, headers = answer.read(), answer.getheaders()
         if self.garbles and handler.path.endswith(self.garbles) and len(data) > 100:
             data = data[:-1] + bytes([data[-1] ^ 1])
+            headers = [(key, text) for key, text in headers if "checksum" not in key.lower()]
         handler.send_response(answer.status)
-        for key, value in answer.getheaders():
+        for key, value in headers:
             if key.lower() not in ("content-length", "connection", "transfer-encoding", "date"):
                 handler.send_header(key, value)
         size = answer.getheader("Content-Length") if handler.command == "HEAD" else str(len(data))

@@ -17,8 +17,14 @@ from test_cli import SMALL, assert_one_line, write_images
 from test_cli import vggfeat as run_vggfeat
 
 import vggfeat
-from vggfeat import Settings, Wish, extract
-from vggfeat.errors import InputError, UsageError
+from vggfeat import Settings, Sharding, Wish, extract
+from vggfeat.errors import (
+    CacheMismatchError,
+    InputError,
+    SpaceError,
+    TooManyFailuresError,
+    UsageError,
+)
 from vggfeat.names import remote_scheme
 from vggfeat.sources import discover
 
@@ -292,3 +298,101 @@ def test_a_cache_that_is_not_there_is_named(place: Place, address: str, words: s
     del place
     with pytest.raises(InputError, match=words):
         vggfeat.open(address)
+
+
+def test_an_output_is_put_there_when_it_is_complete(place: Place) -> None:
+    """A run that is cut short puts nothing, the next one the whole cache, the third nothing."""
+    address = f"s3://{BUCKET}/out/feats.h5"
+    scratch = str(place.folder / "scratch")
+    part = replace(SETTINGS, on_error="stop", batch_size=1)
+    asked = (place.folder / "images", address)
+    with pytest.raises(TooManyFailuresError):
+        extract(*asked, part, scratch=scratch)
+    assert keys(place, "out/") == []
+    settings = replace(SETTINGS, batch_size=1)
+    summary = extract(*asked, settings, scratch=scratch)
+    assert (summary.out, summary.done, summary.new_done) == (address, 8, 2)
+    assert keys(place, "out/") == ["out/feats.h5"]
+    work = place.folder / "scratch" / "s3" / BUCKET / "out" / "feats.h5"
+    same_rows(place.folder / "here.h5", work)
+    body = place.store.get_object(Bucket=BUCKET, Key="out/feats.h5")["Body"].read()
+    assert body == work.read_bytes()
+    place.gate.reset()
+    assert extract(*asked, settings, scratch=scratch).new_done == 0
+    assert not [name for name in place.gate.requests if name.startswith(("PUT", "GET /pict"))]
+
+
+def test_another_machine_goes_on_with_what_is_there(place: Place) -> None:
+    """Without a scratch copy the object is fetched; where both have changed, it is refused."""
+    address = f"s3://{BUCKET}/two/feats.h5"
+    images = place.folder / "two"
+    write_images(images, 3)
+    one, two = str(place.folder / "scratch-one"), str(place.folder / "scratch-two")
+    assert extract(images, address, SETTINGS, scratch=one).new_done == 3
+    (images / "03.png").write_bytes((images / "00.png").read_bytes())
+    second = extract(images, address, SETTINGS, scratch=two, wish=Wish(update=True))
+    assert (second.new_done, second.done) == (1, 4)
+    third = extract(images, address, SETTINGS, scratch=one)
+    assert (third.new_done, third.done) == (0, 4)
+    work = Path(one, "s3", BUCKET, "two", "feats.h5")
+    work.touch()
+    (images / "04.png").write_bytes((images / "01.png").read_bytes())
+    assert extract(images, address, SETTINGS, scratch=two, wish=Wish(update=True)).done == 5
+    with pytest.raises(CacheMismatchError, match="delete that to go on with what is there now"):
+        extract(images, address, SETTINGS, scratch=one)
+
+
+def test_an_upload_is_read_back(place: Place) -> None:
+    """What does not come back as it went is an error of the disk's kind; the next run mends it."""
+    address = f"s3://{BUCKET}/spoilt/feats.h5"
+    asked = (place.folder / "images", address, SETTINGS)
+    place.gate.garbles = "feats.h5"
+    with pytest.raises(SpaceError, match=r"reads back with SHA-256 .*, expected"):
+        extract(*asked)
+    place.gate.reset()
+    assert extract(*asked).new_done == 0
+    assert len(vggfeat.open(address)) == 9
+
+
+def test_shards_are_put_there_one_by_one_and_the_manifest_last(place: Place) -> None:
+    """A store gets each shard that is complete, and shows the cache when all of them are."""
+    address = f"s3://{BUCKET}/split/"
+    settings = replace(SETTINGS, batch_size=2)
+    asked = (place.folder / "images", address, settings)
+    half = extract(*asked, sharding=Sharding(shards=3, share="0/3"))
+    assert half.pending == 0
+    (first,) = keys(place, "split/")
+    assert first.startswith("split/shard-00000-")
+    place.gate.reset()
+    whole = extract(*asked)
+    assert (whole.rows, whole.done, whole.failed) == (9, 8, 1)
+    assert sum(name.startswith("PUT") for name in place.gate.requests) == 3
+    assert keys(place, "split/")[0] == "split/manifest.json"
+    assert len(keys(place, "split/")) == 4
+    there, here = vggfeat.open(address), vggfeat.open(place.folder / "here.h5")
+    assert there["conv1_1"][there.done].tobytes() == here["conv1_1"][here.done].tobytes()
+    other = extract(*asked, scratch=str(place.folder / "scratch-three"))
+    assert (other.new_done, other.done) == (0, 8)
+
+
+@pytest.mark.parametrize(
+    ("out", "kind", "words"),
+    [
+        ("s3://absent/feats.h5", SpaceError, "output 's3://absent/feats.h5' cannot be reached: no"),
+        (f"s3://{BUCKET}/images", UsageError, "is a folder in the store, asked as a file"),
+        (f"s3://{BUCKET}", UsageError, "names no object; expected s3://bucket/name.h5"),
+        (f"s3://{BUCKET}/a/../b.h5", UsageError, "names no object"),
+        ("az://box/feats.h5", UsageError, "is in no store that is read"),
+    ],
+)
+def test_an_output_that_cannot_be_is_refused_first(
+    place: Place, out: str, kind: type[Exception], words: str
+) -> None:
+    """An absent bucket, a folder, a name that is none: refused before an image is listed."""
+    with pytest.raises(kind, match=words):
+        extract(place.folder / "no such images", out, SETTINGS)
+
+
+def keys(place: Place, prefix: str) -> list[str]:
+    found = place.store.list_objects_v2(Bucket=BUCKET, Prefix=prefix)
+    return [one["Key"] for one in found.get("Contents", [])]

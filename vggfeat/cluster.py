@@ -61,8 +61,8 @@ def connected(cluster: RayCluster) -> Iterator[list[Node]]:
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         where = cluster.address or "this machine"
         raise DeviceError(
-            f"no Ray cluster at {where}: {_first_line(error)}; is it up (`ray status`), and its "
-            "Ray and Python this one's?"
+            f"no Ray cluster at {where}: {_first_line(error)}; is it up (`ray status`), are its "
+            "Ray, Python and RAY_AUTH_MODE this one's?"
         ) from error
     try:
         yield [

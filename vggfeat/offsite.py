@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 _LOOKED_EVERY_SECONDS = 5.0
 _LAST_UPLOAD_SECONDS = 5.0
+_SENDING = ""
 
 log = logging.getLogger("vggfeat")
 
@@ -122,7 +123,10 @@ def extract_to_store(
 
 @dataclass(frozen=True, slots=True)
 class _Stamp:
-    """When a file and its object were one: the store's mark of it, the file's size and time."""
+    """When a file and its object were one: the store's mark of it, the file's size and time.
+
+    While the file is being put there the mark is `_SENDING`.
+    """
 
     tag: str
     size: int
@@ -186,15 +190,13 @@ class _Output:
         except FileNotFoundError:
             return False
         known = self._stamps.get(name)
-        return known is not None and (known.size, known.mtime_ns) == (
-            status.st_size,
-            status.st_mtime_ns,
-        )
+        if known is None or known.tag == _SENDING:
+            return False
+        return (known.size, known.mtime_ns) == (status.st_size, status.st_mtime_ns)
 
-    def _stamp(self, name: str, entry: RemoteEntry) -> None:
+    def _stamp(self, name: str, tag: str) -> None:
         status = os.stat(self.path(name))
-        self._stamps[name] = _Stamp(entry.tag, status.st_size, status.st_mtime_ns)
-        self.stored[name] = entry
+        self._stamps[name] = _Stamp(tag, status.st_size, status.st_mtime_ns)
         temporary = f"{self.work}.stored.part"
         plain = {one: dataclasses.asdict(stamp) for one, stamp in self._stamps.items()}
         with open(temporary, "w", encoding="utf-8") as file:
@@ -205,7 +207,7 @@ class _Output:
         """Fetches what the store has of it, where that is another than what was put there last."""
         there, known = self.stored.get(self.anchor), self._stamps.get(self.anchor)
         here = os.path.exists(self.path(self.anchor))
-        if there is None or (here and known is not None and known.tag == there.tag):
+        if there is None or (here and known is not None and known.tag in (there.tag, _SENDING)):
             return
         if here and not all(self.is_stored(name) for name in self._names_here()):
             raise CacheMismatchError(
@@ -218,7 +220,7 @@ class _Output:
             known = self._stamps.get(name)
             if not (self.is_stored(name) and known and known.tag == self.stored[name].tag):
                 download(self.stored[name], self.path(name))
-                self._stamp(name, self.stored[name])
+                self._stamp(name, self.stored[name].tag)
 
     def _names_here(self) -> list[str]:
         if not self.sharded:
@@ -229,7 +231,10 @@ class _Output:
     def put(self, name: str) -> None:
         """Uploads a file unless the store has it as it is."""
         if not self.is_stored(name):
-            self._stamp(name, upload(self.path(name), self._address(name)))
+            # Killed from here on, what lies there is ours, or what ours was to take the place of.
+            self._stamp(name, _SENDING)
+            self.stored[name] = upload(self.path(name), self._address(name))
+            self._stamp(name, self.stored[name].tag)
 
     def is_complete(self, name: str) -> bool:
         """Whether a file has no row left to do."""

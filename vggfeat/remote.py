@@ -64,7 +64,7 @@ class RemoteEntry:
         folder: whether it is a common beginning of names and no object.
         size: bytes, 0 of a folder.
         mtime_ns: time of last change in nanoseconds since 1970, whole seconds; 0 of a folder.
-        tag: the store's own mark of this content, '' if it gives none.
+        tag: the store's own mark of this content, else its size and time.
     """
 
     address: str
@@ -190,8 +190,9 @@ def _entry(address: str, found: Any) -> RemoteEntry:
     moment = found.get("LastModified") or found.get("mtime") or found.get("updated")
     # Listings of some stores have fractions of a second where the object's own reply has none.
     seconds = int(moment.timestamp()) if hasattr(moment, "timestamp") else 0
-    tag = str(found.get("ETag") or found.get("etag") or "").strip('"')
-    return RemoteEntry(address, False, int(found["size"]), seconds * 10**9, tag)
+    size = int(found["size"])
+    tag = str(found.get("ETag") or found.get("etag") or f"{size}-{seconds}").strip('"')
+    return RemoteEntry(address, False, size, seconds * 10**9, tag)
 
 
 def read_object(address: str, size: int = 0) -> bytes:
