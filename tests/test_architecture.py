@@ -37,6 +37,7 @@ ORDER = (
     "opening",
     "tars",
     "archives",
+    "listing",
     "sources",
     "plan",
     "machine",

@@ -48,14 +48,15 @@ class FeatureCache:
 
     Args:
         path: the cache.
+        header: its metadata, where they were read already.
 
     Raises:
         CacheError: the file is not a cache of ours, or is damaged.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], header: Header | None = None) -> None:
         self.path = os.fspath(path)
-        self.header: Header = read_header(self.path)
+        self.header: Header = header or read_header(self.path)
         self.layers: tuple[str, ...] = self.header.identity.layers
         self._arrays: dict[str, np.memmap[tuple[int, ...], np.dtype[np.generic]]] = {}
 

@@ -17,8 +17,6 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from vggfeat._version import __version__
 from vggfeat.errors import CacheError, CacheMismatchError, SpaceError, UsageError
 from vggfeat.job import check_removals, check_settings
@@ -158,7 +156,16 @@ class Planner:
                 for number, (start, stop) in enumerate(itertools.pairwise(bounds))
             )
             self._check_room(laid)
-            manifest = self._manifest(made.identity.fingerprint(), batch_size, laid)
+            manifest = ShardManifest(
+                fingerprint=made.identity.fingerprint(),
+                batch_size=batch_size,
+                root=self.images.root,
+                sources=self.sources,
+                path_bytes=max(map(len, self.images.paths)),
+                shards=laid,
+                created_utc=made.provenance.created_utc,
+                tool_version=__version__,
+            )
             self._publish(manifest, replace=replace)
         return read_manifest(self.out)
 
@@ -188,23 +195,6 @@ class Planner:
                 f"disk has {byte_count(free)} free; make room, ask for fewer or smaller layers, or "
                 "choose another --out"
             )
-
-    def _manifest(
-        self, fingerprint: str, batch_size: int, shards: tuple[Shard, ...]
-    ) -> ShardManifest:
-        headers = [
-            FeatureCache(os.path.join(self.out, one.name)).header for one in shards if one.name
-        ]
-        return ShardManifest(
-            fingerprint=fingerprint,
-            batch_size=batch_size,
-            root=self.images.root,
-            sources=self.sources,
-            path_bytes=max(np.dtype(one.runs["images/path"].dtype).itemsize for one in headers),
-            shards=shards,
-            created_utc=headers[0].provenance.created_utc,
-            tool_version=__version__,
-        )
 
     def _publish(self, manifest: ShardManifest, *, replace: bool) -> None:
         if publish_manifest(self.out, manifest, self.token, replace=replace):
@@ -255,7 +245,14 @@ class Planner:
             for shard in laid:
                 renumbered.append(dataclasses.replace(shard, first=first))
                 first += shard.rows
-            manifest = self._manifest(had.fingerprint, had.batch_size, tuple(renumbered))
+            longest = max(map(len, self.images.paths))
+            manifest = dataclasses.replace(
+                had,
+                root=self.images.root,
+                sources=self.sources,
+                path_bytes=max(had.path_bytes, longest),  # rows stay that were not listed
+                shards=tuple(renumbered),
+            )
             self._publish(manifest, replace=True)
         return join_changes([one.changes for one in found if one.changes is not None])
 

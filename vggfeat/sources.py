@@ -13,6 +13,7 @@ import numpy as np
 
 from vggfeat.archives import Listing, Places, list_archive, with_members
 from vggfeat.errors import InputError, VggfeatError
+from vggfeat.listing import FileList, pieces, sorted_order, taken_in_order
 from vggfeat.names import (
     IMAGE_EXTENSIONS,
     MEMBER_MARK,
@@ -26,7 +27,7 @@ from vggfeat.opening import open_file
 from vggfeat.records import ImageRef
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from numpy.typing import NDArray
@@ -128,24 +129,23 @@ def discover(
             f"cannot read {_listing(walk.unreadable)}; every folder must be readable, or images "
             "would be missing from the file"
         )
-    found = {**walk.found, **named.files}
+    found = walk.found.extended(named.files)
     listings = _list_archives(named)
     skipped = sum((listing.skipped for listing in listings), walk.skipped)
-    if not found and not any(listing.names for listing in listings):
+    if not len(found) and not any(listing.names for listing in listings):
         raise InputError(_nothing_found(sources, skipped))
     base = _common_root(named) if root is None else _absolute(os.fsencode(root))
     return _manifest(found, listings, base, dict(sorted(skipped.items())))
 
 
 def _manifest(
-    found: Mapping[bytes, tuple[int, int]],
+    found: FileList,
     listings: Sequence[Listing],
     root: bytes,
     skipped: Mapping[str, int],
 ) -> Manifest:
     """Sort absolute paths, make them relative, and bring all else into their order."""
-    paths = list(found)
-    facts = np.array(list(found.values()), np.int64).reshape(-1, 2)  # (N, 2)
+    paths, facts = found.paths, found.facts()  # (N,), (N, 2)
     places = None
     if listings:
         paths, facts, places = with_members(paths, facts, listings)
@@ -156,10 +156,10 @@ def _manifest(
             f"not below root {os.fsdecode(root)!r}: {_listing(map(_quoted, outside))}; name a "
             "root that holds all images, or leave it out"
         )
-    order = sorted(range(len(paths)), key=paths.__getitem__)
+    order = sorted_order(paths)
     return Manifest(
         root=root,
-        paths=tuple(paths[row][len(prefix) :] for row in order),
+        paths=taken_in_order(paths, order, len(prefix)),
         sizes=facts[order, 0],
         mtimes=facts[order, 1],
         skipped=skipped,
@@ -198,7 +198,7 @@ class _Named:
     """
 
     folders: set[bytes] = field(default_factory=set)
-    files: dict[bytes, tuple[int, int]] = field(default_factory=dict)
+    files: FileList = field(default_factory=FileList)
     whole: set[bytes] = field(default_factory=set)
     wanted: dict[bytes, set[bytes]] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
@@ -213,7 +213,7 @@ class _Named:
             if name:
                 self.wanted.setdefault(archive, set()).add(name)
             elif listed:
-                self.files[where] = (0, 0)
+                self.files.add(where, 0, 0)
             else:
                 self.missing.append(f"{_quoted(path)} ({error.strerror})")
             return
@@ -222,7 +222,7 @@ class _Named:
         elif stat.S_ISREG(status.st_mode) and archive_suffix(where):
             self.whole.add(where)
         else:
-            self.files[where] = (status.st_size, status.st_mtime_ns)
+            self.files.add(where, status.st_size, status.st_mtime_ns)
 
 
 def _split_member(path: bytes) -> tuple[bytes, bytes]:
@@ -272,20 +272,20 @@ def _stdin(given: BinaryIO | None) -> BinaryIO:
     return stream
 
 
-def _entries(data: bytes) -> list[bytes]:
+def _entries(data: bytes) -> Iterator[bytes]:
     """The paths in a list, as the file system's own bytes."""
     data = data.removeprefix(_BOM)
     if b"\0" in data:
-        return [entry for entry in data.split(b"\0") if entry]
-    lines = (line.removesuffix(b"\r") for line in data.split(b"\n"))
-    return [line for line in lines if line.strip()]
+        return (entry for entry in pieces(data, b"\0") if entry)
+    lines = (line.removesuffix(b"\r") for line in pieces(data, b"\n"))
+    return (line for line in lines if line.strip())
 
 
 @dataclass(slots=True)
 class _Walk:
     """Images below folders. Links to folders wait until all real folders are read."""
 
-    found: dict[bytes, tuple[int, int]] = field(default_factory=dict)
+    found: FileList = field(default_factory=FileList)
     skipped: Counter[str] = field(default_factory=Counter)
     unreadable: list[str] = field(default_factory=list)
     _seen: set[tuple[int, int]] = field(default_factory=set)
@@ -346,10 +346,10 @@ class _Walk:
         try:
             status = entry.stat()
         except OSError:  # a broken link, or gone already: a row that fails and says so
-            self.found[entry.path] = (0, 0)
+            self.found.add(entry.path, 0, 0)
             return
         if stat.S_ISREG(status.st_mode):
-            self.found[entry.path] = (status.st_size, status.st_mtime_ns)
+            self.found.add(entry.path, status.st_size, status.st_mtime_ns)
         else:
             self.skipped[NOT_REGULAR] += 1
 
