@@ -19,6 +19,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import basic_indices
 from killing import LAYERS, ROWS, SETTINGS, KillServer, contents, make_images
+from test_docs import blocks
 
 import vggfeat as library
 from vggfeat.errors import CacheError, CacheMismatchError, InputError, LockedError, UsageError
@@ -743,3 +744,33 @@ def test_from_the_command_line(images: Path, tmp_path: Path) -> None:
     assert done.stdout.startswith("view.h5: a view of 22 images")
     done = vggfeat("merge", "feats", "feats", "--out", "x.h5", "--virtual", cwd=tmp_path)
     assert done.returncode == 2
+
+
+def test_the_array_of_the_operations_page(images: Path, tmp_path: Path) -> None:
+    """The job script shown for Slurm does the share of its task, and its array is as many tasks."""
+    (script,) = blocks("docs/OPERATIONS.md", "slurm")
+    line = script.strip().splitlines()[-1]
+    assert "#SBATCH --array=0-63\n" in script
+    assert "/64 " in line
+    words = " ".join(command(images, "feats/")[5:])
+    line = line.replace(
+        "vggfeat extract /srv/photos", f"{sys.executable} -m vggfeat extract {images}"
+    )
+    line = line.replace("--layers conv5_3,fc7 --out /srv/feats/", words)
+    done = subprocess.run(
+        ["bash", "-c", line],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "SLURM_ARRAY_TASK_ID": "63"},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == ""
+    shards = manifest_of(tmp_path / "feats")["shards"]
+    assert len(shards) == 64
+    done_rows = [
+        int((file_state(tmp_path / "feats" / one["name"]) > 0).sum()) if one["rows"] else 0
+        for one in shards
+    ]
+    assert done_rows == [*[0] * 63, shards[63]["rows"]]
+    assert shards[63]["rows"] > 0
