@@ -41,8 +41,8 @@ class ShardedCache(FeatureCache):
 
     Args:
         path: the folder.
-        share: `3/64`: only the shards whose number mod 64 is 3, rows counted over these alone; there
-            may be none.
+        share: `3/64`: only the shards whose number mod 64 is 3, rows counted over these alone;
+            there may be none.
 
     Raises:
         CacheError: no sharded cache of ours, damaged, or with not one shard there.
