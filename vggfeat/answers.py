@@ -15,6 +15,7 @@ from vggfeat.querying import Queries, Undecodable, query_images
 from vggfeat.reader import FeatureCache
 from vggfeat.scan import nearest
 from vggfeat.schema import RowState
+from vggfeat.shardreader import open_cache
 
 if TYPE_CHECKING:
     import os
@@ -129,7 +130,7 @@ def search(
         LockedError: another run builds the index.
         SpaceError: the index cannot be written.
     """
-    opened = cache if isinstance(cache, FeatureCache) else FeatureCache(cache)
+    opened = cache if isinstance(cache, FeatureCache) else open_cache(cache)
     names, shares = _layers(opened, layers, weights)
     if not queries and not rows:
         raise UsageError("no query; name images or folders, or an image of the cache with --row")

@@ -12,7 +12,6 @@ import numpy as np
 
 from vggfeat.errors import CacheMismatchError, UsageError
 from vggfeat.labels import UNLABELLED, labels_of
-from vggfeat.reader import FeatureCache
 from vggfeat.retrieval import (
     FUSIONS,
     METRICS,
@@ -24,11 +23,14 @@ from vggfeat.retrieval import (
     search,
     spread,
 )
+from vggfeat.shardreader import open_cache
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
+
+    from vggfeat.reader import FeatureCache
 
 _log = logging.getLogger("vggfeat")
 
@@ -136,8 +138,8 @@ def compare(
         CacheMismatchError: the caches have no image in common, or the queries were made otherwise.
     """
     _check_choices(metric, fusions, sample, k)
-    opened = tuple(map(FeatureCache, caches))
-    altered = tuple(map(FeatureCache, queries))
+    opened = tuple(map(open_cache, caches))
+    altered = tuple(map(open_cache, queries))
     _check_caches(opened, altered, with_labels=labels is not None)
     plan = plan_candidates(opened, metric, fusions)
     if altered:

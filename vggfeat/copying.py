@@ -23,7 +23,9 @@ _NOT_COPIED_BY_KERNEL = (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINV
 _COPY_BYTES = 1 << 24
 
 
-def copy_rows(path: str, old: Header, target: int, new: Header, origin: NDArray[np.int64]) -> None:
+def copy_rows(
+    path: str, old: Header, target: int, new: Header, origin: NDArray[np.int64], *, first: int = 0
+) -> None:
     """Copies features, checksums, digests and reasons of old rows to their new places.
 
     Args:
@@ -31,7 +33,8 @@ def copy_rows(path: str, old: Header, target: int, new: Header, origin: NDArray[
         old: its header.
         target: descriptor of the file they go to.
         new: header of that file; a column that only one of the two has is left alone.
-        origin: int64 (rows of the new file,), for each the old row, or -1.
+        origin: int64 (n,), for n rows of the new file the old row of each, or -1.
+        first: row of the new file that `origin` begins with.
 
     Raises:
         SpaceError: the disk is full or failed.
@@ -49,7 +52,7 @@ def copy_rows(path: str, old: Header, target: int, new: Header, origin: NDArray[
                     source,
                     had.offset + int(origin[rows[start]]) * run.row_bytes,
                     target,
-                    run.offset + int(rows[start]) * run.row_bytes,
+                    run.offset + (first + int(rows[start])) * run.row_bytes,
                     (stop - start) * run.row_bytes,
                 )
     finally:

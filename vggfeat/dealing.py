@@ -22,7 +22,7 @@ from vggfeat import errors
 from vggfeat.actors import Asked, Board, Errand, Outcome, ShardWorker
 from vggfeat.cluster import connected, import_ray
 from vggfeat.errors import DeviceError, ShardsHeldError, TooManyFailuresError, UsageError
-from vggfeat.names import remote_scheme
+from vggfeat.names import absolute_place
 from vggfeat.reader import FeatureCache
 from vggfeat.records import Progress
 from vggfeat.run import raise_if_cut_short
@@ -82,7 +82,7 @@ def extract_on_ray(
         tuple(_absolute(source) for source in sources),
         os.path.abspath(out),
         settings,
-        root if root is None or remote_scheme(root) else os.path.abspath(root),
+        None if root is None else absolute_place(root),
         None if sharding is None else sharding.shards,
         wish.retry_failed and not wish.update,
     )
@@ -104,8 +104,7 @@ def _absolute(source: str | os.PathLike[str]) -> str:
     if text == "-" and isinstance(source, str):
         raise UsageError("--engine ray lists images on a node; name an @LIST instead of -")
     mark = "@" if isinstance(source, str) and text.startswith("@") else ""
-    place = text[len(mark) :]
-    return mark + (place if remote_scheme(place) else os.path.abspath(place))
+    return mark + absolute_place(text[len(mark) :])
 
 
 @dataclass(slots=True)

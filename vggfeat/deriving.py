@@ -27,6 +27,7 @@ from vggfeat.reader import FeatureCache
 from vggfeat.recipes import as_step
 from vggfeat.records import Failure, FeatureBatch, Images, Progress
 from vggfeat.schema import IMAGES, RowState
+from vggfeat.shardreader import open_cache
 from vggfeat.signals import StopFlag
 from vggfeat.sink import Sink
 from vggfeat.transforms import Transform, blocks_of, find_scales
@@ -104,7 +105,7 @@ def open_source(
     """
     if use is not None and settings is not None:
         raise UsageError("a model has settings of its own; give them or the model, not both")
-    cache = FeatureCache(source)
+    cache = open_cache(source)
     check_output(out, fresh=begin == "fresh")
     refuse_if_held(out)
     return cache

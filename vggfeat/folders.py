@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from vggfeat.listing import FileList
 from vggfeat.names import IMAGE_EXTENSIONS, NOT_REGULAR, archive_suffix, extension, quoted
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 class FolderWalk:
     """Images below folders. Links to folders wait until all real folders are read."""
 
-    found: dict[bytes, tuple[int, int]] = field(default_factory=dict)
+    found: FileList = field(default_factory=FileList)
     skipped: Counter[str] = field(default_factory=Counter)
     unreadable: list[str] = field(default_factory=list)
     _seen: set[tuple[int, int]] = field(default_factory=set)
@@ -79,9 +80,9 @@ class FolderWalk:
         try:
             status = entry.stat()
         except OSError:  # a broken link, or gone already: a row that fails and says so
-            self.found[entry.path] = (0, 0)
+            self.found.add(entry.path, 0, 0)
             return
         if stat.S_ISREG(status.st_mode):
-            self.found[entry.path] = (status.st_size, status.st_mtime_ns)
+            self.found.add(entry.path, status.st_size, status.st_mtime_ns)
         else:
             self.skipped[NOT_REGULAR] += 1

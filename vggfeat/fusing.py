@@ -19,10 +19,10 @@ from vggfeat.fitted import Fitted, check_network, model_for, network_of, pack, u
 from vggfeat.fusion import Attention, Fusion, fit_fusion
 from vggfeat.labels import UNLABELLED, labels_of
 from vggfeat.plan import match_paths
-from vggfeat.reader import FeatureCache
 from vggfeat.recipes import FinalNorm, Method, Recipe, RowNorm, recipe_from
 from vggfeat.reduction import Pca, Standardisation
 from vggfeat.retrieval import spread
+from vggfeat.shardreader import open_cache
 from vggfeat.transforms import blocks_of, chosen_layers
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from vggfeat.config import Dtype
     from vggfeat.deriving import Begin, OnProgress
     from vggfeat.learning import Examples, Learnt
+    from vggfeat.reader import FeatureCache
 
 T = TypeVar("T")
 
@@ -197,7 +198,7 @@ def _asked(cache: FeatureCache, settings: FuseSettings) -> dict[str, Any]:
         "width": settings.width,
         "name": settings.name,
         "labels": labels,
-        "pairs": [FeatureCache(pair).header.identity.fingerprint() for pair in settings.pairs],
+        "pairs": [open_cache(pair).header.identity.fingerprint() for pair in settings.pairs],
         "source": cache.header.identity.fingerprint(),
     }
 
@@ -261,7 +262,7 @@ def _from_pairs(cache: FeatureCache, fusion: Fusion, pairs: Sequence[str]) -> Ex
     parts, groups = [], []
     originals = spread(np.flatnonzero(cache.done), _most_rows(fusion) // (1 + len(pairs)))
     for path in pairs:
-        other = FeatureCache(path)
+        other = open_cache(path)
         check_network(other, network_of(cache, fusion.inputs), cache.path)
         match = match_paths(other.paths, cache.paths[originals])
         done = other.done[match.rows]

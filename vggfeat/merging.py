@@ -12,9 +12,10 @@ import numpy as np
 from vggfeat.copying import copy_rows
 from vggfeat.errors import CacheMismatchError, UsageError
 from vggfeat.lock import hold
-from vggfeat.reader import FeatureCache
 from vggfeat.records import Images
 from vggfeat.schema import IMAGES, RowState
+from vggfeat.shardmerge import check_whole, join_shards, refuse_replacing
+from vggfeat.shardreader import ShardedCache, open_cache
 from vggfeat.writer import create_cache, write_all
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from vggfeat.reader import FeatureCache
     from vggfeat.schema import Header
 
 _SHOWN = 3
@@ -85,7 +87,8 @@ def merge(
     and may be filled by a run meanwhile.
 
     Args:
-        sources: caches with the same fingerprint.
+        sources: caches with the same fingerprint; a folder of shards counts as one. A single such
+            folder becomes one file shard by shard, in memory that does not grow with it.
         out: the new cache; must not be there yet.
         keep_paths: take paths as they are recorded, though they are relative to different folders:
             the same images, seen at another place. Else such paths are made relative to what the
@@ -101,11 +104,13 @@ def merge(
     out = os.fspath(out)
     if not sources:
         raise UsageError("no caches to merge; name two or more")
-    caches = [FeatureCache(source) for source in sources]
+    caches = [open_cache(source) for source in sources]
+    check_whole(caches)
+    if len(caches) == 1 and isinstance(caches[0], ShardedCache):
+        return _joined(caches[0], out)
     _check_settings(caches)
     with hold(out):
-        if os.path.lexists(out):
-            raise UsageError(f"output {out!r} is there already; choose another --out or delete it")
+        refuse_replacing(out)
         root, prefixes = _common_root(caches, keep_paths=keep_paths)
         rows = _all_rows(caches, prefixes)
         kept = _first_of_each(rows)
@@ -121,6 +126,15 @@ def merge(
         pending=counts[RowState.PENDING],
         shared=len(np.unique(rows.paths[1:][rows.paths[1:] == rows.paths[:-1]])),
     )
+
+
+def _joined(source: ShardedCache, out: str) -> Merged:
+    with hold(out):
+        refuse_replacing(out)
+        counts = join_shards(source, out)
+    rows = sum(counts) - counts[RowState.REMOVED]
+    done, failed, pending = (counts[state] for state in _BEST_FIRST)
+    return Merged(out, 1, rows, done, failed, pending, shared=0)
 
 
 def _check_settings(caches: Sequence[FeatureCache]) -> None:
@@ -201,8 +215,7 @@ def _write(caches: Sequence[FeatureCache], kept: _Rows, root: bytes, out: str) -
     def take_over(handle: int, new: Header) -> None:
         for number, cache in enumerate(caches):
             settled = (kept.source == number) & (kept.state != RowState.PENDING)
-            origin = np.where(settled, kept.row, -1)
-            copy_rows(cache.path, cache.header, handle, new, origin)
+            _copy_settled(cache, np.flatnonzero(settled), kept.row[settled], handle, new)
         write_all(handle, kept.state, new.runs[f"{IMAGES}/state"].offset)
 
     header = caches[0].header
@@ -215,3 +228,16 @@ def _write(caches: Sequence[FeatureCache], kept: _Rows, root: bytes, out: str) -
         scales=header.scales,
         fill=take_over,
     )
+
+
+def _copy_settled(
+    cache: FeatureCache, rows: NDArray[np.int64], olds: NDArray[np.int64], handle: int, new: Header
+) -> None:
+    """Copies rows of one cache, from each of its files, to `rows`; both int64 (n,), ascending."""
+    for part in cache.parts():
+        start, stop = np.searchsorted(olds, [part.first, part.first + part.header.rows]).tolist()
+        if start < stop:
+            first = int(rows[start])
+            origin = np.full(int(rows[stop - 1]) + 1 - first, -1, dtype=np.int64)
+            origin[rows[start:stop] - first] = olds[start:stop] - part.first
+            copy_rows(part.path, part.header, handle, new, origin, first=first)

@@ -99,3 +99,8 @@ def remote_scheme(path: str | bytes | PathLike[str]) -> str:
     text = path.decode(errors="surrogateescape") if isinstance(path, bytes) else path
     found = _ADDRESS.match(text.lower()) if isinstance(text, str) else None
     return found[1] if found else ""
+
+
+def absolute_place(path: str) -> str:
+    """A path made absolute; an address in an object store as it is, without a slash at its end."""
+    return path.rstrip("/") if remote_scheme(path) else os.path.abspath(path)

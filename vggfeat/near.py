@@ -31,6 +31,7 @@ from vggfeat.blocks import (
 from vggfeat.errors import InputError, UsageError
 from vggfeat.machine import usable_cores
 from vggfeat.reader import FeatureCache
+from vggfeat.shardreader import open_cache
 
 if TYPE_CHECKING:
     import os
@@ -124,7 +125,7 @@ def duplicates(
         InputError: fewer than two rows are done.
         CacheError: not a cache of ours, or without that layer.
     """
-    opened = cache if isinstance(cache, FeatureCache) else FeatureCache(cache)
+    opened = cache if isinstance(cache, FeatureCache) else open_cache(cache)
     name = opened.canonical(layer) if layer is not None else the_layer(opened)
     _check(threshold, metric)
     rows = np.flatnonzero(opened.done)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from vggfeat.errors import InputError, UsageError
+from vggfeat.listing import FileList
 from vggfeat.names import (
     IMAGE_EXTENSIONS,
     UNSAFE_NAME,
@@ -34,12 +35,12 @@ class Objects:
     """Objects found below addresses.
 
     Attributes:
-        found: address, as bytes → size and time of last change.
+        found: their addresses, sizes and times of last change.
         skipped: those passed over, by extension or reason.
         root: what all addresses have in common.
     """
 
-    found: dict[bytes, tuple[int, int]] = field(default_factory=dict)
+    found: FileList = field(default_factory=FileList)
     skipped: Counter[str] = field(default_factory=Counter)
     root: bytes = b""
 
@@ -56,7 +57,8 @@ class Objects:
 
     def add(self, entry: RemoteEntry) -> None:
         """Keep an object whatever its name."""
-        self.found[entry.address.encode(errors="surrogateescape")] = (entry.size, entry.mtime_ns)
+        address = entry.address.encode(errors="surrogateescape")
+        self.found.add(address, entry.size, entry.mtime_ns)
 
 
 def find_objects(named: Sequence[str], listed: Sequence[str]) -> Objects:
@@ -82,9 +84,9 @@ def find_objects(named: Sequence[str], listed: Sequence[str]) -> Objects:
         for entry in lone:
             objects.add(entry)
         for address, found in zip(listed, _look_up_all(pool, listed), strict=True):
-            gone = found is None or found.folder
-            size, time = (0, 0) if found is None else (found.size, found.mtime_ns)
-            objects.found[os.fsencode(address)] = (0, 0) if gone else (size, time)
+            there = found if found is not None and not found.folder else None
+            size, time = (there.size, there.mtime_ns) if there else (0, 0)
+            objects.found.add(os.fsencode(address), size, time)
         _walk(pool, folders, objects)
     objects.root = _common_root(schemes.pop(), folders, [*listed, *(one.address for one in lone)])
     return objects

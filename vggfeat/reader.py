@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +22,21 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One file of a cache.
+
+    Attributes:
+        path: of the file.
+        header: of the file.
+        first: its first row among those of the cache.
+    """
+
+    path: str
+    header: Header
+    first: int
+
+
 class FeatureCache:
     """A cache opened for reading.
 
@@ -35,17 +51,18 @@ class FeatureCache:
     Args:
         path: the cache; one in an object store, `s3://bucket/feats.h5`, is fetched first unless
             the copy fetched last is it still.
+        header: its metadata, where they were read already.
 
     Raises:
         CacheError: the file is not a cache of ours, or is damaged.
         InputError: it is in an object store, and cannot be had.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], header: Header | None = None) -> None:
         self.path = os.fspath(path)
         if remote_scheme(self.path):
             self.path = local_copy(self.path)
-        self.header: Header = read_header(self.path)
+        self.header: Header = header or read_header(self.path)
         self.layers: tuple[str, ...] = self.header.identity.layers
         self._arrays: dict[str, np.memmap[tuple[int, ...], np.dtype[np.generic]]] = {}
 
@@ -139,6 +156,18 @@ class FeatureCache:
     def paths(self) -> NDArray[np.bytes_]:
         """Path of each image relative to the source root, bytes (N,), sorted."""
         return self._array(f"{IMAGES}/path")  # type: ignore[return-value] # as above
+
+    def column(self, name: str) -> NDArray[np.generic]:
+        """A dataset of `/images` by its name, (N,) or (N, 32)."""
+        return self._array(f"{IMAGES}/{name}")
+
+    def parts(self) -> list[Part]:
+        """The files it lies in, in the order of their rows."""
+        return [Part(self.path, self.header, 0)]
+
+    def release(self) -> None:
+        """Forgets its memory maps, each of which holds a file descriptor; they come back by use."""
+        self._arrays.clear()
 
     def values(
         self, layer: str, rows: NDArray[np.integer] | slice = slice(None)

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 FORMAT = "vggfeat"
 FORMAT_VERSION = 1
+VIEW_FORMAT = "vggfeat-view"
+"""`format` of a view of shards, which other HDF5 tools read; vggfeat reads the shards."""
+
 ERROR_BYTES = 160
 """Longest reason a failed row keeps."""
 
@@ -175,7 +178,7 @@ def lay_out(
         for spec, one in scales.items():
             file.create_dataset(f"{SCALES}/{spec}", data=one.scale.astype("<f4"))
             file.create_dataset(f"{OFFSETS}/{spec}", data=one.offset.astype("<f4"))
-        file.attrs.update(_attributes(identity, provenance))
+        file.attrs.update(attributes_of(identity, provenance))
 
 
 def _create_dataset(group: h5py.Group, name: str, dtype: str, shape: tuple[int, ...]) -> None:
@@ -197,7 +200,8 @@ def _hdf5_type(dtype: str) -> h5t.TypeID:
     return h5t.py_create(kind, logical=True)
 
 
-def _attributes(identity: Identity, provenance: Provenance) -> dict[str, Any]:
+def attributes_of(identity: Identity, provenance: Provenance) -> dict[str, Any]:
+    """The attributes of `/` by name, as HDF5 takes them."""
     optional = {}
     if identity.activations:
         optional["activations"] = json.dumps(dict(identity.activations))
@@ -269,6 +273,10 @@ def _header(file_name: str, file: h5py.File) -> Header:
 
 def _check_format(file_name: str, file: h5py.File) -> None:
     found = file.attrs.get("format")
+    if isinstance(found, str) and found == VIEW_FORMAT:
+        raise CacheError(
+            f"{file_name!r} is a view of shards for other tools; name the folder of the shards"
+        )
     if not isinstance(found, str) or found != FORMAT:
         raise CacheError(
             f"{file_name!r} is an HDF5 file but no cache of ours: attribute format is {found!r}, "

@@ -17,13 +17,11 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from vggfeat._version import __version__
 from vggfeat.errors import CacheError, CacheMismatchError, SpaceError, UsageError
 from vggfeat.job import check_removals, check_settings
 from vggfeat.lock import hold
-from vggfeat.names import remote_scheme
+from vggfeat.names import absolute_place, remote_scheme
 from vggfeat.plan import match_paths
 from vggfeat.reader import FeatureCache
 from vggfeat.schema import RowState
@@ -60,12 +58,8 @@ def named_sources(sources: Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
         if isinstance(source, str) and text == "-":
             found.add(text)
         else:
-            found.add(("@" if marked else "") + _absolute(text[marked:]))
+            found.add(("@" if marked else "") + absolute_place(text[marked:]))
     return tuple(sorted(found))
-
-
-def _absolute(path: str) -> str:
-    return path.rstrip("/") if remote_scheme(path) else os.path.abspath(path)
 
 
 def check_folder(out: str) -> None:
@@ -117,10 +111,10 @@ def check_plan(
             f"sharded cache {out!r} was planned of {', '.join(manifest.sources)}, asked "
             f"{', '.join(asked)}; name the same, --update to list anew, or choose another --out"
         )
-    if root is not None and os.fsencode(_absolute(root)) != manifest.root:
+    if root is not None and os.fsencode(absolute_place(root)) != manifest.root:
         raise CacheMismatchError(
             f"sharded cache {out!r} has paths relative to {os.fsdecode(manifest.root)!r}, asked "
-            f"{_absolute(root)!r}; leave --root out, or --update to list anew"
+            f"{absolute_place(root)!r}; leave --root out, or --update to list anew"
         )
 
 
@@ -162,7 +156,16 @@ class Planner:
                 for number, (start, stop) in enumerate(itertools.pairwise(bounds))
             )
             self._check_room(laid)
-            manifest = self._manifest(made.identity.fingerprint(), batch_size, laid)
+            manifest = ShardManifest(
+                fingerprint=made.identity.fingerprint(),
+                batch_size=batch_size,
+                root=self.images.root,
+                sources=self.sources,
+                path_bytes=max(map(len, self.images.paths)),
+                shards=laid,
+                created_utc=made.provenance.created_utc,
+                tool_version=__version__,
+            )
             self._publish(manifest, replace=replace)
         return read_manifest(self.out)
 
@@ -192,23 +195,6 @@ class Planner:
                 f"disk has {byte_count(free)} free; make room, ask for fewer or smaller layers, or "
                 "choose another --out"
             )
-
-    def _manifest(
-        self, fingerprint: str, batch_size: int, shards: tuple[Shard, ...]
-    ) -> ShardManifest:
-        headers = [
-            FeatureCache(os.path.join(self.out, one.name)).header for one in shards if one.name
-        ]
-        return ShardManifest(
-            fingerprint=fingerprint,
-            batch_size=batch_size,
-            root=self.images.root,
-            sources=self.sources,
-            path_bytes=max(np.dtype(one.runs["images/path"].dtype).itemsize for one in headers),
-            shards=shards,
-            created_utc=headers[0].provenance.created_utc,
-            tool_version=__version__,
-        )
 
     def _publish(self, manifest: ShardManifest, *, replace: bool) -> None:
         if publish_manifest(self.out, manifest, self.token, replace=replace):
@@ -259,7 +245,14 @@ class Planner:
             for shard in laid:
                 renumbered.append(dataclasses.replace(shard, first=first))
                 first += shard.rows
-            manifest = self._manifest(had.fingerprint, had.batch_size, tuple(renumbered))
+            longest = max(map(len, self.images.paths))
+            manifest = dataclasses.replace(
+                had,
+                root=self.images.root,
+                sources=self.sources,
+                path_bytes=max(had.path_bytes, longest),  # rows stay that were not listed
+                shards=tuple(renumbered),
+            )
             self._publish(manifest, replace=True)
         return join_changes([one.changes for one in found if one.changes is not None])
 
@@ -279,6 +272,8 @@ class Planner:
             bisect.bisect_left(self.images.paths, bytes(caches[number].paths[0]))  # type: ignore[union-attr] # those that are there
             for number in there[1:]
         ]
+        for number in there:
+            caches[number].release()  # type: ignore[union-attr] # as above
         ends = dict(zip(there, [*begins, len(self.images)], strict=True))
         start = 0
         for number, shard in enumerate(had.shards):
@@ -295,6 +290,7 @@ class Planner:
             changes = find_changes(piece.cache, moved, match, wish)
         else:
             changes = find_changes(piece.cache, piece.images, match, wish)
+        piece.cache.release()
         return dataclasses.replace(piece, match=match, changes=changes)
 
     def _check(self, found: Sequence[_Piece], had: ShardManifest, settings: Settings) -> None:
@@ -315,7 +311,9 @@ class Planner:
         gone = [one for one in there if one.changes is not None and len(one.changes.removed)]
         if gone and gone[0].cache is not None and gone[0].changes is not None:
             present = sum(
-                int((one.cache.state != RowState.REMOVED).sum()) for one in there if one.cache
+                int((FeatureCache(one.cache.path).state != RowState.REMOVED).sum())
+                for one in there
+                if one.cache is not None
             )
             check_removals(
                 settings,
@@ -334,6 +332,7 @@ class Planner:
         out = os.path.join(self.out, name)
         with hold(piece.cache.path):
             apply_changes(piece.cache, piece.images, piece.match, piece.changes, out=out)
+        piece.cache.release()
         return Shard(name, 0, len(FeatureCache(out)))
 
 

@@ -16,14 +16,15 @@ from vggfeat.errors import UsageError
 from vggfeat.names import printable
 from vggfeat.pages import page
 from vggfeat.pictures import image_file
-from vggfeat.reader import FeatureCache
 from vggfeat.reports import publish
+from vggfeat.shardreader import open_cache
 from vggfeat.tiles import Group, Query, Result, Tile, groups_of, picture_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vggfeat.answers import Findings
+    from vggfeat.reader import FeatureCache
 
 __all__ = [
     "FORMATS",
@@ -138,7 +139,7 @@ def sheet_of_findings(found: Findings, out: str, *, root: str | None = None) -> 
         UsageError: another ending, no such folder, or a picture that would be too large.
         SpaceError: the file cannot be written; what was there stays.
     """
-    cache = FeatureCache(found.cache)
+    cache = open_cache(found.cache)
     queries = [
         Query(
             answer.query if answer.row is None else image_file(cache, answer.row, root) or "",

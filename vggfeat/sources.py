@@ -13,6 +13,7 @@ import numpy as np
 from vggfeat.archives import Listing, Places, list_archive, with_members
 from vggfeat.errors import DecodeError, InputError, UsageError, VggfeatError
 from vggfeat.folders import FolderWalk
+from vggfeat.listing import FileList, pieces, sorted_order, taken_in_order
 from vggfeat.names import (
     MEMBER_MARK,
     NOT_REGULAR,
@@ -29,7 +30,7 @@ from vggfeat.records import ImageRef
 from vggfeat.remote import read_object
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from numpy.typing import NDArray
@@ -134,10 +135,10 @@ def discover(
             f"cannot read {first_few(walk.unreadable)}; every folder must be readable, or images "
             "would be missing from the file"
         )
-    found = {**walk.found, **named.files}
+    found = walk.found.extended(named.files)
     listings = _list_archives(named)
     skipped = sum((listing.skipped for listing in listings), walk.skipped)
-    if not found and not any(listing.names for listing in listings):
+    if not len(found) and not any(listing.names for listing in listings):
         raise InputError(_nothing_found(sources, skipped))
     base = _common_root(named) if root is None else _absolute(os.fsencode(root))
     return _manifest(found, listings, base, dict(sorted(skipped.items())))
@@ -153,21 +154,20 @@ def _discover_objects(
             "make a cache of each, and merge them"
         )
     objects = find_objects(named.addresses, named.objects)
-    if not objects.found:
+    if not len(objects.found):
         raise InputError(_nothing_found(sources, objects.skipped))
     base = objects.root if root is None else os.fsencode(root.rstrip("/"))
     return _manifest(objects.found, [], base, dict(sorted(objects.skipped.items())))
 
 
 def _manifest(
-    found: Mapping[bytes, tuple[int, int]],
+    found: FileList,
     listings: Sequence[Listing],
     root: bytes,
     skipped: Mapping[str, int],
 ) -> Manifest:
     """Sort absolute paths, make them relative, and bring all else into their order."""
-    paths = list(found)
-    facts = np.array(list(found.values()), np.int64).reshape(-1, 2)  # (N, 2)
+    paths, facts = found.paths, found.facts()  # (N,), (N, 2)
     places = None
     if listings:
         paths, facts, places = with_members(paths, facts, listings)
@@ -178,10 +178,10 @@ def _manifest(
             f"not below root {os.fsdecode(root)!r}: {first_few(map(quoted, outside))}; name a "
             "root that holds all images, or leave it out"
         )
-    order = sorted(range(len(paths)), key=paths.__getitem__)
+    order = sorted_order(paths)
     return Manifest(
         root=root,
-        paths=tuple(paths[row][len(prefix) :] for row in order),
+        paths=taken_in_order(paths, order, len(prefix)),
         sizes=facts[order, 0],
         mtimes=facts[order, 1],
         skipped=skipped,
@@ -221,7 +221,7 @@ class _Named:
     """
 
     folders: set[bytes] = field(default_factory=set)
-    files: dict[bytes, tuple[int, int]] = field(default_factory=dict)
+    files: FileList = field(default_factory=FileList)
     whole: set[bytes] = field(default_factory=set)
     wanted: dict[bytes, set[bytes]] = field(default_factory=dict)
     addresses: list[str] = field(default_factory=list)
@@ -241,7 +241,7 @@ class _Named:
             if name:
                 self.wanted.setdefault(archive, set()).add(name)
             elif listed:
-                self.files[where] = (0, 0)
+                self.files.add(where, 0, 0)
             else:
                 self.missing.append(f"{quoted(path)} ({error.strerror})")
             return
@@ -250,7 +250,7 @@ class _Named:
         elif stat.S_ISREG(status.st_mode) and archive_suffix(where):
             self.whole.add(where)
         else:
-            self.files[where] = (status.st_size, status.st_mtime_ns)
+            self.files.add(where, status.st_size, status.st_mtime_ns)
 
 
 def _split_member(path: bytes) -> tuple[bytes, bytes]:
@@ -302,13 +302,13 @@ def _stdin(given: BinaryIO | None) -> BinaryIO:
     return stream
 
 
-def _entries(data: bytes) -> list[bytes]:
+def _entries(data: bytes) -> Iterator[bytes]:
     """The paths in a list, as the file system's own bytes."""
     data = data.removeprefix(_BOM)
     if b"\0" in data:
-        return [entry for entry in data.split(b"\0") if entry]
-    lines = (line.removesuffix(b"\r") for line in data.split(b"\n"))
-    return [line for line in lines if line.strip()]
+        return (entry for entry in pieces(data, b"\0") if entry)
+    lines = (line.removesuffix(b"\r") for line in pieces(data, b"\n"))
+    return (line for line in lines if line.strip())
 
 
 def _absolute(path: bytes) -> bytes:

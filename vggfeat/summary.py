@@ -12,6 +12,7 @@ import numpy as np
 
 from vggfeat.records import FailedImage
 from vggfeat.schema import RowState
+from vggfeat.shardreader import ShardedCache
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -54,6 +55,27 @@ class LayerSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class ShardSummary:
+    """One shard of a sharded cache.
+
+    Attributes:
+        name: of its file; empty if it has no rows, and so no file.
+        rows: images in it.
+        done: rows with features.
+        failed: rows whose image failed.
+        pending: rows still to do; all, if the file is not there.
+        there: whether the file is.
+    """
+
+    name: str
+    rows: int
+    done: int
+    failed: int
+    pending: int
+    there: bool
+
+
+@dataclass(frozen=True, slots=True)
 class CacheSummary:
     """All that `vggfeat inspect` shows.
 
@@ -73,6 +95,7 @@ class CacheSummary:
         config: all settings of the run that made it.
         steps: of a derived cache how its features came about, first step first, each with what it
             `read`; empty where they are the network's own.
+        shards: of a sharded cache, in their order; else empty.
     """
 
     path: str
@@ -96,13 +119,14 @@ class CacheSummary:
     fingerprint: str
     config: Mapping[str, Any]
     steps: tuple[Mapping[str, Any], ...]
+    shards: tuple[ShardSummary, ...] = ()
 
 
 def summarise(cache: FeatureCache) -> CacheSummary:
     """Counts, describes and samples a cache."""
     identity, provenance = cache.header.identity, cache.header.provenance
     counts = np.bincount(cache.state, minlength=len(RowState)).tolist()
-    status = os.stat(cache.path)
+    files = [os.stat(part.path) for part in cache.parts()]
     return CacheSummary(
         path=cache.path,
         rows=len(cache),
@@ -111,8 +135,8 @@ def summarise(cache: FeatureCache) -> CacheSummary:
         failures=tuple(
             FailedImage(cache.name(failure.row), failure.reason) for failure in cache.failures()
         ),
-        size=status.st_size,
-        on_disk=status.st_blocks * 512,
+        size=sum(status.st_size for status in files),
+        on_disk=sum(status.st_blocks for status in files) * 512,
         model=identity.model,
         weights=identity.weights,
         weights_sha256=identity.weights_sha256,
@@ -127,6 +151,29 @@ def summarise(cache: FeatureCache) -> CacheSummary:
         fingerprint=identity.fingerprint(),
         config=provenance.config,
         steps=_steps(cache),
+        shards=_shards(cache),
+    )
+
+
+def _shards(cache: FeatureCache) -> tuple[ShardSummary, ...]:
+    if not isinstance(cache, ShardedCache):
+        return ()
+    state = np.asarray(cache.state)
+    return tuple(
+        ShardSummary(
+            shard.name,
+            shard.rows,
+            counts[RowState.DONE],
+            counts[RowState.FAILED],
+            counts[RowState.PENDING],
+            there=cache.shard_header(number) is not None or not shard.rows,
+        )
+        for number, shard in enumerate(cache.shards)
+        for counts in [
+            np.bincount(
+                state[shard.first : shard.first + shard.rows], minlength=len(RowState)
+            ).tolist()
+        ]
     )
 
 

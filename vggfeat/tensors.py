@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from vggfeat.errors import UsageError
 from vggfeat.reader import FeatureCache
+from vggfeat.shardreader import ShardedCache, open_cache
 
 if TYPE_CHECKING:
     import os
@@ -26,7 +28,16 @@ def as_tensor(cache: FeatureCache, layer: str) -> torch.Tensor:
         (N, D) or (N, C, H, W), the stored dtype, CPU: of an int8 cache codes, whose scales are in
         `cache.header.scales`. Writing to it changes this process's copy
         of the page and never the file.
+
+    Raises:
+        CacheError: the cache has no such layer.
+        UsageError: it is a sharded cache.
     """
+    if isinstance(cache, ShardedCache):
+        raise UsageError(
+            f"cache {cache.path!r} lies in {len(cache.shards)} files, and a tensor maps one: merge "
+            f"them (vggfeat merge {cache.path} --out FILE.h5), or use FeatureDataset"
+        )
     array = cache[layer]
     # A private map: torch has no read-only tensors, and a shared one would let a slip of the pen
     # into the file.
@@ -52,10 +63,12 @@ class FeatureDataset(Dataset[tuple[torch.Tensor, ...]]):
     def __init__(
         self, path: str | os.PathLike[str] | FeatureCache, layers: Sequence[str] | None = None
     ) -> None:
-        self.cache = path if isinstance(path, FeatureCache) else FeatureCache(path)
+        self.cache = path if isinstance(path, FeatureCache) else open_cache(path)
         self.layers = tuple(layers or self.cache.layers)
         self.rows = np.flatnonzero(self.cache.done)
-        self._tensors = tuple(as_tensor(self.cache, layer) for layer in self.layers)
+        self._tensors: tuple[torch.Tensor, ...] = ()
+        if not isinstance(self.cache, ShardedCache):
+            self._tensors = tuple(as_tensor(self.cache, layer) for layer in self.layers)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -66,6 +79,9 @@ class FeatureDataset(Dataset[tuple[torch.Tensor, ...]]):
             rows = np.array([row])
             values = (torch.from_numpy(self.cache.values(name, rows)[0]) for name in self.layers)
             return (*values, torch.tensor(row))
+        if not self._tensors:
+            stored = (torch.from_numpy(np.array(self.cache[name][row])) for name in self.layers)
+            return (*stored, torch.tensor(row))
         return (*(tensor[row] for tensor in self._tensors), torch.tensor(row))
 
     def __reduce__(self) -> tuple[type[FeatureDataset], tuple[str, tuple[str, ...]]]:

@@ -16,6 +16,7 @@ from vggfeat.lock import hold
 from vggfeat.machine import usable_cores
 from vggfeat.reader import FeatureCache
 from vggfeat.schema import IMAGES, Header, RowState
+from vggfeat.shardreader import ShardedCache
 from vggfeat.writer import CacheWriter, row_checksums
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ class Verification:
         repaired: how many of them are pending now.
         bytes: of features that were read.
         seconds: it took.
+        missing: of a sharded cache, names of shards that are not there; their rows count as
+            pending.
     """
 
     path: str
@@ -65,6 +68,7 @@ class Verification:
     repaired: int
     bytes: int
     seconds: float
+    missing: tuple[str, ...] = ()
 
 
 def verify(path: str | os.PathLike[str], *, repair: bool = False) -> Verification:
@@ -73,7 +77,7 @@ def verify(path: str | os.PathLike[str], *, repair: bool = False) -> Verificatio
     It may run beside an extraction into the same file. Memory stays flat, whatever the size.
 
     Args:
-        path: the cache.
+        path: the cache, a file or a folder of shards.
         repair: set bad rows to pending, so that the next run does them again.
 
     Raises:
@@ -83,15 +87,55 @@ def verify(path: str | os.PathLike[str], *, repair: bool = False) -> Verificatio
     """
     started = time.perf_counter()
     path = os.fspath(path)
-    with hold(path) if repair and os.path.isfile(path) else contextlib.nullcontext():
-        found = _look(FeatureCache(path))
-        if repair and found.bad:
+    look = _verify_shards if os.path.isdir(path) else _verify_file
+    found = look(path, repair=repair)
+    return replace(found, seconds=time.perf_counter() - started)
+
+
+def _verify_shards(path: str, *, repair: bool) -> Verification:
+    """All shards that are there, one after the other; rows are numbered over all of them."""
+    cache = ShardedCache(path)
+    found = Verification(path, len(cache), 0, 0, 0, 0, (), 0, 0, 0.0, tuple(cache.missing))
+    last = b""
+    for number, shard in enumerate(cache.shards):
+        header = cache.shard_header(number)
+        if header is None:
+            found = replace(found, pending=found.pending + shard.rows)
+            continue
+        one = FeatureCache(cache.shard_path(number), header)
+        if bytes(one.paths[0]) <= last:
+            raise CacheError(
+                f"sharded cache {path!r} is damaged: the first path of shard {one.path!r} is out "
+                "of order; take the manifest and the shards from one backup, or extract them "
+                "again with --fresh"
+            )
+        last = bytes(one.paths[-1])
+        part = _verify_file(one.path, header, repair=repair)
+        found = replace(
+            found,
+            done=found.done + part.done,
+            failed=found.failed + part.failed,
+            pending=found.pending + part.pending,
+            removed=found.removed + part.removed,
+            bad=(*found.bad, *(replace(bad, row=shard.first + bad.row) for bad in part.bad)),
+            repaired=found.repaired + part.repaired,
+            bytes=found.bytes + part.bytes,
+        )
+    return found
+
+
+def _verify_file(path: str, header: Header | None = None, *, repair: bool) -> Verification:
+    if not repair or not os.path.isfile(path):
+        return _look(FeatureCache(path, header))
+    with hold(path):  # first, for an update may put another file in the place of an opened one
+        cache = FeatureCache(path, header)
+        found = _look(cache)
+        if found.bad:
             rows = np.array([bad.row for bad in found.bad])
-            with contextlib.closing(CacheWriter(path, FeatureCache(path).header)) as writer:
+            with contextlib.closing(CacheWriter(path, cache.header)) as writer:
                 writer.set_states(rows, RowState.PENDING)
                 writer.sync()
-            found = replace(found, repaired=len(rows))
-    return replace(found, seconds=time.perf_counter() - started)
+        return replace(found, repaired=len(found.bad))
 
 
 def _look(cache: FeatureCache) -> Verification:

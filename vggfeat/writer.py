@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from vggfeat.sources import Manifest
 
 
+_IMAGES_AT_ONCE = 1 << 16  # written: as an array paths take several times what they do as a tuple
+
+
 def create_cache(
     out: str,
     images: Images | Manifest,
@@ -66,7 +69,7 @@ def create_cache(
     """
     temporary = f"{out}.tmp"  # always the same: the output is locked, and a killed run leaves one
     _remove(temporary)
-    longest = max(map(len, images.paths))
+    longest = _longest(images.paths)
     try:
         lay_out(
             temporary,
@@ -124,15 +127,25 @@ def _reserve(handle: int, out: str) -> None:
         )
 
 
+def _longest(paths: Sequence[bytes] | NDArray[np.bytes_]) -> int:
+    """Bytes of the longest path."""
+    if isinstance(paths, tuple):
+        return max(map(len, paths))
+    blocks = range(0, len(paths), _IMAGES_AT_ONCE)
+    return max(int(np.char.str_len(paths[at : at + _IMAGES_AT_ONCE]).max()) for at in blocks)
+
+
 def _write_images(handle: int, header: Header, images: Images | Manifest) -> None:
-    columns = {
-        "path": np.asarray(images.paths, dtype=header.runs[f"{IMAGES}/path"].dtype),
+    columns: Mapping[str, Sequence[bytes] | NDArray[np.generic]] = {
+        "path": images.paths,
         "size": images.sizes,
         "mtime_ns": images.mtimes,
     }
     for name, values in columns.items():
         run = header.runs[f"{IMAGES}/{name}"]
-        write_all(handle, np.ascontiguousarray(values, dtype=run.dtype), run.offset)
+        for start in range(0, header.rows, _IMAGES_AT_ONCE):
+            block = np.asarray(values[start : start + _IMAGES_AT_ONCE], dtype=run.dtype)
+            write_all(handle, np.ascontiguousarray(block), run.offset + start * run.row_bytes)
 
 
 def write_all(handle: int, values: NDArray[np.generic], offset: int) -> None:

@@ -23,11 +23,14 @@ if TYPE_CHECKING:
     from vggfeat.summary import CacheSummary, LayerSummary
 
 _FAILURES_SHOWN = 20
+_SHARDS_NAMED = 3
 _FIRST_TO_GO = ("std", "size", "zeros", "min", "mean", "max")
 
 
 def inspect(
-    cache: Annotated[str, typer.Argument(help="A cache.", metavar="FILE.h5")],
+    cache: Annotated[
+        str, typer.Argument(help="A cache, a file or a folder of shards.", metavar="FILE.h5")
+    ],
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,
     loss: Annotated[
@@ -78,10 +81,10 @@ def inspect(
     with exit_codes():
         # NumPy's linear algebra is not used here, and starting its threads is a fifth of the time.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-        from vggfeat.reader import FeatureCache
+        from vggfeat.shardreader import open_cache
         from vggfeat.summary import summarise
 
-        opened = FeatureCache(cache)
+        opened = open_cache(cache)
         if rows is not None or near is not None:
             _find(opened, rows, most, near, as_json=as_json)
             return
@@ -124,7 +127,7 @@ def _find(
 
 
 def _losses(cache: FeatureCache, against: str | None, *, wanted: bool) -> tuple[LayerLoss, ...]:
-    from vggfeat.reader import FeatureCache
+    from vggfeat.shardreader import open_cache
 
     if not wanted:
         if against is not None:
@@ -132,7 +135,7 @@ def _losses(cache: FeatureCache, against: str | None, *, wanted: bool) -> tuple[
         return ()
     from vggfeat.loss import measure_loss
 
-    return measure_loss(cache, against=FeatureCache(against) if against is not None else None)
+    return measure_loss(cache, against=open_cache(against) if against is not None else None)
 
 
 def _loss_lines(losses: tuple[LayerLoss, ...]) -> list[str]:
@@ -173,8 +176,22 @@ def _lines(summary: CacheSummary, *, all_failures: bool) -> list[str]:
     if summary.warning:
         warning = folded(f"  WARNING: {summary.warning}", 4)
         lines += [painted(line, "yellow", bold=True) for line in warning]
+    lines += _shard_lines(summary)
     lines += ["", *_layer_lines(summary.layers), "", *_making_lines(summary)]
     return lines + _failure_lines(summary, show_all=all_failures)
+
+
+def _shard_lines(summary: CacheSummary) -> list[str]:
+    if not summary.shards:
+        return []
+    missing = [shard for shard in summary.shards if not shard.there]
+    pending = [shard for shard in summary.shards if shard.there and shard.pending]
+    lines = [f"  {len(summary.shards)} shards, {len(pending)} of them with images left to do"]
+    if missing:
+        names = ", ".join(shard.name for shard in missing[:_SHARDS_NAMED])
+        more = f" and {len(missing) - _SHARDS_NAMED} more" if len(missing) > _SHARDS_NAMED else ""
+        lines.append(painted(f"  {len(missing)} shards are not there: {names}{more}", "yellow"))
+    return lines
 
 
 def _layer_lines(layers: tuple[LayerSummary, ...]) -> list[str]:

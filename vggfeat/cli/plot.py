@@ -149,6 +149,8 @@ def _is_cache(file: str) -> bool:
     """Whether it is, or should be, a cache: an error then says what is wrong with it as such."""
     import h5py
 
+    if os.path.isdir(file):
+        return True  # of shards; a folder is no image
     return file.lower().endswith(_CACHE_ENDINGS) or (os.path.isfile(file) and h5py.is_hdf5(file))
 
 
@@ -174,13 +176,13 @@ def _of_image(given: Mapping[str, Any]) -> Figure:
 
 def _of_cache(given: Mapping[str, Any]) -> Figure:
     _refuse(given, _FOR_IMAGES, "images")
-    from vggfeat.reader import FeatureCache
     from vggfeat.scatter import check_marks, draw_cache
+    from vggfeat.shardreader import open_cache
     from vggfeat.views import check_projection, view_cache
 
     projection = check_projection(given.get("projection", "pca"))
     marks = check_marks(given.get("marks", "thumbnails"))
-    cache = FeatureCache(given["file"])
+    cache = open_cache(given["file"])
     sample = {"sample": given["sample"]} if "sample" in given else {}
     view = view_cache(cache, layers=given.get("layers"), projection=projection, **sample)
     return draw_cache(view, marks=marks, root=given.get("root"))

@@ -13,7 +13,9 @@ from vggfeat.names import printable
 
 
 def sheet(
-    cache: Annotated[str, typer.Argument(help="A cache.", metavar="FILE.h5")],
+    cache: Annotated[
+        str, typer.Argument(help="A cache, a file or a folder of shards.", metavar="FILE.h5")
+    ],
     out: Annotated[
         str,
         typer.Option(
@@ -43,12 +45,12 @@ def sheet(
     In the page, Tab and the arrow keys move, Enter shows an image large, Esc closes it.
     """
     with exit_codes():
-        from vggfeat.reader import FeatureCache
+        from vggfeat.shardreader import open_cache
         from vggfeat.sheets import check_sheet, contact_sheet, results_of_rows
 
         set_up_logging(quiet=False, verbose=False)
         check_sheet(out)  # before the work rather than after it
-        opened = FeatureCache(cache)
+        opened = open_cache(cache)
         results = results_of_rows(opened, rows, most=most, root=root)
         missing = sum(result.path is None for result in results)
         if missing:
@@ -59,6 +61,6 @@ def sheet(
                 len(results),
                 printable(where),
             )
-        title = os.path.basename(cache) + (f": {rows}" if rows != "*" else "")
+        title = os.path.basename(os.path.normpath(cache)) + (f": {rows}" if rows != "*" else "")
         contact_sheet(title, [], [results], out)
         typer.echo(f"{printable(out)}: {len(results)} images of {len(opened)}")

@@ -18,7 +18,9 @@ _SHOWN = 20
 
 
 def verify(
-    cache: Annotated[str, typer.Argument(help="The cache.", metavar="FILE.h5")],
+    cache: Annotated[
+        str, typer.Argument(help="The cache, a file or a folder of shards.", metavar="FILE.h5")
+    ],
     *,
     repair: Annotated[
         bool, typer.Option("--repair", help="Set bad rows to pending; the next run does them anew.")
@@ -38,6 +40,12 @@ def verify(
         else:
             for line in _lines(found):
                 typer.echo(line)
+        if found.missing:
+            raise CacheError(
+                f"cache {cache!r}: {len(found.missing)} shards are not there: "
+                f"{', '.join(found.missing[:_SHOWN])}; restore them from a backup, or `vggfeat "
+                "extract --update` takes their images into the shards beside"
+            )
         if len(found.bad) > found.repaired:
             raise CacheError(
                 f"cache {cache!r}: {len(found.bad)} of {found.rows} rows are bad; `vggfeat verify "

@@ -12,7 +12,7 @@ from vggfeat.exporting.content import select
 from vggfeat.exporting.formats import FORMATS, Format
 from vggfeat.exporting.options import COMPRESSIONS, INDEX_METRICS, Compress, IndexMetric, Options
 from vggfeat.lock import hold
-from vggfeat.reader import FeatureCache
+from vggfeat.shardreader import open_cache
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,7 +72,7 @@ def export(
     """
     place = os.fspath(out).rstrip(os.sep) or os.fspath(out)
     form = _check(to, place, compress, metric)
-    content = select(FeatureCache(cache), layers, rows)
+    content = select(open_cache(cache), layers, rows)
     with hold(place):
         if os.path.lexists(place):
             raise UsageError(

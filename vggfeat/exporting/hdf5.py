@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ import numpy as np
 from vggfeat.browsing import blocks
 from vggfeat.exporting.options import need
 from vggfeat.quantisation import scales_digest
-from vggfeat.schema import FEATURES, IMAGES, OFFSETS, SCALES
+from vggfeat.schema import FEATURES, IMAGES, OFFSETS, SCALES, attributes_of
 from vggfeat.writer import row_checksums
 
 if TYPE_CHECKING:
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
     from vggfeat.exporting.content import Content
     from vggfeat.exporting.options import Options
+    from vggfeat.runs import Run
 
 _CHUNK_BYTES = 1 << 20
 _GZIP_LEVEL = 4
@@ -41,19 +41,22 @@ def write_hdf5(content: Content, path: str, options: Options) -> None:
     kept = dataclasses.replace(
         identity, layers=tuple(sorted(content.layers)), scales=scales_digest(scales)
     )
-    with h5py.File(content.cache.path) as old, h5py.File(path, "w", libver="v110") as new:
-        new.attrs.update(old.attrs)
-        new.attrs["fingerprint"] = kept.fingerprint()
-        for name, column in old[IMAGES].items():
-            values = column[()][content.rows]
-            _create(new, f"{IMAGES}/{name}", column, len(content), how)[...] = values
+    header = content.cache.header
+    with h5py.File(path, "w", libver="v110") as new:
+        new.attrs.update(attributes_of(kept, header.provenance))
+        for name, run in header.runs.items():
+            group, _, short = name.partition("/")
+            if group == IMAGES:
+                column = _create(new, name, run, len(content), how)
+                column[...] = content.cache.column(short)[content.rows].astype(column.dtype)
         for layer in content.layers:
-            name = f"{FEATURES}/{layer}"
-            target = _create(new, name, old[name], len(content), how)
-            for start, stop in blocks(len(content), _row_bytes(old[name])):
+            run = header.feature(layer)
+            target = _create(new, f"{FEATURES}/{layer}", run, len(content), how)
+            for start, stop in blocks(len(content), run.row_bytes):
                 target[start:stop] = content.cache[layer][content.rows[start:stop]]
-            for kind in (SCALES, OFFSETS) if layer in scales else ():
-                new[f"{kind}/{layer}"] = old[f"{kind}/{layer}"][()]
+            if layer in scales:
+                new[f"{SCALES}/{layer}"] = scales[layer].scale.astype("<f4")
+                new[f"{OFFSETS}/{layer}"] = scales[layer].offset.astype("<f4")
         if set(content.layers) != set(content.cache.layers):
             new[f"{IMAGES}/checksum"][...] = _checksums(content)
 
@@ -85,17 +88,15 @@ def _filters(options: Options) -> Mapping[str, Any]:
 
 
 def _create(
-    new: h5py.File, name: str, like: h5py.Dataset, rows: int, how: Mapping[str, Any]
+    new: h5py.File, name: str, like: Run, rows: int, how: Mapping[str, Any]
 ) -> h5py.Dataset:
     """A dataset of as many rows and the same type, filtered in chunks of whole rows."""
     chunk = None
     if how and rows:
-        chunk = (max(1, min(rows, _CHUNK_BYTES // _row_bytes(like))), *like.shape[1:])
-    return new.create_dataset(name, (rows, *like.shape[1:]), like.dtype, chunks=chunk, **how)
-
-
-def _row_bytes(dataset: h5py.Dataset) -> int:
-    return max(1, int(dataset.dtype.itemsize * math.prod(dataset.shape[1:])))
+        chunk = (max(1, min(rows, _CHUNK_BYTES // like.row_bytes)), *like.shape[1:])
+    kind = np.dtype(like.dtype)
+    dtype = h5py.string_dtype("utf-8", kind.itemsize) if kind.kind == "S" else kind
+    return new.create_dataset(name, (rows, *like.shape[1:]), dtype, chunks=chunk, **how)
 
 
 def write_hloc(content: Content, path: str, _options: Options) -> None:
