@@ -23,12 +23,13 @@ if TYPE_CHECKING:
     from vggfeat.answers import Findings, search
     from vggfeat.benchmark import Bench, bench
     from vggfeat.calibration import calibrate
+    from vggfeat.cluster import RayCluster
     from vggfeat.comparison import Comparison, compare
     from vggfeat.config import Settings, load_config
     from vggfeat.deriving import Derived
+    from vggfeat.engines import extract
     from vggfeat.errors import VggfeatError
     from vggfeat.exporting import Exported, export
-    from vggfeat.extraction import extract
     from vggfeat.extractor import Extractor
     from vggfeat.fusing import FuseSettings, fuse
     from vggfeat.loss import measure_loss
@@ -76,6 +77,7 @@ _HOMES = {
     "PixelStats": ("vggfeat.measuring", "PixelStats"),
     "Predictions": ("vggfeat.zeroshot", "Predictions"),
     "Progress": ("vggfeat.records", "Progress"),
+    "RayCluster": ("vggfeat.cluster", "RayCluster"),
     "ReduceSettings": ("vggfeat.reducing", "ReduceSettings"),
     "Settings": ("vggfeat.config", "Settings"),
     "ShardedCache": ("vggfeat.shardreader", "ShardedCache"),
@@ -95,7 +97,7 @@ _HOMES = {
     "duplicates": ("vggfeat.near", "duplicates"),
     "evaluate_zeroshot": ("vggfeat.zeroshot", "evaluate_zeroshot"),
     "export": ("vggfeat.exporting", "export"),
-    "extract": ("vggfeat.extraction", "extract"),
+    "extract": ("vggfeat.engines", "extract"),
     "fit_zeroshot": ("vggfeat.zeroshot", "fit_zeroshot"),
     "fuse": ("vggfeat.fusing", "fuse"),
     "load_config": ("vggfeat.config", "load_config"),
@@ -129,6 +131,7 @@ __all__ = [
     "PixelStats",
     "Predictions",
     "Progress",
+    "RayCluster",
     "ReduceSettings",
     "Settings",
     "ShardedCache",

@@ -10,14 +10,10 @@ import tempfile
 from typing import TYPE_CHECKING, Any
 
 from vggfeat.errors import WeightsError
+from vggfeat.machine import user_cache
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-
-def user_cache() -> str:
-    """Where programs of this user keep what only saves time."""
-    return os.path.expanduser(os.environ.get("XDG_CACHE_HOME", os.path.join("~", ".cache")))
 
 
 def file_digest(path: str) -> str:

@@ -17,7 +17,7 @@ from vggfeat.job import check_settings
 from vggfeat.lock import SharedLock, hold
 from vggfeat.reader import FeatureCache
 from vggfeat.schema import RowState
-from vggfeat.shardlist import MANIFEST, ShardManifest, read_manifest
+from vggfeat.shardlist import MANIFEST, read_manifest
 from vggfeat.shardplan import (
     Planner,
     check_folder,
@@ -125,16 +125,17 @@ def _extract_shards(asked: _Asked, on_progress: Callable[[Progress], None] | Non
     tally = Tally()
     check_folder(asked.out)
     with SharedLock(os.path.join(asked.out, MANIFEST)) as lock:
-        manifest = _plan(asked, lock, tally)
+        _plan(asked, lock, tally)
         tally.discover = time.perf_counter() - started
         limit = asked.settings.seconds_allowed
         with StopFlag(limit and limit - tally.discover) as stop:
             watch = run.RunWatch(tally, stop, asked.settings.on_error == "stop", on_progress)
-            work = _Work(asked, manifest, watch)
+            cache = ShardedCache(asked.out, asked.sharding.share)
+            work = _Work(asked, cache, watch)
             left = [] if asked.sharding.plan_only else work.do()
     reason = "plan only" if asked.sharding.plan_only else stop.reason
     seconds = time.perf_counter() - started
-    summary = summarise_run(asked.out, tally, seconds, reason, share=asked.sharding.share)
+    summary = summarise_run(asked.out, tally, seconds, reason, shards=cache)
     if work.damaged:
         raise CacheError("; ".join(work.damaged))
     run.raise_if_cut_short(summary, asked.settings, stop.signum, tally.fatal)
@@ -147,8 +148,8 @@ def _extract_shards(asked: _Asked, on_progress: Callable[[Progress], None] | Non
     return summary
 
 
-def _plan(asked: _Asked, lock: SharedLock, tally: Tally) -> ShardManifest:
-    """The plan to work by, made or brought in line before where that is needed or asked for."""
+def _plan(asked: _Asked, lock: SharedLock, tally: Tally) -> None:
+    """Sees to a plan to work by: made or brought in line where that is needed or asked for."""
     path = os.path.join(asked.out, MANIFEST)
 
     def tell() -> None:
@@ -163,16 +164,14 @@ def _plan(asked: _Asked, lock: SharedLock, tally: Tally) -> ShardManifest:
         images = _discover(asked)
         shards = asked.sharding.count_for(len(images))
         planner = Planner(asked.out, images, named_sources(asked.sources))
-        manifest = planner.begin(describe(asked.settings, images), shards)
+        planner.begin(describe(asked.settings, images), shards)
     elif asked.wish.update:
-        manifest, changes = _update(asked)
-        tally.note(changes)
+        tally.note(_update(asked))
     else:
         manifest = read_manifest(asked.out)
         check_plan(asked.out, manifest, asked.sources, asked.root, asked.sharding)
         remove_leftovers(asked.out, manifest)
     lock.share(tell)
-    return manifest
 
 
 def _discover(asked: _Asked) -> Manifest:
@@ -181,21 +180,20 @@ def _discover(asked: _Asked) -> Manifest:
     return images
 
 
-def _update(asked: _Asked) -> tuple[ShardManifest, Changes]:
+def _update(asked: _Asked) -> Changes:
     had = read_manifest(asked.out)
     asked.sharding.check_count(asked.out, len(had.shards))
     planner = Planner(asked.out, _discover(asked), named_sources(asked.sources))
-    changes = planner.update(had, asked.settings, asked.wish)
-    return read_manifest(asked.out), changes
+    return planner.update(had, asked.settings, asked.wish)
 
 
 class _Work:
     """The shards that one process is to do."""
 
-    def __init__(self, asked: _Asked, manifest: ShardManifest, watch: run.RunWatch) -> None:
+    def __init__(self, asked: _Asked, cache: ShardedCache, watch: run.RunWatch) -> None:
         self.damaged: list[str] = []
         self._asked = asked
-        self._manifest = manifest
+        self._cache = cache
         self._watch = watch
         self._retry = asked.wish.retry_failed and not asked.wish.update
 
@@ -205,43 +203,48 @@ class _Work:
         Returns:
             names of shards that others still hold.
         """
-        cache = ShardedCache(self._asked.out, self._asked.sharding.share)
-        self._refuse_missing(cache)
+        cache = self._cache
+        self._refuse_missing()
         there = [number for number in range(len(cache.shards)) if cache.shard_header(number)]
-        counts = {number: self._rows_left(cache.shard_path(number)) for number in there}
-        waiting = [number for number in there if counts[number]]
-        self._watch.tally.total = sum(counts.values())
+        left = self._rows_left()
+        waiting = [number for number in there if left[number]]
+        self._watch.tally.total = sum(left[number] for number in waiting)
         if there:
             first = FeatureCache(cache.shard_path(there[0]))
             check_settings(first, self._asked.settings, work=bool(waiting))
         while waiting and self._watch.goes_on():
-            held = [number for number in waiting if not self._try(cache, number)]
+            held = [number for number in waiting if not self._try(number)]
             if len(held) == len(waiting):
                 break
             waiting = held
         return [cache.shards[number].name for number in waiting]
 
-    def _refuse_missing(self, cache: ShardedCache) -> None:
-        if cache.missing:
+    def _refuse_missing(self) -> None:
+        missing = self._cache.missing
+        if missing:
             self.damaged.append(
-                f"{len(cache.missing)} shards of {cache.path!r} are not there: "
-                f"{', '.join(cache.missing[:3])}; restore them from a backup, or --update lists "
+                f"{len(missing)} shards of {self._cache.path!r} are not there: "
+                f"{', '.join(missing[:3])}; restore them from a backup, or --update lists "
                 "the images anew and takes theirs into the shards beside"
             )
 
-    def _rows_left(self, path: str) -> int:
-        state = FeatureCache(path).state
+    def _rows_left(self) -> list[int]:
+        """How many rows each shard has to do; each is looked at by itself, in little memory."""
         wanted = (RowState.PENDING, RowState.FAILED) if self._retry else (RowState.PENDING,)
-        return int(np.isin(state, wanted).sum())
+        state = self._cache.column("state")
+        return [
+            int(np.isin(state[shard.first : shard.first + shard.rows], wanted).sum())
+            for shard in self._cache.shards
+        ]
 
-    def _try(self, cache: ShardedCache, number: int) -> bool:
+    def _try(self, number: int) -> bool:
         """Does one shard unless another run holds it; whether it does not have to be done again."""
         if not self._watch.goes_on():
             return True
-        path = cache.shard_path(number)
+        path = self._cache.shard_path(number)
         try:
             with hold(path):
-                self._do(path, cache.shards[number].first)
+                self._do(path, self._cache.shards[number].first)
         except LockedError:
             return False
         except CacheError as error:
@@ -249,9 +252,7 @@ class _Work:
         return True
 
     def _do(self, path: str, first: int) -> None:
-        if not self._rows_left(path):  # somebody has done it meanwhile
-            return
         self._watch.tally.base = first
-        images = list_shard(FeatureCache(path), self._manifest.root)
+        images = list_shard(FeatureCache(path), self._cache.manifest.root)
         wish = Wish(retry_failed=self._retry)
         run.go_on(path, self._asked.settings, images, self._watch, wish)

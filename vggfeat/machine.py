@@ -20,6 +20,11 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def user_cache() -> str:
+    """Where programs of this user keep what they can get again: `$XDG_CACHE_HOME`, `~/.cache`."""
+    return os.path.expanduser(os.environ.get("XDG_CACHE_HOME", os.path.join("~", ".cache")))
+
+
 def keep_freed_memory() -> bool:
     """Has glibc keep freed blocks for the next batch, however large; whether that could be done.
 

@@ -1,11 +1,17 @@
 """What the names of files and of members of archives say: image, archive, hidden, unsafe.
 
-And how any name is shown.
+And how any name is shown, and which addresses are those of object stores.
 """
 
 from __future__ import annotations
 
-from typing import Final
+import os
+import re
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from os import PathLike
 
 IMAGE_EXTENSIONS: Final = frozenset(
     b"apng avif avifs bmp dcm dib dicom gif ico j2c j2k jfif jp2 jpc jpe jpeg jpf jpg jpx mpo pbm "
@@ -66,3 +72,36 @@ def printable(text: str) -> str:
     """Text that can be shown and encoded: control characters and undecodable bytes escaped."""
     safe = text.encode(errors="surrogateescape").decode(errors="backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in safe)
+
+
+_SHOWN = 5  # offenders that an error message names; it counts the others
+
+
+def quoted(path: bytes) -> str:
+    """A path as an error message shows it."""
+    return repr(os.fsdecode(path))
+
+
+def first_few(offenders: Iterable[str]) -> str:
+    """The first five, and how many more there are."""
+    names = list(offenders)
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*)://")
+
+
+def remote_scheme(path: str | bytes | PathLike[str]) -> str:
+    """`s3` of `s3://bucket/folder`, lower case; '' for a path of this machine.
+
+    Only text can be an address: a `Path` never is one, since it folds the two slashes.
+    """
+    text = path.decode(errors="surrogateescape") if isinstance(path, bytes) else path
+    found = _ADDRESS.match(text.lower()) if isinstance(text, str) else None
+    return found[1] if found else ""
+
+
+def absolute_place(path: str) -> str:
+    """A path made absolute; an address in an object store as it is, without a slash at its end."""
+    return path.rstrip("/") if remote_scheme(path) else os.path.abspath(path)

@@ -1,4 +1,4 @@
-"""The bytes of images as seekable streams: files, and members of tar and zip archives.
+"""The bytes of images as seekable streams: files, objects, and members of tar and zip archives.
 
 An archive stays open from one member to the next, the last few in each process. What is open is
 not taken along into a forked process, which opens its own.
@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from vggfeat.errors import DecodeError, InputError
-from vggfeat.names import extension
+from vggfeat.names import extension, remote_scheme
+from vggfeat.remote import read_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,12 +89,20 @@ class Place:
 
 
 @contextlib.contextmanager
-def open_file(path: bytes) -> Iterator[BinaryIO]:
-    """The file `path`, opened for reading.
+def open_file(path: bytes, size: int = 0) -> Iterator[BinaryIO]:
+    """The file or object `path`, opened for reading.
+
+    Args:
+        path: of this machine, or an address in an object store.
+        size: of an object, bytes that it had when it was listed; 0 if that is not known.
 
     Raises:
         DecodeError: there is no such regular file, it may not be read, or reading it fails.
+        InputError: the object store that it is in does not answer.
     """
+    if remote_scheme(path):
+        yield io.BytesIO(read_object(os.fsdecode(path), size))
+        return
     try:
         with _regular(path, buffering=-1) as stream:
             yield stream

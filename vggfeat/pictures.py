@@ -11,10 +11,11 @@ from PIL import Image
 from vggfeat.config import Settings
 from vggfeat.decode import as_decode_errors, decode, finish
 from vggfeat.errors import DecodeError
-from vggfeat.names import printable
+from vggfeat.names import printable, remote_scheme
 from vggfeat.opening import open_file
 from vggfeat.preprocess import Preprocess
 from vggfeat.rasters import is_of_values, read_raster
+from vggfeat.remote import is_there
 from vggfeat.tones import AS_FILES_SAY, Tones
 
 if TYPE_CHECKING:
@@ -80,7 +81,8 @@ def image_file(cache: FeatureCache, row: int, root: str | None = None) -> str | 
     """
     base = cache.header.provenance.root if root is None else os.fsencode(root)
     path = os.path.join(base, bytes(cache.paths[row]))
-    return os.fsdecode(path) if os.path.isfile(path) else None
+    there = is_there(os.fsdecode(path)) if remote_scheme(path) else os.path.isfile(path)
+    return os.fsdecode(path) if there else None
 
 
 def shortened(text: str) -> str:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vggfeat.errors import CacheError, UsageError
+from vggfeat.mirror import local_copy
+from vggfeat.names import remote_scheme
 from vggfeat.quantisation import decode_codes
 from vggfeat.records import Failure
 from vggfeat.schema import DIGEST_BYTES, FEATURES, IMAGES, Header, RowState, read_header
@@ -47,15 +49,20 @@ class FeatureCache:
     Rows that failed hold NaN; rows still pending hold anything, mostly zeros.
 
     Args:
-        path: the cache.
+        path: the cache; one in an object store, `s3://bucket/feats.h5`, is fetched first unless
+            the copy fetched last is it still.
+        header: its metadata, where they were read already.
 
     Raises:
         CacheError: the file is not a cache of ours, or is damaged.
+        InputError: it is in an object store, and cannot be had.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], header: Header | None = None) -> None:
         self.path = os.fspath(path)
-        self.header: Header = read_header(self.path)
+        if remote_scheme(self.path):
+            self.path = local_copy(self.path)
+        self.header: Header = header or read_header(self.path)
         self.layers: tuple[str, ...] = self.header.identity.layers
         self._arrays: dict[str, np.memmap[tuple[int, ...], np.dtype[np.generic]]] = {}
 

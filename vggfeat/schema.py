@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 FORMAT = "vggfeat"
 FORMAT_VERSION = 1
+VIEW_FORMAT = "vggfeat-view"
+"""`format` of a view of shards, which other HDF5 tools read; vggfeat reads the shards."""
+
 ERROR_BYTES = 160
 """Longest reason a failed row keeps."""
 
@@ -272,6 +275,10 @@ def _header(file_name: str, file: h5py.File) -> Header:
 
 def _check_format(file_name: str, file: h5py.File) -> None:
     found = file.attrs.get("format")
+    if isinstance(found, str) and found == VIEW_FORMAT:
+        raise CacheError(
+            f"{file_name!r} is a view of shards for other tools; name the folder of the shards"
+        )
     if not isinstance(found, str) or found != FORMAT:
         raise CacheError(
             f"{file_name!r} is an HDF5 file but no cache of ours: attribute format is {found!r}, "

@@ -15,7 +15,7 @@ from vggfeat.lock import hold
 from vggfeat.reader import FeatureCache
 from vggfeat.records import Images
 from vggfeat.rowarray import ShardedArray
-from vggfeat.schema import IMAGES, OFFSETS, SCALES, RowState, attributes_of
+from vggfeat.schema import IMAGES, OFFSETS, SCALES, VIEW_FORMAT, RowState, attributes_of
 from vggfeat.shardreader import ShardedCache, open_cache
 from vggfeat.writer import create_cache, write_all
 
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vggfeat.schema import Header
-
-VIEW_FORMAT = "vggfeat-view"
-"""Attribute `format` of a view, which HDF5 tools read and this one need not."""
 
 _SHOWN = 3
 

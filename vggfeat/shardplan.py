@@ -17,12 +17,11 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from vggfeat._version import __version__
 from vggfeat.errors import CacheError, CacheMismatchError, SpaceError, UsageError
 from vggfeat.job import check_removals, check_settings
 from vggfeat.lock import hold
+from vggfeat.names import absolute_place, remote_scheme
 from vggfeat.plan import match_paths
 from vggfeat.reader import FeatureCache
 from vggfeat.schema import RowState
@@ -35,7 +34,7 @@ from vggfeat.shardlist import (
     read_manifest,
     shard_name,
 )
-from vggfeat.sources import discover
+from vggfeat.sources import Manifest, discover
 from vggfeat.splitting import split_rows
 from vggfeat.units import byte_count
 from vggfeat.update import Changes, Wish, apply_changes, find_changes, join_changes
@@ -47,7 +46,6 @@ if TYPE_CHECKING:
     from vggfeat.config import Settings
     from vggfeat.description import Description
     from vggfeat.plan import Match
-    from vggfeat.sources import Manifest
     from vggfeat.splitting import Sharding
 
 
@@ -60,7 +58,7 @@ def named_sources(sources: Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
         if isinstance(source, str) and text == "-":
             found.add(text)
         else:
-            found.add(("@" if marked else "") + os.path.abspath(text[marked:]))
+            found.add(("@" if marked else "") + absolute_place(text[marked:]))
     return tuple(sorted(found))
 
 
@@ -113,10 +111,10 @@ def check_plan(
             f"sharded cache {out!r} was planned of {', '.join(manifest.sources)}, asked "
             f"{', '.join(asked)}; name the same, --update to list anew, or choose another --out"
         )
-    if root is not None and os.fsencode(os.path.abspath(root)) != manifest.root:
+    if root is not None and os.fsencode(absolute_place(root)) != manifest.root:
         raise CacheMismatchError(
             f"sharded cache {out!r} has paths relative to {os.fsdecode(manifest.root)!r}, asked "
-            f"{os.path.abspath(root)!r}; leave --root out, or --update to list anew"
+            f"{absolute_place(root)!r}; leave --root out, or --update to list anew"
         )
 
 
@@ -158,7 +156,16 @@ class Planner:
                 for number, (start, stop) in enumerate(itertools.pairwise(bounds))
             )
             self._check_room(laid)
-            manifest = self._manifest(made.identity.fingerprint(), batch_size, laid)
+            manifest = ShardManifest(
+                fingerprint=made.identity.fingerprint(),
+                batch_size=batch_size,
+                root=self.images.root,
+                sources=self.sources,
+                path_bytes=max(map(len, self.images.paths)),
+                shards=laid,
+                created_utc=made.provenance.created_utc,
+                tool_version=__version__,
+            )
             self._publish(manifest, replace=replace)
         return read_manifest(self.out)
 
@@ -188,23 +195,6 @@ class Planner:
                 f"disk has {byte_count(free)} free; make room, ask for fewer or smaller layers, or "
                 "choose another --out"
             )
-
-    def _manifest(
-        self, fingerprint: str, batch_size: int, shards: tuple[Shard, ...]
-    ) -> ShardManifest:
-        headers = [
-            FeatureCache(os.path.join(self.out, one.name)).header for one in shards if one.name
-        ]
-        return ShardManifest(
-            fingerprint=fingerprint,
-            batch_size=batch_size,
-            root=self.images.root,
-            sources=self.sources,
-            path_bytes=max(np.dtype(one.runs["images/path"].dtype).itemsize for one in headers),
-            shards=shards,
-            created_utc=headers[0].provenance.created_utc,
-            tool_version=__version__,
-        )
 
     def _publish(self, manifest: ShardManifest, *, replace: bool) -> None:
         if publish_manifest(self.out, manifest, self.token, replace=replace):
@@ -255,7 +245,14 @@ class Planner:
             for shard in laid:
                 renumbered.append(dataclasses.replace(shard, first=first))
                 first += shard.rows
-            manifest = self._manifest(had.fingerprint, had.batch_size, tuple(renumbered))
+            longest = max(map(len, self.images.paths))
+            manifest = dataclasses.replace(
+                had,
+                root=self.images.root,
+                sources=self.sources,
+                path_bytes=max(had.path_bytes, longest),  # rows stay that were not listed
+                shards=tuple(renumbered),
+            )
             self._publish(manifest, replace=True)
         return join_changes([one.changes for one in found if one.changes is not None])
 
@@ -375,7 +372,12 @@ def part_of(images: Manifest, start: int, stop: int) -> Manifest:
 
 
 def list_shard(cache: FeatureCache, root: bytes) -> Manifest:
-    """The images of one shard as they are now; those that are gone have size 0, and will fail."""
+    """The images of one shard as they are now; those that are gone have size 0, and will fail.
+
+    Objects in a store are not asked for one by one: they are as the plan has them.
+    """
+    if remote_scheme(root):
+        return Manifest(root, tuple(map(bytes, cache.paths)), cache.sizes, cache.mtimes, {})
     paths = [os.path.join(root, bytes(path)) for path in cache.paths]
     listing = b"\0".join([*paths, b""])
     return discover(["-"], root=os.fsdecode(root), stdin=io.BytesIO(listing))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import itertools
 import os
 import threading
 from collections import OrderedDict
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vggfeat.errors import CacheError, UsageError
+from vggfeat.mirror import local_copy
+from vggfeat.names import remote_scheme
 from vggfeat.reader import FeatureCache, Part
 from vggfeat.rowarray import ShardedArray
 from vggfeat.runs import Run
@@ -40,7 +43,8 @@ class ShardedCache(FeatureCache):
 
     Args:
         path: the folder.
-        share: `3/64`: only the shards whose number mod 64 is 3, rows counted over these alone.
+        share: `3/64`: only the shards whose number mod 64 is 3, rows counted over these alone;
+            there may be none.
 
     Raises:
         CacheError: no sharded cache of ours, damaged, or with not one shard there.
@@ -51,7 +55,7 @@ class ShardedCache(FeatureCache):
         self.path = os.fspath(path).rstrip("/") or "/"
         self.manifest: ShardManifest = read_manifest(self.path)
         self.share = share
-        self.shards: tuple[Shard, ...] = _of_share(self.manifest, parse_share(share), self.path)
+        self.shards: tuple[Shard, ...] = _of_share(self.manifest, parse_share(share))
         self._headers: dict[int, Header | None] = {}
         self._maps: OrderedDict[tuple[str, int], NDArray[Any]] = OrderedDict()
         self._lock = threading.Lock()
@@ -108,11 +112,11 @@ class ShardedCache(FeatureCache):
             CacheError: it is damaged, or another one than the manifest says.
         """
         if number not in self._headers:
-            self._headers[number] = self._read_header(number)
+            self._headers[number] = self._read_header(self.shards[number])
         return self._headers[number]
 
-    def _read_header(self, number: int) -> Header | None:
-        shard, path = self.shards[number], self.shard_path(number)
+    def _read_header(self, shard: Shard) -> Header | None:
+        path = os.path.join(self.path, shard.name)
         if not shard.rows or not os.path.exists(path):
             return None
         header = read_header(path)
@@ -127,8 +131,10 @@ class ShardedCache(FeatureCache):
 
     def _joined_header(self) -> Header:
         """The first shard's metadata with the rows of all; offsets mean nothing."""
-        found = (self.shard_header(number) for number in range(len(self.shards)))
-        first = next((header for header in found if header is not None), None)
+        own = (self.shard_header(number) for number in range(len(self.shards)))
+        others = (self._read_header(shard) for shard in self.manifest.shards)  # for an empty share
+        found = (header for header in itertools.chain(own, others) if header is not None)
+        first = next(found, None)
         if first is None:
             raise CacheError(
                 f"sharded cache {self.path!r} has none of its {len(self.shards)} shards; restore "
@@ -199,7 +205,7 @@ class ShardedCache(FeatureCache):
         return b"\xff" * (self.manifest.path_bytes + 1)
 
 
-def _of_share(manifest: ShardManifest, share: Share | None, path: str) -> tuple[Shard, ...]:
+def _of_share(manifest: ShardManifest, share: Share | None) -> tuple[Shard, ...]:
     """The shards of a share, their rows counted over these alone."""
     if share is None:
         return manifest.shards
@@ -208,11 +214,6 @@ def _of_share(manifest: ShardManifest, share: Share | None, path: str) -> tuple[
         if share.has(number):
             chosen.append(dataclasses.replace(shard, first=first))
             first += shard.rows
-    if not first:
-        raise CacheError(
-            f"share {share} of sharded cache {path!r} has no rows: it has {len(manifest.shards)} "
-            f"shards, {sum(not shard.rows for shard in manifest.shards)} of them empty"
-        )
     return tuple(chosen)
 
 
@@ -220,13 +221,18 @@ def open_cache(path: str | os.PathLike[str], share: str = "") -> FeatureCache:
     """Opens a cache for reading, in a millisecond whatever its size: `vggfeat.open`.
 
     Args:
-        path: the file, or the folder of a sharded cache, which gives a `ShardedCache`.
+        path: the file, or the folder of a sharded cache, which gives a `ShardedCache`. Either may
+            be in an object store, `s3://bucket/feats.h5`: it is fetched unless the copy fetched
+            last is it still.
         share: of a folder, `3/64`: only the shards whose number mod 64 is 3.
 
     Raises:
         CacheError: it is no cache of ours, or damaged.
         UsageError: a share of a file, which has no shards.
+        InputError: it is in an object store, and cannot be had.
     """
+    if isinstance(path, str) and remote_scheme(path):
+        path = local_copy(path)
     if os.path.isdir(path):
         return ShardedCache(path, share)
     if share:

@@ -5,34 +5,37 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
 from vggfeat.archives import Listing, Places, list_archive, with_members
-from vggfeat.errors import InputError, VggfeatError
+from vggfeat.errors import DecodeError, InputError, UsageError, VggfeatError
+from vggfeat.folders import FolderWalk
+from vggfeat.listing import FileList, pieces, sorted_order, taken_in_order
 from vggfeat.names import (
-    IMAGE_EXTENSIONS,
     MEMBER_MARK,
     NOT_REGULAR,
     UNSAFE_NAME,
     archive_suffix,
-    extension,
+    first_few,
     member_name,
+    quoted,
+    remote_scheme,
 )
-from vggfeat.opening import is_unnamed_dicom, open_file
+from vggfeat.objects import find_objects
+from vggfeat.opening import open_file
 from vggfeat.records import ImageRef
+from vggfeat.remote import read_object
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from numpy.typing import NDArray
 
 _BOM = b"\xef\xbb\xbf"
-_SHOWN = 5  # offenders that an error message names; it counts the others
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,7 +43,7 @@ class Manifest:
     """All images of a run, in the order of their rows.
 
     Attributes:
-        root: absolute folder that the paths are relative to.
+        root: absolute folder that the paths are relative to, or its address in an object store.
         paths: relative to the root, `/` as separator, sorted by their bytes, each once; those of
             members are `ARCHIVE!MEMBER`.
         sizes: int64 (N,), bytes, of members unpacked; 0 where the file could not be looked at.
@@ -75,7 +78,7 @@ class Manifest:
         also a forked one, but by one thread at a time.
         """
         if self.places is None or not self.places.is_member(row):
-            return open_file(self.absolute(row))
+            return open_file(self.absolute(row), int(self.sizes[row]))
         return self.places.open(row)
 
     def spread(self, count: int) -> NDArray[np.int64]:
@@ -106,7 +109,8 @@ def discover(
         sources: each a folder, read with all below it; a tar or zip archive; any other file, taken
             whatever its extension; `ARCHIVE!MEMBER`, one member of an archive; `@LIST`, a file
             with a path a line; or `-`, such a list from standard input. A file called `-` or `@x`
-            is `./-` or `./@x`, or a `Path`, which is never taken for a list.
+            is `./-` or `./@x`, or a `Path`, which is never taken for a list. Or addresses of
+            folders and objects in one object store, such as `s3://bucket/folder`.
         root: what paths are made relative to; by default the one folder named, or what all
             folders and files have in common.
         stdin: stands in for standard input.
@@ -119,33 +123,51 @@ def discover(
     Raises:
         InputError: a source is missing or cannot be read, an archive is damaged, a path is outside
             `root`, or there is not one image.
+        UsageError: sources are of several stores, or a store's package is not installed.
     """
     named = _read_names(sources, stdin)
-    walk = _Walk()
+    if named.addresses or named.objects:
+        return _discover_objects(named, sources, root)
+    walk = FolderWalk()
     walk.read(named.folders)
     if walk.unreadable:
         raise InputError(
-            f"cannot read {_listing(walk.unreadable)}; every folder must be readable, or images "
+            f"cannot read {first_few(walk.unreadable)}; every folder must be readable, or images "
             "would be missing from the file"
         )
-    found = {**walk.found, **named.files}
+    found = walk.found.extended(named.files)
     listings = _list_archives(named)
     skipped = sum((listing.skipped for listing in listings), walk.skipped)
-    if not found and not any(listing.names for listing in listings):
+    if not len(found) and not any(listing.names for listing in listings):
         raise InputError(_nothing_found(sources, skipped))
     base = _common_root(named) if root is None else _absolute(os.fsencode(root))
     return _manifest(found, listings, base, dict(sorted(skipped.items())))
 
 
+def _discover_objects(
+    named: _Named, sources: Sequence[str | os.PathLike[str]], root: str | None
+) -> Manifest:
+    local = sorted({*named.folders, *named.files, *named.whole, *named.wanted})
+    if local:
+        raise UsageError(
+            f"sources are both in an object store and here ({first_few(map(quoted, local))}); "
+            "make a cache of each, and merge them"
+        )
+    objects = find_objects(named.addresses, named.objects)
+    if not len(objects.found):
+        raise InputError(_nothing_found(sources, objects.skipped))
+    base = objects.root if root is None else os.fsencode(root.rstrip("/"))
+    return _manifest(objects.found, [], base, dict(sorted(objects.skipped.items())))
+
+
 def _manifest(
-    found: Mapping[bytes, tuple[int, int]],
+    found: FileList,
     listings: Sequence[Listing],
     root: bytes,
     skipped: Mapping[str, int],
 ) -> Manifest:
     """Sort absolute paths, make them relative, and bring all else into their order."""
-    paths = list(found)
-    facts = np.array(list(found.values()), np.int64).reshape(-1, 2)  # (N, 2)
+    paths, facts = found.paths, found.facts()  # (N,), (N, 2)
     places = None
     if listings:
         paths, facts, places = with_members(paths, facts, listings)
@@ -153,13 +175,13 @@ def _manifest(
     outside = sorted(path for path in paths if not path.startswith(prefix))
     if outside:
         raise InputError(
-            f"not below root {os.fsdecode(root)!r}: {_listing(map(_quoted, outside))}; name a "
+            f"not below root {os.fsdecode(root)!r}: {first_few(map(quoted, outside))}; name a "
             "root that holds all images, or leave it out"
         )
-    order = sorted(range(len(paths)), key=paths.__getitem__)
+    order = sorted_order(paths)
     return Manifest(
         root=root,
-        paths=tuple(paths[row][len(prefix) :] for row in order),
+        paths=taken_in_order(paths, order, len(prefix)),
         sizes=facts[order, 0],
         mtimes=facts[order, 1],
         skipped=skipped,
@@ -177,14 +199,14 @@ def _list_archives(named: _Named) -> list[Listing]:
         except VggfeatError:
             raise
         except OSError as error:
-            broken.append(f"{_quoted(path)} ({error.strerror or error})")
+            broken.append(f"{quoted(path)} ({error.strerror or error})")
             continue
         if whole and listing.damage:
-            broken.append(f"{_quoted(path)} ({listing.damage}; {len(listing.names)} images before)")
+            broken.append(f"{quoted(path)} ({listing.damage}; {len(listing.names)} images before)")
         listings.append(listing)
     if broken:
         raise InputError(
-            f"cannot read {_listing(broken)}; every archive must be whole, or images would be "
+            f"cannot read {first_few(broken)}; every archive must be whole, or images would be "
             "missing from the file; get it anew, or list what is wanted of it as ARCHIVE!MEMBER"
         )
     return listings
@@ -195,16 +217,22 @@ class _Named:
     """What the sources name, absolute: folders to walk, files with size and time, archives.
 
     Of the archives in `whole` all images are meant, of those in `wanted` the members by name.
+    `addresses` in object stores must be there, `objects` are listed and need not.
     """
 
     folders: set[bytes] = field(default_factory=set)
-    files: dict[bytes, tuple[int, int]] = field(default_factory=dict)
+    files: FileList = field(default_factory=FileList)
     whole: set[bytes] = field(default_factory=set)
     wanted: dict[bytes, set[bytes]] = field(default_factory=dict)
+    addresses: list[str] = field(default_factory=list)
+    objects: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
     def add(self, path: bytes, *, listed: bool) -> None:
         """Sort `path` under folders or files; only a listed one need not exist."""
+        if remote_scheme(path):
+            (self.objects if listed else self.addresses).append(os.fsdecode(path))
+            return
         where = _absolute(path)
         try:
             status = os.stat(where)
@@ -213,16 +241,16 @@ class _Named:
             if name:
                 self.wanted.setdefault(archive, set()).add(name)
             elif listed:
-                self.files[where] = (0, 0)
+                self.files.add(where, 0, 0)
             else:
-                self.missing.append(f"{_quoted(path)} ({error.strerror})")
+                self.missing.append(f"{quoted(path)} ({error.strerror})")
             return
         if stat.S_ISDIR(status.st_mode):
             self.folders.add(where)
         elif stat.S_ISREG(status.st_mode) and archive_suffix(where):
             self.whole.add(where)
         else:
-            self.files[where] = (status.st_size, status.st_mtime_ns)
+            self.files.add(where, status.st_size, status.st_mtime_ns)
 
 
 def _split_member(path: bytes) -> tuple[bytes, bytes]:
@@ -243,8 +271,8 @@ def _read_names(sources: Sequence[str | os.PathLike[str]], stdin: BinaryIO | Non
         if isinstance(source, str) and (text == "-" or text.startswith("@")):
             try:
                 data = _stdin(stdin).read() if text == "-" else _contents(text[1:])
-            except OSError as error:
-                named.missing.append(f"{text!r} ({error.strerror or error})")
+            except (OSError, DecodeError) as error:
+                named.missing.append(f"{text!r} ({getattr(error, 'strerror', None) or error})")
                 continue
             for entry in _entries(data):
                 named.add(entry, listed=True)
@@ -254,13 +282,15 @@ def _read_names(sources: Sequence[str | os.PathLike[str]], stdin: BinaryIO | Non
             named.missing.append("'' (an empty name)")
     if named.missing:
         raise InputError(
-            f"cannot find {_listing(named.missing)}; expected folders, image files, archives, "
+            f"cannot find {first_few(named.missing)}; expected folders, image files, archives, "
             "@LIST or -"
         )
     return named
 
 
 def _contents(path: str) -> bytes:
+    if remote_scheme(path):
+        return read_object(path)
     with open(path, "rb") as stream:
         return stream.read()
 
@@ -272,86 +302,13 @@ def _stdin(given: BinaryIO | None) -> BinaryIO:
     return stream
 
 
-def _entries(data: bytes) -> list[bytes]:
+def _entries(data: bytes) -> Iterator[bytes]:
     """The paths in a list, as the file system's own bytes."""
     data = data.removeprefix(_BOM)
     if b"\0" in data:
-        return [entry for entry in data.split(b"\0") if entry]
-    lines = (line.removesuffix(b"\r") for line in data.split(b"\n"))
-    return [line for line in lines if line.strip()]
-
-
-@dataclass(slots=True)
-class _Walk:
-    """Images below folders. Links to folders wait until all real folders are read."""
-
-    found: dict[bytes, tuple[int, int]] = field(default_factory=dict)
-    skipped: Counter[str] = field(default_factory=Counter)
-    unreadable: list[str] = field(default_factory=list)
-    _seen: set[tuple[int, int]] = field(default_factory=set)
-    _links: list[bytes] = field(default_factory=list)
-
-    def read(self, folders: Iterable[bytes]) -> None:
-        """Read all `folders` and what is below them, then what links in them lead to."""
-        for folder in sorted(folders, key=lambda path: (os.path.islink(path), path)):
-            self._read_tree(folder)
-        while self._links:
-            links, self._links = sorted(self._links), []
-            for link in links:
-                self._read_tree(link)
-
-    def _read_tree(self, top: bytes) -> None:
-        waiting = [top]
-        while waiting:
-            waiting += sorted(self._read_folder(waiting.pop()), reverse=True)
-
-    def _read_folder(self, folder: bytes) -> list[bytes]:
-        """Take the images of one folder, and return the real folders in it."""
-        try:
-            status = os.stat(folder)
-            identity = (status.st_dev, status.st_ino)
-            if identity in self._seen:
-                return []
-            self._seen.add(identity)
-            with os.scandir(folder) as listing:
-                entries = [entry for entry in listing if not entry.name.startswith(b".")]
-        except OSError as error:
-            self.unreadable.append(f"{_quoted(folder)} ({error.strerror})")
-            return []
-        folders = []
-        for entry in entries:
-            if not self._is_folder(entry):
-                self._take(entry)
-            elif entry.is_symlink():
-                self._links.append(entry.path)
-            else:
-                folders.append(entry.path)
-        return folders
-
-    def _is_folder(self, entry: os.DirEntry[bytes]) -> bool:
-        try:
-            return entry.is_dir()
-        except PermissionError:
-            # A link into a place we may not look at: a folder of images for all we know, unless
-            # it is named like an image. As a folder it is reported; as an image it fails later.
-            return extension(entry.name) not in IMAGE_EXTENSIONS
-        except OSError:  # a link that leads to itself
-            return False
-
-    def _take(self, entry: os.DirEntry[bytes]) -> None:
-        kind = extension(entry.name)
-        if kind not in IMAGE_EXTENSIONS and not is_unnamed_dicom(entry.path):
-            self.skipped[os.fsdecode(archive_suffix(entry.name) or kind)] += 1
-            return
-        try:
-            status = entry.stat()
-        except OSError:  # a broken link, or gone already: a row that fails and says so
-            self.found[entry.path] = (0, 0)
-            return
-        if stat.S_ISREG(status.st_mode):
-            self.found[entry.path] = (status.st_size, status.st_mtime_ns)
-        else:
-            self.skipped[NOT_REGULAR] += 1
+        return (entry for entry in pieces(data, b"\0") if entry)
+    lines = (line.removesuffix(b"\r") for line in pieces(data, b"\n"))
+    return (line for line in lines if line.strip())
 
 
 def _absolute(path: bytes) -> bytes:
@@ -366,11 +323,11 @@ def _common_root(named: _Named) -> bytes:
 
 
 def _nothing_found(sources: Sequence[str | os.PathLike[str]], skipped: Mapping[str, int]) -> str:
-    where = _listing(repr(os.fspath(source)) for source in sources) or "no sources"
+    where = first_few(repr(os.fspath(source)) for source in sources) or "no sources"
     if not skipped:
         return f"no images in {where}; expected folders, image files, archives, @LIST or -"
     order = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
-    kinds = _listing(f"{count} {_kind(kind)}" for kind, count in order)
+    kinds = first_few(f"{count} {_kind(kind)}" for kind, count in order)
     total = sum(skipped.values())
     suffixes = [kind for kind, _ in order if archive_suffix(b"." + os.fsencode(kind))]
     hints = []
@@ -388,13 +345,3 @@ def _kind(key: str) -> str:
     if key in (NOT_REGULAR, UNSAFE_NAME):
         return key
     return f".{key}" if key else "without"
-
-
-def _quoted(path: bytes) -> str:
-    return repr(os.fsdecode(path))
-
-
-def _listing(offenders: Iterable[str]) -> str:
-    names = list(offenders)
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vggfeat.reader import FeatureCache
 from vggfeat.records import FailedImage, Failure, FeatureBatch, Progress, Stages, Summary
 from vggfeat.schema import RowState
-from vggfeat.shardreader import open_cache
 from vggfeat.update import join_changes
 
 if TYPE_CHECKING:
+    from vggfeat.shardreader import ShardedCache
     from vggfeat.update import Changes
 
 FAILURES_NAMED = 100
@@ -71,10 +72,23 @@ class Tally:
 
 
 def summarise_run(
-    out: str, tally: Tally, seconds: float, stopped: str, *, share: str = ""
+    out: str,
+    tally: Tally,
+    seconds: float,
+    stopped: str,
+    *,
+    shards: ShardedCache | None = None,
 ) -> Summary:
-    """What the run did, and what the cache holds now."""
-    cache = open_cache(out, share)
+    """What the run did, and what the cache holds now.
+
+    Args:
+        out: the cache, as it was named.
+        tally: of the run.
+        seconds: of the run.
+        stopped: why it ended, if rows are left.
+        shards: of a folder, opened: those that the run was about.
+    """
+    cache = FeatureCache(out) if shards is None else shards
     counts = np.bincount(cache.state, minlength=len(RowState)).tolist()
     identity, provenance = cache.header.identity, cache.header.provenance
     changes = tally.changes
@@ -110,5 +124,5 @@ def summarise_run(
         stages=Stages(
             tally.discover, tally.prepare, tally.wait, tally.network, tally.write, tally.decode
         ),
-        share=share,
+        share="" if shards is None else shards.share,
     )

@@ -22,8 +22,9 @@ from vggfeat.copying import copy_rows
 from vggfeat.decode import read_digest
 from vggfeat.errors import CacheMismatchError, DecodeError
 from vggfeat.machine import usable_cores
-from vggfeat.names import MEMBER_MARK
+from vggfeat.names import MEMBER_MARK, remote_scheme
 from vggfeat.records import Images
+from vggfeat.remote import is_there
 from vggfeat.schema import IMAGES, RowState
 from vggfeat.writer import CacheWriter, create_cache, write_all
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from vggfeat.sources import Manifest
 
 _HASHED_AT_ONCE = 4096
+_LOOKED_FOR_AT_ONCE = 16  # files that are not listed; a network's delay is what it takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,8 +183,9 @@ def _gone(cache: FeatureCache, manifest: Manifest, rows: NDArray[np.int64]) -> N
     rows = rows[cache.state[rows] != RowState.REMOVED]
     paths = cache.paths
     archives = {path.partition(MEMBER_MARK)[0] for path in manifest.paths if MEMBER_MARK in path}
-    gone = [row for row in rows.tolist() if _is_gone(manifest.root, bytes(paths[row]), archives)]
-    return np.array(gone, dtype=np.int64)
+    with ThreadPoolExecutor(_LOOKED_FOR_AT_ONCE) as pool:
+        gone = pool.map(lambda row: _is_gone(manifest.root, bytes(paths[row]), archives), rows)
+        return np.array(list(itertools.compress(rows.tolist(), gone)), dtype=np.int64)
 
 
 def _is_gone(root: bytes, path: bytes, archives: Collection[bytes]) -> bool:
@@ -194,6 +197,8 @@ def _is_gone(root: bytes, path: bytes, archives: Collection[bytes]) -> bool:
 
 
 def _is_file(path: bytes) -> bool:
+    if remote_scheme(path):
+        return is_there(os.fsdecode(path))
     try:
         return stat.S_ISREG(os.stat(path).st_mode)
     except PermissionError:

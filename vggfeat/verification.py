@@ -87,7 +87,8 @@ def verify(path: str | os.PathLike[str], *, repair: bool = False) -> Verificatio
     """
     started = time.perf_counter()
     path = os.fspath(path)
-    found = _verify_shards(path, repair=repair) if os.path.isdir(path) else _verify(path, repair)
+    look = _verify_shards if os.path.isdir(path) else _verify_file
+    found = look(path, repair=repair)
     return replace(found, seconds=time.perf_counter() - started)
 
 
@@ -97,10 +98,11 @@ def _verify_shards(path: str, *, repair: bool) -> Verification:
     found = Verification(path, len(cache), 0, 0, 0, 0, (), 0, 0, 0.0, tuple(cache.missing))
     last = b""
     for number, shard in enumerate(cache.shards):
-        if cache.shard_header(number) is None:
+        header = cache.shard_header(number)
+        if header is None:
             found = replace(found, pending=found.pending + shard.rows)
             continue
-        one = FeatureCache(cache.shard_path(number))
+        one = FeatureCache(cache.shard_path(number), header)
         if bytes(one.paths[0]) <= last:
             raise CacheError(
                 f"sharded cache {path!r} is damaged: the first path of shard {one.path!r} is out "
@@ -108,7 +110,7 @@ def _verify_shards(path: str, *, repair: bool) -> Verification:
                 "again with --fresh"
             )
         last = bytes(one.paths[-1])
-        part = _verify(one.path, repair)
+        part = _verify_file(one.path, header, repair=repair)
         found = replace(
             found,
             done=found.done + part.done,
@@ -122,16 +124,18 @@ def _verify_shards(path: str, *, repair: bool) -> Verification:
     return found
 
 
-def _verify(path: str, repair: bool) -> Verification:
-    with hold(path) if repair and os.path.isfile(path) else contextlib.nullcontext():
-        found = _look(FeatureCache(path))
-        if repair and found.bad:
+def _verify_file(path: str, header: Header | None = None, *, repair: bool) -> Verification:
+    if not repair or not os.path.isfile(path):
+        return _look(FeatureCache(path, header))
+    with hold(path):  # first, for an update may put another file in the place of an opened one
+        cache = FeatureCache(path, header)
+        found = _look(cache)
+        if found.bad:
             rows = np.array([bad.row for bad in found.bad])
-            with contextlib.closing(CacheWriter(path, FeatureCache(path).header)) as writer:
+            with contextlib.closing(CacheWriter(path, cache.header)) as writer:
                 writer.set_states(rows, RowState.PENDING)
                 writer.sync()
-            found = replace(found, repaired=len(rows))
-    return found
+        return replace(found, repaired=len(found.bad))
 
 
 def _look(cache: FeatureCache) -> Verification:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vggfeat.carried import last_layer
-from vggfeat.digests import file_digest, user_cache
+from vggfeat.digests import file_digest
 from vggfeat.download import download
 from vggfeat.errors import UsageError, WeightsError
 from vggfeat.firstlayer import (
@@ -25,6 +25,7 @@ from vggfeat.firstlayer import (
     inflate,
 )
 from vggfeat.layers import GRID, Layer, layer_table
+from vggfeat.machine import user_cache
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

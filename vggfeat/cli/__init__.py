@@ -58,6 +58,7 @@ def common(
 ) -> None:
     """Options before the command."""
     console.show_tracebacks(wanted=debug)
+    console.set_up_logging(quiet=False, verbose=False)  # until the command says otherwise
 
 
 for command in (

@@ -18,7 +18,12 @@ if TYPE_CHECKING:
     from vggfeat.deriving import Derived
     from vggfeat.records import Progress
 
-Source = Annotated[str, typer.Argument(help="The cache with the layers.", metavar="FILE.h5")]
+Source = Annotated[
+    str,
+    typer.Argument(
+        help="The cache with the layers, a file or a folder of shards.", metavar="FILE.h5"
+    ),
+]
 Out = Annotated[
     str, typer.Option("--out", "-o", help="The cache to make or go on with.", metavar="FILE.h5")
 ]

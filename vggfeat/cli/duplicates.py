@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
 
 def duplicates(
-    cache: Annotated[str, typer.Argument(help="The cache to look through.", metavar="FILE.h5")],
+    cache: Annotated[
+        str,
+        typer.Argument(
+            help="The cache to look through, a file or a folder of shards.", metavar="FILE.h5"
+        ),
+    ],
     *,
     layer: Annotated[
         str | None,

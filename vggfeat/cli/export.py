@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 def export(
-    cache: Annotated[str, typer.Argument(help="A cache.", metavar="FILE.h5")],
+    cache: Annotated[
+        str, typer.Argument(help="A cache, a file or a folder of shards.", metavar="FILE.h5")
+    ],
     *,
     to: Annotated[
         str,

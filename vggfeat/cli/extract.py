@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from vggfeat.cli.console import exit_codes, set_up_logging
-from vggfeat.cli.launch import launch, make_wish
+from vggfeat.cli.launch import launch, make_cluster, make_wish
 from vggfeat.cli.preparing import (
     Augment,
     Channels,
@@ -45,8 +45,8 @@ def extract(
     sources: Annotated[
         list[str],
         typer.Argument(
-            help="Folders (with all below them), image files, tar and zip archives, @list.txt, or "
-            "- for a list on stdin.",
+            help="Folders (with all below them), image files, tar and zip archives, @list.txt, - "
+            "for a list on stdin, or s3://BUCKET/FOLDER.",
             metavar="SOURCE...",
         ),
     ],
@@ -55,7 +55,8 @@ def extract(
         typer.Option(
             "--out",
             "-o",
-            help="The cache to make or go on with: a file, or a folder for a sharded one.",
+            help="The cache to make or go on with: a file, or a folder for a sharded one; or "
+            "either as s3://BUCKET/NAME.",
             metavar="FILE.h5|DIR/",
         ),
     ],
@@ -242,6 +243,36 @@ def extract(
         bool,
         typer.Option("--plan-only", help="Of a folder list the images, and do none of them yet."),
     ] = False,
+    scratch: Annotated[
+        str | None,
+        typer.Option(
+            help="Where an output in an object store, s3://..., is made before it is put there. "
+            "[default: in the user's cache]",
+            metavar="DIR",
+            show_default=False,
+        ),
+    ] = None,
+    engine: Annotated[
+        str,
+        typer.Option(help="local does the work here, ray by shards on a Ray cluster.", metavar="E"),
+    ] = "local",
+    actors: Annotated[
+        int | None,
+        typer.Option(
+            help="With ray: how many. [default: one a GPU, without any one a node]",
+            metavar="N",
+            show_default=False,
+        ),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="With ray: a cluster that is there, auto or HOST:PORT. [default: one of its own, "
+            "here]",
+            metavar="ADDRESS",
+            show_default=False,
+        ),
+    ] = None,
     failures: Annotated[
         str | None,
         typer.Option(
@@ -284,13 +315,15 @@ def extract(
     with exit_codes():
         set_up_logging(quiet=quiet or as_json, verbose=verbose)
         from vggfeat.cli.watch import Watch
+        from vggfeat.engines import working_place
         from vggfeat.machine import keep_freed_memory
         from vggfeat.signals import ended_by_signals
 
         sharding = Sharding(shards, shard or "", plan_only)
         reports = Watch(
-            out, failures=failures, metrics=metrics_file, log_file=log_file, share=sharding.share
-        )
+            out, failures=failures, metrics=metrics_file, log_file=log_file,
+            share=sharding.share, work=working_place(out, scratch),
+        )  # fmt: skip
         with reports as watch, ended_by_signals():
             flags |= {name: count(name, flags[name]) for name in ("batch_size", "workers")}
             settings = make_settings(config, flags)
@@ -307,6 +340,8 @@ def extract(
                 ),
                 root=root,
                 sharding=sharding,
+                scratch=scratch,
+                cluster=make_cluster(engine, actors=actors, address=address),
                 quiet=quiet,
                 as_json=as_json,
                 verbose=verbose,

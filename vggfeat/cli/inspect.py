@@ -28,7 +28,9 @@ _FIRST_TO_GO = ("std", "size", "zeros", "min", "mean", "max")
 
 
 def inspect(
-    cache: Annotated[str, typer.Argument(help="A cache.", metavar="FILE.h5")],
+    cache: Annotated[
+        str, typer.Argument(help="A cache, a file or a folder of shards.", metavar="FILE.h5")
+    ],
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,
     loss: Annotated[

@@ -10,10 +10,13 @@ from vggfeat.errors import InterruptedRunError, ShardsHeldError, TooManyFailures
 
 if TYPE_CHECKING:
     from vggfeat.cli.watch import Watch
+    from vggfeat.cluster import RayCluster
     from vggfeat.config import Settings
     from vggfeat.records import Progress
     from vggfeat.splitting import Sharding
     from vggfeat.update import Wish
+
+ENGINES = ("local", "ray")
 
 
 def make_wish(*, fresh: bool, update: bool, by_digest: bool, retry: bool) -> Wish:
@@ -31,6 +34,23 @@ def make_wish(*, fresh: bool, update: bool, by_digest: bool, retry: bool) -> Wis
     return Wish(update=update, by_digest=by_digest, retry_failed=retry)
 
 
+def make_cluster(engine: str, *, actors: int | None, address: str | None) -> RayCluster | None:
+    """Where `--engine`, `--actors` and `--address` have the work done; None for this process.
+
+    Raises:
+        UsageError: there is no such engine, or they do not go together.
+    """
+    from vggfeat.cluster import RayCluster
+
+    if engine not in ENGINES:
+        raise UsageError(f"engine is {engine!r}; expected {' or '.join(ENGINES)}")
+    if engine == "ray":
+        return RayCluster(address, actors)
+    if actors is not None or address is not None:
+        raise UsageError("--actors and --address are of a cluster; give --engine ray with them")
+    return None
+
+
 def launch(
     sources: list[str],
     out: str,
@@ -41,12 +61,14 @@ def launch(
     wish: Wish,
     root: str | None,
     sharding: Sharding,
+    scratch: str | None,
+    cluster: RayCluster | None,
     quiet: bool,
     as_json: bool,
     verbose: bool,
 ) -> None:
     """Runs the extraction, shows its progress, and then what it came to."""
-    from vggfeat.extraction import extract as extract_images
+    from vggfeat.engines import extract as extract_images
 
     bar = Bar(quiet=quiet or as_json)
 
@@ -64,6 +86,8 @@ def launch(
             root=root,
             on_progress=notice,
             sharding=sharding,
+            scratch=scratch,
+            cluster=cluster,
         )
     except (InterruptedRunError, ShardsHeldError, TooManyFailuresError) as error:
         watch.summary = error.summary

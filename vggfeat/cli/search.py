@@ -20,7 +20,12 @@ _INDENT = 2
 
 
 def search(
-    cache: Annotated[str, typer.Argument(help="The cache to search.", metavar="FILE.h5")],
+    cache: Annotated[
+        str,
+        typer.Argument(
+            help="The cache to search, a file or a folder of shards.", metavar="FILE.h5"
+        ),
+    ],
     queries: Annotated[
         list[str] | None,
         typer.Argument(help="Images, folders or archives to search with.", metavar="[QUERY...]"),

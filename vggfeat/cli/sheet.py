@@ -13,7 +13,9 @@ from vggfeat.names import printable
 
 
 def sheet(
-    cache: Annotated[str, typer.Argument(help="A cache.", metavar="FILE.h5")],
+    cache: Annotated[
+        str, typer.Argument(help="A cache, a file or a folder of shards.", metavar="FILE.h5")
+    ],
     out: Annotated[
         str,
         typer.Option(

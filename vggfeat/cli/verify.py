@@ -18,7 +18,9 @@ _SHOWN = 20
 
 
 def verify(
-    cache: Annotated[str, typer.Argument(help="The cache.", metavar="FILE.h5")],
+    cache: Annotated[
+        str, typer.Argument(help="The cache, a file or a folder of shards.", metavar="FILE.h5")
+    ],
     *,
     repair: Annotated[
         bool, typer.Option("--repair", help="Set bad rows to pending; the next run does them anew.")

@@ -39,6 +39,7 @@ class Watch:
         failures: CSV of failed images, written at the end.
         metrics: Prometheus text, written every 15 seconds and at the end.
         share: of a sharded cache, the share that the run is about.
+        work: where the cache lies here; None: at `out`.
         log_file: appended to; JSON lines if its name ends in `.json` or `.jsonl`.
 
     Raises:
@@ -54,10 +55,11 @@ class Watch:
         metrics: str | None,
         log_file: str | None,
         share: str = "",
+        work: str | None = None,
     ) -> None:
         self.summary: Summary | None = None
         self._out, self._failures, self._metrics = out, failures, metrics
-        self._share = share
+        self._share, self._work = share, work or out
         self._written = 0.0
         for name in (failures, metrics):
             _check_place(name)
@@ -109,7 +111,7 @@ class Watch:
             return
         try:
             with contextlib.suppress(CacheError):  # no cache, no failures
-                publish(self._failures, failures_csv(self._out, self._share))
+                publish(self._failures, failures_csv(self._work, self._share))
         except SpaceError as refused:
             if error is None:
                 raise

@@ -223,10 +223,10 @@ def predict(
         ),
     ] = None,
     use: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             help="For images: what fuse or reduce fitted when they made the cache; by default the "
-            "file beside it, FILE.model.h5.",
+            "file beside it, FILE.model.h5. Several times for a cache made in several steps.",
             metavar="MODEL.h5",
         ),
     ] = None,
@@ -245,7 +245,7 @@ def predict(
         one_form(as_json=as_json, as_csv=as_csv)
         found = predict_zeroshot(
             model, cache, images or (), classes=classes, vectors=vectors, top=top,
-            calibrate=calibrate, device=device, model_weights=model_weights, use=use,
+            calibrate=calibrate, device=device, model_weights=model_weights, use=use or (),
         )  # fmt: skip
         for failure in found.failures:
             typer.echo(f"vggfeat: warning: image {failure.path}: {failure.reason}", err=True)

@@ -10,7 +10,7 @@ import numpy as np
 
 from vggfeat.errors import UsageError
 from vggfeat.metrics import nearness
-from vggfeat.reader import FeatureCache
+from vggfeat.shardreader import open_cache
 from vggfeat.transforms import blocks_of
 from vggfeat.zeroshot.measures import Judged, harmonic_mean, joined, judge, per_class, trade_off
 from vggfeat.zeroshot.mistakes import TreeMistakes, tree_mistakes
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
+
+    from vggfeat.reader import FeatureCache
 
     Numbers = NDArray[np.int64]
     Values = NDArray[np.float32]
@@ -129,7 +131,7 @@ def evaluate_zeroshot(
         InputError: a file cannot be read.
         CacheError: the model or cache is none of ours, damaged, or they do not fit.
     """
-    path, cache = os.fspath(model), FeatureCache(source)
+    path, cache = os.fspath(model), open_cache(source)
     loaded = ZeroShotModel.load(path)
     loaded.check(cache, path)
     bias = None if calibrate is None else bias_of(loaded, calibrate)

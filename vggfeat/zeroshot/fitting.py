@@ -14,7 +14,7 @@ import numpy as np
 
 from vggfeat.errors import CacheMismatchError, InputError, UsageError
 from vggfeat.fitted import check_replaceable, differences, load_fitted, network_of, save_fitted
-from vggfeat.reader import FeatureCache
+from vggfeat.shardreader import open_cache
 from vggfeat.transforms import chosen_layers
 from vggfeat.zeroshot.inputs import fit_inputs
 from vggfeat.zeroshot.learners import Learner, Learnt
@@ -35,6 +35,8 @@ from vggfeat.zeroshot.vectors import ClassVectors, class_vectors
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from vggfeat.reader import FeatureCache
 
 log = logging.getLogger("vggfeat")
 
@@ -133,7 +135,7 @@ def fit_zeroshot(
     settings.check()
     _check_out(out)
     check_replaceable(out, KIND)
-    task = _task(FeatureCache(source), os.fspath(vectors), settings)
+    task = _task(open_cache(source), os.fspath(vectors), settings)
     keys = image_keys(task.cache, task.train.rows)
     asked = task.asked(keys)
     anew = fresh or not _is_there(out, asked)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vggfeat.errors import CacheError, InputError, TooManyFailuresError, UsageError
-from vggfeat.reader import FeatureCache
+from vggfeat.shardreader import open_cache
 from vggfeat.transforms import blocks_of
 from vggfeat.zeroshot.model import ZeroShotModel
 from vggfeat.zeroshot.rows import read_class_list
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vggfeat.querying import Undecodable
+    from vggfeat.reader import FeatureCache
 
     Numbers = NDArray[np.int64]
     Values = NDArray[np.float32]
@@ -71,7 +72,7 @@ def predict_zeroshot(
     calibrate: float | str = 0.0,
     device: str = "auto",
     model_weights: str | os.PathLike[str] | None = None,
-    use: str | os.PathLike[str] | None = None,
+    use: Sequence[str | os.PathLike[str]] = (),
 ) -> Predictions:
     """Classes of the done rows of a cache, or of images taken through its network.
 
@@ -97,7 +98,7 @@ def predict_zeroshot(
         WeightsError: the weights for images cannot be had.
         DeviceError: no such device.
     """
-    path, cache = os.fspath(model), FeatureCache(source)
+    path, cache = os.fspath(model), open_cache(source)
     chosen = _chosen(ZeroShotModel.load(path), classes, vectors)
     chosen.check(cache, path)
     if top < 1:

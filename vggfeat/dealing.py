@@ -1,0 +1,355 @@
+"""Shards dealt out to the actors of a Ray cluster, each of them an ordinary run that may be killed.
+
+Plain actors and not Ray Data's `map_batches`, tried with Ray 2.60: that calls its function outside
+the main thread, where no signal can be caught; it knows no progress within a shard; it tries a
+shard that kills its worker again without end; and its reading task waits for ever where actors hold
+all CPUs. Retries are Ray's own all the same: `max_restarts` and `max_task_retries`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import time
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vggfeat import errors
+from vggfeat.actors import Asked, Board, Errand, Outcome, ShardWorker
+from vggfeat.cluster import connected, import_ray
+from vggfeat.errors import DeviceError, ShardsHeldError, TooManyFailuresError, UsageError
+from vggfeat.names import absolute_place
+from vggfeat.reader import FeatureCache
+from vggfeat.records import Progress
+from vggfeat.run import raise_if_cut_short
+from vggfeat.schema import RowState
+from vggfeat.shardlist import MANIFEST
+from vggfeat.shardreader import ShardedCache
+from vggfeat.signals import StopFlag, TerminatedError
+from vggfeat.slots import plan_slots
+from vggfeat.tally import FAILURES_NAMED, Tally, summarise_run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from vggfeat.cluster import RayCluster
+    from vggfeat.config import Settings
+    from vggfeat.records import FailedImage, Summary
+    from vggfeat.slots import Slots
+    from vggfeat.splitting import Sharding
+    from vggfeat.update import Wish
+
+_RETRIES = 3
+_HELD_RETRIES = 20
+_HELD_PAUSE = 3.0  # the lock of a machine that died may live on for a while on a network
+_POLL_SECONDS = 0.3
+_STOP_SECONDS = 60.0
+_NOTICE_SECONDS = 30.0
+
+log = logging.getLogger("vggfeat")
+
+
+def extract_on_ray(
+    sources: Sequence[str | os.PathLike[str]],
+    out: str,
+    settings: Settings,
+    cluster: RayCluster,
+    *,
+    fresh: bool,
+    wish: Wish,
+    root: str | None,
+    on_progress: Callable[[Progress], None] | None,
+    sharding: Sharding | None,
+) -> Summary:
+    """Extracts features into a sharded cache, its shards dealt out to the actors of a Ray cluster.
+
+    The first actor lists the images and lays the shards out. Then each actor does one shard after
+    the other; of a worker or node that dies, another one goes on with its shard. See
+    `engines.extract` for arguments and errors.
+
+    Raises:
+        UsageError: `-` as a source, a share of the shards, or an output that nodes do not share;
+            the package `ray` is not installed.
+        DeviceError: there is no such cluster, or a shard's workers end again and again.
+    """
+    if sharding is not None and (sharding.share or sharding.plan_only):
+        raise UsageError("--engine ray does all shards; give it without --shard and --plan-only")
+    asked = Asked(
+        tuple(_absolute(source) for source in sources),
+        os.path.abspath(out),
+        settings,
+        None if root is None else absolute_place(root),
+        None if sharding is None else sharding.shards,
+        wish.retry_failed and not wish.update,
+    )
+    started = time.perf_counter()
+    tally = Tally()
+    with connected(cluster) as nodes, StopFlag(settings.seconds_allowed) as stop:
+        slots = plan_slots(nodes, settings.device, cluster.actors)
+        driver = _Driver(asked, slots, stop, tally, on_progress)
+        driver.run(fresh=fresh, wish=wish)
+    driver.raise_before_a_plan()
+    summary = driver.summary(out, time.perf_counter() - started)
+    driver.raise_what_came(summary)
+    raise_if_cut_short(summary, settings, stop.signum, None)
+    return summary
+
+
+def _absolute(source: str | os.PathLike[str]) -> str:
+    text = os.fspath(source)
+    if text == "-" and isinstance(source, str):
+        raise UsageError("--engine ray lists images on a node; name an @LIST instead of -")
+    mark = "@" if isinstance(source, str) and text.startswith("@") else ""
+    return mark + absolute_place(text[len(mark) :])
+
+
+@dataclass(slots=True)
+class _Driver:
+    """This process's side: deals out shards, looks at what comes back and at the signals."""
+
+    asked: Asked
+    slots: Slots
+    stop: StopFlag
+    tally: Tally
+    on_progress: Callable[[Progress], None] | None
+    failures: list[FailedImage] = field(default_factory=list)
+    planned: Summary | None = None
+    _errors: list[Outcome] = field(default_factory=list)
+    _lost: dict[int, str] = field(default_factory=dict)
+    _held: Counter[int] = field(default_factory=Counter)
+    _told: set[str] = field(default_factory=set)
+    _failed: int = 0
+    _left: dict[int, int] = field(default_factory=dict)
+    _ray: Any = field(default_factory=import_ray)
+    _board: Any = None
+
+    def run(self, *, fresh: bool, wish: Wish) -> None:
+        """Has the plan made, then every shard done that is not."""
+        started = time.perf_counter()
+        actors = self._start()
+        self._plan(actors, fresh=fresh, wish=wish)
+        self.tally.discover = time.perf_counter() - started
+        if not self._goes_on():
+            return
+        before = ShardedCache(self.asked.out)
+        done = _count(before.state, RowState.DONE)
+        self._left = {
+            number: rows
+            for number in range(len(before.shards))
+            if (rows := self._rows_left(before, number))
+        }
+        self.tally.total = sum(self._left.values())
+        started = time.perf_counter()
+        self._deal(actors, len(before.shards))
+        self.tally.wait = time.perf_counter() - started
+        after = ShardedCache(self.asked.out)
+        left = sum(_count(after.state, state) for state in self._unfinished)
+        self.tally.done = _count(after.state, RowState.DONE) - done
+        self.tally.failed = max(0, self.tally.total - self.tally.done - left)
+        if self.asked.retry_failed:  # those that failed again are among what is left
+            self.tally.failed = self._failed
+
+    @property
+    def _unfinished(self) -> tuple[RowState, ...]:
+        return (RowState.PENDING, RowState.FAILED)[: 2 if self.asked.retry_failed else 1]
+
+    def _rows_left(self, cache: ShardedCache, number: int) -> int:
+        if cache.shard_header(number) is None:
+            return 0
+        state = FeatureCache(cache.shard_path(number)).state
+        return sum(_count(state, one) for one in self._unfinished)
+
+    def _goes_on(self) -> bool:
+        return self.stop.allows(0) and not self._errors
+
+    def _start(self) -> list[Any]:
+        """The actors; they are not waited for, so that those with a place begin."""
+        remote = self._ray.remote
+        self._board = remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Board).remote()
+        worker = remote(
+            num_cpus=self.slots.cpus,
+            num_gpus=self.slots.gpus,
+            max_restarts=-1,
+            max_task_retries=_RETRIES,
+        )(ShardWorker)
+        self.tally.device = f"{self.slots.actors} Ray actors, {self.slots.device}"
+        return [worker.remote() for _ in range(self.slots.actors)]
+
+    @property
+    def _errand(self) -> Errand:
+        return Errand(self.asked, self._board, self.slots.device)
+
+    def _plan(self, actors: Sequence[Any], *, fresh: bool, wish: Wish) -> None:
+        """Has whichever actor is there first make the plan."""
+        starting = {actor.__ray_ready__.remote(): actor for actor in actors}
+        began = time.monotonic()
+        ready: list[Any] = []
+        while not ready and self._goes_on():
+            ready, _ = self._ray.wait(list(starting), timeout=_POLL_SECONDS)
+            if not ready and time.monotonic() - began > _NOTICE_SECONDS:
+                self._tell(logging.INFO, f"waiting for the cluster to have {self.slots.free} free")
+        if not ready:
+            return
+        self._check_started(ready[0])
+        task = starting[ready[0]].plan.remote(self._errand, fresh=fresh, wish=wish)
+        while self._goes_on() and not self._ray.wait([task], timeout=_POLL_SECONDS)[0]:
+            self._show()
+        if self._goes_on():
+            outcome = self._outcome(task)
+            self._show()
+            self.planned = outcome.summary
+            self._note(outcome)
+
+    def _check_started(self, ready: Any) -> None:
+        try:
+            self._ray.get(ready)
+        except self._ray.exceptions.RayError as error:
+            raise DeviceError(
+                f"a worker cannot start: {_last_line(error)}; is vggfeat installed on every node, "
+                "in this version?"
+            ) from error
+
+    def _deal(self, actors: Sequence[Any], count: int) -> None:
+        """A shard to each actor that has none, until none is left or the run is to stop."""
+        mark = os.stat(os.path.join(self.asked.out, MANIFEST)).st_mtime
+        free, waiting = deque(actors), deque(sorted(self._left))
+        under_way: dict[Any, tuple[Any, int]] = {}
+        while (waiting or under_way) and self._goes_on():
+            while free and waiting:
+                actor, shard = free.popleft(), waiting.popleft()
+                under_way[actor.do.remote(self._errand, shard, count, mark)] = (actor, shard)
+            for task in self._ray.wait(list(under_way), timeout=_POLL_SECONDS)[0]:
+                actor, shard = under_way.pop(task)
+                free.append(actor)
+                if self._take(shard, self._outcome(task)):
+                    waiting.append(shard)
+            self._show()
+        if under_way:
+            self._halt(under_way)
+
+    def _halt(self, under_way: dict[Any, tuple[Any, int]]) -> None:
+        """Has every actor stop behind its batch, and waits for that."""
+        self._board.stop.remote()
+        until = time.monotonic() + _STOP_SECONDS
+        while under_way and time.monotonic() < until:
+            for task in self._ray.wait(list(under_way), timeout=_POLL_SECONDS)[0]:
+                _, shard = under_way.pop(task)
+                self._take(shard, self._outcome(task))
+            self._show()
+
+    def _outcome(self, task: Any) -> Outcome:
+        """What a task came to; its worker, or its node, may have died once too often."""
+        try:
+            outcome: Outcome = self._ray.get(task)
+        except self._ray.exceptions.RayTaskError:
+            raise  # a defect
+        except self._ray.exceptions.RayError as error:
+            return Outcome(None, _LOST, _last_line(error))
+        return outcome
+
+    def _take(self, shard: int, outcome: Outcome) -> bool:
+        """Keeps what came of a shard; whether it is to be tried again."""
+        if outcome.kind == ShardsHeldError.__name__:
+            self._held[shard] += 1
+            time.sleep(_HELD_PAUSE)
+            return self._held[shard] < _HELD_RETRIES
+        if outcome.kind == _LOST:
+            self._lost[shard] = outcome.text
+            return False
+        self._held.pop(shard, None)
+        self._note(outcome)
+        if outcome.summary is not None:
+            self.failures += outcome.summary.failures[: FAILURES_NAMED - len(self.failures)]
+            self.tally.clamped += outcome.summary.clamped
+            self.tally.redone += outcome.summary.redone
+            self.tally.decode += outcome.summary.stages.decode
+            self.tally.workers = outcome.summary.workers * self.slots.actors
+        return False
+
+    def _note(self, outcome: Outcome) -> None:
+        if outcome.kind:
+            self._errors.append(outcome)
+
+    def _show(self) -> None:
+        """Passes on what the actors have reported: their log lines once, and their progress."""
+        reported, notes = self._ray.get(self._board.read.remote())
+        for level, text in notes:
+            self._tell(level, text)
+        self._failed = sum(failed for _, failed in reported.values())
+        if self.on_progress is not None and self.tally.total:
+            left = sum(reported.get(shard, (rows, 0))[0] for shard, rows in self._left.items())
+            total = self.tally.total
+            done = max(0, total - left - self._failed)
+            self.on_progress(Progress(done, self._failed, total))
+
+    def _tell(self, level: int, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            log.log(level, "%s", text)
+
+    def raise_before_a_plan(self) -> None:
+        """Raises why there is nothing to look at yet.
+
+        Raises:
+            TerminatedError: a signal came before there was a plan.
+            VggfeatError: what kept it from being made.
+        """
+        if self.planned is not None:
+            return
+        for outcome in self._errors:
+            raise getattr(errors, outcome.kind)(outcome.text)
+        if self.stop:
+            raise TerminatedError(self.stop.signum)
+        raise DeviceError(
+            f"the cluster had not {self.slots.free} free within --time-limit; try again later"
+        )
+
+    def summary(self, out: str, seconds: float) -> Summary:
+        """What was done by all actors, and what the cache holds now."""
+        summary = summarise_run(self.asked.out, self.tally, seconds, self.stop.reason)
+        found = self.planned or summary
+        return dataclasses.replace(
+            summary,
+            out=out,
+            failures=tuple(self.failures),
+            added=found.added,
+            changed=found.changed,
+            gone=found.gone,
+            retried=found.retried,
+        )
+
+    def raise_what_came(self, summary: Summary) -> None:
+        """Raises the first error that an actor came back with, or what was not done for another."""
+        for outcome in self._errors:
+            kind = getattr(errors, outcome.kind)
+            if kind is TooManyFailuresError:
+                raise TooManyFailuresError(outcome.text, summary)
+            raise kind(outcome.text)
+        if self._lost:
+            shard, why = next(iter(self._lost.items()))
+            raise DeviceError(
+                f"the workers of {len(self._lost)} shards ended {_RETRIES + 1} times each, the "
+                f"first is shard {shard} ({why}); all others are done. Is memory short? Try fewer "
+                "--actors, and run again"
+            )
+        if self._held and self._goes_on():
+            raise ShardsHeldError(
+                f"{len(self._held)} shards of {self.asked.out!r} are held by other runs; all "
+                "others are done. Wait, and run again to see that they ended",
+                summary,
+            )
+
+
+_LOST = "lost"
+
+
+def _count(state: Any, wanted: RowState) -> int:
+    return int(np.count_nonzero(np.asarray(state) == wanted))
+
+
+def _last_line(error: BaseException) -> str:
+    return ([line.strip() for line in str(error).splitlines() if line.strip()] or [""])[-1]

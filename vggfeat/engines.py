@@ -1,0 +1,135 @@
+"""`vggfeat.extract`: here or on a Ray cluster, into files of this machine or an object store."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vggfeat import dealing, extraction
+from vggfeat.names import remote_scheme
+from vggfeat.offsite import extract_to_store, scratch_place
+from vggfeat.update import Wish
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from vggfeat.cluster import RayCluster
+    from vggfeat.config import Settings
+    from vggfeat.records import Progress, Summary
+    from vggfeat.splitting import Sharding
+
+
+def working_place(out: str | os.PathLike[str], scratch: str | None = None) -> str:
+    """Where the cache lies while a run is under way: `out`, or its place in the scratch folder."""
+    text = os.fspath(out)
+    if not (isinstance(out, str) and remote_scheme(out)):
+        return text
+    return scratch_place(text, scratch)
+
+
+def extract(
+    sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    settings: Settings,
+    *,
+    fresh: bool = False,
+    wish: Wish = Wish(),  # noqa: B008 frozen
+    root: str | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    sharding: Sharding | None = None,
+    scratch: str | None = None,
+    cluster: RayCluster | None = None,
+) -> Summary:
+    """Extracts features of images into a cache, or goes on with a cache begun earlier.
+
+    Args:
+        sources: folders, files, `@list.txt`, or `-` for a list on standard input; or folders and
+            objects in an object store, `s3://bucket/folder`.
+        out: the cache, one HDF5 file; or a folder, which gets a sharded cache: one that is there,
+            a name that ends in `/`, or with `sharding` any name. Either may be in an object store:
+            it is then made in `scratch`, and put there when it is complete.
+        settings: which layers of which network, and how.
+        fresh: begin again even if `out` is there.
+        wish: what to do about images that are new to `out`, changed, gone, or failed.
+        root: directory that the recorded paths are relative to.
+        on_progress: called after every batch; with a cluster, now and then.
+        sharding: of a folder, how it is split and which of its shards to do.
+        scratch: folder that an output in an object store is made in; by default one in the user's
+            cache. The same one again goes on with what is there.
+        cluster: have the shards done by Ray; `out` is then a folder that all its machines share.
+
+    Returns:
+        what was done, and what the cache now holds, or the share of it that was asked for.
+
+    Raises:
+        UsageError: `out` can be no cache, or what is asked for does not go together.
+        InputError: a source is missing, or there is no image; or its store does not answer.
+        WeightsError: the weights cannot be had.
+        CacheError: `out` is not ours, damaged, or made with other settings or of other images.
+        LockedError: another run writes to `out`; of a folder, to shards that are left.
+        SpaceError: the disk is full, or the store refuses. All rows written before are kept.
+        DeviceError: the device is missing or failed, or workers of the cluster end again and again.
+            All rows written before are kept.
+        TooManyFailuresError: more images failed than `settings.max_failures`, the rest is done;
+            or one failed, and `settings.on_error` is `stop`.
+        InterruptedRunError: SIGINT or SIGTERM; call again to go on.
+    """
+    work = working_place(out, scratch)
+    listed = (sources,) if isinstance(sources, str | os.PathLike) else tuple(sources)
+    asked = _Asked(listed, work, settings, sharding, wish, fresh, root, cluster)
+    if work == os.fspath(out):
+        return asked.extract(on_progress)
+    sharded = asked.is_sharded or os.fspath(out).endswith("/")
+    if sharded:
+        asked = dataclasses.replace(asked, out=f"{work}/")
+    return extract_to_store(
+        os.fspath(out),
+        work,
+        lambda: asked.extract(on_progress),
+        sharded=sharded,
+        fresh=fresh,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What is asked for, with an output of this machine: see `extract`."""
+
+    sources: tuple[str | os.PathLike[str], ...]
+    out: str
+    settings: Settings
+    sharding: Sharding | None
+    wish: Wish
+    fresh: bool
+    root: str | None
+    cluster: RayCluster | None
+
+    @property
+    def is_sharded(self) -> bool:
+        return self.cluster is not None or extraction.is_sharded(self.out, self.sharding)
+
+    def extract(self, on_progress: Callable[[Progress], None] | None) -> Summary:
+        if self.cluster is not None:
+            return dealing.extract_on_ray(
+                self.sources,
+                self.out,
+                self.settings,
+                self.cluster,
+                fresh=self.fresh,
+                wish=self.wish,
+                root=self.root,
+                on_progress=on_progress,
+                sharding=self.sharding,
+            )
+        return extraction.extract(
+            self.sources,
+            self.out,
+            self.settings,
+            fresh=self.fresh,
+            wish=self.wish,
+            root=self.root,
+            on_progress=on_progress,
+            sharding=self.sharding,
+        )
