@@ -33,8 +33,8 @@ class Judged:
         gap: best score of a seen class minus best of an unseen one, float64 (n,).
         best_seen: int64 (n,), or -1 where there is no seen class.
         best_unseen: likewise.
-        before: in how many of the other kind's scores the right class is reached, int64 (n,), at
-            the bias that was taken.
+        before: how many classes of the other kind score as high as the right one, or higher, once
+            the bias is taken, int64 (n,).
     """
 
     classes: Numbers
