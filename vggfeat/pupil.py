@@ -223,9 +223,11 @@ class Pupil:
         )
 
     def _prepare(self, batch: DecodedBatch) -> Tensor:
-        slots = torch.from_numpy(batch.slots)
+        slots = torch.from_numpy(batch.slots).to(self._device)
         images = batch.images.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
-        return self._normalise(images[slots.to(self._device)])
+        # Taken from floats: not every device picks uint16 by index.
+        chosen = self._normalise(images)[slots]  # (n, C, H, W)
+        return chosen.contiguous(memory_format=torch.channels_last)
 
     def written(self) -> dict[str, Tensor]:
         """The network of the best epoch and its head, by the names they have in a file."""
