@@ -54,17 +54,26 @@ def assert_ends(process: subprocess.Popen[str], status: int = 0) -> str:
     return output
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of images, and one cache of them by one process to compare with."""
-    write_images(tmp_path / "images", IMAGES)
+    place = tmp_path_factory.mktemp("cluster")
+    write_images(place / "images", IMAGES)
+    words = ["--layers", "conv2_1", *SMALL.split(), "--out", "one.h5"]
+    done = run_vggfeat("extract", "images", *words, cwd=place)
+    assert done.returncode == 0, done.stderr
+    return place
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    """A folder with the same, and `vggfeat` as a command."""
+    for name in ("images", "one.h5"):
+        (tmp_path / name).symlink_to(made / name)
     (tmp_path / "bin").mkdir()
     command = tmp_path / "bin" / "vggfeat"
     command.write_text(f'#!/bin/sh\nexec {sys.executable} -m vggfeat "$@"\n')
     command.chmod(0o755)
-    words = ["--layers", "conv2_1", *SMALL.split(), "--out", "one.h5"]
-    done = run_vggfeat("extract", "images", *words, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
     return tmp_path
 
 

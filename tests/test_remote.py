@@ -393,6 +393,19 @@ def test_an_output_that_cannot_be_is_refused_first(
         extract(place.folder / "no such images", out, SETTINGS)
 
 
+def test_what_cannot_be_done_in_a_store_is_said(place: Place) -> None:
+    """Repairing a copy, and derived caches as objects, are refused; verifying reads the copy."""
+    data = (place.folder / "here.h5").read_bytes()
+    place.store.put_object(Bucket=BUCKET, Key="sound.h5", Body=data)
+    address = f"s3://{BUCKET}/sound.h5"
+    assert not vggfeat.verify(address).bad
+    with pytest.raises(UsageError, match="repair the file it was put there from"):
+        vggfeat.verify(address, repair=True)
+    settings = vggfeat.ReduceSettings(dims=2)
+    with pytest.raises(UsageError, match="only extract writes to an object store"):
+        vggfeat.reduce(address, f"s3://{BUCKET}/short.h5", settings)
+
+
 def keys(place: Place, prefix: str) -> list[str]:
     found = place.store.list_objects_v2(Bucket=BUCKET, Prefix=prefix)
     return [one["Key"] for one in found.get("Contents", [])]

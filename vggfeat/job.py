@@ -17,6 +17,7 @@ import numpy as np
 from vggfeat._version import __version__
 from vggfeat.errors import CacheError, CacheMismatchError, InputError, UsageError
 from vggfeat.identity import Identity
+from vggfeat.names import remote_scheme
 from vggfeat.plan import Match, match_paths
 from vggfeat.quantisation import scales_digest
 from vggfeat.reader import FeatureCache
@@ -69,6 +70,10 @@ def check_output(out: str, *, fresh: bool) -> bool:
         UsageError: no folder to put it in, or `out` is a folder.
         CacheError: with `fresh`, what is there is not ours to replace.
     """
+    if remote_scheme(out):
+        raise UsageError(
+            f"output {out!r}: only extract writes to an object store; name a file here, and copy it"
+        )
     folder = os.path.dirname(os.path.abspath(out))
     if not os.path.isdir(folder):
         raise UsageError(f"output {out!r}: its folder {folder!r} is not there; make it first")

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vggfeat.errors import CacheError
+from vggfeat.errors import CacheError, UsageError
 from vggfeat.lock import hold
 from vggfeat.machine import usable_cores
+from vggfeat.mirror import local_copy
+from vggfeat.names import remote_scheme
 from vggfeat.reader import FeatureCache
 from vggfeat.schema import IMAGES, Header, RowState
 from vggfeat.shardreader import ShardedCache
@@ -84,9 +86,16 @@ def verify(path: str | os.PathLike[str], *, repair: bool = False) -> Verificatio
         CacheError: not a cache of ours, cut short, or its paths are out of order: no row can then
             be trusted.
         LockedError: with `repair`, a run writes to the cache.
+        UsageError: with `repair`, it is in an object store.
     """
     started = time.perf_counter()
     path = os.fspath(path)
+    if remote_scheme(path):
+        if repair:
+            raise UsageError(
+                f"{path!r} is in an object store; repair the file it was put there from"
+            )
+        path = local_copy(path)
     look = _verify_shards if os.path.isdir(path) else _verify_file
     found = look(path, repair=repair)
     return replace(found, seconds=time.perf_counter() - started)
