@@ -53,8 +53,8 @@ def local_copy(address: str) -> str:
         raise InputError(f"{address!r} is not there; expected a cache, FILE.h5 or a folder of them")
     if not any(one.address.endswith(f"/{SHARD_MANIFEST}") for one in files):
         raise InputError(
-            f"{address!r} is no cache yet: it has no {SHARD_MANIFEST}, which comes last; wait for the run "
-            "that makes it, or run that again"
+            f"{address!r} is no cache yet: it has no {SHARD_MANIFEST}, which comes last; wait for "
+            "the run that makes it, or run that again"
         )
     return _folder(address.rstrip("/"), files)
 
