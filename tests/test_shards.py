@@ -646,6 +646,21 @@ def test_too_many_gone(server: KillServer, images: Path, tmp_path: Path) -> None
     assert (joined(out)["images/state"] != 3).all()
 
 
+def test_a_folder_that_is_not_mounted(server: KillServer, images: Path, tmp_path: Path) -> None:
+    """Where all images of a shard are gone none is marked failed, and the run says what it saw."""
+    place, out = tmp_path / "images", tmp_path / "feats"
+    shutil.copytree(images, place)
+    assert server.run(place, out, sharding={**COUNTS, "plan_only": True})[0] == 0
+    place.rename(tmp_path / "away")
+    place.mkdir()
+    with pytest.raises(InputError, match=r"not one of the 8 images of shard .*not mounted\?"):
+        library.extract(place, out, settings())
+    assert not joined(out)["images/state"].any()
+    place.rmdir()
+    (tmp_path / "away").rename(place)
+    assert library.extract(place, out, settings()).pending == 0
+
+
 def test_fresh_replaces_the_whole(server: KillServer, images: Path, tmp_path: Path) -> None:
     """A new beginning has a new split, and nothing of the old one is left."""
     out = tmp_path / "feats"

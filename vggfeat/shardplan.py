@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vggfeat._version import __version__
-from vggfeat.errors import CacheError, CacheMismatchError, SpaceError, UsageError
+from vggfeat.errors import CacheError, CacheMismatchError, InputError, SpaceError, UsageError
 from vggfeat.job import check_removals, check_settings
 from vggfeat.lock import hold
 from vggfeat.plan import match_paths
@@ -372,10 +372,21 @@ def part_of(images: Manifest, start: int, stop: int) -> Manifest:
 
 
 def list_shard(cache: FeatureCache, root: bytes) -> Manifest:
-    """The images of one shard as they are now; those that are gone have size 0, and will fail."""
+    """The images of one shard as they are now; those that are gone have size 0, and will fail.
+
+    Raises:
+        InputError: all of them are gone, as if a folder were not mounted.
+    """
     paths = [os.path.join(root, bytes(path)) for path in cache.paths]
     listing = b"\0".join([*paths, b""])
-    return discover(["-"], root=os.fsdecode(root), stdin=io.BytesIO(listing))
+    images = discover(["-"], root=os.fsdecode(root), stdin=io.BytesIO(listing))
+    if not (images.sizes.any() or images.mtimes.any()):
+        raise InputError(
+            f"not one of the {len(images)} images of shard {cache.path!r} is there, the first was "
+            f"{os.fsdecode(images.absolute(0))!r}. Is a folder not mounted? If they are gone for "
+            "good, --update gives their rows up"
+        )
+    return images
 
 
 def remove_leftovers(out: str, manifest: ShardManifest) -> None:
