@@ -72,6 +72,7 @@ ORDER = (
     "description",
     "tally",
     "run",
+    "shardfolder",
     "shardplan",
     "extraction",
     "summary",
