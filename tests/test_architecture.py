@@ -77,6 +77,7 @@ ORDER = (
     "description",
     "tally",
     "run",
+    "shardfolder",
     "shardplan",
     "extraction",
     "offsite",
