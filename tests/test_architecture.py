@@ -91,6 +91,7 @@ ORDER = (
     "description",
     "tally",
     "run",
+    "shardfolder",
     "shardplan",
     "extraction",
     "offsite",

@@ -363,6 +363,8 @@ def test_shards_are_put_there_one_by_one_and_the_manifest_last(place: Place) -> 
     assert half.pending == 0
     (first,) = keys(place, "split/")
     assert first.startswith("split/shard-00000-")
+    with pytest.raises(InputError, match=r"is no cache yet: it has no manifest.json"):
+        vggfeat.open(address)
     place.gate.reset()
     whole = extract(*asked)
     assert (whole.rows, whole.done, whole.failed) == (9, 8, 1)
@@ -383,6 +385,7 @@ def test_shards_are_put_there_one_by_one_and_the_manifest_last(place: Place) -> 
         (f"s3://{BUCKET}", UsageError, "names no object; expected s3://bucket/name.h5"),
         (f"s3://{BUCKET}/a/../b.h5", UsageError, "names no object"),
         ("az://box/feats.h5", UsageError, "is in no store that is read"),
+        ("feats.h5", UsageError, "--scratch is for outputs in an object store"),
     ],
 )
 def test_an_output_that_cannot_be_is_refused_first(
@@ -390,7 +393,7 @@ def test_an_output_that_cannot_be_is_refused_first(
 ) -> None:
     """An absent bucket, a folder, a name that is none: refused before an image is listed."""
     with pytest.raises(kind, match=words):
-        extract(place.folder / "no such images", out, SETTINGS)
+        extract(place.folder / "no such images", out, SETTINGS, scratch=str(place.folder / "s"))
 
 
 def test_what_cannot_be_done_in_a_store_is_said(place: Place) -> None:

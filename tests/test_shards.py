@@ -426,6 +426,11 @@ def test_slices_are_those_of_the_joined_array(
     array, whole = arrays(sizes, row)
     key = data.draw(basic_indices(whole.shape, allow_newaxis=True))
     np.testing.assert_array_equal(array[key], whole[key], strict=True)
+    # Hypothesis' own slices are hardly ever of step 1, which is what most readers ask for.
+    bounds = st.none() | st.integers(-len(whole) - 1, len(whole) + 1)
+    start, stop = data.draw(bounds), data.draw(bounds)
+    np.testing.assert_array_equal(array[start:stop], whole[start:stop], strict=True)
+    np.testing.assert_array_equal(array[start:stop, ...], whole[start:stop, ...], strict=True)
 
 
 @given(st.data(), parts, st.sampled_from([(), (3,), (2, 3)]))
@@ -639,6 +644,21 @@ def test_too_many_gone(server: KillServer, images: Path, tmp_path: Path) -> None
         library.extract(place, out, settings(max_removed="2"), wish=library.Wish(update=True))
     assert (out / "manifest.json").read_bytes() == before
     assert (joined(out)["images/state"] != 3).all()
+
+
+def test_a_folder_that_is_not_mounted(server: KillServer, images: Path, tmp_path: Path) -> None:
+    """Where all images of a shard are gone none is marked failed, and the run says what it saw."""
+    place, out = tmp_path / "images", tmp_path / "feats"
+    shutil.copytree(images, place)
+    assert server.run(place, out, sharding={**COUNTS, "plan_only": True})[0] == 0
+    place.rename(tmp_path / "away")
+    place.mkdir()
+    with pytest.raises(InputError, match=r"not one of the 8 images of shard .*not mounted\?"):
+        library.extract(place, out, settings())
+    assert not joined(out)["images/state"].any()
+    place.rmdir()
+    (tmp_path / "away").rename(place)
+    assert library.extract(place, out, settings()).pending == 0
 
 
 def test_fresh_replaces_the_whole(server: KillServer, images: Path, tmp_path: Path) -> None:

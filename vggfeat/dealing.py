@@ -310,11 +310,11 @@ class _Driver:
 
     def summary(self, out: str, seconds: float) -> Summary:
         """What was done by all actors, and what the cache holds now."""
-        summary = summarise_run(self.asked.out, self.tally, seconds, self.stop.reason)
+        shards = ShardedCache(self.asked.out)
+        summary = summarise_run(out, self.tally, seconds, self.stop.reason, shards=shards)
         found = self.planned or summary
         return dataclasses.replace(
             summary,
-            out=out,
             failures=tuple(self.failures),
             added=found.added,
             changed=found.changed,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vggfeat import dealing, extraction
+from vggfeat.errors import UsageError
 from vggfeat.names import remote_scheme
 from vggfeat.offsite import extract_to_store, scratch_place
 from vggfeat.update import Wish
@@ -22,9 +23,17 @@ if TYPE_CHECKING:
 
 
 def working_place(out: str | os.PathLike[str], scratch: str | None = None) -> str:
-    """Where the cache lies while a run is under way: `out`, or its place in the scratch folder."""
+    """Where the cache lies while a run is under way: `out`, or its place in the scratch folder.
+
+    Raises:
+        UsageError: a scratch folder for an output that needs none; see also `scratch_place`.
+    """
     text = os.fspath(out)
     if not (isinstance(out, str) and remote_scheme(out)):
+        if scratch is not None:
+            raise UsageError(
+                f"--scratch is for outputs in an object store, and {text!r} is a path; leave it out"
+            )
         return text
     return scratch_place(text, scratch)
 

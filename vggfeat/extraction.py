@@ -17,15 +17,9 @@ from vggfeat.job import check_settings
 from vggfeat.lock import SharedLock, hold
 from vggfeat.reader import FeatureCache
 from vggfeat.schema import RowState
+from vggfeat.shardfolder import check_folder, check_plan, named_sources, remove_leftovers
 from vggfeat.shardlist import MANIFEST, read_manifest
-from vggfeat.shardplan import (
-    Planner,
-    check_folder,
-    check_plan,
-    list_shard,
-    named_sources,
-    remove_leftovers,
-)
+from vggfeat.shardplan import Planner, list_shard
 from vggfeat.shardreader import ShardedCache
 from vggfeat.signals import StopFlag
 from vggfeat.sources import discover

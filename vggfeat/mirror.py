@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from vggfeat.errors import InputError, SpaceError, VggfeatError
 from vggfeat.lock import take_turns
 from vggfeat.machine import user_cache
+from vggfeat.names import SHARD_MANIFEST
 from vggfeat.remote import RemoteEntry, RemoteError, list_folder, look_up
 from vggfeat.transfer import download
 
@@ -50,6 +51,11 @@ def local_copy(address: str) -> str:
     files = [one for one in below if not one.folder and not one.address.endswith("/")]
     if not files:
         raise InputError(f"{address!r} is not there; expected a cache, FILE.h5 or a folder of them")
+    if not any(one.address.endswith(f"/{SHARD_MANIFEST}") for one in files):
+        raise InputError(
+            f"{address!r} is no cache yet: it has no {SHARD_MANIFEST}, which comes last; wait for "
+            "the run that makes it, or run that again"
+        )
     return _folder(address.rstrip("/"), files)
 
 

@@ -33,6 +33,9 @@ links and sparse files in archives."""
 UNSAFE_NAME: Final = "unsafe name"
 """Key in `Manifest.skipped` for members of archives whose names lead out of it or nowhere."""
 
+SHARD_MANIFEST: Final = "manifest.json"
+"""Name of the file that says which shards a sharded cache is made of."""
+
 MEMBER_MARK: Final = b"!"
 """Between the path of an archive and the name of a member."""
 

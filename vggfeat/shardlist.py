@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from vggfeat.errors import CacheError, SpaceError
+from vggfeat.names import SHARD_MANIFEST
 from vggfeat.writer import sync_directory
 
 FORMAT = "vggfeat-shards"
 FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
+MANIFEST = SHARD_MANIFEST
 
 _OURS = re.compile(r"shard-\d{5,}-[0-9a-f]{8}\.h5(\.lock|\.tmp)?|manifest\.json(\..*)?")
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
