@@ -495,6 +495,7 @@ def test_options_are_those_of_the_program() -> None:
     """Every long option on the page is one of vggfeat's, or one of the tools the page names."""
     others = {"--sparse", "--size-only", "--append", "--inplace"}
     others |= {"--collector"}  # node_exporter's, which goes on with a dot
+    others |= {"--array", "--gres", "--time", "--requeue"}  # those of Slurm
     commands = {**get_command(app).commands, "": get_command(app)}  # type: ignore[attr-defined] # a group, as apps are
     ours = {word for command in commands.values() for option in command.params
             for word in (*option.opts, *option.secondary_opts)}  # fmt: skip
