@@ -3,4 +3,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/env.sh -e ".[test]"
-"$py" -m pytest "$@"
+# Two processes, on whatever machine: most tests start programs of their own, which then wait.
+"$py" -m pytest -n 2 --dist worksteal "$@"
