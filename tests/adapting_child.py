@@ -88,8 +88,8 @@ class _Counter:
 
 
 def _child(command: list[Any], calls: int) -> int:
-    from vggfeat.adaptation import AdaptSettings
-    from vggfeat.adapting import adapt
+    from vggfeat.adapting.command import adapt
+    from vggfeat.adapting.settings import AdaptSettings
     from vggfeat.config import Settings
 
     images, out, network, course, kill_at = command
@@ -100,7 +100,12 @@ def _child(command: list[Any], calls: int) -> int:
 
 
 def _serve() -> None:
-    for module in ("vggfeat.adapting", "vggfeat.pupil", "vggfeat.replicas", "torch._dynamo"):
+    for module in (
+        "vggfeat.adapting.command",
+        "vggfeat.adapting.model",
+        "vggfeat.replicas",
+        "torch._dynamo",
+    ):
         importlib.import_module(module)  # the seconds that every child is spared
     for line in sys.stdin:
         reading, writing = os.pipe()

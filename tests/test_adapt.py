@@ -29,17 +29,17 @@ from sklearn.preprocessing import StandardScaler
 from test_cli import assert_one_line, vggfeat
 
 import vggfeat as package
-from vggfeat.adaptation import AdaptSettings
-from vggfeat.adapting import adapt
+from vggfeat.adapting.augmentation import jitter
+from vggfeat.adapting.command import adapt
+from vggfeat.adapting.linear_probe import Scaling, fit_probe
+from vggfeat.adapting.settings import AdaptSettings
+from vggfeat.adapting.split import Split, stratified
+from vggfeat.adapting.state import Course, Score, course_from, plan_epoch, steps_of
+from vggfeat.adapting.trainable import parse_trainable
 from vggfeat.config import Settings
-from vggfeat.course import Course, Score, course_from, plan_epoch, steps_of
 from vggfeat.errors import CacheError, CacheMismatchError, InputError, UsageError, WeightsError
-from vggfeat.holdout import Split, stratified
-from vggfeat.jitter import jitter
 from vggfeat.layers import find_layer
 from vggfeat.lock import hold
-from vggfeat.probe import Scaling, fit_probe
-from vggfeat.trainable import parse_trainable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from vggfeat.adaptation import Adapted
+    from vggfeat.adapting.settings import Adapted
 
 FIRST = "features.0.weight"
 CLASSES = ("left", "right")

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vggfeat.adaptation import DEFAULTS, PRECISIONS
+from vggfeat.adapting.augmentation import CHANGES
+from vggfeat.adapting.settings import DEFAULTS, PRECISIONS
 from vggfeat.cli.console import Bar, exit_codes, print_json, set_up_logging, table
 from vggfeat.cli.preparing import (
     Channels,
@@ -30,11 +31,10 @@ from vggfeat.cli.preparing import (
 )
 from vggfeat.config import SETTING_NAMES
 from vggfeat.errors import InterruptedRunError
-from vggfeat.jitter import CHANGES
 from vggfeat.names import printable
 
 if TYPE_CHECKING:
-    from vggfeat.adaptation import Adapted, AdaptSettings
+    from vggfeat.adapting.settings import Adapted, AdaptSettings
 
 _CLASSES_SHOWN = 20
 
@@ -221,7 +221,7 @@ def adapt(
     flags = dict(locals())
     with exit_codes():
         set_up_logging(quiet=quiet or as_json, verbose=False)
-        from vggfeat.adaptation import AdaptSettings, network_settings
+        from vggfeat.adapting.settings import AdaptSettings, network_settings
         from vggfeat.machine import keep_freed_memory
         from vggfeat.signals import ended_by_signals
 
@@ -251,7 +251,7 @@ def _run(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    from vggfeat.adapting import adapt as adapt_network
+    from vggfeat.adapting.command import adapt as adapt_network
 
     bar = Bar(quiet=quiet or as_json)
     found: Adapted | None = None

@@ -14,7 +14,7 @@ from vggfeat.plan import EMPTY
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from vggfeat.holdout import Split
+    from vggfeat.adapting.split import Split
 
 
 @dataclass(frozen=True, slots=True)

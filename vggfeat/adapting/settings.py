@@ -7,19 +7,19 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from vggfeat.adapting.augmentation import check_jitter
+from vggfeat.adapting.state import epochs_from, score_from
+from vggfeat.adapting.trainable import Trainable, parse_trainable
 from vggfeat.carried import CARRIED, LAYER, MODEL, PREPROCESS
 from vggfeat.config import load_config, make_settings
-from vggfeat.course import epochs_from, score_from
 from vggfeat.errors import UsageError
-from vggfeat.jitter import check_jitter
 from vggfeat.layers import VARIANTS, layer_table
-from vggfeat.trainable import Trainable, parse_trainable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from vggfeat.adapting.state import Epoch, Score
     from vggfeat.config import Settings
-    from vggfeat.course import Epoch, Score
     from vggfeat.specs import LayerSpec
 
 IDENTITY, REPORT, COURSE = "vggfeat.adapt", "vggfeat.report", "vggfeat.course"

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 the name the whole field knows it by
 
+from vggfeat.adapting.linear_probe import Linear, Scaling
 from vggfeat.device import full_float32
 from vggfeat.errors import DeviceError
-from vggfeat.probe import Linear, Scaling
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vggfeat.adapting.augmentation import check_jitter
+from vggfeat.adapting.finetuning import Judged, Learner, Pace
+from vggfeat.adapting.linear_probe import CHOICES_OF_C, Linear, Scaling, fit_probe
+from vggfeat.adapting.state import Score, steps_of
+from vggfeat.adapting.trainer import Keeper, Lesson, Rules, Teacher
 from vggfeat.batches import choose_workers, load_batches
-from vggfeat.course import Score, steps_of
 from vggfeat.device import choose_device, cuda_has_bfloat16
 from vggfeat.errors import WeightsError
 from vggfeat.firstlayer import ADAPTER, COLOURS, CONV1_1, HEAD, Entry, start_adapter
-from vggfeat.jitter import check_jitter
-from vggfeat.lessons import Keeper, Lesson, Rules, Teacher
 from vggfeat.network import needed_layers, network_of
 from vggfeat.normalising import Normaliser
-from vggfeat.probe import CHOICES_OF_C, Linear, Scaling, fit_probe
-from vggfeat.training import Judged, Learner, Pace
 from vggfeat.weights import load_tensors
 
 if TYPE_CHECKING:
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from vggfeat.adaptation import AdaptSettings
-    from vggfeat.course import Course
-    from vggfeat.holdout import Split
+    from vggfeat.adapting.settings import AdaptSettings
+    from vggfeat.adapting.split import Split
+    from vggfeat.adapting.state import Course
     from vggfeat.records import DecodedBatch, Progress
     from vggfeat.signals import StopFlag
     from vggfeat.sources import Manifest

@@ -7,11 +7,11 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vggfeat.course import Course, Score, plan_epoch, steps_of
+from vggfeat.adapting.augmentation import jitter
+from vggfeat.adapting.finetuning import Judged
+from vggfeat.adapting.state import Course, Score, plan_epoch, steps_of
 from vggfeat.errors import InputError
-from vggfeat.jitter import jitter
 from vggfeat.records import Progress
-from vggfeat.training import Judged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from vggfeat.holdout import Split
-    from vggfeat.jitter import Change
+    from vggfeat.adapting.augmentation import Change
+    from vggfeat.adapting.finetuning import Learner
+    from vggfeat.adapting.split import Split
     from vggfeat.records import DecodedBatch
     from vggfeat.signals import StopFlag
-    from vggfeat.training import Learner
 
 log = logging.getLogger("vggfeat")
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vggfeat.adaptation import IDENTITY, REPORT, Adapted, carried_metadata, identity_of
-from vggfeat.adaptjob import Asked, Begun, Places, begin, damage, finished
+from vggfeat.adapting.job import Asked, Begun, Places, begin, damage, finished
+from vggfeat.adapting.settings import IDENTITY, REPORT, Adapted, carried_metadata, identity_of
+from vggfeat.adapting.split import Split, stratified
 from vggfeat.errors import InterruptedRunError, UsageError
-from vggfeat.holdout import Split, stratified
 from vggfeat.labels import UNLABELLED, labels_of_paths
 from vggfeat.lock import hold, refuse_if_held
 from vggfeat.plan import match_paths
@@ -31,10 +31,10 @@ from vggfeat.weights import find_weights
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from vggfeat.adaptation import AdaptSettings
-    from vggfeat.course import Score
+    from vggfeat.adapting.model import Material
+    from vggfeat.adapting.settings import AdaptSettings
+    from vggfeat.adapting.state import Score
     from vggfeat.labels import Labels
-    from vggfeat.pupil import Material
     from vggfeat.sources import Manifest
     from vggfeat.weights import Weights
 
@@ -186,8 +186,8 @@ def _run(task: _Task, *, fresh: bool) -> Adapted:
         places.tidy()
     if done is not None:
         return done
+    from vggfeat.adapting.model import Pupil, choose_learning_precision, probe
     from vggfeat.checkpoints import read_safetensors
-    from vggfeat.pupil import Pupil, choose_learning_precision, probe
     from vggfeat.tensorwrite import write_tensors
 
     precision = choose_learning_precision(settings.network.precision, settings.network.device)
@@ -249,7 +249,7 @@ def _before(task: _Task) -> FeatureCache | None:
 
 def _material(task: _Task, cache: FeatureCache) -> Material:
     """Images that could be decoded and have a class, split, with their features."""
-    from vggfeat.pupil import Material
+    from vggfeat.adapting.model import Material
 
     classes, settings = task.labels.classes, task.settings
     match = match_paths(cache.paths, task.manifest.paths)

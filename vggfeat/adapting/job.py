@@ -9,8 +9,8 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vggfeat.adaptation import COURSE, IDENTITY, REPORT, Adapted, adapted_from, differences
-from vggfeat.course import Course, course_from
+from vggfeat.adapting.settings import COURSE, IDENTITY, REPORT, Adapted, adapted_from, differences
+from vggfeat.adapting.state import Course, course_from
 from vggfeat.errors import CacheError, CacheMismatchError, VggfeatError
 from vggfeat.tensorheader import read_header
 
