@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
-from vggfeat.adapting.settings import Adapted, AdaptSettings
+from vggfeat.adapting.report import Adapted
+from vggfeat.adapting.settings import AdaptSettings
 
 __all__ = ["AdaptSettings", "Adapted"]

@@ -1,16 +1,13 @@
-"""What an adaptation is asked to do, and what it came to; no I/O, no torch."""
+"""The settings of an adaptation, and their checks; no I/O, no torch."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vggfeat.adapting.augmentation import check_jitter
-from vggfeat.adapting.state import epochs_from, score_from
+from vggfeat.adapting.augmentation import parse_jitter
 from vggfeat.adapting.trainable import Trainable, parse_trainable
-from vggfeat.carried import CARRIED, LAYER, MODEL, PREPROCESS
 from vggfeat.config import load_config, make_settings
 from vggfeat.errors import UsageError
 from vggfeat.layers import VARIANTS, layer_table
@@ -18,32 +15,28 @@ from vggfeat.layers import VARIANTS, layer_table
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from vggfeat.adapting.state import Epoch, Score
     from vggfeat.config import Settings
     from vggfeat.specs import LayerSpec
-
-IDENTITY, REPORT, COURSE = "vggfeat.adapt", "vggfeat.report", "vggfeat.course"
-"""Keys of the metadata: what was asked for, what it came to, where it stands."""
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 @dataclass(frozen=True, slots=True)
 class AdaptSettings:
-    """What an adaptation is asked to do; checked on construction.
+    """What is trained, and how; checked on construction.
 
     Attributes:
         network: the network and its images: one layer that is a vector, on which the head stands;
             model, weights, channels, preprocessing, device, workers, limits.
-        trainable: what learns, names separated by commas: see `parse_trainable`.
-        epochs: passes over the images at most.
+        trainable: what is trained, names separated by commas: see `parse_trainable`.
+        epochs: passes over the training images at most.
         lr: largest learning rate, as a share of each tensor's own size.
         weight_decay: of AdamW.
         batch_size: images a step.
-        val_share: of each class that is held out to judge by.
-        patience: epochs without a gain after which learning ends; 0 for none.
-        jitter: what is changed of images by chance, see `jitter`; empty for nothing.
-        seed: of the split, the order and the changes.
+        val_share: of each class that is held out for validation.
+        patience: epochs without a gain after which training stops early; 0 for never.
+        jitter: random augmentations of images, see `augment`; empty for none.
+        seed: of the split, the order and the augmentation.
     """
 
     network: Settings
@@ -61,7 +54,7 @@ class AdaptSettings:
     def __post_init__(self) -> None:
         wrong = [*_wrong_numbers(self), *_wrong_network(self.network)]
         try:
-            check_jitter(self.jitter)
+            parse_jitter(self.jitter)
         except UsageError as error:
             wrong.append(str(error))
         try:
@@ -118,7 +111,7 @@ def _wrong_network(network: Settings) -> list[str]:
         )
     if network.precision not in PRECISIONS:
         wrong.append(
-            f"precision {network.precision} cannot be learnt in; expected {', '.join(PRECISIONS)}"
+            f"precision {network.precision} cannot be trained in; expected {', '.join(PRECISIONS)}"
         )
     for name, usual in (("fuse", ""), ("augment", ""), ("decode", "exact")):
         if getattr(network, name) != usual:
@@ -126,7 +119,7 @@ def _wrong_network(network: Settings) -> list[str]:
     if network.crop == "none":
         wrong.append("crop none leaves images of unequal shapes; take center, pad or squash")
     if network.device == "all" or "," in network.device:
-        wrong.append(f"device {network.device} names several; one learns")
+        wrong.append(f"device {network.device} names several; one is used for training")
     return wrong
 
 
@@ -153,123 +146,4 @@ def network_settings(config: str | None, flags: Mapping[str, Any]) -> Settings:
 DEFAULTS: Mapping[str, Any] = {
     item.name: item.default for item in dataclasses.fields(AdaptSettings) if item.init
 }
-"""Of an adaptation by name."""
-
-
-@dataclass(frozen=True, slots=True)
-class Adapted:
-    """What an adaptation came to.
-
-    Attributes:
-        out: the weight file.
-        model: VGG variant.
-        weights: name of the weights it began with.
-        warning: what a user of them must know, empty if nothing.
-        layer: on which the head stands, and where the network ends.
-        channels: of the images.
-        trained: the parts of the network that learnt.
-        classes: their names, sorted.
-        train_images: that were learnt from.
-        held_out: images of each class that judged.
-        failed: images that could not be decoded, and take no part.
-        chance: accuracy of naming the most frequent class always.
-        before: of a linear probe of the untouched network, on the images held out; None before it
-            is known.
-        after: of the network and the head that are written; None as long as none are.
-        epochs: what each came to.
-        best: the epoch whose network is written, 0 for none.
-        precision: in which was learnt.
-        stopped: why it ended before it was done: a signal's name, `time limit`, or empty.
-    """
-
-    out: str
-    model: str
-    weights: str
-    warning: str
-    layer: str
-    channels: int
-    trained: tuple[str, ...]
-    classes: tuple[str, ...]
-    train_images: int
-    held_out: tuple[int, ...]
-    failed: int
-    chance: float
-    before: Score | None
-    after: Score | None
-    epochs: tuple[Epoch, ...]
-    best: int
-    precision: str
-    stopped: str = ""
-
-    def report(self) -> str:
-        """As text for the metadata of the file; `adapted_from` reads it."""
-        fields = dataclasses.asdict(self)
-        del fields["out"]  # a file may be moved
-        return json.dumps(fields)
-
-
-def adapted_from(out: str, text: str) -> Adapted:
-    """What `Adapted.report` wrote.
-
-    Raises:
-        ValueError, TypeError, KeyError: it is something else.
-    """
-    fields: dict[str, Any] = json.loads(text)
-    known: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
-    }
-    known |= {
-        "out": out,
-        "before": score_from(fields["before"]),
-        "after": score_from(fields["after"]),
-        "epochs": epochs_from(fields["epochs"]),
-    }
-    return Adapted(**known)
-
-
-def carried_metadata(network: Settings) -> dict[str, str]:
-    """What a weight file says of its use: see `carried`."""
-    preprocess = network.preprocess()
-    values = {name: getattr(network, name) for name in CARRIED}
-    values |= {"size": preprocess.size, "resize": preprocess.resize}
-    values["transform"] = network.transform_name
-    said = {name: value for name, value in values.items() if value not in (None, "")}
-    ends = network.specs[0].layer.name
-    return {MODEL: network.model, LAYER: ends, PREPROCESS: json.dumps(said)}
-
-
-def identity_of(settings: AdaptSettings, weights_sha256: str, images: str) -> dict[str, Any]:
-    """What two runs must agree in for one to go on where the other ended.
-
-    Args:
-        settings: as asked for.
-        weights_sha256: digest of the weights it begins with.
-        images: digest of the images and their classes.
-    """
-    numbers = {name: getattr(settings, name) for name in NUMBERS}
-    return {
-        "model": settings.network.model,
-        "weights": weights_sha256,
-        "layer": str(settings.spec),
-        "first_layer": settings.network.first_layer,
-        "trainable": ",".join(settings.parts.names),
-        **numbers,
-        "jitter": ",".join(check_jitter(settings.jitter)),
-        "images": images,
-        **{f"preprocess.{k}": v for k, v in settings.network.preprocess().recorded().items()},
-    }
-
-
-def differences(had: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """What is asked for otherwise than a file has it, a line each."""
-    asked = json.loads(json.dumps(asked))  # lists for tuples, as the file has them
-    return [
-        f"{name}: file {_short(had.get(name))}, asked {_short(asked.get(name))}"
-        for name in dict.fromkeys((*had, *asked))
-        if had.get(name) != asked.get(name)
-    ]
-
-
-def _short(value: Any) -> Any:
-    digest = isinstance(value, str) and len(value) == 64  # noqa: PLR2004 digits of SHA-256
-    return value[:8] if digest else value
+"""Of `AdaptSettings` by name."""

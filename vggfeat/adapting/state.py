@@ -1,158 +1,98 @@
-"""Where learning stands, and which images come when: pure, no I/O, no torch."""
+"""How far training is: pure, no I/O, no torch."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-
-from vggfeat.plan import EMPTY
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from vggfeat.adapting.split import Split
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """How well images are told apart that nothing was learnt from.
-
-    Attributes:
-        accuracy: share of the images that are recognised.
-        loss: mean cross-entropy.
-        classes: accuracy of each class.
-    """
-
-    accuracy: float
-    loss: float
-    classes: tuple[float, ...]
-
-    @classmethod
-    def of(cls, loss: float, hits: NDArray[np.int64], counts: NDArray[np.int64]) -> Score:
-        """From a summed loss, and of each class, int64 (classes,), the hits and the images."""
-        each = hits / np.maximum(counts, 1)
-        return cls(
-            float(hits.sum() / counts.sum()),
-            float(loss / counts.sum()),
-            tuple(each.tolist()),
-        )
-
-    def beats(self, other: Score) -> bool:
-        """Whether it is better: more is recognised, or as much at a lower loss."""
-        return (self.accuracy, -self.loss) > (other.accuracy, -other.loss)
+from vggfeat.adapting.evaluation import Metrics
 
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """One pass over the images that are learnt from.
+    """One pass over the training images.
 
     Attributes:
         number: 1 for the first.
-        loss: mean cross-entropy of the images learnt from, each before its step.
-        score: afterwards, on the images that judge.
+        train_loss: mean cross-entropy of the training images, each before its step.
+        validation: metrics afterwards, on the images held out.
     """
 
     number: int
-    loss: float
-    score: Score
+    train_loss: float
+    validation: Metrics
 
 
 @dataclass(frozen=True, slots=True)
-class Course:
-    """Where learning stands.
+class TrainingState:
+    """How far training is.
 
     Attributes:
-        batches: done of the epoch under way.
+        batches: done of the current epoch.
         loss: summed over its images so far.
-        seen: how many these are.
-        history: epochs that are over.
+        images: how many these are.
+        epochs: those that are complete.
     """
 
     batches: int = 0
     loss: float = 0.0
-    seen: int = 0
-    history: tuple[Epoch, ...] = ()
+    images: int = 0
+    epochs: tuple[Epoch, ...] = ()
 
     @property
     def best(self) -> Epoch | None:
-        """The first epoch that no other beats; None before any is over."""
-        found: Epoch | None = None
-        for epoch in self.history:
-            if found is None or epoch.score.beats(found.score):
-                found = epoch
-        return found
+        """The first epoch that none is better than; None before any is complete."""
+        best: Epoch | None = None
+        for epoch in self.epochs:
+            if best is None or epoch.validation.is_better_than(best.validation):
+                best = epoch
+        return best
 
-    def is_over(self, epochs: int, patience: int) -> bool:
-        """Whether all epochs are done, or `patience` of them (0: any number) brought no gain."""
-        best = self.best
-        done = len(self.history)
-        return done >= epochs or bool(patience and best and done - best.number >= patience)
+    def is_finished(self, max_epochs: int, patience: int) -> bool:
+        """Whether all epochs are done, or `patience` (0: any number) went by since the best."""
+        best, done = self.best, len(self.epochs)
+        return done >= max_epochs or bool(patience and best and done - best.number >= patience)
 
-    def after_batch(self, loss: float, count: int) -> Course:
-        """One batch on, with the mean loss of its images."""
+    def after_batch(self, loss: float, count: int) -> TrainingState:
+        """The state one batch later, from the mean loss of its images."""
         return dataclasses.replace(
-            self, batches=self.batches + 1, loss=self.loss + loss * count, seen=self.seen + count
+            self,
+            batches=self.batches + 1,
+            loss=self.loss + loss * count,
+            images=self.images + count,
         )
 
-    def after_epoch(self, score: Score) -> Course:
-        """At the beginning of the next epoch."""
-        number = len(self.history) + 1
-        epoch = Epoch(number, self.loss / max(self.seen, 1), score)
-        return Course(history=(*self.history, epoch))
+    def after_epoch(self, validation: Metrics) -> TrainingState:
+        """The state at the beginning of the next epoch."""
+        number = len(self.epochs) + 1
+        epoch = Epoch(number, self.loss / max(self.images, 1), validation)
+        return TrainingState(epochs=(*self.epochs, epoch))
 
     def to_json(self) -> str:
-        """As text; `course_from` reads it."""
+        """As text; `state_from_json` reads it."""
         return json.dumps(dataclasses.asdict(self))
 
 
-def course_from(text: str) -> Course:
-    """What `Course.to_json` wrote.
+def state_from_json(text: str) -> TrainingState:
+    """What `TrainingState.to_json` wrote.
 
     Raises:
         ValueError, TypeError, KeyError: it is something else.
     """
     fields: dict[str, Any] = json.loads(text)
-    return Course(**{**fields, "history": epochs_from(fields["history"])})
+    return TrainingState(**{**fields, "epochs": epochs_from(fields["epochs"])})
 
 
-def epochs_from(history: list[dict[str, Any]]) -> tuple[Epoch, ...]:
+def epochs_from(epochs: list[dict[str, Any]]) -> tuple[Epoch, ...]:
     """Epochs read back from JSON."""
     return tuple(
-        Epoch(epoch["number"], epoch["loss"], score_from(epoch["score"])) for epoch in history
+        Epoch(epoch["number"], epoch["train_loss"], metrics_from(epoch["validation"]))
+        for epoch in epochs
     )
 
 
-def score_from(fields: dict[str, Any]) -> Score:
-    """A score read back from JSON."""
-    return Score(fields["accuracy"], fields["loss"], tuple(fields["classes"]))
-
-
-def steps_of(images: int, batch_size: int) -> int:
-    """Batches of an epoch."""
-    return -(-images // batch_size)
-
-
-def plan_epoch(split: Split, batch_size: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The images of an epoch: those learnt from in an order of chance, then those that judge.
-
-    Args:
-        split: which are which.
-        batch_size: B.
-        seed: of the order, together with `epoch`.
-        epoch: the first is 0.
-
-    Returns:
-        int64 (batches, B), rows or `EMPTY`; the first `steps_of(train, B)` batches are learnt from.
-    """
-    order = np.random.default_rng((seed, epoch)).permutation(split.train)
-    return np.concatenate([_dealt(order, batch_size), _dealt(split.judge, batch_size)])
-
-
-def _dealt(rows: NDArray[np.int64], batch_size: int) -> NDArray[np.int64]:
-    plan = np.full((steps_of(len(rows), batch_size), batch_size), EMPTY, dtype=np.int64)
-    plan.ravel()[: len(rows)] = rows
-    return plan
+def metrics_from(fields: dict[str, Any]) -> Metrics:
+    """Metrics read back from JSON."""
+    return Metrics(fields["accuracy"], fields["loss"], tuple(fields["class_accuracy"]))

@@ -1,4 +1,4 @@
-"""The loop of learning: epoch after epoch, until it is over or a signal asks to stop."""
+"""The training loop: epoch after epoch, until training is finished or asked to stop."""
 
 from __future__ import annotations
 
@@ -7,198 +7,136 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vggfeat.adapting.augmentation import jitter
-from vggfeat.adapting.finetuning import Judged
-from vggfeat.adapting.state import Course, Score, plan_epoch, steps_of
+from vggfeat.adapting.augmentation import augment, parse_jitter
+from vggfeat.adapting.batch_order import batch_count, epoch_batches
+from vggfeat.adapting.evaluation import MetricSums
 from vggfeat.errors import InputError
 from vggfeat.records import Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-    import numpy as np
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from vggfeat.adapting.augmentation import Change
-    from vggfeat.adapting.finetuning import Learner
-    from vggfeat.adapting.split import Split
+    from vggfeat.adapting.checkpointing import Checkpointer
+    from vggfeat.adapting.data import BatchLoader, TrainingData
+    from vggfeat.adapting.finetuning import FineTunedNetwork
+    from vggfeat.adapting.settings import AdaptSettings
+    from vggfeat.adapting.state import TrainingState
     from vggfeat.records import DecodedBatch
     from vggfeat.signals import StopFlag
 
 log = logging.getLogger("vggfeat")
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """How long is learnt, and in which steps.
-
-    Attributes:
-        epochs: at most.
-        patience: epochs without a gain after which it is over; 0 for none.
-        batch_size: images a step.
-        seed: of the order of images and of their changes.
-        changes: what is changed of them by chance.
-    """
-
-    epochs: int
-    patience: int
-    batch_size: int
-    seed: int
-    changes: tuple[Change, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Lesson:
-    """What is learnt from.
-
-    Attributes:
-        split: rows to learn from, rows that judge.
-        classes: int64 (N,), the class of each row.
-        load: batches of a plan, decoded, as long as the second argument says so.
-        prepare: the n images of a batch as the network's input, normalised, (n, C, H, W) on the
-            device.
-    """
-
-    split: Split
-    classes: NDArray[np.int64]
-    load: Callable[[NDArray[np.int64], Callable[[], bool]], Iterator[DecodedBatch]]
-    prepare: Callable[[DecodedBatch], Tensor]
-
-
 @dataclass(slots=True)
-class Keeper:
-    """Says when it is time to save: not so often that saving takes a tenth of the time.
-
-    With 0 seconds that is after every batch all the same.
+class Trainer:
+    """Trains a network, validates it after each epoch, and stops early where nothing is gained.
 
     Attributes:
-        save: writes where learning stands.
-        seconds: between two at least.
-    """
-
-    save: Callable[[Course], None]
-    seconds: float
-    _next: float = 0.0
-
-    def begin(self) -> None:
-        """Counts from now."""
-        self._next = time.monotonic() + self.seconds
-
-    def now_and_then(self, course: Course) -> None:
-        """Saves if it is time to."""
-        if time.monotonic() >= self._next:
-            self.at_once(course)
-
-    def at_once(self, course: Course) -> None:
-        """Saves."""
-        started = time.monotonic()
-        self.save(course)
-        ended = time.monotonic()
-        self._next = ended + (max(self.seconds, 10 * (ended - started)) if self.seconds else 0)
-
-
-@dataclass(slots=True)
-class Teacher:
-    """Takes a learner through its lesson.
-
-    Attributes:
-        learner: the network.
-        lesson: what it learns from.
-        rules: how long.
-        keeper: saves where it stands.
+        network: what is trained.
+        data: what it is trained on.
+        loader: of its images.
+        settings: epochs, patience, batch size, seed, augmentation.
+        checkpointer: saves the state.
         stop: a signal, or the end of the time there is.
         notice: called after each batch.
     """
 
-    learner: Learner
-    lesson: Lesson
-    rules: Rules
-    keeper: Keeper
+    network: FineTunedNetwork
+    data: TrainingData
+    loader: BatchLoader
+    settings: AdaptSettings
+    checkpointer: Checkpointer
     stop: StopFlag
     notice: Callable[[Progress], None]
     _slowest: float = 0.0
     _failed: int = 0
 
-    def goes_on(self) -> bool:
+    def train(self, state: TrainingState) -> TrainingState:
+        """From a state to the end, or to where it had to stop, which is saved."""
+        self.checkpointer.start()
+        while not state.is_finished(self.settings.epochs, self.settings.patience):
+            done = len(state.epochs)
+            state = self._epoch(state)
+            if len(state.epochs) == done:  # stopped on the way
+                self.checkpointer.save(state)
+                break
+            self.checkpointer.save_if_due(state)
+        return state
+
+    def _goes_on(self) -> bool:
         """Whether another batch may begin."""
         return self.stop.allows(self._slowest)
 
-    def teach(self, course: Course) -> Course:
-        """From where it stands to the end, or to where it had to stop, which is saved."""
-        self.keeper.begin()
-        while not course.is_over(self.rules.epochs, self.rules.patience):
-            epochs = len(course.history)
-            course = self._epoch(course)
-            if len(course.history) == epochs:  # stopped on the way
-                self.keeper.at_once(course)
-                break
-            self.keeper.now_and_then(course)
-        return course
-
-    def _epoch(self, course: Course) -> Course:
-        """What is left of an epoch; stopped on the way it comes back unfinished."""
-        rules, split = self.rules, self.lesson.split
-        epoch = len(course.history)
-        plan = plan_epoch(split, rules.batch_size, seed=rules.seed, epoch=epoch)
-        steps = steps_of(len(split.train), rules.batch_size)
-        judged = Judged.nothing(self.learner.classes)
-        number = course.batches
-        loaded = self.lesson.load(plan[number:], self.goes_on)
+    def _epoch(self, state: TrainingState) -> TrainingState:
+        """The rest of an epoch; stopped on the way it comes back incomplete."""
+        settings, split = self.settings, self.data.split
+        epoch, number = len(state.epochs), state.batches
+        batches = epoch_batches(split, settings.batch_size, seed=settings.seed, epoch=epoch)
+        steps = batch_count(len(split.train), settings.batch_size)
+        sums = MetricSums.zero(self.data.class_count)
+        loaded = self.loader.load(batches[number:], self._goes_on)
         started = time.monotonic()
-        while number < len(plan):
-            decoded = next(loaded, None) if self.goes_on() else None
+        while number < len(batches):
+            decoded = next(loaded, None) if self._goes_on() else None
             if decoded is None:
-                return course
+                return state
             if number < steps:
-                course = self._learn(decoded, course, epoch * steps + number, epoch)
-                self.keeper.now_and_then(course)
+                state = self._train_batch(decoded, state, epoch * steps + number)
+                self.checkpointer.save_if_due(state)
             else:
-                judged += self._judge(decoded)
+                sums += self._validate_batch(decoded)
             number += 1
             self._slowest = max(self._slowest, time.monotonic() - started)
             started = time.monotonic()
-            self._tell(epoch, number)
-        return self._finish(course, judged)
+            self._report_progress(epoch, number)
+        return self._finish_epoch(state, sums)
 
-    def _learn(self, decoded: DecodedBatch, course: Course, step: int, epoch: int) -> Course:
+    def _train_batch(self, decoded: DecodedBatch, state: TrainingState, step: int) -> TrainingState:
         self._failed += len(decoded.failures)
         if not len(decoded.rows):
-            return course.after_batch(0.0, 0)
-        seeds = [(self.rules.seed, epoch, row) for row in decoded.rows.tolist()]
-        images = jitter(self.lesson.prepare(decoded), self.rules.changes, seeds)
-        loss = self.learner.step(images, self.lesson.classes[decoded.rows], step)
-        return course.after_batch(loss, len(images))
+            return state.after_batch(0.0, 0)
+        settings, epoch = self.settings, len(state.epochs)
+        seeds = [(settings.seed, epoch, row) for row in decoded.rows.tolist()]
+        images = augment(self.loader.prepare(decoded), parse_jitter(settings.jitter), seeds)
+        loss = self.network.train_step(images, self.data.classes[decoded.rows], step)
+        return state.after_batch(loss, len(images))
 
-    def _judge(self, decoded: DecodedBatch) -> Judged:
+    def _validate_batch(self, decoded: DecodedBatch) -> MetricSums:
         if not len(decoded.rows):
-            return Judged.nothing(self.learner.classes)
-        return self.learner.judge(self.lesson.prepare(decoded), self.lesson.classes[decoded.rows])
+            return MetricSums.zero(self.data.class_count)
+        images = self.loader.prepare(decoded)
+        return self.network.evaluate(images, self.data.classes[decoded.rows])
 
-    def _finish(self, course: Course, judged: Judged) -> Course:
-        if not judged.counts.sum():
+    def _finish_epoch(self, state: TrainingState, sums: MetricSums) -> TrainingState:
+        if not sums.counts.sum():
             raise InputError(
-                "none of the images that judge can be decoded any more; are they still there?"
+                "none of the images held out can be decoded any more; are they still there?"
             )
-        score = Score.of(judged.loss, judged.hits, judged.counts)
-        before, course = course.best, course.after_epoch(score)
-        if before is None or score.beats(before.score):
-            self.learner.keep_as_best()
-        last = course.history[-1]
-        best = "" if course.best == last or course.best is None else (
-            f" (best {course.best.score.accuracy:.3f} in epoch {course.best.number})"
-        )  # fmt: skip
-        log.info(
-            "epoch %d of %d: loss %.4f, held out %.4f, accuracy %.3f%s",
-            last.number, self.rules.epochs, last.loss, score.loss, score.accuracy, best,
-        )  # fmt: skip
-        return course
+        validation = sums.metrics()
+        best = state.best
+        if best is None or validation.is_better_than(best.validation):
+            self.network.keep_best()
+        state = state.after_epoch(validation)
+        _log_epoch(state, self.settings.epochs)
+        return state
 
-    def _tell(self, epoch: int, number: int) -> None:
-        split, size = self.lesson.split, self.rules.batch_size
-        steps = steps_of(len(split.train), size)
-        learnt = min(number * size, len(split.train))
-        judged = min(max(number - steps, 0) * size, len(split.judge))
-        each = len(split.train) + len(split.judge)
-        done = epoch * each + learnt + judged
-        self.notice(Progress(max(0, done - self._failed), self._failed, each * self.rules.epochs))
+    def _report_progress(self, epoch: int, number: int) -> None:
+        split, size = self.data.split, self.settings.batch_size
+        steps = batch_count(len(split.train), size)
+        trained = min(number * size, len(split.train))
+        validated = min(max(number - steps, 0) * size, len(split.validation))
+        each = len(split.train) + len(split.validation)
+        done = max(0, epoch * each + trained + validated - self._failed)
+        self.notice(Progress(done, self._failed, each * self.settings.epochs))
+
+
+def _log_epoch(state: TrainingState, epochs: int) -> None:
+    last, best = state.epochs[-1], state.best
+    best_so_far = "" if best is None or best == last else (
+        f" (best {best.validation.accuracy:.3f} in epoch {best.number})"
+    )  # fmt: skip
+    log.info(
+        "epoch %d of %d: training loss %.4f, validation loss %.4f, accuracy %.3f%s",
+        last.number, epochs, last.train_loss, last.validation.loss, last.validation.accuracy,
+        best_so_far,
+    )  # fmt: skip
