@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+_WARM = (
+    "vggfeat.adapting.command",
+    "vggfeat.adapting.model",
+    "vggfeat.adapting.trainer",
+    "vggfeat.replicas",
+    "torch._dynamo",
+)
 _COUNTED = ("pwrite", "fsync", "fdatasync", "replace", "unlink")
 
 
@@ -46,7 +53,7 @@ class AdaptServer:
         images: Path,
         out: Path,
         network: dict[str, Any],
-        course: dict[str, Any],
+        training: dict[str, Any],
         *,
         kill_at: int = 0,
     ) -> tuple[int, int]:
@@ -56,13 +63,13 @@ class AdaptServer:
             images: folder of class folders.
             out: the weights.
             network: of `Settings`.
-            course: of `AdaptSettings`.
+            training: of `AdaptSettings`.
             kill_at: SIGKILL before this call, counted from 1; 0 is never.
 
         Returns:
             exit status (negative: the signal), and the calls made (0 if killed).
         """
-        command = [str(images), str(out), network, course, kill_at]
+        command = [str(images), str(out), network, training, kill_at]
         print(json.dumps(command), file=self._process.stdin, flush=True)
         status, calls = json.loads(cast("IO[str]", self._process.stdout).readline())
         return status, calls
@@ -88,19 +95,19 @@ class _Counter:
 
 
 def _child(command: list[Any], calls: int) -> int:
-    from vggfeat.adaptation import AdaptSettings
-    from vggfeat.adapting import adapt
+    from vggfeat.adapting.command import adapt
+    from vggfeat.adapting.settings import AdaptSettings
     from vggfeat.config import Settings
 
-    images, out, network, course, kill_at = command
+    images, out, network, training, kill_at = command
     counter = _Counter(kill_at)
-    adapt(images, out, AdaptSettings(Settings(**network), **course))
+    adapt(images, out, AdaptSettings(Settings(**network), **training))
     os.write(calls, str(counter.calls).encode())
     return 0
 
 
 def _serve() -> None:
-    for module in ("vggfeat.adapting", "vggfeat.pupil", "vggfeat.replicas", "torch._dynamo"):
+    for module in _WARM:
         importlib.import_module(module)  # the seconds that every child is spared
     for line in sys.stdin:
         reading, writing = os.pipe()

@@ -1,4 +1,4 @@
-"""`vggfeat adapt`: what learns, what does not, what is reported, and going on after a kill."""
+"""`vggfeat adapt`: what is trained, what is not, what is reported, going on after a kill."""
 
 from __future__ import annotations
 
@@ -29,17 +29,19 @@ from sklearn.preprocessing import StandardScaler
 from test_cli import assert_one_line, vggfeat
 
 import vggfeat as package
-from vggfeat.adaptation import AdaptSettings
-from vggfeat.adapting import adapt
+from vggfeat.adapting.augmentation import augment
+from vggfeat.adapting.batch_order import batch_count, epoch_batches
+from vggfeat.adapting.command import adapt
+from vggfeat.adapting.evaluation import Metrics
+from vggfeat.adapting.linear_probe import Scaling, fit_probe
+from vggfeat.adapting.settings import AdaptSettings
+from vggfeat.adapting.split import Split, stratified_split
+from vggfeat.adapting.state import TrainingState, state_from_json
+from vggfeat.adapting.trainable import parse_trainable
 from vggfeat.config import Settings
-from vggfeat.course import Course, Score, course_from, plan_epoch, steps_of
 from vggfeat.errors import CacheError, CacheMismatchError, InputError, UsageError, WeightsError
-from vggfeat.holdout import Split, stratified
-from vggfeat.jitter import jitter
 from vggfeat.layers import find_layer
 from vggfeat.lock import hold
-from vggfeat.probe import Scaling, fit_probe
-from vggfeat.trainable import parse_trainable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,7 +49,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from vggfeat.adaptation import Adapted
+    from vggfeat.adapting import Adapted
 
 FIRST = "features.0.weight"
 CLASSES = ("left", "right")
@@ -55,7 +57,7 @@ NETWORK: dict[str, Any] = {
     "layers": "conv3_1", "model": "vgg11", "weights": "random:0", "channels": 1, "size": 64,
     "crop": "squash", "workers": 0, "device": "cpu", "checkpoint_seconds": 0,
 }  # fmt: skip
-COURSE: dict[str, Any] = {"epochs": 3, "batch_size": 8, "lr": 1e-2}
+TRAINING: dict[str, Any] = {"epochs": 3, "batch_size": 8, "lr": 1e-2}
 
 
 def write_classes(folder: Path, each: int) -> Path:
@@ -77,8 +79,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_classes(tmp_path_factory.mktemp("adapt") / "images", 14)
 
 
-def asked(network: dict[str, Any] | None = None, **course: Any) -> AdaptSettings:
-    return AdaptSettings(Settings(**{**NETWORK, **(network or {})}), **{**COURSE, **course})
+def asked(network: dict[str, Any] | None = None, **training: Any) -> AdaptSettings:
+    return AdaptSettings(Settings(**{**NETWORK, **(network or {})}), **{**TRAINING, **training})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,31 +98,33 @@ class Done:
 
 @pytest.fixture(scope="module")
 def done(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
-    """One with an adapter and conv2_1 learning."""
+    """One with an adapter and conv2_1 trained."""
     out = tmp_path_factory.mktemp("done") / "w.safetensors"
     return Done(out, adapt(images, out, asked(trainable="adapter,conv2_1", epochs=6)))
 
 
 def untouched() -> dict[str, Tensor]:
-    """What learning begins with, by the published way of drawing it: torch alone is asked."""
+    """What training begins with, by the published way of drawing it: torch alone is asked."""
     settings = Settings(**{**NETWORK, "channels": 3, "precision": "float32"})
     return dict(package.Extractor(settings)._network.state_dict())
 
 
-# --- what learns
+# --- what is trained
 
 
 def test_it_learns(done: Done) -> None:
     """The loss falls from epoch to epoch's end, and all of them are reported."""
-    losses = [epoch.loss for epoch in done.found.epochs]
+    losses = [epoch.train_loss for epoch in done.found.epochs]
     assert len(losses) == 6
     assert losses[-1] < losses[0] / 2
     assert done.found.after is not None
-    assert done.found.after.accuracy >= max(epoch.score.accuracy for epoch in done.found.epochs)
+    assert done.found.after.accuracy >= max(
+        epoch.validation.accuracy for epoch in done.found.epochs
+    )
 
 
 def test_what_is_frozen_stays_bit_for_bit(done: Done) -> None:
-    """Only the parts that were named differ from the weights that learning began with."""
+    """Only the parts that were named differ from the weights that training began with."""
     before, after = untouched(), done.tensors
     same = {name for name in before if torch.equal(before[name], after[name])}
     assert set(before) - same == {"features.3.weight", "features.3.bias"}
@@ -145,7 +149,7 @@ def test_the_file_gives_what_was_reported(done: Done, images: Path, tmp_path: Pa
     hits = scores.argmax(1) == truth
     split = split_of(cache)
     assert done.found.after is not None
-    assert hits[split.judge].mean() == pytest.approx(done.found.after.accuracy)
+    assert hits[split.validation].mean() == pytest.approx(done.found.after.accuracy)
     assert hits[split.train].mean() > 0.9
     identity = cache.header.identity
     assert identity.weights == "w.safetensors"
@@ -160,7 +164,7 @@ def features_and_truth(cache: package.FeatureCache) -> tuple[NDArray[np.float32]
 
 def split_of(cache: package.FeatureCache) -> Split:
     _, truth = features_and_truth(cache)
-    return stratified(np.arange(len(truth)), truth, CLASSES, share=0.2, seed=0)
+    return stratified_split(np.arange(len(truth)), truth, CLASSES, share=0.2, seed=0)
 
 
 def sha256_of(path: Path) -> str:
@@ -178,17 +182,17 @@ def test_before_is_a_linear_probe_of_the_untouched_network(
     values, truth = features_and_truth(cache)
     split, x = split_of(cache), values.astype(np.float64)
     scaler = StandardScaler().fit(x[split.train])
-    learnt, judging = (scaler.transform(x[part]) for part in (split.train, split.judge))
+    train, validation = (scaler.transform(x[part]) for part in (split.train, split.validation))
     wanted = []
     for c in (1, 0.1, 0.01, 0.001):
         # Of two classes it learns one vector where a softmax has two, of half the length each.
-        probe = LogisticRegression(C=2 * c, tol=1e-9, max_iter=5000).fit(learnt, truth[split.train])
-        hits = probe.score(judging, truth[split.judge])
-        wanted.append((hits, -log_loss(truth[split.judge], probe.predict_proba(judging))))
+        probe = LogisticRegression(C=2 * c, tol=1e-9, max_iter=5000).fit(train, truth[split.train])
+        hits = probe.score(validation, truth[split.validation])
+        wanted.append((hits, -log_loss(truth[split.validation], probe.predict_proba(validation))))
     before = done.found.before
     assert before is not None
     assert (before.accuracy, -before.loss) == pytest.approx(max(wanted), abs=1e-4)
-    assert done.found.held_out == tuple(np.bincount(truth[split.judge]))
+    assert done.found.held_out == tuple(np.bincount(truth[split.validation]))
     assert done.found.chance == 0.5
 
 
@@ -227,7 +231,7 @@ def test_bfloat16_learns_too(images: Path, tmp_path: Path) -> None:
     out = tmp_path / "w.safetensors"
     found = adapt(images, out, asked({"precision": "bfloat16"}, trainable="all", epochs=3))
     assert found.precision == "bfloat16"
-    assert found.epochs[-1].loss < found.epochs[0].loss
+    assert found.epochs[-1].train_loss < found.epochs[0].train_loss
     assert {tensor.dtype for tensor in safetensors.torch.load_file(out).values()} == {torch.float32}
 
 
@@ -287,48 +291,49 @@ def test_a_head_without_scaling_gives_the_same_scores() -> None:
     st.lists(st.integers(2, 9), min_size=2, max_size=5), st.floats(0.05, 0.9), st.integers(0, 99)
 )
 def test_every_class_has_images_on_both_sides(counts: list[int], share: float, seed: int) -> None:
-    """A split loses no image, and of each class some are learnt from and some judge."""
+    """A split loses no image, and of each class some are on either side."""
     classes = np.repeat(np.arange(len(counts)), counts)
     rows = np.arange(len(classes)) * 3
     names = [str(number) for number in range(len(counts))]
-    split = stratified(rows, classes, names, share=share, seed=seed)
-    assert sorted([*split.train.tolist(), *split.judge.tolist()]) == rows.tolist()
+    split = stratified_split(rows, classes, names, share=share, seed=seed)
+    assert sorted([*split.train.tolist(), *split.validation.tolist()]) == rows.tolist()
     for number, count in enumerate(counts):
-        held_out = int((classes[split.judge // 3] == number).sum())
+        held_out = int((classes[split.validation // 3] == number).sum())
         assert held_out == min(count - 1, max(1, round(share * count)))
 
 
 def test_too_few_images_of_a_class_are_all_named() -> None:
     """Classes with one image are listed with their numbers."""
     with pytest.raises(InputError, match="found too few in 'b' 1, 'c' 1"):
-        stratified(np.arange(4), np.array([0, 0, 1, 2]), ["a", "b", "c"], share=0.5, seed=0)
+        stratified_split(np.arange(4), np.array([0, 0, 1, 2]), ["a", "b", "c"], share=0.5, seed=0)
 
 
 @given(st.integers(2, 30), st.integers(1, 9), st.integers(1, 9), st.integers(0, 5))
-def test_an_epoch_sees_every_image_once(train: int, judge: int, size: int, epoch: int) -> None:
-    """Each epoch has an order of its own, of all images, and judges by all that are held out."""
-    split = Split(np.arange(train), np.arange(train, train + judge))
-    plan = plan_epoch(split, size, seed=3, epoch=epoch)
-    steps = steps_of(train, size)
-    learnt, judged = plan[:steps].ravel(), plan[steps:].ravel()
-    assert sorted(learnt[learnt >= 0].tolist()) == split.train.tolist()
-    assert judged[judged >= 0].tolist() == split.judge.tolist()
-    assert plan.tolist() == plan_epoch(split, size, seed=3, epoch=epoch).tolist()
+def test_an_epoch_sees_every_image_once(train: int, validation: int, size: int, epoch: int) -> None:
+    """Each epoch has an order of its own, of all images, and validates by all held out."""
+    split = Split(np.arange(train), np.arange(train, train + validation))
+    batches = epoch_batches(split, size, seed=3, epoch=epoch)
+    steps = batch_count(train, size)
+    trained, validated = batches[:steps].ravel(), batches[steps:].ravel()
+    assert sorted(trained[trained >= 0].tolist()) == split.train.tolist()
+    assert validated[validated >= 0].tolist() == split.validation.tolist()
+    assert batches.tolist() == epoch_batches(split, size, seed=3, epoch=epoch).tolist()
 
 
 def test_the_best_epoch_is_the_first_that_none_beats() -> None:
     """More recognised images beat fewer, then a lower loss; patience counts from the best."""
-    course = Course()
+    state = TrainingState()
     for accuracy, loss in ((0.5, 1.0), (0.8, 0.9), (0.8, 0.7), (0.8, 0.7), (0.7, 0.1)):
-        course = course.after_batch(2.0, 4).after_epoch(Score(accuracy, loss, (accuracy,)))
-    assert course.best is not None
-    assert course.best.number == 3
-    assert course.history[0].loss == 2.0
-    assert course.is_over(9, 2)
-    assert not course.is_over(9, 3)
-    assert not course.is_over(9, 0)
-    assert course.is_over(5, 0)
-    assert course_from(course.to_json()) == course
+        metrics = Metrics(accuracy, loss, (accuracy,))
+        state = state.after_batch(2.0, 4).after_epoch(metrics)
+    assert state.best is not None
+    assert state.best.number == 3
+    assert state.epochs[0].train_loss == 2.0
+    assert state.is_finished(9, 2)
+    assert not state.is_finished(9, 3)
+    assert not state.is_finished(9, 0)
+    assert state.is_finished(5, 0)
+    assert state_from_json(state.to_json()) == state
 
 
 def test_what_learns_is_parsed() -> None:
@@ -362,7 +367,7 @@ def test_wrong_settings_are_told_at_once() -> None:
               epochs=0, lr=0.0, jitter="mirror,spin", batch_size=1.5)  # fmt: skip
     for words in ("epochs is 0", "lr is 0.0; expected a number above 0", "'spin' is not known",
                   "batch_size is 1.5; expected a whole number", "name one", "fuse concat",
-                  "precision float16 cannot be learnt in"):  # fmt: skip
+                  "precision float16 cannot be trained in"):  # fmt: skip
         assert words in str(caught.value)
 
 
@@ -371,18 +376,18 @@ def test_jitter_changes_each_image_by_its_own_seed() -> None:
     x = torch.arange(2 * 32 * 32, dtype=torch.float32).view(1, 2, 32, 32) + 1
     many = x.repeat(40, 1, 1, 1)
     seeds = [(0, 1, number) for number in range(40)]
-    mirrored = jitter(many, ("mirror",), seeds)
+    mirrored = augment(many, ("mirror",), seeds)
     kinds = [torch.equal(one, x[0]) for one in mirrored]
     assert all(kind or torch.equal(one, x[0].flip(2))
                for kind, one in zip(kinds, mirrored, strict=True))  # fmt: skip
     assert 5 < sum(kinds) < 35
-    shifted = jitter(many, ("shift",), seeds)
+    shifted = augment(many, ("shift",), seeds)
     assert all(set(one.ravel().tolist()) <= {0.0, *x.ravel().tolist()} for one in shifted)
     assert len({tuple(one.ravel().tolist()) for one in shifted}) > 5
-    assert torch.equal(shifted[7:9], jitter(many[7:9], ("shift",), seeds[7:9]))
-    gains = jitter(many, ("contrast",), seeds)[:, 0, 0, :2]
+    assert torch.equal(shifted[7:9], augment(many[7:9], ("shift",), seeds[7:9]))
+    gains = augment(many, ("contrast",), seeds)[:, 0, 0, :2]
     assert bool(((gains[:, 1] - gains[:, 0]) > 0.79).all())
-    assert jitter(x, (), []) is x
+    assert augment(x, (), []) is x
 
 
 # --- killed, stopped, run again
@@ -413,7 +418,7 @@ def test_killed_at_any_instant_the_same_bytes_come_out(
     assert status == 0
     assert calls > 30
     assert files_beside(whole) == {"", ".lock"}
-    # Also right before and behind the end, and at the saves while it learns.
+    # Also right before and behind the end, and at the checkpoints of training.
     ends = (calls - 9, calls - 6, calls - 3, calls)
     for kill_at in (2, calls // 4, calls // 2, 3 * calls // 4, *ends):
         out = tmp_path / f"{kill_at}" / "w.safetensors"
@@ -435,7 +440,7 @@ WORDS = ["--model", "vgg11", "--weights", "random:0", "--in-channels", "1", "--s
 def test_signals_end_it_and_the_same_command_goes_on(
     server: AdaptServer, images: Path, tmp_path: Path
 ) -> None:
-    """SIGTERM while it learns ends in 143 with all kept; again, the bytes are those of one run."""
+    """SIGTERM while it trains ends in 143 with all kept; again, the bytes are those of one run."""
     words = ["adapt", str(images), *WORDS, "--epochs", "8", "--patience", "0"]
     out = tmp_path / "w.safetensors"
     command = [sys.executable, "-m", "vggfeat", *words, "--out", str(out)]
@@ -456,8 +461,8 @@ def test_signals_end_it_and_the_same_command_goes_on(
     assert files_beside(out) == {"", ".lock"}
     whole = tmp_path / "whole" / "w.safetensors"
     whole.parent.mkdir()
-    course = {"trainable": "adapter,first", "batch_size": 8, "epochs": 8, "patience": 0}
-    assert server.run(images, whole, SMALL, course)[0] == 0
+    training = {"trainable": "adapter,first", "batch_size": 8, "epochs": 8, "patience": 0}
+    assert server.run(images, whole, SMALL, training)[0] == 0
     assert out.read_bytes() == whole.read_bytes()
 
 
@@ -495,12 +500,12 @@ def test_the_report_is_shown(ready: Path) -> None:
     """Images, accuracy before and after with chance, each class, and random weights are said."""
     text = (ready / "output").read_text()
     assert "w.safetensors: 2 classes, trained adapter, conv1_1" in text
-    assert "22 learnt from, 6 held out, 0 failed" in text
+    assert "22 for training, 6 held out, 0 failed" in text
     assert "vgg11 up to conv2_1, channels 1, began with random:0" in text
     assert "(chance 0.500), on the images held out" in text
     assert "class  held out  before  after" in text
     assert "WARNING  RANDOM WEIGHTS (seed 0)" in text
-    assert "epoch 2 of 2: loss " in (ready / "notices").read_text()
+    assert "epoch 2 of 2: training loss " in (ready / "notices").read_text()
 
 
 def test_once_done_the_same_command_only_tells(ready: Path) -> None:
@@ -513,7 +518,7 @@ def test_once_done_the_same_command_only_tells(ready: Path) -> None:
     report = json.loads(again.stdout)
     assert report["classes"] == list(CLASSES)
     assert report["held_out"] == [3, 3]
-    assert len(report["after"]["classes"]) == len(report["epochs"]) == 2
+    assert len(report["after"]["class_accuracy"]) == len(report["epochs"]) == 2
     assert (ready / "w.safetensors").read_bytes() == before
 
 

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from vggfeat._version import __version__
 
 if TYPE_CHECKING:
-    from vggfeat.adaptation import Adapted, AdaptSettings
-    from vggfeat.adapting import adapt
+    from vggfeat.adapting import Adapted, AdaptSettings
+    from vggfeat.adapting.command import adapt
     from vggfeat.answers import Findings, search
     from vggfeat.benchmark import Bench, bench
     from vggfeat.calibration import calibrate
@@ -59,8 +59,8 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
-    "AdaptSettings": ("vggfeat.adaptation", "AdaptSettings"),
-    "Adapted": ("vggfeat.adaptation", "Adapted"),
+    "AdaptSettings": ("vggfeat.adapting", "AdaptSettings"),
+    "Adapted": ("vggfeat.adapting", "Adapted"),
     "Bench": ("vggfeat.benchmark", "Bench"),
     "Comparison": ("vggfeat.comparison", "Comparison"),
     "Derived": ("vggfeat.deriving", "Derived"),
@@ -88,7 +88,7 @@ _HOMES = {
     "Wish": ("vggfeat.update", "Wish"),
     "ZeroShotModel": ("vggfeat.zeroshot", "ZeroShotModel"),
     "ZeroShotSettings": ("vggfeat.zeroshot", "ZeroShotSettings"),
-    "adapt": ("vggfeat.adapting", "adapt"),
+    "adapt": ("vggfeat.adapting.command", "adapt"),
     "as_tensor": ("vggfeat.tensors", "as_tensor"),
     "bench": ("vggfeat.benchmark", "bench"),
     "calibrate": ("vggfeat.calibration", "calibrate"),

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vggfeat.adaptation import DEFAULTS, PRECISIONS
+from vggfeat.adapting.augmentation import AUGMENTATIONS
+from vggfeat.adapting.settings import DEFAULTS, PRECISIONS
 from vggfeat.cli.console import Bar, exit_codes, print_json, set_up_logging, table
 from vggfeat.cli.preparing import (
     Channels,
@@ -30,11 +31,10 @@ from vggfeat.cli.preparing import (
 )
 from vggfeat.config import SETTING_NAMES
 from vggfeat.errors import InterruptedRunError
-from vggfeat.jitter import CHANGES
 from vggfeat.names import printable
 
 if TYPE_CHECKING:
-    from vggfeat.adaptation import Adapted, AdaptSettings
+    from vggfeat.adapting import Adapted, AdaptSettings
 
 _CLASSES_SHOWN = 20
 
@@ -69,8 +69,8 @@ def adapt(
         str | None,
         _option(
             "--trainable",
-            "What learns: adapter (a convolution of 1 x 1 from the channels to 3 in front of the "
-            "network), first (conv1_1), layers as conv3_2, blocks as conv1, or all.",
+            "What is trained: adapter (a convolution of 1 x 1 from the channels to 3 in front of "
+            "the network), first (conv1_1), layers as conv3_2, blocks as conv1, or all.",
             "NAME,...",
         ),
     ] = None,
@@ -84,7 +84,7 @@ def adapt(
         ),
     ] = None,
     epochs: Annotated[
-        int | None, _option("--epochs", "Passes over the images at most.", "N")
+        int | None, _option("--epochs", "Passes over the training images at most.", "N")
     ] = None,
     lr: Annotated[
         float | None,
@@ -101,23 +101,23 @@ def adapt(
     batch_size: Annotated[int | None, _option("--batch-size", "Images a step.", "N")] = None,
     val_share: Annotated[
         float | None,
-        _option("--val-share", "Share of each class that is held out to judge by.", "SHARE"),
+        _option("--val-share", "Share of each class that is held out for validation.", "SHARE"),
     ] = None,
     patience: Annotated[
         int | None,
-        _option("--patience", "Epochs without a gain after which it ends; 0 for never.", "N"),
+        _option("--patience", "Epochs without a gain before it stops early; 0 for never.", "N"),
     ] = None,
     jitter: Annotated[
         str | None,
         _option(
             "--jitter",
-            f"Change images by chance while learning, by any of {', '.join(CHANGES)}. [default: "
+            f"Random augmentation of training images, any of {', '.join(AUGMENTATIONS)}. [default: "
             "none]",
             "NAME,...",
         ),
     ] = None,
     seed: Annotated[
-        int | None, _option("--seed", "Of what is held out, the order and the changes.", "N")
+        int | None, _option("--seed", "Of what is held out, the order and the augmentation.", "N")
     ] = None,
     labels: Annotated[
         str | None,
@@ -171,7 +171,7 @@ def adapt(
     precision: Annotated[
         str | None,
         typer.Option(
-            help="Type of products while learning. auto: bfloat16 on CUDA that has it, else "
+            help="Type of products in training. auto: bfloat16 on CUDA that has it, else "
             f"float32. One of {', '.join(PRECISIONS)}. [default: auto]",
             metavar="TYPE",
             show_default=False,
@@ -221,7 +221,7 @@ def adapt(
     flags = dict(locals())
     with exit_codes():
         set_up_logging(quiet=quiet or as_json, verbose=False)
-        from vggfeat.adaptation import AdaptSettings, network_settings
+        from vggfeat.adapting.settings import AdaptSettings, network_settings
         from vggfeat.machine import keep_freed_memory
         from vggfeat.signals import ended_by_signals
 
@@ -251,7 +251,7 @@ def _run(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    from vggfeat.adapting import adapt as adapt_network
+    from vggfeat.adapting.command import adapt as adapt_network
 
     bar = Bar(quiet=quiet or as_json)
     found: Adapted | None = None
@@ -277,15 +277,15 @@ def _show(found: Adapted | None, *, quiet: bool, as_json: bool) -> None:
 
 
 def _lines(found: Adapted) -> list[str]:
-    judged, trained = sum(found.held_out), ", ".join(found.trained)
+    held_out, trained = sum(found.held_out), ", ".join(found.trained)
     lines = [
         f"{printable(found.out)}: {len(found.classes)} classes, trained {trained}",
-        f"  images   {found.train_images} learnt from, {judged} held out, {found.failed} failed",
+        f"  images   {found.train_images} for training, {held_out} held out, {found.failed} failed",
         f"  network  {found.model} up to {found.layer}, channels {found.channels}, began with "
         + found.weights,
     ]
     if found.after is not None:
-        lines.append(f"  epochs   {len(found.epochs)}, of which {found.best} is written")
+        lines.append(f"  epochs   {len(found.epochs)}, of which {found.best_epoch} is written")
     if found.before is not None:
         after = f"{found.after.accuracy:.3f}" if found.after else "not yet known"
         lines.append(
@@ -306,7 +306,13 @@ def _class_lines(found: Adapted) -> list[str]:
     if found.before is None or found.after is None:
         return []
     rows = sorted(
-        zip(found.after.classes, found.classes, found.before.classes, found.held_out, strict=True)
+        zip(
+            found.after.class_accuracy,
+            found.classes,
+            found.before.class_accuracy,
+            found.held_out,
+            strict=True,
+        )
     )
     cells = [
         [printable(name), str(images), f"{before:.3f}", f"{after:.3f}"]

@@ -1,4 +1,4 @@
-"""Small chance changes of images while a network learns; none is the default.
+"""Data augmentation during training: small random changes of images; none is the default.
 
 Which change an image gets follows from seed, epoch and image alone, so that a run that was cut off
 goes on as it would have gone.
@@ -17,30 +17,32 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-Change = Literal["mirror", "flip", "shift", "contrast"]
-CHANGES: tuple[Change, ...] = get_args(Change)
+Augmentation = Literal["mirror", "flip", "shift", "contrast"]
+AUGMENTATIONS: tuple[Augmentation, ...] = get_args(Augmentation)
 
-_FARTHEST = 1 / 16  # of the side
-_SPREAD = 0.2
+_MAX_SHIFT = 1 / 16  # of the side
+_MAX_CONTRAST = 0.2
 
 
-def check_jitter(text: str) -> tuple[Change, ...]:
-    """The changes that `text` names, separated by commas, each once.
+def parse_jitter(text: str) -> tuple[Augmentation, ...]:
+    """The augmentations that `text` names, separated by commas, each once.
 
     Raises:
         UsageError: names every one that is not known.
     """
     words = [word.strip() for word in text.split(",") if word.strip()]
-    unknown = [word for word in words if word not in CHANGES]
+    unknown = [word for word in words if word not in AUGMENTATIONS]
     if unknown:
         raise UsageError(
             f"jitter {', '.join(map(repr, unknown))} is not known; expected any of "
-            f"{', '.join(CHANGES)}"
+            f"{', '.join(AUGMENTATIONS)}"
         )
-    return tuple(change for change in CHANGES if change in words)
+    return tuple(name for name in AUGMENTATIONS if name in words)
 
 
-def jitter(images: Tensor, changes: Sequence[Change], seeds: Sequence[tuple[int, ...]]) -> Tensor:
+def augment(
+    images: Tensor, augmentations: Sequence[Augmentation], seeds: Sequence[tuple[int, ...]]
+) -> Tensor:
     """Images, each changed a little.
 
     `mirror` swaps left and right, `flip` top and bottom, of every other image; `shift` moves it by
@@ -49,32 +51,36 @@ def jitter(images: Tensor, changes: Sequence[Change], seeds: Sequence[tuple[int,
 
     Args:
         images: (n, C, H, W), normalised.
-        changes: which.
+        augmentations: which.
         seeds: of each image.
 
     Returns:
-        (n, C, H, W); `images` itself where there are no changes.
+        (n, C, H, W); `images` itself where there are no augmentations.
     """
-    if not changes:
+    if not augmentations:
         return images
     import torch
 
     pairs = zip(images, seeds, strict=True)
-    return torch.stack([_change(x, changes, np.random.default_rng(seed)) for x, seed in pairs])
+    return torch.stack(
+        [_augment_one(x, augmentations, np.random.default_rng(seed)) for x, seed in pairs]
+    )
 
 
-def _change(x: Tensor, changes: Sequence[Change], noise: np.random.Generator) -> Tensor:
-    """One image, (C, H, W). The same numbers are drawn whichever changes are asked for."""
-    mirrored, flipped = (noise.random(2) < 1 / 2).tolist()
-    across, down = noise.uniform(-_FARTHEST, _FARTHEST, 2).tolist()
-    gain, lift = noise.uniform(-_SPREAD, _SPREAD, 2).tolist()
-    if "mirror" in changes and mirrored:
+def _augment_one(
+    x: Tensor, augmentations: Sequence[Augmentation], rng: np.random.Generator
+) -> Tensor:
+    """One image, (C, H, W). The same numbers are drawn whichever augmentations are asked for."""
+    mirrored, flipped = (rng.random(2) < 1 / 2).tolist()
+    across, down = rng.uniform(-_MAX_SHIFT, _MAX_SHIFT, 2).tolist()
+    gain, lift = rng.uniform(-_MAX_CONTRAST, _MAX_CONTRAST, 2).tolist()
+    if "mirror" in augmentations and mirrored:
         x = x.flip(2)
-    if "flip" in changes and flipped:
+    if "flip" in augmentations and flipped:
         x = x.flip(1)
-    if "shift" in changes:
+    if "shift" in augmentations:
         x = _shifted(x, round(down * x.shape[1]), round(across * x.shape[2]))
-    return x * (1 + gain) + lift if "contrast" in changes else x
+    return x * (1 + gain) + lift if "contrast" in augmentations else x
 
 
 def _shifted(x: Tensor, down: int, across: int) -> Tensor:

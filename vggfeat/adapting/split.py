@@ -1,4 +1,4 @@
-"""Images into those that are learnt from and those that judge, class by class."""
+"""Stratified train/validation split: the same share of each class is held out."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _SHOWN = 5
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Split:
-    """Which images are for what.
+    """Rows of the images in either part.
 
     Attributes:
         train: int64 (t,), ascending.
-        judge: int64 (v,), ascending.
+        validation: int64 (v,), ascending.
     """
 
     train: NDArray[np.int64]
-    judge: NDArray[np.int64]
+    validation: NDArray[np.int64]
 
 
-def stratified(
+def stratified_split(
     rows: NDArray[np.int64],
     classes: NDArray[np.int64],
     names: Sequence[str],
@@ -44,25 +44,25 @@ def stratified(
         rows: int64 (n,), the images.
         classes: int64 (n,), the class of each.
         names: of the classes.
-        share: of each class that judges, between 0 and 1.
+        share: of each class held out for validation, between 0 and 1.
         seed: which images these are.
 
     Raises:
         InputError: fewer than two classes, or classes of fewer than two images, all named.
     """
     counts = np.bincount(classes, minlength=len(names))
-    few = [f"{name!r} {count}" for name, count in zip(names, counts, strict=True) if count < 2]  # noqa: PLR2004 one to learn from, one to judge by
+    few = [f"{name!r} {count}" for name, count in zip(names, counts, strict=True) if count < 2]  # noqa: PLR2004 one for training, one for validation
     if few or len(names) < 2:  # noqa: PLR2004 as few as can be told apart
         listed = ", ".join(few[:_SHOWN]) + (" …" if len(few) > _SHOWN else "")
         found = f"too few in {listed}" if few else f"{len(names)} class"
         raise InputError(
-            "expected images of two classes or more, two or more of each, to learn from some and "
-            f"judge by others; found {found}. The name of the folder that an image lies in is its "
+            "expected images of two classes or more, two or more of each, for training "
+            f"and validation; found {found}. The name of the folder that an image lies in is its "
             "class; --labels FILE.csv names others"
         )
-    noise = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     held_out = np.zeros(len(rows), dtype=bool)
     for number, count in enumerate(counts.tolist()):
-        members = noise.permutation(np.flatnonzero(classes == number))
+        members = rng.permutation(np.flatnonzero(classes == number))
         held_out[members[: min(count - 1, max(1, round(share * count)))]] = True
     return Split(np.sort(rows[~held_out]), np.sort(rows[held_out]))

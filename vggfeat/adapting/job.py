@@ -1,4 +1,4 @@
-"""What an adaptation has to do with its output: begin, go on, be done, or refuse it."""
+"""What there is to do for an output: start, resume, nothing more, or refuse it; and its files."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vggfeat.adaptation import COURSE, IDENTITY, REPORT, Adapted, adapted_from, differences
-from vggfeat.course import Course, course_from
+from vggfeat.adapting.metadata import IDENTITY, REPORT, STATE, differences
+from vggfeat.adapting.report import Adapted, report_from_json
+from vggfeat.adapting.state import TrainingState, state_from_json
 from vggfeat.errors import CacheError, CacheMismatchError, VggfeatError
 from vggfeat.tensorheader import read_header
 
@@ -21,7 +22,7 @@ log = logging.getLogger("vggfeat")
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class OutputFiles:
     """The files of an adaptation.
 
     Attributes:
@@ -31,25 +32,26 @@ class Places:
     out: str
 
     @property
-    def progress(self) -> str:
-        """Where learning stands; there only as long as it is under way."""
+    def checkpoint(self) -> str:
+        """The state of training; there only as long as it is under way."""
         return f"{self.out}.progress"
 
     @property
-    def before(self) -> str:
-        """The cache of what the untouched network says, likewise."""
+    def untouched_features(self) -> str:
+        """The cache of features of the untouched network, likewise."""
         return f"{self.out}.before.h5"
 
-    def tidy(self) -> None:
+    def remove_temporary(self) -> None:
         """Removes what only a run under way needs. The lock of the output stays, as all do."""
-        parts = (self.progress, self.before)
-        for path in (*parts, *(f"{part}.tmp" for part in parts), f"{self.before}.lock"):
+        parts = (self.checkpoint, self.untouched_features)
+        temporary = (*(f"{part}.tmp" for part in parts), f"{self.untouched_features}.lock")
+        for path in (*parts, *temporary):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Request:
     """What is asked for.
 
     Attributes:
@@ -61,7 +63,7 @@ class Asked:
     precision: str
 
     def check(self, path: str, had: Mapping[str, Any]) -> None:
-        """Refuses what was begun otherwise.
+        """Refuses what was begun with other settings or images.
 
         Raises:
             CacheMismatchError: names all that differs.
@@ -76,31 +78,31 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
-    """Where learning stands.
+class Job:
+    """Training to do.
 
     Attributes:
-        identity: what is to be done.
-        course: how far it is.
-        there: whether an earlier run has left off here.
+        identity: what is to be done: see `identity_of`; with the precision.
+        state: how far it is.
+        resumed: whether an earlier run has left a checkpoint.
     """
 
     identity: Mapping[str, Any]
-    course: Course
-    there: bool
+    state: TrainingState
+    resumed: bool
 
     @property
     def precision(self) -> str:
-        """In which is learnt."""
+        """In which is trained."""
         return str(self.identity["precision"])
 
-    def metadata(self, course: Course) -> dict[str, str]:
-        """Of the file that says where learning stands now."""
-        return {IDENTITY: json.dumps(self.identity), COURSE: course.to_json()}
+    def metadata(self, state: TrainingState) -> dict[str, str]:
+        """Of a checkpoint at this state."""
+        return {IDENTITY: json.dumps(self.identity), STATE: state.to_json()}
 
 
-def finished(out: str, asked: Asked, *, fresh: bool) -> Adapted | None:
-    """What an earlier run has come to, if its weights are there and are those asked for.
+def finished_report(out: str, request: Request, *, fresh: bool) -> Adapted | None:
+    """The report of an earlier run, if its weights are there and are those asked for.
 
     Raises:
         CacheError: what is there is not ours to replace.
@@ -108,40 +110,40 @@ def finished(out: str, asked: Asked, *, fresh: bool) -> Adapted | None:
     """
     if not os.path.lexists(out):
         return None
-    with damage(out, "is there and no weight file of adapt; choose another --out"):
+    with as_cache_error(out, "is there and no weight file of adapt; choose another --out"):
         metadata = read_header(out).metadata
-        found = adapted_from(out, metadata[REPORT])
+        found = report_from_json(out, metadata[REPORT])
         had = json.loads(metadata[IDENTITY])
     if fresh:
         return None
-    asked.check(out, had)
+    request.check(out, had)
     return found
 
 
-def begin(path: str, asked: Asked, precision: str) -> Begun:
-    """Where an earlier run has left off, or the beginning.
+def start_or_resume(path: str, request: Request, precision: str) -> Job:
+    """The job as an earlier run has left it, or a new one.
 
     Args:
-        path: where it says how far it is.
-        asked: what this run is to do.
-        precision: of a new beginning.
+        path: of the checkpoint.
+        request: what this run is to do.
+        precision: of a new job.
 
     Raises:
         CacheError: the file is damaged.
         CacheMismatchError: it was begun otherwise.
     """
     if not os.path.exists(path):
-        return Begun({**asked.identity, "precision": precision}, Course(), there=False)
-    with damage(path):
+        return Job({**request.identity, "precision": precision}, TrainingState(), resumed=False)
+    with as_cache_error(path):
         metadata = read_header(path).metadata
-        had, course = json.loads(metadata[IDENTITY]), course_from(metadata[COURSE])
-    asked.check(path, had)
-    log.info("going on in epoch %d, batch %d", len(course.history) + 1, course.batches + 1)
-    return Begun(had, course, there=True)
+        had, state = json.loads(metadata[IDENTITY]), state_from_json(metadata[STATE])
+    request.check(path, had)
+    log.info("going on in epoch %d, batch %d", len(state.epochs) + 1, state.batches + 1)
+    return Job(had, state, resumed=True)
 
 
 @contextlib.contextmanager
-def damage(path: str, what: str = "is damaged; --fresh begins again") -> Iterator[None]:
+def as_cache_error(path: str, what: str = "is damaged; --fresh begins again") -> Iterator[None]:
     """Turns what reading another file, or half of one, comes to into a CacheError.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Adapting a network to other images: what is there already, the probe, the course, the weights."""
+"""`adapt`: untouched features, linear probe, fine-tuning, weights; or what of it is left to do."""
 
 from __future__ import annotations
 
@@ -13,10 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vggfeat.adaptation import IDENTITY, REPORT, Adapted, carried_metadata, identity_of
-from vggfeat.adaptjob import Asked, Begun, Places, begin, damage, finished
+from vggfeat.adapting.batch_order import batch_count
+from vggfeat.adapting.job import (
+    Job,
+    OutputFiles,
+    Request,
+    as_cache_error,
+    finished_report,
+    start_or_resume,
+)
+from vggfeat.adapting.metadata import IDENTITY, REPORT, identity_of, preprocessing_metadata
+from vggfeat.adapting.report import Adapted
+from vggfeat.adapting.split import Split, stratified_split
 from vggfeat.errors import InterruptedRunError, UsageError
-from vggfeat.holdout import Split, stratified
 from vggfeat.labels import UNLABELLED, labels_of_paths
 from vggfeat.lock import hold, refuse_if_held
 from vggfeat.plan import match_paths
@@ -31,10 +40,10 @@ from vggfeat.weights import find_weights
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from vggfeat.adaptation import AdaptSettings
-    from vggfeat.course import Score
+    from vggfeat.adapting.data import TrainingData
+    from vggfeat.adapting.evaluation import Metrics
+    from vggfeat.adapting.settings import AdaptSettings
     from vggfeat.labels import Labels
-    from vggfeat.pupil import Material
     from vggfeat.sources import Manifest
     from vggfeat.weights import Weights
 
@@ -45,7 +54,7 @@ _SUFFIX = ".safetensors"
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """What is adapted to what.
+    """The network, the images and the files of one call.
 
     Attributes:
         settings: as asked for.
@@ -54,7 +63,7 @@ class _Task:
         manifest: of the images.
         labels: of the manifest's rows.
         weights: that it begins with.
-        places: of its files.
+        files: that it writes.
         stop: a signal, or the end of the time there is.
         notice: called after each batch.
     """
@@ -65,19 +74,19 @@ class _Task:
     manifest: Manifest
     labels: Labels
     weights: Weights
-    places: Places
+    files: OutputFiles
     stop: StopFlag
     notice: Callable[[Progress], None]
 
-    def notice_before(self, progress: Progress) -> None:
+    def notice_extraction(self, progress: Progress) -> None:
         """Tells how far the features of the untouched network are, as part of the whole."""
         images = len(self.manifest)
         skipped = images - progress.total  # done by an earlier run
         whole = images * (1 + self.settings.epochs)
         self.notice(Progress(skipped + progress.done, progress.failed, whole))
 
-    def notice_learning(self, images: int) -> Callable[[Progress], None]:
-        """Likewise of learning, in each epoch of which come so many images."""
+    def notice_training(self, images: int) -> Callable[[Progress], None]:
+        """Likewise of training, with so many images in each epoch."""
         first = len(self.manifest)
         whole = first + images * self.settings.epochs
 
@@ -112,18 +121,18 @@ def adapt(
     root: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Adapted:
-    """Trains parts of a network on images of known classes, or goes on with what was begun.
+    """Fine-tunes parts of a network on images of known classes, or resumes it.
 
     First a linear probe is fitted to the features of the untouched network; then the parts asked
-    for learn, together with a linear head that begins as that probe. Of all epochs the one that
-    does best on images held out is written, as float32 weights that `extract` takes, with the
+    for are trained, together with a linear head that begins as that probe. Of all epochs the one
+    that does best on images held out is written, as float32 weights that `extract` takes, with the
     head beside them as `head.weight` (classes, D) and `head.bias`.
 
     Args:
         images: folders of class folders, archives, lists: as for `extract`, but no `-`.
         out: the weights to make, `.safetensors`. Beside them lie `.progress` and `.before.h5`
             until they are done.
-        settings: which network, what of it learns, and how.
+        settings: which network, what of it is trained, and how.
         labels: a CSV file of `path,label`; without one an image's folder is its class.
         fresh: begin again.
         root: directory that the paths in `labels` are relative to.
@@ -137,15 +146,15 @@ def adapt(
         CacheMismatchError: what is there was begun otherwise.
         LockedError: another run writes to `out`.
         SpaceError: the disk is full; what was saved before is kept.
-        DeviceError: the device is missing, failed, is out of memory, or learning diverged.
+        DeviceError: the device is missing, failed, is out of memory, or training diverged.
         TooManyFailuresError: more images failed than allowed.
         InterruptedRunError: SIGINT, SIGTERM or SIGHUP; call again to go on.
     """
     listed = [images] if isinstance(images, str | os.PathLike) else list(images)
-    places = Places(os.fspath(out))
-    _check_request(places.out, listed)
-    refuse_if_held(places.out)
-    with hold(places.out), StopFlag(settings.network.seconds_allowed) as stop:
+    files = OutputFiles(os.fspath(out))
+    _check_request(files.out, listed)
+    refuse_if_held(files.out)
+    with hold(files.out), StopFlag(settings.network.seconds_allowed) as stop:
         manifest = discover(listed, root=root)
         paths = manifest.paths
         where = f"the images of {', '.join(repr(os.fspath(one)) for one in listed)}"
@@ -156,7 +165,7 @@ def adapt(
             manifest,
             labels_of_paths(paths, where, labels),
             find_weights(settings.network.weights, settings.network.model),
-            places,
+            files,
             stop,
             on_progress or (lambda _: None),
         )
@@ -179,50 +188,77 @@ def _check_request(out: str, sources: Sequence[str | os.PathLike[str]]) -> None:
 
 def _run(task: _Task, *, fresh: bool) -> Adapted:
     """Whatever is left to do."""
-    settings, places = task.settings, task.places
-    asked = Asked(task.identity, settings.network.precision)
-    done = finished(places.out, asked, fresh=fresh)
+    settings, files = task.settings, task.files
+    request = Request(task.identity, settings.network.precision)
+    done = finished_report(files.out, request, fresh=fresh)
     if done is not None or fresh:
-        places.tidy()
+        files.remove_temporary()
     if done is not None:
         return done
+    from vggfeat.adapting.model import choose_training_precision
+
+    precision = choose_training_precision(settings.network.precision, settings.network.device)
+    job = start_or_resume(files.checkpoint, request, precision)
+    cache = _untouched_features(task)
+    if cache is None:
+        return _report(task, job, stopped="time limit")
+    report = _train(task, job, _training_data(task, cache))
+    if report.stopped and task.stop:
+        raise InterruptedRunError(
+            f"stopped by {report.stopped} in epoch {len(report.epochs) + 1}; run the same command "
+            "again to go on",
+            task.stop.signum,
+            report,
+        )
+    _warn_without_gain(report)
+    return report
+
+
+def _train(task: _Task, job: Job, data: TrainingData) -> Adapted:
+    """Trains to the end, and writes the weights, or to where it is stopped, and is saved."""
+    from vggfeat.adapting.checkpointing import Checkpointer
+    from vggfeat.adapting.data import BatchLoader
+    from vggfeat.adapting.linear_probe import best_probe
+    from vggfeat.adapting.model import build_network, initial_tensors
+    from vggfeat.adapting.trainer import Trainer
     from vggfeat.checkpoints import read_safetensors
-    from vggfeat.pupil import Pupil, choose_learning_precision, probe
     from vggfeat.tensorwrite import write_tensors
 
-    precision = choose_learning_precision(settings.network.precision, settings.network.device)
-    begun = begin(places.progress, asked, precision)
-    cache = _before(task)
-    if cache is None:
-        return _result(task, begun, stopped="time limit")
-    material = _material(task, cache)
-    start = probe(material)
-    pupil = Pupil(settings, begun.precision, task.weights, material, start)
-    if begun.there:
-        with damage(places.progress):
-            pupil.restore(read_safetensors(places.progress), begun.course)
-    course = pupil.learn(
-        begun.course,
+    settings, files, split = task.settings, task.files, data.split
+    probe = best_probe(data)
+    tensors = initial_tensors(settings, task.weights)
+    steps = batch_count(len(split.train), settings.batch_size)
+    network = build_network(settings, job.precision, tensors, probe, steps)
+    if job.resumed:
+        with as_cache_error(files.checkpoint):
+            done = len(job.state.epochs) * steps + job.state.batches
+            network.restore(read_safetensors(files.checkpoint), done)
+    trainer = Trainer(
+        network,
+        data,
+        BatchLoader(data.manifest, settings.network, network.device),
+        settings,
+        Checkpointer(
+            lambda state: write_tensors(files.checkpoint, network.state(), job.metadata(state)),
+            settings.network.checkpoint_seconds,
+        ),
         task.stop,
-        lambda now: write_tensors(places.progress, pupil.state(), begun.metadata(now)),
-        task.notice_learning(len(material.split.train) + len(material.split.judge)),
+        task.notice_training(len(split.train) + len(split.validation)),
     )
-    over = course.is_over(settings.epochs, settings.patience)
-    found = _result(
-        task, dataclasses.replace(begun, course=course), material, start.score,
-        stopped="" if over else task.stop.reason,
-    )  # fmt: skip
-    if over:
-        metadata = {**carried_metadata(settings.network), REPORT: found.report()}
-        metadata[IDENTITY] = json.dumps(begun.identity)
-        write_tensors(places.out, pupil.written(), metadata)
-        places.tidy()
-    _raise_if_stopped(task.stop, found)
-    _tell(found)
-    return found
+    state = trainer.train(job.state)
+    finished = state.is_finished(settings.epochs, settings.patience)
+    job = dataclasses.replace(job, state=state)
+    stopped = "" if finished else task.stop.reason
+    report = _report(task, job, data, probe.validation, stopped=stopped)
+    if finished:
+        metadata = {**preprocessing_metadata(settings.network), REPORT: report.to_json()}
+        metadata[IDENTITY] = json.dumps(job.identity)
+        write_tensors(files.out, {**tensors, **network.best_tensors()}, metadata)
+        files.remove_temporary()
+    return report
 
 
-def _before(task: _Task) -> FeatureCache | None:
+def _untouched_features(task: _Task) -> FeatureCache | None:
     """Features of the untouched network, as a cache; None if there was no time to finish it."""
     settings = task.settings
     left = task.stop.seconds_left
@@ -238,18 +274,18 @@ def _before(task: _Task) -> FeatureCache | None:
     log.info("features of the untouched network")
     summary = extract(
         task.sources,
-        task.places.before,
+        task.files.untouched_features,
         network,
         wish=Wish(update=True),
         root=task.root,
-        on_progress=task.notice_before,
+        on_progress=task.notice_extraction,
     )
-    return FeatureCache(task.places.before) if not summary.pending else None
+    return FeatureCache(task.files.untouched_features) if not summary.pending else None
 
 
-def _material(task: _Task, cache: FeatureCache) -> Material:
+def _training_data(task: _Task, cache: FeatureCache) -> TrainingData:
     """Images that could be decoded and have a class, split, with their features."""
-    from vggfeat.pupil import Material
+    from vggfeat.adapting.data import TrainingData
 
     classes, settings = task.labels.classes, task.settings
     match = match_paths(cache.paths, task.manifest.paths)
@@ -258,33 +294,33 @@ def _material(task: _Task, cache: FeatureCache) -> Material:
     without = int((classes == UNLABELLED).sum())
     if without:
         log.warning("%d images have no class and take no part", without)
-    split = stratified(
+    split = stratified_split(
         rows, classes[rows], task.labels.names, share=settings.val_share, seed=settings.seed
     )
     layer = str(settings.spec)
-    train, judge = (
+    train, validation = (
         cache.values(layer, in_cache[np.searchsorted(rows, part)])
-        for part in (split.train, split.judge)
+        for part in (split.train, split.validation)
     )
-    return Material(task.manifest, classes, len(task.labels.names), split, train, judge)
+    return TrainingData(task.manifest, classes, len(task.labels.names), split, train, validation)
 
 
-def _result(
+def _report(
     task: _Task,
-    begun: Begun,
-    material: Material | None = None,
-    before: Score | None = None,
+    job: Job,
+    data: TrainingData | None = None,
+    before: Metrics | None = None,
     *,
     stopped: str,
 ) -> Adapted:
     settings, classes = task.settings, task.labels.classes
-    network, course = settings.network, begun.course
-    split = material.split if material else Split(np.zeros(0, np.int64), np.zeros(0, np.int64))
-    held_out = np.bincount(classes[split.judge], minlength=len(task.labels.names))
-    taken = len(split.train) + len(split.judge)
+    network, best = settings.network, job.state.best
+    split = data.split if data else Split(np.zeros(0, np.int64), np.zeros(0, np.int64))
+    held_out = np.bincount(classes[split.validation], minlength=len(task.labels.names))
+    taken = len(split.train) + len(split.validation)
     known = int((classes != UNLABELLED).sum())
     return Adapted(
-        out=task.places.out,
+        out=task.files.out,
         model=network.model,
         weights=task.weights.name,
         warning=task.weights.warning or "",
@@ -294,33 +330,23 @@ def _result(
         classes=task.labels.names,
         train_images=len(split.train),
         held_out=tuple(held_out.tolist()),
-        failed=known - taken if material else 0,
+        failed=known - taken if data else 0,
         chance=float(held_out.max() / held_out.sum()) if taken else 0.0,
         before=before,
-        after=course.best.score if course.best and not stopped else None,
-        epochs=course.history,
-        best=course.best.number if course.best else 0,
-        precision=begun.precision,
+        after=best.validation if best and not stopped else None,
+        epochs=job.state.epochs,
+        best_epoch=best.number if best else 0,
+        precision=job.precision,
         stopped=stopped,
     )
 
 
-def _raise_if_stopped(stop: StopFlag, found: Adapted) -> None:
-    if found.stopped and stop:
-        raise InterruptedRunError(
-            f"stopped by {found.stopped} in epoch {len(found.epochs) + 1}; run the same command "
-            "again to go on",
-            stop.signum,
-            found,
-        )
-
-
-def _tell(found: Adapted) -> None:
-    """Warns where learning brought nothing."""
-    if found.before and found.after and found.after.accuracy <= found.before.accuracy:
+def _warn_without_gain(report: Adapted) -> None:
+    before, after = report.before, report.after
+    if before and after and after.accuracy <= before.accuracy:
         log.warning(
             "the images held out are recognised no better than by a probe of the untouched "
             "network (%.3f, before %.3f)",
-            found.after.accuracy,
-            found.before.accuracy,
+            after.accuracy,
+            before.accuracy,
         )

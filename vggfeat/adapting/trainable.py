@@ -1,4 +1,4 @@
-"""Which parts of a network learn: names as the user writes them, and the tensors they stand for."""
+"""The trainable part of a network: layers as the user names them, and their parameters."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _BLOCKS = 5
 
 @dataclass(frozen=True, slots=True)
 class Trainable:
-    """What learns.
+    """Layers that are trained; all others are frozen.
 
     Attributes:
-        adapter: whether an adapter does, in front of the network.
-        layers: those whose weights do, in the order of the network.
+        adapter: whether an adapter in front of the network is trained.
+        layers: those that are trained, in the order of the network.
     """
 
     adapter: bool
@@ -35,8 +35,8 @@ class Trainable:
         return (*([_ADAPTER] if self.adapter else []), *(layer.name for layer in self.layers))
 
     @property
-    def tensors(self) -> tuple[str, ...]:
-        """Names of the tensors that learn: weights and biases, those of batch normalisation too.
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the trained parameters: weights and biases, those of batch normalisation too.
 
         Its running statistics stay: small batches of other images would spoil them.
         """
@@ -57,7 +57,7 @@ def parse_trainable(text: str, model: str, deepest: Layer) -> Trainable:
         text: names separated by commas: `adapter`, `first` (conv1_1), a layer, a block as `conv3`,
             or `all` (layers).
         model: VGG variant.
-        deepest: the layer that the head stands on; what lies behind it cannot learn.
+        deepest: the layer that the head stands on; what lies behind it cannot be trained.
 
     Raises:
         UsageError: names all that are not known, that hold no weights, or that lie too deep.
@@ -84,13 +84,13 @@ def parse_trainable(text: str, model: str, deepest: Layer) -> Trainable:
 
 def _names(table: Sequence[Layer]) -> Mapping[str, tuple[Layer, ...]]:
     """Every name that stands for layers with weights."""
-    learning = tuple(layer for layer in table if layer.kind in ("conv", "fc"))
-    names: dict[str, tuple[Layer, ...]] = {layer.name: (layer,) for layer in learning}
+    trainable = tuple(layer for layer in table if layer.kind in ("conv", "fc"))
+    names: dict[str, tuple[Layer, ...]] = {layer.name: (layer,) for layer in trainable}
     for block in range(1, _BLOCKS + 1):
         names[f"conv{block}"] = tuple(
-            layer for layer in learning if layer.level == block and layer.kind == "conv"
+            layer for layer in trainable if layer.level == block and layer.kind == "conv"
         )
-    return {**names, _FIRST: learning[:1], _ALL: learning}
+    return {**names, _FIRST: trainable[:1], _ALL: trainable}
 
 
 def _with_guess(word: str, known: Mapping[str, object]) -> str:
