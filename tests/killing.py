@@ -185,8 +185,8 @@ class _Tracer:
 
 def _child(command: dict[str, Any]) -> int:
     from vggfeat.config import Settings
+    from vggfeat.engines import extract
     from vggfeat.errors import VggfeatError
-    from vggfeat.extraction import extract
     from vggfeat.splitting import Sharding
     from vggfeat.update import Wish
 
@@ -210,7 +210,7 @@ def _child(command: dict[str, Any]) -> int:
 
 def _serve() -> None:
     # These imports are the seconds that every child is spared.
-    for module in ("vggfeat.extraction", "vggfeat.batches", "vggfeat.extractor"):
+    for module in ("vggfeat.engines", "vggfeat.batches", "vggfeat.extractor"):
         importlib.import_module(module)
     Image.init()
     for line in sys.stdin:

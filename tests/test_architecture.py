@@ -87,6 +87,7 @@ ORDER = (
     "tensors",
     "copying",
     "update",
+    "request",
     "job",
     "description",
     "tally",

@@ -25,11 +25,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vggfeat.config import Settings
+from vggfeat.engines import extract
 from vggfeat.errors import DecodeError, InputError
 from vggfeat.names import NOT_REGULAR, UNSAFE_NAME
 from vggfeat.opening import Source, close_archives
 from vggfeat.reader import FeatureCache
-from vggfeat.run import extract
 from vggfeat.sources import Manifest, discover
 from vggfeat.update import Wish
 

@@ -19,11 +19,11 @@ from torch.nn import functional
 
 from vggfeat.config import Settings, make_settings
 from vggfeat.device import cpu_has_vnni
+from vggfeat.engines import extract
 from vggfeat.errors import CacheMismatchError, UsageError, WeightsError
 from vggfeat.extractor import Extractor
 from vggfeat.firstlayer import Entry, inflate, start_adapter
 from vggfeat.network import needed_layers
-from vggfeat.run import extract
 from vggfeat.specs import parse_specs
 from vggfeat.tracing import trace
 from vggfeat.weights import find_weights, load_tensors, parameter_shapes

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vggfeat.cluster import import_ray
 from vggfeat.errors import InterruptedRunError, TooManyFailuresError, VggfeatError
 from vggfeat.extraction import extract
+from vggfeat.request import ExtractRequest
 from vggfeat.shardlist import MANIFEST
 from vggfeat.splitting import Sharding
 from vggfeat.update import Wish
@@ -159,10 +160,10 @@ def _extract(
     sender = _Sender(errand.board)
     logger.addHandler(sender)
     try:
-        summary = extract(
-            asked.sources, asked.out, errand.settings, fresh=fresh, wish=wish, root=asked.root,
-            on_progress=on_progress, sharding=sharding,
-        )  # fmt: skip
+        request = ExtractRequest(
+            asked.sources, asked.out, errand.settings, fresh, wish, asked.root, sharding
+        )
+        summary = extract(request, on_progress)
     except (InterruptedRunError, TooManyFailuresError) as error:
         # How many failed is the driver's to judge, by all shards.
         stopped = asked.settings.on_error == "stop" and error.summary.pending

@@ -37,10 +37,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vggfeat.cluster import RayCluster
-    from vggfeat.config import Settings
     from vggfeat.records import FailedImage, Summary
+    from vggfeat.request import ExtractRequest
     from vggfeat.slots import Slots
-    from vggfeat.splitting import Sharding
     from vggfeat.update import Wish
 
 _RETRIES = 3
@@ -54,48 +53,41 @@ log = logging.getLogger("vggfeat")
 
 
 def extract_on_ray(
-    sources: Sequence[str | os.PathLike[str]],
-    out: str,
-    settings: Settings,
+    request: ExtractRequest,
     cluster: RayCluster,
-    *,
-    fresh: bool,
-    wish: Wish,
-    root: str | None,
-    on_progress: Callable[[Progress], None] | None,
-    sharding: Sharding | None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> Summary:
     """Extracts features into a sharded cache, its shards dealt out to the actors of a Ray cluster.
 
     The first actor lists the images and lays the shards out. Then each actor does one shard after
     the other; of a worker or node that dies, another one goes on with its shard. See
-    `engines.extract` for arguments and errors.
+    `engines.extract` for more.
 
     Raises:
         UsageError: `-` as a source, a share of the shards, or an output that nodes do not share;
             the package `ray` is not installed.
         DeviceError: there is no such cluster, or a shard's workers end again and again.
     """
-    if sharding is not None and (sharding.share or sharding.plan_only):
+    if request.sharding.share or request.sharding.plan_only:
         raise UsageError("--engine ray does all shards; give it without --shard and --plan-only")
     asked = Asked(
-        tuple(_absolute(source) for source in sources),
-        os.path.abspath(out),
-        settings,
-        None if root is None else absolute_place(root),
-        None if sharding is None else sharding.shards,
-        wish.retry_failed and not wish.update,
+        tuple(_absolute(source) for source in request.sources),
+        os.path.abspath(request.out),
+        request.settings,
+        None if request.root is None else absolute_place(request.root),
+        request.sharding.shards,
+        request.wish.retry_failed and not request.wish.update,
     )
     started = time.perf_counter()
     tally = Tally()
-    with connected(cluster) as nodes, StopFlag(settings.seconds_allowed) as stop:
-        slots = plan_slots(nodes, settings.device, cluster.actors)
+    with connected(cluster) as nodes, StopFlag(request.settings.seconds_allowed) as stop:
+        slots = plan_slots(nodes, request.settings.device, cluster.actors)
         driver = _Driver(asked, slots, stop, tally, on_progress)
-        driver.run(fresh=fresh, wish=wish)
+        driver.run(fresh=request.fresh, wish=request.wish)
     driver.raise_before_a_plan()
-    summary = driver.summary(out, time.perf_counter() - started)
+    summary = driver.summary(request.out, time.perf_counter() - started)
     driver.raise_what_came(summary)
-    raise_if_cut_short(summary, settings, stop.signum, None)
+    raise_if_cut_short(summary, request.settings, stop.signum, None)
     return summary
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vggfeat import dealing, extraction
 from vggfeat.errors import UsageError
 from vggfeat.names import remote_scheme
 from vggfeat.offsite import extract_to_store, scratch_place
+from vggfeat.request import ExtractRequest
+from vggfeat.splitting import Sharding
 from vggfeat.update import Wish
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from vggfeat.cluster import RayCluster
     from vggfeat.config import Settings
     from vggfeat.records import Progress, Summary
-    from vggfeat.splitting import Sharding
 
 
 def working_place(out: str | os.PathLike[str], scratch: str | None = None) -> str:
@@ -87,58 +87,19 @@ def extract(
     """
     work = working_place(out, scratch)
     listed = (sources,) if isinstance(sources, str | os.PathLike) else tuple(sources)
-    asked = _Asked(listed, work, settings, sharding, wish, fresh, root, cluster)
+    request = ExtractRequest(listed, work, settings, fresh, wish, root, sharding or Sharding())
+
+    def extract_here(request: ExtractRequest) -> Summary:
+        if cluster is None:
+            return extraction.extract(request, on_progress)
+        return dealing.extract_on_ray(request, cluster, on_progress)
+
     if work == os.fspath(out):
-        return asked.extract(on_progress)
-    sharded = asked.is_sharded or os.fspath(out).endswith("/")
+        return extract_here(request)
+    sharded = cluster is not None or extraction.is_sharded(work, request.sharding)
+    sharded = sharded or os.fspath(out).endswith("/")
     if sharded:
-        asked = dataclasses.replace(asked, out=f"{work}/")
+        request = dataclasses.replace(request, out=f"{work}/")
     return extract_to_store(
-        os.fspath(out),
-        work,
-        lambda: asked.extract(on_progress),
-        sharded=sharded,
-        fresh=fresh,
+        os.fspath(out), work, lambda: extract_here(request), sharded=sharded, fresh=fresh
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """What is asked for, with an output of this machine: see `extract`."""
-
-    sources: tuple[str | os.PathLike[str], ...]
-    out: str
-    settings: Settings
-    sharding: Sharding | None
-    wish: Wish
-    fresh: bool
-    root: str | None
-    cluster: RayCluster | None
-
-    @property
-    def is_sharded(self) -> bool:
-        return self.cluster is not None or extraction.is_sharded(self.out, self.sharding)
-
-    def extract(self, on_progress: Callable[[Progress], None] | None) -> Summary:
-        if self.cluster is not None:
-            return dealing.extract_on_ray(
-                self.sources,
-                self.out,
-                self.settings,
-                self.cluster,
-                fresh=self.fresh,
-                wish=self.wish,
-                root=self.root,
-                on_progress=on_progress,
-                sharding=self.sharding,
-            )
-        return extraction.extract(
-            self.sources,
-            self.out,
-            self.settings,
-            fresh=self.fresh,
-            wish=self.wish,
-            root=self.root,
-            on_progress=on_progress,
-            sharding=self.sharding,
-        )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,168 +27,125 @@ from vggfeat.tally import Tally, summarise_run
 from vggfeat.update import Wish
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    from vggfeat.config import Settings
     from vggfeat.records import Progress, Summary
+    from vggfeat.request import ExtractRequest
     from vggfeat.sources import Manifest
     from vggfeat.update import Changes
 
 log = logging.getLogger("vggfeat")
 
 
-def is_sharded(out: str | os.PathLike[str], sharding: Sharding | None) -> bool:
+def is_sharded(out: str | os.PathLike[str], sharding: Sharding) -> bool:
     """Whether an output is a folder of shards: it ends in `/`, is a folder, or one is asked for."""
-    return sharding not in (None, Sharding()) or os.fspath(out).endswith("/") or os.path.isdir(out)
+    return sharding != Sharding() or os.fspath(out).endswith("/") or os.path.isdir(out)
 
 
 def extract(
-    sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-    out: str | os.PathLike[str],
-    settings: Settings,
-    *,
-    fresh: bool = False,
-    wish: Wish = Wish(),  # noqa: B008 frozen
-    root: str | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
-    sharding: Sharding | None = None,
+    request: ExtractRequest, on_progress: Callable[[Progress], None] | None = None
 ) -> Summary:
     """Extracts features of images into a cache, or goes on with a cache begun earlier.
 
     Args:
-        sources: folders, files, `@list.txt`, or `-` for a list on standard input.
-        out: the cache, one HDF5 file; or a folder, which gets a sharded cache: one that is there,
-            a name that ends in `/`, or with `sharding` any name.
-        settings: which layers of which network, and how.
-        fresh: begin again even if `out` is there.
-        wish: what to do about images that are new to `out`, changed, gone, or failed.
-        root: directory that the recorded paths are relative to.
+        request: `out` is one file, or a folder, which gets a sharded cache: see `is_sharded`.
         on_progress: called after every batch.
-        sharding: of a folder, how it is split and which of its shards to do.
 
     Returns:
         what was done, and what the cache now holds, or the share of it that was asked for.
 
     Raises:
-        UsageError: `out` can be no cache, or what is asked for does not go together.
-        InputError: a source is missing, or there is no image.
-        WeightsError: the weights cannot be had.
-        CacheError: `out` is not ours, damaged, or made with other settings or of other images.
-        LockedError: another run writes to `out`; of a folder, to shards that are left.
-        SpaceError: the disk is full. All rows written before are kept.
-        DeviceError: the device is missing or failed. All rows written before are kept.
-        TooManyFailuresError: more images failed than `settings.max_failures`, the rest is done;
-            or one failed, and `settings.on_error` is `stop`.
-        InterruptedRunError: SIGINT or SIGTERM; call again to go on.
+        see `engines.extract`.
     """
-    if not is_sharded(out, sharding):
-        return run.extract(
-            sources, out, settings, fresh=fresh, wish=wish, root=root, on_progress=on_progress
+    if not is_sharded(request.out, request.sharding):
+        return run.extract_file(request, on_progress)
+    if request.sharding.share and (request.fresh or request.wish.update):
+        option = "--fresh" if request.fresh else "--update"
+        raise UsageError(
+            f"{option} is about all shards and --shard {request.sharding.share} about some; run "
+            f"once with {option} --plan-only, then the shares without"
         )
-    listed = (sources,) if isinstance(sources, str | os.PathLike) else tuple(sources)
-    asked = _Asked(
-        listed, os.fspath(out), settings, sharding or Sharding(), wish, fresh=fresh, root=root
-    )
-    return _extract_shards(asked, on_progress)
+    return _extract_shards(request, on_progress)
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """What a run over shards is asked for: see `extract`."""
-
-    sources: tuple[str | os.PathLike[str], ...]
-    out: str
-    settings: Settings
-    sharding: Sharding
-    wish: Wish
-    fresh: bool
-    root: str | None
-
-    def __post_init__(self) -> None:
-        if self.sharding.share and (self.fresh or self.wish.update):
-            option = "--fresh" if self.fresh else "--update"
-            raise UsageError(
-                f"{option} is about all shards and --shard {self.sharding.share} about some; run "
-                f"once with {option} --plan-only, then the shares without"
-            )
-
-
-def _extract_shards(asked: _Asked, on_progress: Callable[[Progress], None] | None) -> Summary:
+def _extract_shards(
+    request: ExtractRequest, on_progress: Callable[[Progress], None] | None
+) -> Summary:
     started = time.perf_counter()
     tally = Tally()
-    check_folder(asked.out)
-    with SharedLock(os.path.join(asked.out, MANIFEST)) as lock:
-        _plan(asked, lock, tally)
+    check_folder(request.out)
+    with SharedLock(os.path.join(request.out, MANIFEST)) as lock:
+        _plan(request, lock, tally)
         tally.discover = time.perf_counter() - started
-        limit = asked.settings.seconds_allowed
+        limit = request.settings.seconds_allowed
         with StopFlag(limit and limit - tally.discover) as stop:
-            watch = run.RunWatch(tally, stop, asked.settings.on_error == "stop", on_progress)
-            cache = ShardedCache(asked.out, asked.sharding.share)
-            work = _Work(asked, cache, watch)
-            left = [] if asked.sharding.plan_only else work.do()
-    reason = "plan only" if asked.sharding.plan_only else stop.reason
+            watch = run.RunWatch(tally, stop, request.settings.on_error == "stop", on_progress)
+            cache = ShardedCache(request.out, request.sharding.share)
+            work = _Work(request, cache, watch)
+            left = [] if request.sharding.plan_only else work.do()
+    reason = "plan only" if request.sharding.plan_only else stop.reason
     seconds = time.perf_counter() - started
-    summary = summarise_run(asked.out, tally, seconds, reason, shards=cache)
+    summary = summarise_run(request.out, tally, seconds, reason, shards=cache)
     if work.damaged:
         raise CacheError("; ".join(work.damaged))
-    run.raise_if_cut_short(summary, asked.settings, stop.signum, tally.fatal)
+    run.raise_if_cut_short(summary, request.settings, stop.signum, tally.fatal)
     if left and watch.goes_on():
         raise ShardsHeldError(
-            f"{len(left)} shards of {asked.out!r} are held by other runs, the first is "
+            f"{len(left)} shards of {request.out!r} are held by other runs, the first is "
             f"{left[0]!r}; all others are done. Wait, and run again to see that they ended",
             summary,
         )
     return summary
 
 
-def _plan(asked: _Asked, lock: SharedLock, tally: Tally) -> None:
+def _plan(request: ExtractRequest, lock: SharedLock, tally: Tally) -> None:
     """Sees to a plan to work by: made or brought in line where that is needed or asked for."""
-    path = os.path.join(asked.out, MANIFEST)
+    path = os.path.join(request.out, MANIFEST)
 
     def tell() -> None:
-        log.info("another run makes the plan of %s; waiting for it", asked.out)
+        log.info("another run makes the plan of %s; waiting for it", request.out)
 
     lock.share(tell)
-    if asked.fresh or asked.wish.update:
+    if request.fresh or request.wish.update:
         lock.own()
     elif not os.path.exists(path):
         lock.own(tell)
-    if asked.fresh or not os.path.exists(path):
-        images = _discover(asked)
-        shards = asked.sharding.count_for(len(images))
-        planner = Planner(asked.out, images, named_sources(asked.sources))
-        planner.begin(describe(asked.settings, images), shards)
-    elif asked.wish.update:
-        tally.note(_update(asked))
+    if request.fresh or not os.path.exists(path):
+        images = _discover(request)
+        shards = request.sharding.count_for(len(images))
+        planner = Planner(request.out, images, named_sources(request.sources))
+        planner.begin(describe(request.settings, images), shards)
+    elif request.wish.update:
+        tally.note(_update(request))
     else:
-        manifest = read_manifest(asked.out)
-        check_plan(asked.out, manifest, asked.sources, asked.root, asked.sharding)
-        remove_leftovers(asked.out, manifest)
+        manifest = read_manifest(request.out)
+        check_plan(request.out, manifest, request.sources, request.root, request.sharding)
+        remove_leftovers(request.out, manifest)
     lock.share(tell)
 
 
-def _discover(asked: _Asked) -> Manifest:
-    images = discover(asked.sources, root=asked.root)
+def _discover(request: ExtractRequest) -> Manifest:
+    images = discover(request.sources, root=request.root)
     run.tell_skipped(images)
     return images
 
 
-def _update(asked: _Asked) -> Changes:
-    had = read_manifest(asked.out)
-    asked.sharding.check_count(asked.out, len(had.shards))
-    planner = Planner(asked.out, _discover(asked), named_sources(asked.sources))
-    return planner.update(had, asked.settings, asked.wish)
+def _update(request: ExtractRequest) -> Changes:
+    had = read_manifest(request.out)
+    request.sharding.check_count(request.out, len(had.shards))
+    planner = Planner(request.out, _discover(request), named_sources(request.sources))
+    return planner.update(had, request.settings, request.wish)
 
 
 class _Work:
     """The shards that one process is to do."""
 
-    def __init__(self, asked: _Asked, cache: ShardedCache, watch: run.RunWatch) -> None:
+    def __init__(self, request: ExtractRequest, cache: ShardedCache, watch: run.RunWatch) -> None:
         self.damaged: list[str] = []
-        self._asked = asked
+        self._request = request
         self._cache = cache
         self._watch = watch
-        self._retry = asked.wish.retry_failed and not asked.wish.update
+        self._retry = request.wish.retry_failed and not request.wish.update
 
     def do(self) -> list[str]:
         """Does what is left, shard by shard; those that others hold are tried again at the end.
@@ -205,7 +161,7 @@ class _Work:
         self._watch.tally.total = sum(left[number] for number in waiting)
         if there:
             first = FeatureCache(cache.shard_path(there[0]))
-            check_settings(first, self._asked.settings, work=bool(waiting))
+            check_settings(first, self._request.settings, work=bool(waiting))
         while waiting and self._watch.goes_on():
             held = [number for number in waiting if not self._try(number)]
             if len(held) == len(waiting):
@@ -249,4 +205,4 @@ class _Work:
         self._watch.tally.base = first
         images = list_shard(FeatureCache(path), self._cache.manifest.root)
         wish = Wish(retry_failed=self._retry)
-        run.go_on(path, self._asked.settings, images, self._watch, wish)
+        run.go_on(path, self._request.settings, images, self._watch, wish)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import signal
 import time
 from collections import deque
@@ -24,12 +23,11 @@ from vggfeat.signals import StopFlag
 from vggfeat.sink import Sink
 from vggfeat.sources import discover
 from vggfeat.tally import Tally, summarise_run
-from vggfeat.update import Wish
 from vggfeat.weights import find_weights
 from vggfeat.writer import CacheWriter, create_cache
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -38,7 +36,9 @@ if TYPE_CHECKING:
     from vggfeat.extractor import Pending
     from vggfeat.records import DecodedBatch, Failure
     from vggfeat.replicas import Replicas
+    from vggfeat.request import ExtractRequest
     from vggfeat.sources import Manifest
+    from vggfeat.update import Wish
     from vggfeat.weights import Weights
 
 log = logging.getLogger("vggfeat")
@@ -74,55 +74,34 @@ class _Work:
     activations: Callable[[], Mapping[str, float]] | None
 
 
-def extract(
-    sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-    out: str | os.PathLike[str],
-    settings: Settings,
-    *,
-    fresh: bool = False,
-    wish: Wish = Wish(),  # noqa: B008 frozen
-    root: str | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
+def extract_file(
+    request: ExtractRequest, on_progress: Callable[[Progress], None] | None = None
 ) -> Summary:
     """Extracts features of images into a cache of one file, or goes on with one begun earlier.
 
     Args:
-        sources: folders, files, `@list.txt`, or `-` for a list on standard input.
-        out: the cache, one HDF5 file.
-        settings: which layers of which network, and how.
-        fresh: begin again even if `out` is there.
-        wish: what to do about images that are new to `out`, changed, gone, or failed.
-        root: directory that the recorded paths are relative to.
+        request: `sharding` means nothing here.
         on_progress: called after every batch.
 
     Returns:
         what was done, and what the cache now holds.
 
     Raises:
-        InputError: a source is missing, or there is no image.
-        WeightsError: the weights cannot be had.
-        CacheError: `out` is not ours, damaged, or made with other settings or of other images.
-        LockedError: another run writes to `out`.
-        SpaceError: the disk is full. All rows written before are kept.
-        DeviceError: the device is missing or failed. All rows written before are kept.
-        TooManyFailuresError: more images failed than `settings.max_failures`, the rest is done;
-            or one failed, and `settings.on_error` is `stop`.
-        InterruptedRunError: SIGINT or SIGTERM; call again to go on.
+        see `engines.extract`.
     """
     started = time.perf_counter()
     tally = Tally()
-    listed = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
-    out = os.fspath(out)
-    check_output(out, fresh=fresh)  # before a listing that may take minutes
+    out, settings = request.out, request.settings
+    check_output(out, fresh=request.fresh)  # before a listing that may take minutes
     refuse_if_held(out)
-    manifest = discover(listed, root=root)
+    manifest = discover(request.sources, root=request.root)
     tell_skipped(manifest)
     tally.discover = time.perf_counter() - started
     limit = settings.seconds_allowed
     with hold(out), StopFlag(limit and limit - tally.discover) as stop:
         watch = RunWatch(tally, stop, settings.on_error == "stop", on_progress)
-        if check_output(out, fresh=fresh):
-            go_on(out, settings, manifest, watch, wish)
+        if check_output(out, fresh=request.fresh):
+            go_on(out, settings, manifest, watch, request.wish)
         else:
             _begin(out, settings, manifest, watch)
     summary = summarise_run(out, tally, time.perf_counter() - started, stop.reason)

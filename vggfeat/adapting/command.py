@@ -31,7 +31,8 @@ from vggfeat.lock import hold, refuse_if_held
 from vggfeat.plan import match_paths
 from vggfeat.reader import FeatureCache
 from vggfeat.records import Progress
-from vggfeat.run import extract
+from vggfeat.request import ExtractRequest
+from vggfeat.run import extract_file
 from vggfeat.signals import StopFlag
 from vggfeat.sources import discover
 from vggfeat.update import Wish
@@ -272,14 +273,14 @@ def _untouched_features(task: _Task) -> FeatureCache | None:
         time_limit=None if math.isinf(left) else f"{max(left, 0.1):.1f}s",
     )
     log.info("features of the untouched network")
-    summary = extract(
-        task.sources,
+    request = ExtractRequest(
+        tuple(task.sources),
         task.files.untouched_features,
         network,
         wish=Wish(update=True),
         root=task.root,
-        on_progress=task.notice_extraction,
     )
+    summary = extract_file(request, task.notice_extraction)
     return FeatureCache(task.files.untouched_features) if not summary.pending else None
 
 
