@@ -4,4 +4,5 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/env.sh -e ".[test]"
 # Two processes, on whatever machine: most tests start programs of their own, which then wait.
-"$py" -m pytest -n 2 --dist worksteal "$@"
+# A file stays in one process: its tests may go by what those before them made.
+"$py" -m pytest -n 2 --dist loadfile "$@"
