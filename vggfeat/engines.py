@@ -96,8 +96,8 @@ def extract(
 
     if work == os.fspath(out):
         return extract_here(request)
-    sharded = cluster is not None or extraction.is_sharded(work, request.sharding)
-    sharded = sharded or os.fspath(out).endswith("/")
+    named = os.fspath(out).endswith("/")
+    sharded = named or cluster is not None or extraction.is_sharded(work, request.sharding)
     if sharded:
         request = dataclasses.replace(request, out=f"{work}/")
     return extract_to_store(

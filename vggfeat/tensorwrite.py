@@ -10,6 +10,7 @@ import torch
 
 from vggfeat.errors import SpaceError
 from vggfeat.tensorheader import TensorEntry, header_bytes
+from vggfeat.writer import sync_directory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,7 +45,7 @@ def write_tensors(
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_folder(path)
+        sync_directory(os.path.dirname(os.path.abspath(path)))
     except OSError as error:
         raise SpaceError(
             error.errno,
@@ -54,11 +55,3 @@ def write_tensors(
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
-
-
-def _sync_folder(path: str) -> None:
-    handle = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

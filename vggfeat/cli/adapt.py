@@ -8,9 +8,10 @@ import typer
 
 from vggfeat.adapting.augmentation import AUGMENTATIONS
 from vggfeat.adapting.settings import DEFAULTS, PRECISIONS
-from vggfeat.cli.console import Bar, exit_codes, print_json, set_up_logging, table
+from vggfeat.cli.console import Bar, Quiet, exit_codes, print_json, set_up_logging, table
 from vggfeat.cli.preparing import (
     Channels,
+    CheckpointSeconds,
     Clahe,
     Clip,
     Crop,
@@ -199,18 +200,13 @@ def adapt(
             "TIME",
         ),
     ] = None,
-    checkpoint_seconds: Annotated[
-        float | None,
-        setting("--checkpoint-seconds", "How much work a crash may cost at most.", "SECONDS"),
-    ] = None,
+    checkpoint_seconds: CheckpointSeconds = None,
     resume: Annotated[
         bool,
         typer.Option("--resume/--fresh", help="Go on with what is there, or begin again."),
     ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No progress, no notices, only errors.")
-    ] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train parts of a network on images of known classes, for images unlike photographs.
 

@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from vggfeat.records import Progress
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notices, only errors.")]
 
 _LINE_EVERY_SECONDS = 30.0
 _WITHOUT_TERMINAL = (120, 24)

@@ -70,7 +70,6 @@ Update = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="The summary as JSON.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notices, only errors.")]
 
 
 def run(

@@ -6,11 +6,12 @@ from typing import Annotated
 
 import typer
 
-from vggfeat.cli.console import exit_codes, set_up_logging
+from vggfeat.cli.console import Quiet, exit_codes, set_up_logging
 from vggfeat.cli.launch import launch, make_cluster, make_wish
 from vggfeat.cli.preparing import (
     Augment,
     Channels,
+    CheckpointSeconds,
     Clahe,
     Clip,
     Crop,
@@ -186,10 +187,7 @@ def extract(
             "TIME",
         ),
     ] = None,
-    checkpoint_seconds: Annotated[
-        float | None,
-        setting("--checkpoint-seconds", "How much work a crash may cost at most.", "SECONDS"),
-    ] = None,
+    checkpoint_seconds: CheckpointSeconds = None,
     root: Annotated[
         str | None,
         typer.Option(
@@ -298,9 +296,7 @@ def extract(
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The summary as JSON.")] = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No progress, no notices, only errors.")
-    ] = False,
+    quiet: Quiet = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Also where each second went.")
     ] = False,

@@ -1,4 +1,4 @@
-"""Options that commands which read images share: how a file becomes the network's input."""
+"""Options that commands which read images share, above all how a file becomes the input."""
 
 from __future__ import annotations
 
@@ -174,4 +174,8 @@ DecodeTimeout = Annotated[
         "An image that takes longer to decode fails; not with 0 workers.",
         "SECONDS",
     ),
+]
+CheckpointSeconds = Annotated[
+    float | None,
+    setting("--checkpoint-seconds", "How much work a crash may cost at most.", "SECONDS"),
 ]

@@ -6,14 +6,13 @@ from typing import Annotated
 
 import typer
 
-from vggfeat.cli.console import exit_codes, set_up_logging
+from vggfeat.cli.console import Quiet, exit_codes, set_up_logging
 from vggfeat.cli.derived import (
     Dtype,
     Fresh,
     Json,
     Layers,
     Out,
-    Quiet,
     Save,
     Source,
     Update,

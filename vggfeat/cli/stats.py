@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vggfeat.cli.console import Bar, exit_codes, print_json, set_up_logging, table
+from vggfeat.cli.console import Bar, Quiet, exit_codes, print_json, set_up_logging, table
 from vggfeat.cli.preparing import (
     Augment,
     Channels,
@@ -86,9 +86,7 @@ def stats(
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The figures as JSON.")] = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No progress, no notices, only errors.")
-    ] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Measure mean and deviation of images as extract would read them, and their files' values.
 
