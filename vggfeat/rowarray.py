@@ -84,7 +84,7 @@ class ShardedArray(NDArrayOperatorsMixin):
         return getattr(ufunc, method)(*plain, **kwargs)
 
     def __getitem__(self, key: Any) -> Any:
-        rows, *rest = key if isinstance(key, tuple) else (key,)
+        rows, *rest = _from_the_rows_on(key, self.ndim)
         if rows is None or rows is Ellipsis or isinstance(rows, bool | np.bool_):
             return np.asarray(self)[key]
         if isinstance(rows, slice):
@@ -133,30 +133,25 @@ class ShardedArray(NDArrayOperatorsMixin):
         start, stop, step = rows.indices(len(self))
         if step != 1:
             picked = self._take(np.arange(start, stop, step))
+        elif all(one is ... or _is_basic(one) for one in rest):
+            return self._range(start, stop, (slice(None), *rest))
         else:
-            picked = self._range(start, max(start, stop))
-        key = (slice(None), *rest)
-        return picked[key] if rest else picked
+            picked = self._range(start, stop, (slice(None),))
+        return picked[(slice(None), *rest)] if rest else picked
 
-    def _range(self, start: int, stop: int) -> NDArray[Any]:
-        """Rows that follow one another: a view of a part, or joined."""
-        if start == stop:
-            return np.empty((0, *self.shape[1:]), self.dtype)
-        first, last = self._where(start), self._where(stop - 1)
-        if first == last:
-            offset = int(self._firsts[first])
-            return self._part(first)[start - offset : stop - offset]
-        joined = np.empty((stop - start, *self.shape[1:]), self.dtype)
-        for number in range(first, last + 1):
+    def _range(self, start: int, stop: int, key: tuple[Any, ...]) -> NDArray[Any]:
+        """Rows that follow one another: a view of a part, or joined; of each part only `key`."""
+        if start >= stop:
+            return np.empty((0, *self.shape[1:]), self.dtype)[key]
+        pieces = []
+        for number in range(self._where(start), self._where(stop - 1) + 1):
             begin, end = (
                 max(start, min(stop, int(at))) for at in self._firsts[number : number + 2]
             )
             if begin < end:
                 offset = int(self._firsts[number])
-                joined[begin - start : end - start] = self._part(number)[
-                    begin - offset : end - offset
-                ]
-        return joined
+                pieces.append(self._part(number)[begin - offset : end - offset][key])
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     def _pick(self, rows: NDArray[Any], rest: tuple[Any, ...]) -> NDArray[Any]:
         """Rows by an array of numbers, of any shape, as NumPy's own indexing has it."""
@@ -187,3 +182,19 @@ class ShardedArray(NDArrayOperatorsMixin):
             number = int(numbers[places[0]])
             taken[places] = self._part(number)[rows[places] - self._firsts[number]]
         return taken
+
+
+def _is_basic(one: Any) -> bool:
+    """Whether a part of a key is a number, a slice or a new axis: what is done piece by piece."""
+    return one is None or (isinstance(one, slice | int | np.integer) and not isinstance(one, bool))
+
+
+def _from_the_rows_on(key: Any, ndim: int) -> tuple[Any, ...]:
+    """A key as a tuple that begins with the rows: a leading ellipsis is spelt out, if it can be."""
+    keys = key if isinstance(key, tuple) else (key,)
+    if not keys:
+        return (slice(None),)
+    if keys[0] is not Ellipsis or not all(_is_basic(one) for one in keys[1:]):
+        return keys
+    spared = ndim - sum(one is not None for one in keys[1:])
+    return (*(slice(None),) * spared, *keys[1:]) if spared > 0 else keys
