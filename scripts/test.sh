@@ -5,4 +5,6 @@ cd "$(dirname "$0")/.."
 . scripts/env.sh -e ".[test]"
 # Two processes, on whatever machine: most tests start programs of their own, which then wait.
 # A file stays in one process: its tests may go by what those before them made.
-"$py" -m pytest -n 2 --dist loadfile "$@"
+# Properties are tried on the same examples everywhere, so that a run says something of the change
+# and not of its luck; plain `pytest` draws new ones.
+"$py" -m pytest -n 2 --dist loadfile --hypothesis-profile ci "$@"
