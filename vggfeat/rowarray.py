@@ -131,19 +131,21 @@ class ShardedArray(NDArrayOperatorsMixin):
 
     def _slice(self, rows: slice, rest: tuple[Any, ...]) -> NDArray[Any]:
         start, stop, step = rows.indices(len(self))
+        key = (slice(None), *rest)
         if step != 1:
             picked = self._take(np.arange(start, stop, step))
         elif all(one is ... or _is_basic(one) for one in rest):
-            return self._range(start, stop, (slice(None), *rest))
+            return self._range(start, stop, key)
         else:
-            picked = self._range(start, stop, (slice(None),))
-        return picked[(slice(None), *rest)] if rest else picked
+            picked = self._range(start, stop, key[:1])
+        return picked[key] if rest else picked
 
     def _range(self, start: int, stop: int, key: tuple[Any, ...]) -> NDArray[Any]:
         """Rows that follow one another: a view of a part, or joined; of each part only `key`."""
         if start >= stop:
-            return np.empty((0, *self.shape[1:]), self.dtype)[key]
-        pieces = []
+            nothing: NDArray[Any] = np.empty((0, *self.shape[1:]), self.dtype)[key]
+            return nothing
+        pieces: list[NDArray[Any]] = []
         for number in range(self._where(start), self._where(stop - 1) + 1):
             begin, end = (
                 max(start, min(stop, int(at))) for at in self._firsts[number : number + 2]
