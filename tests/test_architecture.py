@@ -23,6 +23,7 @@ PACKAGE = REPOSITORY / "vggfeat"
 ORDER = (
     "_version",
     "errors",
+    "core",
     "layers",
     "specs",
     "recipes",
@@ -40,6 +41,7 @@ ORDER = (
     "runs",
     "schema",
     "names",
+    "storage",
     "listing",
     "remote",
     "objects",

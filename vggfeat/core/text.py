@@ -1,0 +1,35 @@
+"""Decoding of text that somebody gives us: UTF-8, or UTF-16 where a byte order mark says so."""
+
+from __future__ import annotations
+
+import codecs
+
+from vggfeat.errors import UsageError
+
+
+def decode_text(data: bytes, name: str) -> str:
+    """Decode the bytes of a text file.
+
+    UTF-8 with or without a byte order mark, or UTF-16 (as PowerShell's `>` writes it) with one. The
+    mark is removed.
+
+    Args:
+        data: the whole file.
+        name: what the file is to the user, for the error message, e.g. "labels 'classes.csv'".
+
+    Raises:
+        UsageError: the text is in another encoding, or holds a NUL character.
+    """
+    utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    encoding = "utf-16" if utf16 else "utf-8-sig"
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        found = f"byte {data[error.start]:#04x} at offset {error.start}"
+        raise UsageError(
+            f"{name} is not {'UTF-16, as its byte order mark says' if utf16 else 'UTF-8'}: {found}; "
+            "save it as UTF-8"
+        ) from error
+    if "\0" in text:
+        raise UsageError(f"{name} holds NUL characters, so it is no text; save it as UTF-8")
+    return text
