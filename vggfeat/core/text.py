@@ -26,10 +26,8 @@ def decode_text(data: bytes, name: str) -> str:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
         found = f"byte {data[error.start]:#04x} at offset {error.start}"
-        raise UsageError(
-            f"{name} is not {'UTF-16, as its byte order mark says' if utf16 else 'UTF-8'}: {found}; "
-            "save it as UTF-8"
-        ) from error
+        expected = "UTF-16, as its byte order mark says" if utf16 else "UTF-8"
+        raise UsageError(f"{name} is not {expected}: {found}; save it as UTF-8") from error
     if "\0" in text:
         raise UsageError(f"{name} holds NUL characters, so it is no text; save it as UTF-8")
     return text
