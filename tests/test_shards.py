@@ -547,6 +547,21 @@ def test_a_view_for_other_tools(feats: Path, reference: Path, tmp_path: Path) ->
         library.open(view)
 
 
+def test_a_view_of_shards_of_two_versions(feats: Path, tmp_path: Path) -> None:
+    """A shard that declares its paths as UTF-8, as older ones do, gets no view that fails later."""
+    copy = shutil.copytree(feats, tmp_path / "feats")
+    first = files_of(copy)[0]
+    with h5py.File(first, "r+") as file:
+        paths = file["images/path"][()]
+        utf8 = h5py.string_dtype("utf-8", paths.dtype.itemsize)
+        del file["images/path"]
+        file.create_dataset("images/path", data=paths.astype(utf8), dtype=utf8)
+    with pytest.raises(UsageError, match=r"different versions .*; merge without --virtual"):
+        view_shards(copy, tmp_path / "view.h5")
+    assert not (tmp_path / "view.h5").exists()
+    assert library.merge([copy], tmp_path / "whole.h5").rows == ROWS
+
+
 def test_verify_names_rows_of_the_whole(feats: Path, tmp_path: Path) -> None:
     """A bad row is named by its number over all shards; repaired, the next run does it again."""
     out = tmp_path / "feats"

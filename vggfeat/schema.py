@@ -36,6 +36,11 @@ VIEW_FORMAT = "vggfeat-view"
 ERROR_BYTES = 160
 """Longest reason a failed row keeps."""
 
+# HDF5 converts no UTF-8 into the plain C strings that Octave, Fortran and others read into, and
+# Octave then drops the whole group. Readers of ASCII get all bytes as they are, UTF-8 or not.
+TEXT_ENCODING = "ascii"
+"""Character set that new files declare for `/images/path` and `/images/error`."""
+
 DIGEST_BYTES = 32
 """A SHA-256 of an image file."""
 
@@ -196,7 +201,7 @@ def _create_dataset(group: h5py.Group, name: str, dtype: str, shape: tuple[int, 
 def _hdf5_type(dtype: str) -> h5t.TypeID:
     kind = np.dtype(dtype)
     if kind.kind == "S":
-        return h5t.py_create(h5py.string_dtype("utf-8", kind.itemsize), logical=True)
+        return h5t.py_create(h5py.string_dtype(TEXT_ENCODING, kind.itemsize), logical=True)
     return h5t.py_create(kind, logical=True)
 
 

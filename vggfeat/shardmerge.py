@@ -15,13 +15,22 @@ from vggfeat.lock import hold
 from vggfeat.reader import FeatureCache
 from vggfeat.records import Images
 from vggfeat.rowarray import ShardedArray
-from vggfeat.schema import IMAGES, OFFSETS, SCALES, VIEW_FORMAT, RowState, attributes_of
+from vggfeat.schema import (
+    IMAGES,
+    OFFSETS,
+    SCALES,
+    TEXT_ENCODING,
+    VIEW_FORMAT,
+    RowState,
+    attributes_of,
+)
 from vggfeat.shardreader import ShardedCache, open_cache
 from vggfeat.writer import create_cache, write_all
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from vggfeat.runs import Run
     from vggfeat.schema import Header
 
 _SHOWN = 3
@@ -152,14 +161,15 @@ def _fill_view(file: h5py.File, cache: ShardedCache, folder: str) -> None:
     header = cache.header
     file.attrs.update(attributes_of(header.identity, header.provenance))
     file.attrs["format"] = VIEW_FORMAT
+    encoding = _text_encoding(cache)
     for name, run in header.runs.items():
-        layout = h5py.VirtualLayout(run.shape, _stored_type(header, name))
+        layout = h5py.VirtualLayout(run.shape, _stored_type(run, encoding))
         for number, shard in enumerate(cache.shards):
             own = cache.shard_header(number)
             if own is not None and name in own.runs:
                 place = os.path.relpath(cache.shard_path(number), folder)
-                shape = own.runs[name].shape
-                part = h5py.VirtualSource(place, name, shape, _stored_type(own, name))
+                dtype = _stored_type(own.runs[name], encoding)
+                part = h5py.VirtualSource(place, name, own.runs[name].shape, dtype)
                 layout[shard.first : shard.first + shard.rows] = part
         file.create_virtual_dataset(name, layout)
     for layer, one in header.scales.items():
@@ -167,6 +177,26 @@ def _fill_view(file: h5py.File, cache: ShardedCache, folder: str) -> None:
         file[f"{OFFSETS}/{layer}"] = one.offset.astype("<f4")
 
 
-def _stored_type(header: Header, name: str) -> Any:
-    kind: np.dtype[Any] = np.dtype(header.runs[name].dtype)
-    return h5py.string_dtype("utf-8", kind.itemsize) if kind.kind == "S" else kind
+def _text_encoding(cache: ShardedCache) -> str:
+    """Return the character set that all shards declare for their texts, `ascii` or `utf-8`.
+
+    Raises:
+        UsageError: it differs between shards, and HDF5 converts none into the other.
+    """
+    found = set()
+    for number in range(len(cache.shards)):
+        if cache.shard_header(number) is not None:
+            with h5py.File(cache.shard_path(number), "r", locking=False) as file:
+                found.add(h5py.check_string_dtype(file[f"{IMAGES}/path"].dtype).encoding)
+    if len(found) > 1:
+        raise UsageError(
+            f"shards of {cache.path!r} were made by different versions of vggfeat, which declare "
+            "paths as ASCII and as UTF-8, and HDF5 cannot show these as one dataset; merge "
+            "without --virtual"
+        )
+    return found.pop() if found else TEXT_ENCODING
+
+
+def _stored_type(run: Run, encoding: str) -> Any:
+    kind: np.dtype[Any] = np.dtype(run.dtype)
+    return h5py.string_dtype(encoding, kind.itemsize) if kind.kind == "S" else kind
