@@ -1,0 +1,393 @@
+"""Files and folders that appear under their name whole or not at all, and are on the disk then.
+
+Everything is written under a temporary name in the folder of the output, synced, and renamed:
+
+- `atomic_file`: written through a file object. Several processes may write one output at once.
+- `write_bytes`: the same for bytes that are at hand.
+- `atomic_path`: written by a library that wants a path. The caller holds the output's lock.
+- `atomic_folder`: a folder of files, likewise under its lock.
+
+An output that is a symbolic link is resolved first, so that the file it names is replaced, not the
+link. A replaced file's mode, owner, group and access list are kept. Temporary names are fixed: what
+a killed run left behind is removed by the next. A link, a folder or a device at such a name is
+nobody's leftover, and is neither followed nor removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import stat
+from typing import TYPE_CHECKING, BinaryIO, cast
+
+from vggfeat.errors import SpaceError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TEMPORARY_SUFFIX = ".tmp"
+
+_MARK = ".vggfeat-unfinished"
+_CONTENT = "content"
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+_NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+# For writing, since NFS locks nothing else; not waiting for a pipe to be opened at its other end.
+_EXISTING = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_ACCESS_LIST = "system.posix_acl_access"
+
+
+def write_bytes(path: str, data: bytes) -> None:
+    """Replace the file `path` by one that holds `data`; see `atomic_file`."""
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def atomic_file(
+    path: str, *, temporary: str | None = None, exclusive: bool = False
+) -> Iterator[BinaryIO]:
+    """Replace the file `path` by what the block writes, once the block has ended without an error.
+
+    Processes and threads that write the same output at once take turns.
+
+    Args:
+        path: the output; need not exist.
+        temporary: name to write under, in the folder of the output; by default `<path>.tmp`.
+        exclusive: create the file, and never replace one. Decided by the file system, NFS
+            included, so that of two processes without a common lock one wins.
+
+    Yields:
+        a binary file, empty, open for reading and writing.
+
+    Raises:
+        FileExistsError: with `exclusive`, another process has created the file meanwhile.
+        UsageError: the output is no regular file, or what is at its temporary name is none.
+        OSError: it cannot be written; what was there before stays.
+    """
+    with _published(path, temporary, exclusive=exclusive, in_turn=True) as (_, handle):
+        file = cast("BinaryIO", open(handle, "w+b", closefd=False))  # noqa: SIM115 closed below
+        try:
+            yield file
+        except BaseException:
+            with contextlib.suppress(OSError):  # the buffer's rest must not hide the error
+                file.close()
+            raise
+        file.close()
+
+
+@contextlib.contextmanager
+def atomic_path(path: str, *, temporary: str | None = None) -> Iterator[str]:
+    """Replace the file `path` by what the block writes to the path that it is given.
+
+    For libraries that open files themselves, and truncate what is there. The caller holds the lock
+    of the output.
+
+    Args:
+        path: the output; need not exist.
+        temporary: see `atomic_file`.
+
+    Yields:
+        path of an empty file beside the output.
+
+    Raises:
+        UsageError: see `atomic_file`.
+        OSError: it cannot be written; what was there before stays.
+    """
+    with _published(path, temporary, exclusive=False, in_turn=False) as (name, _):
+        yield name
+
+
+@contextlib.contextmanager
+def _published(
+    path: str, temporary: str | None, *, exclusive: bool, in_turn: bool
+) -> Iterator[tuple[str, int]]:
+    """Yield the name and a descriptor of the temporary file, then put it at `path`."""
+    target = resolve(path)
+    name = f"{target}{TEMPORARY_SUFFIX}" if temporary is None else temporary
+    # Readable by all only once it has the rights of the file that it replaces.
+    replaced = os.path.lexists(target)
+    mode = 0o600 if replaced else 0o666
+    handle = -1
+    try:
+        if in_turn:
+            handle = _create_in_turn(name, mode)
+        else:
+            remove_leftover(name)
+            handle = _create(name, mode)
+        yield name, handle
+        if replaced:
+            _take_over_rights(handle, target)
+        os.fsync(handle)
+        _put(handle, name, target, exclusive=exclusive)
+    except BaseException as error:
+        if handle >= 0 and _is_at(handle, name):
+            os.unlink(name)
+        elif isinstance(error, KeyboardInterrupt):  # it may have come between file and handle
+            _remove_unused(name)
+        raise
+    finally:
+        if handle >= 0:
+            os.close(handle)
+    sync_directory(os.path.dirname(target))
+
+
+def resolve(path: str) -> str:
+    """Return the place that an output names, with symbolic links followed, as an absolute path.
+
+    Raises:
+        UsageError: something is there that is no regular file, such as a folder or a device.
+    """
+    target = os.path.realpath(path)
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(os.lstat(target).st_mode):
+            raise UsageError(
+                f"output {path!r} is {_kind_of(target)}, expected a regular file or a new name; "
+                "name another place"
+            )
+    return target
+
+
+def _kind_of(path: str) -> str:
+    mode = os.lstat(path).st_mode
+    kinds = (
+        (stat.S_ISDIR, "a folder"),
+        (stat.S_ISLNK, "a symbolic link"),
+        (stat.S_ISREG, "a file"),
+    )
+    return next((word for test, word in kinds if test(mode)), "a device, pipe or socket")
+
+
+def _create(name: str, mode: int) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(name, flags, mode)
+
+
+def _create_in_turn(name: str, mode: int) -> int:
+    """Open a new file, after whoever is at work on another one there has ended.
+
+    A `flock` on the temporary itself says that it is in use: nothing has to be kept beside it, and
+    it is gone with the process. Only who holds that lock removes the file or gives it another name.
+    """
+    while True:
+        _remove_when_unused(name)
+        try:
+            handle = _create(name, mode)
+        except FileExistsError:  # somebody else was faster
+            continue
+        _flock(handle)
+        if _is_at(handle, name):  # nobody took it for a leftover before it was locked
+            return handle
+        os.close(handle)
+
+
+def _remove_when_unused(name: str) -> None:
+    """Remove the temporary file `name` once nobody writes to it any more."""
+    if not _is_leftover(name):
+        return
+    try:
+        handle = os.open(name, _EXISTING)
+    except FileNotFoundError:
+        return
+    try:
+        _flock(handle)
+        if _is_at(handle, name):
+            os.unlink(name)
+    finally:
+        os.close(handle)
+
+
+def _flock(handle: int) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+
+
+def remove_leftover(name: str) -> None:
+    """Remove the temporary file that a killed run left at `name`, if any.
+
+    Raises:
+        UsageError: something else is there, which is left alone.
+    """
+    if _is_leftover(name):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+
+
+def _is_leftover(name: str) -> bool:
+    """Return whether there is a temporary file at `name`; refuse anything else that is there."""
+    try:
+        mode = os.lstat(name).st_mode
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISREG(mode):
+        raise UsageError(
+            f"{name!r} is {_kind_of(name)}, expected nothing, or a file that a killed run left; "
+            "it is not touched: move it away, or choose another output"
+        )
+    return True
+
+
+def _remove_unused(name: str) -> None:
+    """Remove the temporary file `name` unless it is none, or in use by another writer."""
+    with contextlib.suppress(OSError):
+        handle = os.open(name, _EXISTING)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if stat.S_ISREG(os.fstat(handle).st_mode) and _is_at(handle, name):
+                os.unlink(name)
+        finally:
+            os.close(handle)
+
+
+def _is_at(handle: int, name: str) -> bool:
+    """Return whether `name` is the very file that `handle` has open."""
+    try:
+        return os.path.samestat(os.fstat(handle), os.lstat(name))
+    except FileNotFoundError:
+        return False
+
+
+def _take_over_rights(handle: int, target: str) -> None:
+    """Give an open file the owner, group, mode and access list of the file it will replace."""
+    try:
+        old = os.stat(target)
+    except FileNotFoundError:
+        return
+    new = os.fstat(handle)
+    if (old.st_uid, old.st_gid) != (new.st_uid, new.st_gid):
+        try:
+            os.fchown(handle, old.st_uid, old.st_gid)
+        except PermissionError:  # only root gives files away; a group of one's own is allowed
+            with contextlib.suppress(PermissionError):
+                os.fchown(handle, -1, old.st_gid)
+    os.fchmod(handle, stat.S_IMODE(old.st_mode))
+    if hasattr(os, "getxattr"):
+        with contextlib.suppress(OSError):  # no access list, or no such thing here
+            os.setxattr(handle, _ACCESS_LIST, os.getxattr(target, _ACCESS_LIST))
+
+
+def _put(handle: int, name: str, target: str, *, exclusive: bool) -> None:
+    if not _is_at(handle, name):
+        raise OSError(errno.ESTALE, f"{name!r} was replaced by another program meanwhile")
+    if not exclusive:
+        os.replace(name, target)
+        return
+    try:
+        os.link(name, target)
+    except FileExistsError:
+        # A link that was made, and whose answer a network lost, is made again and refused.
+        if os.stat(name).st_nlink < 2:  # noqa: PLR2004 its own name and the new one
+            raise
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        if os.path.lexists(target):  # no hard links here; the caller's lock has to do
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from error
+        os.replace(name, target)
+        return
+    os.unlink(name)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str) -> Iterator[str]:
+    """Create the folder `path` from what the block puts at the place that it is given.
+
+    Files and folders of any depth are synced before the folder gets its name. The caller holds the
+    lock of the output.
+
+    Args:
+        path: the folder; must not exist.
+
+    Yields:
+        path at which nothing is; the block creates a folder there.
+
+    Raises:
+        FileExistsError: there is something at `path`.
+        UsageError: what is at `<path>.tmp` is not an earlier run's.
+        OSError: it cannot be written; nothing is left.
+    """
+    target = os.path.realpath(path)
+    work = f"{target}{TEMPORARY_SUFFIX}"
+    _remove_unfinished(work)
+    if os.path.lexists(target):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+    try:
+        with contextlib.suppress(FileExistsError):  # an empty one, of a run killed at this line
+            os.mkdir(work)
+        # The mark says that all in here is ours. It stands beside the content and not in it, so
+        # that at every instant either nothing is published or all, and all that is left is marked.
+        os.close(os.open(os.path.join(work, _MARK), os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+        content = os.path.join(work, _CONTENT)
+        yield content
+        sync_tree(content)
+        os.rename(content, target)
+    finally:
+        _remove_unfinished(work)
+        with contextlib.suppress(OSError):
+            os.rmdir(work)  # before it had its mark
+    sync_directory(os.path.dirname(target))
+
+
+def _remove_unfinished(work: str) -> None:
+    """Remove what a run that ended left of a folder; an empty folder stays.
+
+    Raises:
+        UsageError: it is something else, which is left alone.
+    """
+    try:
+        names = os.listdir(work) if not os.path.islink(work) else None
+    except FileNotFoundError:
+        return
+    except NotADirectoryError:
+        names = None
+    if names is None or (names and _MARK not in names):
+        raise UsageError(
+            f"{work!r} is {_kind_of(work)} that vggfeat did not make; it is not touched: move it "
+            "away, or choose another output"
+        )
+    if names:
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(os.path.join(work, _CONTENT))
+        os.unlink(os.path.join(work, _MARK))  # last, so that what is left stays recognisable
+        os.rmdir(work)
+
+
+def sync_tree(path: str) -> None:
+    """Return when the disk has all files below a folder, and the names of all."""
+    for folder, _, files in os.walk(path):
+        for name in files:
+            handle = os.open(os.path.join(folder, name), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        sync_directory(folder)
+
+
+def sync_directory(path: str) -> None:
+    """Return when the disk has the names in a directory, new and renamed ones.
+
+    Some network file systems have no sync of directories, and a directory without read permission
+    cannot be opened: there the names are on the disk when the file system says so.
+
+    Raises:
+        SpaceError: it failed.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:  # the kernel may have dropped the pages: nothing later can be trusted
+        if error.errno != errno.EINVAL:
+            raise SpaceError(
+                error.errno, f"the disk did not keep what was written: {error.strerror}"
+            ) from error
+    finally:
+        os.close(handle)
