@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 
 import numpy as np
 
+from vggfeat.core.timestamps import clamp_ns
 from vggfeat.names import (
     IMAGE_EXTENSIONS,
     MEMBER_MARK,
@@ -139,7 +140,7 @@ def with_members(
         kept = [at for at, path in enumerate(members) if path not in taken]
         table = listing.table[kept]
         table["archive"] = number
-        times = np.full(len(kept), listing.stamp.mtime_ns, np.int64)
+        times = np.full(len(kept), clamp_ns(listing.stamp.mtime_ns), np.int64)
         all_paths += [members[at] for at in kept]
         all_facts.append(np.stack([table["size"], times], axis=1))
         tables.append(table)

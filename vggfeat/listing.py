@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vggfeat.core.timestamps import clamp_ns
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -31,10 +33,10 @@ class FileList:
     _facts: array[int] = field(default_factory=lambda: array("q"))
 
     def add(self, path: bytes, size: int, mtime_ns: int) -> None:
-        """Takes in one file."""
+        """Takes in one file; a date that fits in no int64 becomes the nearest that does."""
         self.paths.append(path)
         self._facts.append(size)
-        self._facts.append(mtime_ns)
+        self._facts.append(clamp_ns(mtime_ns))
 
     def extended(self, other: FileList) -> FileList:
         """Itself, having taken in all files of another list."""
