@@ -26,6 +26,7 @@ from vggfeat.checks import (
     wrong_texts,
     wrong_values,
 )
+from vggfeat.core.text import decode_text
 from vggfeat.errors import UsageError
 from vggfeat.firstlayer import Entry, FirstLayer
 from vggfeat.preprocess import (
@@ -249,8 +250,8 @@ def load_config(name: str) -> dict[str, Any]:
     """
     path = _config_path(name)
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        values = tomllib.loads(decode_text(path.read_bytes(), f"config {name!r}"))
+    except (OSError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"config {name!r} cannot be read as TOML: {error}") from error
     unknown = [key for key in values if key not in SETTING_NAMES]
     if unknown:

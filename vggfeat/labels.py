@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
 import os
 from dataclasses import dataclass
@@ -10,8 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vggfeat.errors import InputError, UsageError
+from vggfeat.core.text import is_text
+from vggfeat.errors import UsageError
 from vggfeat.names import MEMBER_MARK, archive_suffix
+from vggfeat.storage.text_files import read_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -88,9 +91,10 @@ def labels_of_paths(
 
 
 def read_labels(path: str | os.PathLike[str]) -> dict[bytes, str]:
-    """The label of each path in a CSV file (RFC 4180, UTF-8) of two columns, path and label.
+    """The label of each path in a CSV file (RFC 4180) of two columns, path and label.
 
-    A header `path,label` and blank lines are passed over.
+    UTF-8, or UTF-16 with its byte order mark. Paths may hold the file system's own bytes, which
+    need not be UTF-8; labels must be. A header `path,label` and blank lines are passed over.
 
     Args:
         path: the CSV file.
@@ -104,11 +108,8 @@ def read_labels(path: str | os.PathLike[str]) -> dict[bytes, str]:
         InputError: the file cannot be read.
     """
     path = os.fspath(path)
-    try:
-        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            return _parse(path, file)
-    except OSError as error:
-        raise InputError(f"labels {path!r} cannot be read: {error.strerror}") from error
+    text = read_text(path, "labels", with_paths=True)
+    return _parse(path, io.StringIO(text, newline=""))
 
 
 def _parse(path: str, lines: Iterable[str]) -> dict[bytes, str]:
@@ -141,6 +142,8 @@ def _take(cells: list[str], labels: dict[bytes, str]) -> str:
     path, label = cells
     if not path or not label:
         return f"no {'label' if path else 'path'}"
+    if not is_text(label):
+        return f"label {label!r} is not UTF-8; save the file as UTF-8"
     known = labels.setdefault(path.encode("utf-8", "surrogateescape"), label)
     return "" if known == label else f"{path!r} is {label!r} here and {known!r} above"
 
@@ -150,6 +153,7 @@ def _from_csv(where: str, paths: Sequence[bytes], labels_csv: str) -> list[str]:
     by_path = read_labels(labels_csv)
     labels = [by_path.get(path, "") for path in paths]
     unknown = len(by_path) - sum(map(bool, labels))
+    _check_encoding(labels_csv, by_path, paths)
     if unknown == len(by_path):
         raise UsageError(
             f"labels {labels_csv!r} name no image of {where}: expected paths like "
@@ -158,6 +162,20 @@ def _from_csv(where: str, paths: Sequence[bytes], labels_csv: str) -> list[str]:
     if unknown:
         _log.info("%d of %d paths in %s are not in %s", unknown, len(by_path), labels_csv, where)
     return labels
+
+
+def _check_encoding(labels_csv: str, named: Iterable[bytes], paths: Sequence[bytes]) -> None:
+    """Refuse paths that are not UTF-8 if no image has one of them: the file is in another encoding.
+
+    Raises:
+        UsageError: such as Latin-1.
+    """
+    odd = [path for path in named if not is_text(path.decode("utf-8", "surrogateescape"))]
+    if odd and not {*odd} & {*paths}:
+        raise UsageError(
+            f"labels {labels_csv!r} are not UTF-8: no image has the path {os.fsdecode(odd[0])!r}; "
+            "save the file as UTF-8"
+        )
 
 
 def _folder(path: bytes) -> str:

@@ -55,15 +55,6 @@ class FileList:
         return np.frombuffer(self._facts, dtype=np.int64).reshape(-1, 2)
 
 
-def pieces(data: bytes, separator: bytes) -> Iterator[bytes]:
-    """What `data.split(separator)` gives, one piece at a time."""
-    start = 0
-    while (end := data.find(separator, start)) >= 0:
-        yield data[start:end]
-        start = end + 1
-    yield data[start:]
-
-
 def sorted_order(paths: list[bytes]) -> NDArray[np.int64]:
     """Places of the paths sorted by their bytes, int64 (n,), each path once: where it came last."""
     names = np.empty(len(paths), dtype=object)

@@ -110,8 +110,8 @@ def read_manifest(folder: str) -> ShardManifest:
     """
     path = os.path.join(folder, MANIFEST)
     try:
-        with open(path, encoding="utf-8") as file:
-            found = json.load(file)
+        with open(path, "rb") as file:
+            found = json.loads(file.read())  # UTF-8, also as an editor saved it with its mark
     except (FileNotFoundError, NotADirectoryError):
         raise CacheError(
             f"{folder!r} is no sharded cache: it has no {MANIFEST}; `vggfeat extract --out "

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from vggfeat.archives import Listing, Places, list_archive, with_members
+from vggfeat.core.path_list import read_paths
 from vggfeat.errors import DecodeError, InputError, UsageError, VggfeatError
 from vggfeat.folders import FolderWalk
-from vggfeat.listing import FileList, pieces, sorted_order, taken_in_order
+from vggfeat.listing import FileList, sorted_order, taken_in_order
 from vggfeat.names import (
     MEMBER_MARK,
     NOT_REGULAR,
@@ -30,12 +31,10 @@ from vggfeat.records import ImageRef
 from vggfeat.remote import read_object
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from numpy.typing import NDArray
-
-_BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,15 +114,17 @@ def discover(
             folders and files have in common.
         stdin: stands in for standard input.
 
-    A list whose data holds a NUL byte is separated by NULs, else by line ends; its relative
-    paths start at the current directory. What it names and does not exist stays in the manifest
-    with size 0, to become a failed row. In folders, names with a leading dot are passed over,
-    links are followed, each real folder is read once, and archives are not looked into.
+    A list whose data holds a NUL byte is separated by NULs, else by line ends; see
+    `core.path_list.read_paths`. Its relative paths start at the current directory. What it names
+    and does not exist stays in the manifest with size 0, to become a failed row. In folders, names
+    with a leading dot are passed over, links are followed, each real folder is read once, and
+    archives are not looked into.
 
     Raises:
         InputError: a source is missing or cannot be read, an archive is damaged, a path is outside
             `root`, or there is not one image.
-        UsageError: sources are of several stores, or a store's package is not installed.
+        UsageError: a list is no list of paths; sources are of several stores, or a store's package
+            is not installed.
     """
     named = _read_names(sources, stdin)
     if named.addresses or named.objects:
@@ -274,7 +275,8 @@ def _read_names(sources: Sequence[str | os.PathLike[str]], stdin: BinaryIO | Non
             except (OSError, DecodeError) as error:
                 named.missing.append(f"{text!r} ({getattr(error, 'strerror', None) or error})")
                 continue
-            for entry in _entries(data):
+            name = "the list on standard input" if text == "-" else f"list {text[1:]!r}"
+            for entry in read_paths(data, name, os.path.lexists):
                 named.add(entry, listed=True)
         elif text:
             named.add(os.fsencode(text), listed=False)
@@ -300,15 +302,6 @@ def _stdin(given: BinaryIO | None) -> BinaryIO:
     if stream is None:  # as some daemons start their children
         raise OSError("standard input is closed")
     return stream
-
-
-def _entries(data: bytes) -> Iterator[bytes]:
-    """The paths in a list, as the file system's own bytes."""
-    data = data.removeprefix(_BOM)
-    if b"\0" in data:
-        return (entry for entry in pieces(data, b"\0") if entry)
-    lines = (line.removesuffix(b"\r") for line in pieces(data, b"\n"))
-    return (line for line in lines if line.strip())
 
 
 def _absolute(path: bytes) -> bytes:

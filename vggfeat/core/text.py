@@ -7,7 +7,7 @@ import codecs
 from vggfeat.errors import UsageError
 
 
-def decode_text(data: bytes, name: str) -> str:
+def decode_text(data: bytes, name: str, *, with_paths: bool = False) -> str:
     """Decode the bytes of a text file.
 
     UTF-8 with or without a byte order mark, or UTF-16 (as PowerShell's `>` writes it) with one. The
@@ -16,6 +16,8 @@ def decode_text(data: bytes, name: str) -> str:
     Args:
         data: the whole file.
         name: what the file is to the user, for the error message, e.g. "labels 'classes.csv'".
+        with_paths: whether some of it is paths, whose bytes need be no text: those that are not
+            UTF-8 become surrogate escapes, and are to be refused where something else is meant.
 
     Raises:
         UsageError: the text is in another encoding, or holds a NUL character.
@@ -23,7 +25,7 @@ def decode_text(data: bytes, name: str) -> str:
     utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     encoding = "utf-16" if utf16 else "utf-8-sig"
     try:
-        text = data.decode(encoding)
+        text = data.decode(encoding, "surrogateescape" if with_paths and not utf16 else "strict")
     except UnicodeDecodeError as error:
         found = f"byte {data[error.start]:#04x} at offset {error.start}"
         expected = "UTF-16, as its byte order mark says" if utf16 else "UTF-8"
@@ -31,3 +33,8 @@ def decode_text(data: bytes, name: str) -> str:
     if "\0" in text:
         raise UsageError(f"{name} holds NUL characters, so it is no text; save it as UTF-8")
     return text
+
+
+def is_text(text: str) -> bool:
+    """Return whether decoded text is free of surrogate escapes, the bytes that were not UTF-8."""
+    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vggfeat.errors import InputError, UsageError
+from vggfeat.errors import UsageError
 from vggfeat.labels import UNLABELLED, labels_of
+from vggfeat.storage.text_files import read_text
 from vggfeat.zeroshot.naming import listed, nearest_names
 
 if TYPE_CHECKING:
@@ -66,20 +68,16 @@ class Labelled:
 def read_class_list(text: str | os.PathLike[str]) -> tuple[str, ...]:
     """Class names: the lines of a file, or names separated by commas where there is no such file.
 
-    Blank lines are passed over.
+    UTF-8, or UTF-16 by its mark. Blank lines are passed over.
 
     Raises:
         InputError: the file cannot be read.
-        UsageError: there is no name.
+        UsageError: it is in another encoding, or there is no name.
     """
     path = os.fspath(text)
     lines = path.split(",")
     if os.path.lexists(path):
-        try:
-            with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
-                lines = file.readlines()
-        except OSError as error:
-            raise InputError(f"classes {path!r} cannot be read: {error.strerror}") from error
+        lines = io.StringIO(read_text(path, "classes"), newline=None).readlines()
     names = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not names:
         raise UsageError(f"classes {path!r}: no names in it; expected one a line")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import zipfile
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vggfeat.core.text import decode_text
 from vggfeat.errors import InputError, UsageError
+from vggfeat.storage.text_files import read_text
 from vggfeat.zeroshot.wordfiles import Words
 
 if TYPE_CHECKING:
@@ -36,11 +39,8 @@ def read_table(path: str) -> Words:
     if path.endswith(".npz"):
         return _from_npz(path)
     separator = "\t" if path.endswith(".tsv") else ","
-    try:
-        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            return _parse(path, file, separator)
-    except OSError as error:
-        raise InputError(f"vectors {path!r} cannot be read: {error.strerror}") from error
+    text = read_text(path, "vectors")
+    return _parse(path, io.StringIO(text, newline=""), separator)
 
 
 def _parse(path: str, lines: Iterable[str], separator: str) -> Words:
@@ -110,7 +110,8 @@ def _from_npz(path: str) -> Words:
         if names.ndim != 1 or matrix.ndim != 2 or len(names) != len(matrix):  # noqa: PLR2004 a matrix
             found = f"names {names.shape}, vectors {matrix.shape}"
             raise UsageError(f"vectors {path!r}: {_NPZ}; found {found}")
-        arrays = dict(zip(map(_text, names.tolist()), matrix, strict=True))
+        texts = [_text(name, path) for name in names.tolist()]
+        arrays = dict(zip(texts, matrix, strict=True))
     shapes = {array.shape for array in arrays.values()}
     shape = next(iter(shapes)) if len(shapes) == 1 else ()
     kinds = {array.dtype.kind for array in arrays.values()}
@@ -120,5 +121,7 @@ def _from_npz(path: str) -> Words:
     return Words("table", vectors, shape[0])
 
 
-def _text(name: str | bytes) -> str:
-    return name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else str(name)
+def _text(name: str | bytes, path: str) -> str:
+    if isinstance(name, bytes):
+        return decode_text(name, f"a name in vectors {path!r}")
+    return str(name)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vggfeat.errors import InputError, UsageError
+from vggfeat.errors import UsageError
+from vggfeat.storage.text_files import read_text
 from vggfeat.zeroshot.naming import Index, identifier, listed, nearest_names
 
 if TYPE_CHECKING:
@@ -133,18 +135,16 @@ def _heights(tree: ClassTree) -> dict[str, int]:
 
 
 def read_tree(path: str | os.PathLike[str]) -> ClassTree:
-    """A tree from a CSV file of `child,parent` lines (RFC 4180, UTF-8); a head is passed over.
+    """A tree from a CSV file of `child,parent` lines (RFC 4180; UTF-8, or UTF-16 by its mark).
+
+    A head is passed over.
 
     Raises:
         InputError: the file cannot be read.
         UsageError: a line has not two columns, a child has two parents, or goes round in a circle.
     """
     path = os.fspath(path)
-    try:
-        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            parents, wrong = _parse(file)
-    except OSError as error:
-        raise InputError(f"class tree {path!r} cannot be read: {error.strerror}") from error
+    parents, wrong = _parse(io.StringIO(read_text(path, "class tree"), newline=""))
     wrong = wrong or _circles(parents)
     if wrong:
         more = [f"and {len(wrong) - _SHOWN} more"] if len(wrong) > _SHOWN else []

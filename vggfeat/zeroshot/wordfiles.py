@@ -4,7 +4,9 @@ Only the words asked for are kept, so that a file of gigabytes takes no more mem
 Text is `word number number ...`, one word a line, where the first line of word2vec's says how many
 words and dimensions (Mikolov et al. 2013) and GloVe's has no such line (Pennington et al. 2014).
 word2vec's binary form has the same first line, then for each word its bytes, a space, and its
-numbers as little-endian float32. Read here rather than by gensim, which loads whole files.
+numbers as little-endian float32. Text is UTF-8, or UTF-16 with its mark; words that are neither,
+as some published files hold, match no class. Read here rather than by gensim, which
+loads whole files.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, cast
 import numpy as np
 
 from vggfeat.errors import InputError, UsageError
+from vggfeat.storage.text_streams import as_utf8
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -105,7 +108,11 @@ def _opened(path: str) -> Iterator[BinaryIO]:
     try:
         with open(path, "rb") as plain:
             file = gzip.GzipFile(fileobj=plain) if path.endswith(".gz") else plain
-            yield cast("BinaryIO", file)
+            yield as_utf8(cast("BinaryIO", file))
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"vectors {path!r} are not UTF-16, as their byte order mark says; save them as UTF-8"
+        ) from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise InputError(f"vectors {path!r} are damaged, or not gzipped: {error}") from error
     except InputError:  # an OSError too

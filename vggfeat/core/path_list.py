@@ -1,0 +1,168 @@
+"""Lists of paths: what separates them, in which encoding they are, and what is no list at all.
+
+A path is bytes, and those of a file system need be no text. So a list is bytes too, and only a byte
+order mark has it decoded.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+import re
+from typing import TYPE_CHECKING, Final
+
+from vggfeat.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    Exists = Callable[[bytes], bool]
+
+_LONGEST: Final = 4096  # bytes of a path on Linux (PATH_MAX), and of an object's key on S3 1024
+_LOOKED_AT: Final = 1 << 16  # bytes at the beginning that tell text from other data
+_CONTROL: Final = bytes({*range(1, 32), 127} - set(b"\t\n\r\x1b"))  # ISO 2022 has escapes
+_CONTROLS_AT_MOST: Final = (16, 0.04)  # of that many the share; random bytes have 0.11
+
+_KINDS: Final = (
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"\x89PNG\r\n", "a PNG image"),
+    (b"GIF87a", "a GIF image"),
+    (b"GIF89a", "a GIF image"),
+    (b"II*\0", "a TIFF image"),
+    (b"MM\0*", "a TIFF image"),
+    (b"PK\3\4", "a zip archive"),
+    (b"\x1f\x8b\x08", "a file compressed by gzip"),
+    (b"BZh91AY&SY", "a file compressed by bzip2"),
+    (b"\xfd7zXZ\0", "a file compressed by xz"),
+    (b"\x28\xb5\x2f\xfd", "a file compressed by zstd"),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"%PDF-", "a PDF document"),
+    (b"\x7fELF", "a program"),
+)
+_KINDS_WITHIN: Final = (
+    (257, b"ustar", "a tar archive"),
+    (128, b"DICM", "a DICOM file"),
+    (8, b"WEBP", "a WebP image"),
+    (6, b"\0\0\0\0", "binary data"),  # among others a BMP image
+)
+_PNM = re.compile(rb"P[1-7]\s+(?:#[^\n]*\n)*(?:\d+\s+\d+|WIDTH)\s")
+
+
+def read_paths(data: bytes, name: str, exists: Exists) -> Iterator[bytes]:
+    """Yield the paths in a list, as the file system's own bytes.
+
+    Data with a NUL byte is separated by NULs, other data by line ends; empty entries, and lines of
+    blanks, are skipped. A byte order mark is removed; with one of UTF-16, as PowerShell's `>`
+    writes it, the text is converted to UTF-8 first. The carriage return before a line end is
+    removed, but not from a path that exists only with it.
+
+    Args:
+        data: the whole list.
+        name: what the list is to the user, for errors, e.g. "list 'a.txt'".
+        exists: whether there is something at a path.
+
+    Raises:
+        UsageError: UTF-16 that has no mark or is broken, UTF-32, an image, an archive or other data
+            that is no list, or an entry that stands for a whole folder: `.`, `..` or `/`.
+    """
+    data = _to_bytes(data, name)
+    lines = b"\0" not in data
+    separator, entry = (b"\n", "line") if lines else (b"\0", "entry")
+    _check_is_list(data, separator, name, exists)
+    for number, piece in enumerate(pieces(data, separator), 1):
+        path = _without_return(piece, exists) if lines else piece
+        if not (path.strip() if lines else path):
+            continue
+        _check_path(path, f"{entry} {number}", name)
+        yield path
+
+
+def pieces(data: bytes, separator: bytes) -> Iterator[bytes]:
+    """Yield what `data.split(separator)` gives, one piece at a time."""
+    start = 0
+    while (end := data.find(separator, start)) >= 0:
+        yield data[start:end]
+        start = end + 1
+    yield data[start:]
+
+
+def _to_bytes(data: bytes, name: str) -> bytes:
+    if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        raise UsageError(f"{name} is in UTF-32, as its byte order mark says; save it as UTF-8")
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        try:
+            return os.fsencode(data.decode("utf-16"))
+        except UnicodeError as error:
+            raise UsageError(
+                f"{name} begins with the byte order mark of UTF-16, and is not UTF-16 ({error}); "
+                "save it as UTF-8, or write ./ before a path of such bytes"
+            ) from error
+    return data.removeprefix(codecs.BOM_UTF8)
+
+
+def _check_is_list(data: bytes, separator: bytes, name: str, exists: Exists) -> None:
+    """Refuse UTF-16 without its mark, and what begins like other data than paths.
+
+    Raises:
+        UsageError: it is no list.
+    """
+    head = data[:_LOOKED_AT]
+    if separator == b"\0" and _is_utf16(head, exists):
+        raise UsageError(
+            f"{name} is UTF-16 without a byte order mark; save it as UTF-8, or with the mark"
+        )
+    kind = _kind_of(head)
+    if kind and not exists(data[: _LONGEST + 1].partition(separator)[0]):
+        raise UsageError(
+            f"{name} is {kind} and no list of paths; to name a file itself, leave the @ out"
+        )
+
+
+def _kind_of(head: bytes) -> str:
+    for magic, kind in _KINDS:
+        if head.startswith(magic):
+            return kind
+    for at, magic, kind in _KINDS_WITHIN:
+        if head[at : at + len(magic)] == magic:
+            return kind
+    if _PNM.match(head):
+        return "a PNM image"
+    controls = len(head) - len(head.translate(None, _CONTROL))
+    least, share = _CONTROLS_AT_MOST
+    return "binary data" if controls >= least and controls > share * len(head) else ""
+
+
+def _is_utf16(head: bytes, exists: Exists) -> bool:
+    """Return whether NULs separate single letters, as in UTF-16, that are no names of files."""
+    entries = [entry for entry in head.split(b"\0") if entry]
+    letters = [entry for entry in entries if len(entry) == 1]
+    if not letters or 2 * len(letters) < len(entries):
+        return False
+    names = set(letters)
+    return not names.isdisjoint({b".", b"/", b"\r", b"\n"}) or not any(map(exists, names))
+
+
+def _without_return(line: bytes, exists: Exists) -> bytes:
+    plain = line.removesuffix(b"\r")
+    if plain != line and not exists(plain) and exists(line):
+        return line
+    return plain
+
+
+def _check_path(path: bytes, where: str, name: str) -> None:
+    """Refuse an entry that would take in everything below a folder nobody named, or is no path.
+
+    Raises:
+        UsageError: with the number of the entry.
+    """
+    if len(path) > _LONGEST:
+        raise UsageError(
+            f"{name} is no list of paths: {where} has {len(path)} bytes, a path has at most "
+            f"{_LONGEST}; to name a file itself, leave the @ out"
+        )
+    if not path.strip(b"./") and {b"", b".", b".."}.issuperset(path.split(b"/")):
+        raise UsageError(
+            f"{name}, {where}: {os.fsdecode(path)!r} would take in everything below that folder; "
+            "name the folder as a source, or its full path in the list"
+        )
