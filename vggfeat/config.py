@@ -250,7 +250,9 @@ def load_config(name: str) -> dict[str, Any]:
     """
     path = _config_path(name)
     try:
-        values = tomllib.loads(decode_text(path.read_bytes(), f"config {name!r}"))
+        values = tomllib.loads(
+            decode_text(path.read_bytes(), f"config {name!r} cannot be read as TOML: it")
+        )
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"config {name!r} cannot be read as TOML: {error}") from error
     unknown = [key for key in values if key not in SETTING_NAMES]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import codecs
 import io
 import os
+import shutil
 import subprocess
 import sys
-import tarfile
 import zipfile
 from typing import TYPE_CHECKING
 
@@ -138,9 +138,11 @@ def _write_binaries(folder: Path) -> None:
         picture.save(folder / f"photo.{kind}")
     with zipfile.ZipFile(folder / "archive.zip", "w") as archive:
         archive.write(folder / "photo.jpg", "photo.jpg")
-    for mode in ("", "gz", "bz2", "xz"):
-        with tarfile.open(folder / f"archive.tar{mode and '.' + mode}", f"w:{mode}") as tar:
-            tar.add(folder / "photo.jpg", "photo.jpg")
+    (folder / "inner").mkdir()
+    picture.save(folder / "inner" / "photo.jpg")
+    for kind in ("tar", "gztar", "bztar", "xztar"):
+        shutil.make_archive(str(folder / "archive"), kind, folder / "inner")
+    shutil.rmtree(folder / "inner")
     with h5py.File(folder / "cache.h5", "w") as file:
         file["x"] = np.arange(100.0)
     noise = np.random.default_rng(0)
