@@ -101,6 +101,7 @@ ORDER = (
     "slots",
     "cluster",
     "actors",
+    "ray_pool",
     "dealing",
     "engines",
     "summary",

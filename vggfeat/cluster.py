@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import logging
 import os
 import signal
@@ -11,15 +12,17 @@ import socket
 import sys
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from vggfeat.errors import DeviceError, UsageError
 from vggfeat.slots import Node
 
 _CONNECT_SECONDS = 10.0
 
+log = logging.getLogger("vggfeat")
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,11 @@ def connected(cluster: RayCluster) -> Iterator[list[Node]]:
     if cluster.address is None:
         options["include_dashboard"] = False
     _check_listens(cluster.address)
+    with contextlib.redirect_stdout(cast("TextIO", _WithoutRay(sys.stdout))):
+        yield from _connected(ray, cluster, options)
+
+
+def _connected(ray: Any, cluster: RayCluster, options: Mapping[str, Any]) -> Iterator[list[Node]]:
     try:
         with contextlib.redirect_stdout(sys.stderr), _signals_kept():
             ray.init(address=cluster.address or "local", **options)
@@ -71,7 +79,33 @@ def connected(cluster: RayCluster) -> Iterator[list[Node]]:
             if node["Alive"]
         ]
     finally:
-        ray.shutdown()
+        said = io.StringIO()  # what Ray's threads had kept back is printed by this one
+        with contextlib.redirect_stdout(said):
+            ray.shutdown()
+        if said.getvalue().strip():
+            log.debug("Ray: %s", said.getvalue().strip())
+
+
+class _WithoutRay:
+    """Standard output without what Ray's threads print there.
+
+    When a node dies, a thread of Ray prints the last lines of its log to standard output, whatever
+    `log_to_driver` says. They go to our log instead, at level DEBUG.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write text of any thread but Ray's."""
+        if not threading.current_thread().name.startswith("ray_"):
+            return self._stream.write(text)
+        if text.strip():
+            log.debug("Ray: %s", text.strip())
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _check_listens(address: str | None) -> None:

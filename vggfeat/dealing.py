@@ -3,12 +3,15 @@
 Plain actors and not Ray Data's `map_batches`, tried with Ray 2.60: that calls its function outside
 the main thread, where no signal can be caught; it knows no progress within a shard; it tries a
 shard that kills its worker again without end; and its reading task waits for ever where actors hold
-all CPUs. Retries are Ray's own all the same: `max_restarts` and `max_task_retries`.
+all CPUs. Not plain tasks either: Ray ends the process of a GPU task behind it, and each shard would
+start CUDA again. Ray restarts actors, on whichever node has room; shards are dealt again by us,
+since the shard of an actor that has no node to restart on belongs to another one.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import logging
 import os
 import time
@@ -23,6 +26,7 @@ from vggfeat.actors import Asked, Board, Errand, Outcome, ShardWorker
 from vggfeat.cluster import connected, import_ray
 from vggfeat.errors import DeviceError, ShardsHeldError, TooManyFailuresError, UsageError
 from vggfeat.names import absolute_place
+from vggfeat.ray_pool import LOST, Workers
 from vggfeat.reader import FeatureCache
 from vggfeat.records import Progress
 from vggfeat.run import raise_if_cut_short
@@ -34,7 +38,7 @@ from vggfeat.slots import plan_slots
 from vggfeat.tally import FAILURES_NAMED, Tally, summarise_run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from vggfeat.cluster import RayCluster
     from vggfeat.records import FailedImage, Summary
@@ -42,10 +46,9 @@ if TYPE_CHECKING:
     from vggfeat.slots import Slots
     from vggfeat.update import Wish
 
-_RETRIES = 3
+_DEATHS = 4  # of workers in a row that finished no batch of a shard, until it is given up
 _HELD_RETRIES = 20
 _HELD_PAUSE = 3.0  # the lock of a machine that died may live on for a while on a network
-_POLL_SECONDS = 0.3
 _STOP_SECONDS = 60.0
 _NOTICE_SECONDS = 30.0
 
@@ -111,7 +114,7 @@ class _Driver:
     failures: list[FailedImage] = field(default_factory=list)
     planned: Summary | None = None
     _errors: list[Outcome] = field(default_factory=list)
-    _lost: dict[int, str] = field(default_factory=dict)
+    _deaths: dict[int, _Deaths] = field(default_factory=dict)
     _held: Counter[int] = field(default_factory=Counter)
     _told: set[str] = field(default_factory=set)
     _failed: int = 0
@@ -122,8 +125,8 @@ class _Driver:
     def run(self, *, fresh: bool, wish: Wish) -> None:
         """Has the plan made, then every shard done that is not."""
         started = time.perf_counter()
-        actors = self._start()
-        self._plan(actors, fresh=fresh, wish=wish)
+        workers = Workers(self._ray, self._start())
+        self._plan(workers, fresh=fresh, wish=wish)
         self.tally.discover = time.perf_counter() - started
         if not self._goes_on():
             return
@@ -136,7 +139,7 @@ class _Driver:
         }
         self.tally.total = sum(self._left.values())
         started = time.perf_counter()
-        self._deal(actors, len(before.shards))
+        self._deal(workers, before)
         self.tally.wait = time.perf_counter() - started
         after = ShardedCache(self.asked.out)
         left = sum(_count(after.state, state) for state in self._unfinished)
@@ -161,12 +164,20 @@ class _Driver:
     def _start(self) -> list[Any]:
         """The actors; they are not waited for, so that those with a place begin."""
         remote = self._ray.remote
-        self._board = remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Board).remote()
+        here = self._ray.get_runtime_context().get_node_id()
+        # Beside this process, whose end is the run's: no other node takes the board along.
+        beside = importlib.import_module("ray.util.scheduling_strategies")
+        self._board = remote(
+            num_cpus=0,
+            max_restarts=-1,
+            max_task_retries=-1,
+            scheduling_strategy=beside.NodeAffinitySchedulingStrategy(here, soft=True),
+        )(Board).remote()
         worker = remote(
             num_cpus=self.slots.cpus,
             num_gpus=self.slots.gpus,
             max_restarts=-1,
-            max_task_retries=_RETRIES,
+            max_task_retries=0,
         )(ShardWorker)
         self.tally.device = f"{self.slots.actors} Ray actors, {self.slots.device}"
         return [worker.remote() for _ in range(self.slots.actors)]
@@ -175,84 +186,92 @@ class _Driver:
     def _errand(self) -> Errand:
         return Errand(self.asked, self._board, self.slots.device)
 
-    def _plan(self, actors: Sequence[Any], *, fresh: bool, wish: Wish) -> None:
+    def _plan(self, workers: Workers, *, fresh: bool, wish: Wish) -> None:
         """Has whichever actor is there first make the plan."""
-        starting = {actor.__ray_ready__.remote(): actor for actor in actors}
         began = time.monotonic()
-        ready: list[Any] = []
-        while not ready and self._goes_on():
-            ready, _ = self._ray.wait(list(starting), timeout=_POLL_SECONDS)
-            if not ready and time.monotonic() - began > _NOTICE_SECONDS:
-                self._tell(logging.INFO, f"waiting for the cluster to have {self.slots.free} free")
-        if not ready:
-            return
-        self._check_started(ready[0])
-        task = starting[ready[0]].plan.remote(self._errand, fresh=fresh, wish=wish)
-        while self._goes_on() and not self._ray.wait([task], timeout=_POLL_SECONDS)[0]:
-            self._show()
-        if self._goes_on():
-            outcome = self._outcome(task)
-            self._show()
-            self.planned = outcome.summary
-            self._note(outcome)
+        for _ in range(_DEATHS):
+            while not workers.free and self._goes_on():
+                workers.wait()
+                self._notice_waiting(began)
+            if not self._goes_on():
+                return
+            workers.begin(lambda actor: actor.plan.remote(self._errand, fresh=fresh, wish=wish), 0)
+            ended: list[tuple[int, Outcome]] = []
+            while not ended and self._goes_on():
+                ended = workers.wait()
+                self._show()
+            if not ended:
+                return
+            outcome = ended[0][1]
+            if outcome.kind != LOST:
+                self.planned = outcome.summary
+                self._note(outcome)
+                return
+        raise DeviceError(
+            f"{_DEATHS} workers ended while they listed images and laid out shards, the last one: "
+            f"{outcome.text}; {_ADVICE}"
+        )
 
-    def _check_started(self, ready: Any) -> None:
-        try:
-            self._ray.get(ready)
-        except self._ray.exceptions.RayError as error:
-            raise DeviceError(
-                f"a worker cannot start: {_last_line(error)}; is vggfeat installed on every node, "
-                "in this version?"
-            ) from error
+    def _notice_waiting(self, began: float) -> None:
+        if time.monotonic() - began > _NOTICE_SECONDS:
+            self._tell(logging.INFO, f"waiting for the cluster to have {self.slots.free} free")
 
-    def _deal(self, actors: Sequence[Any], count: int) -> None:
+    def _deal(self, workers: Workers, cache: ShardedCache) -> None:
         """A shard to each actor that has none, until none is left or the run is to stop."""
         mark = os.stat(os.path.join(self.asked.out, MANIFEST)).st_mtime
-        free, waiting = deque(actors), deque(sorted(self._left))
-        under_way: dict[Any, tuple[Any, int]] = {}
-        while (waiting or under_way) and self._goes_on():
-            while free and waiting:
-                actor, shard = free.popleft(), waiting.popleft()
-                under_way[actor.do.remote(self._errand, shard, count, mark)] = (actor, shard)
-            for task in self._ray.wait(list(under_way), timeout=_POLL_SECONDS)[0]:
-                actor, shard = under_way.pop(task)
-                free.append(actor)
-                if self._take(shard, self._outcome(task)):
-                    waiting.append(shard)
-            self._show()
-        if under_way:
-            self._halt(under_way)
+        count, waiting = len(cache.shards), deque(sorted(self._left))
 
-    def _halt(self, under_way: dict[Any, tuple[Any, int]]) -> None:
+        def task(shard: int) -> Callable[[Any], Any]:
+            return lambda actor: actor.do.remote(self._errand, shard, count, mark)
+
+        idle_since = time.monotonic()
+        while (waiting or workers.busy) and self._goes_on():
+            while workers.free and waiting:
+                shard = waiting.popleft()
+                workers.begin(task(shard), shard)
+            waiting += [
+                shard
+                for shard, outcome in workers.wait()
+                if self._take(shard, outcome)
+                or (outcome.kind == LOST and self._again(shard, cache))
+            ]
+            if workers.busy:
+                idle_since = time.monotonic()
+            self._notice_waiting(idle_since)
+            self._show()
+        self._halt(workers)
+
+    def _halt(self, workers: Workers) -> None:
         """Has every actor stop behind its batch, and waits for that."""
-        self._board.stop.remote()
         until = time.monotonic() + _STOP_SECONDS
-        while under_way and time.monotonic() < until:
-            for task in self._ray.wait(list(under_way), timeout=_POLL_SECONDS)[0]:
-                _, shard = under_way.pop(task)
-                self._take(shard, self._outcome(task))
+        while workers.busy and time.monotonic() < until:
+            self._board.stop.remote()
+            for shard, outcome in workers.wait():
+                self._take(shard, outcome)
             self._show()
 
-    def _outcome(self, task: Any) -> Outcome:
-        """What a task came to; its worker, or its node, may have died once too often."""
-        try:
-            outcome: Outcome = self._ray.get(task)
-        except self._ray.exceptions.RayTaskError:
-            raise  # a defect
-        except self._ray.exceptions.RayError as error:
-            return Outcome(None, _LOST, _last_line(error))
-        return outcome
+    def _again(self, shard: int, cache: ShardedCache) -> bool:
+        """Whether a shard whose worker died is dealt again: unless workers die of it at once."""
+        left = self._rows_left(cache, shard)
+        deaths = self._deaths[shard]
+        deaths.in_a_row = deaths.in_a_row + 1 if left == deaths.left else 1
+        deaths.left = left
+        if deaths.in_a_row == _DEATHS:
+            return False
+        log.warning("the worker of shard %d ended (%s); dealt again", shard, deaths.text)
+        return True
 
     def _take(self, shard: int, outcome: Outcome) -> bool:
-        """Keeps what came of a shard; whether it is to be tried again."""
+        """Keeps what came of a shard; whether it is to be tried again, having been held."""
         if outcome.kind == ShardsHeldError.__name__:
             self._held[shard] += 1
             time.sleep(_HELD_PAUSE)
             return self._held[shard] < _HELD_RETRIES
-        if outcome.kind == _LOST:
-            self._lost[shard] = outcome.text
+        if outcome.kind == LOST:
+            self._deaths.setdefault(shard, _Deaths()).text = outcome.text
             return False
         self._held.pop(shard, None)
+        self._deaths.pop(shard, None)
         self._note(outcome)
         if outcome.summary is not None:
             self.failures += outcome.summary.failures[: FAILURES_NAMED - len(self.failures)]
@@ -321,12 +340,13 @@ class _Driver:
             if kind is TooManyFailuresError:
                 raise TooManyFailuresError(outcome.text, summary)
             raise kind(outcome.text)
-        if self._lost:
-            shard, why = next(iter(self._lost.items()))
+        given_up = {n: one for n, one in self._deaths.items() if one.in_a_row == _DEATHS}
+        if given_up:
+            shard, deaths = next(iter(given_up.items()))
             raise DeviceError(
-                f"the workers of {len(self._lost)} shards ended {_RETRIES + 1} times each, the "
-                f"first is shard {shard} ({why}); all others are done. Is memory short? Try fewer "
-                "--actors, and run again"
+                f"{_DEATHS} workers in a row ended without finishing a batch, of {len(given_up)} "
+                f"shards; the first is shard {shard}, its last worker: {deaths.text}. All other "
+                f"shards are done; {_ADVICE}"
             )
         if self._held and self._goes_on():
             raise ShardsHeldError(
@@ -336,12 +356,23 @@ class _Driver:
             )
 
 
-_LOST = "lost"
+_ADVICE = "where a node is short of memory, try fewer --actors, then run again to resume"
+
+
+@dataclass(slots=True)
+class _Deaths:
+    """Workers that ended at one shard.
+
+    Attributes:
+        in_a_row: how many since rows of it were last finished.
+        left: rows that were left when the last one ended.
+        text: why it ended, as Ray has it.
+    """
+
+    in_a_row: int = 0
+    left: int = -1
+    text: str = ""
 
 
 def _count(state: Any, wanted: RowState) -> int:
     return int(np.count_nonzero(np.asarray(state) == wanted))
-
-
-def _last_line(error: BaseException) -> str:
-    return ([line.strip() for line in str(error).splitlines() if line.strip()] or [""])[-1]
