@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http
 import http.client
 import os
 import socket
@@ -102,13 +103,17 @@ class Gate:
         stumbles: how many times each such request is refused with 503 before it passes.
         closed_after: so many objects are given out, then nothing passes; None for no limit.
         garbles: what objects end in that are given out with one byte another one.
+        shortens: what objects end in of which half is given out, told as all of it.
+        portal: what paths end in that are answered with a login page and status 200.
+        times: how many requests are shortened or answered so; None for no limit.
     """
 
     def __init__(self, store: int) -> None:
         self.requests: Counter[str] = Counter()
         self.stumbles = 0
         self.closed_after: int | None = None
-        self.garbles = ""
+        self.garbles, self.shortens, self.portal = "", "", ""
+        self.times: int | None = None
         self._lock = threading.Lock()
         gate = self
 
@@ -134,6 +139,7 @@ class Gate:
     def reset(self) -> None:
         self.requests.clear()
         self.stumbles, self.closed_after, self.garbles = 0, None, ""
+        self.shortens, self.portal, self.times = "", "", None
 
     def given_out(self, ending: str = "") -> int:
         """How many times objects were asked for whose names have that ending."""
@@ -156,7 +162,27 @@ class Gate:
             handler.send_header("Content-Length", "0")
             handler.end_headers()
             return
+        if self.portal and self._troubles(handler, self.portal):
+            self._show_page(handler)
+            return
         self._forward(handler, store, body)
+
+    def _troubles(self, handler: BaseHTTPRequestHandler, ending: str) -> bool:
+        with self._lock:
+            if not handler.path.partition("?")[0].endswith(ending) or self.times == 0:
+                return False
+            if self.times is not None:
+                self.times -= 1
+            return True
+
+    def _show_page(self, handler: BaseHTTPRequestHandler) -> None:
+        page = b"<!DOCTYPE html><html><title>Log in</title><p>to use this network</html>"
+        handler.send_response(200)
+        handler.send_header("Content-Type", "text/html")
+        handler.send_header("Content-Length", str(len(page)))
+        handler.end_headers()
+        if handler.command != "HEAD":
+            handler.wfile.write(page)
 
     def _forward(self, handler: BaseHTTPRequestHandler, store: int, body: bytes) -> None:
         link = http.client.HTTPConnection("127.0.0.1", store, timeout=30)
@@ -165,6 +191,10 @@ class Gate:
         data, headers = answer.read(), answer.getheaders()
         if self.garbles and handler.path.endswith(self.garbles) and len(data) > 100:
             data = data[:-1] + bytes([data[-1] ^ 1])
+            headers = [(key, text) for key, text in headers if "checksum" not in key.lower()]
+        is_body = handler.command == "GET" and answer.status == http.HTTPStatus.OK
+        if self.shortens and is_body and self._troubles(handler, self.shortens):
+            data = data[: len(data) // 2]
             headers = [(key, text) for key, text in headers if "checksum" not in key.lower()]
         handler.send_response(answer.status)
         for key, value in headers:

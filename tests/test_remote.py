@@ -20,6 +20,7 @@ import vggfeat
 from vggfeat import Settings, Sharding, Wish, extract
 from vggfeat.errors import (
     CacheMismatchError,
+    DecodeError,
     InputError,
     SpaceError,
     TooManyFailuresError,
@@ -126,6 +127,103 @@ def test_a_store_that_goes_away_ends_the_run_and_fails_no_image(place: Place) ->
     place.gate.reset()
     assert extract(*asked).failed == 1
     same_rows(place.folder / "here.h5", asked[1])
+
+
+def test_a_body_that_is_cut_is_asked_for_again(place: Place) -> None:
+    """A body that a proxy shortened twice is no failed image: the third one is whole."""
+    place.gate.shortens, place.gate.times = "sub/deep/00.png", 2
+    out = place.folder / "cut-twice.h5"
+    summary = extract(f"s3://{BUCKET}/images", out, SETTINGS)
+    assert (summary.done, summary.failed) == (8, 1)
+    assert place.gate.given_out("sub/deep/00.png") == 3
+    same_rows(place.folder / "here.h5", out)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "words"),
+    [
+        (
+            "shortens",
+            r"\d+ bytes came of an object of \d+ bytes that has not changed; does a proxy",
+        ),
+        (
+            "portal",
+            r"\d+ bytes came without the ETag and date of an object; does a proxy or a login",
+        ),
+    ],
+)
+def test_what_is_not_the_object_ends_the_run_and_fails_no_image(
+    place: Place, trouble: str, words: str
+) -> None:
+    """Bodies cut short, and a portal's page with status 200, are as a store that is away."""
+    out = place.folder / f"{trouble}.h5"
+    asked = (f"s3://{BUCKET}/images", out, replace(SETTINGS, batch_size=1))
+    setattr(place.gate, trouble, "images/03.png")
+    with pytest.raises(InputError, match=rf"images/03.png' cannot be read: {words}.*kept, and"):
+        extract(*asked)
+    with h5py.File(out) as file:
+        assert file["images/state"][:].tolist() == [1, 1, 1, 0, 0, 0, 0, 0, 0]
+    place.gate.reset()
+    assert extract(*asked).failed == 1
+    same_rows(place.folder / "here.h5", out)
+
+
+def test_the_command_ends_with_3_on_a_page_in_place_of_an_image(place: Place) -> None:
+    """A run in decoding processes ends with exit 3 and one line that names the object."""
+    place.gate.portal = "images/00.png"
+    words = ["extract", f"s3://{BUCKET}/images", *TWO_WORKERS, "--out", "page.h5"]
+    assert_one_line(place.vggfeat(*words), 3, "images/00.png", "without the ETag")
+
+
+def test_an_object_that_changed_since_it_was_listed_is_told(place: Place) -> None:
+    """Objects written anew, deleted or of another size since the listing are rows that say so."""
+    stores.upload(place.store, write_images(place.folder / "moving", 4), BUCKET, "moving")
+    found = discover([f"s3://{BUCKET}/moving"])
+    bodies = [(place.folder / "moving" / f"{number:02}.png").read_bytes() for number in range(4)]
+    place.store.put_object(Bucket=BUCKET, Key="moving/00.png", Body=bodies[0] + b" ")
+    place.store.delete_object(Bucket=BUCKET, Key="moving/01.png")
+    found.mtimes[2] -= 60 * 10**9  # as if this one had been written again a minute later
+    reasons = []
+    for row in range(3):
+        with pytest.raises(DecodeError) as told, found.open(row):
+            pass
+        reasons.append(str(told.value))
+    changed = "changed since it was listed (--update reads it) in the store"
+    assert reasons == [changed, "no such object in the store", changed]
+    with found.open(3) as stream:
+        assert stream.read() == bodies[3]
+
+
+def test_a_portal_is_no_listing_and_no_list(place: Place) -> None:
+    """A page in place of a listing, of what an address is, or of a list: exit 3, and no rows."""
+    (place.folder / "names.txt").write_text(f"s3://{BUCKET}/images/00.png\n")
+    data = (place.folder / "names.txt").read_bytes()
+    place.store.put_object(Bucket=BUCKET, Key="names.txt", Body=data)
+    for ending, source in {
+        BUCKET: f"s3://{BUCKET}/images",
+        "names.txt": f"@s3://{BUCKET}/names.txt",
+        "00.png": f"@{place.folder / 'names.txt'}",
+    }.items():
+        place.gate.portal = ending
+        with pytest.raises(InputError, match=r"cannot be read|cannot list"):
+            discover([source])
+    place.gate.reset()
+    assert len(discover([f"@s3://{BUCKET}/names.txt"])) == 1
+
+
+@pytest.mark.parametrize("trouble", ["shortens", "portal"])
+def test_a_cache_that_does_not_come_whole_is_not_kept(place: Place, trouble: str) -> None:
+    """A cache of which half comes, or a page, is refused, and fetched again by the next command."""
+    address = f"s3://{BUCKET}/whole-{trouble}.h5"
+    data = (place.folder / "here.h5").read_bytes()
+    place.store.put_object(Bucket=BUCKET, Key=f"whole-{trouble}.h5", Body=data)
+    setattr(place.gate, trouble, f"whole-{trouble}.h5")
+    with pytest.raises(InputError, match="does a proxy"):
+        vggfeat.open(address)
+    with pytest.raises(InputError, match="does a proxy"):
+        vggfeat.merge([address, place.folder / "here.h5"], place.folder / f"merged-{trouble}.h5")
+    place.gate.reset()
+    assert len(vggfeat.open(address)) == 9
 
 
 def test_what_changes_in_a_bucket_is_brought_in(place: Place) -> None:

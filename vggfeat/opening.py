@@ -89,19 +89,20 @@ class Place:
 
 
 @contextlib.contextmanager
-def open_file(path: bytes, size: int = 0) -> Iterator[BinaryIO]:
+def open_file(path: bytes, size: int = 0, mtime_ns: int = 0) -> Iterator[BinaryIO]:
     """The file or object `path`, opened for reading.
 
     Args:
         path: of this machine, or an address in an object store.
-        size: of an object, bytes that it had when it was listed; 0 if that is not known.
+        size: of an object, bytes that it had when it was listed.
+        mtime_ns: of an object, time of its last change when it was listed; 0 if it was not.
 
     Raises:
         DecodeError: there is no such regular file, it may not be read, or reading it fails.
-        InputError: the object store that it is in does not answer.
+        InputError: the object store that it is in does not answer, or another answers for it.
     """
     if remote_scheme(path):
-        yield io.BytesIO(read_object(os.fsdecode(path), size))
+        yield io.BytesIO(read_object(os.fsdecode(path), size, mtime_ns))
         return
     try:
         with _regular(path, buffering=-1) as stream:

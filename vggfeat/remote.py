@@ -33,7 +33,8 @@ _PATIENCE = 30.0
 """Seconds after which an image's request is not made again: less than `--decode-timeout` has by
 default, so that a store that is away ends the run and does not cost it an image."""
 
-_MISSING, _DENIED, _AWAY = "missing", "denied", "away"
+_MISSING, _DENIED, _AWAY, _CHANGED = "missing", "denied", "away", "changed"
+_SECOND = 10**9
 # What a store says about one object, and not about the store, the bucket or who asks.
 _OF_AN_OBJECT = ("NoSuchKey", "AccessDenied", "InvalidObjectState", "404", "403")
 _NOT_ALLOWED = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound")
@@ -45,7 +46,7 @@ class RemoteError(Exception):
     """A request that came to nothing; its text is the reason.
 
     Attributes:
-        kind: `missing`, `denied` or `away`.
+        kind: `missing`, `denied`, `away` or `changed`.
         of_object: whether another object might be had all the same.
     """
 
@@ -163,7 +164,9 @@ def look_up(address: str) -> RemoteEntry | None:
     system = file_system(address)
     try:
         with explained():
-            return _entry(address, system.info(address))
+            entry = _entry(address, system.info(address))
+            _check_is_reply(address, entry)
+            return entry
     except RemoteError as error:
         if error.kind == _MISSING and error.of_object:
             return None
@@ -195,22 +198,40 @@ def _entry(address: str, found: Any) -> RemoteEntry:
     return RemoteEntry(address, False, size, seconds * 10**9, tag)
 
 
-def read_object(address: str, size: int = 0) -> bytes:
+def _check_is_reply(address: str, entry: RemoteEntry) -> None:
+    """Refuse a reply that no store gave: a login page answers every request with status 200.
+
+    Raises:
+        RemoteError: it lacks the time of last change, which S3 sends with every object.
+    """
+    if remote_scheme(address) == "s3" and not entry.folder and not entry.mtime_ns:
+        raise RemoteError(
+            f"{entry.size} bytes came without the ETag and date of an object; does a proxy or a "
+            "login page answer in place of the store?",
+            _AWAY,
+            of_object=False,
+        )
+
+
+def read_object(address: str, size: int = 0, mtime_ns: int = 0) -> bytes:
     """All bytes of an object.
 
     Args:
         address: with its scheme.
-        size: bytes that it had when it was listed, 0 if that is not known.
+        size: bytes that it had when it was listed.
+        mtime_ns: time of its last change when it was listed; 0 if it was not.
 
     Raises:
-        DecodeError: this object is missing, denied to us, or larger than `LARGEST_OBJECT`.
-        InputError: the store does not answer, or knows us or the bucket no more: not one object's
-            fault, so no row is to fail for it.
+        DecodeError: this object is missing, denied to us, larger than `LARGEST_OBJECT`, or another
+            one than was listed.
+        InputError: the store does not answer, or knows us or the bucket no more, or something
+            answers in its place: not one object's fault, so no row is to fail for it.
     """
     if size > LARGEST_OBJECT:
         raise DecodeError(f"larger than {LARGEST_OBJECT} bytes, which is not fetched: {size}")
     try:
-        return _read(address)
+        listed = _listed(address, size, mtime_ns)
+        return _read(address, listed)
     except RemoteError as error:
         if error.of_object:
             raise DecodeError(f"{error} in the store") from error
@@ -220,22 +241,80 @@ def read_object(address: str, size: int = 0) -> bytes:
         ) from error
 
 
-def _read(address: str) -> bytes:
+def _listed(address: str, size: int, mtime_ns: int) -> RemoteEntry | None:
+    """The object as it was listed, or as the store describes it now; None where it is not there."""
+    if mtime_ns:
+        return RemoteEntry(address, folder=False, size=size, mtime_ns=mtime_ns, tag="")
+    found = look_up(address)
+    return None if found is None or found.folder else found
+
+
+def _read(address: str, listed: RemoteEntry | None) -> bytes:
     system = file_system(address, patient=False)
-    # With more than one, s3fs asks for the size first, which is a second request.
-    options = {"max_concurrency": 1} if remote_scheme(address) == "s3" else {}
     pause, until = _FIRST_PAUSE, time.monotonic() + _PATIENCE
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             with explained():
-                data: bytes = system.cat_file(address, **options)
-                return data
+                data, said = _fetch(system, address)
+            _check_is_reply(address, said)
+            if listed is not None:
+                _check_same(listed, said, len(data))
         except RemoteError as error:
             if error.kind != _AWAY or attempt == _ATTEMPTS or time.monotonic() + pause > until:
                 raise
+        else:
+            return data
         time.sleep(pause)
         pause *= 2
     raise AssertionError
+
+
+def _fetch(system: Any, address: str) -> tuple[bytes, RemoteEntry]:
+    """All bytes of an object by one request, and what the reply says of it."""
+    if remote_scheme(address) != "s3":
+        data: bytes = system.cat_file(address)
+        return data, RemoteEntry(address, folder=False, size=len(data), mtime_ns=0, tag="")
+    from fsspec.asyn import sync
+
+    found: tuple[bytes, RemoteEntry] = sync(system.loop, _fetch_s3, system, address)
+    return found
+
+
+async def _fetch_s3(system: Any, address: str) -> tuple[bytes, RemoteEntry]:
+    bucket, key, version = system.split_path(address)
+    which = {"VersionId": version} if version else {}
+    # `cat_file` keeps the headers of the reply to itself, and these tell the store from others.
+    reply = await system._call_s3("get_object", Bucket=bucket, Key=key, **which)  # noqa: SLF001 no public way
+    try:
+        data = await reply["Body"].read()
+    finally:
+        reply["Body"].close()
+    return data, _entry(address, {**reply, "type": "file", "size": len(data)})
+
+
+def _check_same(listed: RemoteEntry, said: RemoteEntry, size: int) -> None:
+    """Refuse a body that is not the object as it was listed.
+
+    Raises:
+        RemoteError: the object was changed since; or it was not, and the body is not all of it.
+    """
+    # A date in a listing may have been rounded to a second, that of a reply cut off to one.
+    same_time = not said.mtime_ns or abs(said.mtime_ns - listed.mtime_ns) <= _SECOND
+    if size == listed.size and same_time:
+        return
+    now = look_up(listed.address)
+    if now is None:
+        raise RemoteError(_GONE, _MISSING, of_object=True)
+    if now.size != listed.size or abs(now.mtime_ns - listed.mtime_ns) > _SECOND:
+        raise RemoteError(
+            "changed since it was listed (--update reads it)", _CHANGED, of_object=True
+        )
+    raise RemoteError(
+        f"{size} bytes came of an object of {listed.size} bytes that has not changed; does a proxy "
+        "shorten what it passes on?",
+        _AWAY,
+        of_object=False,
+    )
 
 
 def is_there(address: str) -> bool:

@@ -77,7 +77,8 @@ class Manifest:
         also a forked one, but by one thread at a time.
         """
         if self.places is None or not self.places.is_member(row):
-            return open_file(self.absolute(row), int(self.sizes[row]))
+            size, mtime_ns = int(self.sizes[row]), int(self.mtimes[row])
+            return open_file(self.absolute(row), size, mtime_ns)
         return self.places.open(row)
 
     def spread(self, count: int) -> NDArray[np.int64]:

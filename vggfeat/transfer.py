@@ -65,8 +65,13 @@ def _check_same(entry: RemoteEntry, temporary: str) -> None:
     with _as_input_error(entry.address):
         now = look_up(entry.address)
     size = os.stat(temporary).st_size
-    if now is None or now.tag != entry.tag or size != now.size:
+    if now is None or now.tag != entry.tag or now.size != entry.size:
         raise InputError(f"{entry.address!r} was replaced while it was fetched; run again")
+    if size != now.size:
+        raise InputError(
+            f"{entry.address!r} cannot be fetched: {size} bytes came of an object of {now.size} "
+            "bytes that has not changed; does a proxy answer in place of the store?"
+        )
 
 
 @contextlib.contextmanager
