@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from vggfeat import dealing, extraction
 from vggfeat.errors import UsageError
-from vggfeat.names import remote_scheme
+from vggfeat.names import path_text, remote_scheme
 from vggfeat.offsite import extract_to_store, scratch_place
 from vggfeat.request import ExtractRequest
 from vggfeat.splitting import Sharding
@@ -28,8 +28,8 @@ def working_place(out: str | os.PathLike[str], scratch: str | None = None) -> st
     Raises:
         UsageError: a scratch folder for an output that needs none; see also `scratch_place`.
     """
-    text = os.fspath(out)
-    if not (isinstance(out, str) and remote_scheme(out)):
+    text = path_text(out)
+    if not (isinstance(out, str) and remote_scheme(text)):
         if scratch is not None:
             raise UsageError(
                 f"--scratch is for outputs in an object store, and {text!r} is a path; leave it out"
@@ -85,6 +85,7 @@ def extract(
             or one failed, and `settings.on_error` is `stop`.
         InterruptedRunError: SIGINT or SIGTERM; call again to go on.
     """
+    out = path_text(out) if isinstance(out, str) else out
     work = working_place(out, scratch)
     listed = (sources,) if isinstance(sources, str | os.PathLike) else tuple(sources)
     request = ExtractRequest(listed, work, settings, fresh, wish, root, sharding or Sharding())

@@ -18,6 +18,7 @@ from vggfeat.errors import CacheError, InputError, UsageError
 from vggfeat.fitted import Fitted, check_network, model_for, network_of, pack, unpack
 from vggfeat.fusion import Attention, Fusion, fit_fusion
 from vggfeat.labels import UNLABELLED, labels_of
+from vggfeat.names import path_text
 from vggfeat.plan import match_paths
 from vggfeat.recipes import FinalNorm, Method, Recipe, RowNorm, recipe_from
 from vggfeat.reduction import Pca, Standardisation
@@ -149,7 +150,7 @@ def fuse(
         InterruptedRunError: SIGINT or SIGTERM; call again to go on.
     """
     started = time.perf_counter()
-    out = os.fspath(out)
+    out = path_text(out)
     cache = open_source(source, out, begin=begin, settings=settings, use=use)
     settings = settings or FuseSettings()
     settings.check()

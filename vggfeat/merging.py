@@ -12,6 +12,7 @@ import numpy as np
 from vggfeat.copying import copy_rows
 from vggfeat.errors import CacheMismatchError, UsageError
 from vggfeat.lock import hold
+from vggfeat.names import path_text
 from vggfeat.records import Images
 from vggfeat.schema import IMAGES, RowState
 from vggfeat.shardmerge import check_whole, join_shards, refuse_replacing
@@ -101,7 +102,7 @@ def merge(
         LockedError: another run holds `out`.
         SpaceError: no room; nothing is left.
     """
-    out = os.fspath(out)
+    out = path_text(out)
     if not sources:
         raise UsageError("no caches to merge; name two or more")
     caches = [open_cache(source) for source in sources]

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from vggfeat.errors import DecodeError, InputError
-from vggfeat.names import extension, remote_scheme
+from vggfeat.names import extension, local_path, remote_scheme
 from vggfeat.remote import read_object
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ def open_file(path: bytes, size: int = 0, mtime_ns: int = 0) -> Iterator[BinaryI
         DecodeError: there is no such regular file, it may not be read, or reading it fails.
         InputError: the object store that it is in does not answer, or another answers for it.
     """
+    path = local_path(path)
     if remote_scheme(path):
         yield io.BytesIO(read_object(os.fsdecode(path), size, mtime_ns))
         return

@@ -10,7 +10,7 @@ import numpy as np
 
 from vggfeat.errors import CacheError, UsageError
 from vggfeat.mirror import local_copy
-from vggfeat.names import remote_scheme
+from vggfeat.names import path_text, remote_scheme
 from vggfeat.quantisation import decode_codes
 from vggfeat.records import Failure
 from vggfeat.schema import DIGEST_BYTES, FEATURES, IMAGES, Header, RowState, read_header
@@ -59,7 +59,7 @@ class FeatureCache:
     """
 
     def __init__(self, path: str | os.PathLike[str], header: Header | None = None) -> None:
-        self.path = os.fspath(path)
+        self.path = path_text(path)
         if remote_scheme(self.path):
             self.path = local_copy(self.path)
         self.header: Header = header or read_header(self.path)

@@ -17,6 +17,7 @@ from vggfeat.errors import CacheError, UsageError
 from vggfeat.fitted import Fitted, check_network, model_for, network_of, pack, unpack
 from vggfeat.fusing import default_model
 from vggfeat.fusion import normalise, unit_length
+from vggfeat.names import path_text
 from vggfeat.reduction import Pca, Standardisation, fit_pca, fit_standardisation
 from vggfeat.specs import NORMS
 from vggfeat.transforms import blocks_of, chosen_layers
@@ -206,7 +207,7 @@ def reduce(
         InterruptedRunError: SIGINT or SIGTERM; call again to go on.
     """
     started = time.perf_counter()
-    out = os.fspath(out)
+    out = path_text(out)
     cache = open_source(source, out, begin=begin, settings=settings, use=use)
     chosen = settings or ReduceSettings()
     chosen.check()

@@ -12,6 +12,7 @@ import numpy as np
 from vggfeat.copying import copy_rows
 from vggfeat.errors import CacheError, SpaceError, UsageError
 from vggfeat.lock import hold
+from vggfeat.names import path_text
 from vggfeat.reader import FeatureCache
 from vggfeat.records import Images
 from vggfeat.rowarray import ShardedArray
@@ -138,7 +139,7 @@ def view_shards(source: str | os.PathLike[str], out: str | os.PathLike[str]) -> 
         LockedError: another run holds `out`.
         SpaceError: it cannot be written.
     """
-    cache, out = open_cache(source), os.fspath(out)
+    cache, out = open_cache(source), path_text(out)
     if not isinstance(cache, ShardedCache):
         raise UsageError(f"cache {cache.path!r} is one file already; --virtual is for shards")
     with hold(out):

@@ -14,7 +14,7 @@ import numpy as np
 
 from vggfeat.errors import CacheError, UsageError
 from vggfeat.mirror import local_copy
-from vggfeat.names import remote_scheme
+from vggfeat.names import local_path, remote_scheme
 from vggfeat.reader import FeatureCache, Part
 from vggfeat.rowarray import ShardedArray
 from vggfeat.runs import Run
@@ -231,6 +231,8 @@ def open_cache(path: str | os.PathLike[str], share: str = "") -> FeatureCache:
         UsageError: a share of a file, which has no shards.
         InputError: it is in an object store, and cannot be had.
     """
+    if isinstance(path, str):
+        path = local_path(path)
     if isinstance(path, str) and remote_scheme(path):
         path = local_copy(path)
     if os.path.isdir(path):

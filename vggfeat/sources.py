@@ -21,7 +21,9 @@ from vggfeat.names import (
     UNSAFE_NAME,
     archive_suffix,
     first_few,
+    local_path,
     member_name,
+    path_text,
     quoted,
     remote_scheme,
 )
@@ -109,8 +111,8 @@ def discover(
         sources: each a folder, read with all below it; a tar or zip archive; any other file, taken
             whatever its extension; `ARCHIVE!MEMBER`, one member of an archive; `@LIST`, a file
             with a path a line; or `-`, such a list from standard input. A file called `-` or `@x`
-            is `./-` or `./@x`, or a `Path`, which is never taken for a list. Or addresses of
-            folders and objects in one object store, such as `s3://bucket/folder`.
+            is `./-` or `./@x`, or a `Path`, which is never taken for a list. Each may be a
+            `file:` address. Or addresses of folders and objects in one object store, such as `s3://bucket/folder`.
         root: what paths are made relative to; by default the one folder named, or what all
             folders and files have in common.
         stdin: stands in for standard input.
@@ -128,6 +130,7 @@ def discover(
             is not installed.
     """
     named = _read_names(sources, stdin)
+    root = None if root is None else local_path(root)
     if named.addresses or named.objects:
         return _discover_objects(named, sources, root)
     walk = FolderWalk()
@@ -278,9 +281,9 @@ def _read_names(sources: Sequence[str | os.PathLike[str]], stdin: BinaryIO | Non
                 continue
             name = "the list on standard input" if text == "-" else f"list {text[1:]!r}"
             for entry in read_paths(data, name, os.path.lexists):
-                named.add(entry, listed=True)
+                named.add(local_path(entry), listed=True)
         elif text:
-            named.add(os.fsencode(text), listed=False)
+            named.add(os.fsencode(path_text(source)), listed=False)
         else:  # an unset shell variable; the current directory is hardly meant
             named.missing.append("'' (an empty name)")
     if named.missing:
@@ -292,6 +295,7 @@ def _read_names(sources: Sequence[str | os.PathLike[str]], stdin: BinaryIO | Non
 
 
 def _contents(path: str) -> bytes:
+    path = local_path(path)
     if remote_scheme(path):
         return read_object(path)
     with open(path, "rb") as stream:

@@ -15,7 +15,7 @@ from vggfeat.errors import CacheError, UsageError
 from vggfeat.lock import hold
 from vggfeat.machine import usable_cores
 from vggfeat.mirror import local_copy
-from vggfeat.names import remote_scheme
+from vggfeat.names import path_text, remote_scheme
 from vggfeat.reader import FeatureCache
 from vggfeat.schema import IMAGES, Header, RowState
 from vggfeat.shardreader import ShardedCache
@@ -89,7 +89,7 @@ def verify(path: str | os.PathLike[str], *, repair: bool = False) -> Verificatio
         UsageError: with `repair`, it is in an object store.
     """
     started = time.perf_counter()
-    path = os.fspath(path)
+    path = path_text(path)
     if remote_scheme(path):
         if repair:
             raise UsageError(

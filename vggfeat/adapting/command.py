@@ -28,6 +28,7 @@ from vggfeat.adapting.split import Split, stratified_split
 from vggfeat.errors import InterruptedRunError, UsageError
 from vggfeat.labels import UNLABELLED, labels_of_paths
 from vggfeat.lock import hold, refuse_if_held
+from vggfeat.names import path_text
 from vggfeat.plan import match_paths
 from vggfeat.reader import FeatureCache
 from vggfeat.records import Progress
@@ -152,7 +153,7 @@ def adapt(
         InterruptedRunError: SIGINT, SIGTERM or SIGHUP; call again to go on.
     """
     listed = [images] if isinstance(images, str | os.PathLike) else list(images)
-    files = OutputFiles(os.fspath(out))
+    files = OutputFiles(path_text(out))
     _check_request(files.out, listed)
     refuse_if_held(files.out)
     with hold(files.out), StopFlag(settings.network.seconds_allowed) as stop:

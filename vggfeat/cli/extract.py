@@ -313,8 +313,10 @@ def extract(
         from vggfeat.cli.watch import Watch
         from vggfeat.engines import working_place
         from vggfeat.machine import keep_freed_memory
+        from vggfeat.names import path_text
         from vggfeat.signals import ended_by_signals
 
+        out = path_text(out)
         sharding = Sharding(shards, shard or "", plan_only)
         reports = Watch(
             out, failures=failures, metrics=metrics_file, log_file=log_file,

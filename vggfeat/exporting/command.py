@@ -12,6 +12,7 @@ from vggfeat.exporting.content import select
 from vggfeat.exporting.formats import FORMATS, Format
 from vggfeat.exporting.options import COMPRESSIONS, INDEX_METRICS, Compress, IndexMetric, Options
 from vggfeat.lock import hold
+from vggfeat.names import path_text
 from vggfeat.shardreader import open_cache
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def export(
         LockedError: another run makes `out`.
         SpaceError: no room; nothing is left.
     """
-    place = os.fspath(out).rstrip(os.sep) or os.fspath(out)
+    place = path_text(out).rstrip(os.sep) or path_text(out)
     form = _check(to, place, compress, metric)
     content = select(open_cache(cache), layers, rows)
     with hold(place):

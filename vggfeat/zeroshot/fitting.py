@@ -14,6 +14,7 @@ import numpy as np
 
 from vggfeat.errors import CacheMismatchError, InputError, UsageError
 from vggfeat.fitted import check_replaceable, differences, load_fitted, network_of, save_fitted
+from vggfeat.names import path_text
 from vggfeat.shardreader import open_cache
 from vggfeat.transforms import chosen_layers
 from vggfeat.zeroshot.inputs import fit_inputs
@@ -131,7 +132,7 @@ def fit_zeroshot(
         SpaceError: the model cannot be written.
     """
     started = time.perf_counter()
-    settings, out = settings or ZeroShotSettings(), os.fspath(out)
+    settings, out = settings or ZeroShotSettings(), path_text(out)
     settings.check()
     _check_out(out)
     check_replaceable(out, KIND)
