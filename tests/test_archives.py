@@ -285,11 +285,14 @@ def test_names_with_nul_bytes_are_counted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["tar", "zip"])
 def test_hidden_members_are_passed_over(kind: str, tmp_path: Path) -> None:
-    """Leading dots and macOS's own folder are left out as in folders, without being counted."""
-    members = ["a.jpg", "._a.jpg", "b/.c/d.jpg", "b/._e.jpg", "__MACOSX/f.jpg", "./g.jpg"]
+    """Leading dots and macOS's own folder are left out and counted as in folders."""
+    members = ["a.jpg", "._a.jpg", "b/.c/d.jpg", "b/.c/h.jpg", "b/.c/.i/j.jpg", "b/._e.jpg"]
+    members += ["__MACOSX/f.jpg", "__MACOSX/x/._a.jpg", "./g.jpg", ".DS_Store", "b/.txt"]
     manifest = discover([made(tmp_path / f"x.{kind}", PACK[kind](dict.fromkeys(members, b"1")))])
     assert [name.partition(b"!")[2] for name in manifest.paths] == [b"a.jpg", b"g.jpg"]
-    assert manifest.skipped == {}
+    assert manifest.skipped == {"hidden image": 2, "hidden folder": 2}
+    one = discover([f"{tmp_path}/x.{kind}!b/._e.jpg"])
+    assert (one.paths, one.skipped) == ((b"x.%s!b/._e.jpg" % kind.encode(),), {})
 
 
 def test_what_is_no_file_in_a_tar(tmp_path: Path) -> None:

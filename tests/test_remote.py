@@ -266,7 +266,7 @@ def test_listing_is_whole_sorted_and_safe(place: Place) -> None:
     expected = sorted(f"{number % 3}/{number:04}.png".encode() for number in range(40))
     assert list(found.paths) == expected
     assert found.sizes.tolist() == [int(path[2:6]) % 5 for path in expected]
-    assert found.skipped == {"unsafe name": 2}
+    assert found.skipped == {"unsafe name": 2, "hidden image": 1, "hidden folder": 1}
     assert min(found.mtimes) > 10**18
 
 

@@ -95,11 +95,11 @@ def test_common_extensions_are_known(extension: str) -> None:
 
 
 def test_hidden_names_are_passed_over(tmp_path: Path) -> None:
-    """Files and folders with a leading dot are not images, unless named themselves."""
-    make(tmp_path, "a.jpg", "._a.jpg", ".thumbs/b.jpg", ".c.jpg", "d/.e/f.jpg")
+    """Files and folders with a leading dot are counted, and are images if named themselves."""
+    make(tmp_path, "a.jpg", "._a.jpg", ".thumbs/b.jpg", ".c.jpg", "d/.e/f.jpg", ".DS_Store")
     manifest = discover([tmp_path])
     assert names(manifest) == ["a.jpg"]
-    assert manifest.skipped == {}
+    assert manifest.skipped == {"hidden image": 2, "hidden folder": 2}
     assert names(discover([tmp_path / ".thumbs", tmp_path / ".c.jpg"])) == [
         ".c.jpg",
         ".thumbs/b.jpg",

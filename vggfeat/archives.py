@@ -21,6 +21,7 @@ from vggfeat.names import (
     ZIP_SUFFIX,
     archive_suffix,
     extension,
+    hidden_kind,
     is_hidden,
     member_name,
 )
@@ -210,18 +211,28 @@ class _Chosen:
     wanted: Collection[bytes]
     places: dict[bytes, tuple[int, int, int, int, int, int, int]] = field(default_factory=dict)
     skipped: Counter[str] = field(default_factory=Counter)
+    _hidden: set[bytes] = field(default_factory=set)
 
     def look_at(self, found: _Found) -> None:
-        """Take `found`, count it, or pass over it if it is hidden."""
+        """Take `found`, or count it."""
         name = member_name(found.name)
         if not (found.regular and name and name in self.wanted):
-            if not self.whole or (name and is_hidden(name)):
+            if not self.whole:
+                return
+            if name and is_hidden(name):
+                self._count_hidden(name)
                 return
             reason = _why_not(found, name)
             if reason is not None:
                 self.skipped[reason] += 1
                 return
         self.places[name] = found.place
+
+    def _count_hidden(self, name: bytes) -> None:
+        kind, what = hidden_kind(name)
+        if kind and what not in self._hidden:
+            self._hidden.add(what)
+            self.skipped[kind] += 1
 
 
 def _why_not(found: _Found, name: bytes) -> str | None:

@@ -331,6 +331,7 @@ class _Driver:
             changed=found.changed,
             gone=found.gone,
             retried=found.retried,
+            skipped=found.skipped,
         )
 
     def raise_what_came(self, summary: Summary) -> None:

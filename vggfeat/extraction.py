@@ -21,7 +21,7 @@ from vggfeat.shardlist import MANIFEST, read_manifest
 from vggfeat.shardplan import Planner, list_shard
 from vggfeat.shardreader import ShardedCache
 from vggfeat.signals import StopFlag
-from vggfeat.sources import discover
+from vggfeat.sources import discover, tell_skipped
 from vggfeat.splitting import Sharding
 from vggfeat.tally import Tally, summarise_run
 from vggfeat.update import Wish
@@ -111,12 +111,12 @@ def _plan(request: ExtractRequest, lock: SharedLock, tally: Tally) -> None:
     elif not os.path.exists(path):
         lock.own(tell)
     if request.fresh or not os.path.exists(path):
-        images = _discover(request)
+        images = _discover(request, tally)
         shards = request.sharding.count_for(len(images))
         planner = Planner(request.out, images, named_sources(request.sources))
         planner.begin(describe(request.settings, images), shards)
     elif request.wish.update:
-        tally.note(_update(request))
+        tally.note(_update(request, tally))
     else:
         manifest = read_manifest(request.out)
         check_plan(request.out, manifest, request.sources, request.root, request.sharding)
@@ -124,16 +124,17 @@ def _plan(request: ExtractRequest, lock: SharedLock, tally: Tally) -> None:
     lock.share(tell)
 
 
-def _discover(request: ExtractRequest) -> Manifest:
+def _discover(request: ExtractRequest, tally: Tally) -> Manifest:
     images = discover(request.sources, root=request.root)
-    run.tell_skipped(images)
+    tell_skipped(images)
+    tally.skipped = images.skipped
     return images
 
 
-def _update(request: ExtractRequest) -> Changes:
+def _update(request: ExtractRequest, tally: Tally) -> Changes:
     had = read_manifest(request.out)
     request.sharding.check_count(request.out, len(had.shards))
-    planner = Planner(request.out, _discover(request), named_sources(request.sources))
+    planner = Planner(request.out, _discover(request, tally), named_sources(request.sources))
     return planner.update(had, request.settings, request.wish)
 
 

@@ -9,7 +9,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vggfeat.listing import FileList
-from vggfeat.names import IMAGE_EXTENSIONS, NOT_REGULAR, archive_suffix, extension, quoted
+from vggfeat.names import (
+    HIDDEN_FOLDER,
+    HIDDEN_IMAGE,
+    IMAGE_EXTENSIONS,
+    NOT_REGULAR,
+    archive_suffix,
+    extension,
+    quoted,
+)
 from vggfeat.opening import is_unnamed_dicom
 
 if TYPE_CHECKING:
@@ -49,19 +57,27 @@ class FolderWalk:
                 return []
             self._seen.add(identity)
             with os.scandir(folder) as listing:
-                entries = [entry for entry in listing if not entry.name.startswith(b".")]
+                entries = list(listing)
         except OSError as error:
             self.unreadable.append(f"{quoted(folder)} ({error.strerror})")
             return []
         folders = []
         for entry in entries:
-            if not self._is_folder(entry):
+            if entry.name.startswith(b"."):
+                self._count_hidden(entry)
+            elif not self._is_folder(entry):
                 self._take(entry)
             elif entry.is_symlink():
                 self._links.append(entry.path)
             else:
                 folders.append(entry.path)
         return folders
+
+    def _count_hidden(self, entry: os.DirEntry[bytes]) -> None:
+        if self._is_folder(entry):
+            self.skipped[HIDDEN_FOLDER] += 1
+        elif extension(entry.name) in IMAGE_EXTENSIONS:
+            self.skipped[HIDDEN_IMAGE] += 1
 
     def _is_folder(self, entry: os.DirEntry[bytes]) -> bool:
         try:

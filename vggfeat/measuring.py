@@ -18,7 +18,7 @@ from vggfeat.machine import usable_cores
 from vggfeat.plan import plan_batches
 from vggfeat.rasters import read_raster
 from vggfeat.records import FailedImage, Progress
-from vggfeat.sources import discover
+from vggfeat.sources import discover, tell_skipped
 from vggfeat.workers import decode_batches
 
 if TYPE_CHECKING:
@@ -130,6 +130,7 @@ def stats(
     """
     listed = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
     manifest = discover(listed)
+    tell_skipped(manifest)
     rows = manifest.spread(len(manifest) if sample is None else sample)
     ranks = manifest.reading_ranks()
     plan = plan_batches(rows, min(_SLOTS, len(rows)), None if ranks is None else ranks[rows])

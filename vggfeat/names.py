@@ -13,7 +13,7 @@ from urllib.parse import unquote_to_bytes
 from vggfeat.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from os import PathLike
 
 IMAGE_EXTENSIONS: Final = frozenset(
@@ -35,6 +35,12 @@ links and sparse files in archives."""
 
 UNSAFE_NAME: Final = "unsafe name"
 """Key in `Manifest.skipped` for members of archives whose names lead out of it or nowhere."""
+
+HIDDEN_IMAGE: Final = "hidden image"
+"""Key in `Manifest.skipped` for images by extension whose names begin with a dot."""
+
+HIDDEN_FOLDER: Final = "hidden folder"
+"""Likewise, of folders whose names begin with a dot, which are not looked into, and `__MACOSX`."""
 
 SHARD_MANIFEST: Final = "manifest.json"
 """Name of the file that says which shards a sharded cache is made of."""
@@ -72,6 +78,26 @@ def member_name(name: bytes) -> bytes:
 def is_hidden(name: bytes) -> bool:
     """Whether a part of a member's plain name is hidden, or macOS's own."""
     return name.startswith((b".", b"__MACOSX/")) or b"/." in name
+
+
+def hidden_kind(name: bytes) -> tuple[str, bytes]:
+    """Say what hides a member of plain name `name`: a key of `Manifest.skipped`, and what it is of.
+
+    A hidden folder is named by its own path, so that its members count once; `("", b"")` stands for
+    a hidden file that has not the extension of an image, such as `.DS_Store`.
+    """
+    parts = name.split(b"/")
+    for depth, part in enumerate(parts[:-1], 1):
+        if part.startswith(b".") or (depth == 1 and part == b"__MACOSX"):
+            return HIDDEN_FOLDER, b"/".join(parts[:depth])
+    return (HIDDEN_IMAGE, name) if extension(parts[-1]) in IMAGE_EXTENSIONS else ("", b"")
+
+
+def hidden_text(skipped: Mapping[str, int]) -> str:
+    """`2 hidden images and 1 hidden folder` of `Manifest.skipped`; '' for none."""
+    counts = [(skipped.get(kind, 0), kind) for kind in (HIDDEN_IMAGE, HIDDEN_FOLDER)]
+    shown = [f"{count} {kind}{'s' * (count > 1)}" for count, kind in counts if count]
+    return " and ".join(shown) + " (names that begin with a dot)" if shown else ""
 
 
 def printable(text: str) -> str:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, TypeVar
 from vggfeat.errors import InputError, UsageError
 from vggfeat.listing import FileList
 from vggfeat.names import (
+    HIDDEN_FOLDER,
+    HIDDEN_IMAGE,
     IMAGE_EXTENSIONS,
     UNSAFE_NAME,
     archive_suffix,
@@ -48,7 +50,11 @@ class Objects:
         """Keep an object of a folder if it is an image by its name, or count it."""
         name = entry.address.rpartition("/")[2].encode(errors="surrogateescape")
         kind = extension(name)
-        if not name or name.startswith(b"."):
+        if not name:
+            return
+        if name.startswith(b"."):
+            if kind in IMAGE_EXTENSIONS:
+                self.skipped[HIDDEN_IMAGE] += 1
             return
         if kind in IMAGE_EXTENSIONS:
             self.add(entry)
@@ -140,7 +146,9 @@ def _walk(pool: ThreadPoolExecutor, folders: Iterable[str], objects: Objects) ->
                     objects.skipped[UNSAFE_NAME] += 1
                 elif not entry.folder:
                     objects.take(entry)
-                elif not entry.address.rpartition("/")[2].startswith("."):
+                elif entry.address.rpartition("/")[2].startswith("."):
+                    objects.skipped[HIDDEN_FOLDER] += 1
+                else:
                     below.add(entry.address)
         waiting = sorted(below - seen)
         seen |= below

@@ -6,7 +6,7 @@ Shapes: B is the batch shape fixed for the run, n ≤ B the images really in it.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -184,6 +184,8 @@ class Summary:
         images_per_second: of this run's images, from the first batch asked for to the last written.
         stages: where the time went.
         share: of a sharded cache, the share that all counts are of; empty for all of it.
+        skipped: files that the listing of this run passed over, by kind: see `Manifest.skipped`;
+            empty where nothing was listed.
     """
 
     out: str
@@ -215,3 +217,4 @@ class Summary:
     images_per_second: float
     stages: Stages
     share: str = ""
+    skipped: Mapping[str, int] = field(default_factory=dict)

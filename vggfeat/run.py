@@ -21,7 +21,7 @@ from vggfeat.records import FeatureBatch, Progress, Summary
 from vggfeat.shardreader import open_cache
 from vggfeat.signals import StopFlag
 from vggfeat.sink import Sink
-from vggfeat.sources import discover
+from vggfeat.sources import discover, tell_skipped
 from vggfeat.tally import Tally, summarise_run
 from vggfeat.weights import find_weights
 from vggfeat.writer import CacheWriter, create_cache
@@ -96,6 +96,7 @@ def extract_file(
     refuse_if_held(out)
     manifest = discover(request.sources, root=request.root)
     tell_skipped(manifest)
+    tally.skipped = manifest.skipped
     tally.discover = time.perf_counter() - started
     limit = settings.seconds_allowed
     with hold(out), StopFlag(limit and limit - tally.discover) as stop:
@@ -107,15 +108,6 @@ def extract_file(
     summary = summarise_run(out, tally, time.perf_counter() - started, stop.reason)
     raise_if_cut_short(summary, settings, stop.signum, tally.fatal)
     return summary
-
-
-def tell_skipped(manifest: Manifest) -> None:
-    """Notes in the log what was passed over in folders and archives."""
-    if manifest.skipped:
-        kinds = ", ".join(f"{kind or 'no extension'} {n}" for kind, n in manifest.skipped.items())
-        log.info(
-            "passed over %d files that are no images: %s", sum(manifest.skipped.values()), kinds
-        )
 
 
 def go_on(

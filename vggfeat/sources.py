@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 import sys
@@ -16,11 +17,14 @@ from vggfeat.errors import DecodeError, InputError, UsageError, VggfeatError
 from vggfeat.folders import FolderWalk
 from vggfeat.listing import FileList, sorted_order, taken_in_order
 from vggfeat.names import (
+    HIDDEN_FOLDER,
+    HIDDEN_IMAGE,
     MEMBER_MARK,
     NOT_REGULAR,
     UNSAFE_NAME,
     archive_suffix,
     first_few,
+    hidden_text,
     local_path,
     member_name,
     path_text,
@@ -39,6 +43,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+_HIDDEN = (HIDDEN_IMAGE, HIDDEN_FOLDER)
+
+log = logging.getLogger("vggfeat")
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Manifest:
     """All images of a run, in the order of their rows.
@@ -51,7 +60,8 @@ class Manifest:
         mtimes: int64 (N,), nanoseconds since 1970, of members that of the archive; 0 likewise.
         skipped: how many files in folders and archives were passed over, by lower-case extension
             without the dot ('' for none); `NOT_REGULAR` counts what is no file at all,
-            `UNSAFE_NAME` members whose names lead out of the archive.
+            `UNSAFE_NAME` members whose names lead out of the archive, `HIDDEN_IMAGE` and
+            `HIDDEN_FOLDER` images and folders whose names begin with a dot.
         places: where members lie; None if all rows are files of their own.
     """
 
@@ -147,6 +157,17 @@ def discover(
         raise InputError(_nothing_found(sources, skipped))
     base = _common_root(named) if root is None else _absolute(os.fsencode(root))
     return _manifest(found, listings, base, dict(sorted(skipped.items())))
+
+
+def tell_skipped(manifest: Manifest) -> None:
+    """Note in the log what was passed over in folders, archives and object stores."""
+    hidden = hidden_text(manifest.skipped)
+    others = {kind: n for kind, n in manifest.skipped.items() if kind not in _HIDDEN}
+    if others:
+        kinds = ", ".join(f"{kind or 'no extension'} {n}" for kind, n in others.items())
+        log.info("passed over %d files that are no images: %s", sum(others.values()), kinds)
+    if hidden:
+        log.info("passed over %s; name them as sources to take them", hidden)
 
 
 def _discover_objects(
@@ -324,6 +345,10 @@ def _nothing_found(sources: Sequence[str | os.PathLike[str]], skipped: Mapping[s
     where = first_few(repr(os.fspath(source)) for source in sources) or "no sources"
     if not skipped:
         return f"no images in {where}; expected folders, image files, archives, @LIST or -"
+    hidden = hidden_text(skipped)
+    skipped = {kind: count for kind, count in skipped.items() if kind not in _HIDDEN}
+    if not skipped:
+        return f"no images in {where} but {hidden}; name them as sources to take them"
     order = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
     kinds = first_few(f"{count} {_kind(kind)}" for kind, count in order)
     total = sum(skipped.values())
@@ -333,6 +358,8 @@ def _nothing_found(sources: Sequence[str | os.PathLike[str]], skipped: Mapping[s
         hints.append(f"archives are read where they are named themselves (DIR/*.{suffixes[0]})")
     if len(suffixes) < len(order):
         hints.append("name them in an @LIST to take them all the same")
+    if hidden:
+        hints.append(f"there are {hidden}, which are taken where they are named themselves")
     return (
         f"no images in {where}; {total} files passed over because of their extension ({kinds}); "
         + "; ".join(hints)

@@ -14,6 +14,8 @@ from vggfeat.schema import RowState
 from vggfeat.update import join_changes
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from vggfeat.shardreader import ShardedCache
     from vggfeat.update import Changes
 
@@ -43,6 +45,7 @@ class Tally:
     write: float = 0.0
     decode: float = 0.0
     slowest: float = 0.0
+    skipped: Mapping[str, int] = field(default_factory=dict)
     changes: Changes | None = None
     fatal: Failure | None = None
     failures: list[tuple[int, str]] = field(default_factory=list)
@@ -124,5 +127,6 @@ def summarise_run(
         stages=Stages(
             tally.discover, tally.prepare, tally.wait, tally.network, tally.write, tally.decode
         ),
+        skipped=tally.skipped,
         share="" if shards is None else shards.share,
     )

@@ -35,7 +35,7 @@ from vggfeat.records import Progress
 from vggfeat.request import ExtractRequest
 from vggfeat.run import extract_file
 from vggfeat.signals import StopFlag
-from vggfeat.sources import discover
+from vggfeat.sources import discover, tell_skipped
 from vggfeat.update import Wish
 from vggfeat.weights import find_weights
 
@@ -158,6 +158,7 @@ def adapt(
     refuse_if_held(files.out)
     with hold(files.out), StopFlag(settings.network.seconds_allowed) as stop:
         manifest = discover(listed, root=root)
+        tell_skipped(manifest)
         paths = manifest.paths
         where = f"the images of {', '.join(repr(os.fspath(one)) for one in listed)}"
         task = _Task(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from vggfeat.cli.console import print_json, shape_text
-from vggfeat.names import printable
+from vggfeat.names import hidden_text, printable
 from vggfeat.units import duration
 
 if TYPE_CHECKING:
@@ -44,6 +44,9 @@ def _lines(summary: Summary, *, verbose: bool) -> list[str]:
             f"  update   {summary.added} new, {summary.changed} changed, {summary.gone} gone, "
             f"{summary.retried} tried again"
         )
+    hidden = hidden_text(summary.skipped)
+    if hidden:
+        lines.append(f"  hidden   {hidden}; name them as sources to take them")
     if summary.stopped:
         lines.append(f"  UNFINISHED ({summary.stopped}); the same command again goes on")
     if verbose:
