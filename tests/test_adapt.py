@@ -417,7 +417,7 @@ def test_killed_at_any_instant_the_same_bytes_come_out(
     status, calls = server.run(images, whole, SMALL, SHORT)
     assert status == 0
     assert calls > 30
-    assert files_beside(whole) == {"", ".lock"}
+    assert files_beside(whole) == {""}
     # Also right before and behind the end, and at the checkpoints of training.
     ends = (calls - 9, calls - 6, calls - 3, calls)
     for kill_at in (2, calls // 4, calls // 2, 3 * calls // 4, *ends):
@@ -428,7 +428,7 @@ def test_killed_at_any_instant_the_same_bytes_come_out(
         status, _ = server.run(images, out, SMALL, SHORT)
         assert status == 0
         assert out.read_bytes() == whole.read_bytes(), kill_at
-        assert files_beside(out) == {"", ".lock"}
+        assert files_beside(out) == {""}
 
 
 WORDS = ["--model", "vgg11", "--weights", "random:0", "--in-channels", "1", "--size", "64",
@@ -458,7 +458,7 @@ def test_signals_end_it_and_the_same_command_goes_on(
     again = vggfeat(*words, "--out", out, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert "going on in epoch" in again.stderr
-    assert files_beside(out) == {"", ".lock"}
+    assert files_beside(out) == {""}
     whole = tmp_path / "whole" / "w.safetensors"
     whole.parent.mkdir()
     training = {"trainable": "adapter,first", "batch_size": 8, "epochs": 8, "patience": 0}

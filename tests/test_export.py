@@ -18,6 +18,7 @@ import h5py
 import hdf5plugin  # noqa: F401 registers its filters with h5py
 import numpy as np
 import pandas as pd
+import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 import webdataset
@@ -92,7 +93,7 @@ def assert_same(found: NDArray[Any], expected: NDArray[Any]) -> None:
 def exported(folder: Path, out: Path, to: str, *more: str, dtype: str = "float16") -> str:
     done = vggfeat("export", f"{dtype}.h5", "--to", to, "--out", out, *more, cwd=folder)
     assert done.returncode == 0, done.stderr
-    assert not out.with_name(f"{out.name}.tmp").exists()
+    assert not out.with_name(f".{out.name}.tmp").exists()
     return done.stdout
 
 
@@ -315,7 +316,7 @@ def test_usage(workplace: Path, tmp_path: Path, words: list[str], expected: str)
     out = tmp_path / "out"
     done = vggfeat("export", "float16.h5", "--out", out, *words, cwd=workplace)
     assert_one_line(done, 2, expected)
-    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
+    assert os.listdir(tmp_path) == []
 
 
 def test_what_is_there_stays(workplace: Path, tmp_path: Path) -> None:
@@ -352,7 +353,7 @@ def test_a_missing_library_is_named(
         cwd=workplace, capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert_one_line(done, 2, f"needs {module}", f"pip install 'vggfeat[{extra}]'")
-    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.fixture(scope="module")
@@ -374,7 +375,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("to", ["csv", "webdataset"])
 def test_killed_in_the_middle(large: Path, tmp_path: Path, number: signal.Signals, to: str) -> None:
     """Killed while it writes, there is nothing under the final name; again, it is whole."""
-    out, unfinished = tmp_path / "out", tmp_path / "out.tmp"
+    out, unfinished = tmp_path / "out", tmp_path / ".out.tmp"
     process = subprocess.Popen(
         [sys.executable, "-m", "vggfeat", "export", large, "--to", to, "--out", out],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -386,12 +387,36 @@ def test_killed_in_the_middle(large: Path, tmp_path: Path, number: signal.Signal
     assert status == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number]
     assert not out.exists()
     if number != signal.SIGKILL:
-        assert not unfinished.exists()
+        assert os.listdir(tmp_path) == []
+    assert all(name.startswith(".") for name in os.listdir(tmp_path))
     if to == "webdataset" and number == signal.SIGKILL:
         export(large, out, to=to)
         with tarfile.open(out / "shard-000000.tar") as shard:
             assert len(shard.getnames()) == 2 * len(FeatureCache(large))
         assert not unfinished.exists()
+
+
+def test_others_read_the_folder_of_an_export(workplace: Path, large: Path, tmp_path: Path) -> None:
+    """pyarrow and pandas read a folder of exports, while one is made and after it is killed."""
+    export(workplace / "float16.h5", tmp_path / "a.parquet", to="parquet", layers=["conv1_1"])
+    assert os.listdir(tmp_path) == ["a.parquet"]
+    rows = pq.read_metadata(tmp_path / "a.parquet").num_rows
+    words = ["--to", "parquet", "--out", tmp_path / "b.parquet"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vggfeat", "export", large, *words], stdout=subprocess.DEVNULL
+    )
+    unfinished = tmp_path / ".b.parquet.tmp"
+    while not unfinished.exists():
+        assert process.poll() is None
+    process.send_signal(signal.SIGSTOP)
+    assert (tmp_path / ".b.parquet.lock").exists()
+    for way in ("at work", "killed"):
+        assert pyarrow.dataset.dataset(tmp_path).count_rows() == rows, way
+        assert len(pd.read_parquet(tmp_path)) == rows, way
+        process.kill()
+        process.wait()
+    export(large, tmp_path / "b.parquet", to="parquet")
+    assert sorted(os.listdir(tmp_path)) == ["a.parquet", "b.parquet"]
 
 
 def test_a_name_with_a_line_end_stays_in_its_line(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import platform
 import signal
@@ -7,14 +9,15 @@ import socket
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from vggfeat.errors import LockedError, SpaceError
-from vggfeat.lock import hold
+from vggfeat.errors import LockedError, SpaceError, UsageError
+from vggfeat.lock import SharedLock, hold, refuse_if_held, take_turns
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 HOLDER = """
@@ -24,24 +27,26 @@ with hold(sys.argv[1]):
     child = os.fork() if "fork" in sys.argv else None
     if child != 0:
         print(child, flush=True)
-    time.sleep(60)
+    sys.stdin.read()
 """
 
 
 def start(out: str, *arguments: str) -> tuple[subprocess.Popen[str], str]:
     """A process that holds the lock by now, and the line it printed."""
     holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, out, *arguments], stdout=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-c", HOLDER, out, *arguments],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
     assert holder.stdout is not None
     return holder, holder.stdout.readline().strip()
 
 
-def stop(holder: subprocess.Popen[str]) -> None:
+def stop(holder: subprocess.Popen[Any]) -> None:
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    assert holder.stdout is not None
-    holder.stdout.close()
+    for stream in (holder.stdin, holder.stdout):
+        if stream is not None:
+            stream.close()
 
 
 def test_a_second_process_is_refused(tmp_path: Path) -> None:
@@ -90,9 +95,9 @@ def test_a_process_is_kept_from_itself(tmp_path: Path) -> None:
     assert not held_against_others(out)
 
 
-def held_against_others(out: str) -> bool:
+def held_against_others(out: str, options: str = "") -> bool:
     """Whether a new process is refused."""
-    code = "import sys\nfrom vggfeat.lock import hold\nwith hold(sys.argv[1]): pass"
+    code = f"import sys\nfrom vggfeat.lock import hold\nwith hold(sys.argv[1], {options}): pass"
     done = subprocess.run(
         [sys.executable, "-c", code, out], check=False, capture_output=True, text=True
     )
@@ -100,16 +105,18 @@ def held_against_others(out: str) -> bool:
     return done.returncode != 0
 
 
-def test_the_lock_is_given_back_and_its_file_stays(tmp_path: Path) -> None:
-    """An error in the block gives the lock back; the lock file stays, naming its last holder."""
+def test_the_lock_is_given_back_and_its_file_removed(tmp_path: Path) -> None:
+    """An error in the block gives the lock back; the lock file says who holds it, and goes."""
     out = str(tmp_path / "f.h5")
-    (tmp_path / "f.h5.lock").write_text("an older and much longer line than the new one\n" * 9)
+    lock = tmp_path / "f.h5.lock"
+    lock.write_text("pid 1 on an-older-and-much-longer-name-than-the-new-one since then\n" * 9)
     with pytest.raises(ZeroDivisionError), hold(out):
         raise ZeroDivisionError
+    assert os.listdir(tmp_path) == []
+    lock.write_text("pid 1 on an-older-and-much-longer-name-than-the-new-one since then\n" * 9)
     with hold(out):
-        pass
-    assert os.listdir(tmp_path) == ["f.h5.lock"]
-    text = (tmp_path / "f.h5.lock").read_text()
+        text = lock.read_text()
+    assert os.listdir(tmp_path) == []
     year = time.gmtime().tm_year
     assert text.startswith(f"pid {os.getpid()} on {socket.gethostname()} since {year}-")
     assert text.count("\n") == 1
@@ -119,6 +126,201 @@ def test_two_outputs_at_once(tmp_path: Path) -> None:
     """One process may hold two outputs."""
     with hold(str(tmp_path / "a.h5")), hold(str(tmp_path / "b.h5")):
         assert sorted(os.listdir(tmp_path)) == ["a.h5.lock", "b.h5.lock"]
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_hidden_lock(tmp_path: Path) -> None:
+    """A lock whose name begins with a dot keeps out those who use it, and is removed too."""
+    out = str(tmp_path / "f.parquet")
+    with hold(out, hidden=True):
+        assert os.listdir(tmp_path) == [".f.parquet.lock"]
+        assert held_against_others(out, "hidden=True")
+        with pytest.raises(LockedError, match="of this process"):
+            refuse_if_held(out, hidden=True)
+    assert os.listdir(tmp_path) == []
+
+
+def test_asking_takes_nothing(tmp_path: Path) -> None:
+    """Asking whether an output is held makes no file, and answers right."""
+    out = str(tmp_path / "f.h5")
+    refuse_if_held(out)
+    assert os.listdir(tmp_path) == []
+    holder, _ = start(out)
+    try:
+        with pytest.raises(LockedError, match=f"pid {holder.pid} on "):
+            refuse_if_held(out)
+    finally:
+        stop(holder)
+    refuse_if_held(out)  # of a run that was killed the lock file is left, and that is no lock
+
+
+@pytest.mark.parametrize("way", ["link", "symlink"])
+def test_closing_another_descriptor_keeps_the_lock(tmp_path: Path, way: str) -> None:
+    """A program that reads its own lock file, by whatever name, still holds the lock."""
+    out = str(tmp_path / "f.h5")
+    with hold(out):
+        getattr(os, way)(f"{out}.lock", tmp_path / "000.jpg")
+        assert (tmp_path / "000.jpg").read_bytes().startswith(b"pid ")
+        assert held_against_others(out)
+
+
+def test_a_forked_child_gives_nothing_back(tmp_path: Path) -> None:
+    """A child that leaves the block of its parent removes nothing and frees nothing."""
+    out = str(tmp_path / "f.h5")
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(hold(out))
+        child = os.fork()
+        if not child:
+            stack.close()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        assert os.listdir(tmp_path) == ["f.h5.lock"]
+        assert held_against_others(out)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_child_does_not_keep_a_lock_given_back(tmp_path: Path) -> None:
+    """A child that was forked while the lock was held does not keep it once it is given back."""
+    out = str(tmp_path / "f.h5")
+    asked, answer = os.pipe()
+    with hold(out):
+        child = os.fork()
+        if not child:
+            os.close(answer)
+            os.read(asked, 1)  # until the parent closes its end
+            os._exit(0)
+    assert not held_against_others(out)
+    os.close(answer)
+    os.waitpid(child, 0)
+    os.close(asked)
+
+
+@pytest.mark.parametrize(
+    ("make", "found"),
+    [
+        (lambda path: path.symlink_to("victim"), "a symbolic link"),
+        (lambda path: path.symlink_to("nowhere"), "a symbolic link"),
+        (lambda path: os.link(path.parent / "victim", path), "its content is not that of a lock"),
+        (lambda path: path.write_text("# a lock of another tool\n"), "its content is not that"),
+        (lambda path: path.mkdir(), "a folder"),
+        (os.mkfifo, "no regular file"),
+    ],
+)
+@pytest.mark.parametrize("user", [hold, refuse_if_held, SharedLock, "turns"])
+def test_what_is_no_lock_is_not_touched(
+    tmp_path: Path, make: Callable[[Path], None], found: str, user: Any
+) -> None:
+    """What has the name of the lock file and is none is refused by its name, and stays as it is."""
+    lock = tmp_path / "f.h5.lock"
+    (tmp_path / "victim").write_text("years of work")
+    make(lock)
+    before = os.lstat(lock)
+    out = str(tmp_path / "f.h5")
+    if user is refuse_if_held:
+        user(out)  # which it is not
+    else:
+        with pytest.raises(UsageError, match=rf"f\.h5\.lock.*no lock of vggfeat: {found}"):
+            use(user, out)
+    assert os.lstat(lock) == before
+    assert (tmp_path / "victim").read_text() == "years of work"
+    assert sorted(os.listdir(tmp_path)) == ["f.h5.lock", "victim"]
+
+
+def use(user: Any, out: str) -> None:
+    if user == "turns":
+        with take_turns(out, lambda: None):
+            pass
+    elif user is SharedLock:
+        with SharedLock(out) as lock:
+            lock.share(lambda: None)
+    else:
+        with user(out):
+            pass
+
+
+# Takes a lock again and again; in it nobody else may be, and the count is one more.
+RACER = """
+import contextlib, os, random, sys, time
+from vggfeat.errors import LockedError
+from vggfeat.lock import SharedLock, hold, take_turns
+
+out, how, times, seed = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+chance = random.Random(seed)
+
+def work():
+    alone = os.open(out + ".alone", os.O_CREAT | os.O_EXCL)  # fails if another is here
+    count = int(open(out).read() or 0)
+    time.sleep(chance.random() / 2000)
+    with open(out, "w") as file:
+        file.write(str(count + 1))
+    os.unlink(out + ".alone")
+    os.close(alone)
+
+def shared():
+    with SharedLock(out) as lock:
+        for _ in range(3):
+            lock.share(lambda: None)
+            assert not os.path.exists(out + ".alone"), "shared beside an owner"
+            open(out).close()
+        if chance.random() < 0.5:
+            lock.own(lambda: None)
+            work()
+            lock.share(lambda: None)
+            assert not os.path.exists(out + ".alone"), "shared beside an owner"
+            return 1
+    return 0
+
+done = 0
+while done < times:
+    if how == "turns":
+        with take_turns(out, lambda: None):
+            work()
+        done += 1
+    elif how == "shared":
+        done += shared()
+    else:
+        with contextlib.suppress(LockedError):
+            with hold(out):
+                work()
+                done += 1
+"""
+
+
+@pytest.mark.parametrize("how", ["hold", "turns", "shared"])
+def test_processes_race_for_one_lock(tmp_path: Path, how: str) -> None:
+    """Many processes that take and remove one lock: never two at once, none lost, no file left."""
+    out = tmp_path / "count"
+    out.write_text("0")
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACER, str(out), how, "60", str(seed)],
+            stderr=subprocess.PIPE, text=True,
+        )
+        for seed in range(6)
+    ]  # fmt: skip
+    errors = [racer.communicate()[1] for racer in racers]
+    assert errors == [""] * 6
+    assert out.read_text() == str(6 * 60)
+    assert os.listdir(tmp_path) == ["count"]
+
+
+def test_processes_race_with_those_that_are_killed(tmp_path: Path) -> None:
+    """Racers killed at any instant keep nobody out, and what they leave the next removes."""
+    out = tmp_path / "count"
+    out.write_text("0")
+    code = "import sys\nfrom vggfeat.lock import take_turns\nwhile True:\n    use()\n"
+    code = code.replace("use()", "with take_turns(sys.argv[1], lambda: None): pass")
+    doomed = [subprocess.Popen([sys.executable, "-c", code, str(out)]) for _ in range(3)]
+    racer = [sys.executable, "-c", RACER, str(out), "turns", "200", "0"]
+    racers = [subprocess.Popen(racer, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    for process in doomed:
+        time.sleep(0.3)
+        stop(process)
+    assert [process.communicate()[1] for process in racers] == ["", ""]
+    assert out.read_text() == "400"
+    with take_turns(str(out), lambda: None):
+        pass
+    assert os.listdir(tmp_path) == ["count"]
 
 
 def test_no_folder(tmp_path: Path) -> None:
@@ -130,16 +332,18 @@ def test_no_folder(tmp_path: Path) -> None:
         pass
 
 
-# Has the kernel refuse record locks from here on, as a file system without them does (seccomp).
+# Has the kernel refuse kinds of locks from here on, as file systems without them do (seccomp).
 WITHOUT_LOCKS = """
-import ctypes, errno, struct, sys
-call, set_lock = {"x86_64": 72, "aarch64": 25}[sys.argv[2]], 6
+import ctypes, os, struct, sys
+call = {"x86_64": 72, "aarch64": 25}[sys.argv[2]]
+number, (first, *_, last) = int(sys.argv[3]), [int(command) for command in sys.argv[4].split(",")]
 steps = [
     (0x20, 0, 0, 0),  # load the number of the call
-    (0x15, 0, 3, call),  # fcntl?
+    (0x15, 0, 4, call),  # fcntl?
     (0x20, 0, 0, 24),  # load its second argument
-    (0x15, 0, 1, set_lock),
-    (0x06, 0, 0, 0x00050000 | errno.ENOLCK),  # fail
+    (0x15, 1, 0, first),
+    (0x15, 0, 1, last),
+    (0x06, 0, 0, 0x00050000 | number),  # fail
     (0x06, 0, 0, 0x7FFF0000),  # go ahead
 ]
 code = b"".join(struct.pack("HBBI", *step) for step in steps)
@@ -149,22 +353,46 @@ libc = ctypes.CDLL(None, use_errno=True)
 for option, value, address in ((38, 1, None), (22, 2, program)):  # no new rights; seccomp's filter
     if libc.prctl(option, value, address, None, None):
         sys.exit(f"refused: {ctypes.get_errno()}")
-from vggfeat.lock import hold
-with hold(sys.argv[1]):
-    print("held")
+exec(sys.argv[5])
 """
+HELD = "from vggfeat.lock import hold\nwith hold(sys.argv[1]):\n    print('held')\n"
+POSIX_LOCK, OWN_DESCRIPTION = "6,6", "37,38"  # F_SETLK; F_OFD_SETLK and F_OFD_SETLKW
 
 
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "aarch64"), reason="system call numbers")
-@pytest.mark.skipif(sys.platform != "linux", reason="seccomp")
-def test_a_file_system_without_locks_is_an_error(tmp_path: Path) -> None:
-    """Where the file system has no locks, that is said, and nothing is run without one."""
+def without_locks(
+    tmp_path: Path, number: int, commands: str, code: str
+) -> subprocess.CompletedProcess[str]:
+    """Run `code` where these commands of fcntl fail with this error."""
+    machine = platform.machine()
+    if machine not in ("x86_64", "aarch64") or sys.platform != "linux":
+        pytest.skip("seccomp, and system call numbers")
+    place = str(tmp_path / "f.h5")
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_LOCKS, str(tmp_path / "f.h5"), platform.machine()],
+        [sys.executable, "-c", WITHOUT_LOCKS, place, machine, str(number), commands, code],
         check=False, capture_output=True, text=True,
     )  # fmt: skip
     if "refused" in done.stderr:
         pytest.skip("seccomp is not to be had")
+    return done
+
+
+def test_a_file_system_without_locks_is_an_error(tmp_path: Path) -> None:
+    """Where the file system has no locks, that is said, and nothing is run without one."""
+    done = without_locks(tmp_path, errno.ENOLCK, "6,37", HELD)
     assert "held" not in done.stdout
     assert "SpaceError: file system of " in done.stderr, done.stderr
     assert "has no locks (No locks available)" in done.stderr
+
+
+def test_a_file_system_with_posix_locks_alone(tmp_path: Path) -> None:
+    """Where locks of an open file are unknown, a POSIX lock is taken, and its file stays."""
+    code = HELD + "    assert os.system(sys.argv[6]) == 0\n"
+    other = f"{sys.executable} -c 'import sys\n{HELD}' {tmp_path / 'f.h5'} 2>&1 | grep -q LockedE"
+    code = code.replace("sys.argv[6]", repr(other))
+    done = without_locks(tmp_path, errno.EINVAL, OWN_DESCRIPTION, code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "held\n"
+    assert os.listdir(tmp_path) == ["f.h5.lock"]
+    with hold(str(tmp_path / "f.h5")):
+        pass
+    assert os.listdir(tmp_path) == []

@@ -641,7 +641,7 @@ def test_a_copy_under_the_lock(moved: Machine) -> None:
 def test_flock_is_another_lock(moved: Machine) -> None:
     """A run does not see a lock by flock, as the page warns."""
     assert "`flock` does not do it" in TEXT
-    with open(f"{moved.cache}.lock", "r+") as lock:
+    with open(f"{moved.cache}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert shell(moved, crontab()[0][0]).returncode == 0
     assert moved.exit_codes() == [0, 0]

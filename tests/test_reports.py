@@ -90,7 +90,7 @@ def test_all_three_files(images: Path) -> None:
     assert any("RANDOM WEIGHTS" in line["message"] for line in lines)  # though it was quiet
     assert (lines[-1]["exit_code"], lines[-1]["done"], lines[-1]["failed"]) == (0, 3, 1)
     left = {path.name for path in folder.iterdir()}
-    assert left == {"images", "feats.h5", "feats.h5.lock", "f.csv", "m.prom", "l.jsonl"}
+    assert left == {"images", "feats.h5", "f.csv", "m.prom", "l.jsonl"}
 
 
 def test_a_run_that_fails(images: Path) -> None:
@@ -221,7 +221,7 @@ def test_permissions_are_the_umasks(images: Path, umask: int, mode: int) -> None
     names = ("f.csv", "m.prom", "l.txt")
     options = ("--failures", "f.csv", "--metrics-file", "m.prom", "--log-file", "l.txt")
     assert run(images, *options, umask=umask).returncode == 0
-    for name in (*names, "feats.h5", "feats.h5.lock"):
+    for name in (*names, "feats.h5"):
         assert (images.parent / name).stat().st_mode & 0o777 == mode, name
 
 

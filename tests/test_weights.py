@@ -267,7 +267,7 @@ def test_weights_are_fetched_once(server: Server, manner: str) -> None:
     assert path.read_bytes() == server.content
     assert find_weights("imagenet", "vgg11") == expected
     assert server.requests == 1
-    assert {item.name for item in path.parent.iterdir()} == {FILE_NAME, FILE_NAME + ".lock"}
+    assert {item.name for item in path.parent.iterdir()} == {FILE_NAME}
     umask = os.umask(0)
     os.umask(umask)
     assert path.stat().st_mode & 0o777 == 0o666 & ~umask
@@ -283,13 +283,13 @@ def test_weights_are_fetched_once(server: Server, manner: str) -> None:
     ],
 )
 def test_a_download_that_fails_leaves_nothing(server: Server, manner: str, message: str) -> None:
-    """Whatever comes instead of the file is reported, and nothing but the lock file is left."""
+    """Whatever comes instead of the file is reported, and nothing is left."""
     server.manner = manner
     if manner == "other bytes":
         server.content = b"x" * 1000
     with pytest.raises(WeightsError, match=message):
         find_weights("imagenet", "vgg11")
-    assert [item.name for item in Path(weights_folder()).iterdir()] == [FILE_NAME + ".lock"]
+    assert list(Path(weights_folder()).iterdir()) == []
 
 
 def test_a_damaged_file_in_the_folder_is_not_used(server: Server) -> None:
@@ -378,7 +378,7 @@ def test_several_runs_fetch_once(server: Server) -> None:
     assert server.requests == 1
     assert path.read_bytes() == server.content
     assert path.stat().st_mode & 0o777 == 0o640
-    assert {entry.name for entry in path.parent.iterdir()} == {FILE_NAME, FILE_NAME + ".lock"}
+    assert {entry.name for entry in path.parent.iterdir()} == {FILE_NAME}
 
 
 @pytest.mark.parametrize("address", ["no address", "http://[", "ftp//x", "http://a b/c"])
@@ -390,7 +390,7 @@ def test_a_mirror_that_is_no_address_is_an_error(
     with pytest.raises(WeightsError, match="VGGFEAT_WEIGHTS_URL"):
         find_weights("imagenet", "vgg19")
     kept = Path(weights_folder())
-    assert not kept.exists() or [item.suffix for item in kept.iterdir()] == [".lock"]
+    assert not kept.exists() or list(kept.iterdir()) == []
 
 
 # --- files of tensors

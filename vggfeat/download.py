@@ -42,7 +42,7 @@ def download(url: str, path: str, digest_prefix: str) -> str | None:
 
     Raises:
         WeightsError: offline, out of reach, cut short, or not the bytes published. Nothing is left
-            behind but the lock file, and no file if there is no network to fetch from.
+            behind.
     """
     _check_reachable(url)
     try:

@@ -1,16 +1,21 @@
-"""One run an output: a lock that dies with its process."""
+"""One run an output: a lock that dies with its process.
+
+`<out>.lock` is made beside the output, or `.<out>.lock` where programs read whole folders. Its last
+holder removes it where the file system is a local one; see `storage.lock_file`.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import socket
+import threading
 import time
 from typing import TYPE_CHECKING
 
 from vggfeat.errors import LockedError, SpaceError
+from vggfeat.storage.lock_file import EXCLUSIVE, SHARED, LockFile, is_held_elsewhere
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -18,59 +23,107 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
+
 _held: set[str] = set()
-_TAKEN = (errno.EACCES, errno.EAGAIN)  # what POSIX lets a refused lock say
+_mutex = threading.Lock()
+os.register_at_fork(after_in_child=_held.clear)  # a child holds nothing of its parent's
 
 
 @contextlib.contextmanager
-def hold(out: str) -> Iterator[None]:
-    """Holds `<out>.lock`, which nobody deletes, for as long as the block runs.
+def hold(out: str, *, hidden: bool = False) -> Iterator[None]:
+    """Hold the lock of `out` for as long as the block runs.
 
-    A POSIX record lock: unlike `flock` it stays with this process and not with a forked worker
-    that outlives it. Such locks do not keep a process from itself, so a set does.
+    The lock dies with this process, also where a forked worker outlives it. It is not lost when
+    the process opens and closes the lock file by another way. On leaving, the lock file is
+    removed, except on file systems that other machines may share.
+
+    Args:
+        out: the output.
+        hidden: whether the name of the lock file begins with a dot.
 
     Raises:
         LockedError: another run holds it; says which.
         SpaceError: the lock file cannot be made, or its file system has no locks.
+        UsageError: what has the name of the lock file is something else, and is not touched.
     """
-    path = os.path.realpath(out) + ".lock"
-    if path in _held:
-        raise LockedError(f"output {out!r} is held by another run of this process")
-    handle = _open_lock(path)
-    try:
-        _lock(handle, path, out)
-        _held.add(path)
+    path = lock_path(out, hidden=hidden)
+    with _once(path, f"output {out!r}"):
+        lock = _open_lock(path)
         try:
+            if not _acquire(lock, EXCLUSIVE, wait=False):
+                raise LockedError(
+                    f"output {out!r} is held by another run ({lock.holder()}); wait for it, or "
+                    "choose another --out"
+                )
+            started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            _write(lock, f"pid {os.getpid()} on {socket.gethostname()} since {started}\n")
             yield
         finally:
-            _held.discard(path)
-    finally:
-        os.close(handle)  # which gives the lock back
+            lock.release()
+
+
+@contextlib.contextmanager
+def hold_if_writable(out: str) -> Iterator[SpaceError | None]:
+    """Hold `out`, or run the block without a lock where its folder may not be written.
+
+    A block that is given the error may read, and raises that error if it has anything to write.
+
+    Yields:
+        None if it is held; else the error that says why the lock file cannot be made.
+
+    Raises:
+        see `hold`.
+    """
+    with contextlib.ExitStack() as stack:
+        refusal = None
+        try:
+            stack.enter_context(hold(out))
+        except SpaceError as error:
+            if error.errno not in _NOT_WRITABLE:
+                raise
+            refusal = error
+        yield refusal
+
+
+def refuse_if_held(out: str, *, hidden: bool = False) -> None:
+    """Raise at once if another run holds `out`; make no lock file and take no lock.
+
+    Raises:
+        LockedError: see `hold`.
+    """
+    path = lock_path(out, hidden=hidden)
+    if path in _held or is_held_elsewhere(path):
+        with hold(out, hidden=hidden):  # which says who, or finds that it has just been given back
+            pass
+
+
+def lock_path(out: str, *, hidden: bool = False) -> str:
+    """Return the lock file of an output, whichever name of it is given."""
+    folder, name = os.path.split(os.path.realpath(out))
+    return os.path.join(folder, f".{name}.lock" if hidden else f"{name}.lock")
 
 
 @contextlib.contextmanager
 def take_turns(path: str, notice: Callable[[], None]) -> Iterator[None]:
-    """Runs the block while no other process is in one for the same `path`; waits for its turn.
+    """Run the block while no other process is in one for the same `path`; wait for its turn.
 
     Args:
-        path: its `.lock` file, which nobody deletes, is made beside it.
+        path: its `.lock` file is made beside it, and removed as that of `hold`.
         notice: called once if there is somebody to wait for.
 
     Raises:
         OSError: the lock file cannot be made, or its file system has no locks.
+        UsageError: what has the name of the lock file is something else, and is not touched.
     """
-    handle = os.open(path + ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    lock = LockFile(path + ".lock")
     try:
-        try:
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in _TAKEN:
-                raise
+        if not lock.acquire(EXCLUSIVE, wait=False):
             notice()
-            fcntl.lockf(handle, fcntl.LOCK_EX)
+            lock.acquire(EXCLUSIVE, wait=True)
         yield
     finally:
-        os.close(handle)
+        lock.release()
 
 
 class SharedLock:
@@ -80,22 +133,24 @@ class SharedLock:
     and gives all back at its end. Of one process only one may be entered for one path.
 
     Args:
-        path: `<path>.lock`, which nobody deletes, is made beside it.
+        path: `<path>.lock` is made beside it. The last to leave removes it as `hold` does.
 
     Raises:
         LockedError: on entering, another run of this process has entered it.
         SpaceError: on entering, the lock file cannot be made.
+        UsageError: on entering, what has the name of the lock file is something else.
     """
 
     def __init__(self, path: str) -> None:
-        self._path = os.path.realpath(path) + ".lock"
-        self._handle = -1
+        self._path = lock_path(path)
+        self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        if self._path in _held:  # one's own locks do not keep one out, and closing gives back all
-            raise LockedError(f"{self._path!r} is held by another run of this process")
-        self._handle = _open_lock(self._path)
-        _held.add(self._path)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_once(self._path, repr(self._path)))
+            self._lock = _open_lock(self._path)
+            stack.callback(self._lock.release)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(
@@ -104,19 +159,18 @@ class SharedLock:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        _held.discard(self._path)
-        os.close(self._handle)
+        self._stack.close()
 
     def share(self, notice: Callable[[], None]) -> None:
-        """Holds it beside others who share; waits for one who owns it, and says so once.
+        """Hold it beside others who share; wait for one who owns it, and say so once.
 
         Raises:
             SpaceError: the file system has no locks.
         """
-        self._take(fcntl.LOCK_SH, notice)
+        self._take(SHARED, notice)
 
     def own(self, notice: Callable[[], None] | None = None) -> None:
-        """Holds it alone; waits for all others, having said so, where there is a `notice`.
+        """Hold it alone; wait for all others, having said so, where there is a `notice`.
 
         What was shared before is given back first: two that both wait to own would wait forever.
 
@@ -124,62 +178,59 @@ class SharedLock:
             LockedError: others hold it, and there is no `notice`.
             SpaceError: the file system has no locks.
         """
-        fcntl.lockf(self._handle, fcntl.LOCK_UN)
-        self._take(fcntl.LOCK_EX, notice)
+        self._lock.unlock()
+        self._take(EXCLUSIVE, notice)
 
     def _take(self, how: int, notice: Callable[[], None] | None) -> None:
-        try:
-            fcntl.lockf(self._handle, how | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in _TAKEN:
-                raise _no_locks(self._path, error) from error
-            if notice is None:
-                raise LockedError(
-                    f"{self._path!r} is held by runs at work; wait for them, or choose another "
-                    "--out"
-                ) from error
-            notice()
-            fcntl.lockf(self._handle, how)
-
-
-def _open_lock(path: str) -> int:
-    try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        raise SpaceError(f"lock file {path} cannot be made: {error.strerror}") from error
-
-
-def _no_locks(path: str, error: OSError) -> SpaceError:
-    return SpaceError(
-        f"file system of {path} has no locks ({error.strerror}), without which two runs could "
-        "spoil one file; put the output elsewhere"
-    )
-
-
-def refuse_if_held(out: str) -> None:
-    """Raises at once if another run holds `out`; makes no lock file and keeps no lock.
-
-    Raises:
-        LockedError: see `hold`.
-    """
-    if os.path.exists(os.path.realpath(out) + ".lock"):
-        with hold(out):
-            pass
-
-
-def _lock(handle: int, path: str, out: str) -> None:
-    try:
-        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in _TAKEN:
-            holder = ""
-            with contextlib.suppress(OSError):  # some file systems' locks keep others from reading
-                holder = os.pread(handle, 300, 0).decode(errors="replace").strip()
+        if _acquire(self._lock, how, wait=False):
+            return
+        if notice is None:
             raise LockedError(
-                f"output {out!r} is held by another run ({holder or 'unknown'}); wait for it, or "
-                "choose another --out"
-            ) from error
-        raise _no_locks(path, error) from error
-    started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, f"pid {os.getpid()} on {socket.gethostname()} since {started}\n".encode(), 0)
+                f"{self._path!r} is held by runs at work; wait for them, or choose another --out"
+            )
+        notice()
+        _acquire(self._lock, how, wait=True)
+
+
+@contextlib.contextmanager
+def _once(path: str, what: str) -> Iterator[None]:
+    """Keep this process from a lock that it holds already."""
+    with _mutex:
+        if path in _held:
+            raise LockedError(f"{what} is held by another run of this process")
+        _held.add(path)
+    try:
+        yield
+    finally:
+        _held.discard(path)
+
+
+def _open_lock(path: str) -> LockFile:
+    try:
+        return LockFile(path)
+    except OSError as error:
+        raise _cannot_make(path, error) from error
+
+
+def _acquire(lock: LockFile, how: int, *, wait: bool) -> bool:
+    try:
+        return lock.acquire(how, wait=wait)
+    except OSError as error:
+        if error.filename is not None:  # it had to be made anew
+            raise _cannot_make(lock.path, error) from error
+        raise SpaceError(
+            error.errno,
+            f"file system of {lock.path} has no locks ({error.strerror}), without which two runs "
+            "could spoil one file; put the output elsewhere",
+        ) from error
+
+
+def _write(lock: LockFile, text: str) -> None:
+    try:
+        lock.write(text)
+    except OSError as error:
+        raise _cannot_make(lock.path, error) from error
+
+
+def _cannot_make(path: str, error: OSError) -> SpaceError:
+    return SpaceError(error.errno, f"lock file {path} cannot be made: {error.strerror}")

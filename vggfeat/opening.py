@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 from vggfeat.errors import DecodeError, InputError
 from vggfeat.names import extension, local_path, remote_scheme
 from vggfeat.remote import read_object
+from vggfeat.storage.descriptors import open_descriptor
+from vggfeat.storage.lock_file import is_open_lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -163,10 +165,14 @@ def _reason(error: OSError) -> str:
 
 
 def _regular(path: bytes, buffering: int) -> Any:
-    # Asked before opening: opening a FIFO waits for a writer, opening a device does things.
-    if not stat.S_ISREG(os.stat(path).st_mode):
+    # Asked before opening: opening a FIFO waits for a writer, opening a device does things, and
+    # closing the lock file of this run gives its lock back where only POSIX locks are known.
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
         raise DecodeError("not a regular file")
-    return open(path, "rb", buffering=buffering)
+    if is_open_lock(status):
+        raise DecodeError("the lock file of this run")
+    return open(path, "rb", buffering=buffering, opener=open_descriptor)
 
 
 class Source:

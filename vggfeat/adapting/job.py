@@ -42,7 +42,7 @@ class OutputFiles:
         return f"{self.out}.before.h5"
 
     def remove_temporary(self) -> None:
-        """Removes what only a run under way needs. The lock of the output stays, as all do."""
+        """Remove what only a run under way needs."""
         parts = (self.checkpoint, self.untouched_features)
         temporary = (*(f"{part}.tmp" for part in parts), f"{self.untouched_features}.lock")
         for path in (*parts, *temporary):

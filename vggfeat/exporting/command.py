@@ -74,7 +74,7 @@ def export(
     place = path_text(out).rstrip(os.sep) or path_text(out)
     form = _check(to, place, compress, metric)
     content = select(open_cache(cache), layers, rows)
-    with hold(place):
+    with hold(place, hidden=True):
         if os.path.lexists(place):
             raise UsageError(
                 f"output {place!r} is there already; choose another --out or delete it"
@@ -102,7 +102,10 @@ def _check(to: str, place: str, compress: str, metric: str) -> Format:
 
 
 def _put(content: Content, place: str, form: Format, options: Options) -> None:
-    temporary = f"{place}.tmp"  # always the same: the output is locked, and a killed run leaves one
+    # Always the same: the output is locked, and a killed run leaves one. It begins with a dot, as the
+    # name of the lock does, since pyarrow and others read all other files of a folder.
+    folder, name = os.path.split(place)
+    temporary = os.path.join(folder, f".{name}.tmp")
     _remove(temporary)
     try:
         form.write(content, temporary, options)
