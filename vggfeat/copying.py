@@ -10,6 +10,7 @@ import numpy as np
 
 from vggfeat.errors import CacheError, SpaceError
 from vggfeat.schema import IMAGES
+from vggfeat.storage.descriptors import open_descriptor
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -41,7 +42,7 @@ def copy_rows(
         CacheError: the old file is cut short.
     """
     rows = np.flatnonzero(origin >= 0)
-    source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    source = open_descriptor(path, os.O_RDONLY)
     try:
         for name, run in new.runs.items():
             had = old.runs.get(name)

@@ -112,7 +112,11 @@ def _pillow() -> Finding:
 
 
 def _weights() -> Iterator[Finding]:
-    folder = weights_folder()
+    try:
+        folder = weights_folder()
+    except VggfeatError as error:
+        yield Finding("weights", str(error), "set HOME, XDG_CACHE_HOME or TORCH_HOME")
+        return
     names = [(name, model) for name in ("imagenet", "features") for model in VARIANTS]
     files = [file for name, model in names for file in [published_file(name, model)] if file]
     here = [file for file in files if os.path.isfile(os.path.join(folder, file))]
@@ -120,14 +124,30 @@ def _weights() -> Iterator[Finding]:
 
 
 def _locks() -> Finding:
-    from vggfeat.lock import hold
+    """Try in the current folder the kinds of locks that runs take."""
+    from vggfeat.lock import SharedLock, hold
 
-    try:
-        with tempfile.TemporaryDirectory(dir=".") as folder, hold(os.path.join(folder, "x")):
+    def share(place: str) -> None:
+        with SharedLock(place) as lock:
+            lock.share(lambda: None)
+            lock.own()
+
+    def own(place: str) -> None:
+        with hold(place):
             pass
-    except (OSError, VggfeatError) as error:
-        return Finding("locks", f"here: {error}", "put outputs on a file system with locks")
-    return Finding("locks", "this folder's file system has them")
+
+    missing = []
+    users = {"exclusive (every output)": own, "shared (folders of shards)": share}
+    for kind, use in users.items():
+        try:
+            with tempfile.TemporaryDirectory(dir=".") as folder:
+                use(os.path.join(folder, "x"))
+        except (OSError, VggfeatError) as error:
+            missing.append(f"{kind}: {error}")
+    if missing:
+        remedy = "put outputs on a file system with locks"
+        return Finding("locks", f"missing here: {'; '.join(missing)}", remedy)
+    return Finding("locks", "this folder's file system has them, exclusive and shared")
 
 
 def _disk() -> Finding:

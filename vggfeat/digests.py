@@ -9,7 +9,7 @@ import os
 import tempfile
 from typing import TYPE_CHECKING, Any
 
-from vggfeat.errors import WeightsError
+from vggfeat.errors import UsageError, WeightsError
 from vggfeat.machine import user_cache
 
 if TYPE_CHECKING:
@@ -46,11 +46,17 @@ def _digest_of(path: str) -> str:
     return digest.hexdigest()
 
 
-def _digest_memory() -> str:
-    return os.path.join(user_cache(), "vggfeat", "digests.json")
+def _digest_memory() -> str | None:
+    """Return the file that digests are remembered in; None where this user has no place for it."""
+    try:
+        return os.path.join(user_cache(), "vggfeat", "digests.json")
+    except UsageError:
+        return None
 
 
-def _read_memory(path: str) -> dict[str, Any]:
+def _read_memory(path: str | None) -> dict[str, Any]:
+    if path is None:
+        return {}
     try:
         with open(path, encoding="utf-8") as file:
             known = json.load(file)
@@ -59,7 +65,9 @@ def _read_memory(path: str) -> dict[str, Any]:
     return known if isinstance(known, dict) else {}
 
 
-def _write_memory(path: str, known: Mapping[str, Any]) -> None:
+def _write_memory(path: str | None, known: Mapping[str, Any]) -> None:
+    if path is None:
+        return
     with contextlib.suppress(OSError):  # a home that cannot be written to costs time, not the run
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with tempfile.NamedTemporaryFile(

@@ -15,6 +15,7 @@ from typing import IO
 
 from vggfeat.errors import WeightsError
 from vggfeat.lock import take_turns
+from vggfeat.storage.descriptors import open_descriptor
 
 OFFLINE_VARIABLE = "VGGFEAT_OFFLINE"
 """Environment variable; set to anything but 0, nothing is ever fetched."""
@@ -62,7 +63,7 @@ def _fetch_into_place(url: str, path: str, digest_prefix: str) -> str:
     temporary = f"{path}.part"  # always the same: the lock is held, and a killed run leaves one
     _remove(temporary)
     try:
-        with open(temporary, "xb") as file:
+        with open(temporary, "xb", opener=open_descriptor) as file:
             digest = _fetch(url, file)
         _check_digest(url, digest, digest_prefix)
         os.replace(temporary, path)

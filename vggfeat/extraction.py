@@ -13,7 +13,7 @@ from vggfeat import run
 from vggfeat.description import describe
 from vggfeat.errors import CacheError, LockedError, ShardsHeldError, UsageError
 from vggfeat.job import check_settings
-from vggfeat.lock import SharedLock, hold
+from vggfeat.lock import SharedLock, hold, unless_read_only
 from vggfeat.reader import FeatureCache
 from vggfeat.schema import RowState
 from vggfeat.shardfolder import check_folder, check_plan, named_sources, remove_leftovers
@@ -29,6 +29,7 @@ from vggfeat.update import Wish
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from vggfeat.errors import SpaceError
     from vggfeat.records import Progress, Summary
     from vggfeat.request import ExtractRequest
     from vggfeat.sources import Manifest
@@ -74,14 +75,20 @@ def _extract_shards(
     started = time.perf_counter()
     tally = Tally()
     check_folder(request.out)
-    with SharedLock(os.path.join(request.out, MANIFEST)) as lock:
-        _plan(request, lock, tally)
+    lock = SharedLock(os.path.join(request.out, MANIFEST))
+    with unless_read_only(lock) as refusal:
+        if refusal is None:
+            _plan(request, lock, tally)
+        else:
+            _check_plan(request, refusal)
         tally.discover = time.perf_counter() - started
         limit = request.settings.seconds_allowed
         with StopFlag(limit and limit - tally.discover) as stop:
             watch = run.RunWatch(tally, stop, request.settings.on_error == "stop", on_progress)
             cache = ShardedCache(request.out, request.sharding.share)
             work = _Work(request, cache, watch)
+            if refusal is not None and any(work.rows_left()):
+                raise refusal
             left = [] if request.sharding.plan_only else work.do()
     reason = "plan only" if request.sharding.plan_only else stop.reason
     seconds = time.perf_counter() - started
@@ -124,6 +131,18 @@ def _plan(request: ExtractRequest, lock: SharedLock, tally: Tally) -> None:
     lock.share(tell)
 
 
+def _check_plan(request: ExtractRequest, refusal: SpaceError) -> None:
+    """Refuse what needs another plan than that which is there, in a folder that is read only."""
+    if (
+        request.fresh
+        or request.wish.update
+        or not os.path.exists(os.path.join(request.out, MANIFEST))
+    ):
+        raise refusal
+    manifest = read_manifest(request.out)
+    check_plan(request.out, manifest, request.sources, request.root, request.sharding)
+
+
 def _discover(request: ExtractRequest, tally: Tally) -> Manifest:
     images = discover(request.sources, root=request.root)
     tell_skipped(images)
@@ -157,7 +176,7 @@ class _Work:
         cache = self._cache
         self._refuse_missing()
         there = [number for number in range(len(cache.shards)) if cache.shard_header(number)]
-        left = self._rows_left()
+        left = self.rows_left()
         waiting = [number for number in there if left[number]]
         self._watch.tally.total = sum(left[number] for number in waiting)
         if there:
@@ -179,7 +198,7 @@ class _Work:
                 "the images anew and takes theirs into the shards beside"
             )
 
-    def _rows_left(self) -> list[int]:
+    def rows_left(self) -> list[int]:
         """How many rows each shard has to do; each is looked at by itself, in little memory."""
         wanted = (RowState.PENDING, RowState.FAILED) if self._retry else (RowState.PENDING,)
         state = self._cache.column("state")

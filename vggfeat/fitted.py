@@ -18,6 +18,7 @@ import h5py
 import numpy as np
 
 from vggfeat.errors import CacheError, CacheMismatchError, SpaceError
+from vggfeat.storage.descriptors import open_descriptor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -76,7 +77,7 @@ def save_fitted(path: str, fitted: Fitted) -> None:
             file.attrs["parameters"] = _json(fitted.parameters)
             for name, array in fitted.arrays.items():
                 file.create_dataset(name, data=array)
-        handle = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
+        handle = open_descriptor(temporary, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:

@@ -138,6 +138,21 @@ def resume(
     ), weights
 
 
+def is_complete(out: str, manifest: Manifest, wish: Wish) -> bool:
+    """Return whether a run would write nothing to an existing cache.
+
+    Raises:
+        CacheError: not a cache of ours, or damaged.
+        CacheMismatchError: of another folder altogether.
+    """
+    cache = FeatureCache(out)
+    match = match_paths(cache.paths, manifest.paths)
+    changes = find_changes(cache, manifest, match, wish)
+    if changes.makes_work or len(changes.removed) or len(changes.touched):
+        return False
+    return not bool((cache.state[match.rows] == RowState.PENDING).any())
+
+
 def check_settings(cache: FeatureCache, settings: Settings, *, work: bool) -> Weights | None:
     """Refuses settings that a cache was not made with.
 

@@ -19,6 +19,7 @@ from vggfeat.storage.lock_file import EXCLUSIVE, SHARED, LockFile, is_held_elsew
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
     from types import TracebackType
 
     from typing_extensions import Self
@@ -64,21 +65,21 @@ def hold(out: str, *, hidden: bool = False) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def hold_if_writable(out: str) -> Iterator[SpaceError | None]:
-    """Hold `out`, or run the block without a lock where its folder may not be written.
+def unless_read_only(lock: AbstractContextManager[object]) -> Iterator[SpaceError | None]:
+    """Enter a lock of this module, or run the block without it where its file may not be made.
 
     A block that is given the error may read, and raises that error if it has anything to write.
 
     Yields:
-        None if it is held; else the error that says why the lock file cannot be made.
+        None if the lock is entered; else the error that says why its file cannot be made.
 
     Raises:
-        see `hold`.
+        see the lock.
     """
     with contextlib.ExitStack() as stack:
         refusal = None
         try:
-            stack.enter_context(hold(out))
+            stack.enter_context(lock)
         except SpaceError as error:
             if error.errno not in _NOT_WRITABLE:
                 raise

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import pwd
 from typing import TYPE_CHECKING
+
+from vggfeat.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,8 +24,35 @@ def usable_cores() -> int:
 
 
 def user_cache() -> str:
-    """Where programs of this user keep what they can get again: `$XDG_CACHE_HOME`, `~/.cache`."""
-    return os.path.expanduser(os.environ.get("XDG_CACHE_HOME", os.path.join("~", ".cache")))
+    """Return where programs of this user keep what they can get again, an absolute path.
+
+    `$XDG_CACHE_HOME`, else `~/.cache`. As its specification has it, an empty or relative value
+    counts as not set. A home is `$HOME`, or what the user database says.
+
+    Raises:
+        UsageError: there is neither.
+    """
+    named = os.path.expanduser(os.environ.get("XDG_CACHE_HOME", ""))
+    if os.path.isabs(named):
+        return named
+    home = os.environ.get("HOME", "")
+    if not os.path.isabs(home):
+        home = _home_in_database()
+    if not home:
+        raise UsageError(
+            "no folder for weights and other files to keep: HOME is not set, and neither is "
+            "XDG_CACHE_HOME; set one of them to an absolute path"
+        )
+    return os.path.join(home, ".cache")
+
+
+def _home_in_database() -> str:
+    """Return the user's home in the user database; empty where there is none."""
+    try:
+        home = pwd.getpwuid(os.getuid()).pw_dir
+    except KeyError:
+        return ""
+    return home if os.path.isabs(home) else ""
 
 
 def keep_freed_memory() -> bool:

@@ -33,6 +33,7 @@ from vggfeat.reader import FeatureCache
 from vggfeat.remote import RemoteEntry, RemoteError, list_folder, look_up, remove_object
 from vggfeat.schema import RowState
 from vggfeat.shardlist import MANIFEST, is_ours, read_manifest
+from vggfeat.storage.descriptors import open_descriptor
 from vggfeat.transfer import download, upload
 
 if TYPE_CHECKING:
@@ -199,7 +200,7 @@ class _Output:
         self._stamps[name] = _Stamp(tag, status.st_size, status.st_mtime_ns)
         temporary = f"{self.work}.stored.part"
         plain = {one: dataclasses.asdict(stamp) for one, stamp in self._stamps.items()}
-        with open(temporary, "w", encoding="utf-8") as file:
+        with open(temporary, "w", encoding="utf-8", opener=open_descriptor) as file:
             json.dump(plain, file)
         os.replace(temporary, f"{self.work}.stored")
 

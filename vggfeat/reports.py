@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from vggfeat.errors import SpaceError, UsageError
 from vggfeat.shardreader import open_cache
+from vggfeat.storage.descriptors import open_descriptor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,7 +43,7 @@ def publish(path: str, data: bytes) -> None:
     """
     temporary = f"{path}.{os.getpid()}.tmp"
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "wb", opener=open_descriptor) as file:
             file.write(data)
         os.replace(temporary, path)
     except OSError as error:

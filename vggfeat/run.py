@@ -14,8 +14,8 @@ import numpy as np
 
 from vggfeat.description import calibrating, describe_with
 from vggfeat.errors import InterruptedRunError, TooManyFailuresError
-from vggfeat.job import check_output, resume
-from vggfeat.lock import hold, refuse_if_held
+from vggfeat.job import check_output, is_complete, resume
+from vggfeat.lock import hold, refuse_if_held, unless_read_only
 from vggfeat.plan import EMPTY, plan_batches
 from vggfeat.records import FeatureBatch, Progress, Summary
 from vggfeat.shardreader import open_cache
@@ -99,9 +99,13 @@ def extract_file(
     tally.skipped = manifest.skipped
     tally.discover = time.perf_counter() - started
     limit = settings.seconds_allowed
-    with hold(out), StopFlag(limit and limit - tally.discover) as stop:
+    limit = limit and limit - tally.discover
+    with unless_read_only(hold(out)) as refusal, StopFlag(limit) as stop:
         watch = RunWatch(tally, stop, settings.on_error == "stop", on_progress)
-        if check_output(out, fresh=request.fresh):
+        there = check_output(out, fresh=request.fresh)
+        if refusal is not None and not (there and is_complete(out, manifest, request.wish)):
+            raise refusal
+        if there:
             go_on(out, settings, manifest, watch, request.wish)
         else:
             _begin(out, settings, manifest, watch)

@@ -16,6 +16,7 @@ from typing import Any
 
 from vggfeat.errors import CacheError, SpaceError
 from vggfeat.names import SHARD_MANIFEST
+from vggfeat.storage.descriptors import open_descriptor
 from vggfeat.writer import sync_directory
 
 FORMAT = "vggfeat-shards"
@@ -201,7 +202,7 @@ def publish_manifest(folder: str, manifest: ShardManifest, token: str, *, replac
     path = os.path.join(folder, MANIFEST)
     temporary = f"{path}.{token}.tmp"
     try:
-        with open(temporary, "x", encoding="utf-8") as file:
+        with open(temporary, "x", encoding="utf-8", opener=open_descriptor) as file:
             file.write(manifest.as_json())
             file.flush()
             os.fsync(file.fileno())

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vggfeat.errors import SpaceError
+from vggfeat.storage.descriptors import open_descriptor
 from vggfeat.tensorheader import TensorEntry, header_bytes
 from vggfeat.writer import sync_directory
 
@@ -37,7 +38,7 @@ def write_tensors(
         for name, tensor in tensors.items()
     ]
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "wb", opener=open_descriptor) as file:
             file.write(header_bytes(entries, metadata))
             file.writelines(
                 tensor.detach().cpu().contiguous().numpy().data for tensor in tensors.values()

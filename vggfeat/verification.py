@@ -19,6 +19,7 @@ from vggfeat.names import path_text, remote_scheme
 from vggfeat.reader import FeatureCache
 from vggfeat.schema import IMAGES, Header, RowState
 from vggfeat.shardreader import ShardedCache
+from vggfeat.storage.descriptors import open_descriptor
 from vggfeat.writer import CacheWriter, row_checksums
 
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ class _Rows:
         self._features = [cache.header.feature(spec) for spec in cache.layers]
         self.row_bytes = sum(run.row_bytes for run in self._features)
         self._path = cache.path
-        self._handle = os.open(cache.path, os.O_RDONLY | os.O_CLOEXEC)
+        self._handle = open_descriptor(cache.path, os.O_RDONLY)
         size = os.fstat(self._handle).st_size
         end = max(run.offset + run.row_bytes * cache.header.rows for run in self._runs())
         if size < end:

@@ -83,9 +83,17 @@ class Weights:
 
 
 def weights_folder() -> str:
-    """Where torch keeps downloaded models: `$TORCH_HOME/hub/checkpoints`, as torch.hub has it."""
-    home = os.environ.get("TORCH_HOME", os.path.join(user_cache(), "torch"))
-    return os.path.join(os.path.expanduser(home), "hub", "checkpoints")
+    """Return where torch keeps downloaded models: `$TORCH_HOME/hub/checkpoints`, as torch.hub does.
+
+    Raises:
+        UsageError: `TORCH_HOME` begins with a `~` that stands for nobody's home, or it is not set
+            and there is no user cache.
+    """
+    named = os.environ.get("TORCH_HOME", "")
+    home = os.path.expanduser(named) if named else os.path.join(user_cache(), "torch")
+    if home.startswith("~"):
+        raise UsageError(f"TORCH_HOME is {named!r}, and that home is not known; set a whole path")
+    return os.path.join(home, "hub", "checkpoints")
 
 
 def published_file(name: str, model: str) -> str | None:
@@ -148,7 +156,7 @@ def _published_weights(name: str, file: str) -> Weights:
 
 
 def _fetch_published(file: str, path: str, prefix: str) -> str | None:
-    url = f"{os.environ.get(BASE_URL_VARIABLE, BASE_URL).rstrip('/')}/{file}"
+    url = f"{(os.environ.get(BASE_URL_VARIABLE) or BASE_URL).rstrip('/')}/{file}"
     try:
         return download(url, path, prefix)
     except WeightsError as error:

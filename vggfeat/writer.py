@@ -28,6 +28,7 @@ from vggfeat.schema import (
     lay_out,
     read_header,
 )
+from vggfeat.storage.descriptors import open_descriptor
 from vggfeat.units import byte_count
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def create_cache(
             scales=scales,
         )
         header = read_header(temporary)
-        handle = os.open(temporary, os.O_RDWR | os.O_CLOEXEC)
+        handle = open_descriptor(temporary, os.O_RDWR)
         try:
             if reserve:
                 _reserve(handle, out)
@@ -184,7 +185,7 @@ def sync_directory(path: str) -> None:
     Raises:
         SpaceError: it failed.
     """
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    handle = open_descriptor(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         _sync(handle, os.fsync)
     finally:
@@ -203,7 +204,7 @@ class CacheWriter:
         self._header = header
         self._specs = header.identity.layers
         self._states: dict[int, RowState] = {}
-        self._handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        self._handle = open_descriptor(path, os.O_RDWR)
 
     def reserve(self, path: str) -> None:
         """Makes sure that the disk has room for every row, as for a new file.

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from vggfeat.storage.descriptors import open_standard_streams
+
+open_standard_streams()  # before a module that is imported below opens a file
+
+import sys
 from typing import Annotated
 
 import typer
 
 from vggfeat._version import __version__
-from vggfeat.cli import console
+from vggfeat.cli import console, streams
 from vggfeat.cli.adapt import adapt
 from vggfeat.cli.bench import bench
 from vggfeat.cli.compare import compare
@@ -87,4 +92,11 @@ app.add_typer(zeroshot)
 
 def main() -> None:
     """Entry point of the `vggfeat` command and of `python -m vggfeat`."""
-    app(prog_name="vggfeat")
+    streams.install()
+    try:
+        app(prog_name="vggfeat")
+    except streams.OutputError as error:  # of a help text, outside of any command
+        console.tell_error(str(error))
+        sys.exit(error.exit_code)
+    except streams.ReaderGoneError:
+        sys.exit(0)

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import json
 import logging
-import os
 import shutil
 import sys
 import time
@@ -52,10 +51,12 @@ def exit_codes(
         _fail(error, status_of(error))
     except KeyboardInterrupt as error:
         _fail(error, status_of(error), interrupted)
-    except BrokenPipeError:
-        # Whoever read our output has seen enough, as `| head` has; nor may the last flush complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(0) from None
+    except BrokenPipeError as error:
+        # Whoever read our output has seen enough, as `| head` has. A run may have failed still.
+        before: BaseException | None = error
+        while before and not isinstance(before, VggfeatError | KeyboardInterrupt):
+            before = before.__context__
+        raise typer.Exit(status_of(before) if before else 0) from None
     except Exception as error:  # noqa: BLE001 the user gets one line, and on demand the traceback
         _fail(
             error,
@@ -79,9 +80,14 @@ def status_of(error: BaseException) -> int:
 def _fail(error: BaseException, status: int, message: str | None = None) -> None:
     if _tracebacks[0]:
         raise error
-    text = " ".join((message or str(error)).split())
-    typer.echo(f"vggfeat: {text.encode(errors='backslashreplace').decode()}", err=True)
+    tell_error(message or str(error))
     raise typer.Exit(status) from error
+
+
+def tell_error(message: str) -> None:
+    """Write one line to stderr."""
+    text = " ".join(message.split())
+    typer.echo(f"vggfeat: {text.encode(errors='backslashreplace').decode()}", err=True)
 
 
 def set_up_logging(*, quiet: bool, verbose: bool) -> None:

@@ -14,6 +14,7 @@ from vggfeat.exporting.options import COMPRESSIONS, INDEX_METRICS, Compress, Ind
 from vggfeat.lock import hold
 from vggfeat.names import path_text
 from vggfeat.shardreader import open_cache
+from vggfeat.storage.descriptors import open_descriptor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -102,8 +103,8 @@ def _check(to: str, place: str, compress: str, metric: str) -> Format:
 
 
 def _put(content: Content, place: str, form: Format, options: Options) -> None:
-    # Always the same: the output is locked, and a killed run leaves one. It begins with a dot, as the
-    # name of the lock does, since pyarrow and others read all other files of a folder.
+    # Always the same: the output is locked, and a killed run leaves one. It begins with a dot, as
+    # the lock's name does, since pyarrow and others read all other files of a folder.
     folder, name = os.path.split(place)
     temporary = os.path.join(folder, f".{name}.tmp")
     _remove(temporary)
@@ -138,7 +139,7 @@ def _files(place: str) -> list[str]:
 def _sync(place: str) -> None:
     """On the disk before it gets its name, so that a power cut leaves no empty file under it."""
     for path in _files(place):
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        handle = open_descriptor(path, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:

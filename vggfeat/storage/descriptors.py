@@ -6,14 +6,9 @@ number, and whatever a library prints to descriptor 1 goes into it: into the mid
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import sys
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _STANDARD = (0, 1, 2)
 
@@ -35,51 +30,31 @@ def open_descriptor(path: str | bytes, flags: int, mode: int = 0o666) -> int:
         os.close(handle)
 
 
+def fill_standard_descriptors() -> None:
+    """Open `/dev/null` on each of the descriptors 0 to 2 that is closed.
+
+    They stay open: a library that opens a file later, as HDF5 does, must not get such a number.
+    """
+    for number in _STANDARD:
+        try:
+            os.fstat(number)
+        except OSError:
+            handle = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+            if handle > _STANDARD[-1]:  # but for another thread, which has filled it
+                os.close(handle)
+            else:
+                os.set_inheritable(handle, True)  # programs that are started want it too
+
+
 def open_standard_streams() -> None:
-    """Open `/dev/null` on each of the descriptors 0 to 2 that is closed, and set `sys`'s streams.
+    """Fill the standard descriptors, and give `sys` the streams that it lacks.
 
     For the start of a command, before any other file is opened. Python itself leaves a stream of
     `sys` None where its descriptor was closed, on which libraries that print fail.
     """
-    for number in _STANDARD:
-        if not _is_open(number):
-            _take(number)
-    for name, number in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
+    fill_standard_descriptors()
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
-            mode = "r" if number == 0 else "w"
-            stream = open(number, mode, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115 it stays open
+            stream = open(number, "w" if number else "r", encoding="utf-8", errors="replace")  # noqa: SIM115 it stays open
             setattr(sys, name, stream)
             setattr(sys, f"__{name}__", stream)
-
-
-@contextlib.contextmanager
-def above_standard() -> Iterator[None]:
-    """Keep the numbers 0 to 2 taken within the block, for libraries that open files themselves.
-
-    What was closed before is closed again afterwards.
-    """
-    taken = [number for number in _STANDARD if not _is_open(number) and _take(number)]
-    try:
-        yield
-    finally:
-        for number in taken:
-            os.close(number)
-
-
-def _is_open(number: int) -> bool:
-    try:
-        os.fstat(number)
-    except OSError:
-        return False
-    return True
-
-
-def _take(number: int) -> bool:
-    """Open `/dev/null` as this descriptor, inherited by programs that are started; return True."""
-    handle = os.open(os.devnull, os.O_RDWR)
-    if handle == number:
-        os.set_inheritable(handle, True)
-    else:
-        os.dup2(handle, number)
-        os.close(handle)
-    return True

@@ -18,7 +18,7 @@ import struct
 import threading
 
 from vggfeat.errors import UsageError
-from vggfeat.storage.descriptors import open_descriptor
+from vggfeat.storage.descriptors import fill_standard_descriptors, open_descriptor
 
 _TAKEN = (errno.EACCES, errno.EAGAIN)  # what POSIX lets a refused lock say
 _UNKNOWN_KIND = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -55,6 +55,7 @@ class LockFile:
         self._held = fcntl.F_UNLCK  # or SHARED, EXCLUSIVE
         self._own_description = True  # locks are of the open file description
         self._removable = False
+        fill_standard_descriptors()  # for all libraries that write what is locked
         self._open()
 
     def _open(self) -> None:

@@ -1,0 +1,127 @@
+"""Complete caches where nothing may be written: a folder without permission, a read-only mount."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from test_cli import write_images
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+RUN = ["extract", "images", "--model", "vgg11", "--weights", "random:0", "--layers", "conv1_1"]
+RUN += ["--device", "cpu", "--workers", "0", "--size", "32", "--batch-size", "4"]
+
+# To root permissions mean nothing; so a nameless user, without other groups.
+ANOTHER = ["setpriv", "--reuid", "54321", "--regid", "54321", "--clear-groups"]
+ANOTHER = ANOTHER if os.getuid() == 0 else []
+
+
+def start(words: list[str], folder: Path, *before: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*before, sys.executable, *words],
+        cwd=folder, capture_output=True, text=True, check=False, timeout=600,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def as_another_user(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """A command of a user who may not write to `folder/out`."""
+    if ANOTHER and shutil.which("setpriv") is None:
+        pytest.skip("no setpriv")
+    if start(["-c", "import vggfeat, h5py, numpy"], folder, *ANOTHER).returncode:
+        pytest.skip("another user cannot read this installation")
+    (folder / "out").chmod(0o555)
+    (folder / "out" / "feats").chmod(0o555)
+    try:
+        return start(["-m", "vggfeat", *words], folder, *ANOTHER)
+    finally:
+        (folder / "out").chmod(0o755)
+        (folder / "out" / "feats").chmod(0o755)
+
+
+def on_a_read_only_mount(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """A command for which `folder/out` is a read-only file system."""
+    mount = 'mount --bind "$PWD/out" "$PWD/out" && mount -o remount,bind,ro "$PWD/out" && exec "$@"'
+    wrapper = ("unshare", "-m", "sh", "-c", mount, "sh")
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run(
+            [*wrapper, "true"], cwd=folder, check=False, capture_output=True
+        ).returncode
+    ):
+        pytest.skip("mounting is not permitted here")
+    return start(["-m", "vggfeat", *words], folder, *wrapper)
+
+
+WAYS = [as_another_user, on_a_read_only_mount]
+
+
+@pytest.fixture(scope="module")
+def workplace() -> Iterator[Path]:
+    """Complete caches in `out`, below a folder that everybody may enter."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        write_images(folder / "images", 5)
+        (folder / "out").mkdir()
+        for out in ("out/f.h5", "out/feats/"):
+            done = start(["-m", "vggfeat", *RUN, "--out", out], folder)
+            assert done.returncode == 0, done.stderr
+        yield folder
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("out", ["out/f.h5", "out/feats"])
+@pytest.mark.parametrize("more", [[], ["--update"]])
+def test_nothing_left_to_do(
+    workplace: Path,
+    way: Callable[[list[str], Path], subprocess.CompletedProcess[str]],
+    out: str,
+    more: list[str],
+) -> None:
+    """A run that has nothing to do says so, and needs no lock for that."""
+    if more and out == "out/feats":
+        pytest.skip("an update of shards makes their plan anew")
+    done = way([*RUN, "--out", out, *more], workplace)
+    assert done.returncode == 0, done.stderr
+    assert "nothing left to do" in done.stdout
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("out", ["out/f.h5", "out/feats"])
+def test_readers(
+    workplace: Path,
+    way: Callable[[list[str], Path], subprocess.CompletedProcess[str]],
+    out: str,
+) -> None:
+    """What only reads a cache reads it there too."""
+    for words in (["inspect", out], ["verify", out], ["duplicates", out]):
+        done = way(words, workplace)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("out", ["out/f.h5", "out/feats"])
+def test_work_is_refused(
+    workplace: Path,
+    way: Callable[[list[str], Path], subprocess.CompletedProcess[str]],
+    out: str,
+) -> None:
+    """Where there is something to write, exit 6 names the lock file, and nothing is changed."""
+    for more in (["--fresh"], ["--update"]):
+        (workplace / "images" / "new.png").write_bytes((workplace / "images/00.png").read_bytes())
+        done = way([*RUN, "--out", out, *more], workplace)
+        (workplace / "images" / "new.png").unlink()
+        assert done.returncode == 6, done.stderr
+        assert ".lock cannot be made: " in done.stderr
+    done = way([*RUN, "--out", out.replace("/f", "/g")], workplace)
+    assert done.returncode in (2, 6), done.stderr
+    assert sorted(os.listdir(workplace / "out")) == ["f.h5", "feats"]

@@ -1,0 +1,86 @@
+"""Standard output and standard error of a command, where they cannot be written."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+
+from vggfeat.errors import SpaceError
+
+
+class OutputError(SpaceError):
+    """Standard output cannot be written, e.g. because the disk of the file it goes to is full."""
+
+
+class ReaderGoneError(BrokenPipeError):
+    """Whoever read standard output has seen enough, as `| head` has.
+
+    Without an error number, since Typer would end the process with exit code 1 on that.
+    """
+
+
+class _Output(io.TextIOWrapper):
+    """Standard output that says why it cannot be written."""
+
+    def write(self, text: str, /) -> int:
+        try:
+            return super().write(text)
+        except BrokenPipeError:
+            discard(self)
+            raise ReaderGoneError from None
+        except OSError as error:
+            raise self._given_up(error) from error
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except BrokenPipeError:
+            discard(self)
+            raise ReaderGoneError from None
+        except OSError as error:
+            raise self._given_up(error) from error
+
+    def _given_up(self, error: OSError) -> OutputError:
+        discard(self)
+        return OutputError(
+            error.errno,
+            f"standard output cannot be written: {error.strerror}; nothing else is lost, make room "
+            "there and run the command again",
+        )
+
+
+class _Notices(io.TextIOWrapper):
+    """Standard error that drops what cannot be written: a run does not end for its notices."""
+
+    def write(self, text: str, /) -> int:
+        try:
+            return super().write(text)
+        except OSError:
+            discard(self)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError:
+            discard(self)
+
+
+def discard(stream: io.TextIOWrapper) -> None:
+    """Send what a stream still holds, and all that comes, to `/dev/null`."""
+    handle = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(handle, stream.fileno())
+    os.close(handle)
+
+
+def install() -> None:
+    """Have `sys.stdout` and `sys.stderr` behave so, if they are those that Python has made."""
+    for name, kind in (("stdout", _Output), ("stderr", _Notices)):
+        stream = getattr(sys, name)
+        if type(stream) is io.TextIOWrapper:
+            encoding, errors = stream.encoding, stream.errors
+            lines = stream.line_buffering
+            whole = kind(stream.detach(), encoding, errors, line_buffering=lines)
+            setattr(sys, name, whole)
+            setattr(sys, f"__{name}__", whole)
