@@ -401,9 +401,9 @@ def test_others_read_the_folder_of_an_export(workplace: Path, large: Path, tmp_p
     export(workplace / "float16.h5", tmp_path / "a.parquet", to="parquet", layers=["conv1_1"])
     assert os.listdir(tmp_path) == ["a.parquet"]
     rows = pq.read_metadata(tmp_path / "a.parquet").num_rows
-    words = ["--to", "parquet", "--out", tmp_path / "b.parquet"]
+    words = ["--to", "parquet", "--out", str(tmp_path / "b.parquet")]
     process = subprocess.Popen(
-        [sys.executable, "-m", "vggfeat", "export", large, *words], stdout=subprocess.DEVNULL
+        [sys.executable, "-m", "vggfeat", "export", str(large), *words], stdout=subprocess.DEVNULL
     )
     unfinished = tmp_path / ".b.parquet.tmp"
     while not unfinished.exists():
