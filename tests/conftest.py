@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,3 +29,13 @@ def _own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _warnings_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What our functions warn of ends a test too, though to a host's filters they do not."""
+
+    def fail(message: Warning | str, *_: object, **__: object) -> None:
+        raise message if isinstance(message, Warning) else UserWarning(message)
+
+    monkeypatch.setattr(warnings, "showwarning", fail)

@@ -530,7 +530,7 @@ def test_workers_change_nothing(scans: Path, crop: str) -> None:
 
 def test_the_network_gets_16_bits() -> None:
     """Features of uint16 are those of the same pixels normalised in floats by torchvision."""
-    extractor = Extractor(ask(depth=16))
+    extractor = Extractor(ask(depth=16, size=SIDE))
     images = torch.from_numpy(COLOURS).permute(2, 0, 1)[None]
     scaled = torch.from_numpy(COLOURS.astype(np.float64) / WHITE).permute(2, 0, 1)[None]
     floats = reference.normalize(scaled, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]).float()
@@ -542,7 +542,7 @@ def test_16_bits_tell_apart_what_8_do_not() -> None:
     """Images that differ by less than an 8-bit level have features that differ."""
     dark = np.full((SIDE, SIDE, 3), 1030, np.uint16)
     other = dark + np.uint16(60)
-    extractor = Extractor(ask(depth=16, mean="0.015", std="0.001"))
+    extractor = Extractor(ask(depth=16, size=SIDE, mean="0.015", std="0.001"))
     one, two = (
         extractor(torch.from_numpy(pixels(png16(values), depth=16)).permute(2, 0, 1)[None])
         for values in (dark, other)

@@ -170,7 +170,7 @@ def decoded(images: Tensor, slots: list[int] | None = None) -> DecodedBatch:
 
 
 def extractor(layers: str, weights: str, model: str = "vgg11", **more: Any) -> Extractor:
-    settings = {"precision": "float32", "device": "cpu", **more}
+    settings = {"precision": "float32", "device": "cpu", "size": 64, **more}
     return Extractor(Settings(layers=layers, model=model, weights=weights, **settings))
 
 
@@ -545,7 +545,7 @@ def test_memory_for_not_even_one_image_is_an_error(
     monkeypatch.setattr(Extractor, "_pass", none)
     message = r"cpu has no memory for one image of 64 x 96: CUDA out of memory\. .* 3\.00 GiB\.$"
     with pytest.raises(DeviceError, match=message):
-        extractor("conv5_2", vgg11_file)(pixels(3, 96)[:, :, :64])
+        extractor("conv5_2", vgg11_file, crop="none")(pixels(3, 96)[:, :, :64])
 
 
 def test_overflow_with_parts_is_seen_in_any_of_them(
@@ -621,8 +621,8 @@ GPU_LAYERS = "conv1_1,conv3_2.pre:map,conv5_4:gem,pool5:flatten,fc7,fc8"
 def test_float32_on_cuda_equals_the_cpu(vgg19_file: str) -> None:
     """Float32 on CUDA is float32 and not TF32: it agrees with the CPU to 1e-4."""
     images = pixels(4, 96)
-    cpu = extractor(GPU_LAYERS, vgg19_file, "vgg19")(images)
-    cuda = extractor(GPU_LAYERS, vgg19_file, "vgg19", device="cuda")(images)
+    cpu = extractor(GPU_LAYERS, vgg19_file, "vgg19", size=96)(images)
+    cuda = extractor(GPU_LAYERS, vgg19_file, "vgg19", size=96, device="cuda")(images)
     errors = {spec: relative_error(cuda[spec], values) for spec, values in cpu.items()}
     assert {spec: error for spec, error in errors.items() if not error <= 1e-4} == {}
 
@@ -632,8 +632,8 @@ def test_float32_on_cuda_equals_the_cpu(vgg19_file: str) -> None:
 def test_auto_on_cuda_keeps_the_direction(vgg19_file: str) -> None:
     """The default precision on CUDA, float16, keeps cosine 0.9999 to float32 on the CPU."""
     images = pixels(4, 96)
-    exact = extractor(GPU_LAYERS, vgg19_file, "vgg19")(images)
-    auto = extractor(GPU_LAYERS, vgg19_file, "vgg19", device="cuda", precision="auto")
+    exact = extractor(GPU_LAYERS, vgg19_file, "vgg19", size=96)(images)
+    auto = extractor(GPU_LAYERS, vgg19_file, "vgg19", size=96, device="cuda", precision="auto")
     found = auto(images)
     assert auto.precision == "float16"
     assert auto.redone == 0
@@ -664,7 +664,7 @@ def test_overflow_on_cuda_is_done_again(loud_file: str) -> None:
 @needs_cuda
 def test_batches_that_overlap_on_cuda_do_not_mix(vgg19_file: str) -> None:
     """Batches launched before earlier ones are collected equal those called one by one."""
-    network = extractor("conv3_2,fc7", vgg19_file, "vgg19", device="cuda", dtype="float32")
+    network = extractor("conv3_2,fc7", vgg19_file, "vgg19", size=96, device="cuda", dtype="float32")
     batches = [pixels(4, 96, seed) for seed in range(6)]
     plain = [network(images) for images in batches]
     pending = [network.launch(pinned(images)) for images in batches]

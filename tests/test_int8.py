@@ -37,7 +37,13 @@ WORDS = [
 
 
 def settings(layers: str, model: str = "vgg11", **more: Any) -> Settings:
-    chosen = {"weights": "random:0", "precision": "int8", "device": "cpu", "dtype": "float32"}
+    chosen = {
+        "weights": "random:0",
+        "precision": "int8",
+        "device": "cpu",
+        "dtype": "float32",
+        "size": 64,
+    }
     return Settings(layers=layers, model=model, **{**chosen, **more})
 
 

@@ -199,6 +199,60 @@ print([image.reason for images, _ in found for image in images])
     assert last == repr([""] * 6)
 
 
+class StopsWhenSent:
+    """Pixels on whose way to the parent a worker stops itself: it stands between two images."""
+
+    def __init__(self, mark: Path) -> None:
+        self._mark = mark
+
+    def __reduce__(self) -> Any:
+        with contextlib.suppress(FileExistsError):
+            self._mark.touch(exist_ok=False)
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return (str, ("sent",))
+
+
+def test_a_worker_that_stands_still_between_images_is_missed(tmp_path: Path) -> None:
+    """One that was stopped between two images is replaced within the timeout; none is to blame."""
+    plan = plan_batches(np.arange(12), 4)
+    decoded = decode_batches(
+        plan,
+        None,
+        lambda row: (bytes(32), StopsWhenSent(tmp_path / str(row // 4))),
+        workers=2,
+        timeout=1.0,
+        goes_on=lambda: True,
+    )
+    found = [image for images, _ in decoded for image in images]
+    assert len(list(tmp_path.iterdir())) == 3  # as many stood still
+    assert [(image.row, image.reason, image.pixels) for image in found] == [
+        (row, "", "sent") for row in range(12)
+    ]
+
+
+def test_a_worker_stopped_at_an_image_blames_none(tmp_path: Path) -> None:
+    """SIGSTOP while an image is decoded is no fault of the image: another process decodes it."""
+
+    def stop_once(row: int) -> Any:
+        if row % 3 == 0:
+            with contextlib.suppress(FileExistsError):
+                (tmp_path / str(row)).touch(exist_ok=False)
+                os.kill(os.getpid(), signal.SIGSTOP)
+        return decode_row(row, {})
+
+    decoded = decode_batches(
+        plan_batches(np.arange(9), 3),
+        SHAPE,
+        stop_once,
+        workers=2,
+        timeout=1.0,
+        goes_on=lambda: True,
+    )
+    found = [(image.row, image.reason) for images, _ in decoded for image in images]
+    assert found == [(row, "") for row in range(9)]
+    assert len(list(tmp_path.iterdir())) == 3
+
+
 def test_images_of_unequal_shapes() -> None:
     """Without a common shape pixels come with the answer, and as they are."""
 

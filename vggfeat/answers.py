@@ -10,6 +10,7 @@ import numpy as np
 from vggfeat.blocks import Asked, sides
 from vggfeat.errors import InputError, TooManyFailuresError, UsageError
 from vggfeat.indexing import open_index
+from vggfeat.isolation import isolated
 from vggfeat.near import the_layer
 from vggfeat.querying import Queries, Undecodable, query_images
 from vggfeat.reader import FeatureCache
@@ -88,6 +89,7 @@ class Findings:
     index: IndexInfo | None = None
 
 
+@isolated()
 def search(
     cache: str | os.PathLike[str] | FeatureCache,
     queries: Sequence[str | os.PathLike[str]] = (),

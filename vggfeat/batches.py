@@ -13,6 +13,7 @@ import torch
 from vggfeat.decode import decode, pixel_type, read_digest
 from vggfeat.errors import DecodeError
 from vggfeat.machine import usable_cores
+from vggfeat.pillow_state import own_plugins
 from vggfeat.records import DecodedBatch, Failure
 from vggfeat.workers import decode_batches
 
@@ -64,6 +65,7 @@ def load_batches(
             error.digest = digest
             raise
 
+    own_plugins()  # here, and not in every process anew
     usual = (preprocess.size, preprocess.size, preprocess.channels)
     dtype = pixel_type(preprocess)
     decoded = decode_batches(

@@ -18,6 +18,7 @@ from vggfeat.batches import choose_workers
 from vggfeat.decode import decode, pixel_type
 from vggfeat.errors import DecodeError, InputError, SpaceError
 from vggfeat.extractor import Extractor
+from vggfeat.isolation import isolated
 from vggfeat.machine import usable_cores
 from vggfeat.records import DecodedBatch
 from vggfeat.sources import discover
@@ -81,6 +82,7 @@ class Bench:
     images_per_second: float
 
 
+@isolated()
 def bench(
     settings: Settings,
     sources: Sequence[str | os.PathLike[str]] = (),

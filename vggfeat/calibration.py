@@ -18,6 +18,7 @@ from vggfeat.decode import decode
 from vggfeat.device import choose_devices
 from vggfeat.errors import DecodeError, InputError
 from vggfeat.extractor import Extractor
+from vggfeat.isolation import isolated
 from vggfeat.network import needed_layers
 from vggfeat.quantisation import Scales
 
@@ -44,6 +45,7 @@ _AT_ONCE = 4  # images a pass
 log = logging.getLogger("vggfeat")
 
 
+@isolated()
 def calibrate(
     settings: Settings, images: Tensor, weights: Weights | None = None
 ) -> dict[str, float]:

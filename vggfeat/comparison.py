@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from vggfeat.errors import CacheMismatchError, UsageError
+from vggfeat.isolation import isolated
 from vggfeat.labels import UNLABELLED, labels_of
 from vggfeat.retrieval import (
     FUSIONS,
@@ -102,6 +103,7 @@ class Comparison:
     by_queries: tuple[QueryResults, ...] = ()
 
 
+@isolated()
 def compare(
     caches: Sequence[str | os.PathLike[str]],
     *,

@@ -32,21 +32,6 @@ _BYTES_PER_PIXEL = 1024  # the two widest maps at once, 64 channels each of floa
 
 
 @contextlib.contextmanager
-def full_float32(device: torch.device) -> Iterator[None]:
-    """Keeps CUDA from rounding float32 to TF32, which would cost 13 bits unasked."""
-    if device.type != "cuda":
-        yield
-        return
-    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, conv.allow_tf32
-    matmul.allow_tf32, conv.allow_tf32 = False, False
-    try:
-        yield
-    finally:
-        matmul.allow_tf32, conv.allow_tf32 = before
-
-
-@contextlib.contextmanager
 def device_errors(device: torch.device) -> Iterator[None]:
     """Turns what a failing accelerator raises into a DeviceError; running out of memory stays.
 

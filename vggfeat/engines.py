@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from vggfeat import dealing, extraction
 from vggfeat.errors import UsageError
+from vggfeat.isolation import isolated
 from vggfeat.names import path_text, remote_scheme
 from vggfeat.offsite import extract_to_store, scratch_place
 from vggfeat.request import ExtractRequest
@@ -38,6 +39,7 @@ def working_place(out: str | os.PathLike[str], scratch: str | None = None) -> st
     return scratch_place(text, scratch)
 
 
+@isolated()
 def extract(
     sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],

@@ -14,12 +14,13 @@ from vggfeat.device import (
     choose_device,
     choose_precision,
     device_errors,
-    full_float32,
     to_host,
 )
 from vggfeat.errors import DeviceError, UsageError
 from vggfeat.firstlayer import ADAPTER
+from vggfeat.input_checks import check_images
 from vggfeat.int8 import Int8Vgg
+from vggfeat.isolation import isolated
 from vggfeat.network import TappedVgg, needed_layers, network_of
 from vggfeat.normalising import Normaliser
 from vggfeat.pooling import fuse, quantise
@@ -60,6 +61,7 @@ class Extractor:
         DeviceError: the device is not there, or does not know the precision.
     """
 
+    @isolated()
     def __init__(
         self,
         settings: Settings,
@@ -127,6 +129,7 @@ class Extractor:
         """Sets the scales with which features are stored as int8."""
         self._scales = dict(scales)
 
+    @isolated()
     def stored(self, name: str, feature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rows of a layer, float32, as they are stored: see `quantise`.
 
@@ -141,34 +144,35 @@ class Extractor:
         scale, offset = (torch.from_numpy(part).to(self.device) for part in parts)
         return quantise(feature, "int8", (scale, offset))
 
-    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+    @isolated()
+    def __call__(self, images: Tensor, *, normalized: bool = False) -> dict[str, Tensor]:
         """Features of a batch.
 
         Args:
-            images: (N, C, H, W) with C = `settings.channels`, as a rule RGB; uint8 or uint16,
-                which is normalised as the weights want it, or floating point, which is taken as
-                normalised already (not with int8). Any device.
+            images: (N, C, H, W) with C = `settings.channels`, as a rule RGB. Pixels, uint8 or
+                uint16, of the size that the settings' preprocessing gives; they are normalised as
+                the weights want it. Or floating point of any size, (pixel - mean) / std already
+                (not with int8). Any device.
+            normalized: floating-point images are normalised even though none of their values is
+                negative. Without it those that look like plain pixels, of 0 to 1 or 0 to 255, are
+                refused: their features would be wrong, and look right.
 
         Returns:
             canonical spec, or with `settings.fuse` its method → float32 (N, …) on this
             extractor's device.
 
         Raises:
-            ValueError: not four axes with so many channels.
+            ValueError: not four axes with so many channels, pixels of another size, another type,
+                NaN, or floating-point images that look like pixels.
             DeviceError: the device has no memory for even one image.
         """
-        channels = self.preprocess.channels
-        if images.dim() != 4 or images.shape[1] != channels:  # noqa: PLR2004 N, C, H, W
-            raise ValueError(
-                f"images have shape {list(images.shape)}; expected (N, {channels}, H, W)"
-            )
-        if self.precision == "int8" and images.dtype != torch.uint8:
-            raise ValueError(f"images are {images.dtype}; precision int8 takes uint8 alone")
+        check_images(images, self.preprocess, self.precision, normalized=normalized)
         features, finite = self._forward(images.to(self.device))
         if self.precision == "float16" and not bool(finite):
             features, _ = self._forward_exact(images.to(self.device))
         return features
 
+    @isolated()
     def launch(self, batch: DecodedBatch) -> Pending:
         """Starts a batch on the device without waiting for it; `Pending.collect` waits.
 
@@ -215,7 +219,7 @@ class Extractor:
     def _pass(
         self, network: TappedVgg | Int8Vgg, images: Tensor
     ) -> tuple[dict[str, Tensor], Tensor]:
-        with torch.no_grad(), full_float32(self.device):
+        with torch.no_grad():
             if isinstance(network, TappedVgg):
                 images = self._normalise(images).to(next(network.parameters()).dtype)
             features, finite = network(images)
@@ -270,6 +274,7 @@ class Pending:
             ready.record(torch.cuda.current_stream(extractor.device))
         return cls(extractor, batch, images, values, total, finite, in_range, ready)
 
+    @isolated()
     def collect(self) -> FeatureBatch:
         """Waits for the batch and hands its features over, in the order of its rows."""
         if self.ready is not None:

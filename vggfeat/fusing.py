@@ -17,6 +17,7 @@ from vggfeat.deriving import Derived, derive, open_source
 from vggfeat.errors import CacheError, InputError, UsageError
 from vggfeat.fitted import Fitted, check_network, model_for, network_of, pack, unpack
 from vggfeat.fusion import Attention, Fusion, fit_fusion
+from vggfeat.isolation import isolated
 from vggfeat.labels import UNLABELLED, labels_of
 from vggfeat.names import path_text
 from vggfeat.plan import match_paths
@@ -114,6 +115,7 @@ def _is_name(text: str) -> bool:
     return text[:1].isalnum() and all(c.isalnum() or c in "._:+-" for c in text) and text.isascii()
 
 
+@isolated()
 def fuse(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],

@@ -152,8 +152,7 @@ def _head(
     if not behind:
         return None
     last = tensors.get("classifier.6.weight")
-    with torch.device("meta"):
-        head = TappedVgg(behind, specs, 0 if last is None else last.shape[0])
+    head = TappedVgg(behind, specs, 0 if last is None else last.shape[0])
     head.load_state_dict(
         {name: value for name, value in tensors.items() if name.startswith("classifier.")},
         assign=True,

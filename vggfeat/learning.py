@@ -100,7 +100,6 @@ def learn(fusion: Fusion, examples: Examples, *, by_group: bool, device: str = "
     Raises:
         InputError: too few images that belong together to learn from some and judge by others.
     """
-    torch.manual_seed(0)
     examples = examples.take(_with_company(examples.groups))
     train, judge = _split(examples.groups, by_group=by_group)
     where = choose_device(device)

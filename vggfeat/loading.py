@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import warnings
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from PIL import Image, PngImagePlugin
 
 from vggfeat.errors import DecodeError
 from vggfeat.levels import WORD, Range, grey_bytes
+from vggfeat.pillow_state import pillow_as_installed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,10 +44,6 @@ _TURNS = {
 }
 _INVERSE = {6: 8, 8: 6}  # all others undo themselves
 
-# Its complaints name no file; what fails says why, and the rest is no matter.
-logging.getLogger("PIL").addHandler(logging.NullHandler())
-logging.getLogger("PIL").propagate = False
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Loaded:
@@ -64,14 +60,14 @@ class Loaded:
 
 @contextlib.contextmanager
 def pillow_to_ourselves(max_pixels: int) -> Iterator[None]:
-    """Set Pillow's limits for a while, raise where it would warn of them, silence other warnings.
+    """Have Pillow as installed, with our limits: raise where it would warn of them, else silent.
 
     Pillow checks right after a header is read, the outer one and those inside: an ICO, for one,
     is decoded while it is opened.
     """
     limit, text_limit = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK
     Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK = max_pixels, _LONGEST_TEXT
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), pillow_as_installed():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vggfeat.errors import CacheMismatchError, UsageError
+from vggfeat.isolation import isolated
 from vggfeat.metrics import inner_products, unit_rows
 from vggfeat.plan import match_paths
 from vggfeat.quantisation import Scales, decode_codes, encode, to_float16
@@ -55,6 +56,7 @@ class LayerLoss:
     nearest_kept: float
 
 
+@isolated()
 def measure_loss(
     cache: FeatureCache, *, against: FeatureCache | None = None, sample: int = SAMPLE
 ) -> tuple[LayerLoss, ...]:

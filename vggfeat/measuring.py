@@ -14,7 +14,9 @@ import numpy as np
 from vggfeat.decode import as_decode_errors, finish
 from vggfeat.errors import InputError
 from vggfeat.histogram import Histogram, ValueCounts, count_values
+from vggfeat.isolation import isolated
 from vggfeat.machine import usable_cores
+from vggfeat.pillow_state import own_plugins
 from vggfeat.plan import plan_batches
 from vggfeat.rasters import read_raster
 from vggfeat.records import FailedImage, Progress
@@ -106,6 +108,7 @@ class PixelStats:
         return (low + high) / 2, high - low
 
 
+@isolated()
 def stats(
     sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     settings: Settings,
@@ -181,6 +184,7 @@ class _Measured:
 
 def _measuring(manifest: Manifest, settings: Settings) -> Callable[[int], tuple[bytes, _Measured]]:
     preprocess, max_pixels = settings.preprocess(), settings.max_pixels
+    own_plugins()  # here, and not in every process anew
 
     def measure(row: int) -> tuple[bytes, _Measured]:
         with manifest.open(row) as stream, as_decode_errors(stream, max_pixels):

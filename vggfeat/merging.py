@@ -11,6 +11,7 @@ import numpy as np
 
 from vggfeat.copying import copy_rows
 from vggfeat.errors import CacheMismatchError, UsageError
+from vggfeat.isolation import isolated
 from vggfeat.lock import hold
 from vggfeat.names import path_text
 from vggfeat.records import Images
@@ -75,6 +76,7 @@ class _Rows:
         return _Rows(self.paths[which], self.source[which], self.row[which], self.state[which])
 
 
+@isolated()
 def merge(
     sources: Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],

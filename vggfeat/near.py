@@ -29,6 +29,7 @@ from vggfeat.blocks import (
     similarities,
 )
 from vggfeat.errors import InputError, UsageError
+from vggfeat.isolation import isolated
 from vggfeat.machine import usable_cores
 from vggfeat.reader import FeatureCache
 from vggfeat.shardreader import open_cache
@@ -103,6 +104,7 @@ class Duplicates:
         return sum(len(group.members) - 1 for group in self.groups)
 
 
+@isolated()
 def duplicates(
     cache: str | os.PathLike[str] | FeatureCache,
     layer: str | None = None,

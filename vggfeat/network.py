@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from vggfeat.specs import LayerSpec
+
+
+# No memory, no random initialisation: the weights are at hand. Named for each module, and not by
+# `with torch.device("meta")`, which does nothing where modes of torch are switched off.
+_EMPTY: Mapping[str, Any] = {"device": "meta"}
 
 
 class TappedVgg(nn.Module):
@@ -42,7 +47,7 @@ class TappedVgg(nn.Module):
         super().__init__()
         self.layers = tuple(layers)
         self.specs = tuple(spec for spec in specs if spec.layer in self.layers)
-        self.adapter = nn.Conv2d(in_channels, COLOURS, 1) if adapter else None
+        self.adapter = nn.Conv2d(in_channels, COLOURS, 1, **_EMPTY) if adapter else None
         first = COLOURS if adapter else in_channels
         self.features = nn.Sequential(_modules_of(self.layers, "features", classes, first))
         self.classifier = nn.Sequential(_modules_of(self.layers, "classifier", classes))
@@ -112,14 +117,13 @@ def network_of(
     """
     head = tensors.get("classifier.6.weight")
     first = tensors.get(ADAPTER, tensors.get(CONV1_1))
-    with torch.device("meta"):  # no memory, no random initialisation: the weights are at hand
-        network = TappedVgg(
-            layers,
-            specs,
-            0 if head is None else head.shape[0],
-            COLOURS if first is None else first.shape[1],
-            adapter=ADAPTER in tensors,
-        )
+    network = TappedVgg(
+        layers,
+        specs,
+        0 if head is None else head.shape[0],
+        COLOURS if first is None else first.shape[1],
+        adapter=ADAPTER in tensors,
+    )
     network.load_state_dict(dict(tensors), strict=False, assign=True)
     network.requires_grad_(requires_grad=False).eval()
     for name, buffer in network.named_buffers():
@@ -139,14 +143,14 @@ def _modules_of(
             continue
         if layer.kind == "conv":
             inputs = in_channels if layer.name == "conv1_1" else layer.in_channels
-            modules[str(layer.index)] = nn.Conv2d(inputs, layer.channels, 3, padding=1)
+            modules[str(layer.index)] = nn.Conv2d(inputs, layer.channels, 3, padding=1, **_EMPTY)
         elif layer.kind == "pool":
             modules[str(layer.index)] = nn.MaxPool2d(2)
         elif layer.kind == "fc":
             out = classes if layer.name == "fc8" else layer.channels
-            modules[str(layer.index)] = nn.Linear(layer.in_channels, out)
+            modules[str(layer.index)] = nn.Linear(layer.in_channels, out, **_EMPTY)
         if layer.norm_index is not None:
             modules[str(layer.norm_index)] = nn.BatchNorm2d(
-                layer.channels, track_running_stats=True
+                layer.channels, track_running_stats=True, **_EMPTY
             )
     return modules

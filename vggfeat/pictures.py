@@ -11,6 +11,7 @@ from PIL import Image
 from vggfeat.config import Settings
 from vggfeat.decode import as_decode_errors, decode, finish
 from vggfeat.errors import DecodeError
+from vggfeat.loading import pillow_to_ourselves
 from vggfeat.names import printable, remote_scheme
 from vggfeat.opening import open_file
 from vggfeat.preprocess import Preprocess
@@ -61,7 +62,7 @@ def _picture_of_values(stream: BinaryIO, longest: int, tones: Tones) -> Image.Im
 def _shorter_side(stream: BinaryIO, longest: int) -> int:
     """Pixels of the shorter side once the longer one is `longest` or less."""
     try:
-        with Image.open(stream) as image:
+        with pillow_to_ourselves(MAX_PIXELS), Image.open(stream) as image:
             sides: Any = image.size  # a plugin fills it in, from whatever the file says
     except Exception as error:  # plugins raise nearly anything on broken data
         raise DecodeError("not an image Pillow can read") from error

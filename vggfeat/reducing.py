@@ -17,6 +17,7 @@ from vggfeat.errors import CacheError, UsageError
 from vggfeat.fitted import Fitted, check_network, model_for, network_of, pack, unpack
 from vggfeat.fusing import default_model
 from vggfeat.fusion import normalise, unit_length
+from vggfeat.isolation import isolated
 from vggfeat.names import path_text
 from vggfeat.reduction import Pca, Standardisation, fit_pca, fit_standardisation
 from vggfeat.specs import NORMS
@@ -168,6 +169,7 @@ def _width(part: Part) -> int:
     return len(part.components) if isinstance(part, Pca) else len(part.mean)
 
 
+@isolated()
 def reduce(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],

@@ -64,10 +64,8 @@ class CudaKernel:
         """See `blocks.Kernel`."""
         import torch
 
-        from vggfeat.device import full_float32
-
         total, error = None, 0.0
-        with torch.no_grad(), full_float32(self._device):
+        with torch.no_grad():
             for side in self._queries:
                 x = self._load(side.layer, start, stop)  # (n, D)
                 products = (x @ self._vectors[side.layer]).cpu().numpy()  # (n, q)

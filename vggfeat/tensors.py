@@ -78,11 +78,11 @@ class FeatureDataset(Dataset[tuple[torch.Tensor, ...]]):
         if self.cache.header.scales:
             rows = np.array([row])
             values = (torch.from_numpy(self.cache.values(name, rows)[0]) for name in self.layers)
-            return (*values, torch.tensor(row))
+            return (*values, torch.tensor(row, device="cpu"))
         if not self._tensors:
             stored = (torch.from_numpy(np.array(self.cache[name][row])) for name in self.layers)
-            return (*stored, torch.tensor(row))
-        return (*(tensor[row] for tensor in self._tensors), torch.tensor(row))
+            return (*stored, torch.tensor(row, device="cpu"))
+        return (*(tensor[row] for tensor in self._tensors), torch.tensor(row, device="cpu"))
 
     def __reduce__(self) -> tuple[type[FeatureDataset], tuple[str, tuple[str, ...]]]:
         return FeatureDataset, (self.cache.path, self.layers)

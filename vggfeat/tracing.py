@@ -10,6 +10,7 @@ import functools
 import io
 import math
 import os
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,9 @@ from vggfeat.errors import DecodeError, UsageError
 from vggfeat.firstlayer import COLOURS
 from vggfeat.fit import Checkpoint, Fit, Problem, cannot_be_multiplied, check_fit
 from vggfeat.geometry import with_shorter_side
+from vggfeat.isolation import isolated
 from vggfeat.layers import CLASSES, GRID, Layer, layer_table
+from vggfeat.loading import pillow_to_ourselves
 from vggfeat.opening import open_file
 from vggfeat.rasters import read_raster
 from vggfeat.weights import find_weights, parameter_shapes
@@ -124,6 +127,7 @@ class Trace:
         return not self.problems
 
 
+@isolated()
 def trace(
     photo: str | None = None,
     *,
@@ -230,7 +234,7 @@ def read_photo(path: str, preprocess: Preprocess, max_pixels: int) -> Photo:
 
 def _header(data: bytes) -> tuple[str, str, tuple[int, int]]:
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with pillow_to_ourselves(sys.maxsize), Image.open(io.BytesIO(data)) as image:
             return str(image.format), image.mode, image.size
     except Exception:  # noqa: BLE001 decoding says what is wrong, in our own words
         return "", "", (0, 0)

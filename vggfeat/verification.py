@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vggfeat.errors import CacheError, UsageError
+from vggfeat.isolation import isolated
 from vggfeat.lock import hold
 from vggfeat.machine import usable_cores
 from vggfeat.mirror import local_copy
@@ -74,6 +75,7 @@ class Verification:
     missing: tuple[str, ...] = ()
 
 
+@isolated()
 def verify(path: str | os.PathLike[str], *, repair: bool = False) -> Verification:
     """Reads a whole cache and compares each done or failed row with its checksum and its state.
 

@@ -9,7 +9,6 @@ said.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import mmap
 import multiprocessing
 import os
@@ -23,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vggfeat.child_processes import detach, end, is_stopped
 from vggfeat.errors import DecodeError, VggfeatError
-from vggfeat.machine import give_freed_memory_back
 from vggfeat.plan import EMPTY
 
 if TYPE_CHECKING:
@@ -35,11 +34,9 @@ if TYPE_CHECKING:
 
     DecodeRow = Callable[[int], tuple[bytes, Any]]
 
-_PR_SET_PDEATHSIG = 1  # from linux/prctl.h: a signal for when the parent dies
 _POLL_SECONDS = 0.1
 _TASKS_AHEAD = 2  # one at work, one waiting, so that no worker waits for its next
 _LARGEST_TASK = 16  # images
-_REAP_SECONDS = 5.0
 _ATTEMPTS = 2
 _AT_REST = -1
 
@@ -73,7 +70,7 @@ class _Task:
 
 @dataclass(slots=True)
 class _Worker:
-    """A process, the tasks it was given, and how long its image was watched without an end."""
+    """A process, the tasks it was given, and how long it was watched without getting on."""
 
     pid: int
     place: int
@@ -233,13 +230,17 @@ class _Pool:
 
     def _watch(self, worker: _Worker, passed: float) -> None:
         at = (int(self._at[worker.place, 0]), int(self._at[worker.place, 1]))
-        if at != worker.at or at[0] == _AT_REST:
+        if at != worker.at or not worker.tasks:
             worker.at, worker.watched = at, 0.0
             return
         worker.watched += passed
-        if worker.watched > self._timeout:
-            reason = f"decoding took longer than {self._timeout:g} s (--decode-timeout)"
-            self._replace(worker, blamed=reason)
+        if worker.watched <= self._timeout:
+            return
+        if at[0] == _AT_REST or is_stopped(worker.pid):  # then no image is to blame
+            self._replace(worker)
+            return
+        reason = f"decoding took longer than {self._timeout:g} s (--decode-timeout)"
+        self._replace(worker, blamed=reason)
 
     def _receive(self, worker: _Worker) -> None:
         try:
@@ -263,10 +264,14 @@ class _Pool:
         self._missing[batch] -= 1
 
     def _replace(self, worker: _Worker, blamed: str = "") -> None:
-        """Another process in the place of one that died, or that is to die because it hangs."""
-        ended = _end(worker.pid)
+        """Another process in the place of one that died, or that is to die because it hangs.
+
+        One that stands still between two images, or was stopped from outside, costs no image.
+        """
+        stopped = not blamed and is_stopped(worker.pid)
+        ended = end(worker.pid)
         worker.channel.close()
-        row = int(self._at[worker.place, 0])
+        row = _AT_REST if stopped else int(self._at[worker.place, 0])
         self._at[worker.place, 0] = _AT_REST
         self._in_vain += 1
         if self._in_vain > _ATTEMPTS * (len(self._workers) + _LARGEST_TASK):
@@ -308,7 +313,7 @@ class _Pool:
             theirs.close()
             return _Worker(pid, place, ours)
         try:
-            _detach(parent)
+            detach(parent)
             ours.close()
             for worker in getattr(self, "_workers", ()):
                 worker.channel.close()
@@ -347,7 +352,7 @@ class _Pool:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(worker.pid, signal.SIGKILL)
         for worker in self._workers:
-            _end(worker.pid)
+            end(worker.pid)
             worker.channel.close()
 
 
@@ -357,43 +362,8 @@ def _shared(shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
     return np.frombuffer(mmap.mmap(-1, size), dtype=dtype).reshape(shape)
 
 
-def _detach(parent: int) -> None:
-    """Leaves signals to the main process, which ends what it began, and goes when it goes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    give_freed_memory_back()  # one huge image must not stay with each of many processes
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)  # Linux only
-    if prctl is not None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(0)
-
-
 def _portable(error: Exception) -> Exception:
     """The error itself where it can be sent, else its text."""
     if isinstance(error, VggfeatError) and len(error.args) == 1:
         return error
     return RuntimeError(f"while decoding: {type(error).__name__}: {error}")
-
-
-def _end(pid: int) -> str:
-    """Kills a process unless it is dead already; says how it ended.
-
-    One that hangs in the kernel may take its time; it is not waited for longer than a few seconds.
-    """
-    until = time.monotonic() + _REAP_SECONDS
-    killed = False
-    while time.monotonic() < until:
-        try:
-            found, status = os.waitpid(pid, os.WNOHANG)
-        except ChildProcessError:
-            return "ended"
-        if found:
-            code = os.waitstatus_to_exitcode(status)
-            return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended ({code})"
-        if not killed:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            killed = True
-        time.sleep(0.001)
-    return "hangs"

@@ -26,6 +26,7 @@ from vggfeat.adapting.metadata import IDENTITY, REPORT, identity_of, preprocessi
 from vggfeat.adapting.report import Adapted
 from vggfeat.adapting.split import Split, stratified_split
 from vggfeat.errors import InterruptedRunError, UsageError
+from vggfeat.isolation import isolated
 from vggfeat.labels import UNLABELLED, labels_of_paths
 from vggfeat.lock import hold, refuse_if_held
 from vggfeat.names import path_text
@@ -113,6 +114,7 @@ class _Task:
         return digest.hexdigest()
 
 
+@isolated()
 def adapt(
     images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],

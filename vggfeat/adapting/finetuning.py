@@ -22,7 +22,6 @@ from torch.nn import functional as F  # noqa: N812 the name the whole field know
 
 from vggfeat.adapting.evaluation import MetricSums
 from vggfeat.adapting.linear_probe import LinearHead, Scaling
-from vggfeat.device import full_float32
 from vggfeat.errors import DeviceError
 from vggfeat.firstlayer import HEAD
 
@@ -116,7 +115,7 @@ class FineTunedNetwork:
         share = self._schedule.at(step)
         for group, size in zip(self._optimiser.param_groups, self._sizes, strict=True):
             group["lr"] = self._schedule.peak * size * share
-        with _memory_errors(self.device, len(images)), full_float32(self.device):
+        with _memory_errors(self.device, len(images)):
             targets = torch.from_numpy(classes).to(self.device)
             loss = F.cross_entropy(self.logits(images), targets)
             self._optimiser.zero_grad()
@@ -133,7 +132,7 @@ class FineTunedNetwork:
     @torch.no_grad()
     def evaluate(self, images: Tensor, classes: NDArray[np.int64]) -> MetricSums:
         """How it does on images, (n, C, H, W) normalised, of classes int64 (n,)."""
-        with _memory_errors(self.device, len(images)), full_float32(self.device):
+        with _memory_errors(self.device, len(images)):
             logits = self.logits(images)
         return MetricSums.of(logits, classes)
 

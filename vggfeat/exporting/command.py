@@ -11,6 +11,7 @@ from vggfeat.errors import SpaceError, UsageError
 from vggfeat.exporting.content import select
 from vggfeat.exporting.formats import FORMATS, Format
 from vggfeat.exporting.options import COMPRESSIONS, INDEX_METRICS, Compress, IndexMetric, Options
+from vggfeat.isolation import isolated
 from vggfeat.lock import hold
 from vggfeat.names import path_text
 from vggfeat.shardreader import open_cache
@@ -43,6 +44,7 @@ class Exported:
     notes: tuple[str, ...]
 
 
+@isolated()
 def export(
     cache: str | os.PathLike[str],
     out: str | os.PathLike[str],

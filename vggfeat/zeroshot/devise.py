@@ -176,7 +176,6 @@ def _trained(
     look: Callable[[ZeroShotNetwork, int], bool] = lambda _network, _epoch: True,
 ) -> ZeroShotNetwork:
     """Trains on rows of the classes `kept`, until `look` says that it is enough."""
-    torch.manual_seed(task.seed)
     noise = np.random.default_rng(task.seed)
     start = np.zeros((task.inputs.width, task.vectors.shape[1]), dtype=np.float32)
     network = ZeroShotNetwork(task.inputs, start, task.vectors, attention=task.attention)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vggfeat.errors import UsageError
+from vggfeat.isolation import isolated
 from vggfeat.metrics import nearness
 from vggfeat.shardreader import open_cache
 from vggfeat.transforms import blocks_of
@@ -104,6 +105,7 @@ class Evaluation:
     notes: tuple[str, ...]
 
 
+@isolated()
 def evaluate_zeroshot(
     model: str | os.PathLike[str],
     source: str | os.PathLike[str],

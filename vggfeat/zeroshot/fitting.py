@@ -14,6 +14,7 @@ import numpy as np
 
 from vggfeat.errors import CacheMismatchError, InputError, UsageError
 from vggfeat.fitted import check_replaceable, differences, load_fitted, network_of, save_fitted
+from vggfeat.isolation import isolated
 from vggfeat.names import path_text
 from vggfeat.shardreader import open_cache
 from vggfeat.transforms import chosen_layers
@@ -103,6 +104,7 @@ class _Task:
         }
 
 
+@isolated()
 def fit_zeroshot(
     source: str | os.PathLike[str],
     vectors: str | os.PathLike[str],

@@ -11,6 +11,7 @@ import numpy as np
 
 from vggfeat.errors import CacheError, UsageError
 from vggfeat.fitted import Fitted, check_network, load_fitted
+from vggfeat.isolation import isolated
 from vggfeat.zeroshot.inputs import Inputs, inputs_from
 from vggfeat.zeroshot.tree import ClassTree
 
@@ -75,6 +76,7 @@ class ZeroShotModel:
         """
         return model_from(load_fitted(str(path), KIND))
 
+    @isolated()
     def embed(self, layers: Mapping[str, Values]) -> Values:
         """Images in the space of class vectors, float32 (n, a).
 
@@ -84,6 +86,7 @@ class ZeroShotModel:
         embedded: Values = self.inputs(layers) @ self.map
         return embedded
 
+    @isolated()
     def scores(self, layers: Mapping[str, Values]) -> Values:
         """Score of each class for each image, float32 (n, z)."""
         scores: Values = self.embed(layers) @ self.vectors.T
@@ -131,6 +134,7 @@ class ZeroShotModel:
             counts=self.counts[kept],
         )
 
+    @isolated()
     def module(self) -> ZeroShotNetwork:
         """The same model as a `torch.nn.Module`: layers in, scores out."""
         from vggfeat.zeroshot.network import ZeroShotNetwork

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vggfeat.errors import CacheError, InputError, TooManyFailuresError, UsageError
+from vggfeat.isolation import isolated
 from vggfeat.shardreader import open_cache
 from vggfeat.transforms import blocks_of
 from vggfeat.zeroshot.model import ZeroShotModel
@@ -61,6 +62,7 @@ class Predictions:
         return [(self.names[number], score) for number, score in pairs]
 
 
+@isolated()
 def predict_zeroshot(
     model: str | os.PathLike[str],
     source: str | os.PathLike[str],
