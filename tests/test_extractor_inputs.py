@@ -40,7 +40,7 @@ def photo(test_data: Path) -> Image.Image:
 @pytest.fixture(scope="module")
 def pixels(photo: Image.Image) -> Tensor:
     """What torchvision's own transform makes of the photo before it is normalised."""
-    small = functional.center_crop(functional.resize(photo, [73]), [64])  # type: ignore[arg-type] # Pillow images work
+    small = functional.center_crop(functional.resize(photo, [73]), [64])
     return torch.from_numpy(np.array(small)).permute(2, 0, 1)[None]
 
 
