@@ -47,7 +47,8 @@ def read_dicom(stream: BinaryIO, preprocess: Preprocess, max_pixels: int) -> Ras
             'DICOM, which needs a package that is not installed: pip install "vggfeat[dicom]"'
         ) from None
     stream.seek(0)
-    dataset = pydicom.dcmread(stream)
+    dataset = pydicom.dcmread(stream, force=True)  # a preamble may be lacking: see `is_dicom`
+    _name_syntax(dataset)
     if "PixelData" not in dataset or "Rows" not in dataset:
         raise DecodeError(f"DICOM without an image, {_class_name(dataset)}")
     rows, columns = int(dataset.Rows), int(dataset.Columns)
@@ -61,12 +62,52 @@ def read_dicom(stream: BinaryIO, preprocess: Preprocess, max_pixels: int) -> Ras
         bits = 8 * values.dtype.itemsize
     if values.ndim == 3:  # noqa: PLR2004 (H, W, 3)
         return Raster(values, Range(0, 2**bits - 1), f"DICOM {kind}", bits)
+    padding = _padding(dataset, values)
     values = apply_modality_lut(values, dataset)
     scale = None
     if preprocess.window is None and preprocess.clip is None:
-        values, scale = _by_file(dataset, values)
+        values, scale = _by_file(dataset, values, padding)
     inverted = kind == "MONOCHROME1"
-    return Raster(values[..., None], scale, f"DICOM {kind}", bits, inverted)
+    return Raster(values[..., None], scale, f"DICOM {kind}", bits, inverted, padding)
+
+
+def _name_syntax(dataset: Any) -> None:
+    """Name the transfer syntax of a file that does not, as those without a preamble, by its form.
+
+    Raises:
+        DecodeError: it is compressed, and nothing says how.
+    """
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+    if "TransferSyntaxUID" in getattr(dataset, "file_meta", ()):
+        return
+    if "PixelData" in dataset and dataset["PixelData"].is_undefined_length:
+        raise DecodeError("DICOM whose pixels are compressed, without its transfer syntax")
+    implicit, little = dataset.original_encoding
+    if not hasattr(dataset, "file_meta"):
+        dataset.file_meta = FileMetaDataset()
+    explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+    dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+
+
+def _padding(dataset: Any, stored: NDArray[Any]) -> NDArray[np.bool_] | None:
+    """Where stored values, (H, W), are no image but padding (C.7.5.1.1.2); None for nowhere."""
+    first = dataset.get("PixelPaddingValue")
+    if first is None:
+        return None
+    last = dataset.get("PixelPaddingRangeLimit")
+    edges = [_as_stored(int(edge), stored) for edge in (first, first if last is None else last)]
+    padded = (stored >= min(edges)) & (stored <= max(edges))
+    return padded if padded.any() else None
+
+
+def _as_stored(value: int, stored: NDArray[Any]) -> int:
+    """A value with the sign of the pixels: many files write -2000 as 63536."""
+    size = 1 << (8 * stored.dtype.itemsize)
+    if stored.dtype.kind == "i" and value >= size // 2:
+        return value - size
+    return value + size if stored.dtype.kind == "u" and value < 0 else value
 
 
 def _first_frame(dataset: Any) -> NDArray[Any]:
@@ -93,7 +134,9 @@ def _class_name(dataset: Any) -> str:
     return "of an unknown kind"
 
 
-def _by_file(dataset: Any, values: NDArray[Any]) -> tuple[NDArray[Any], Range]:
+def _by_file(
+    dataset: Any, values: NDArray[Any], padding: NDArray[np.bool_] | None
+) -> tuple[NDArray[Any], Range]:
     """Values, and their black and white, as the file itself wants to be shown."""
     from pydicom.pixels.processing import apply_voi
 
@@ -103,7 +146,8 @@ def _by_file(dataset: Any, values: NDArray[Any]) -> tuple[NDArray[Any], Range]:
     if dataset.get("VOILUTSequence"):
         bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
         return apply_voi(values, dataset), Range(0, 2**bits - 1)
-    finite = values[np.isfinite(values)]
+    shown = values if padding is None else values[~padding]
+    finite = shown[np.isfinite(shown)]
     return values, Range(float(finite.min(initial=0)), float(finite.max(initial=0)))
 
 

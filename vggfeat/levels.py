@@ -53,6 +53,8 @@ class Raster:
         kind: format and kind of pixels, such as `PNG I;16`.
         bits: of a value in the file.
         inverted: small values are bright.
+        padding: bool (H, W), where values are no part of the image and belong to no window; None
+            for nowhere.
     """
 
     values: NDArray[Any]
@@ -60,6 +62,12 @@ class Raster:
     kind: str
     bits: int
     inverted: bool = False
+    padding: NDArray[np.bool_] | None = None
+
+    @property
+    def own(self) -> NDArray[Any]:
+        """The values without padding: (H, W, C), or (n, C) where some are left out."""
+        return self.values if self.padding is None else self.values[~self.padding]
 
 
 def develop(raster: Raster, preprocess: Preprocess) -> NDArray[Any]:
@@ -76,19 +84,22 @@ def develop(raster: Raster, preprocess: Preprocess) -> NDArray[Any]:
         DecodeError: of another number of channels.
     """
     raster = with_channels(raster, preprocess.channels)
-    values = raster.values
+    values, own = raster.values, raster.own
     # One range for grey and for colours, which it must not tint; bands of other kinds have nothing
     # in common.
-    parts = [values] if values.shape[2] in (1, RGB) else np.split(values, values.shape[2], axis=2)
+    count = 1 if values.shape[2] in (1, RGB) else values.shape[2]
+    parts = zip(np.split(values, count, axis=2), np.split(own, count, axis=-1), strict=True)
     levels = [
-        to_levels(part, find_range(part, raster.scale, preprocess.tones), preprocess.white)
-        for part in parts
+        to_levels(part, find_range(shown, raster.scale, preprocess.tones), preprocess.white)
+        for part, shown in parts
     ]
     found = levels[0] if len(levels) == 1 else np.concatenate(levels, axis=2)
     if raster.inverted:
         found = preprocess.white - found
     if preprocess.clahe is not None:
         found = equalise(found, *preprocess.clahe)
+    if raster.padding is not None:  # black, whatever the values mean
+        found = np.where(raster.padding[..., None], found.dtype.type(0), found)
     if found.shape[2] != preprocess.channels:  # grey, which equalising need not do three times
         found = np.repeat(found, preprocess.channels, axis=2)
     return found

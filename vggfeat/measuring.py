@@ -198,7 +198,7 @@ def _measuring(manifest: Manifest, settings: Settings) -> Callable[[int], tuple[
             squares=(exact * exact).sum(axis=0),
             lowest=channels.min(axis=0),
             highest=channels.max(axis=0),
-            values=count_values(raster.values),
+            values=count_values(raster.own),
             kind=raster.kind,
             bits=raster.bits,
         )
