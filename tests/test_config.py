@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_cli import assert_one_line, vggfeat, write_images
 from torchvision.models import VGG16_Weights
 
 from vggfeat.config import (
@@ -341,13 +342,53 @@ def test_layers_of_another_type_are_a_usage_error(tmp_path: Path, layers: str) -
 
 def test_unknown_keys_are_all_named_and_the_near_one_suggested(tmp_path: Path) -> None:
     """Keys that are no settings are listed, with the setting probably meant and all there are."""
-    name = toml(tmp_path, 'layers = "fc7"\nbatch-size = 8\n[extra]\nx = 1\n')
+    name = toml(tmp_path, 'layers = "fc7"\nbatch-sise = 8\n[extra]\nx = 1\n')
     with pytest.raises(UsageError) as caught:
         load_config(name)
     message = str(caught.value)
-    assert message.startswith(f"config {name!r} has unknown settings batch-size, extra")
+    assert message.startswith(f"config {name!r} has unknown settings batch-sise, extra")
     assert "did you mean batch_size?" in message
     assert message.endswith(", ".join(SETTING_NAMES))
+
+
+def test_keys_may_be_spelt_as_options_are(tmp_path: Path) -> None:
+    """A file of every setting with hyphens, as `--help` prints them, gives the same settings."""
+    values = {"batch_size": 8, "max_failures": 3, "first_layer": "kaiming", "time_limit": "2h"}
+    for spelling in ("-", "_"):
+        lines = [f"{key.replace('_', spelling)} = {value!r}" for key, value in values.items()]
+        assert load_config(toml(tmp_path, "\n".join(lines))) == {**values, "max_failures": "3"}
+
+
+def test_both_spellings_are_refused(tmp_path: Path) -> None:
+    """One setting in two spellings is an error that names both, whatever their values."""
+    name = toml(
+        tmp_path, "batch-size = 8\nbatch_size = 8\ndecode_timeout = 1\ndecode-timeout = 2\n"
+    )
+    words = (
+        "gives batch_size and batch-size, decode_timeout and decode-timeout, which are one setting"
+    )
+    with pytest.raises(UsageError, match=words):
+        load_config(name)
+
+
+def test_each_unknown_key_is_answered(tmp_path: Path) -> None:
+    """What was probably meant is said of every unknown key, however it is spelt."""
+    name = toml(tmp_path, "batch-sise = 8\nchekpoint_seconds = 2\n")
+    with pytest.raises(UsageError, match=r"did you mean batch_size, checkpoint_seconds\?"):
+        load_config(name)
+
+
+@pytest.mark.parametrize(
+    ("command", "out"),
+    [("extract", "a.h5"), ("stats", "a.toml"), ("adapt", "a.safetensors"), ("plot", "a.png")],
+)
+def test_every_command_takes_both_spellings(command: str, out: str, tmp_path: Path) -> None:
+    """Commands with --config know a key with a hyphen, and refuse it together with its twin."""
+    (tmp_path / "two.toml").write_text("max-pixels = 1000000\nmax_pixels = 1000000\n")
+    image = write_images(tmp_path / "images" / "a", 1) / "00.png"
+    source = str(image if command == "plot" else tmp_path / "images")
+    done = vggfeat(command, source, "--config", "two.toml", "--out", out, cwd=tmp_path)
+    assert_one_line(done, 2, "'two.toml' gives max_pixels and max-pixels")
 
 
 @pytest.mark.parametrize("text", ["layers = ", "layers fc7", 'layers = "fc7"\nlayers = "fc6"'])

@@ -245,8 +245,11 @@ PRESETS = ("overall", "pyramid", "same-picture", "similar-colour", "similar-styl
 def load_config(name: str) -> dict[str, Any]:
     """Settings by name from a TOML file, or from the preset of that name.
 
+    Keys may be spelt as settings are, `batch_size`, or as options are, `batch-size`.
+
     Raises:
-        UsageError: no such file or preset, not TOML, or a key that is no setting.
+        UsageError: no such file or preset, not TOML, a key that is no setting, or one given in
+            both spellings.
     """
     path = _config_path(name)
     try:
@@ -255,15 +258,30 @@ def load_config(name: str) -> dict[str, Any]:
         )
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"config {name!r} cannot be read as TOML: {error}") from error
-    unknown = [key for key in values if key not in SETTING_NAMES]
+    return {key: _as_text(key, value) for key, value in _by_name(name, values).items()}
+
+
+def _by_name(config: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values by the names of settings: `batch-size`, as options are spelt, is `batch_size`.
+
+    Raises:
+        UsageError: a key is no setting, or both spellings are given; all such keys are named.
+    """
+    spelt = {key: key.replace("-", "_") for key in values}
+    unknown = [key for key, setting in spelt.items() if setting not in SETTING_NAMES]
     if unknown:
-        near = difflib.get_close_matches(unknown[0], SETTING_NAMES, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        near = [difflib.get_close_matches(spelt[key], SETTING_NAMES, n=1) for key in unknown]
+        meant = ", ".join(dict.fromkeys(match for matches in near for match in matches))
+        hint = f"; did you mean {meant}?" if meant else ""
         raise UsageError(
-            f"config {name!r} has unknown settings {', '.join(unknown)}{hint}; expected any of "
+            f"config {config!r} has unknown settings {', '.join(unknown)}{hint}; expected any of "
             f"{', '.join(SETTING_NAMES)}"
         )
-    return {key: _as_text(key, value) for key, value in values.items()}
+    twice = [key for key, setting in spelt.items() if key != setting and setting in values]
+    if twice:
+        both = ", ".join(f"{spelt[key]} and {key}" for key in twice)
+        raise UsageError(f"config {config!r} gives {both}, which are one setting; keep one of them")
+    return {setting: values[key] for key, setting in spelt.items()}
 
 
 def _as_text(key: str, value: Any) -> Any:
