@@ -83,8 +83,8 @@ def extract(
     config: Annotated[
         str | None,
         typer.Option(
-            help=f"A TOML file or a preset ({', '.join(PRESETS)}); flags override what it says. Keys are the "
-            "names of options, as batch-size or batch_size.",
+            help=f"A TOML file or a preset ({', '.join(PRESETS)}); flags override what it says. "
+            "Keys are the names of options, as batch-size or batch_size.",
             metavar="NAME|FILE.toml",
             show_default=False,
         ),
