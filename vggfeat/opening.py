@@ -18,8 +18,9 @@ import stat
 import zlib
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
+from vggfeat.core.dicom_head import HEAD_BYTES, is_dicom_head
 from vggfeat.errors import DecodeError, InputError
 from vggfeat.names import extension, local_path, remote_scheme
 from vggfeat.remote import read_object
@@ -38,20 +39,6 @@ TAR_MEMBER: Final = -1
 MISSING: Final = -1
 """`Place.offset` of a member that was asked for and is not in the archive."""
 
-_PREAMBLE, _DICOM = 128, b"DICM"
-_FIRST_KINDS = frozenset((b"UL", b"CS", b"UI", b"DA", b"TM", b"SH", b"LO", b"OB", b"DT"))
-_FIRST_NUMBERS = 0x100  # of elements in a group; more than come first
-# Without the kind of the value, the lengths that these first elements may have tell them from
-# other data: group length, length to end, character set, image type, dates, and UIDs.
-_IMPLICIT_LENGTHS: Final = {
-    0x00: (4,),
-    0x01: (4,),
-    0x05: range(2, 130, 2),
-    0x08: range(2, 258, 2),
-    0x12: (8,),
-    0x16: range(10, 66, 2),
-    0x18: range(10, 66, 2),
-}
 _KEPT_OPEN = 8  # archives in each process
 _UNPACKED_AT_MOST = (2**30, 200)  # bytes, and times the file's own size on top
 _BLOCK = 2**20  # bytes that are unpacked at once on the way forward
@@ -128,27 +115,9 @@ def open_file(path: bytes, size: int = 0, mtime_ns: int = 0) -> Iterator[BinaryI
 
 
 def is_dicom(stream: BinaryIO) -> bool:
-    """Whether a seekable stream begins as DICOM files do.
-
-    That is with 128 bytes of anything and the mark; or, as old archives and some exports have it,
-    at once with the first element.
-    """
+    """Whether a seekable stream begins as DICOM files do; see `core.dicom_head`."""
     stream.seek(0)
-    head = stream.read(_PREAMBLE + len(_DICOM))
-    return head[_PREAMBLE:] == _DICOM or _is_first_element(head)
-
-
-def _is_first_element(head: bytes) -> bool:
-    """Whether data begins with an element of group 0002 or 0008, DICOM PS3.5 section 7.1."""
-    if len(head) < 8 or head[:2] not in (b"\2\0", b"\x08\0", b"\0\x08"):  # noqa: PLR2004 bytes of it
-        return False
-    order: Literal["little", "big"] = "big" if head[0] == 0 else "little"
-    number = int.from_bytes(head[2:4], order)
-    if head[4:6] in _FIRST_KINDS:  # explicit: the kind of the value follows
-        return number < _FIRST_NUMBERS
-    length = int.from_bytes(head[4:8], "little")
-    lengths = _IMPLICIT_LENGTHS.get(number, ())
-    return order == "little" and length in lengths
+    return is_dicom_head(stream.read(HEAD_BYTES))
 
 
 def is_unnamed_dicom(path: bytes) -> bool:
