@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import unicodedata
 from typing import TYPE_CHECKING
 
 import h5py
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from vggfeat.errors import InputError, UsageError
 from vggfeat.identity import Identity
-from vggfeat.labels import labels_of, read_labels
+from vggfeat.labels import UNLABELLED, labels_of, labels_of_paths, read_labels
 from vggfeat.preprocess import Preprocess
 from vggfeat.reader import FeatureCache
 from vggfeat.schema import Provenance, lay_out
@@ -136,3 +137,76 @@ def test_no_folders(tmp_path: Path) -> None:
     """Images that all lie in the root have no labels, and the error says what to give."""
     with pytest.raises(UsageError, match=r"lie in no folders .* give --labels FILE\.csv, or --qu"):
         labels_of(cache_of(tmp_path, b"a.jpg", b"b.jpg"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "./cat/a 1.jpg,cat\n.//dog/./b.jpg,dog\n",
+        "cat\\a 1.jpg,cat\r\ndog\\b.jpg,dog\r\n",
+        ".\\cat\\a 1.jpg,cat\n.\\dog\\b.jpg,dog\n",
+        "/data/images/cat/a 1.jpg,cat\n/data/images/dog/b.jpg,dog\n",
+        "file:///data/images/cat/a%201.jpg,cat\nfile:///data/images/dog/b.jpg,dog\n",
+        "cat/a%201.jpg,cat\ndog/b%2Ejpg,dog\n",
+        "filename,class\ncat/a 1.jpg,cat\ndog/b.jpg,dog\n",
+        "Image_Path, Label\n   \ncat/a 1.jpg, cat \n\r\ndog/b.jpg ,dog\n",
+        "cat/a 1.jpg,cat\n./cat/a 1.jpg,Cat\ndog/b.jpg,dog\ncat\\a 1.jpg,cat\n",
+    ],
+)
+def test_paths_as_other_tools_write_them(tmp_path: Path, text: str) -> None:
+    """Dots, backslashes, absolute paths, addresses and blanks written as %20 find their image."""
+    paths = [b"cat/a 1.jpg", b"dog/b.jpg", b"other/c.jpg"]
+    found = labels_of_paths(paths, "'f.h5'", written(tmp_path, text), b"/data/images")
+    assert found.names == ("cat", "dog")
+    assert found.classes.tolist() == [0, 1, UNLABELLED]
+
+
+def test_labels_by_absolute_path_of_a_cache(tmp_path: Path) -> None:
+    """Absolute paths begin at the root that a cache records; a path as it stands goes first."""
+    cache = cache_of(tmp_path, b"%20.jpg", b"a\\b.jpg", b"x.jpg")
+    text = "%20.jpg,cat\na\\b.jpg,dog\n/x.jpg,eel\n"
+    assert labels_of(cache, written(tmp_path, text)).names == ("cat", "dog", "eel")
+
+
+def test_paths_of_another_unicode_form(tmp_path: Path) -> None:
+    """A list with composed letters finds files whose names a Mac decomposed, and the other way."""
+    forms = [unicodedata.normalize(form, "Löwe/ä.jpg") for form in ("NFC", "NFD")]
+    for one, other in (forms, forms[::-1]):
+        file = written(tmp_path, f"{other},lion\nb.jpg,cat\n")
+        found = labels_of_paths([one.encode(), b"b.jpg"], "'f.h5'", file)
+        assert found.classes.tolist() == [1, 0]
+
+
+def test_one_image_under_two_paths_with_two_labels(tmp_path: Path) -> None:
+    """Lines that name one image in two ways and disagree are listed together, three at most."""
+    paths = [f"{number}.jpg".encode() for number in range(5)]
+    lines = [f"{number}.jpg,cat\n./{number}.jpg,dog\n" for number in range(5)]
+    with pytest.raises(UsageError) as caught:
+        labels_of_paths(paths, "'f.h5'", written(tmp_path, "".join(lines)))
+    text = str(caught.value)
+    assert "expected one label for each image of 'f.h5'" in text
+    assert "'0.jpg' and './0.jpg' are one image, 'cat' and 'dog'" in text
+    assert text.endswith("; and 2 more")
+
+
+def test_spellings_of_one_label_do_not_conflict(tmp_path: Path) -> None:
+    """A path given twice, with labels of one class, has that class."""
+    text = "a.jpg,cat\na.jpg, Cat\nb.jpg,sea_lion\nb.jpg,Sea-Lion\n"
+    found = labels_of_paths([b"a.jpg", b"b.jpg"], "'f.h5'", written(tmp_path, text))
+    assert found.names == ("cat", "sea_lion")
+
+
+def test_what_has_no_counterpart_is_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Labels of no image and images of no label: how many, and the first three of either."""
+    cache = cache_of(tmp_path, *(f"{number}.jpg".encode() for number in range(5)))
+    file = written(tmp_path, "4.jpg,cat\n" + "".join(f"x{at}.jpg,dog\n" for at in range(4)))
+    with caplog.at_level(logging.INFO, "vggfeat"):
+        found = labels_of(cache, file)
+    where = f"paths in {file} are not in {cache.path!r}"
+    assert found.notes == (
+        f"4 of 5 {where}: 'x0.jpg', 'x1.jpg', 'x2.jpg' and 1 more",
+        "4 of 5 images have no label: '0.jpg', '1.jpg', '2.jpg' and 1 more",
+    )  # fmt: skip
+    assert [record.getMessage() for record in caplog.records] == list(found.notes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -31,9 +30,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from vggfeat.labels import Labels
     from vggfeat.reader import FeatureCache
-
-_log = logging.getLogger("vggfeat")
 
 RANKS = (5, 10)
 """The k of recall at k, unless told otherwise."""
@@ -94,6 +92,7 @@ class Comparison:
         classes: how many classes the images searched have; 0 by queries.
         candidates: best mean average precision first; of several query caches, over all queries.
         by_queries: of several query caches, each one's results; else empty.
+        notes: what a user should know of the labels: see `labels.Labels`.
     """
 
     metric: str
@@ -101,6 +100,7 @@ class Comparison:
     classes: int
     candidates: tuple[Candidate, ...]
     by_queries: tuple[QueryResults, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @isolated()
@@ -144,10 +144,13 @@ def compare(
     altered = tuple(map(open_cache, queries))
     _check_caches(opened, altered, with_labels=labels is not None)
     plan = plan_candidates(opened, metric, fusions)
+    notes: tuple[str, ...] = ()
     if altered:
         database, asked = _by_queries(opened[0], altered, plan, sample)
     else:
-        database, asked = _by_labels(opened, labels, sample)
+        known = labels_of(opened[0], labels)
+        notes = known.notes
+        database, asked = _by_labels(opened, known, sample)
     found = [search(database, one, plan) for one in asked]
     pooled = Found(
         np.concatenate([one.precision for one in found], axis=1),
@@ -162,6 +165,7 @@ def compare(
         by_queries=tuple(
             QueryResults(cache.path, _results(part, database, plan, k)) for cache, part in each
         ),
+        notes=notes,
     )
 
 
@@ -197,14 +201,11 @@ def _check_caches(
 
 
 def _by_labels(
-    caches: tuple[FeatureCache, ...], labels: str | os.PathLike[str] | None, sample: int
+    caches: tuple[FeatureCache, ...], known: Labels, sample: int
 ) -> tuple[Database, list[Queries]]:
     rows = _common_rows(caches)
-    known = labels_of(caches[0], labels)
     classes = known.classes[rows[0]]
     labelled = classes != UNLABELLED
-    if not labelled.all():
-        _log.info("%d of %d images have no label", len(classes) - labelled.sum(), len(classes))
     database = Database(caches, tuple(one[labelled] for one in rows), classes[labelled])
     members = np.bincount(database.classes, minlength=len(known.names))
     if np.count_nonzero(members) < 2 or members.max() < 2:  # noqa: PLR2004 classes, and images of one

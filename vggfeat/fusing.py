@@ -229,7 +229,7 @@ def _fit(cache: FeatureCache, settings: FuseSettings) -> Fitted:
         examples = (
             _from_pairs(cache, fusion, settings.pairs)
             if settings.pairs
-            else _from_labels(cache, fusion, settings.labels)
+            else _from_labels(cache, fusion, settings.labels, notes)
         )
         log.info("learning weights from %d images", len(examples.groups))
         learnt = learn(fusion, examples, by_group=bool(settings.pairs), device=settings.device)
@@ -251,10 +251,14 @@ def _most_rows(fusion: Fusion) -> int:
     return min(_MOST_ROWS, _MOST_BYTES // (4 * sum(fusion.widths.values())))
 
 
-def _from_labels(cache: FeatureCache, fusion: Fusion, labels: str | None) -> Examples:
+def _from_labels(
+    cache: FeatureCache, fusion: Fusion, labels: str | None, notes: list[str]
+) -> Examples:
     from vggfeat.learning import Examples
 
-    classes = labels_of(cache, None if labels == FOLDERS else labels).classes
+    known = labels_of(cache, None if labels == FOLDERS else labels)
+    notes.extend(known.notes)
+    classes = known.classes
     rows = spread(np.flatnonzero(cache.done & (classes != UNLABELLED)), _most_rows(fusion))
     return Examples(_gathered([(cache, rows)], fusion), classes[rows])
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vggfeat.core.class_names import class_key, one_line, unify
+from vggfeat.core.image_paths import PathIndex
 from vggfeat.core.text import is_text
 from vggfeat.errors import UsageError
 from vggfeat.names import MEMBER_MARK, archive_suffix
@@ -28,7 +30,12 @@ _log = logging.getLogger("vggfeat")
 UNLABELLED = -1
 """Class number of an image that has no label."""
 
-_HEADER = ["path", "label"]
+_COLUMNS = 2
+_PATH_HEADS = frozenset({
+    "path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path",
+    "imagepath", "img", "name", "image_name",
+})  # fmt: skip
+_LABEL_HEADS = frozenset({"label", "class", "category", "target", "class_name", "classname"})
 _SHOWN = 3
 
 
@@ -39,10 +46,13 @@ class Labels:
     Attributes:
         classes: int64 (N,), index into `names`, or `UNLABELLED`.
         names: of the classes, sorted.
+        notes: what a user should know: labels of no image, images of no label, spellings that were
+            taken for one class.
     """
 
     classes: NDArray[np.int64]
     names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def labels_of(cache: FeatureCache, labels_csv: str | os.PathLike[str] | None = None) -> Labels:
@@ -59,7 +69,8 @@ def labels_of(cache: FeatureCache, labels_csv: str | os.PathLike[str] | None = N
         InputError: the file cannot be read.
     """
     paths = [bytes(path) for path in cache.paths]
-    labels = labels_of_paths(paths, repr(cache.path), labels_csv)
+    root = cache.header.provenance.root
+    labels = labels_of_paths(paths, repr(cache.path), labels_csv, root)
     if not labels.names:
         raise UsageError(
             f"no labels: the images of {cache.path!r} lie in no folders that could name their "
@@ -69,14 +80,21 @@ def labels_of(cache: FeatureCache, labels_csv: str | os.PathLike[str] | None = N
 
 
 def labels_of_paths(
-    paths: Sequence[bytes], where: str, labels_csv: str | os.PathLike[str] | None = None
+    paths: Sequence[bytes],
+    where: str,
+    labels_csv: str | os.PathLike[str] | None = None,
+    root: bytes = b"",
 ) -> Labels:
     """The class of each path, from a CSV file or else the name of the folder it lies in.
+
+    Labels that `core.class_names` takes for one class are one, which is logged. What else a user
+    should know is logged too, and in the notes.
 
     Args:
         paths: relative to the root of their source.
         where: what they are the images of, for errors.
         labels_csv: see `labels_of`.
+        root: of the paths, for absolute ones in the file; empty if it is not known.
 
     Returns:
         without any names where no path lies in a folder.
@@ -86,21 +104,24 @@ def labels_of_paths(
         InputError: the file cannot be read.
     """
     if labels_csv is not None:
-        return _numbered(_from_csv(where, paths, os.fspath(labels_csv)))
-    return _numbered([_folder(path) for path in paths])
+        labels, notes = _from_csv(where, PathIndex(paths, root), paths, os.fspath(labels_csv))
+    else:
+        labels, notes = [_folder(path) for path in paths], ()
+    return _numbered(labels, paths, notes)
 
 
 def read_labels(path: str | os.PathLike[str]) -> dict[bytes, str]:
     """The label of each path in a CSV file (RFC 4180) of two columns, path and label.
 
     UTF-8, or UTF-16 with its byte order mark. Paths may hold the file system's own bytes, which
-    need not be UTF-8; labels must be. A header `path,label` and blank lines are passed over.
+    need not be UTF-8; labels must be. A header such as `path,label` or `filename,class` and blank
+    lines are passed over.
 
     Args:
         path: the CSV file.
 
     Returns:
-        Label by path, the path as bytes, as caches have it.
+        Label by path, both as they stand there, the path as bytes, as caches have it.
 
     Raises:
         UsageError: a line has not two columns or no label, a path has two labels, or there is no
@@ -117,8 +138,8 @@ def _parse(path: str, lines: Iterable[str]) -> dict[bytes, str]:
     wrong = []
     reader = csv.reader(lines, strict=True)
     try:
-        for number, cells in enumerate(filter(None, reader)):
-            if number == 0 and [cell.strip().lower() for cell in cells] == _HEADER:
+        for number, cells in enumerate(filter(_is_filled, reader)):
+            if number == 0 and _is_header(cells):
                 continue
             problem = _take(cells, labels)
             if problem:
@@ -135,9 +156,19 @@ def _parse(path: str, lines: Iterable[str]) -> dict[bytes, str]:
     return labels
 
 
+def _is_filled(cells: list[str]) -> bool:
+    """Whether a line is not blank."""
+    return len(cells) > 1 or (len(cells) == 1 and not cells[0].isspace())
+
+
+def _is_header(cells: list[str]) -> bool:
+    words = [cell.strip().lower() for cell in cells]
+    return len(words) == _COLUMNS and words[0] in _PATH_HEADS and words[1] in _LABEL_HEADS
+
+
 def _take(cells: list[str], labels: dict[bytes, str]) -> str:
     """Adds a line to the labels; what is wrong with it, or nothing."""
-    if len(cells) != len(_HEADER):
+    if len(cells) != _COLUMNS:
         return f"{len(cells)} columns"
     path, label = cells
     if not path or not label:
@@ -145,35 +176,61 @@ def _take(cells: list[str], labels: dict[bytes, str]) -> str:
     if not is_text(label):
         return f"label {label!r} is not UTF-8; save the file as UTF-8"
     known = labels.setdefault(path.encode("utf-8", "surrogateescape"), label)
-    return "" if known == label else f"{path!r} is {label!r} here and {known!r} above"
+    if known == label or class_key(known) == class_key(label):
+        return ""
+    return f"{path!r} is {label!r} here and {known!r} above"
 
 
-def _from_csv(where: str, paths: Sequence[bytes], labels_csv: str) -> list[str]:
-    """The label of each path, empty where the file has none."""
+def _from_csv(
+    where: str, index: PathIndex, paths: Sequence[bytes], labels_csv: str
+) -> tuple[list[str], tuple[str, ...]]:
+    """The label of each path, empty where the file has none; and what to say of it."""
     by_path = read_labels(labels_csv)
-    labels = [by_path.get(path, "") for path in paths]
-    unknown = len(by_path) - sum(map(bool, labels))
-    _check_encoding(labels_csv, by_path, paths)
-    if unknown == len(by_path):
+    labels = [""] * len(paths)
+    taken: dict[int, bytes] = {}
+    unknown, wrong = [], []
+    for path, label in by_path.items():
+        place = index.find(path)
+        if place is None:
+            unknown.append(os.fsdecode(path))
+            continue
+        first = taken.setdefault(place, path)
+        if first is path:
+            labels[place] = label
+        elif class_key(labels[place]) != class_key(label):
+            both = f"{os.fsdecode(first)!r} and {os.fsdecode(path)!r}"
+            wrong.append(f"{both} are one image, {labels[place]!r} and {label!r}")
+    _check_encoding(labels_csv, by_path, unknown)
+    if len(unknown) == len(by_path):
         raise UsageError(
             f"labels {labels_csv!r} name no image of {where}: expected paths like "
-            f"{os.fsdecode(paths[0])!r}, found {os.fsdecode(next(iter(by_path)))!r}"
+            f"{os.fsdecode(paths[0])!r}, found {unknown[0]!r}"
         )
-    if unknown:
-        _log.info("%d of %d paths in %s are not in %s", unknown, len(by_path), labels_csv, where)
-    return labels
+    if wrong:
+        more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+        raise UsageError(
+            f"labels {labels_csv!r}, expected one label for each image of {where}: "
+            f"{'; '.join(wrong[:_SHOWN])}{more}"
+        )
+    if not unknown:
+        return labels, ()
+    note = (
+        f"{len(unknown)} of {len(by_path)} paths in {labels_csv} are not in {where}: "
+        f"{one_line(unknown)}"
+    )
+    return labels, (note,)
 
 
-def _check_encoding(labels_csv: str, named: Iterable[bytes], paths: Sequence[bytes]) -> None:
+def _check_encoding(labels_csv: str, named: Iterable[bytes], unknown: Sequence[str]) -> None:
     """Refuse paths that are not UTF-8 if no image has one of them: the file is in another encoding.
 
     Raises:
         UsageError: such as Latin-1.
     """
-    odd = [path for path in named if not is_text(path.decode("utf-8", "surrogateescape"))]
-    if odd and not {*odd} & {*paths}:
+    odd = [text for text in map(os.fsdecode, named) if not is_text(text)]
+    if odd and {*odd} <= {*unknown}:
         raise UsageError(
-            f"labels {labels_csv!r} are not UTF-8: no image has the path {os.fsdecode(odd[0])!r}; "
+            f"labels {labels_csv!r} are not UTF-8: no image has the path {odd[0]!r}; "
             "save the file as UTF-8"
         )
 
@@ -185,8 +242,20 @@ def _folder(path: bytes) -> str:
     return os.fsdecode(within if mark and archive_suffix(before) else name)
 
 
-def _numbered(labels: Sequence[str]) -> Labels:
-    names = sorted(set(labels) - {""})
+def _numbered(labels: Sequence[str], paths: Sequence[bytes], notes: Sequence[str]) -> Labels:
+    spellings = unify(labels)
+    names = sorted(set(spellings.names.values()) - {""})
     numbers = {name: number for number, name in enumerate(names)}
-    classes = np.array([numbers.get(label, UNLABELLED) for label in labels], dtype=np.int64)
-    return Labels(classes, tuple(names))
+    number_of = {label: numbers.get(name, UNLABELLED) for label, name in spellings.names.items()}
+    classes = np.array([number_of[label] for label in labels], dtype=np.int64)
+    without = np.flatnonzero(classes == UNLABELLED).tolist()
+    said = list(notes)
+    if names and without:
+        some = one_line([os.fsdecode(paths[row]) for row in without])
+        said.append(f"{len(without)} of {len(paths)} images have no label: {some}")
+    for note in said:
+        _log.info("%s", note)
+    if spellings.merged:
+        said.append(f"labels taken for one class: {spellings}")
+        _log.warning("%s", said[-1])
+    return Labels(classes, tuple(names), tuple(said))

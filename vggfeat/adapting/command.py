@@ -168,7 +168,7 @@ def adapt(
             listed,
             root,
             manifest,
-            labels_of_paths(paths, where, labels),
+            labels_of_paths(paths, where, labels, manifest.root),
             find_weights(settings.network.weights, settings.network.model),
             files,
             stop,

@@ -10,6 +10,7 @@ import numpy as np
 
 from vggfeat.errors import UsageError
 from vggfeat.isolation import isolated
+from vggfeat.labels import labels_of
 from vggfeat.metrics import nearness
 from vggfeat.shardreader import open_cache
 from vggfeat.transforms import blocks_of
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from vggfeat.labels import Labels
     from vggfeat.reader import FeatureCache
 
     Numbers = NDArray[np.int64]
@@ -140,7 +142,8 @@ def evaluate_zeroshot(
     if not top or min(top) < 1:
         raise UsageError(f"top {list(top)}: expected numbers of 1 or more, as in 1,5")
     classes = loaded.tree if tree is None else read_tree(tree).above(loaded.names)
-    labelled, left_out = _untrained(cache, loaded, labels)
+    known = labels_of(cache, labels)
+    labelled, left_out = _untrained(cache, loaded, known)
     if not len(labelled):
         raise UsageError(_nothing_to_judge_by(cache, loaded, left_out))
     found, shifted = _scored(cache, loaded, labelled, (0.0, bias or 0.0))
@@ -153,13 +156,11 @@ def evaluate_zeroshot(
         shifted.generalised(bias) if bias is not None else None,
         found.area,
         tree_mistakes(classes, loaded.names, found.judged, loaded.seen) if classes.parents else (),
-        tuple(_notes(loaded, labelled, left_out)),
+        (*_notes(loaded, labelled, left_out), *known.notes),
     )
 
 
-def _untrained(
-    cache: FeatureCache, model: ZeroShotModel, labels: str | os.PathLike[str] | None
-) -> tuple[Labelled, int]:
+def _untrained(cache: FeatureCache, model: ZeroShotModel, labels: Labels) -> tuple[Labelled, int]:
     """Rows of the model's classes that it has not learnt from, and how many it has."""
     labelled = labelled_rows(cache, labels, model.names)
     known = np.isin(image_keys(cache, labelled.rows), model.trained)

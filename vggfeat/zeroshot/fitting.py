@@ -15,12 +15,14 @@ import numpy as np
 from vggfeat.errors import CacheMismatchError, InputError, UsageError
 from vggfeat.fitted import check_replaceable, differences, load_fitted, network_of, save_fitted
 from vggfeat.isolation import isolated
+from vggfeat.labels import labels_of
 from vggfeat.names import path_text
 from vggfeat.shardreader import open_cache
 from vggfeat.transforms import chosen_layers
 from vggfeat.zeroshot.inputs import fit_inputs
 from vggfeat.zeroshot.learners import Learner, Learnt
 from vggfeat.zeroshot.model import KIND, ZeroShotModel
+from vggfeat.zeroshot.naming import identifier, listed, nearest_names
 from vggfeat.zeroshot.rows import (
     Classes,
     Labelled,
@@ -36,9 +38,13 @@ from vggfeat.zeroshot.tree import ClassTree, read_tree
 from vggfeat.zeroshot.vectors import ClassVectors, class_vectors
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from vggfeat.reader import FeatureCache
+
+_SUGGESTED = 20  # names without images for which others are suggested: looking takes time
 
 log = logging.getLogger("vggfeat")
 
@@ -87,6 +93,7 @@ class _Task:
     tree: ClassTree
     train: Labelled
     spared: int
+    notes: tuple[str, ...]
 
     def asked(self, keys: NDArray[np.uint64]) -> dict[str, Any]:
         """What a model must have been fitted to, to be taken for this one."""
@@ -177,17 +184,51 @@ def _task(cache: FeatureCache, vectors: str, settings: ZeroShotSettings) -> _Tas
         )
     if not cache.done.any():
         raise InputError(f"no image of cache {cache.path!r} is done; run vggfeat extract first")
-    labelled = labelled_classes(cache, settings.labels)
+    labels = labels_of(cache, settings.labels)
+    labelled = labelled_classes(cache, labels)
     lists = [
         None if one is None else read_class_list(one) for one in (settings.seen, settings.unseen)
     ]
     classes = split_classes(labelled, *lists)
     found = class_vectors(vectors, classes.names)
+    _check_apart(found, classes, vectors)
     tree = ClassTree({}) if settings.tree is None else read_tree(settings.tree).above(classes.names)
-    rows = labelled_rows(cache, settings.labels, classes.seen)
+    rows = labelled_rows(cache, labels, classes.seen)
     spared = held_out(rows.classes, settings.held_out, np.random.default_rng(settings.seed))
     train = rows.where(~spared)
-    return _Task(cache, settings, layers, classes, found, tree, train, int(spared.sum()))
+    notes = (*labels.notes, *_without_images(classes, labelled))
+    return _Task(cache, settings, layers, classes, found, tree, train, int(spared.sum()), notes)
+
+
+def _check_apart(vectors: ClassVectors, classes: Classes, path: str) -> None:
+    """Refuse an unseen class that is a seen one by another name: it would have been learnt from.
+
+    Two identifiers are two classes, as the two cranes of ImageNet.
+    """
+    seen: dict[tuple[str, ...], list[str]] = {}
+    for name, words in zip(vectors.names, vectors.found_as, strict=True):
+        if name in classes.seen:
+            seen.setdefault(words, []).append(name)
+    wrong = [
+        f"{name!r} is {other!r}"
+        for name, words in zip(vectors.names, vectors.found_as, strict=True)
+        if name in classes.unseen
+        for other in seen.get(words, ())
+        if not (identifier(name) and identifier(other))
+    ]
+    if wrong:
+        raise UsageError(
+            f"unseen classes are seen ones by another name, of one vector in {path!r}: "
+            f"{'; '.join(wrong)}; name each as the labels do, or leave it out"
+        )
+
+
+def _without_images(classes: Classes, labelled: Sequence[str]) -> list[str]:
+    without = [name for name in classes.unseen if name not in labelled]
+    if not without:
+        return []
+    near = {name: nearest_names(name, labelled) for name in without[:_SUGGESTED]}
+    return [f"unseen classes without images here: {listed(without, near)}"]
 
 
 def _fit(task: _Task, keys: NDArray[np.uint64], asked: dict[str, Any]) -> ZeroShotModel:
@@ -214,12 +255,8 @@ def _fit(task: _Task, keys: NDArray[np.uint64], asked: dict[str, Any]) -> ZeroSh
 
 
 def _notes(task: _Task, learnt: Learnt) -> list[str]:
-    labelled = set(labelled_classes(task.cache, task.settings.labels))
-    without = [name for name in task.classes.unseen if name not in labelled]
-    notes = [*learnt.notes, f"class vectors: {task.vectors.form}", *task.vectors.notes]
-    if without:
-        notes.append(f"unseen classes without images here: {', '.join(without)}")
-    return notes
+    form = f"class vectors: {task.vectors.form}"
+    return [*learnt.notes, form, *task.vectors.notes, *task.notes]
 
 
 def _summary(out: str, model: ZeroShotModel, *, anew: bool, seconds: float) -> Fitting:

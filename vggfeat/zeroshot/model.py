@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vggfeat.core.class_names import ClassNames
 from vggfeat.errors import CacheError, UsageError
 from vggfeat.fitted import Fitted, check_network, load_fitted
 from vggfeat.isolation import isolated
@@ -98,7 +99,8 @@ class ZeroShotModel:
         Raises:
             UsageError: their vectors have other dimensions.
         """
-        new = [at for at, name in enumerate(more.names) if name not in self.names]
+        known = ClassNames(self.names)
+        new = [at for at, name in enumerate(more.names) if name not in known]
         if more.vectors.shape[1] != len(self.map.T):
             raise UsageError(
                 f"the new class vectors have {more.vectors.shape[1]} dimensions, the model's "
@@ -114,20 +116,25 @@ class ZeroShotModel:
     def among(self, names: Sequence[str]) -> ZeroShotModel:
         """The model with some of its classes, which are then all it answers with.
 
+        Args:
+            names: in any spelling; the model's own comes out.
+
         Raises:
             UsageError: names all that it does not have.
         """
-        missing = [name for name in names if name not in self.names]
+        known = ClassNames(self.names)
+        missing = [name for name in names if name not in known]
         if missing:
             raise UsageError(
                 f"the model has no vector of {', '.join(map(repr, missing))}; --vectors FILE gives "
                 "one to new classes"
             )
-        places = [self.names.index(name) for name in names]
+        found = dict.fromkeys(known.find(name) or name for name in names)
+        places = [self.names.index(name) for name in found]
         kept = np.array([place for place in places if self.seen[place]], dtype=np.int64)
         return dataclasses.replace(
             self,
-            names=tuple(names),
+            names=tuple(found),
             seen=self.seen[places],
             vectors=self.vectors[places],
             means=self.means[kept],

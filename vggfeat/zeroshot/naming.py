@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vggfeat.core.class_names import fold
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -67,7 +69,7 @@ def identifier(name: str) -> str:
 def all_words(names: Iterable[str]) -> frozenset[str]:
     """Every word that may be needed for these classes, case folded."""
     every = (form for name in names for one in spellings(name) for form in (*one.whole, *one.words))
-    return frozenset(form.casefold() for form in every)
+    return frozenset(map(fold, every))
 
 
 class Index:
@@ -82,13 +84,13 @@ class Index:
         self._folded: dict[str, str] = {}
         for word in words:
             self._exact.add(word)
-            folded = word.casefold()
+            folded = fold(word)
             if folded == word or folded not in self._folded:
                 self._folded[folded] = word
 
     def find(self, form: str) -> str | None:
         """The word of the table that is meant by `form`."""
-        return form if form in self._exact else self._folded.get(form.casefold())
+        return form if form in self._exact else self._folded.get(fold(form))
 
     def find_whole(self, name: str) -> str | None:
         """The word that stands for a whole class name."""
@@ -108,8 +110,8 @@ class Index:
 
 def nearest_names(name: str, known: Iterable[str]) -> tuple[str, ...]:
     """Up to three names of a table that look like `name`."""
-    folded = {word.casefold(): word for word in known}
-    forms = [form.casefold() for one in spellings(name) for form in (*one.whole, *one.words)]
+    folded = {fold(word): word for word in known}
+    forms = [fold(form) for one in spellings(name) for form in (*one.whole, *one.words)]
     close = (near for form in forms for near in difflib.get_close_matches(form, folded, n=3))
     return tuple(folded[near] for near in dict.fromkeys(close))[:_SUGGESTIONS]
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vggfeat.core.class_names import ClassNames
 from vggfeat.errors import CacheError, InputError, TooManyFailuresError, UsageError
 from vggfeat.isolation import isolated
 from vggfeat.shardreader import open_cache
@@ -174,7 +175,8 @@ def _chosen(
         return model.among(names)
     names = list(read_class_list(classes))
     if vectors is not None:
-        new = [name for name in names if name not in model.names]
+        known = ClassNames(model.names)
+        new = [name for name in names if name not in known]
         model = model.with_classes(class_vectors(vectors, new)) if new else model
     return model.among(names)
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vggfeat.core.class_names import ClassNames, class_key, clean
 from vggfeat.errors import UsageError
-from vggfeat.labels import UNLABELLED, labels_of
+from vggfeat.labels import UNLABELLED
 from vggfeat.storage.text_files import read_text
 from vggfeat.zeroshot.naming import listed, nearest_names
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from vggfeat.labels import Labels
     from vggfeat.reader import FeatureCache
 
     Numbers = NDArray[np.int64]
@@ -68,7 +70,8 @@ class Labelled:
 def read_class_list(text: str | os.PathLike[str]) -> tuple[str, ...]:
     """Class names: the lines of a file, or names separated by commas where there is no such file.
 
-    UTF-8, or UTF-16 by its mark. Blank lines are passed over.
+    UTF-8, or UTF-16 by its mark. Blank lines are passed over; of several spellings of one class the
+    first is taken.
 
     Raises:
         InputError: the file cannot be read.
@@ -78,7 +81,10 @@ def read_class_list(text: str | os.PathLike[str]) -> tuple[str, ...]:
     lines = path.split(",")
     if os.path.lexists(path):
         lines = io.StringIO(read_text(path, "classes"), newline=None).readlines()
-    names = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    by_key: dict[str, str] = {}
+    for line in lines:
+        by_key.setdefault(class_key(line), clean(line))
+    names = tuple(filter(None, by_key.values()))
     if not names:
         raise UsageError(f"classes {path!r}: no names in it; expected one a line")
     return names
@@ -88,6 +94,8 @@ def split_classes(
     labelled: Sequence[str], seen: Sequence[str] | None, unseen: Sequence[str] | None
 ) -> Classes:
     """Seen and unseen classes of a task, of which one or neither is named.
+
+    Names are matched by the rule of `core.class_names`, and come out as the images have them.
 
     Args:
         labelled: classes that have images.
@@ -99,12 +107,17 @@ def split_classes(
     """
     if seen is not None and unseen is not None:
         raise UsageError("--seen and --unseen name the same split; give one of them")
-    without = [name for name in seen or () if name not in labelled]
+    known = ClassNames(labelled)
+    without = [name for name in seen or () if name not in known]
     if without:
         near = {name: nearest_names(name, labelled) for name in without}
         raise UsageError(
             f"no image of {listed(without, near)} in the cache; seen classes are learnt from images"
         )
+    if seen is not None:
+        seen = [known.find(name) or name for name in seen]
+    if unseen is not None:
+        unseen = [known.find(name) or name for name in unseen]
     kept = set(labelled) - set(unseen or ()) if seen is None else set(seen)
     if len(kept) < 2:  # noqa: PLR2004 one cannot be told from another
         raise UsageError(
@@ -115,20 +128,20 @@ def split_classes(
     return Classes(tuple(sorted(kept)), tuple(sorted(rest)))
 
 
-def labelled_classes(cache: FeatureCache, labels: str | os.PathLike[str] | None) -> tuple[str, ...]:
+def labelled_classes(cache: FeatureCache, found: Labels) -> tuple[str, ...]:
     """Classes of which the cache has rows that are done, sorted."""
-    found = labels_of(cache, labels)
     present = np.unique(found.classes[cache.done])
     return tuple(found.names[number] for number in present.tolist() if number != UNLABELLED)
 
 
-def labelled_rows(
-    cache: FeatureCache, labels: str | os.PathLike[str] | None, names: Sequence[str]
-) -> Labelled:
+def labelled_rows(cache: FeatureCache, found: Labels, names: Sequence[str]) -> Labelled:
     """The done rows of some classes, numbered as in `names`."""
-    found = labels_of(cache, labels)
+    index = ClassNames(names)
     numbers = {name: number for number, name in enumerate(names)}
-    translated = np.array([numbers.get(name, UNLABELLED) for name in found.names], dtype=np.int64)
+    meant = [index.find(name) for name in found.names]
+    translated = np.array(
+        [UNLABELLED if name is None else numbers[name] for name in meant], dtype=np.int64
+    )
     classes = np.where(found.classes == UNLABELLED, UNLABELLED, translated[found.classes])
     rows = np.flatnonzero(cache.done & (classes != UNLABELLED))
     return Labelled(rows, classes[rows])

@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import zipfile
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -111,6 +112,8 @@ def _from_npz(path: str) -> Words:
             found = f"names {names.shape}, vectors {matrix.shape}"
             raise UsageError(f"vectors {path!r}: {_NPZ}; found {found}")
         texts = [_text(name, path) for name in names.tolist()]
+        twice = [f"{text!r} is there twice" for text, count in Counter(texts).items() if count > 1]
+        _refuse(path, "names that differ", twice)
         arrays = dict(zip(texts, matrix, strict=True))
     shapes = {array.shape for array in arrays.values()}
     shape = next(iter(shapes)) if len(shapes) == 1 else ()
@@ -123,5 +126,5 @@ def _from_npz(path: str) -> Words:
 
 def _text(name: str | bytes, path: str) -> str:
     if isinstance(name, bytes):
-        return decode_text(name, f"a name in vectors {path!r}")
-    return str(name)
+        return decode_text(name, f"a name in vectors {path!r}").strip()
+    return str(name).strip()

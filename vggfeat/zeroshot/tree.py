@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vggfeat.core.class_names import ClassNames, class_key
 from vggfeat.errors import UsageError
 from vggfeat.storage.text_files import read_text
 from vggfeat.zeroshot.naming import Index, identifier, listed, nearest_names
@@ -169,7 +170,20 @@ def _parse(lines: Iterable[str]) -> tuple[dict[str, str], list[str]]:
                 wrong.append(f"line {reader.line_num}: {cells[0]!r} has two parents, {both}")
     except csv.Error as error:
         wrong.append(f"line {reader.line_num}: {error}")
-    return parents, wrong or ([] if parents else ["no classes in it"])
+    return _joined(parents), wrong or ([] if parents else ["no classes in it"])
+
+
+def _joined(parents: Mapping[str, str]) -> dict[str, str]:
+    """The tree with each parent under the name that it has as a child, or else has first."""
+    known = ClassNames(parents)
+    first: dict[str, str] = {}
+    joined = {}
+    for child, parent in parents.items():
+        key = class_key(parent)
+        node = known.find(parent) or first.setdefault(key, parent)
+        # A genus may be the parent of a species of its name: Bison of bison.
+        joined[child] = parent if key == class_key(child) else node
+    return joined
 
 
 def _circles(parents: Mapping[str, str]) -> list[str]:

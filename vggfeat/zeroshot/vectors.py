@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vggfeat.core.class_names import class_key
 from vggfeat.errors import UsageError
 from vggfeat.zeroshot.naming import Index, all_words, listed, nearest_names
 from vggfeat.zeroshot.tables import read_table
@@ -88,11 +89,29 @@ def class_vectors(path: str | os.PathLike[str], names: Sequence[str]) -> ClassVe
     for name in names:
         whole = index.find_whole(name)
         found[name] = (whole,) if whole is not None else () if table else index.find_parts(name)
+    if table:
+        _refuse_ambiguous(path, words, found)
     missing = [name for name in names if not found[name]]
     if missing:
         known = list(words.vectors) if table else _nearby(path, missing)
         raise UsageError(_lacking(path, missing, len(names), known))
     return _checked(path, words, found)
+
+
+def _refuse_ambiguous(path: str, words: Words, found: Mapping[str, tuple[str, ...]]) -> None:
+    """Refuse a class for which a table has two rows that differ, neither of exactly its name."""
+    by_key: dict[str, list[str]] = {}
+    for word in words.vectors:
+        by_key.setdefault(class_key(word), []).append(word)
+    wrong = []
+    for name, whole in found.items():
+        rivals = by_key[class_key(whole[0])] if whole and whole[0] != name else []
+        if any((words.vectors[one] != words.vectors[whole[0]]).any() for one in rivals):
+            wrong.append(f"{name!r} may be {' or '.join(map(repr, rivals))}")
+    if wrong:
+        raise UsageError(
+            f"vectors {path!r}: {'; '.join(wrong)}, whose numbers differ; keep one of the lines"
+        )
 
 
 def _nearby(path: str, missing: Sequence[str]) -> list[str]:

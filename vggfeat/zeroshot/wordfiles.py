@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, cast
 
 import numpy as np
 
+from vggfeat.core.class_names import fold
 from vggfeat.errors import InputError, UsageError
 from vggfeat.storage.text_streams import as_utf8
 
@@ -85,7 +86,7 @@ def read_words(path: str, wanted: Collection[str]) -> Words:
             log.info("looking for %d words in %s", len(wanted), path)
         vectors: dict[str, Values] = {}
         for word, numbers in _entries(path, file, kind, _stems(wanted)):
-            if word not in vectors and word.casefold() in wanted:
+            if word not in vectors and fold(word) in wanted:
                 vectors[word] = numbers()
     return Words(kind.form, vectors, kind.dims)
 
@@ -169,7 +170,7 @@ def _text(
 ) -> Iterator[tuple[str, Callable[[], Values]]]:
     for number, line in enumerate(file, 2 if kind.start else 1):
         stem = _decoded(line.split(None, 1)[0]) if not line.isspace() else ""
-        if not stem or (stems is not None and stem.casefold() not in stems):
+        if not stem or (stems is not None and fold(stem) not in stems):
             continue
         fields = line.rstrip().rsplit(None, kind.dims)  # a few words of GloVe's have spaces
         word = _decoded(fields[0]) if len(fields) > kind.dims else stem
