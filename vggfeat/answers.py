@@ -20,12 +20,13 @@ from vggfeat.shardreader import open_cache
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from vggfeat.blocks import Metric
     from vggfeat.indexfile import IndexInfo
+    from vggfeat.scan import Nearest
 
     Values = NDArray[np.float32]
 
@@ -40,6 +41,9 @@ class Hit:
         path: of the image, relative to the cache's root.
         score: cosine, inner product, or with metric `l2` the distance.
         similarity: the score, but of a distance d it is 1 / (1 + d).
+        is_self: whether it is the query itself: the image of the query's own path, or, where the
+            cache has none of that path, one of the same bytes.
+        identical: whether its file had the same bytes as the query has.
     """
 
     rank: int
@@ -47,6 +51,15 @@ class Hit:
     path: str
     score: float
     similarity: float
+    is_self: bool = False
+    identical: bool = False
+
+    @property
+    def mark(self) -> str:
+        """What sets the hit apart, in words; mostly empty."""
+        if self.is_self:
+            return "the query itself"
+        return "identical file" if self.identical else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +116,11 @@ def search(
     model_weights: str | os.PathLike[str] | None = None,
     use: Sequence[str | os.PathLike[str]] = (),
     index: str | os.PathLike[str] | None = None,
+    exclude_self: bool = False,
 ) -> Findings:
     """Finds the images of a cache that are nearest to others; exact but for an index.
+
+    A query that is an image of the cache finds itself, and the hit says so.
 
     Args:
         cache: what is searched: its rows that are done.
@@ -120,6 +136,7 @@ def search(
         use: likewise.
         index: file of an index of the one layer; built where it is not there or of other rows, see
             `indexing.open_index`. It may miss some images; scores are exact.
+        exclude_self: leave out hits that are the query itself; as many others are found.
 
     Raises:
         UsageError: choices that make no sense, no query, or faiss is not installed.
@@ -151,22 +168,88 @@ def search(
     findings = Findings(opened.path, names, shares, metric, images, (), failures)
     if not paths and not own:
         raise TooManyFailuresError(_none_decoded(failures), findings)
-    labels = [*paths, *(opened.name(row) for row in own)]
-    left_out = np.array([-1] * len(paths) + own)
     wanted = _asked(opened, names, shares, asked.vectors, own)
+    selves = [_own_row(opened, place) for place in asked.places]
+    skipped = [row if exclude_self else -1 for row in selves]
+    left_out = np.array(skipped + own)
     used = None if index is None else open_index(opened, names[0], metric, index)
-    if used is None:
+
+    def find(count: int) -> Nearest:
+        if used is not None:
+            return used.search(wanted[0].vectors, count, left_out=left_out)
         place = device if queries else "cpu"
-        found = nearest(opened, wanted, top, metric, left_out=left_out, device=place)
-    else:
-        found = used.search(wanted[0].vectors, top, left_out=left_out)
-    answers = [
-        Answer(label, row if row >= 0 else None, _hits(opened, hits, scores, metric))
-        for label, row, hits, scores in zip(
-            labels, left_out.tolist(), found.rows, found.scores, strict=True
-        )
+        return nearest(opened, wanted, count, metric, left_out=left_out, device=place)
+
+    known = [
+        *map(_Query, asked.paths, [None] * len(paths), selves, asked.digests),
+        *(_Query(opened.name(row), row, row, opened.digests[row].tobytes()) for row in own),
     ]
-    return replace(findings, answers=tuple(answers), index=None if used is None else used.info)
+    answers = _answers(opened, known, find, top, metric, exclude_self=exclude_self)
+    return replace(findings, answers=answers, index=None if used is None else used.info)
+
+
+@dataclass(frozen=True, slots=True)
+class _Query:
+    """What is known of a query.
+
+    Attributes:
+        label: what it is called.
+        row: of the cache that it was taken from, else None.
+        own: row of the image at its path, or -1.
+        digest: SHA-256 of its bytes, or zeros.
+    """
+
+    label: str
+    row: int | None
+    own: int
+    digest: bytes
+
+
+def _own_row(cache: FeatureCache, place: bytes) -> int:
+    """The row of the image at an absolute path or address; -1 without one."""
+    above = cache.header.provenance.root.rstrip(b"/") + b"/"
+    if not place.startswith(above):
+        return -1
+    try:
+        return cache.row(place[len(above) :])
+    except KeyError:
+        return -1
+
+
+def _answers(
+    cache: FeatureCache,
+    queries: Sequence[_Query],
+    find: Callable[[int], Nearest],
+    top: int,
+    metric: Metric,
+    *,
+    exclude_self: bool,
+) -> tuple[Answer, ...]:
+    """What each query found, `top` hits at most; asks for more where itself is to be left out."""
+    count = top
+    while True:
+        found = find(count)
+        hits = [
+            _hits(cache, query, rows, scores, metric)
+            for query, rows, scores in zip(queries, found.rows, found.scores, strict=True)
+        ]
+        if not exclude_self:
+            break
+        others = [[hit for hit in some if not hit.is_self] for some in hits]
+        # Files that are the same to the byte may be many, and stand first.
+        complete = all(
+            len(kept) >= top or len(some) < count for kept, some in zip(others, hits, strict=True)
+        )
+        hits = [
+            [replace(hit, rank=rank) for rank, hit in enumerate(kept[:top], 1)] for kept in others
+        ]
+        if complete:
+            break
+        count *= 2
+    return tuple(
+        Answer(query.label, query.row, tuple(some))
+        for query, some in zip(queries, hits, strict=True)
+    )
 
 
 def _layers(
@@ -246,13 +329,20 @@ def _asked(
 
 
 def _hits(
-    cache: FeatureCache, rows: NDArray[np.int64], scores: Values, metric: Metric
-) -> tuple[Hit, ...]:
-    return tuple(
-        Hit(rank, row, cache.name(row), score, 1 / (1 + score) if metric == "l2" else score)
-        for rank, (row, score) in enumerate(zip(rows.tolist(), scores.tolist(), strict=True), 1)
-        if row >= 0
-    )
+    cache: FeatureCache, query: _Query, rows: NDArray[np.int64], scores: Values, metric: Metric
+) -> list[Hit]:
+    there = rows >= 0
+    rows, scores = rows[there], scores[there]
+    wanted = np.frombuffer(query.digest, np.uint8)
+    same = np.full(len(rows), any(query.digest))
+    same &= (np.asarray(cache.digests[rows]) == wanted).all(1)
+    itself = same if query.own < 0 else rows == query.own
+    return [
+        Hit(rank, row, cache.name(row), score, 1 / (1 + score) if metric == "l2" else score, *marks)
+        for rank, (row, score, *marks) in enumerate(
+            zip(rows.tolist(), scores.tolist(), itself.tolist(), same.tolist(), strict=True), 1
+        )
+    ]
 
 
 def _none_decoded(failures: Sequence[Undecodable]) -> str:

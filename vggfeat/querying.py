@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vggfeat.config import SETTING_NAMES, Settings
-from vggfeat.decode import decode
+from vggfeat.decode import decode, read_digest
 from vggfeat.errors import CacheMismatchError, DecodeError, WeightsError
 from vggfeat.sources import discover
 from vggfeat.ways import way_to
@@ -54,11 +54,15 @@ class Queries:
         paths: of those that could be decoded, q of them, sorted.
         vectors: layer of the cache → float32 (q, D).
         failures: the others.
+        places: where each of `paths` lies, an absolute path or address.
+        digests: SHA-256 of each one's bytes.
     """
 
     paths: tuple[str, ...]
     vectors: Mapping[str, Values]
     failures: tuple[Undecodable, ...]
+    places: tuple[bytes, ...] = ()
+    digests: tuple[bytes, ...] = ()
 
 
 def query_images(
@@ -99,19 +103,29 @@ def query_images(
             f"{preprocess} is recorded, they give {extractor.preprocess}; query with --row"
         )
     names, images, failures = [], [], []
+    places, digests = [], []
     for position in range(len(manifest)):
         name = _shown(manifest.absolute(position))
         try:
             with manifest.open(position) as stream:
-                images.append(decode(stream, preprocess, extractor.settings.max_pixels))
+                digest, content = read_digest(stream)
+                images.append(decode(content, preprocess, extractor.settings.max_pixels))
         except DecodeError as error:
             failures.append(Undecodable(name, str(error)))
         else:
             names.append(name)
+            places.append(manifest.absolute(position))
+            digests.append(digest)
     if not names:
         return Queries((), {}, tuple(failures))
     vectors = way(_vectors(extractor, images))
-    return Queries(tuple(names), {layer: vectors[layer] for layer in layers}, tuple(failures))
+    return Queries(
+        tuple(names),
+        {layer: vectors[layer] for layer in layers},
+        tuple(failures),
+        tuple(places),
+        tuple(digests),
+    )
 
 
 def _shown(path: bytes) -> str:

@@ -142,7 +142,7 @@ def sheet_of_findings(found: Findings, out: str, *, root: str | None = None) -> 
     ]
     results = [
         [
-            Result(hit.rank, hit.score, image_file(cache, hit.row, root), hit.path, tones=tones)
+            Result(hit.rank, hit.score, image_file(cache, hit.row, root), hit.path, hit.mark, tones)
             for hit in answer.hits
         ]
         for answer in found.answers

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from typing import TYPE_CHECKING, Annotated, cast
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -84,6 +85,14 @@ def search(
             metavar="FILE",
         ),
     ] = None,
+    exclude_self: Annotated[
+        bool,
+        typer.Option(
+            "--exclude-self",
+            help="Leave out hits that are the query itself, which are marked otherwise: its own "
+            "path, or where the cache has none of that path, the same bytes.",
+        ),
+    ] = False,
     sheet: Annotated[
         str | None,
         typer.Option(
@@ -133,6 +142,7 @@ def search(
                 model_weights=model_weights,
                 use=use or (),
                 index=index,
+                exclude_self=exclude_self,
             )
         if sheet is not None:
             sheet_of_findings(found, sheet, root=root)
@@ -141,18 +151,35 @@ def search(
                 f"vggfeat: warning: query {printable(failure.path)}: {failure.reason}", err=True
             )
         if as_json:
-            print_json(found)
+            print_json(_plain(found))
         else:
             typer.echo(_csv(found) if as_csv else "\n".join(_lines(found)), nl=not as_csv)
+
+
+def _plain(found: Findings) -> dict[str, Any]:
+    """The findings for JSON, where `is_self` of a hit is `self`."""
+    plain = asdict(found)
+    for answer in plain["answers"]:
+        for hit in answer["hits"]:
+            hit["self"] = hit.pop("is_self")
+    return plain
 
 
 def _csv(found: Findings) -> str:
     r"""One line a hit (RFC 4180); bytes of a path that are no UTF-8 as `\xNN`."""
     text = io.StringIO(newline="")
     lines = csv.writer(text)
-    lines.writerow(("query", "rank", "path", "score", "similarity"))
+    lines.writerow(("query", "rank", "path", "score", "similarity", "self", "identical"))
     lines.writerows(
-        (answer.query, hit.rank, hit.path, f"{hit.score:.7g}", f"{hit.similarity:.7g}")
+        (
+            answer.query,
+            hit.rank,
+            hit.path,
+            f"{hit.score:.7g}",
+            f"{hit.similarity:.7g}",
+            str(hit.is_self).lower(),
+            str(hit.identical).lower(),
+        )
         for answer in found.answers
         for hit in answer.hits
     )
@@ -190,7 +217,14 @@ def _rows(answer: Answer, metric: str) -> list[str]:
     ]
     figures = table([head, *cells], "r" * len(head))
     room = output_width() - len(figures[0]) - _INDENT - 3
-    paths = ["path", *(_cut(printable(hit.path), room) for hit in answer.hits)]
+    marks = [f"  ({hit.mark})" if hit.mark else "" for hit in answer.hits]
+    paths = [
+        "path",
+        *(
+            f"{_cut(printable(hit.path), room - len(mark))}{mark}"
+            for hit, mark in zip(answer.hits, marks, strict=True)
+        ),
+    ]
     return [f"  {line}" for line in table(list(zip(figures, paths, strict=True)), "ll")]
 
 
