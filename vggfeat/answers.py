@@ -164,14 +164,12 @@ def search(
         asked = query_images(
             opened, queries, names, device=device, model_weights=model_weights, use=use
         )
-    paths, failures = asked.paths, asked.failures
-    findings = Findings(opened.path, names, shares, metric, images, (), failures)
-    if not paths and not own:
-        raise TooManyFailuresError(_none_decoded(failures), findings)
+    findings = Findings(opened.path, names, shares, metric, images, (), asked.failures)
+    if not asked.paths and not own:
+        raise TooManyFailuresError(_none_decoded(asked.failures), findings)
+    known = _queries(opened, asked, own)
+    left_out = np.array([q.own if exclude_self or q.row is not None else -1 for q in known])
     wanted = _asked(opened, names, shares, asked.vectors, own)
-    selves = [_own_row(opened, place) for place in asked.places]
-    skipped = [row if exclude_self else -1 for row in selves]
-    left_out = np.array(skipped + own)
     used = None if index is None else open_index(opened, names[0], metric, index)
 
     def find(count: int) -> Nearest:
@@ -180,10 +178,6 @@ def search(
         place = device if queries else "cpu"
         return nearest(opened, wanted, count, metric, left_out=left_out, device=place)
 
-    known = [
-        *map(_Query, asked.paths, [None] * len(paths), selves, asked.digests),
-        *(_Query(opened.name(row), row, row, opened.digests[row].tobytes()) for row in own),
-    ]
     answers = _answers(opened, known, find, top, metric, exclude_self=exclude_self)
     return replace(findings, answers=answers, index=None if used is None else used.info)
 
@@ -203,6 +197,16 @@ class _Query:
     row: int | None
     own: int
     digest: bytes
+
+
+def _queries(cache: FeatureCache, asked: Queries, own: Sequence[int]) -> list[_Query]:
+    """Images first, then rows."""
+    images = [
+        _Query(path, None, _own_row(cache, place), digest)
+        for path, place, digest in zip(asked.paths, asked.places, asked.digests, strict=True)
+    ]
+    rows = [_Query(cache.name(row), row, row, cache.digests[row].tobytes()) for row in own]
+    return images + rows
 
 
 def _own_row(cache: FeatureCache, place: bytes) -> int:
