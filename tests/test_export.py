@@ -35,6 +35,7 @@ from vggfeat.schema import Provenance, lay_out
 from vggfeat.verification import verify
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -199,7 +200,8 @@ def test_webdataset_in_shards(
 @DTYPES
 def test_hloc(workplace: Path, tmp_path: Path, dtype: str) -> None:
     """Of one vector hloc finds `global_descriptor` by the image's name; of several, each layer."""
-    exported(workplace, tmp_path / "one.h5", "hloc", "--layers", "conv1_1", dtype=dtype)
+    exported(workplace, tmp_path / "one.h5", "hloc", "--layers", "conv1_1", "--norm", "none",
+             dtype=dtype)  # fmt: skip
     exported(workplace, tmp_path / "all.h5", "hloc", dtype=dtype)
     paths, features = by_h5py(workplace / f"{dtype}.h5")
     names = as_text(paths)
@@ -431,3 +433,151 @@ def test_a_name_with_a_line_end_stays_in_its_line(tmp_path: Path) -> None:
     assert json.loads(said.stdout)["notes"]
     with (tmp_path / "out" / "states.txt").open(newline="") as file:
         assert [row for (row,) in csv.reader(file)] == ["done", "done"]
+
+
+def unit(values: NDArray[Any], norm: str) -> NDArray[Any]:
+    """Rows by NumPy in float64, maps at each position, in the dtype that they had."""
+    x = values.astype(np.float64)
+    if norm == "ssr":
+        x = np.sign(x) * np.abs(x) ** 0.5
+    length = np.linalg.norm(x, axis=1, keepdims=True)
+    return (x / np.where(length > 0, length, 1)).astype(values.dtype)
+
+
+def by_pyarrow(out: Path, layer: str) -> NDArray[Any]:
+    column = pq.read_table(out)[layer].combine_chunks()
+    return np.asarray(column.flatten().to_numpy(zero_copy_only=False)).reshape(len(column), -1)
+
+
+def by_webdataset(out: Path, layer: str) -> NDArray[Any]:
+    shards = sorted(map(str, out.iterdir()))
+    samples = webdataset.WebDataset(shards, shardshuffle=False).decode()
+    return np.stack([sample[f"{layer}.npy"] for sample in samples])
+
+
+def by_hloc(out: Path, _layer: str) -> NDArray[Any]:
+    """The one dataset of each image, whatever its name."""
+    found: list[Any] = []
+    with h5py.File(out) as file:
+        file.visititems(lambda _, one: found.append(one) if isinstance(one, h5py.Dataset) else None)
+        return np.stack([one[()] for one in found])
+
+
+def normed_by_h5py(out: Path, layer: str) -> NDArray[Any]:
+    with h5py.File(out) as file:
+        return np.asarray(file[f"features/{layer}:l2"][()])
+
+
+READERS: dict[str, Callable[[Path, str], NDArray[Any]]] = {
+    "npy": lambda out, layer: np.asarray(np.load(out / f"{layer}.npy")),
+    "npz": lambda out, layer: np.asarray(np.load(out)[layer]),
+    "parquet": by_pyarrow,
+    "safetensors": lambda out, layer: np.asarray(load_file(out)[layer]),
+    "csv": lambda out, _: np.asarray(pd.read_csv(out).iloc[:, 2:].to_numpy()),
+    "webdataset": by_webdataset,
+    "hloc": by_hloc,
+    "hdf5": normed_by_h5py,
+}
+
+
+@LEFT_OPEN
+@DTYPES
+@pytest.mark.parametrize("to", READERS)
+def test_unit_length_in_every_format(workplace: Path, tmp_path: Path, to: str, dtype: str) -> None:
+    """With --norm l2 vectors are NumPy's at unit length, codes decoded first, in the same dtype."""
+    said = exported(workplace, tmp_path / "out", to, "--layers", "conv1_1", "--norm", "l2",
+                    dtype=dtype)  # fmt: skip
+    assert "norm l2: vectors at unit length" in said
+    expected = unit(by_h5py(workplace / f"{dtype}.h5")[1]["conv1_1"], "l2")
+    found = READERS[to](tmp_path / "out", "conv1_1")
+    if to == "csv":
+        found = found.astype(expected.dtype)
+    assert_same(found, expected)
+
+
+def neighbours(vectors: NDArray[Any], *, cosine: bool) -> NDArray[np.int64]:
+    """The first of each row by inner products, as hloc's pairs_from_retrieval, or by cosines."""
+    x = vectors.astype(np.float64)
+    scores = normalize(x) @ normalize(x).T if cosine else x @ x.T
+    np.fill_diagonal(scores, -np.inf)
+    return np.argsort(-scores, axis=1, kind="stable")[:, :3]
+
+
+def test_hloc_retrieves_by_cosine(tmp_path: Path) -> None:
+    """Inner products of what hloc reads are the cosines of the features, though lengths differ."""
+    noise = np.random.default_rng(3)
+    features = noise.random((40, 32), np.float32) * np.exp(2 * noise.standard_normal((40, 1)))
+    cache = made_of(tmp_path / "f.h5", features.astype(np.float32))
+    for name, norm in (("default.h5", None), ("raw.h5", "none")):
+        made = export(cache, tmp_path / name, to="hloc", norm=norm)  # type: ignore[arg-type] # a choice
+        assert made.norm == (norm or "l2")
+    found = {name: by_hloc(tmp_path / name, "") for name in ("default.h5", "raw.h5")}
+    right = neighbours(features, cosine=True)
+    np.testing.assert_array_equal(neighbours(found["default.h5"], cosine=False), right)
+    overlap = np.mean([len({*a} & {*b}) / 3 for a, b in zip(
+        neighbours(found["raw.h5"], cosine=False), right, strict=True)])  # fmt: skip
+    assert overlap < 0.7  # long vectors are hubs: this is what unit length is for
+
+
+def made_of(path: Path, rows: NDArray[np.float32], dtype: str = "float32") -> Path:
+    """A cache of one layer, conv1_1, of these rows."""
+    identity = Identity("vgg11", "w", "00" * 32, "float32", dtype, Preprocess(), ("conv1_1",))
+    provenance = Provenance(b"/", {"batch_size": 1}, "2026-01-02T03:04:05+00:00", "1", {})
+    lay_out(str(path), len(rows), 8, shapes={"conv1_1": rows.shape[1:]}, identity=identity,
+            provenance=provenance)  # fmt: skip
+    with h5py.File(path, "r+") as file:
+        file["images/path"][:] = [f"{row:03}.png".encode() for row in range(len(rows))]
+        file["images/state"][:] = 1
+        file["features/conv1_1"][:] = rows
+    return path
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("norm", ["l2", "ssr"])
+def test_rows_that_are_hard_to_normalise(tmp_path: Path, dtype: str, norm: Any) -> None:
+    """Zeros stay zeros, the largest and smallest numbers overflow nowhere, signs are kept."""
+    limits = np.finfo(dtype)
+    rows = np.array(
+        [[0, 0, 0], [limits.max] * 3, [limits.smallest_subnormal] * 3, [-3, 0, 4], [1e-4, 2, -9]]
+    ).astype(dtype)
+    cache = made_of(tmp_path / "f.h5", rows, dtype)
+    export(cache, tmp_path / "f.npz", to="npz", norm=norm)
+    found = np.load(tmp_path / "f.npz")["conv1_1"]
+    assert_same(found, unit(rows, norm))
+    assert np.isfinite(found).all()
+    assert not found[0].any()
+    again = tmp_path / "g.npz"
+    export(made_of(tmp_path / "u.h5", found, dtype), again, to="npz", norm="l2")
+    np.testing.assert_allclose(np.load(again)["conv1_1"], found, rtol=2 * float(limits.eps))
+
+
+def test_maps_are_normalised_at_each_position(workplace: Path, tmp_path: Path) -> None:
+    """As `:map:l2` does; without --norm maps and several layers go to hloc as they are."""
+    exported(workplace, tmp_path / "m.npz", "npz", "--layers", "pool4:map", "--norm", "l2",
+             dtype="float32")  # fmt: skip
+    _, features = by_h5py(workplace / "float32.h5")
+    assert_same(np.load(tmp_path / "m.npz")["pool4:map"], unit(features["pool4:map"], "l2"))
+    said = exported(workplace, tmp_path / "m.h5", "hloc", "--layers", "pool4:map", dtype="float32")
+    assert "note: norm" not in said
+    assert_same(by_hloc(tmp_path / "m.h5", ""), features["pool4:map"])
+
+
+def test_a_normalised_cache_names_its_values(workplace: Path, tmp_path: Path) -> None:
+    """To hdf5 conv1_1 becomes conv1_1:l2, whose checksums hold, equal to an extraction of it."""
+    done = vggfeat("extract", "images", *SMALL, "--layers", "conv1_1:l2", "--dtype", "float32",
+                   "--out", tmp_path / "right.h5", cwd=workplace)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    exported(workplace, tmp_path / "out.h5", "hdf5", "--layers", "conv1_1", "--norm", "l2",
+             "--rows", "all", dtype="float32")  # fmt: skip
+    right, made = FeatureCache(tmp_path / "right.h5"), FeatureCache(tmp_path / "out.h5")
+    assert made.header.identity == right.header.identity
+    np.testing.assert_allclose(made["conv1_1:l2"], right["conv1_1:l2"], rtol=1e-6)
+    assert not len(verify(tmp_path / "out.h5").bad)
+    for words, says in (
+        (["--layers", LAYERS[1], "--norm", "ssr"], "has norm l2 already"),
+        (["--layers", "conv1_1", "--norm", "l1"], "unknown norm 'l1'"),
+    ):
+        done = vggfeat("export", "float16.h5", "--to", "hdf5", "--out", tmp_path / "no.h5", *words,
+                       cwd=workplace)  # fmt: skip
+        assert_one_line(done, 2, says)
+        assert not (tmp_path / "no.h5").exists()

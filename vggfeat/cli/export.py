@@ -12,6 +12,7 @@ from vggfeat.units import byte_count
 
 if TYPE_CHECKING:
     from vggfeat.exporting.options import Compress, IndexMetric
+    from vggfeat.specs import Norm
 
 
 def export(
@@ -57,6 +58,15 @@ def export(
             metavar="NAME",
         ),
     ] = "cosine",
+    norm: Annotated[
+        str | None,
+        typer.Option(
+            help="Bring vectors to unit length: l2, or ssr (signed square root before); or none. "
+            "[default: none; for hloc's global descriptors l2, for it takes inner products]",
+            metavar="NORM",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="What was written as JSON.")] = False,
 ) -> None:
     """Write a cache in the format of another tool: some layers and rows, or all.
@@ -73,6 +83,7 @@ def export(
             made = export_cache(
                 cache, out, to=to, layers=split_specs(layers), rows=rows,
                 compress=cast("Compress", compress), metric=cast("IndexMetric", metric),
+                norm=cast("Norm | None", norm),
             )  # fmt: skip
         if as_json:
             print_json(made)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vggfeat.errors import SpaceError, UsageError
@@ -15,12 +15,14 @@ from vggfeat.isolation import isolated
 from vggfeat.lock import hold
 from vggfeat.names import path_text
 from vggfeat.shardreader import open_cache
+from vggfeat.specs import NORMS
 from vggfeat.storage.descriptors import open_descriptor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vggfeat.exporting.content import Content
+    from vggfeat.specs import Norm
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,7 @@ class Exported:
         layers: canonical specs.
         bytes: of the file, or of all files of the folder.
         notes: what is otherwise than in the cache.
+        norm: that the rows were brought to.
     """
 
     out: str
@@ -42,6 +45,7 @@ class Exported:
     layers: tuple[str, ...]
     bytes: int
     notes: tuple[str, ...]
+    norm: str = "none"
 
 
 @isolated()
@@ -54,6 +58,7 @@ def export(
     rows: str = "done",
     compress: Compress = "none",
     metric: IndexMetric = "cosine",
+    norm: Norm | None = None,
 ) -> Exported:
     """Writes a cache in another format; it appears whole or not at all, and memory is bounded.
 
@@ -67,6 +72,8 @@ def export(
         rows: `done`, `all` (NaN where not done), or a shell pattern of paths.
         compress: see `Options`.
         metric: see `Options`.
+        norm: `none`, values as they are; `l2`, unit length; `ssr`, the signed square root and then
+            unit length. By default none, but l2 of global descriptors for hloc.
 
     Raises:
         UsageError: a setting makes no sense, a library is missing, or `out` is there.
@@ -75,8 +82,11 @@ def export(
         SpaceError: no room; nothing is left.
     """
     place = path_text(out).rstrip(os.sep) or path_text(out)
-    form = _check(to, place, compress, metric)
+    form = _check(to, place, compress, metric, norm)
     content = select(open_cache(cache), layers, rows)
+    if norm is None:
+        norm = form.descriptor_norm if content.is_one_vector else "none"
+    content = replace(content, norm=norm)
     with hold(place, hidden=True):
         if os.path.lexists(place):
             raise UsageError(
@@ -84,10 +94,10 @@ def export(
             )
         _put(content, place, form, Options(compress, metric))
     notes = tuple(_notes(content, form, to, compress))
-    return Exported(place, to, len(content), content.layers, _size(place), notes)
+    return Exported(place, to, len(content), content.layers, _size(place), notes, norm)
 
 
-def _check(to: str, place: str, compress: str, metric: str) -> Format:
+def _check(to: str, place: str, compress: str, metric: str, norm: str | None) -> Format:
     form = FORMATS.get(to)
     if form is None:
         raise UsageError(f"format {to!r} is not known; expected one of {', '.join(FORMATS)}")
@@ -98,6 +108,8 @@ def _check(to: str, place: str, compress: str, metric: str) -> Format:
         raise UsageError(f"compress {compress} is not for {to}; it is for {' and '.join(able)}")
     if metric not in INDEX_METRICS:
         raise UsageError(f"metric is {metric!r}; expected one of {', '.join(INDEX_METRICS)}")
+    if norm is not None and norm not in NORMS:
+        raise UsageError(f"unknown norm {norm!r}; expected one of {', '.join(NORMS)}")
     folder = os.path.dirname(place) or os.curdir
     if not os.path.isdir(folder):
         raise UsageError(f"output {place!r}: there is no folder {folder!r}; make it first")
@@ -154,7 +166,10 @@ def _size(place: str) -> int:
 
 def _notes(content: Content, form: Format, to: str, compress: str) -> list[str]:
     notes = []
-    if content.cache.header.scales and not form.keeps_codes:
+    if content.norm != "none":
+        root = "the signed root of each value, then " if content.norm == "ssr" else ""
+        notes.append(f"norm {content.norm}: {root}vectors at unit length; --norm none keeps values")
+    if content.cache.header.scales and (not form.keeps_codes or content.norm != "none"):
         notes.append("int8 codes were written as the float32 values they stand for")
     strange = 0 if form.exact_paths else content.not_utf8()
     if strange:

@@ -10,6 +10,7 @@ import numpy as np
 
 from vggfeat.browsing import blocks, matching
 from vggfeat.errors import UsageError
+from vggfeat.exporting.normalising import normalised
 from vggfeat.schema import RowState
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vggfeat.reader import FeatureCache
+    from vggfeat.specs import Norm
 
 _FLOAT32_BYTES = 4
 
@@ -45,11 +47,13 @@ class Content:
         cache: where they are read from.
         layers: canonical specs, in the order asked for.
         rows: numbers of the rows, ascending, int64 (n,).
+        norm: that every vector is brought to: see `normalising.normalised`.
     """
 
     cache: FeatureCache
     layers: tuple[str, ...]
     rows: NDArray[np.int64]
+    norm: Norm = "none"
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -58,6 +62,11 @@ class Content:
     def row_shape(self, layer: str) -> tuple[int, ...]:
         """Shape of one row, (D,) or (C, H, W)."""
         return self.cache.header.shapes[layer]
+
+    @property
+    def is_one_vector(self) -> bool:
+        """Whether a row is one vector: of one layer, and no map."""
+        return len(self.layers) == 1 and len(self.row_shape(self.layers[0])) == 1
 
     def width(self, layer: str) -> int:
         """Numbers in one row."""
@@ -71,16 +80,17 @@ class Content:
     def of(self, layer: str) -> Iterator[NDArray[np.floating[Any]]]:
         """All rows of one layer, (n, …) at a time; NaN where a row is not done."""
         for start, stop in blocks(len(self), self.width(layer) * _FLOAT32_BYTES):
-            yield self._read(layer, self.rows[start:stop])
+            yield self.read(layer, self.rows[start:stop])
 
     def parts(self) -> Iterator[Part]:
         """All rows with all layers, some at a time."""
         row_bytes = sum(map(self.width, self.layers)) * _FLOAT32_BYTES
         for start, stop in blocks(len(self), row_bytes):
             rows = self.rows[start:stop]
-            yield Part(start, rows, {layer: self._read(layer, rows) for layer in self.layers})
+            yield Part(start, rows, {layer: self.read(layer, rows) for layer in self.layers})
 
-    def _read(self, layer: str, rows: NDArray[np.int64]) -> NDArray[np.floating[Any]]:
+    def read(self, layer: str, rows: NDArray[np.int64]) -> NDArray[np.floating[Any]]:
+        """Some rows of the cache, int64 (n,), as they are exported, (n, …); NaN where not done."""
         # What follows one another is read as one slice, several times as fast.
         together = len(rows) and rows[-1] - rows[0] + 1 == len(rows)
         wanted = slice(int(rows[0]), int(rows[-1]) + 1) if together else rows
@@ -89,7 +99,7 @@ class Content:
         else:
             values = np.array(self.cache[layer][wanted], dtype=self.dtype(layer))
         values[self.cache.state[rows] != RowState.DONE] = np.nan
-        return values
+        return normalised(values, self.norm)
 
     def paths(self) -> list[str]:
         r"""Path of each row as text that is UTF-8: other bytes and line ends as `\xNN`."""

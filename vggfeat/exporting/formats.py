@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from vggfeat.exporting.content import Content
     from vggfeat.exporting.options import Compress, Options
+    from vggfeat.specs import Norm
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,9 @@ class Format:
         is_folder: it is a folder and no file.
         compressions: other than none.
         exact_paths: paths are kept as bytes, whatever they hold.
-        keeps_codes: int8 stays int8, with its scales.
+        keeps_codes: int8 stays int8, with its scales, unless rows are normalised.
+        descriptor_norm: that one vector an image is brought to unless another norm is asked for:
+            the format's readers take inner products for similarities.
     """
 
     write: Callable[[Content, str, Options], None]
@@ -36,6 +39,7 @@ class Format:
     compressions: tuple[Compress, ...] = ()
     exact_paths: bool = False
     keeps_codes: bool = False
+    descriptor_norm: Norm = "none"
 
 
 FORMATS: Mapping[str, Format] = {
@@ -45,7 +49,7 @@ FORMATS: Mapping[str, Format] = {
     "safetensors": Format(write_safetensors, exact_paths=True),
     "csv": Format(write_csv),
     "webdataset": Format(write_webdataset, is_folder=True),
-    "hloc": Format(write_hloc),
+    "hloc": Format(write_hloc, descriptor_norm="l2"),
     "faiss": Format(write_faiss, is_folder=True),
     "hdf5": Format(write_hdf5, compressions=("gzip", "zstd"), exact_paths=True, keeps_codes=True),
 }

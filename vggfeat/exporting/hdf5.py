@@ -10,13 +10,15 @@ import h5py
 import numpy as np
 
 from vggfeat.browsing import blocks
+from vggfeat.errors import UsageError
 from vggfeat.exporting.options import need
 from vggfeat.quantisation import scales_digest
 from vggfeat.schema import FEATURES, IMAGES, OFFSETS, SCALES, attributes_of
+from vggfeat.specs import parse_specs
 from vggfeat.writer import row_checksums
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -25,23 +27,29 @@ if TYPE_CHECKING:
     from vggfeat.runs import Run
 
 _CHUNK_BYTES = 1 << 20
+_FLOAT32_BYTES = 4
 _GZIP_LEVEL = 4
 
 
 def write_hdf5(content: Content, path: str, options: Options) -> None:
     """The groups, names and attributes of a cache, but for the rows and layers that are left out.
 
-    Codes of int8 stay codes, with their scales.
+    Codes of int8 stay codes, with their scales. Layers that are normalised get the specs of their
+    values, `fc7:l2` of `fc7`; codes become float32 then.
     """
     how = _filters(options)
-    identity = content.cache.header.identity
-    scales = {
-        layer: one for layer, one in content.cache.header.scales.items() if layer in content.layers
-    }
-    kept = dataclasses.replace(
-        identity, layers=tuple(sorted(content.layers)), scales=scales_digest(scales)
+    header, names = content.cache.header, _names(content)
+    scales = (
+        {names[layer]: one for layer, one in header.scales.items() if layer in names}
+        if content.norm == "none"
+        else {}
     )
-    header = content.cache.header
+    kept = dataclasses.replace(
+        header.identity,
+        layers=tuple(sorted(names.values())),
+        scales=scales_digest(scales),
+        dtype="float32" if header.scales and not scales else header.identity.dtype,
+    )
     with h5py.File(path, "w", libver="v110") as new:
         new.attrs.update(attributes_of(kept, header.provenance))
         for name, run in header.runs.items():
@@ -51,32 +59,68 @@ def write_hdf5(content: Content, path: str, options: Options) -> None:
                 column[...] = content.cache.column(short)[content.rows].astype(column.dtype)
         for layer in content.layers:
             run = header.feature(layer)
-            target = _create(new, f"{FEATURES}/{layer}", run, len(content), how)
-            for start, stop in blocks(len(content), run.row_bytes):
-                target[start:stop] = content.cache[layer][content.rows[start:stop]]
-            if layer in scales:
-                new[f"{SCALES}/{layer}"] = scales[layer].scale.astype("<f4")
-                new[f"{OFFSETS}/{layer}"] = scales[layer].offset.astype("<f4")
-        if set(content.layers) != set(content.cache.layers):
-            new[f"{IMAGES}/checksum"][...] = _checksums(content)
+            if content.norm != "none":
+                run = dataclasses.replace(run, dtype=content.dtype(layer).str)
+            target = _create(new, f"{FEATURES}/{names[layer]}", run, len(content), how)
+            for start, stop in _blocks(content, [layer]):
+                target[start:stop] = _stored(content, layer, start, stop)
+            if names[layer] in scales:
+                one = scales[names[layer]]
+                new[f"{SCALES}/{names[layer]}"] = one.scale.astype("<f4")
+                new[f"{OFFSETS}/{names[layer]}"] = one.offset.astype("<f4")
+        if set(content.layers) != set(content.cache.layers) or content.norm != "none":
+            new[f"{IMAGES}/checksum"][...] = _checksums(content, names)
 
 
-def _checksums(content: Content) -> NDArray[np.uint32]:
-    """Checksums of rows that have lost some of their layers, uint32 (n,)."""
-    layers = sorted(content.layers)
-    size = sum(_stored_bytes(content, layer) for layer in layers)
+def _names(content: Content) -> dict[str, str]:
+    """The spec of each layer as it is written: with a norm it is another one.
+
+    Raises:
+        UsageError: there is no spec for that.
+    """
+    if content.norm == "none":
+        return {layer: layer for layer in content.layers}
+    identity = content.cache.header.identity
+    if identity.steps:
+        raise UsageError(
+            f"norm {content.norm} has no name in hdf5 for {', '.join(content.layers)}, which fuse "
+            f"or reduce made in {content.cache.path!r}; give --norm to another format"
+        )
+    names = {}
+    for layer in content.layers:
+        (spec,) = parse_specs(layer, identity.model)
+        if spec.norm == "l2" and content.norm == "ssr":
+            raise UsageError(f"layer {layer} has norm l2 already, and cannot have ssr on top")
+        norm = spec.norm if spec.norm != "none" else content.norm
+        names[layer] = str(dataclasses.replace(spec, norm=norm))
+    if len(set(names.values())) < len(names):
+        raise UsageError(
+            f"with norm {content.norm} two of {', '.join(names)} are one layer; name one by "
+            "--layers"
+        )
+    return names
+
+
+def _blocks(content: Content, layers: Sequence[str]) -> list[tuple[int, int]]:
+    return blocks(len(content), sum(content.width(layer) for layer in layers) * _FLOAT32_BYTES)
+
+
+def _stored(content: Content, layer: str, start: int, stop: int) -> NDArray[np.generic]:
+    """Rows as they are written: codes and numbers of the cache, but for a norm."""
+    if content.norm == "none":
+        return content.cache[layer][content.rows[start:stop]]
+    return content.read(layer, content.rows[start:stop])
+
+
+def _checksums(content: Content, names: Mapping[str, str]) -> NDArray[np.uint32]:
+    """Checksums of rows that have lost some of their layers or have new values, uint32 (n,)."""
+    layers = sorted(content.layers, key=names.__getitem__)
     return np.concatenate(
         [
-            row_checksums(
-                [content.cache[layer][content.rows[start:stop]] for layer in layers], stop - start
-            )
-            for start, stop in blocks(len(content), size)
+            row_checksums([_stored(content, layer, start, stop) for layer in layers], stop - start)
+            for start, stop in _blocks(content, layers)
         ]
     )
-
-
-def _stored_bytes(content: Content, layer: str) -> int:
-    return content.cache.header.feature(layer).row_bytes
 
 
 def _filters(options: Options) -> Mapping[str, Any]:
@@ -102,13 +146,13 @@ def _create(
 def write_hloc(content: Content, path: str, _options: Options) -> None:
     """A group an image under its path; in it `global_descriptor`, or of several a dataset a layer.
 
-    The names are those of hloc (github.com/cvg/Hierarchical-Localization, extract_features).
+    The names are those of hloc (github.com/cvg/Hierarchical-Localization, extract_features), whose
+    pairs_from_retrieval takes inner products of global descriptors.
     """
-    single = len(content.layers) == 1 and len(content.row_shape(content.layers[0])) == 1
     paths = content.paths()
     with h5py.File(path, "w", libver="latest") as file:
         for part in content.parts():
             for at in range(len(part.rows)):
                 group = file.create_group(paths[part.start + at].lstrip(os.sep))
                 for layer, values in part.values.items():
-                    group["global_descriptor" if single else layer] = values[at]
+                    group["global_descriptor" if content.is_one_vector else layer] = values[at]

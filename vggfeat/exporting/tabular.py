@@ -63,11 +63,11 @@ def _parquet_schema(pyarrow: Any, content: Content) -> Any:
     fields = [pyarrow.field("path", pyarrow.string()), pyarrow.field("state", pyarrow.string())]
     for layer in content.layers:
         kind = pyarrow.from_numpy_dtype(content.dtype(layer))
-        shape = json.dumps(list(content.row_shape(layer)))
+        about = {"shape": json.dumps(list(content.row_shape(layer)))}
+        if content.norm != "none":
+            about["norm"] = content.norm
         fields.append(
-            pyarrow.field(
-                layer, pyarrow.list_(kind, content.width(layer)), metadata={"shape": shape}
-            )
+            pyarrow.field(layer, pyarrow.list_(kind, content.width(layer)), metadata=about)
         )
     return pyarrow.schema(fields)
 

@@ -40,7 +40,9 @@ def _header(content: Content, layers: list[str], longest: int) -> bytes:
 
 def _metadata(content: Content) -> dict[str, str]:
     identity = content.cache.header.identity
+    norm = {} if content.norm == "none" else {"norm": content.norm}
     return {
+        **norm,
         "model": identity.model,
         "weights": identity.weights,
         "weights_sha256": identity.weights_sha256,
