@@ -571,7 +571,7 @@ def test_a_normalised_cache_names_its_values(workplace: Path, tmp_path: Path) ->
              "--rows", "all", dtype="float32")  # fmt: skip
     right, made = FeatureCache(tmp_path / "right.h5"), FeatureCache(tmp_path / "out.h5")
     assert made.header.identity == right.header.identity
-    np.testing.assert_allclose(made["conv1_1:l2"], right["conv1_1:l2"], rtol=1e-6)
+    np.testing.assert_allclose(made.values("conv1_1:l2"), right.values("conv1_1:l2"), rtol=1e-6)
     assert not len(verify(tmp_path / "out.h5").bad)
     for words, says in (
         (["--layers", LAYERS[1], "--norm", "ssr"], "has norm l2 already"),
