@@ -12,9 +12,13 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from test_cli import write_images
 
+from vggfeat.config import Settings
+from vggfeat.engines import extract
 from vggfeat.errors import LockedError, SpaceError, UsageError
 from vggfeat.lock import SharedLock, hold, refuse_if_held, take_turns
+from vggfeat.update import Wish
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -243,6 +247,7 @@ RACER = """
 import contextlib, os, random, sys, time
 from vggfeat.errors import LockedError
 from vggfeat.lock import SharedLock, hold, take_turns
+from vggfeat.update import Wish
 
 out, how, times, seed = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 chance = random.Random(seed)
@@ -396,3 +401,74 @@ def test_a_file_system_with_posix_locks_alone(tmp_path: Path) -> None:
     with hold(str(tmp_path / "f.h5")):
         pass
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("wish", [Wish(), Wish(update=True, by_digest=True)])
+def test_an_image_that_is_the_lock(tmp_path: Path, wish: Wish) -> None:
+    """A run among whose images its own lock file is fails that row and keeps its lock."""
+    out = str(tmp_path / "o.h5")
+    images = write_images(tmp_path / "images", 3)
+    settings = Settings(
+        layers="conv1_1", model="vgg11", weights="random:0", size=32, batch_size=1, workers=0,
+        device="cpu",
+    )  # fmt: skip
+    (tmp_path / "o.h5.lock").write_text("pid 1 on elsewhere since then\n")  # of a killed run
+    os.symlink("../o.h5.lock", images / "000.jpg")
+    if wish.update:
+        extract([images], out, settings)
+        (tmp_path / "o.h5.lock").write_text("pid 1 on elsewhere since then\n")
+        (images / "99.png").write_bytes((images / "00.png").read_bytes())
+    held = []
+    summary = extract(
+        [images], out, settings, wish=wish, on_progress=lambda _: held.append(no_other(out))
+    )
+    assert held
+    assert all(held)
+    assert summary.failed == 1
+    assert sorted(os.listdir(tmp_path)) == ["images", "o.h5"]
+
+
+def no_other(out: str) -> bool:
+    """Whether a second process is refused while it only asks, and while it wants the lock."""
+    code = "import sys\nfrom vggfeat.lock import refuse_if_held\nrefuse_if_held(sys.argv[1])"
+    done = subprocess.run([sys.executable, "-c", code, out], check=False, capture_output=True)
+    return b"LockedError" in done.stderr and held_against_others(out)
+
+
+WITHOUT_SHARED = """
+import errno, fcntl, struct
+
+def refusing(real):
+    # As some FUSE file systems do, which cannot be mounted here: no shared locks.
+    def call(handle, command, argument=0):
+        if command in (fcntl.F_OFD_SETLK, fcntl.F_OFD_SETLKW):
+            if struct.unpack("hhqqi4x", argument)[0] == fcntl.F_RDLCK:
+                raise OSError(errno.ENOSYS, "Function not implemented")
+        return real(handle, command, argument)
+    return call
+
+def no_posix(handle, command):
+    if command & fcntl.LOCK_SH:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+fcntl.fcntl, fcntl.lockf = refusing(fcntl.fcntl), no_posix
+from vggfeat.diagnosis import _locks
+print(_locks())
+"""
+
+
+def test_the_doctor_tries_every_kind(tmp_path: Path) -> None:
+    """Where shared locks alone are missing, `doctor` says so."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_SHARED], cwd=tmp_path, check=True, capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert "missing here: shared (folders of shards): file system of " in done.stdout
+    assert "exclusive" not in done.stdout
+    assert "put outputs on a file system with locks" in done.stdout
+    done = subprocess.run(
+        [sys.executable, "-c", "from vggfeat.diagnosis import _locks; print(_locks())"],
+        cwd=tmp_path, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "has them, exclusive and shared" in done.stdout
+    assert "remedy=None" in done.stdout
