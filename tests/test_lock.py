@@ -126,6 +126,15 @@ def test_the_lock_is_given_back_and_its_file_removed(tmp_path: Path) -> None:
     assert text.count("\n") == 1
 
 
+def test_a_lock_file_after_a_power_cut(tmp_path: Path) -> None:
+    """A lock file whose content did not reach the disk, empty or of zeros, is taken and removed."""
+    for content in (b"", b"\0" * 60):
+        (tmp_path / "f.h5.lock").write_bytes(content)
+        with hold(str(tmp_path / "f.h5")):
+            pass
+        assert os.listdir(tmp_path) == []
+
+
 def test_two_outputs_at_once(tmp_path: Path) -> None:
     """One process may hold two outputs."""
     with hold(str(tmp_path / "a.h5")), hold(str(tmp_path / "b.h5")):

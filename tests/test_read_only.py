@@ -16,7 +16,16 @@ from test_cli import write_images
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-RUN = ["extract", "images", "--model", "vgg11", "--weights", "random:0", "--layers", "conv1_1"]
+RUN = [
+    "extract",
+    "images",
+    "--model",
+    "vgg11",
+    "--weights",
+    "random:0",
+    "--layers",
+    "conv1_1,conv2_1",
+]
 RUN += ["--device", "cpu", "--workers", "0", "--size", "32", "--batch-size", "4"]
 
 # To root permissions mean nothing; so a nameless user, without other groups.
@@ -61,6 +70,10 @@ def on_a_read_only_mount(words: list[str], folder: Path) -> subprocess.Completed
     return start(["-m", "vggfeat", *words], folder, *wrapper)
 
 
+DERIVED = [
+    ["reduce", "out/f.h5", "--out", "out/r.h5", "--layers", "conv1_1", "--dims", "2"],
+    ["fuse", "out/f.h5", "--out", "out/fused.h5", "--method", "concat"],
+]
 WAYS = [as_another_user, on_a_read_only_mount]
 
 
@@ -74,6 +87,9 @@ def workplace() -> Iterator[Path]:
         (folder / "out").mkdir()
         for out in ("out/f.h5", "out/feats/"):
             done = start(["-m", "vggfeat", *RUN, "--out", out], folder)
+            assert done.returncode == 0, done.stderr
+        for words in DERIVED:
+            done = start(["-m", "vggfeat", *words], folder)
             assert done.returncode == 0, done.stderr
         yield folder
 
@@ -93,6 +109,22 @@ def test_nothing_left_to_do(
     done = way([*RUN, "--out", out, *more], workplace)
     assert done.returncode == 0, done.stderr
     assert "nothing left to do" in done.stdout
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("words", DERIVED, ids=lambda words: words[0])
+def test_nothing_left_to_derive(
+    workplace: Path,
+    way: Callable[[list[str], Path], subprocess.CompletedProcess[str]],
+    words: list[str],
+) -> None:
+    """The same for a cache that is made of another."""
+    done = way(words, workplace)
+    assert done.returncode == 0, done.stderr
+    if words[0] == "fuse":  # reduce writes its model first
+        done = way([*words, "--fresh"], workplace)
+        assert done.returncode == 6, done.stderr
+        assert ".lock cannot be made: " in done.stderr
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -124,4 +156,4 @@ def test_work_is_refused(
         assert ".lock cannot be made: " in done.stderr
     done = way([*RUN, "--out", out.replace("/f", "/g")], workplace)
     assert done.returncode in (2, 6), done.stderr
-    assert sorted(os.listdir(workplace / "out")) == ["f.h5", "feats"]
+    assert sorted(os.listdir(workplace / "out")) == ["f.h5", "feats", "fused.h5", "r.h5"]

@@ -20,7 +20,7 @@ from vggfeat._version import __version__
 from vggfeat.copying import copy_rows
 from vggfeat.errors import CacheMismatchError, InterruptedRunError, UsageError
 from vggfeat.job import check_output
-from vggfeat.lock import hold, refuse_if_held
+from vggfeat.lock import hold, refuse_if_held, unless_read_only
 from vggfeat.plan import match_paths
 from vggfeat.quantisation import encode, scales_digest, to_float16
 from vggfeat.reader import FeatureCache
@@ -143,14 +143,18 @@ def derive(
     started = time.perf_counter()
     if os.path.exists(out) and os.path.samefile(out, source.path):
         raise UsageError(f"output {out!r} is the cache that is read; choose another --out")
-    with hold(out), StopFlag() as stop:
-        if check_output(out, fresh=begin == "fresh"):
+    with unless_read_only(hold(out)) as refusal, StopFlag() as stop:
+        there = check_output(out, fresh=begin == "fresh")
+        if refusal is not None and not (there and _is_complete(source, FeatureCache(out))):
+            raise refusal
+        if there:
             _check_way(source, FeatureCache(out), transform, dtype)
             _check_images(source, FeatureCache(out), update=begin == "update")
         else:
             _begin(source, out, transform, dtype)
         work = _Work(source, FeatureCache(out), transform, stop, on_progress)
-        work.do()
+        if refusal is None:
+            work.do()
     result = work.result(time.perf_counter() - started)
     if stop and result.pending:
         raise InterruptedRunError(
@@ -212,6 +216,12 @@ def _check_way(
             f"cache {target.path!r} was made in another way: {'; '.join(differences)}. Ask for the "
             "same, choose another --out, or --fresh to begin again"
         )
+
+
+def _is_complete(source: FeatureCache, target: FeatureCache) -> bool:
+    """Return whether a target has the rows of its source as they are now."""
+    columns = ("paths", "state", "sizes", "mtimes", "digests")
+    return all(np.array_equal(getattr(source, one), getattr(target, one)) for one in columns)
 
 
 def _check_images(source: FeatureCache, target: FeatureCache, *, update: bool) -> None:

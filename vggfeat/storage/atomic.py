@@ -24,6 +24,7 @@ import stat
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from vggfeat.errors import SpaceError, UsageError
+from vggfeat.storage.descriptors import open_descriptor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -161,8 +162,7 @@ def _kind_of(path: str) -> str:
 
 
 def _create(name: str, mode: int) -> int:
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    return os.open(name, flags, mode)
+    return open_descriptor(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
 
 
 def _create_in_turn(name: str, mode: int) -> int:

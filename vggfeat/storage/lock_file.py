@@ -8,6 +8,7 @@ machines of a network file system. A forked child would hold it too; a hook clos
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -144,7 +145,7 @@ class LockFile:
 
     def _refuse_other_content(self) -> None:
         content = os.pread(self._handle, 300, 0)
-        if content and not _OURS.match(content):
+        if content.strip(b"\0") and not _OURS.match(content):  # a power cut may leave zeros
             self.close()  # so that it is not removed
             raise UsageError(_not_ours(self.path, "its content is not that of a lock"))
 
@@ -168,10 +169,10 @@ class LockFile:
         """
         try:
             if self._handle >= 0 and self._held != fcntl.F_UNLCK and self._removable:
-                self._remove_if_last()
-            self.unlock()  # closing alone would not do while a child of another library has a copy
-        except OSError:
-            pass  # closing does it too
+                with contextlib.suppress(OSError):  # then it stays, as on a network file system
+                    self._remove_if_last()
+            with contextlib.suppress(OSError):  # closing does it too, if no child has a copy
+                self.unlock()
         finally:
             self.close()
 
