@@ -97,6 +97,7 @@ ORDER = (
     "job",
     "description",
     "tally",
+    "vanishing",
     "run",
     "shardfolder",
     "shardplan",

@@ -166,8 +166,11 @@ def _extract(
         summary = extract(request, on_progress)
     except (InterruptedRunError, TooManyFailuresError) as error:
         # How many failed is the driver's to judge, by all shards.
-        stopped = asked.settings.on_error == "stop" and error.summary.pending
-        fatal = stopped and isinstance(error, TooManyFailuresError)
+        fatal = (
+            isinstance(error, TooManyFailuresError)
+            and asked.settings.on_error == "stop"
+            and error.summary.pending
+        )
         return Outcome(error.summary, type(error).__name__ if fatal else "", str(error))
     except VggfeatError as error:
         return Outcome(None, type(error).__name__, str(error))

@@ -90,7 +90,7 @@ def extract_on_ray(
     driver.raise_before_a_plan()
     summary = driver.summary(request.out, time.perf_counter() - started)
     driver.raise_what_came(summary)
-    raise_if_cut_short(summary, request.settings, stop.signum, None)
+    raise_if_cut_short(summary, request, stop.signum, None)
     return summary
 
 

@@ -107,7 +107,7 @@ class InterruptedRunError(VggfeatError):
 
     Attributes:
         signum: the signal.
-        summary: the run's `records.Summary`.
+        summary: the run's `records.Summary`; None if it came before the output was in place.
     """
 
     def __init__(self, message: str, signum: int, summary: Any) -> None:

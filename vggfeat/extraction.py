@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from vggfeat.errors import SpaceError
     from vggfeat.records import Progress, Summary
     from vggfeat.request import ExtractRequest
+    from vggfeat.shardlist import ShardManifest
     from vggfeat.sources import Manifest
     from vggfeat.update import Changes
 
@@ -77,14 +78,21 @@ def _extract_shards(
     check_folder(request.out)
     lock = SharedLock(os.path.join(request.out, MANIFEST))
     with unless_read_only(lock) as refusal:
+        # A signal ends the waiting and the listing at once. From then on it is looked at between
+        # shards, as the loop does between batches: a plan is either put in place whole or not.
         if refusal is None:
-            _plan(request, lock, tally)
+            plan = _prepare_plan(request, lock, tally)
         else:
-            _check_plan(request, refusal)
-        tally.discover = time.perf_counter() - started
+            plan = _no_plan(request, refusal)
         limit = request.settings.seconds_allowed
-        with StopFlag(limit and limit - tally.discover) as stop:
-            watch = run.RunWatch(tally, stop, request.settings.on_error == "stop", on_progress)
+        with StopFlag(limit and limit - (time.perf_counter() - started)) as stop:
+            changes = plan(stop)
+            if changes is not None:
+                tally.note(changes)
+            if refusal is None:
+                lock.share(_nobody_to_wait_for)
+            tally.discover = time.perf_counter() - started
+            watch = run.RunWatch(tally, stop, request, on_progress)
             cache = ShardedCache(request.out, request.sharding.share)
             work = _Work(request, cache, watch)
             if refusal is not None and any(work.rows_left()):
@@ -95,7 +103,7 @@ def _extract_shards(
     summary = summarise_run(request.out, tally, seconds, reason, shards=cache)
     if work.damaged:
         raise CacheError("; ".join(work.damaged))
-    run.raise_if_cut_short(summary, request.settings, stop.signum, tally.fatal)
+    run.raise_if_cut_short(summary, request, stop.signum, tally.fatal)
     if left and watch.goes_on():
         raise ShardsHeldError(
             f"{len(left)} shards of {request.out!r} are held by other runs, the first is "
@@ -105,8 +113,18 @@ def _extract_shards(
     return summary
 
 
-def _plan(request: ExtractRequest, lock: SharedLock, tally: Tally) -> None:
-    """Sees to a plan to work by: made or brought in line where that is needed or asked for."""
+def _nobody_to_wait_for() -> None:
+    """Say nothing: whoever holds a lock alone, or shares it already, shares it at once."""
+
+
+def _prepare_plan(
+    request: ExtractRequest, lock: SharedLock, tally: Tally
+) -> Callable[[StopFlag], Changes | None]:
+    """List the images where a plan is to be made, or brought in line; change nothing yet.
+
+    Returns:
+        what then makes the plan, if that is needed or asked for, and returns what has changed.
+    """
     path = os.path.join(request.out, MANIFEST)
 
     def tell() -> None:
@@ -118,20 +136,42 @@ def _plan(request: ExtractRequest, lock: SharedLock, tally: Tally) -> None:
     elif not os.path.exists(path):
         lock.own(tell)
     if request.fresh or not os.path.exists(path):
-        images = _discover(request, tally)
-        shards = request.sharding.count_for(len(images))
-        planner = Planner(request.out, images, named_sources(request.sources))
-        planner.begin(describe(request.settings, images), shards)
-    elif request.wish.update:
-        tally.note(_update(request, tally))
-    else:
-        manifest = read_manifest(request.out)
-        check_plan(request.out, manifest, request.sources, request.root, request.sharding)
-        remove_leftovers(request.out, manifest)
-    lock.share(tell)
+        return _beginning(request, tally)
+    had = read_manifest(request.out)
+    if request.wish.update:
+        return _updating(request, tally, had)
+    check_plan(request.out, had, request.sources, request.root, request.sharding)
+    remove_leftovers(request.out, had)
+    return lambda _: None
 
 
-def _check_plan(request: ExtractRequest, refusal: SpaceError) -> None:
+def _beginning(request: ExtractRequest, tally: Tally) -> Callable[[StopFlag], None]:
+    images = _discover(request, tally)
+    shards = request.sharding.count_for(len(images))
+    made = describe(request.settings, images)
+
+    def begin(stop: StopFlag) -> None:
+        Planner(request.out, images, named_sources(request.sources), stop).begin(made, shards)
+
+    return begin
+
+
+def _updating(
+    request: ExtractRequest, tally: Tally, had: ShardManifest
+) -> Callable[[StopFlag], Changes]:
+    request.sharding.check_count(request.out, len(had.shards))
+    images = _discover(request, tally)
+
+    def update(stop: StopFlag) -> Changes:
+        planner = Planner(request.out, images, named_sources(request.sources), stop)
+        return planner.update(had, request.settings, request.wish)
+
+    return update
+
+
+def _no_plan(
+    request: ExtractRequest, refusal: SpaceError
+) -> Callable[[StopFlag], Changes | None]:
     """Refuse what needs another plan than that which is there, in a folder that is read only."""
     if (
         request.fresh
@@ -141,6 +181,7 @@ def _check_plan(request: ExtractRequest, refusal: SpaceError) -> None:
         raise refusal
     manifest = read_manifest(request.out)
     check_plan(request.out, manifest, request.sources, request.root, request.sharding)
+    return lambda _: None
 
 
 def _discover(request: ExtractRequest, tally: Tally) -> Manifest:
@@ -148,13 +189,6 @@ def _discover(request: ExtractRequest, tally: Tally) -> Manifest:
     tell_skipped(images)
     tally.skipped = images.skipped
     return images
-
-
-def _update(request: ExtractRequest, tally: Tally) -> Changes:
-    had = read_manifest(request.out)
-    request.sharding.check_count(request.out, len(had.shards))
-    planner = Planner(request.out, _discover(request, tally), named_sources(request.sources))
-    return planner.update(had, request.settings, request.wish)
 
 
 class _Work:
@@ -224,5 +258,7 @@ class _Work:
     def _do(self, path: str, first: int) -> None:
         self._watch.tally.base = first
         images = list_shard(FeatureCache(path), self._cache.manifest.root)
+        if images is None:
+            return
         wish = Wish(retry_failed=self._retry)
         run.go_on(path, self._request.settings, images, self._watch, wish)

@@ -23,7 +23,7 @@ from vggfeat.quantisation import scales_digest
 from vggfeat.reader import FeatureCache
 from vggfeat.recipes import as_step, recipe_of
 from vggfeat.schema import Provenance, RowState, read_header
-from vggfeat.update import apply_changes, files_differ, find_changes
+from vggfeat.update import apply_changes, files_differ, find_changes, has_returned
 from vggfeat.weights import find_weights, weights_name
 
 if TYPE_CHECKING:
@@ -125,7 +125,8 @@ def resume(
         match = match_paths(cache.paths, manifest.paths)
     pending = cache.state[match.rows] == RowState.PENDING
     changed = files_differ(cache, manifest, match)
-    _tell_changed(int((changed & ~pending).sum()))
+    removed = cache.state[match.rows] == RowState.REMOVED
+    _tell_changed(int((changed & ~pending & ~removed).sum()))
     stale = changed & pending
     return Resumed(
         cache=cache,
@@ -255,7 +256,7 @@ def make_identity(
 
 
 def _check_images(cache: FeatureCache, match: Match, manifest: Manifest) -> None:
-    returned = match.listed[cache.state[match.rows] == RowState.REMOVED]
+    returned = match.listed[has_returned(cache, manifest, match)]
     unknown = np.sort(np.concatenate([match.unknown, returned]))
     if len(unknown):
         first = manifest[int(unknown[0])].name
@@ -264,8 +265,9 @@ def _check_images(cache: FeatureCache, match: Match, manifest: Manifest) -> None
             f"{len(manifest)} asked for are not in it, the first is {first!r}. --update brings "
             "them in; or choose another --out, or --fresh to begin again"
         )
-    if len(match.unlisted):
-        log.info("%d images of the cache were not asked for; they stay", len(match.unlisted))
+    others = int((cache.state[match.unlisted] != RowState.REMOVED).sum())
+    if others:
+        log.info("%d images of the cache were not asked for; they stay", others)
 
 
 def _tell_changed(count: int) -> None:

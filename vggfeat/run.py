@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import signal
 import time
 from collections import deque
@@ -18,11 +19,13 @@ from vggfeat.job import check_output, is_complete, resume
 from vggfeat.lock import hold, refuse_if_held, unless_read_only
 from vggfeat.plan import EMPTY, plan_batches
 from vggfeat.records import FeatureBatch, Progress, Summary
+from vggfeat.schema import DIGEST_BYTES
 from vggfeat.shardreader import open_cache
 from vggfeat.signals import StopFlag
 from vggfeat.sink import Sink
 from vggfeat.sources import discover, tell_skipped
 from vggfeat.tally import Tally, summarise_run
+from vggfeat.vanishing import SourceGuard
 from vggfeat.weights import find_weights
 from vggfeat.writer import CacheWriter, create_cache
 
@@ -50,8 +53,13 @@ class RunWatch:
 
     tally: Tally
     stop: StopFlag
-    stop_on_error: bool
+    request: ExtractRequest
     on_progress: Callable[[Progress], None] | None
+
+    @property
+    def stop_on_error(self) -> bool:
+        """Whether the first image that fails ends the run."""
+        return self.request.settings.on_error == "stop"
 
     def goes_on(self) -> bool:
         """Whether another batch may begin."""
@@ -71,6 +79,7 @@ class _Work:
     open_image: OpenImage
     plan: NDArray[np.int64]
     weights: Weights
+    guard: SourceGuard
     activations: Callable[[], Mapping[str, float]] | None
 
 
@@ -101,7 +110,7 @@ def extract_file(
     limit = settings.seconds_allowed
     limit = limit and limit - tally.discover
     with unless_read_only(hold(out)) as refusal, StopFlag(limit) as stop:
-        watch = RunWatch(tally, stop, settings.on_error == "stop", on_progress)
+        watch = RunWatch(tally, stop, request, on_progress)
         there = check_output(out, fresh=request.fresh)
         if refusal is not None and not (there and is_complete(out, manifest, request.wish)):
             raise refusal
@@ -110,7 +119,7 @@ def extract_file(
         else:
             _begin(out, settings, manifest, watch)
     summary = summarise_run(out, tally, time.perf_counter() - started, stop.reason)
-    raise_if_cut_short(summary, settings, stop.signum, tally.fatal)
+    raise_if_cut_short(summary, request, stop.signum, tally.fatal)
     return summary
 
 
@@ -143,6 +152,7 @@ def go_on(
         lambda row: manifest.open(places[row]),
         plan_batches(resumed.todo, batch_size, None if ranks is None else ranks[resumed.positions]),
         weights,
+        SourceGuard(manifest, watch.request.sources, lambda row: places[row]),
         lambda: dict(cache.header.identity.activations),
     )
     loader, replicas = _start(work, watch)
@@ -153,7 +163,7 @@ def go_on(
     writer.update_files(
         resumed.stale, manifest.sizes[resumed.listed], manifest.mtimes[resumed.listed]
     )
-    _loop(loader, replicas, writer, watch)
+    _loop(loader, replicas, writer, work.guard, watch)
 
 
 def _begin(
@@ -169,13 +179,28 @@ def _begin(
         log.warning(weights.warning)
     batch_size = choose_batch_size(settings, len(manifest))
     plan = plan_batches(np.arange(len(manifest)), batch_size, manifest.reading_ranks())
-    work = _Work(settings, manifest.open, plan, weights, calibrating(settings, manifest, weights))
+    guard = SourceGuard(manifest, watch.request.sources, lambda row: row)
+    activations = calibrating(settings, manifest, weights)
+    work = _Work(settings, manifest.open, plan, weights, guard, activations)
     loader, replicas = _start(work, watch)
     made = describe_with(settings, manifest, weights, replicas, batch_size)
+    _end_if_stopped(out, watch)
     header = create_cache(
         out, manifest, made.shapes, made.identity, made.provenance, scales=made.scales
     )
-    _loop(loader, replicas, CacheWriter(out, header), watch)
+    _loop(loader, replicas, CacheWriter(out, header), guard, watch)
+
+
+def _end_if_stopped(out: str, watch: RunWatch) -> None:
+    """End a run to which a signal came while it was getting ready: `out` stays as it is."""
+    if watch.stop:
+        there = f"{out!r} is as it was" if os.path.exists(out) else f"{out!r} is not made yet"
+        raise InterruptedRunError(
+            f"stopped by {watch.stop.reason} before the first image: {there}; run the same command "
+            "again",
+            watch.stop.signum,
+            None,
+        )
 
 
 def _start(work: _Work, watch: RunWatch) -> tuple[Iterator[DecodedBatch], Replicas]:
@@ -209,12 +234,14 @@ def _loop(
     loader: Iterator[DecodedBatch],
     replicas: Replicas,
     writer: CacheWriter,
+    guard: SourceGuard,
     watch: RunWatch,
 ) -> None:
-    """Batch after batch until none is left or a signal asks to stop."""
+    """Batch after batch until none is left, a signal asks to stop, or a source is gone."""
     under_way: deque[Pending] = deque()
     tally = watch.tally
     with Sink(writer, replicas.settings.checkpoint_seconds) as sink:
+        outlet = _Outlet(sink, guard, watch)
         while watch.goes_on():
             started = time.perf_counter()
             decoded = next(loader, None)
@@ -225,13 +252,14 @@ def _loop(
             if len(decoded.rows):
                 under_way.append(_launch(replicas, decoded, tally))
             else:
-                _hand_over(_nothing_but_failures(decoded), sink, watch)
+                outlet.put(_nothing_but_failures(decoded))
             if len(under_way) > replicas.overlap:
-                _finish(under_way.popleft(), sink, watch)
+                _finish(under_way.popleft(), outlet)
             tally.slowest = max(tally.slowest, time.perf_counter() - started)
             watch.report()
         while under_way:
-            _finish(under_way.popleft(), sink, watch)
+            _finish(under_way.popleft(), outlet)
+        outlet.close()
         closing = time.perf_counter()
     tally.write += time.perf_counter() - closing
     tally.redone += replicas.redone
@@ -245,31 +273,75 @@ def _launch(replicas: Replicas, decoded: DecodedBatch, tally: Tally) -> Pending:
     return pending
 
 
-def _finish(pending: Pending, sink: Sink, watch: RunWatch) -> None:
+def _finish(pending: Pending, outlet: _Outlet) -> None:
     started = time.perf_counter()
     batch = pending.collect()
-    watch.tally.network += time.perf_counter() - started
-    _hand_over(batch, sink, watch)
+    outlet.watch.tally.network += time.perf_counter() - started
+    outlet.put(batch)
 
 
-def _hand_over(batch: FeatureBatch, sink: Sink, watch: RunWatch) -> None:
-    tally = watch.tally
-    if watch.stop_on_error and batch.failures:
-        # Left pending and not failed: once it is mended, the same command goes on with it.
-        tally.fatal = tally.fatal or tally.placed(batch.failures[0])
-        batch = dataclasses.replace(batch, failures=())
-    started = time.perf_counter()
-    sink.put(batch)
-    tally.write += time.perf_counter() - started
-    tally.add(batch)
+@dataclass(frozen=True, slots=True)
+class _Outlet:
+    """The way of finished batches to the file, on which failures are looked at."""
+
+    sink: Sink
+    guard: SourceGuard
+    watch: RunWatch
+
+    def put(self, batch: FeatureBatch) -> None:
+        """Hand a batch over; images that cannot be found wait until their source is known to be.
+
+        Raises:
+            InputError: a source is gone; what the batch has of features is handed over.
+        """
+        failures = self.guard.certain(batch.failures)
+        self._write(dataclasses.replace(batch, failures=failures))
+        if len(failures) < len(batch.failures):
+            self.guard.check()
+            if self.watch.stop_on_error:
+                self.close()
+
+    def close(self) -> None:
+        """Hand over the failures that waited.
+
+        Raises:
+            InputError: see `put`.
+        """
+        failures = self.guard.release()
+        if failures:
+            self._write(_failed(failures))
+
+    def _write(self, batch: FeatureBatch) -> None:
+        tally = self.watch.tally
+        if self.watch.stop_on_error and batch.failures:
+            # Left pending and not failed: once it is mended, the same command goes on with it.
+            tally.fatal = tally.fatal or tally.placed(batch.failures[0])
+            batch = dataclasses.replace(batch, failures=())
+        started = time.perf_counter()
+        self.sink.put(batch)
+        tally.write += time.perf_counter() - started
+        tally.add(batch)
+
+
+def _failed(failures: tuple[Failure, ...]) -> FeatureBatch:
+    """A batch of images that failed and nothing else."""
+    rows, digests = np.empty(0, dtype=np.int64), np.empty((0, DIGEST_BYTES), dtype=np.uint8)
+    return FeatureBatch(rows, digests, {}, failures, 0)
 
 
 def _nothing_but_failures(decoded: DecodedBatch) -> FeatureBatch:
     return FeatureBatch(decoded.rows, decoded.digests, {}, decoded.failures, 0)
 
 
+def how_to_go_on(*, fresh: bool) -> str:
+    """Say which command does what an interrupted run has left."""
+    if fresh:
+        return "the same command without --fresh does the rest, with --fresh it begins again"
+    return "run the same command again to go on"
+
+
 def raise_if_cut_short(
-    summary: Summary, settings: Settings, signum: int, fatal: Failure | None
+    summary: Summary, request: ExtractRequest, signum: int, fatal: Failure | None
 ) -> None:
     """Raises what a run ends with that a signal, a failure or too many of them cut short.
 
@@ -277,26 +349,27 @@ def raise_if_cut_short(
         TooManyFailuresError: an image failed that ends the run, or more than may.
         InterruptedRunError: a signal came, and rows are left.
     """
+    images = summary.rows - summary.removed
     if fatal is not None:
         name = open_cache(summary.out, summary.share).name(fatal.row)
         raise TooManyFailuresError(
             f"image {name!r} failed: {fatal.reason}; stopped there (--on-error stop), "
-            f"{summary.done} of {summary.rows} images are done. Mend or remove it and run again",
+            f"{summary.done} of {images} images are done. Mend or remove it and run again",
             summary,
         )
     if signum and summary.pending:
         raise InterruptedRunError(
-            f"stopped by {signal.Signals(signum).name}: {summary.done} of {summary.rows} images "
-            f"are done, {summary.pending} are left; run the same command again to go on",
+            f"stopped by {signal.Signals(signum).name}: {summary.done} of {images} images "
+            f"are done, {summary.pending} are left; {how_to_go_on(fresh=request.fresh)}",
             signum,
             summary,
         )
-    if not summary.rows:
-        return  # a share of more than there are shards
-    allowed = settings.failures_allowed(summary.rows)
+    if not images:
+        return  # all are removed; or a share of more than there are shards
+    allowed = request.settings.failures_allowed(images)
     if summary.failed > allowed or not (summary.done or summary.pending):
         raise TooManyFailuresError(
-            f"{summary.failed} of {summary.rows} images failed, {min(allowed, summary.rows - 1)} "
+            f"{summary.failed} of {images} images failed, {min(allowed, images - 1)} "
             f"were allowed; the other {summary.done} are done. `vggfeat inspect {summary.out}` "
             "names them",
             summary,

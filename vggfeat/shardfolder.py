@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from typing import TYPE_CHECKING
 
-from vggfeat.errors import CacheMismatchError, UsageError
+from vggfeat.errors import CacheMismatchError, SpaceError, UsageError
 from vggfeat.names import absolute_place
 from vggfeat.shardlist import MANIFEST, ShardManifest, is_ours
+from vggfeat.writer import sync_directory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vggfeat.splitting import Sharding
+
+log = logging.getLogger("vggfeat")
 
 
 def named_sources(sources: Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
@@ -34,6 +38,7 @@ def check_folder(out: str) -> None:
 
     Raises:
         UsageError: it is a file, has no parent, or is a folder of something else.
+        SpaceError: it cannot be made.
     """
     if os.path.exists(out) and not os.path.isdir(out):
         raise UsageError(
@@ -45,8 +50,8 @@ def check_folder(out: str) -> None:
     parent = os.path.dirname(os.path.abspath(out))
     if not os.path.isdir(parent):
         raise UsageError(f"output {out!r}: its folder {parent!r} is not there; make it first")
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(out)
+    if not os.path.isdir(out):
+        _make_folder(out)
     if os.path.exists(os.path.join(out, MANIFEST)):
         return
     others = sorted(name for name in os.listdir(out) if not is_ours(name))
@@ -56,6 +61,17 @@ def check_folder(out: str) -> None:
             f"{others[0]!r}, and no {MANIFEST}; name a new or an empty folder for shards, or a "
             "file such as feats.h5"
         )
+
+
+def _make_folder(out: str) -> None:
+    try:
+        os.mkdir(out)
+    except FileExistsError:
+        pass  # another run was first
+    except OSError as error:
+        raise SpaceError(
+            error.errno, f"output {out!r}: the folder cannot be made: {error.strerror}"
+        ) from error
 
 
 def check_plan(
@@ -86,16 +102,53 @@ def check_plan(
 
 
 def remove_leftovers(out: str, manifest: ShardManifest) -> None:
-    """Removes what plans before left, and those that were killed; the caller holds the lock."""
-    names = {shard.name for shard in manifest.shards}
+    """Remove what earlier plans, and plans that were interrupted, left in the folder.
+
+    A file that cannot be removed is a warning: it costs room and nothing else. Where a shard that
+    the manifest names is missing nothing is removed, since the manifest may be an old one from a
+    backup, and what looks left over may be the shards themselves.
+
+    Args:
+        out: the folder, whose lock the caller holds.
+        manifest: the one that is in place there.
+    """
+    names = {shard.name for shard in manifest.shards if shard.name}
     kept = {*names, *(f"{name}.lock" for name in names), MANIFEST, f"{MANIFEST}.lock"}
-    for name in os.listdir(out):
-        # What a killed run was making of a shard is for the run that holds that one.
-        if is_ours(name) and name not in kept and name.removesuffix(".tmp") not in names:
-            remove_file(os.path.join(out, name))
+    found = os.listdir(out)
+    # What a killed run was making of a shard is for the run that holds that one.
+    left = [
+        name
+        for name in found
+        if is_ours(name) and name not in kept and name.removesuffix(".tmp") not in names
+    ]
+    if not left or not names.issubset(found):
+        return
+    # The manifest may have been put in place by a run that ended before the disk had it; and a
+    # power cut must not bring the old one back without its shards.
+    try:
+        sync_directory(out)
+    except SpaceError as error:
+        log.warning("files left over in %r are not removed: %s", out, error)
+        return
+    remove_files(out, left)
 
 
-def remove_file(path: str) -> None:
-    """Removes a file if it is there."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
+def remove_files(folder: str, names: Sequence[str]) -> None:
+    """Remove files that nothing needs; those that cannot be removed are one warning."""
+    kept: list[tuple[str, OSError]] = []
+    for name in names:
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(folder, name))
+        except OSError as error:
+            kept.append((name, error))
+    if kept:
+        name, error = kept[0]
+        log.warning(
+            "%d files left over in %r could not be removed, the first is %r: %s; no run needs "
+            "them, and the next one tries again",
+            len(kept),
+            folder,
+            name,
+            error.strerror,
+        )

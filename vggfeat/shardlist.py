@@ -23,7 +23,10 @@ FORMAT = "vggfeat-shards"
 FORMAT_VERSION = 1
 MANIFEST = SHARD_MANIFEST
 
-_OURS = re.compile(r"shard-\d{5,}-[0-9a-f]{8}\.h5(\.lock|\.tmp)?|manifest\.json(\..*)?")
+# What a user keeps beside them, such as manifest.json.bak, is none of ours, and is never removed.
+_OURS = re.compile(
+    r"shard-\d{5,}-[0-9a-f]{8}\.h5(\.lock|\.tmp)?|manifest\.json(\.lock|(\.[0-9a-f]{8})?\.tmp)?"
+)
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 

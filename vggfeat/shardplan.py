@@ -17,15 +17,23 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from vggfeat._version import __version__
-from vggfeat.errors import CacheError, CacheMismatchError, InputError, SpaceError
+from vggfeat.errors import (
+    CacheError,
+    CacheMismatchError,
+    InputError,
+    InterruptedRunError,
+    SpaceError,
+)
 from vggfeat.job import check_removals, check_settings
 from vggfeat.lock import hold
 from vggfeat.names import remote_scheme
 from vggfeat.plan import match_paths
 from vggfeat.reader import FeatureCache
 from vggfeat.schema import RowState
-from vggfeat.shardfolder import remove_file, remove_leftovers
+from vggfeat.shardfolder import remove_files, remove_leftovers
 from vggfeat.shardlist import (
     MANIFEST,
     Shard,
@@ -47,6 +55,7 @@ if TYPE_CHECKING:
     from vggfeat.config import Settings
     from vggfeat.description import Description
     from vggfeat.plan import Match
+    from vggfeat.signals import StopFlag
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +66,15 @@ class Planner:
         out: the folder.
         images: all of them, as listed.
         sources: what was named.
+        stop: says whether a signal came; it is looked at between shards, and no more once the
+            manifest is in place.
         token: of all files that this plan makes.
     """
 
     out: str
     images: Manifest
     sources: tuple[str, ...]
+    stop: StopFlag
     token: str = dataclasses.field(default_factory=lambda: secrets.token_hex(4))
 
     def begin(self, made: Description, shards: int) -> ShardManifest:
@@ -76,6 +88,7 @@ class Planner:
             the manifest that counts: another process's, if that was first.
 
         Raises:
+            InterruptedRunError: a signal came before the manifest was in place. Nothing is left.
             SpaceError: not enough room for all shards once they are full. Nothing is left.
         """
         replace = os.path.exists(os.path.join(self.out, MANIFEST))
@@ -101,6 +114,7 @@ class Planner:
         return read_manifest(self.out)
 
     def _lay_out(self, made: Description, number: int, start: int, stop: int) -> Shard:
+        self._end_if_stopped()
         if start == stop:
             return Shard("", start, 0)
         name = shard_name(number, self.token)
@@ -128,15 +142,39 @@ class Planner:
             )
 
     def _publish(self, manifest: ShardManifest, *, replace: bool) -> None:
+        self._end_if_stopped()
         if publish_manifest(self.out, manifest, self.token, replace=replace):
             remove_leftovers(self.out, manifest)
         else:
             self._remove_own()
 
+    def _end_if_stopped(self) -> None:
+        if self.stop:
+            raise InterruptedRunError(
+                f"stopped by {self.stop.reason} while the shards of {self.out!r} were laid out; "
+                "its plan is the one it had before, if there was one, and no row that is done is "
+                "lost. Run the same command again",
+                self.stop.signum,
+                None,
+            )
+
     def _remove_own(self) -> None:
-        for name in os.listdir(self.out):
-            if is_ours(name) and f"-{self.token}." in name:
-                remove_file(os.path.join(self.out, name))
+        """Remove the files of this plan, unless its manifest is in place: then they are the cache.
+
+        The manifest itself is asked, since what was raised may have come in the very call that put
+        it there. Where it cannot be told nothing is removed; the next run does that.
+        """
+        mark = f"-{self.token}."
+        try:
+            os.lstat(os.path.join(self.out, MANIFEST))
+            if any(mark in shard.name for shard in read_manifest(self.out).shards):
+                return
+        except FileNotFoundError:
+            pass
+        except (OSError, CacheError):
+            return
+        names = os.listdir(self.out)
+        remove_files(self.out, [name for name in names if is_ours(name) and mark in name])
 
     @contextlib.contextmanager
     def _own_files_removed_on_error(self) -> Iterator[None]:
@@ -163,6 +201,7 @@ class Planner:
         Raises:
             CacheMismatchError: made with other settings.
             InputError: more images are gone than may.
+            InterruptedRunError: a signal came before the new manifest was in place.
             LockedError: somebody writes to a shard.
             SpaceError: no room for a new file; the cache is as it was, but for rows changed in
                 place, which are pending.
@@ -213,6 +252,7 @@ class Planner:
             start = stop
 
     def _look_at(self, piece: _Piece, wish: Wish) -> _Piece:
+        self._end_if_stopped()
         if piece.cache is None:
             return piece
         match = match_paths(piece.cache.paths, piece.images.paths)
@@ -255,6 +295,7 @@ class Planner:
             )
 
     def _apply(self, piece: _Piece) -> Shard:
+        self._end_if_stopped()
         if piece.cache is None or piece.match is None or piece.changes is None:
             return Shard("", 0, 0)
         name = piece.shard.name
@@ -302,18 +343,25 @@ def part_of(images: Manifest, start: int, stop: int) -> Manifest:
     )
 
 
-def list_shard(cache: FeatureCache, root: bytes) -> Manifest:
-    """The images of one shard as they are now; those that are gone have size 0, and will fail.
+def list_shard(cache: FeatureCache, root: bytes) -> Manifest | None:
+    """List the images of one shard as they are now; those that are gone have size 0, and will fail.
 
+    Rows that were removed are no images of it any more, whether their files are there or not.
     Objects in a store are not asked for one by one: they are as the plan has them.
+
+    Returns:
+        the images; None if all rows are removed.
 
     Raises:
         InputError: all of them are gone, as if a folder were not mounted.
     """
+    rows = np.flatnonzero(cache.state != RowState.REMOVED)
+    if not len(rows):
+        return None
+    paths = tuple(map(bytes, cache.paths[rows]))
     if remote_scheme(root):
-        return Manifest(root, tuple(map(bytes, cache.paths)), cache.sizes, cache.mtimes, {})
-    paths = [os.path.join(root, bytes(path)) for path in cache.paths]
-    listing = b"\0".join([*paths, b""])
+        return Manifest(root, paths, cache.sizes[rows], cache.mtimes[rows], {})
+    listing = b"\0".join([*(os.path.join(root, path) for path in paths), b""])
     images = discover(["-"], root=os.fsdecode(root), stdin=io.BytesIO(listing))
     if not (images.sizes.any() or images.mtimes.any()):
         raise InputError(

@@ -121,7 +121,7 @@ def find_changes(cache: FeatureCache, manifest: Manifest, match: Match, wish: Wi
         added=match.unknown,
         changed=match.rows[changed],
         touched=match.rows[settled & differs & ~changed],
-        returned=match.rows[state == RowState.REMOVED],
+        returned=match.rows[has_returned(cache, manifest, match)],
         retried=match.rows[retried & ~changed],
         removed=_gone(cache, manifest, match.unlisted),
     )
@@ -131,6 +131,15 @@ def files_differ(cache: FeatureCache, manifest: Manifest, match: Match) -> NDArr
     """For each image in both, whether size or time of its file are others than the cache's."""
     sizes = manifest.sizes[match.listed] != cache.sizes[match.rows]
     return np.asarray(sizes | (manifest.mtimes[match.listed] != cache.mtimes[match.rows]))
+
+
+def has_returned(cache: FeatureCache, manifest: Manifest, match: Match) -> NDArray[np.bool_]:
+    """For each image in both, whether its row was removed and its file is there again.
+
+    A list may well name what is gone for good: that is no image, and its row stays removed.
+    """
+    there = (manifest.sizes[match.listed] != 0) | (manifest.mtimes[match.listed] != 0)
+    return np.asarray(there & (cache.state[match.rows] == RowState.REMOVED))
 
 
 def _check_root(cache: FeatureCache, manifest: Manifest, match: Match) -> None:

@@ -95,4 +95,4 @@ def launch(
     finally:
         bar.close()
         if watch.summary is not None:
-            show(watch.summary, quiet=quiet, as_json=as_json, verbose=verbose)
+            show(watch.summary, fresh=fresh, quiet=quiet, as_json=as_json, verbose=verbose)

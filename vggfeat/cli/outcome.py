@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 _FAILURES_SHOWN = 10
 
 
-def show(summary: Summary, *, quiet: bool, as_json: bool, verbose: bool) -> None:
-    """Prints what a run did, as JSON, as lines, or not at all."""
+def show(summary: Summary, *, fresh: bool, quiet: bool, as_json: bool, verbose: bool) -> None:
+    """Prints what a run did, as JSON, as lines, or not at all; `fresh` if it began again."""
     if as_json:
         print_json(summary)
     elif not quiet:
-        for line in _lines(summary, verbose=verbose):
+        for line in _lines(summary, fresh=fresh, verbose=verbose):
             typer.echo(line)
 
 
-def _lines(summary: Summary, *, verbose: bool) -> list[str]:
+def _lines(summary: Summary, *, fresh: bool, verbose: bool) -> list[str]:
     layers = ", ".join(f"{spec} ({shape_text(shape)})" for spec, shape in summary.layers.items())
     counts = f"{summary.done} done, {summary.failed} failed"
     if summary.removed:
@@ -48,7 +48,8 @@ def _lines(summary: Summary, *, verbose: bool) -> list[str]:
     if hidden:
         lines.append(f"  hidden   {hidden}; name them as sources to take them")
     if summary.stopped:
-        lines.append(f"  UNFINISHED ({summary.stopped}); the same command again goes on")
+        again = "without --fresh, which would begin again, goes on" if fresh else "again goes on"
+        lines.append(f"  UNFINISHED ({summary.stopped}); the same command {again}")
     if verbose:
         lines += _where_time_went(summary)
     if summary.clamped:
