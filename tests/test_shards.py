@@ -646,6 +646,44 @@ def test_update_killed_at_many_calls(server: KillServer, images: Path, tmp_path:
         shutil.rmtree(out)
 
 
+def test_an_image_gone_and_another_changed_in_one_shard(
+    server: KillServer, images: Path, tmp_path: Path
+) -> None:
+    """Rows that were removed are no images asked for: updates, retries and runs all go on."""
+    place, out = tmp_path / "images", tmp_path / "feats"
+    shutil.copytree(images, place)
+    assert server.run(place, out, sharding=COUNTS)[0] == 0
+    (place / "001.png").unlink()
+    shutil.copy(place / "000.png", place / "002.png")
+    for wish, done in (({"update": True}, 1), ({"update": True}, 0), ({"retry_failed": True}, 0)):
+        summary = library.extract(place, out, settings(), wish=library.Wish(**wish))
+        assert (summary.new_done, summary.pending, summary.removed) == (done, 0, 1)
+    shutil.copy(place / "000.png", place / "005b.jpg")
+    assert library.extract(
+        place, out, settings(), wish=library.Wish(retry_failed=True)
+    ).new_done == 1  # fmt: skip
+    shutil.copy(place / "000.png", place / "001.png")  # and back again, which is an update's
+    assert library.extract(place, out, settings()).removed == 1
+    assert library.extract(place, out, settings(), wish=library.Wish(update=True)).done == 22
+
+
+def test_a_shard_all_of_whose_images_are_gone(
+    server: KillServer, images: Path, tmp_path: Path
+) -> None:
+    """A shard with removed rows alone has nothing to do, and its share is no failure."""
+    place, out = tmp_path / "images", tmp_path / "feats"
+    shutil.copytree(images, place)
+    assert server.run(place, out, sharding=COUNTS)[0] == 0
+    for number in range(8):
+        (place / f"{number:03}.png").unlink()
+    (place / "005b.jpg").unlink()
+    summary = library.extract(place, out, settings(), wish=library.Wish(update=True))
+    assert (summary.removed, summary.pending) == (9, 0)
+    for how in ({}, {"wish": library.Wish(retry_failed=True)}):
+        share = library.extract(place, out, settings(), sharding=Sharding(share="0/3"), **how)
+        assert (share.rows, share.removed, share.done) == (8, 8, 0)
+
+
 def test_too_many_gone(server: KillServer, images: Path, tmp_path: Path) -> None:
     """More images gone over all shards than may be change nothing."""
     place, out = tmp_path / "images", tmp_path / "feats"

@@ -17,10 +17,18 @@ from PIL import Image
 from test_cli import assert_one_line, vggfeat, write_images
 
 import vggfeat as library
-from vggfeat.errors import CacheMismatchError, InputError, SpaceError, TooManyFailuresError
+from vggfeat import run
+from vggfeat.errors import (
+    CacheMismatchError,
+    InputError,
+    InterruptedRunError,
+    SpaceError,
+    TooManyFailuresError,
+)
 from vggfeat.plan import match_paths
 from vggfeat.reader import FeatureCache
 from vggfeat.sources import discover
+from vggfeat.splitting import Sharding
 from vggfeat.update import Wish, apply_changes, find_changes
 
 if TYPE_CHECKING:
@@ -204,6 +212,19 @@ def test_an_archive_that_is_not_asked_for_keeps_its_rows(images: Path, tmp_path:
     assert library.extract([images, archive], out, settings, wish=update).gone == 2
 
 
+def test_a_list_that_names_what_is_gone(images: Path, tmp_path: Path) -> None:
+    """A removed row stays so while a list names its file and that is not there."""
+    out, listed = tmp_path / "out.h5", tmp_path / "list.txt"
+    listed.write_text("\n".join(map(str, sorted(images.iterdir()))))
+    extract(images, out)
+    (images / REMOVED[0]).unlink()
+    assert extract(images, out, update=True).gone == 1
+    settings = library.Settings(**SETTINGS)
+    for wish in (Wish(), Wish(update=True), Wish(retry_failed=True)):
+        summary = library.extract(f"@{listed}", out, settings, wish=wish, root=str(images))
+        assert (summary.removed, summary.failed, summary.changed) == (1, 1, 0)
+
+
 def test_another_folder_is_refused(images: Path, tmp_path: Path) -> None:
     """An update from a folder that shares no image with the cache would empty it: refused."""
     out = tmp_path / "out.h5"
@@ -354,3 +375,71 @@ def test_options_that_make_no_sense(tmp_path: Path, flags: list[str], words: str
                    cwd=tmp_path)  # fmt: skip
     assert_one_line(done, 2, words)
     assert not (tmp_path / "a.h5").exists()
+
+
+def batches_until(act: Any, count: int = 2) -> Any:
+    """A `on_progress` that acts after so many batches."""
+    seen: list[int] = []
+
+    def told(_: object) -> None:
+        seen.append(1)
+        if len(seen) == count:
+            act()
+
+    return told
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_fresh_run_that_is_stopped(images: Path, tmp_path: Path, *, sharded: bool) -> None:
+    """Its message names the command that does the rest, and that is what the command then does."""
+    out = tmp_path / ("out" if sharded else "out.h5")
+    settings = library.Settings(**SETTINGS)
+    kind = {"sharding": Sharding(shards=2)} if sharded else {}
+    library.extract(images, out, settings, **kind)
+    stop = batches_until(lambda: signal.raise_signal(signal.SIGTERM))
+    words = "the same command without --fresh does the rest, with --fresh it begins again"
+    with pytest.raises(InterruptedRunError, match=words) as stopped:
+        library.extract(images, out, settings, fresh=True, on_progress=stop)
+    assert stopped.value.exit_status == 143
+    done = stopped.value.summary.done
+    assert 0 < done < 14
+    assert library.extract(images, out, settings).new_done == 14 - done
+    assert library.extract(images, out, settings, fresh=True).new_done == 14
+
+
+def test_a_fresh_run_that_is_stopped_before_its_first_image(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal while the network comes up leaves the old cache, and the same command is right."""
+    out = tmp_path / "out.h5"
+    settings = library.Settings(**SETTINGS)
+    library.extract(images, out, settings)
+    before = out.read_bytes()
+    monkeypatch.setattr(run, "find_weights", _stopping(run.find_weights))
+    with pytest.raises(InterruptedRunError, match=r"is as it was; run the same command again$"):
+        library.extract(images, out, settings, fresh=True)
+    assert out.read_bytes() == before
+    monkeypatch.undo()
+    assert library.extract(images, out, settings, fresh=True).new_done == 14
+
+
+def _stopping(real: Any) -> Any:
+    def find(*arguments: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return real(*arguments)
+
+    return find
+
+
+def test_a_fresh_run_out_of_time(images: Path, tmp_path: Path) -> None:
+    """The line about what is left says the same, and so does the command's help."""
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
+    words = ("extract", images, *flags, "--out", "a.h5")
+    assert vggfeat(*words, cwd=tmp_path).returncode == 0
+    done = vggfeat(*words, "--fresh", "--time-limit", "1s", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    told = "UNFINISHED (time limit); the same command without --fresh, which would begin again"
+    assert told in done.stdout
+    done = vggfeat(*words, "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["pending"] == 0
+    assert "without --fresh" in " ".join(vggfeat("extract", "--help", cwd=tmp_path).stdout.split())

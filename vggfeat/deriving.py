@@ -28,7 +28,7 @@ from vggfeat.recipes import as_step
 from vggfeat.records import Failure, FeatureBatch, Images, Progress
 from vggfeat.schema import IMAGES, RowState
 from vggfeat.shardreader import open_cache
-from vggfeat.signals import StopFlag
+from vggfeat.signals import StopFlag, how_to_go_on
 from vggfeat.sink import Sink
 from vggfeat.transforms import Transform, blocks_of, find_scales
 from vggfeat.writer import CacheWriter, create_cache, write_all
@@ -159,7 +159,7 @@ def derive(
     if stop and result.pending:
         raise InterruptedRunError(
             f"stopped by {signal.Signals(stop.signum).name}: {result.done} of {result.rows} rows "
-            "are done; run the same command again to go on",
+            f"are done; {how_to_go_on(fresh=begin == 'fresh')}",
             stop.signum,
             result,
         )

@@ -21,7 +21,7 @@ from vggfeat.plan import EMPTY, plan_batches
 from vggfeat.records import FeatureBatch, Progress, Summary
 from vggfeat.schema import DIGEST_BYTES
 from vggfeat.shardreader import open_cache
-from vggfeat.signals import StopFlag
+from vggfeat.signals import StopFlag, how_to_go_on
 from vggfeat.sink import Sink
 from vggfeat.sources import discover, tell_skipped
 from vggfeat.tally import Tally, summarise_run
@@ -331,13 +331,6 @@ def _failed(failures: tuple[Failure, ...]) -> FeatureBatch:
 
 def _nothing_but_failures(decoded: DecodedBatch) -> FeatureBatch:
     return FeatureBatch(decoded.rows, decoded.digests, {}, decoded.failures, 0)
-
-
-def how_to_go_on(*, fresh: bool) -> str:
-    """Say which command does what an interrupted run has left."""
-    if fresh:
-        return "the same command without --fresh does the rest, with --fresh it begins again"
-    return "run the same command again to go on"
 
 
 def raise_if_cut_short(

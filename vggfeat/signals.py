@@ -26,6 +26,13 @@ class TerminatedError(KeyboardInterrupt):
         self.exit_status = 128 + signum
 
 
+def how_to_go_on(*, fresh: bool) -> str:
+    """Say which command does what an interrupted run has left."""
+    if fresh:
+        return "the same command without --fresh does the rest, with --fresh it begins again"
+    return "run the same command again to go on"
+
+
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
     """Has SIGTERM and SIGHUP raise `TerminatedError`, so that what must be tidied up is."""

@@ -69,9 +69,9 @@ def create_cache(
         SpaceError: not enough room; says how much is needed and how much there is. Nothing is left.
     """
     temporary = f"{out}.tmp"  # always the same: the output is locked, and a killed run leaves one
-    _remove(temporary)
     longest = _longest(images.paths)
     try:
+        _remove(temporary)
         lay_out(
             temporary,
             len(images.paths),
@@ -100,7 +100,8 @@ def create_cache(
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise SpaceError(f"cache {out!r} cannot be made: {reason}") from error
     finally:
-        _remove(temporary)
+        with contextlib.suppress(OSError):  # the next run removes it; this one is well without
+            _remove(temporary)
     return header
 
 
@@ -204,7 +205,12 @@ class CacheWriter:
         self._header = header
         self._specs = header.identity.layers
         self._states: dict[int, RowState] = {}
-        self._handle = open_descriptor(path, os.O_RDWR)
+        try:
+            self._handle = open_descriptor(path, os.O_RDWR)
+        except OSError as error:
+            raise SpaceError(
+                error.errno, f"cache {path!r} cannot be written: {error.strerror}"
+            ) from error
 
     def reserve(self, path: str) -> None:
         """Makes sure that the disk has room for every row, as for a new file.

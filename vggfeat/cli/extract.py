@@ -184,7 +184,8 @@ def extract(
         str | None,
         setting(
             "--time-limit",
-            "Stop cleanly within this time, such as 55m, with exit 0; the same command goes on.",
+            "Stop cleanly within this time, such as 55m, with exit 0; the same command goes on, "
+            "without --fresh if it had that.",
             "TIME",
         ),
     ] = None,
@@ -201,7 +202,9 @@ def extract(
     resume: Annotated[
         bool,
         typer.Option(
-            "--resume/--fresh", help="Go on with FILE.h5 if it is there, or make it anew."
+            "--resume/--fresh",
+            help="Go on with FILE.h5 if it is there, or make it anew. Interrupted, the same "
+            "command without --fresh does the rest; with it, it begins again.",
         ),
     ] = True,
     update: Annotated[
