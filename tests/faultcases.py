@@ -222,7 +222,8 @@ def _extractions(place: Path, extract: tuple[str, ...]) -> list[Case]:
             "shards-retry",
             # A plan goes by where its images lie, so these stay where they were planned.
             ("extract", str(place / "failed-sharded" / "images"), *sharded[2:], "--retry-failed"),
-            _copy_of(place / "failed-sharded"), of_shards, keeps(rows_of_shards, "out", kept_failed),
+            _copy_of(place / "failed-sharded"),
+            of_shards, keeps(rows_of_shards, "out", kept_failed),
         ),
         Case(
             "shards-fresh", (*sharded, *shards, "--fresh"), _copy_of(place / "sharded"),

@@ -120,7 +120,7 @@ class _Calls:
         for name in (*_BY_PATH, *_BY_TWO_PATHS, *_BY_HANDLE, "copy_file_range", "open"):
             if hasattr(os, name):
                 setattr(os, name, self._traced(name, getattr(os, name)))
-        io.open = builtins.open = self._traced("fopen", builtins.open)  # type: ignore[misc,assignment]
+        io.open = builtins.open = self._traced("fopen", builtins.open)
 
     def _traced(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:

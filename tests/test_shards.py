@@ -655,16 +655,15 @@ def test_an_image_gone_and_another_changed_in_one_shard(
     assert server.run(place, out, sharding=COUNTS)[0] == 0
     (place / "001.png").unlink()
     shutil.copy(place / "000.png", place / "002.png")
-    for wish, done in (({"update": True}, 1), ({"update": True}, 0), ({"retry_failed": True}, 0)):
-        summary = library.extract(place, out, settings(), wish=library.Wish(**wish))
+    update, retry = library.Wish(update=True), library.Wish(retry_failed=True)
+    for wish, done in ((update, 1), (update, 0), (retry, 0)):
+        summary = library.extract(place, out, settings(), wish=wish)
         assert (summary.new_done, summary.pending, summary.removed) == (done, 0, 1)
     shutil.copy(place / "000.png", place / "005b.jpg")
-    assert library.extract(
-        place, out, settings(), wish=library.Wish(retry_failed=True)
-    ).new_done == 1  # fmt: skip
+    assert library.extract(place, out, settings(), wish=retry).new_done == 1
     shutil.copy(place / "000.png", place / "001.png")  # and back again, which is an update's
     assert library.extract(place, out, settings()).removed == 1
-    assert library.extract(place, out, settings(), wish=library.Wish(update=True)).done == 22
+    assert library.extract(place, out, settings(), wish=update).done == 22
 
 
 def test_a_shard_all_of_whose_images_are_gone(
@@ -679,8 +678,10 @@ def test_a_shard_all_of_whose_images_are_gone(
     (place / "005b.jpg").unlink()
     summary = library.extract(place, out, settings(), wish=library.Wish(update=True))
     assert (summary.removed, summary.pending) == (9, 0)
-    for how in ({}, {"wish": library.Wish(retry_failed=True)}):
-        share = library.extract(place, out, settings(), sharding=Sharding(share="0/3"), **how)
+    for wish in (library.Wish(), library.Wish(retry_failed=True)):
+        share = library.extract(
+            place, out, settings(), sharding=Sharding(share="0/3"), wish=wish
+        )  # fmt: skip
         assert (share.rows, share.removed, share.done) == (8, 8, 0)
 
 

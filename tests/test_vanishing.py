@@ -59,7 +59,7 @@ def states(out: Path) -> list[int]:
     for path in files:
         with h5py.File(path, "r", locking=False) as file:
             found.append(file["images/state"][()])
-    return np.bincount(np.concatenate(found), minlength=4).tolist()
+    return [int(count) for count in np.bincount(np.concatenate(found), minlength=4)]
 
 
 @pytest.mark.parametrize("kind", ["moved", "emptied", "list", "single"])

@@ -143,12 +143,12 @@ def remove_files(folder: str, names: Sequence[str]) -> None:
         except OSError as error:
             kept.append((name, error))
     if kept:
-        name, error = kept[0]
+        name, why = kept[0]
         log.warning(
             "%d files left over in %r could not be removed, the first is %r: %s; no run needs "
             "them, and the next one tries again",
             len(kept),
             folder,
             name,
-            error.strerror,
+            why.strerror,
         )

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vggfeat.archives import MISSING
 from vggfeat.errors import InputError
 from vggfeat.names import absolute_place, remote_scheme
+from vggfeat.opening import MISSING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
