@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +95,47 @@ def test_the_tasks_of_a_slurm_array_make_one_cache(folder: Path) -> None:
         assert_ends(shell(script, folder, env))
     assert len(read_manifest(str(folder / "feats")).shards) == last - first + 1
     assert_equals_one_file(folder)
+
+
+STAND_IN = """#!/bin/sh
+echo $$ > {folder}/asked
+trap 'exit {status}' TERM
+touch {folder}/started
+while [ ! -e {folder}/over ]; do sleep 0.05; done
+exit {status}
+"""
+
+
+@pytest.mark.parametrize(
+    ("told", "status", "queued"), [(True, 143, True), (True, 0, False), (False, 4, False)]
+)
+def test_a_task_that_slurm_tells_of_its_end(
+    tmp_path: Path, *, told: bool, status: int, queued: bool
+) -> None:
+    """The script hands the notice on, waits for the run, and queues again a task with rows left."""
+    bin_folder = tmp_path / "bin"
+    bin_folder.mkdir()
+    (bin_folder / "vggfeat").write_text(STAND_IN.format(folder=tmp_path, status=status))
+    (bin_folder / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/queued\n')
+    for tool in bin_folder.iterdir():
+        tool.chmod(0o755)
+    script = example("bash", "#SBATCH")
+    assert re.search(r"^#SBATCH --signal=B:TERM@\d+$", script, flags=re.MULTILINE)
+    task = {"SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_JOB_ID": "4711"}
+    with shell(script, tmp_path, task) as process:
+        until = time.monotonic() + 300
+        while not (tmp_path / "started").exists():
+            assert process.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        if told:
+            process.send_signal(signal.SIGTERM)
+        else:
+            (tmp_path / "over").touch()
+        assert_ends(process, status)
+    assert (tmp_path / "queued").exists() == queued
+    if queued:
+        assert (tmp_path / "queued").read_text() == "requeue 4711\n"
 
 
 def test_cron_on_three_machines_at_once_makes_one_cache(folder: Path) -> None:
