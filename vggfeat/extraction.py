@@ -169,9 +169,7 @@ def _updating(
     return update
 
 
-def _no_plan(
-    request: ExtractRequest, refusal: SpaceError
-) -> Callable[[StopFlag], Changes | None]:
+def _no_plan(request: ExtractRequest, refusal: SpaceError) -> Callable[[StopFlag], Changes | None]:
     """Refuse what needs another plan than that which is there, in a folder that is read only."""
     if (
         request.fresh
