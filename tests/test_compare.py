@@ -444,3 +444,20 @@ def test_exit_codes(workplace: Path) -> None:
         (5, ["images/cat/0.png"], "images/cat/0.png"),
     ):
         assert_one_line(vggfeat("compare", *words, cwd=workplace), code, message)
+
+
+def test_what_makes_figures_doubtful_is_said(workplace: Path, tmp_path: Path) -> None:
+    """Random weights, and other files under the same paths, are warned of and in the notes."""
+    assert vggfeat("compare", "feats.h5", cwd=workplace).stderr.count("warning: cache") == 1
+    shutil.copytree(workplace / "images", tmp_path / "images")
+    for name in ("cat/0.png", "dog/1.png"):
+        Image.new("RGB", (48, 40), "red").save(tmp_path / "images" / name)
+    extract(tmp_path, "changed.h5", layers="conv3_2")
+    notes = compare([workplace / "feats.h5", tmp_path / "changed.h5"]).notes
+    assert [note.partition("RANDOM WEIGHTS")[1] for note in notes[:2]] == ["RANDOM WEIGHTS"] * 2
+    assert notes[2].startswith("2 of 20 images that ")
+    assert notes[2].endswith(
+        "under the same paths are not the same files; they are compared by path"
+    )
+    same = compare([workplace / "feats.h5", workplace / "other.h5"]).notes
+    assert len(same) == 2

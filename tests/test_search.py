@@ -528,3 +528,25 @@ def test_a_gpu_finds_what_a_cpu_finds(tmp_path: Path, metric: Any) -> None:
     other = nearest(cache, asked, 10, metric, device="cuda")
     np.testing.assert_array_equal(one.rows, other.rows)
     np.testing.assert_array_equal(one.scores, other.scores)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2", "dot"])
+def test_odd_rows_are_ranked_as_numpy_ranks_them(tmp_path: Path, metric: Any) -> None:
+    """Zeros and ties stand as NumPy's stable sort has them; failed rows and NaN are never found."""
+    x = noise(12, 6, seed=5)
+    x[3], x[4], x[7], x[8], x[9] = 0, 0, x[1], np.nan, np.inf
+    states = [1, 1, 2, 1, 1, 1, 0, 1, 1, 2, 1, 3]
+    cache = cache_of(tmp_path / "f.h5", {"conv1_1": x}, "float32", states=states)
+    queries = np.stack([x[1], np.zeros(6, np.float32), -x[1]])
+    rows, scores = top_k(cache, "conv1_1", queries, 12, metric)
+    good = np.array([row for row in range(12) if states[row] == 1 and row != 8])
+    with np.errstate(all="ignore"):
+        right = scored(x[good], queries, metric).astype(np.float32)
+    order = np.argsort(-right, axis=1, kind="stable")
+    for at in range(len(queries)):
+        np.testing.assert_array_equal(rows[at, : len(good)], good[order[at]])
+        values = right[at][order[at]]
+        expected = -values if metric == "l2" else values
+        np.testing.assert_allclose(scores[at, : len(good)], expected, rtol=1e-6, atol=1e-7)
+        assert (rows[at, len(good) :] == -1).all()
+        assert np.isnan(scores[at, len(good) :]).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -12,6 +13,7 @@ import numpy as np
 from vggfeat.errors import CacheMismatchError, UsageError
 from vggfeat.isolation import isolated
 from vggfeat.labels import UNLABELLED, labels_of
+from vggfeat.plan import match_paths
 from vggfeat.retrieval import (
     FUSIONS,
     METRICS,
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
     from vggfeat.labels import Labels
     from vggfeat.reader import FeatureCache
+
+_log = logging.getLogger("vggfeat")
 
 RANKS = (5, 10)
 """The k of recall at k, unless told otherwise."""
@@ -92,7 +96,8 @@ class Comparison:
         classes: how many classes the images searched have; 0 by queries.
         candidates: best mean average precision first; of several query caches, over all queries.
         by_queries: of several query caches, each one's results; else empty.
-        notes: what a user should know of the labels: see `labels.Labels`.
+        notes: what a user should know of the labels, see `labels.Labels`, and of the caches: random
+            weights, or other images under the same paths.
     """
 
     metric: str
@@ -144,12 +149,14 @@ def compare(
     altered = tuple(map(open_cache, queries))
     _check_caches(opened, altered, with_labels=labels is not None)
     plan = plan_candidates(opened, metric, fusions)
-    notes: tuple[str, ...] = ()
+    notes = tuple(_doubts(opened))
+    for note in notes:
+        _log.warning("%s", note)
     if altered:
         database, asked = _by_queries(opened[0], altered, plan, sample)
     else:
         known = labels_of(opened[0], labels)
-        notes = known.notes
+        notes += known.notes
         database, asked = _by_labels(opened, known, sample)
     found = [search(database, one, plan) for one in asked]
     pooled = Found(
@@ -198,6 +205,30 @@ def _check_caches(
     for path in (cache.path for cache in (*caches, *queries)):
         if seen.setdefault(os.path.realpath(path), path) is not path:
             raise UsageError(f"cache {path!r} is given twice; name each once")
+
+
+def _doubts(caches: Sequence[FeatureCache]) -> list[str]:
+    """What makes figures mean something else than they seem to, a line each."""
+    found = [
+        f"cache {cache.path!r}: {cache.header.provenance.warning}"
+        for cache in caches
+        if cache.header.provenance.warning
+    ]
+    first, *others = caches
+    for other in others:
+        match = match_paths(np.asarray(first.paths), np.asarray(other.paths))
+        mine, theirs = (
+            np.asarray(cache.digests[rows])
+            for cache, rows in ((first, match.rows), (other, match.listed))
+        )
+        known = mine.any(axis=1) & theirs.any(axis=1)  # zeros: never read, or not kept then
+        unlike = int(((mine != theirs).any(axis=1) & known).sum())
+        if unlike:
+            found.append(
+                f"{unlike} of {len(mine)} images that {first.path!r} and {other.path!r} have under "
+                "the same paths are not the same files; they are compared by path"
+            )
+    return found
 
 
 def _by_labels(
