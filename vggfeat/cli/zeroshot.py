@@ -49,7 +49,7 @@ def fit(
         str,
         typer.Option(
             help="Vectors of the classes: word2vec (text or binary) or GloVe, also .gz; or a table "
-            "such as attributes, .csv, .tsv, .npz.",
+            "such as attributes, .csv, .tsv, .npz, att_splits.mat, predicate-matrix-*.txt.",
             metavar="FILE",
         ),
     ],

@@ -11,18 +11,20 @@ import numpy as np
 
 from vggfeat.core.class_names import class_key
 from vggfeat.errors import UsageError
+from vggfeat.zeroshot.attribute_files import is_matrix, read_mat, read_matrix
 from vggfeat.zeroshot.naming import Index, all_words, listed, nearest_names
 from vggfeat.zeroshot.tables import read_table
 from vggfeat.zeroshot.wordfiles import Words, read_words, similar_words
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     Values = NDArray[np.float32]
 
 _TABLES = (".csv", ".tsv", ".npz")
+_MATLAB = ".mat"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,7 +76,8 @@ def class_vectors(path: str | os.PathLike[str], names: Sequence[str]) -> ClassVe
     not in tables, a name that is nowhere whole gets the mean of its words' vectors.
 
     Args:
-        path: word2vec text or binary or GloVe text, also `.gz`; or a table `.csv`, `.tsv`, `.npz`.
+        path: word2vec text or binary or GloVe text, also `.gz`; or a table: `.csv`, `.tsv`, `.npz`,
+            `att_splits.mat`, or AwA's `predicate-matrix-*.txt` with `classes.txt` beside it.
         names: of the classes.
 
     Raises:
@@ -82,8 +85,9 @@ def class_vectors(path: str | os.PathLike[str], names: Sequence[str]) -> ClassVe
         UsageError: it has mistakes, or lacks classes; all are named, with what is near.
     """
     path = os.fspath(path)
-    table = path.endswith(_TABLES)
-    words = read_table(path) if table else read_words(path, all_words(names))
+    read = _reader_of(path)
+    table = read is not None
+    words = read_words(path, all_words(names)) if read is None else read(path)
     index = Index(words.vectors)
     found: dict[str, tuple[str, ...]] = {}
     for name in names:
@@ -112,6 +116,15 @@ def _refuse_ambiguous(path: str, words: Words, found: Mapping[str, tuple[str, ..
         raise UsageError(
             f"vectors {path!r}: {'; '.join(wrong)}, whose numbers differ; keep one of the lines"
         )
+
+
+def _reader_of(path: str) -> Callable[[str], Words] | None:
+    """What reads a file as a table; None for word vectors, of which not all are to be read."""
+    if path.endswith(_MATLAB):
+        return read_mat
+    if path.endswith(_TABLES):
+        return read_table
+    return read_matrix if is_matrix(path) else None
 
 
 def _nearby(path: str, missing: Sequence[str]) -> list[str]:

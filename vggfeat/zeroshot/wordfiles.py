@@ -38,8 +38,12 @@ _CHUNK = 1 << 20
 _LONGEST_LINE = 1 << 20
 _LONGEST_WORD = 1 << 16
 _FASTTEXT = b"\xba\x16\x4f\x2f"
+_PICKLES = tuple(bytes((0x80, protocol)) for protocol in range(2, 6))
 _TAKES_A_WHILE = 100_000_000  # bytes; then it is said what goes on
-_NEITHER = "expected word2vec text or binary, GloVe text, a .csv or .tsv table, or .npz"
+_NEITHER = (
+    "expected word2vec text or binary, GloVe text, a .csv or .tsv table, .npz, .mat, or "
+    "predicate-matrix-*.txt"
+)
 
 log = logging.getLogger("vggfeat")
 
@@ -132,6 +136,12 @@ def _kind(path: str, file: BinaryIO) -> _Kind:
         if dims:
             text = _numbers(file.readline(_LONGEST_LINE), dims) is not None
             return _Kind("word2vec text" if text else "word2vec binary", dims, len(first))
+    if first.startswith(_PICKLES):
+        raise UsageError(
+            f"vectors {path!r} are a pickle, as gensim's save writes it, and may run any program; "
+            "convert it once: from gensim.models import KeyedVectors; "
+            f"KeyedVectors.load({path!r}).save_word2vec_format('vectors.bin', binary=True)"
+        )
     dims = len(fields) - 1
     if dims < 1 or _numbers(first, dims) is None:
         shown = first[:40].decode(errors="backslashreplace").strip()

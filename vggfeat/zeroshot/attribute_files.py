@@ -1,0 +1,203 @@
+"""Attributes of classes as data sets are published with them: AwA's matrices, and MATLAB's files.
+
+Animals with Attributes (Lampert et al., 2009 and Xian et al., 2018) has `predicate-matrix-*.txt`, a
+class a line and an attribute a column, and names in `classes.txt` and `predicates.txt` beside it.
+The splits of Xian et al. (CVPR 2017) come as `att_splits.mat`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+import h5py
+import numpy as np
+
+from vggfeat.errors import InputError, UsageError
+from vggfeat.storage.text_files import read_text
+from vggfeat.zeroshot.wordfiles import Words
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    Matrix = NDArray[np.float64]
+
+_MISSING: Final = -1
+_CLASSES, _PREDICATES = "classes.txt", "predicates.txt"
+_ATTRIBUTES, _NAMES = "att", "allclasses_names"
+_NUMBERED = re.compile(r"\d+\s+")
+_LOOKED_AT = 1 << 16  # bytes in which the first line ends
+_FEWEST = 3  # columns; two numbers are the first line of word2vec
+
+log = logging.getLogger("vggfeat")
+
+
+def is_matrix(path: str) -> bool:
+    """Return whether a file is a matrix without names, which stand in `classes.txt` beside it."""
+    name = os.path.basename(path)
+    if name.startswith("predicate-matrix") and name.endswith(".txt"):
+        return True
+    if not name.endswith(".txt") or not os.path.isfile(_beside(path, _CLASSES)):
+        return False
+    try:
+        with open(path, "rb") as file:
+            fields = file.read(_LOOKED_AT).partition(b"\n")[0].split()
+    except OSError:
+        return False
+    return len(fields) >= _FEWEST and all(map(_is_number, fields))
+
+
+def read_matrix(path: str) -> Words:
+    """Return all classes of a matrix of attributes, by their names in `classes.txt` beside it.
+
+    Raises:
+        InputError: one of the files cannot be read.
+        UsageError: they do not fit each other, or a line is no row of numbers.
+    """
+    matrix = _numbers(path)
+    names = _numbered_names(_beside(path, _CLASSES), "classes")
+    expected = [len(names), matrix.shape[1]]
+    if os.path.lexists(_beside(path, _PREDICATES)):
+        expected[1] = len(_numbered_names(_beside(path, _PREDICATES), "predicates"))
+    if list(matrix.shape) != expected:
+        raise UsageError(
+            f"vectors {path!r} are {' x '.join(map(str, matrix.shape))} numbers; {_CLASSES} and "
+            f"{_PREDICATES} beside name {expected[0]} classes and {expected[1]} attributes"
+        )
+    return _as_words(path, names, fill_missing(path, matrix))
+
+
+def _numbers(path: str) -> Matrix:
+    """Numbers of a text file, (lines, columns)."""
+    rows: list[list[float]] = []
+    for number, line in enumerate(read_text(path, "vectors").splitlines(), 1):
+        try:
+            row = [float(cell) for cell in line.split()]
+        except ValueError as error:
+            raise UsageError(f"vectors {path!r}, line {number}: {error}") from error
+        if row and rows and len(row) != len(rows[0]):
+            raise UsageError(
+                f"vectors {path!r}, line {number}: {len(row)} numbers, the first line has "
+                f"{len(rows[0])}"
+            )
+        if row:
+            rows.append(row)
+    return np.array(rows, dtype=np.float64).reshape(len(rows), len(rows[0]) if rows else 0)
+
+
+def _beside(path: str, name: str) -> str:
+    return os.path.join(os.path.dirname(path), name)
+
+
+def _is_number(field: bytes) -> bool:
+    try:
+        float(field)
+    except ValueError:
+        return False
+    return True
+
+
+def _numbered_names(path: str, what: str) -> list[str]:
+    """Names of lines such as `  7  grizzly+bear`."""
+    lines = (line.strip() for line in read_text(path, what).splitlines())
+    return [_NUMBERED.sub("", line, count=1) for line in lines if line]
+
+
+def fill_missing(path: str, matrix: Matrix) -> Matrix:
+    """Return attributes, (classes, attributes), with the mean of the others for missing values.
+
+    AwA writes -1 where nobody rated a class. That is told from a value where nothing else is
+    negative and something is above 1, so not from codes of -1 and 1.
+
+    Raises:
+        UsageError: an attribute is missing for every class.
+    """
+    missing = matrix == _MISSING
+    others = matrix[~missing]
+    if not missing.any() or not others.size or others.min() < 0 or others.max() <= 1:
+        return matrix
+    nothing = np.flatnonzero(missing.all(axis=0))
+    if len(nothing):
+        raise UsageError(
+            f"vectors {path!r}: attribute {int(nothing[0]) + 1} is missing (-1) for every class"
+        )
+    log.info(
+        "%s: %d missing values (-1) are the mean of the other classes", path, int(missing.sum())
+    )
+    means = np.nanmean(np.where(missing, np.nan, matrix), axis=0)
+    filled: Matrix = np.where(missing, means, matrix)
+    return filled
+
+
+def read_mat(path: str) -> Words:
+    """Return all classes of `att_splits.mat`: the vectors in `att`, as papers use them.
+
+    Raises:
+        InputError: it cannot be read.
+        UsageError: it is no MATLAB file, lacks `att` or `allclasses_names`, or scipy is missing,
+            which reads files before version 7.3.
+    """
+    try:
+        found = _hdf5(path) if h5py.is_hdf5(path) else _matlab_5(path)
+    except OSError as error:
+        raise InputError(f"vectors {path!r} cannot be read: {error.strerror or error}") from error
+    if set(found) != {_ATTRIBUTES, _NAMES}:
+        raise UsageError(
+            f"vectors {path!r} lack {' and '.join(sorted({_ATTRIBUTES, _NAMES} - set(found)))}; "
+            "expected att_splits.mat as Xian et al. publish it, not the features (res101.mat)"
+        )
+    names, matrix = found[_NAMES], np.asarray(found[_ATTRIBUTES])
+    if matrix.ndim != 2 or matrix.dtype.kind not in "fiu" or matrix.shape[1] != len(names):  # noqa: PLR2004 a matrix
+        raise UsageError(
+            f"vectors {path!r}: {_ATTRIBUTES} is {matrix.shape} and there are {len(names)} names; "
+            "expected a column of numbers a class"
+        )
+    return _as_words(path, names, matrix.T.astype(np.float64))
+
+
+def _matlab_5(path: str) -> dict[str, Any]:
+    try:
+        from scipy.io import loadmat
+        from scipy.io.matlab import MatReadError
+    except ImportError:
+        raise UsageError(
+            f"vectors {path!r} are a MATLAB file, which needs a package that is not installed: pip "
+            'install "vggfeat[mat]"'
+        ) from None
+    try:
+        found = loadmat(path, variable_names=[_ATTRIBUTES, _NAMES])
+    except OSError:
+        raise
+    except (MatReadError, ValueError, TypeError, NotImplementedError, KeyError) as error:
+        words = " ".join(str(error).split())
+        raise UsageError(f"vectors {path!r} are no MATLAB file: {words}") from error
+    kept = {name: found[name] for name in (_ATTRIBUTES, _NAMES) if name in found}
+    if _NAMES in kept:
+        kept[_NAMES] = [str(np.ravel(cell)[0]) for cell in np.ravel(kept[_NAMES])]
+    return kept
+
+
+def _hdf5(path: str) -> dict[str, Any]:
+    """Of version 7.3, where arrays are transposed and text is a reference to 16-bit characters."""
+    found: dict[str, Any] = {}
+    with h5py.File(path, "r") as file:
+        if _ATTRIBUTES in file:
+            found[_ATTRIBUTES] = file[_ATTRIBUTES][()].T
+        if _NAMES in file:
+            cells = (file[reference][()] for reference in file[_NAMES][()].ravel())
+            found[_NAMES] = ["".join(map(chr, cell.ravel().tolist())) for cell in cells]
+    return found
+
+
+def _as_words(path: str, names: Sequence[str], matrix: Matrix) -> Words:
+    texts = [name.replace("+", " ").strip() for name in names]
+    twice = sorted({name for name in texts if texts.count(name) > 1})
+    if twice or not np.isfinite(matrix).all():
+        what = f"the name {twice[0]!r} stands for two classes" if twice else "some are not finite"
+        raise UsageError(f"vectors {path!r}: {what}")
+    vectors = dict(zip(texts, matrix.astype(np.float32), strict=True))
+    return Words("table", vectors, matrix.shape[1])
