@@ -28,6 +28,8 @@ SMALL = (
 )  # fmt: skip
 _COLUMNS = ("path", "size", "state", "checksum", "digest", "error")
 
+_VECTORS = {"a": (1, 0, 0), "b": (0, 1, 0), "c": (0, 0, 1)}
+
 Rows = dict[bytes, tuple[bytes, ...]]
 
 
@@ -115,6 +117,16 @@ def same_bytes(name: str) -> Callable[[Path], object]:
     return contents
 
 
+def zipped_arrays(name: str) -> Callable[[Path], object]:
+    """All arrays of an .npz file, but not the times in its zip."""
+
+    def contents(folder: Path) -> object:
+        with np.load(folder / name) as file:
+            return {key: file[key].tobytes() for key in file}
+
+    return contents
+
+
 def arrays(name: str) -> Callable[[Path], object]:
     """All data sets of an HDF5 file, but not the time at which it was made."""
 
@@ -166,7 +178,12 @@ def cases(place: Path) -> list[Case]:
         _change(place / name)
     _mended(one, place / "failed-one", (*extract, "--out", "out.h5"), "out.h5")
     _mended(sharded, place / "failed-sharded", (*extract, "--out", "out/"), "out")
-    return _extractions(place, extract)
+    spoilt = place / "spoilt"
+    shutil.copytree(one, spoilt)
+    _spoil(spoilt / "out.h5")
+    vectors = [f"{name}," + ",".join(map(str, row)) for name, row in _VECTORS.items()]
+    (one / "vectors.csv").write_text("\n".join(["class,x,y,z", *vectors]) + "\n")
+    return [*_extractions(place, extract), *_others(place)]
 
 
 def _mended(made: Path, place: Path, command: tuple[str, ...], name: str) -> None:
@@ -229,4 +246,71 @@ def _extractions(place: Path, extract: tuple[str, ...]) -> list[Case]:
             "shards-fresh", (*sharded, *shards, "--fresh"), _copy_of(place / "sharded"),
             of_shards, whole_if_there("out"),
         ),
+    ]  # fmt: skip
+
+
+def _spoil(path: Path) -> None:
+    """One row whose features are not those of its checksum."""
+    with h5py.File(path, "r+", locking=False) as file:
+        name = next(iter(file["features"]))
+        row = file["features"][name][4]
+        file["features"][name][4] = row + 1
+
+
+def _states(folder: Path) -> object:
+    with h5py.File(folder / "out.h5", "r", locking=False) as file:
+        return file["images/state"][()].tobytes()
+
+
+def _readable(name: str) -> Callable[[Path], None]:
+    """A check that a file which HDF5 wrote opens, if it is there."""
+
+    def check(folder: Path) -> None:
+        if (folder / name).exists():
+            with h5py.File(folder / name, "r", locking=False) as file:
+                assert len(file)
+
+    return check
+
+
+def _others(place: Path) -> list[Case]:
+    one = _copy_of(place / "one")
+    derived = ("--layers", "conv1_1:max,conv2_1", "--quiet")
+
+    def of_derived(folder: Path) -> object:
+        return rows_of(folder / "new.h5")
+
+    def exported(name: str, *words: str) -> Case:
+        return Case(
+            f"export-{words[1]}", ("export", "out.h5", *words, "--out", name), one,
+            zipped_arrays(name) if name.endswith(".npz") else same_bytes(name), replaces=False,
+        )  # fmt: skip
+
+    return [
+        Case(
+            "merge", ("merge", "out/", "--out", "new.h5"), _copy_of(place / "sharded"),
+            of_derived, whole_if_there("new.h5"), replaces=False,
+        ),
+        Case(
+            "fuse", ("fuse", "out.h5", *derived, "--norm", "standard", "--out", "new.h5"), one,
+            of_derived, whole_if_there("new.h5"),
+        ),
+        Case(
+            "reduce", ("reduce", "out.h5", *derived, "--dims", "3", "--out", "new.h5"), one,
+            of_derived, whole_if_there("new.h5"),
+        ),
+        exported("new.csv", "--to", "csv"),
+        exported("new.npz", "--to", "npz"),
+        exported("new", "--to", "npy"),
+        Case(
+            "zeroshot-fit",
+            ("zeroshot", "fit", "out.h5", "--vectors", "vectors.csv", "--unseen", "c", "--gamma",
+             "1", "--lambda", "1", "--out", "new.h5"),
+            one, arrays("new.h5"), _readable("new.h5"),
+        ),
+        Case(
+            "verify-repair", ("verify", "out.h5", "--repair"), _copy_of(place / "spoilt"), _states,
+        ),
+        Case("sheet", ("sheet", "out.h5", "--out", "new.png"), one, same_bytes("new.png")),
+        Case("stats", ("stats", "images", "--out", "new.toml"), one, same_bytes("new.toml")),
     ]  # fmt: skip

@@ -125,7 +125,7 @@ class _Calls:
     def _traced(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
             target = self._target(name, arguments, named)
-            if os.getpid() != self._pid or not target.startswith(self._folder):
+            if os.getpid() != self._pid or not (target + os.sep).startswith(self._folder):
                 return real(*arguments, **named)
             self.made.append(f"{name} {target.removeprefix(self._folder)}")
             if len(self.made) != self._at:
@@ -229,7 +229,8 @@ class Case:
             happened to.
         check: looks at the folder right after the fault, given the statuses of both; raises
             where something is lost or wrong.
-        again: the command that must put all right; the same one if there is none.
+        replaces: whether the command replaces an output that is there; else it may refuse one that
+            it made before the fault came.
     """
 
     name: str
@@ -237,7 +238,7 @@ class Case:
     begin: Callable[[Path], None]
     contents: Callable[[Path], object]
     check: Callable[[Path], object] = lambda _: None
-    again: tuple[str, ...] = ()
+    replaces: bool = True
 
 
 FAULTS: tuple[tuple[How, bool], ...] = (
@@ -252,6 +253,7 @@ FAULTS: tuple[tuple[How, bool], ...] = (
 )
 _STOPPED = {"SIGTERM": (143,), "SIGINT": (130,), "SIGKILL": (-signal.SIGKILL,)}
 _ON_ERRORS = (3, 5, 6)
+_THERE_ALREADY = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,8 +305,9 @@ def suffer(server: FaultServer, prepared: Prepared, at: int, how: How, *, after:
     assert "Traceback" not in ended.text, f"{where}\n{ended.text}"
     try:
         case.check(folder)
-        again = server.run(case.again or case.words, folder)
-        assert again.status == 0, f"again: ended with {again.status}\n{again.text}"
+        again = server.run(case.words, folder)
+        refused = not case.replaces and again.status == _THERE_ALREADY
+        assert again.status == 0 or refused, f"again: ended with {again.status}\n{again.text}"
         assert case.contents(folder) == prepared.right, "again: another result"
         left = _files(folder) ^ prepared.files
         assert not left, f"again: other files, {sorted(left)}"

@@ -57,6 +57,16 @@ NAMES = (
     "shards-update",
     "shards-retry",
     "shards-fresh",
+    "merge",
+    "fuse",
+    "reduce",
+    "export-csv",
+    "export-npz",
+    "export-npy",
+    "zeroshot-fit",
+    "verify-repair",
+    "sheet",
+    "stats",
 )
 
 

@@ -62,7 +62,7 @@ def test_killed_at_random_instants(
             workers=attempt % 2,
         )
     assert kills >= 15
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while server.orphans() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not server.orphans(), "decoding processes outlived their killed run"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vggfeat.errors import InterruptedRunError, VggfeatError
+from vggfeat.signals import ended_by_signals
 from vggfeat.units import duration
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ def exit_codes(
         interrupted: what is said where a signal ends the block.
     """
     try:
-        yield
+        with ended_by_signals():  # what is half written is removed, as it is after Ctrl-C
+            yield
     except (typer.Exit, typer.Abort, typer.BadParameter):
         raise  # Typer's own ways out
     except VggfeatError as error:
