@@ -46,9 +46,11 @@ def publish(path: str, data: bytes) -> None:
         with open(temporary, "wb", opener=open_descriptor) as file:
             file.write(data)
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:  # a signal is one
         with contextlib.suppress(OSError):
             os.unlink(temporary)
+        if not isinstance(error, OSError):
+            raise
         raise SpaceError(
             error.errno, f"{path!r} cannot be written: {error.strerror}; name another place"
         ) from error
