@@ -18,7 +18,7 @@ from vggfeat.records import DecodedBatch, Failure
 from vggfeat.workers import decode_batches
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Generator
 
     from numpy.typing import NDArray
 
@@ -39,7 +39,7 @@ def load_batches(
     workers: int,
     pin: bool,
     goes_on: Callable[[], bool] = lambda: True,
-) -> Iterator[DecodedBatch]:
+) -> Generator[DecodedBatch, None, None]:
     """Starts the workers and yields the batches in order.
 
     The workers are forked at the call and not at the first batch, so that they decode while the

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from vggfeat import dealing, extraction
 from vggfeat.errors import UsageError
+from vggfeat.forked import refuse_broken_threads
 from vggfeat.isolation import isolated
 from vggfeat.names import path_text, remote_scheme
 from vggfeat.offsite import extract_to_store, scratch_place
@@ -88,6 +89,7 @@ def extract(
         InterruptedRunError: SIGINT or SIGTERM; call again to go on.
     """
     out = path_text(out) if isinstance(out, str) else out
+    refuse_broken_threads()
     work = working_place(out, scratch)
     listed = (sources,) if isinstance(sources, str | os.PathLike) else tuple(sources)
     request = ExtractRequest(listed, work, settings, fresh, wish, root, sharding or Sharding())

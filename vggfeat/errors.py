@@ -84,6 +84,12 @@ class DeviceError(VggfeatError, RuntimeError):
     exit_code = 6
 
 
+class ResourceError(VggfeatError, RuntimeError):
+    """The machine, or the limits of this process, has no memory, process, thread or file left."""
+
+    exit_code = 6
+
+
 class LockedError(VggfeatError, BlockingIOError):
     """Another run holds the output; later it may not."""
 

@@ -18,6 +18,7 @@ from vggfeat.device import (
 )
 from vggfeat.errors import DeviceError, UsageError
 from vggfeat.firstlayer import ADAPTER
+from vggfeat.forked import note_computing, refuse_broken_threads
 from vggfeat.input_checks import check_images
 from vggfeat.int8 import Int8Vgg
 from vggfeat.isolation import isolated
@@ -68,6 +69,7 @@ class Extractor:
         weights: Weights | None = None,
         activations: Mapping[str, float] | None = None,
     ) -> None:
+        refuse_broken_threads()
         self.settings = settings
         self.weights = weights or find_weights(settings.weights, settings.model)
         self.device = choose_device(settings.device)
@@ -219,6 +221,9 @@ class Extractor:
     def _pass(
         self, network: TappedVgg | Int8Vgg, images: Tensor
     ) -> tuple[dict[str, Tensor], Tensor]:
+        if self.device.type == "cpu":
+            refuse_broken_threads()
+            note_computing()
         with torch.no_grad():
             if isinstance(network, TappedVgg):
                 images = self._normalise(images).to(next(network.parameters()).dtype)

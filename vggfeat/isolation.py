@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vggfeat.exhaustion import exhaustion_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
@@ -51,15 +53,30 @@ def isolated() -> Iterator[None]:
     handling, warnings as errors, the recursion limit and h5py's configuration. torch's part is left
     out where torch is not loaded: then nobody has set anything. The number of threads is the
     caller's to choose and is kept.
+
+    Raises:
+        ResourceError: the block ran out of memory, processes, threads or open files.
     """
     torch: Any = sys.modules.get("torch")
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_exhaustion_told())
         stack.enter_context(_PROCESS)
         stack.enter_context(np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"))
         if torch is not None and hasattr(torch, "autograd"):  # else its import is still under way
             stack.enter_context(_TORCH_PROCESS)
             _set_thread_of_torch(torch, stack)
         yield
+
+
+@contextlib.contextmanager
+def _exhaustion_told() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        found = exhaustion_of(error)
+        if found is None:
+            raise
+        raise found from error
 
 
 class _Shared:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from vggfeat.core.dicom_head import HEAD_BYTES, is_dicom_head
 from vggfeat.errors import DecodeError, InputError
+from vggfeat.exhaustion import exhaustion_of
 from vggfeat.names import extension, local_path, remote_scheme
 from vggfeat.remote import read_object
 from vggfeat.storage.descriptors import open_descriptor
@@ -161,6 +162,9 @@ def open_member(archive: bytes, stamp: Stamp, place: Place) -> Iterator[BinaryIO
 
 
 def _reason(error: OSError) -> str:
+    exhausted = exhaustion_of(error)
+    if exhausted is not None:  # no fault of the file
+        raise exhausted from error
     return _REASONS.get(error.errno or 0) or error.strerror or type(error).__name__
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -30,7 +31,7 @@ from vggfeat.weights import find_weights
 from vggfeat.writer import CacheWriter, create_cache
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Generator, Mapping
 
     from numpy.typing import NDArray
 
@@ -203,7 +204,7 @@ def _end_if_stopped(out: str, watch: RunWatch) -> None:
         )
 
 
-def _start(work: _Work, watch: RunWatch) -> tuple[Iterator[DecodedBatch], Replicas]:
+def _start(work: _Work, watch: RunWatch) -> tuple[Generator[DecodedBatch, None, None], Replicas]:
     """Starts decoding first, then brings the network up beside it."""
     started = time.perf_counter()
     from vggfeat.batches import choose_workers, load_batches
@@ -221,8 +222,12 @@ def _start(work: _Work, watch: RunWatch) -> tuple[Iterator[DecodedBatch], Replic
         pin="cuda" in kinds,
         goes_on=watch.goes_on,
     )
-    activations = work.activations() if work.activations is not None else None
-    replicas = Replicas(work.settings, work.weights, activations)
+    try:
+        activations = work.activations() if work.activations is not None else None
+        replicas = Replicas(work.settings, work.weights, activations)
+    except BaseException:
+        loader.close()
+        raise
     tally = watch.tally
     tally.total = max(tally.total, tally.done + tally.failed + todo)  # known before of many shards
     tally.workers, tally.device = workers, replicas.devices
@@ -231,7 +236,7 @@ def _start(work: _Work, watch: RunWatch) -> tuple[Iterator[DecodedBatch], Replic
 
 
 def _loop(
-    loader: Iterator[DecodedBatch],
+    loader: Generator[DecodedBatch, None, None],
     replicas: Replicas,
     writer: CacheWriter,
     guard: SourceGuard,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from vggfeat.writer import CacheWriter
 
 _DEPTH = 4
+_LEAVE_SECONDS = 5.0
 """Batches that may wait for the disk before the loop does."""
 
 
@@ -58,12 +60,26 @@ class Sink:
         traceback: TracebackType | None,
     ) -> None:
         if kind is not None and issubclass(kind, KeyboardInterrupt):
-            return  # the thread is a daemon; the file is whole up to the last checkpoint
+            self._abandon()
+            return
         self._queue.put(None)
         self._thread.join()
         self._writer.close()
         if self._error is not None and kind is None:
             raise self._error
+
+    def _abandon(self) -> None:
+        """End the thread without writing what waits: the file is whole up to the last checkpoint.
+
+        A program that goes on after Ctrl-C keeps no thread and no open file, and nothing writes
+        after its lock is given back. If the disk hangs, the thread, a daemon, is left to it.
+        """
+        self._error = self._error or InterruptedError("stopped at once")
+        with contextlib.suppress(queue.Full):
+            self._queue.put(None, timeout=_LEAVE_SECONDS)
+        self._thread.join(_LEAVE_SECONDS)
+        if not self._thread.is_alive():
+            self._writer.close()
 
     def _work(self) -> None:
         saved = time.monotonic()

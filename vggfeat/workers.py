@@ -24,10 +24,11 @@ import numpy as np
 
 from vggfeat.child_processes import detach, end, is_stopped
 from vggfeat.errors import DecodeError, VggfeatError
+from vggfeat.exhaustion import PROCESSES, exhaustion_of, told
 from vggfeat.plan import EMPTY
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
     from multiprocessing.connection import Connection
 
     from numpy.typing import NDArray
@@ -170,12 +171,24 @@ class _Pool:
         self._deaths: Counter[int] = Counter()
         self._in_vain = 0
         self._polled = time.monotonic()
-        self._workers = [self._fork(place) for place in range(workers)]
-        self._hand_out()
+        self._workers: list[_Worker] = []
+        try:
+            for place in range(workers):
+                self._workers.append(self._fork(place))
+            self._hand_out()
+        except BaseException:
+            self._close()
+            raise
 
     def batches(self) -> Iterator[tuple[list[Image], float]]:
         """See `decode_batches`."""
+        batches = self._batches()
+        next(batches)  # so that closing it, or losing sight of it, ends the processes
+        return batches
+
+    def _batches(self) -> Generator[tuple[list[Image], float], None, None]:
         try:
+            yield [], 0.0
             for batch in range(len(self._plan)):
                 self._polled = time.monotonic()
                 while self._missing.get(batch, 1):
@@ -308,14 +321,17 @@ class _Pool:
         with warnings.catch_warnings():
             # Python 3.12 warns of forking with threads about; these children only read and decode.
             warnings.filterwarnings("ignore", "(?s).*use of fork.*", DeprecationWarning)
-            pid = os.fork()
+            try:
+                pid = os.fork()
+            except BlockingIOError as error:
+                raise told(PROCESSES, error) from error
         if pid:
             theirs.close()
             return _Worker(pid, place, ours)
         try:
             detach(parent)
             ours.close()
-            for worker in getattr(self, "_workers", ()):
+            for worker in self._workers:
                 worker.channel.close()
             self._work(theirs, self._at[place])
         except (EOFError, OSError):
@@ -366,4 +382,7 @@ def _portable(error: Exception) -> Exception:
     """The error itself where it can be sent, else its text."""
     if isinstance(error, VggfeatError) and len(error.args) == 1:
         return error
+    exhausted = exhaustion_of(error)
+    if exhausted is not None:
+        return exhausted
     return RuntimeError(f"while decoding: {type(error).__name__}: {error}")

@@ -24,6 +24,7 @@ from vggfeat.adapting.evaluation import MetricSums
 from vggfeat.adapting.linear_probe import LinearHead, Scaling
 from vggfeat.errors import DeviceError
 from vggfeat.firstlayer import HEAD
+from vggfeat.forked import note_computing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -119,6 +120,7 @@ class FineTunedNetwork:
             targets = torch.from_numpy(classes).to(self.device)
             loss = F.cross_entropy(self.logits(images), targets)
             self._optimiser.zero_grad()
+            note_computing()
             loss.backward()  # type: ignore[no-untyped-call] # torch has no types here
             self._optimiser.step()
         value = float(loss.detach())

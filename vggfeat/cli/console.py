@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vggfeat.errors import InterruptedRunError, VggfeatError
+from vggfeat.exhaustion import exhaustion_of
 from vggfeat.signals import ended_by_signals
 from vggfeat.units import duration
 
@@ -60,6 +61,9 @@ def exit_codes(
             before = before.__context__
         raise typer.Exit(status_of(before) if before else 0) from None
     except Exception as error:  # noqa: BLE001 the user gets one line, and on demand the traceback
+        exhausted = exhaustion_of(error)
+        if exhausted is not None:
+            _fail(exhausted, status_of(exhausted))
         _fail(
             error,
             status_of(error),

@@ -1,0 +1,65 @@
+"""A machine that has run out of memory, processes, threads or open files is no defect of ours."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+from vggfeat.errors import ResourceError, VggfeatError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_MEMORY = "memory: free some, raise the limit (ulimit -v, the container's), or take a smaller "
+_MEMORY += "--batch-size and fewer --workers"
+_FILES = "open files: raise the limit (ulimit -n), or take fewer --workers"
+PROCESSES = (
+    "processes or threads: raise the limit (ulimit -u, the container's pids), or take fewer "
+)
+PROCESSES += "--workers; OMP_NUM_THREADS=1 needs fewest threads"
+
+_BY_NUMBER: Mapping[int, str] = {
+    errno.ENOMEM: _MEMORY,
+    errno.EMFILE: _FILES,
+    errno.ENFILE: _FILES,
+}
+# What libraries say, in lower case, of errors that have no number.
+_BY_TEXT: Mapping[str, str] = {
+    "can't allocate memory": _MEMORY,
+    "cannot allocate memory": _MEMORY,
+    "not enough memory": _MEMORY,
+    "failed to map segment": _MEMORY,
+    "unable to mmap": _MEMORY,
+    "can't start new thread": PROCESSES,
+    "too many open files": _FILES,
+}
+
+
+def exhaustion_of(error: BaseException) -> ResourceError | None:
+    """What the machine has run out of, as an error that says what to do; None if of nothing.
+
+    Args:
+        error: anything; also an `ImportError` of a library that found no memory for its code.
+    """
+    if isinstance(error, VggfeatError):
+        return None
+    lacking = None
+    if isinstance(error, MemoryError):
+        lacking = _MEMORY
+    elif isinstance(error, OSError) and error.errno is not None:
+        lacking = _BY_NUMBER.get(error.errno)
+    elif isinstance(error, RuntimeError | ImportError | OSError):
+        text = str(error).lower()
+        lacking = next((_BY_TEXT[sign] for sign in _BY_TEXT if sign in text), None)
+    if lacking is None:
+        return None
+    return told(lacking, error)
+
+
+def told(lacking: str, error: BaseException) -> ResourceError:
+    """The error that says what is lacking, and with what `error` that showed."""
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return ResourceError(
+        f"the machine has no more {lacking}. Rows up to the last checkpoint are kept; it said: "
+        f"{first[:160]}"
+    )
