@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 
+from vggfeat.cgroups import memory_available
 from vggfeat.errors import DeviceError, UsageError
 
 if TYPE_CHECKING:
@@ -181,6 +181,6 @@ def _largest_batch(device: torch.device, size: int, *, connected: bool) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return max(1, min(GPU_BATCH, free // 2 // each))
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     usual = CPU_BATCH if connected else CPU_CONVOLUTIONS_BATCH
-    return max(1, min(usual, free // 2 // each))
+    available = memory_available()
+    return usual if available is None else max(1, min(usual, available // 2 // each))

@@ -18,6 +18,7 @@ import h5py
 import numpy as np
 
 from vggfeat.errors import CacheError, CacheMismatchError, SpaceError
+from vggfeat.marked_files import open_hdf5
 from vggfeat.storage.descriptors import open_descriptor
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def load_fitted(path: str, kind: str) -> Fitted:
         CacheError: not there, not a model of ours, of a newer version, damaged or of another kind.
     """
     try:
-        with h5py.File(path, "r", locking=False) as file:
+        with open_hdf5(path) as file:
             fitted = _read(path, file, kind)
     except FileNotFoundError:
         raise CacheError(f"model {path!r} is not there; {_maker(kind)} makes one") from None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import pwd
 from typing import TYPE_CHECKING
 
+from vggfeat.cgroups import cores_allowed
 from vggfeat.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,10 +19,16 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 
 
 def usable_cores() -> int:
-    """Cores this process may run on, which a container or a job scheduler may have made few."""
+    """Cores this process may run on, which a container or a job scheduler may have made few.
+
+    A quota of time, as containers have, counts as so many cores, a part of one as a whole one.
+    """
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    quota = cores_allowed()
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
 
 
 def user_cache() -> str:

@@ -157,14 +157,15 @@ def go_on(
         lambda: dict(cache.header.identity.activations),
     )
     loader, replicas = _start(work, watch)
-    replicas.scale_to(cache.header.scales)
-    writer = CacheWriter(out, cache.header)
-    writer.reserve(out)
-    writer.clear_reasons(cache.rows_with_reason(resumed.todo))
-    writer.update_files(
-        resumed.stale, manifest.sizes[resumed.listed], manifest.mtimes[resumed.listed]
-    )
-    _loop(loader, replicas, writer, work.guard, watch)
+    with contextlib.closing(loader):
+        replicas.scale_to(cache.header.scales)
+        writer = CacheWriter(out, cache.header)
+        writer.reserve(out)
+        writer.clear_reasons(cache.rows_with_reason(resumed.todo))
+        writer.update_files(
+            resumed.stale, manifest.sizes[resumed.listed], manifest.mtimes[resumed.listed]
+        )
+        _loop(loader, replicas, writer, work.guard, watch)
 
 
 def _begin(
@@ -184,12 +185,13 @@ def _begin(
     activations = calibrating(settings, manifest, weights)
     work = _Work(settings, manifest.open, plan, weights, guard, activations)
     loader, replicas = _start(work, watch)
-    made = describe_with(settings, manifest, weights, replicas, batch_size)
-    _end_if_stopped(out, watch)
-    header = create_cache(
-        out, manifest, made.shapes, made.identity, made.provenance, scales=made.scales
-    )
-    _loop(loader, replicas, CacheWriter(out, header), guard, watch)
+    with contextlib.closing(loader):
+        made = describe_with(settings, manifest, weights, replicas, batch_size)
+        _end_if_stopped(out, watch)
+        header = create_cache(
+            out, manifest, made.shapes, made.identity, made.provenance, scales=made.scales
+        )
+        _loop(loader, replicas, CacheWriter(out, header), guard, watch)
 
 
 def _end_if_stopped(out: str, watch: RunWatch) -> None:

@@ -21,6 +21,7 @@ from h5py import h5d, h5f, h5p, h5s, h5t
 from vggfeat.config import DTYPES
 from vggfeat.errors import CacheError
 from vggfeat.identity import Identity
+from vggfeat.marked_files import open_hdf5
 from vggfeat.preprocess import preprocess_from
 from vggfeat.quantisation import Scales, scales_digest
 from vggfeat.runs import Run, find_offset
@@ -242,7 +243,7 @@ def read_header(file_name: str) -> Header:
             is named.
     """
     try:
-        with h5py.File(file_name, "r", locking=False) as file:
+        with open_hdf5(file_name) as file:
             return _header(file_name, file)
     except FileNotFoundError:
         raise CacheError(f"cache {file_name!r} is not there") from None

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vggfeat.errors import SpaceError, VggfeatError
+from vggfeat.marked_files import refuse_if_open_elsewhere
 from vggfeat.quantisation import NAN_CODE
 from vggfeat.schema import (
     DIGEST_BYTES,
@@ -211,6 +212,11 @@ class CacheWriter:
             raise SpaceError(
                 error.errno, f"cache {path!r} cannot be written: {error.strerror}"
             ) from error
+        try:
+            refuse_if_open_elsewhere(self._handle, path)
+        except BaseException:
+            self.close()
+            raise
 
     def reserve(self, path: str) -> None:
         """Makes sure that the disk has room for every row, as for a new file.
