@@ -45,6 +45,7 @@ ORDER = (
     "marked_files",
     "schema",
     "names",
+    "foreign_objects",
     "storage",
     "listing",
     "remote",

@@ -6,11 +6,11 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 from typing import TYPE_CHECKING, Any
 
 from vggfeat.errors import UsageError, WeightsError
 from vggfeat.machine import user_cache
+from vggfeat.storage.atomic import write_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -70,8 +70,4 @@ def _write_memory(path: str | None, known: Mapping[str, Any]) -> None:
         return
     with contextlib.suppress(OSError):  # a home that cannot be written to costs time, not the run
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", dir=os.path.dirname(path), delete=False, encoding="utf-8"
-        ) as file:
-            json.dump(known, file)
-        os.replace(file.name, path)
+        write_bytes(path, json.dumps(known).encode())

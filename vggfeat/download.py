@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import http.client
 import logging
@@ -11,11 +10,11 @@ import socket
 import threading
 import urllib.parse
 import urllib.request
-from typing import IO
+from typing import BinaryIO
 
 from vggfeat.errors import WeightsError
 from vggfeat.lock import take_turns
-from vggfeat.storage.descriptors import open_descriptor
+from vggfeat.storage.atomic import atomic_file
 
 OFFLINE_VARIABLE = "VGGFEAT_OFFLINE"
 """Environment variable; set to anything but 0, nothing is ever fetched."""
@@ -60,22 +59,10 @@ def download(url: str, path: str, digest_prefix: str) -> str | None:
 
 
 def _fetch_into_place(url: str, path: str, digest_prefix: str) -> str:
-    temporary = f"{path}.part"  # always the same: the lock is held, and a killed run leaves one
-    _remove(temporary)
-    try:
-        with open(temporary, "xb", opener=open_descriptor) as file:
-            digest = _fetch(url, file)
+    with atomic_file(path, temporary=f"{path}.part") as file:
+        digest = _fetch(url, file)
         _check_digest(url, digest, digest_prefix)
-        os.replace(temporary, path)
-    except BaseException:
-        _remove(temporary)
-        raise
     return digest
-
-
-def _remove(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
 
 
 def _check_digest(url: str, digest: str, prefix: str) -> None:
@@ -127,7 +114,7 @@ def _first_stop(url: str) -> tuple[str, int] | None:
     return (parts.hostname, port) if parts.hostname and port else None
 
 
-def _fetch(url: str, file: IO[bytes]) -> str:
+def _fetch(url: str, file: BinaryIO) -> str:
     log.info("fetching %s", url)
     digest = hashlib.sha256()
     received = 0
@@ -145,6 +132,4 @@ def _fetch(url: str, file: IO[bytes]) -> str:
         raise WeightsError(f"{url} cannot be fetched: {reason}") from error
     if expected not in (-1, received):
         raise WeightsError(f"{url} broke off after {received} of {expected} bytes; try again")
-    file.flush()
-    os.fsync(file.fileno())
     return digest.hexdigest()

@@ -6,20 +6,21 @@ A plain HDF5 file: attributes `format` ("vggfeat-model"), `format_version`, `kin
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import h5py
 import numpy as np
 
 from vggfeat.errors import CacheError, CacheMismatchError, SpaceError
 from vggfeat.marked_files import open_hdf5
-from vggfeat.storage.descriptors import open_descriptor
+from vggfeat.storage.atomic import atomic_file
+from vggfeat.storage.hdf5_file import checked_hdf5
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -69,27 +70,31 @@ def save_fitted(path: str, fitted: Fitted) -> None:
     Raises:
         SpaceError: it cannot be written.
     """
-    temporary = f"{path}.tmp"
     try:
-        with h5py.File(temporary, "w", libver=("v110", "v110")) as file:
-            file.attrs["format"] = FORMAT
-            file.attrs["format_version"] = FORMAT_VERSION
-            file.attrs["kind"] = fitted.kind
-            file.attrs["parameters"] = _json(fitted.parameters)
-            for name, array in fitted.arrays.items():
-                file.create_dataset(name, data=array)
-        handle = open_descriptor(temporary, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-        os.replace(temporary, path)
+        with atomic_file(path) as target:
+            with checked_hdf5(target, libver=("v110", "v110")) as (file, _):
+                file.attrs["format"] = FORMAT
+                file.attrs["format_version"] = FORMAT_VERSION
+                file.attrs["kind"] = fitted.kind
+                file.attrs["parameters"] = _json(fitted.parameters)
+                for name, array in fitted.arrays.items():
+                    file.create_dataset(name, data=array)
+            _check_as_written(target, fitted)
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise SpaceError(f"model {path!r} cannot be written: {reason}") from error
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+
+
+def _check_as_written(target: BinaryIO, fitted: Fitted) -> None:
+    """Read a model back before it gets its name.
+
+    Raises:
+        OSError: it is another one.
+    """
+    with h5py.File(target, "r") as file:
+        found = _read(target.name, file, fitted.kind)
+    if found.sha256 != fitted.sha256:
+        raise OSError(errno.EIO, "it reads back otherwise than it was written")
 
 
 def load_fitted(path: str, kind: str) -> Fitted:

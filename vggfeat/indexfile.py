@@ -6,7 +6,6 @@ which faiss reads without us.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib
 import json
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vggfeat.errors import CacheError, SpaceError, UsageError
+from vggfeat.storage.atomic import atomic_path
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -136,28 +136,23 @@ def write_file(path: str, index: Any, source: Source, info: IndexInfo) -> None:
     Raises:
         SpaceError: it cannot be written.
     """
-    temporary = f"{path}.tmp"
     try:
-        load_faiss().write_index(index, temporary)
-        with open(temporary, "r+b") as file:
-            size = file.seek(0, os.SEEK_END)
-            head = size - info.rows * (index.code_size + _ID_BYTES) if info.lists else size
-            record = Record(source, info, size, head, _crc32(file, head))
-            data = json.dumps(asdict(record)).encode()
-            file.seek(size)
-            file.write(data + _END.pack(len(data), zlib.crc32(data), _MAGIC))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        if isinstance(error, OSError | RuntimeError):  # faiss says RuntimeError of a full disk
-            reason = (str(error).splitlines() or ["unknown"])[0]
-            raise SpaceError(
-                f"index {path!r} cannot be written: {reason}; name another place"
-            ) from error
+        with atomic_path(path) as temporary:
+            load_faiss().write_index(index, temporary)
+            with open(temporary, "r+b") as file:
+                size = file.seek(0, os.SEEK_END)
+                head = size - info.rows * (index.code_size + _ID_BYTES) if info.lists else size
+                record = Record(source, info, size, head, _crc32(file, head))
+                data = json.dumps(asdict(record)).encode()
+                file.seek(size)
+                file.write(data + _END.pack(len(data), zlib.crc32(data), _MAGIC))
+    except UsageError:
         raise
+    except (OSError, RuntimeError) as error:  # faiss says RuntimeError of a full disk
+        reason = (str(error).splitlines() or ["unknown"])[0]
+        raise SpaceError(
+            f"index {path!r} cannot be written: {reason}; name another place"
+        ) from error
 
 
 def read_record(path: str) -> Record | None:

@@ -17,7 +17,7 @@ import numpy as np
 from vggfeat._version import __version__
 from vggfeat.errors import CacheError, CacheMismatchError, InputError, UsageError
 from vggfeat.identity import Identity
-from vggfeat.names import remote_scheme
+from vggfeat.names import other_format, remote_scheme
 from vggfeat.plan import Match, match_paths
 from vggfeat.quantisation import scales_digest
 from vggfeat.reader import FeatureCache
@@ -67,13 +67,15 @@ def check_output(out: str, *, fresh: bool) -> bool:
     """Whether there is a cache at `out` to go on with.
 
     Raises:
-        UsageError: no folder to put it in, or `out` is a folder.
+        UsageError: no folder to put it in, `out` is a folder, or named like another format's file.
         CacheError: with `fresh`, what is there is not ours to replace.
     """
     if remote_scheme(out):
         raise UsageError(
             f"output {out!r}: only extract writes to an object store; name a file here, and copy it"
         )
+    if wrong := other_format(out):
+        raise UsageError(wrong)
     folder = os.path.dirname(os.path.abspath(out))
     if not os.path.isdir(folder):
         raise UsageError(f"output {out!r}: its folder {folder!r} is not there; make it first")

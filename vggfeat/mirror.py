@@ -14,6 +14,7 @@ from vggfeat.lock import take_turns
 from vggfeat.machine import user_cache
 from vggfeat.names import SHARD_MANIFEST
 from vggfeat.remote import RemoteEntry, RemoteError, list_folder, look_up
+from vggfeat.storage.atomic import atomic_folder
 from vggfeat.transfer import download
 
 if TYPE_CHECKING:
@@ -107,12 +108,11 @@ def _folder(address: str, files: Sequence[RemoteEntry]) -> str:
 
 
 def _link(copies: Sequence[str], path: str) -> None:
-    temporary = f"{path}.part"
-    shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
-    os.makedirs(temporary)
-    for copy in copies:
-        os.link(copy, os.path.join(temporary, os.path.basename(copy)))
-    os.rename(temporary, path)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with atomic_folder(path) as folder:
+        os.mkdir(folder)
+        for copy in copies:
+            os.link(copy, os.path.join(folder, os.path.basename(copy)))
 
 
 def _no_room(address: str, error: OSError) -> SpaceError:

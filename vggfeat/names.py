@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, overload
 from urllib.parse import unquote_to_bytes
 
@@ -47,6 +48,46 @@ SHARD_MANIFEST: Final = "manifest.json"
 
 MEMBER_MARK: Final = b"!"
 """Between the path of an archive and the name of a member."""
+
+
+_EXPORTS: Final = MappingProxyType(
+    {
+        b"npy": "npy",
+        b"npz": "npz",
+        b"csv": "csv",
+        b"tsv": "csv",
+        b"parquet": "parquet",
+        b"pq": "parquet",
+        b"safetensors": "safetensors",
+        b"faiss": "faiss",
+        b"tar": "webdataset",
+    }
+)
+_NO_HDF5: Final = frozenset(
+    b"7z arrow avi avro bz2 ckpt feather gz html ini ipynb joblib json jsonl lmdb log md mov mp4 "
+    b"onnx orc pdf pickle pkl pt pth py sqlite svg tfrecord tgz toml txt xls xlsx xml xz yaml yml "
+    b"zarr zip zst".split()
+)
+"""Lower-case extensions that stand for another format than HDF5, beside pictures and `_EXPORTS`."""
+
+
+def other_format(out: str) -> str:
+    """Say what is wrong with naming a cache so, if the ending is that of another format; else ''.
+
+    Endings that nothing else is known by, such as `.v2`, are fine.
+    """
+    stem, dot, ending = os.path.basename(out).rpartition(".")
+    name = os.fsencode(ending).lower()
+    if not (dot and stem) or name not in _NO_HDF5 | IMAGE_EXTENSIONS | _EXPORTS.keys():
+        return ""
+    # Beside a picture, which the user did not mean to name, no cache is suggested.
+    cache = "feats.h5" if name in IMAGE_EXTENSIONS else f"{out[: -len(ending) - 1]}.h5"
+    form = _EXPORTS.get(name, "FORMAT")
+    return (
+        f"output {out!r} is named like a file of another format, and a cache is HDF5; name it "
+        f"{cache!r}, and for another format use `vggfeat export {cache} --to {form} --out PATH` "
+        "afterwards"
+    )
 
 
 def extension(name: bytes) -> bytes:

@@ -33,7 +33,7 @@ from vggfeat.reader import FeatureCache
 from vggfeat.remote import RemoteEntry, RemoteError, list_folder, look_up, remove_object
 from vggfeat.schema import RowState
 from vggfeat.shardlist import MANIFEST, is_ours, read_manifest
-from vggfeat.storage.descriptors import open_descriptor
+from vggfeat.storage.atomic import write_bytes
 from vggfeat.transfer import download, upload
 
 if TYPE_CHECKING:
@@ -198,11 +198,8 @@ class _Output:
     def _stamp(self, name: str, tag: str) -> None:
         status = os.stat(self.path(name))
         self._stamps[name] = _Stamp(tag, status.st_size, status.st_mtime_ns)
-        temporary = f"{self.work}.stored.part"
         plain = {one: dataclasses.asdict(stamp) for one, stamp in self._stamps.items()}
-        with open(temporary, "w", encoding="utf-8", opener=open_descriptor) as file:
-            json.dump(plain, file)
-        os.replace(temporary, f"{self.work}.stored")
+        write_bytes(f"{self.work}.stored", json.dumps(plain).encode())
 
     def take_what_is_newer(self) -> None:
         """Fetches what the store has of it, where that is another than what was put there last."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import os
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from vggfeat.errors import SpaceError, UsageError
 from vggfeat.shardreader import open_cache
-from vggfeat.storage.descriptors import open_descriptor
+from vggfeat.storage.atomic import TEMPORARY_SUFFIX, resolve, write_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,21 +35,15 @@ def output_format(path: str, what: str, known: Sequence[str]) -> str:
 
 
 def publish(path: str, data: bytes) -> None:
-    """Puts `data` at `path` by rename, so that a reader finds the old file or the new one, whole.
+    """Put `data` at `path` by rename and on the disk: a reader finds the old file or the new one.
 
     Raises:
         SpaceError: it cannot be written; what was there stays.
+        UsageError: there is something else than a regular file.
     """
-    temporary = f"{path}.{os.getpid()}.tmp"
     try:
-        with open(temporary, "wb", opener=open_descriptor) as file:
-            file.write(data)
-        os.replace(temporary, path)
-    except BaseException as error:  # a signal is one
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        if not isinstance(error, OSError):
-            raise
+        write_bytes(path, data, temporary=f"{resolve(path)}.vggfeat{TEMPORARY_SUFFIX}")
+    except OSError as error:
         raise SpaceError(
             error.errno, f"{path!r} cannot be written: {error.strerror}; name another place"
         ) from error

@@ -24,7 +24,7 @@ from vggfeat.identity import Identity
 from vggfeat.marked_files import open_hdf5
 from vggfeat.preprocess import preprocess_from
 from vggfeat.quantisation import Scales, scales_digest
-from vggfeat.runs import Run, find_offset
+from vggfeat.runs import Run, elsewhere, mappable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -132,6 +132,8 @@ def image_fields(longest_path: int) -> dict[str, tuple[str, tuple[int, ...]]]:
 _IMAGE_FIELDS = tuple(image_fields(1))
 _OPTIONAL = ("digest",)  # the first files had none
 _ATTRIBUTES = (
+    "format",
+    "format_version",
     "created_utc",
     "tool_version",
     "model",
@@ -145,6 +147,8 @@ _ATTRIBUTES = (
     "root",
     "warning",
 )
+ATTRIBUTES = frozenset((*_ATTRIBUTES, "activations", "first_layer", "derived", "sources"))
+"""Of `/`; the last four only where there is something to say."""
 
 
 def lay_out(
@@ -157,10 +161,10 @@ def lay_out(
     provenance: Provenance,
     scales: Mapping[str, Scales] = MappingProxyType({}),
 ) -> None:
-    """Makes the new file `file_name` with all metadata and every dataset allocated, rows unwritten.
+    """Makes the file `file_name` with all metadata and every dataset allocated, rows unwritten.
 
     Args:
-        file_name: must not exist.
+        file_name: if it exists, it must be empty.
         rows: number of images.
         longest_path: bytes of the longest path.
         shapes: canonical spec → shape of one row.
@@ -174,7 +178,9 @@ def lay_out(
     access = h5p.create(h5p.FILE_ACCESS)
     access.set_libver_bounds(h5f.LIBVER_V110, h5f.LIBVER_V110)
     access.set_alignment(_ALIGNMENT, _ALIGNMENT)
-    with h5py.File(h5f.create(os.fsencode(file_name), h5f.ACC_EXCL, fapl=access)) as file:
+    empty = os.path.exists(file_name) and not os.path.getsize(file_name)
+    how = h5f.ACC_TRUNC if empty else h5f.ACC_EXCL
+    with h5py.File(h5f.create(os.fsencode(file_name), how, fapl=access)) as file:
         images = file.create_group(IMAGES)
         for name, (dtype, shape) in image_fields(longest_path).items():
             _create_dataset(images, name, dtype, (rows, *shape))
@@ -257,6 +263,12 @@ def read_header(file_name: str) -> Header:
 
 def _header(file_name: str, file: h5py.File) -> Header:
     _check_format(file_name, file)
+    linked = elsewhere(file, (IMAGES, FEATURES, SCALES, OFFSETS))
+    if linked:
+        raise CacheError(
+            f"cache {file_name!r} does not hold its own data: {'; '.join(linked)}; name the file "
+            "that holds them, or copy them into one (h5py: copy with expand_external=True)"
+        )
     wrong: list[str] = []
     runs = dict(_runs(file, wrong))
     rows = runs[f"{IMAGES}/state"].shape[0] if f"{IMAGES}/state" in runs else -1
@@ -315,7 +327,7 @@ def _runs(file: h5py.File, wrong: list[str]) -> Iterator[tuple[str, Run]]:
         ):
             wrong.append(f"/{name} has type {dataset.dtype}, expected {expected}")
         else:
-            yield from _mappable(name, dataset, wrong)
+            yield from mappable(name, dataset, wrong)
     features = file.get(FEATURES)
     if not isinstance(features, h5py.Group) or not len(features):
         wrong.append(f"/{FEATURES} holds no layer")
@@ -327,7 +339,7 @@ def _runs(file: h5py.File, wrong: list[str]) -> Iterator[tuple[str, Run]]:
         elif dataset.dtype.name not in DTYPES:
             wrong.append(f"/{name} has type {dataset.dtype}, expected {' or '.join(DTYPES)}")
         else:
-            yield from _mappable(name, dataset, wrong)
+            yield from mappable(name, dataset, wrong)
 
 
 def _scales(
@@ -349,19 +361,6 @@ def _scales(
 
 def _row_words(shape: tuple[int, ...]) -> str:
     return f"{shape[0]} values" if shape else "one value"
-
-
-def _mappable(name: str, dataset: h5py.Dataset, wrong: list[str]) -> Iterator[tuple[str, Run]]:
-    offset = find_offset(dataset)
-    if offset is None:
-        wrong.append(
-            f"/{name} does not lie in one run (compressed or repacked?), so it cannot be memory "
-            "mapped; `h5repack -f NONE -l CONTI` makes it so"
-        )
-        return
-    # Little-endian in the file, whatever this machine is.
-    dtype = dataset.dtype.newbyteorder("<").str
-    yield name, Run(dtype, tuple(dataset.shape), offset)
 
 
 def _read_attributes(

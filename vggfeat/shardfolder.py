@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from vggfeat.errors import CacheMismatchError, SpaceError, UsageError
 from vggfeat.names import absolute_place
 from vggfeat.shardlist import MANIFEST, ShardManifest, is_ours
-from vggfeat.writer import sync_directory
+from vggfeat.storage.atomic import sync_directory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

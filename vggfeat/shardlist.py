@@ -6,8 +6,6 @@ their paths are in the shards, each of which is a cache by itself.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
 import os
 import re
@@ -16,8 +14,7 @@ from typing import Any
 
 from vggfeat.errors import CacheError, SpaceError
 from vggfeat.names import SHARD_MANIFEST
-from vggfeat.storage.descriptors import open_descriptor
-from vggfeat.writer import sync_directory
+from vggfeat.storage.atomic import atomic_file
 
 FORMAT = "vggfeat-shards"
 FORMAT_VERSION = 1
@@ -27,7 +24,6 @@ MANIFEST = SHARD_MANIFEST
 _OURS = re.compile(
     r"shard-\d{5,}-[0-9a-f]{8}\.h5(\.lock|\.tmp)?|manifest\.json(\.lock|(\.[0-9a-f]{8})?\.tmp)?"
 )
-_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +114,8 @@ def read_manifest(folder: str) -> ShardManifest:
             found = json.loads(file.read())  # UTF-8, also as an editor saved it with its mark
     except (FileNotFoundError, NotADirectoryError):
         raise CacheError(
-            f"{folder!r} is no sharded cache: it has no {MANIFEST}; `vggfeat extract --out "
-            f"{folder}` makes one"
+            f"{folder!r} is no sharded cache: it has no {MANIFEST}; name the folder that `vggfeat "
+            "extract --out FOLDER/` has filled, or one file such as feats.h5"
         ) from None
     except OSError as error:
         raise CacheError(f"{path!r} cannot be read: {error.strerror}") from error
@@ -203,35 +199,11 @@ def publish_manifest(folder: str, manifest: ShardManifest, token: str, *, replac
         SpaceError: it cannot be written.
     """
     path = os.path.join(folder, MANIFEST)
-    temporary = f"{path}.{token}.tmp"
     try:
-        with open(temporary, "x", encoding="utf-8", opener=open_descriptor) as file:
-            file.write(manifest.as_json())
-            file.flush()
-            os.fsync(file.fileno())
-        placed = _put(temporary, path, replace=replace)
-        sync_directory(folder)
+        with atomic_file(path, temporary=f"{path}.{token}.tmp", exclusive=not replace) as file:
+            file.write(manifest.as_json().encode())
+    except FileExistsError:
+        return False
     except OSError as error:
         raise SpaceError(error.errno, f"{path!r} cannot be written: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-    return placed
-
-
-def _put(temporary: str, path: str, *, replace: bool) -> bool:
-    if replace:
-        os.replace(temporary, path)
-        return True
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        # A link that was made, and whose answer a network lost, is made again and refused.
-        return os.stat(temporary).st_nlink > 1
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        if os.path.lexists(path):  # no hard links here; the lock has to do
-            return False
-        os.replace(temporary, path)
     return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from vggfeat.copying import copy_rows
 from vggfeat.errors import CacheError, SpaceError, UsageError
 from vggfeat.lock import hold
-from vggfeat.names import path_text
+from vggfeat.names import other_format, path_text
 from vggfeat.reader import FeatureCache
 from vggfeat.records import Images
 from vggfeat.rowarray import ShardedArray
@@ -26,6 +25,8 @@ from vggfeat.schema import (
     attributes_of,
 )
 from vggfeat.shardreader import ShardedCache, open_cache
+from vggfeat.storage.atomic import atomic_file
+from vggfeat.storage.hdf5_file import checked_hdf5
 from vggfeat.writer import create_cache, write_all
 
 if TYPE_CHECKING:
@@ -38,11 +39,13 @@ _SHOWN = 3
 
 
 def refuse_replacing(out: str) -> None:
-    """Raises if there is anything at `out`.
+    """Raises if there is anything at `out`, or it is named like another format's file.
 
     Raises:
-        UsageError: there is.
+        UsageError: says which.
     """
+    if wrong := other_format(out):
+        raise UsageError(wrong)
     if os.path.lexists(out):
         raise UsageError(f"output {out!r} is there already; choose another --out or delete it")
 
@@ -144,17 +147,12 @@ def view_shards(source: str | os.PathLike[str], out: str | os.PathLike[str]) -> 
         raise UsageError(f"cache {cache.path!r} is one file already; --virtual is for shards")
     with hold(out):
         refuse_replacing(out)
-        temporary = f"{out}.tmp"
         try:
-            with h5py.File(temporary, "w", libver="v110") as file:
-                _fill_view(file, cache, os.path.dirname(os.path.abspath(out)))
-            os.replace(temporary, out)
+            with atomic_file(out) as target, checked_hdf5(target, libver="v110") as (file, _):
+                _fill_view(file, cache, os.path.dirname(os.path.realpath(out)))
         except OSError as error:
             reason = " ".join(str(error.strerror or error).split())
             raise SpaceError(error.errno, f"{out!r} cannot be written: {reason}") from error
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
     return len(cache)
 
 

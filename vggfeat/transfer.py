@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vggfeat.errors import InputError, SpaceError, VggfeatError
 from vggfeat.remote import RemoteEntry, RemoteError, explained, file_system, look_up
+from vggfeat.storage.atomic import atomic_path
 from vggfeat.units import byte_count
 
 if TYPE_CHECKING:
@@ -32,24 +33,20 @@ def download(entry: RemoteEntry, path: str) -> None:
         InputError: the object cannot be had, or became another one meanwhile; nothing is left.
         SpaceError: no room for it.
     """
-    temporary = f"{path}.part"
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         _check_room(entry, path)
         log.info("fetching %s, %s", entry.address, byte_count(entry.size))
-        with _as_input_error(entry.address), explained():
-            file_system(entry.address).get_file(entry.address, temporary)
-        _check_same(entry, temporary)
-        os.replace(temporary, path)
+        with atomic_path(path, temporary=f"{path}.part") as temporary:
+            with _as_input_error(entry.address), explained():
+                file_system(entry.address).get_file(entry.address, temporary)
+            _check_same(entry, temporary)
     except VggfeatError:
         raise
     except OSError as error:
         raise SpaceError(
             error.errno, f"{entry.address} cannot be kept at {path!r}: {error.strerror or error}"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
 
 
 def _check_room(entry: RemoteEntry, path: str) -> None:

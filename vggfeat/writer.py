@@ -6,7 +6,6 @@ HDF5 makes the file once, under a temporary name. From then on rows go to fixed 
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import os
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vggfeat.errors import SpaceError, VggfeatError
+from vggfeat.foreign_objects import warn_of_losses
 from vggfeat.marked_files import refuse_if_open_elsewhere
 from vggfeat.quantisation import NAN_CODE
 from vggfeat.schema import (
@@ -29,6 +29,7 @@ from vggfeat.schema import (
     lay_out,
     read_header,
 )
+from vggfeat.storage.atomic import atomic_path
 from vggfeat.storage.descriptors import open_descriptor
 from vggfeat.units import byte_count
 
@@ -69,46 +70,37 @@ def create_cache(
     Raises:
         SpaceError: not enough room; says how much is needed and how much there is. Nothing is left.
     """
-    temporary = f"{out}.tmp"  # always the same: the output is locked, and a killed run leaves one
     longest = _longest(images.paths)
+    if os.path.exists(out):
+        warn_of_losses(out)
     try:
-        _remove(temporary)
-        lay_out(
-            temporary,
-            len(images.paths),
-            longest,
-            shapes=shapes,
-            identity=identity,
-            provenance=provenance,
-            scales=scales,
-        )
-        header = read_header(temporary)
-        handle = open_descriptor(temporary, os.O_RDWR)
-        try:
-            if reserve:
-                _reserve(handle, out)
-            _write_images(handle, header, images)
-            if fill is not None:
-                fill(handle, header)
-            _sync(handle, os.fsync)
-        finally:
-            os.close(handle)
-        os.replace(temporary, out)
-        sync_directory(os.path.dirname(os.path.abspath(out)))
+        with atomic_path(out) as temporary:
+            lay_out(
+                temporary,
+                len(images.paths),
+                longest,
+                shapes=shapes,
+                identity=identity,
+                provenance=provenance,
+                scales=scales,
+            )
+            header = read_header(temporary)
+            handle = open_descriptor(temporary, os.O_RDWR | os.O_NOFOLLOW)
+            try:
+                if reserve:
+                    _reserve(handle, out)
+                _write_images(handle, header, images)
+                if fill is not None:
+                    fill(handle, header)
+                _sync(handle, os.fsync)
+            finally:
+                os.close(handle)
     except VggfeatError:
         raise
     except (OSError, RuntimeError) as error:  # the latter when HDF5 cannot close its file
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise SpaceError(f"cache {out!r} cannot be made: {reason}") from error
-    finally:
-        with contextlib.suppress(OSError):  # the next run removes it; this one is well without
-            _remove(temporary)
     return header
-
-
-def _remove(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
 
 
 def _reserve(handle: int, out: str) -> None:
@@ -179,19 +171,6 @@ def _sync(handle: int, sync: Callable[[int], None]) -> None:
             f"the disk did not keep what was written: {error.strerror}; rows up to the last "
             "checkpoint are safe",
         ) from error
-
-
-def sync_directory(path: str) -> None:
-    """Returns when the disk has the names in a directory, new and renamed ones.
-
-    Raises:
-        SpaceError: it failed.
-    """
-    handle = open_descriptor(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        _sync(handle, os.fsync)
-    finally:
-        os.close(handle)
 
 
 class CacheWriter:

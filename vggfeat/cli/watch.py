@@ -85,7 +85,7 @@ class Watch:
         status = 0 if error is None else status_of(error)
         try:
             self._publish_failures(error)
-        except SpaceError as refused:
+        except (SpaceError, UsageError) as refused:
             error, status = refused, refused.exit_code
             raise
         finally:
@@ -112,7 +112,7 @@ class Watch:
         try:
             with contextlib.suppress(CacheError):  # no cache, no failures
                 publish(self._failures, failures_csv(self._work, self._share))
-        except SpaceError as refused:
+        except (SpaceError, UsageError) as refused:
             if error is None:
                 raise
             log.warning(str(refused))  # the run's own error is the one to end with
@@ -137,7 +137,7 @@ class Watch:
         self._written = time.monotonic()
         try:
             publish(self._metrics, text)
-        except SpaceError as error:  # figures are not worth the run they are about
+        except (SpaceError, UsageError) as error:  # figures are not worth the run they are about
             log.warning(str(error))
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from vggfeat.errors import SpaceError, UsageError
+from vggfeat.errors import SpaceError, UsageError, VggfeatError
 from vggfeat.exporting.content import select
 from vggfeat.exporting.formats import FORMATS, Format
 from vggfeat.exporting.options import COMPRESSIONS, INDEX_METRICS, Compress, IndexMetric, Options
@@ -16,7 +15,7 @@ from vggfeat.lock import hold
 from vggfeat.names import path_text
 from vggfeat.shardreader import open_cache
 from vggfeat.specs import NORMS
-from vggfeat.storage.descriptors import open_descriptor
+from vggfeat.storage.atomic import TEMPORARY_SUFFIX, atomic_folder, atomic_path
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -89,9 +88,7 @@ def export(
     content = replace(content, norm=norm)
     with hold(place, hidden=True):
         if os.path.lexists(place):
-            raise UsageError(
-                f"output {place!r} is there already; choose another --out or delete it"
-            )
+            raise _exists(place)
         _put(content, place, form, Options(compress, metric))
     notes = tuple(_notes(content, form, to, compress))
     return Exported(place, to, len(content), content.layers, _size(place), notes, norm)
@@ -116,48 +113,37 @@ def _check(to: str, place: str, compress: str, metric: str, norm: str | None) ->
     return form
 
 
+def _exists(place: str) -> UsageError:
+    return UsageError(f"output {place!r} is there already; choose another --out or delete it")
+
+
 def _put(content: Content, place: str, form: Format, options: Options) -> None:
-    # Always the same: the output is locked, and a killed run leaves one. It begins with a dot, as
-    # the lock's name does, since pyarrow and others read all other files of a folder.
-    folder, name = os.path.split(place)
-    temporary = os.path.join(folder, f".{name}.tmp")
-    _remove(temporary)
+    folder, name = os.path.split(os.path.realpath(place))
+    # It begins with a dot, as the lock's name does: pyarrow and others read all other files.
+    temporary = os.path.join(folder, f".{name}{TEMPORARY_SUFFIX}")
     try:
-        form.write(content, temporary, options)
-        _sync(temporary)
-        os.rename(temporary, place)
-    except OSError as error:
-        _remove(temporary)
-        reason = error.strerror or str(error)
-        raise SpaceError(
-            error.errno or 0, f"{place!r} cannot be written: {reason}; name another place"
-        ) from error
-    except BaseException:
-        _remove(temporary)
+        with (
+            atomic_folder(place, temporary=temporary)
+            if form.is_folder
+            else atomic_path(place, temporary=temporary, exclusive=True)
+        ) as path:
+            form.write(content, path, options)
+    except FileExistsError as error:  # another program was faster
+        raise _exists(place) from error
+    except VggfeatError:
         raise
-
-
-def _remove(path: str) -> None:
-    if os.path.isdir(path) and not os.path.islink(path):
-        shutil.rmtree(path)
-    elif os.path.lexists(path):
-        os.unlink(path)
+    except (OSError, RuntimeError) as error:  # the latter is faiss's word for a full disk
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+        raise SpaceError(
+            getattr(error, "errno", None) or 0,
+            f"{place!r} cannot be written: {reason}; name another place",
+        ) from error
 
 
 def _files(place: str) -> list[str]:
     if not os.path.isdir(place):
         return [place]
     return [os.path.join(place, name) for name in sorted(os.listdir(place))]
-
-
-def _sync(place: str) -> None:
-    """On the disk before it gets its name, so that a power cut leaves no empty file under it."""
-    for path in _files(place):
-        handle = open_descriptor(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _size(place: str) -> int:

@@ -25,7 +25,8 @@ class Format:
     """One format.
 
     Attributes:
-        write: writes the content to a path at which nothing is.
+        write: writes the content to the path of an empty file, or for a folder to a path at which
+            nothing is.
         is_folder: it is a folder and no file.
         compressions: other than none.
         exact_paths: paths are kept as bytes, whatever they hold.

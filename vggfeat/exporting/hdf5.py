@@ -15,6 +15,7 @@ from vggfeat.exporting.options import need
 from vggfeat.quantisation import scales_digest
 from vggfeat.schema import FEATURES, IMAGES, OFFSETS, SCALES, attributes_of
 from vggfeat.specs import parse_specs
+from vggfeat.storage.hdf5_file import checked_hdf5
 from vggfeat.writer import row_checksums
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def write_hdf5(content: Content, path: str, options: Options) -> None:
         scales=scales_digest(scales),
         dtype="float32" if header.scales and not scales else header.identity.dtype,
     )
-    with h5py.File(path, "w", libver="v110") as new:
+    with open(path, "r+b") as target, checked_hdf5(target, libver="v110") as (new, written):
         new.attrs.update(attributes_of(kept, header.provenance))
         for name, run in header.runs.items():
             group, _, short = name.partition("/")
@@ -61,9 +62,10 @@ def write_hdf5(content: Content, path: str, options: Options) -> None:
             run = header.feature(layer)
             if content.norm != "none":
                 run = dataclasses.replace(run, dtype=content.dtype(layer).str)
-            target = _create(new, f"{FEATURES}/{names[layer]}", run, len(content), how)
+            dataset = _create(new, f"{FEATURES}/{names[layer]}", run, len(content), how)
             for start, stop in _blocks(content, [layer]):
-                target[start:stop] = _stored(content, layer, start, stop)
+                dataset[start:stop] = _stored(content, layer, start, stop)
+                written.check()
             if names[layer] in scales:
                 one = scales[names[layer]]
                 new[f"{SCALES}/{names[layer]}"] = one.scale.astype("<f4")
@@ -150,9 +152,10 @@ def write_hloc(content: Content, path: str, _options: Options) -> None:
     pairs_from_retrieval takes inner products of global descriptors.
     """
     paths = content.paths()
-    with h5py.File(path, "w", libver="latest") as file:
+    with open(path, "r+b") as target, checked_hdf5(target, libver="latest") as (file, written):
         for part in content.parts():
             for at in range(len(part.rows)):
+                written.check()
                 group = file.create_group(paths[part.start + at].lstrip(os.sep))
                 for layer, values in part.values.items():
                     group["global_descriptor" if content.is_one_vector else layer] = values[at]

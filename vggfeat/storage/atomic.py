@@ -36,13 +36,13 @@ _CONTENT = "content"
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 # For writing, since NFS locks nothing else; not waiting for a pipe to be opened at its other end.
-_EXISTING = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_EXISTING = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK
 _ACCESS_LIST = "system.posix_acl_access"
 
 
-def write_bytes(path: str, data: bytes) -> None:
+def write_bytes(path: str, data: bytes, *, temporary: str | None = None) -> None:
     """Replace the file `path` by one that holds `data`; see `atomic_file`."""
-    with atomic_file(path) as file:
+    with atomic_file(path, temporary=temporary) as file:
         file.write(data)
 
 
@@ -80,7 +80,9 @@ def atomic_file(
 
 
 @contextlib.contextmanager
-def atomic_path(path: str, *, temporary: str | None = None) -> Iterator[str]:
+def atomic_path(
+    path: str, *, temporary: str | None = None, exclusive: bool = False
+) -> Iterator[str]:
     """Replace the file `path` by what the block writes to the path that it is given.
 
     For libraries that open files themselves, and truncate what is there. The caller holds the lock
@@ -89,15 +91,17 @@ def atomic_path(path: str, *, temporary: str | None = None) -> Iterator[str]:
     Args:
         path: the output; need not exist.
         temporary: see `atomic_file`.
+        exclusive: see `atomic_file`.
 
     Yields:
         path of an empty file beside the output.
 
     Raises:
+        FileExistsError: see `atomic_file`.
         UsageError: see `atomic_file`.
         OSError: it cannot be written; what was there before stays.
     """
-    with _published(path, temporary, exclusive=False, in_turn=False) as (name, _):
+    with _published(path, temporary, exclusive=exclusive, in_turn=False) as (name, _):
         yield name
 
 
@@ -188,7 +192,7 @@ def _remove_when_unused(name: str) -> None:
     if not _is_leftover(name):
         return
     try:
-        handle = os.open(name, _EXISTING)
+        handle = open_descriptor(name, _EXISTING)
     except FileNotFoundError:
         return
     try:
@@ -235,7 +239,7 @@ def _is_leftover(name: str) -> bool:
 def _remove_unused(name: str) -> None:
     """Remove the temporary file `name` unless it is none, or in use by another writer."""
     with contextlib.suppress(OSError):
-        handle = os.open(name, _EXISTING)
+        handle = open_descriptor(name, _EXISTING)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if stat.S_ISREG(os.fstat(handle).st_mode) and _is_at(handle, name):
@@ -294,7 +298,7 @@ def _put(handle: int, name: str, target: str, *, exclusive: bool) -> None:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: str) -> Iterator[str]:
+def atomic_folder(path: str, *, temporary: str | None = None) -> Iterator[str]:
     """Create the folder `path` from what the block puts at the place that it is given.
 
     Files and folders of any depth are synced before the folder gets its name. The caller holds the
@@ -302,17 +306,18 @@ def atomic_folder(path: str) -> Iterator[str]:
 
     Args:
         path: the folder; must not exist.
+        temporary: name to work under, beside it; by default `<path>.tmp`.
 
     Yields:
         path at which nothing is; the block creates a folder there.
 
     Raises:
         FileExistsError: there is something at `path`.
-        UsageError: what is at `<path>.tmp` is not an earlier run's.
+        UsageError: what is at the temporary name is not an earlier run's.
         OSError: it cannot be written; nothing is left.
     """
     target = os.path.realpath(path)
-    work = f"{target}{TEMPORARY_SUFFIX}"
+    work = temporary or f"{target}{TEMPORARY_SUFFIX}"
     _remove_unfinished(work)
     if os.path.lexists(target):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
@@ -321,7 +326,7 @@ def atomic_folder(path: str) -> Iterator[str]:
             os.mkdir(work)
         # The mark says that all in here is ours. It stands beside the content and not in it, so
         # that at every instant either nothing is published or all, and all that is left is marked.
-        os.close(os.open(os.path.join(work, _MARK), os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+        os.close(open_descriptor(os.path.join(work, _MARK), os.O_CREAT | os.O_EXCL, 0o666))
         content = os.path.join(work, _CONTENT)
         yield content
         sync_tree(content)
@@ -361,7 +366,7 @@ def sync_tree(path: str) -> None:
     """Return when the disk has all files below a folder, and the names of all."""
     for folder, _, files in os.walk(path):
         for name in files:
-            handle = os.open(os.path.join(folder, name), os.O_RDONLY | os.O_CLOEXEC)
+            handle = open_descriptor(os.path.join(folder, name), os.O_RDONLY)
             try:
                 os.fsync(handle)
             finally:
@@ -379,7 +384,7 @@ def sync_directory(path: str) -> None:
         SpaceError: it failed.
     """
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        handle = open_descriptor(path, os.O_RDONLY | os.O_DIRECTORY)
     except PermissionError:
         return
     try:

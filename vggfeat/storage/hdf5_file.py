@@ -1,0 +1,151 @@
+"""HDF5 files written so that no failed write goes unnoticed.
+
+HDF5 keeps what it is given and writes much of it on closing, h5py drops the errors of closing, and
+libhdf5 itself may crash when a write fails there. So HDF5 does not write to the disk here: it hands
+its bytes to a file object of ours, which never fails towards HDF5 and remembers its first error.
+For the same reason signals wait while HDF5 is at work: an exception must not pass through it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import h5py
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_DEFERRED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class CheckedFile:
+    """A file for h5py's `fileobj` driver that remembers the first error instead of raising it.
+
+    Args:
+        handle: descriptor of the file, open for reading and writing.
+    """
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+        self._at = 0
+        self._error: OSError | None = None
+        self._signals: list[int] = []
+        self._handlers: dict[int, Callable[..., Any]] = {}
+
+    def check(self) -> None:
+        """Raise the first error that any call met, and let the handlers of signals run.
+
+        Raises:
+            OSError: that one; what the file holds is of no use.
+        """
+        while self._signals:
+            number = self._signals.pop()
+            self._handlers[number](number, None)
+        if self._error is not None:
+            raise self._error
+
+    @contextlib.contextmanager
+    def defer_signals(self) -> Iterator[None]:
+        """Let signals that have a handler wait for `check` until the block ends."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        for number in _DEFERRED:
+            handler = signal.getsignal(number)
+            if callable(handler):
+                self._handlers[number] = handler
+                signal.signal(number, lambda number, _frame: self._signals.append(number))
+        try:
+            yield
+        finally:
+            for caught, handler in self._handlers.items():
+                signal.signal(caught, handler)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move to an offset; HDF5 asks for the size by the end."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size()}[whence]
+        self._at = base + offset
+        return self._at
+
+    def tell(self) -> int:
+        """Return the offset."""
+        return self._at
+
+    def _size(self) -> int:
+        return os.fstat(self._handle).st_size
+
+    def write(self, data: memoryview) -> int:
+        """Write all bytes at the offset; report all as written whatever came of it."""
+        left, at = memoryview(data).cast("B"), self._at
+        self._at += len(left)
+        size = len(left)
+        try:
+            while left and self._error is None:
+                written = os.pwrite(self._handle, left, at)
+                left, at = left[written:], at + written
+        except OSError as error:
+            self._error = error
+        return size
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Read as many bytes as the buffer has room for; zeros where there are none."""
+        view, at = memoryview(buffer).cast("B"), self._at
+        size = len(view)
+        self._at += size
+        try:
+            while view:
+                data = os.pread(self._handle, len(view), at)
+                if not data:
+                    view[:] = bytes(len(view))
+                    break
+                view[: len(data)] = data
+                view, at = view[len(data) :], at + len(data)
+        except OSError as error:
+            self._error = self._error or error
+        return size
+
+    def read(self, size: int) -> bytes:
+        """Read as `readinto` does; h5py tells a file object by this method."""
+        data = bytearray(size)
+        self.readinto(memoryview(data))
+        return bytes(data)
+
+    def truncate(self, size: int) -> int:
+        """Give the file a size."""
+        try:
+            os.ftruncate(self._handle, size)
+        except OSError as error:
+            self._error = self._error or error
+        return size
+
+    def flush(self) -> None:
+        """Do nothing: there is no buffer, and whoever publishes the file syncs it."""
+
+
+@contextlib.contextmanager
+def checked_hdf5(target: BinaryIO, **options: Any) -> Iterator[tuple[h5py.File, CheckedFile]]:
+    """Write an HDF5 file into `target` and raise if any byte of it could not be written.
+
+    Args:
+        target: an empty file, open for reading and writing.
+        **options: of `h5py.File`, such as `libver`.
+
+    Yields:
+        the HDF5 file, and its `CheckedFile`, whose `check` a long loop calls to end early.
+
+    Raises:
+        OSError: a write failed; HDF5 itself knows nothing of it.
+    """
+    checked = CheckedFile(target.fileno())
+    try:
+        with checked.defer_signals(), h5py.File(checked, "w", **options) as file:
+            yield file, checked
+            file.flush()
+    except (RuntimeError, KeyError, OSError):  # what HDF5 makes of bytes that were not kept
+        checked.check()
+        raise
+    checked.check()
