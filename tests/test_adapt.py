@@ -464,6 +464,8 @@ def test_signals_end_it_and_the_same_command_goes_on(
     training = {"trainable": "adapter,first", "batch_size": 8, "epochs": 8, "patience": 0}
     assert server.run(images, whole, SMALL, training)[0] == 0
     assert out.read_bytes() == whole.read_bytes()
+    fresh = vggfeat(*words, "--out", out, "--fresh", "--time-limit", "1s", cwd=tmp_path)
+    assert "output of the earlier run is as it was; with --fresh the command begins" in fresh.stdout
 
 
 def test_a_time_limit_stops_cleanly(images: Path, tmp_path: Path) -> None:

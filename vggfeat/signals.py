@@ -26,8 +26,15 @@ class TerminatedError(KeyboardInterrupt):
         self.exit_status = 128 + signum
 
 
-def how_to_go_on(*, fresh: bool) -> str:
-    """Say which command does what an interrupted run has left."""
+def how_to_go_on(*, fresh: bool, kept: bool = False) -> str:
+    """Say which command does what an interrupted run has left.
+
+    Args:
+        fresh: whether the run was to begin again.
+        kept: whether the output of an earlier run is still in place.
+    """
+    if fresh and kept:
+        return "the output of the earlier run is as it was; with --fresh the command begins again"
     if fresh:
         return "the same command without --fresh does the rest, with --fresh it begins again"
     return "run the same command again to go on"

@@ -35,7 +35,7 @@ from vggfeat.reader import FeatureCache
 from vggfeat.records import Progress
 from vggfeat.request import ExtractRequest
 from vggfeat.run import extract_file
-from vggfeat.signals import StopFlag
+from vggfeat.signals import StopFlag, how_to_go_on
 from vggfeat.sources import discover, tell_skipped
 from vggfeat.update import Wish
 from vggfeat.weights import find_weights
@@ -210,8 +210,8 @@ def _run(task: _Task, *, fresh: bool) -> Adapted:
     report = _train(task, job, _training_data(task, cache))
     if report.stopped and task.stop:
         raise InterruptedRunError(
-            f"stopped by {report.stopped} in epoch {len(report.epochs) + 1}; run the same command "
-            "again to go on",
+            f"stopped by {report.stopped} in epoch {len(report.epochs) + 1}; "
+            + how_to_go_on(fresh=fresh, kept=os.path.lexists(files.out)),
             task.stop.signum,
             report,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -33,6 +34,7 @@ from vggfeat.cli.preparing import (
 from vggfeat.config import SETTING_NAMES
 from vggfeat.errors import InterruptedRunError
 from vggfeat.names import printable
+from vggfeat.signals import how_to_go_on
 
 if TYPE_CHECKING:
     from vggfeat.adapting import Adapted, AdaptSettings
@@ -260,19 +262,19 @@ def _run(
         raise
     finally:
         bar.close()
-        _show(found, quiet=quiet, as_json=as_json)
+        _show(found, fresh=fresh, quiet=quiet, as_json=as_json)
 
 
-def _show(found: Adapted | None, *, quiet: bool, as_json: bool) -> None:
+def _show(found: Adapted | None, *, fresh: bool, quiet: bool, as_json: bool) -> None:
     if found is None:
         return
     if as_json:
         print_json(found)
     elif not quiet:
-        typer.echo("\n".join(_lines(found)))
+        typer.echo("\n".join(_lines(found, fresh=fresh)))
 
 
-def _lines(found: Adapted) -> list[str]:
+def _lines(found: Adapted, *, fresh: bool) -> list[str]:
     held_out, trained = sum(found.held_out), ", ".join(found.trained)
     lines = [
         f"{printable(found.out)}: {len(found.classes)} classes, trained {trained}",
@@ -291,7 +293,9 @@ def _lines(found: Adapted) -> list[str]:
     if found.after is not None:
         lines += _class_lines(found)
     if found.stopped:
-        lines.append(f"  UNFINISHED ({found.stopped}); the same command again goes on")
+        kept = os.path.lexists(found.out)
+        again = how_to_go_on(fresh=fresh, kept=kept) if fresh else "the same command again goes on"
+        lines.append(f"  UNFINISHED ({found.stopped}); {again}")
     if found.warning:
         lines.append(f"  WARNING  {found.warning}")
     return lines
