@@ -227,8 +227,7 @@ class Case:
         begin: lays out the folder that it runs in.
         contents: all that must be equal after the same command again, and after one that nothing
             happened to.
-        check: looks at the folder right after the fault, given the statuses of both; raises
-            where something is lost or wrong.
+        check: looks at the folder right after the fault; raises where something is lost or wrong.
         replaces: whether the command replaces an output that is there; else it may refuse one that
             it made before the fault came.
     """
@@ -336,6 +335,7 @@ def _suffer_everything(names: Sequence[str]) -> int:
                     except AssertionError as error:
                         bad += 1
                         sys.stdout.write(f"{error}\n\n")
+                        sys.stdout.flush()
             wrong += bad
             sys.stdout.write(
                 f"== {case.name}: {len(prepared.calls)} calls, {len(FAULTS)} faults each, "
