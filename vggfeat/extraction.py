@@ -13,7 +13,7 @@ from vggfeat import run
 from vggfeat.description import describe
 from vggfeat.errors import CacheError, LockedError, ShardsHeldError, UsageError
 from vggfeat.job import check_settings
-from vggfeat.lock import SharedLock, hold, unless_read_only
+from vggfeat.lock import SharedLock, hold, remove_left_lock, unless_read_only
 from vggfeat.reader import FeatureCache
 from vggfeat.schema import RowState
 from vggfeat.shardfolder import check_folder, check_plan, named_sources, remove_leftovers
@@ -210,6 +210,9 @@ class _Work:
         there = [number for number in range(len(cache.shards)) if cache.shard_header(number)]
         left = self.rows_left()
         waiting = [number for number in there if left[number]]
+        for number in there:
+            if not left[number]:  # else this run takes the lock anyway
+                remove_left_lock(cache.shard_path(number))
         self._watch.tally.total = sum(left[number] for number in waiting)
         if there:
             first = FeatureCache(cache.shard_path(there[0]))

@@ -14,7 +14,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from vggfeat.errors import LockedError, SpaceError
+from vggfeat.errors import LockedError, SpaceError, UsageError
 from vggfeat.storage.lock_file import EXCLUSIVE, SHARED, LockFile, is_held_elsewhere
 
 if TYPE_CHECKING:
@@ -96,6 +96,13 @@ def refuse_if_held(out: str, *, hidden: bool = False) -> None:
     path = lock_path(out, hidden=hidden)
     if path in _held or is_held_elsewhere(path):
         with hold(out, hidden=hidden):  # which says who, or finds that it has just been given back
+            pass
+
+
+def remove_left_lock(out: str) -> None:
+    """Remove the lock file of `out` that a killed run left; one that is held or foreign stays."""
+    if os.path.exists(lock_path(out)):
+        with contextlib.suppress(LockedError, SpaceError, UsageError), hold(out):
             pass
 
 
