@@ -427,3 +427,14 @@ def test_plugins_are_those_of_a_fresh_process() -> None:
 
     Image.init()
     assert own_plugins() == Image.OPEN
+
+
+def test_a_handler_of_a_c_library_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal that C code catches cannot be given back by Python, so it is not taken."""
+    from vggfeat.signals import StopFlag
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(signal, "getsignal", lambda _number: None)
+    with StopFlag():
+        monkeypatch.undo()
+        assert signal.getsignal(signal.SIGTERM) == before

@@ -66,7 +66,8 @@ def _install(
     wanted = [
         number
         for number in numbers
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+        if signal.getsignal(number) is not None  # else a C library catches it, and would not again
+        and (number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN)
     ]
     return {number: signal.signal(number, handler) for number in wanted}
 
