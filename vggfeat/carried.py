@@ -1,7 +1,7 @@
 """What a weight file says of its use: the variant, and the preprocessing it was trained with.
 
 `adapt` writes it into the metadata of its safetensors files. Of any other file with a first layer
-for other than three channels, their number is known.
+for other than three channels, their number is known; and of Caffe's and Keras's their transform.
 """
 
 from __future__ import annotations
@@ -11,13 +11,19 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
+from vggfeat.caffe import TRANSFORMS as CAFFE_TRANSFORMS
+from vggfeat.caffe import caffe_order
+from vggfeat.checkpoints import WeightFile, open_checkpoint
+from vggfeat.dialects.johnson import JOHNSON
+from vggfeat.digests import file_digests
 from vggfeat.errors import WeightsError
 from vggfeat.firstlayer import COLOURS, file_channels
 from vggfeat.layers import VARIANTS
-from vggfeat.tensorheader import read_header
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from vggfeat.config import Settings
 
 CARRIED = (
     "transform", "size", "resize", "crop", "exif", "channels", "depth", "window", "clip", "clahe",
@@ -45,38 +51,29 @@ def settings_carried(weights: str) -> dict[str, Any]:
     if not os.path.isfile(weights):
         return {}
     try:
-        shapes, metadata = _look(weights)
-    except (OSError, ValueError, TypeError, WeightsError):
+        shapes, metadata, transform = _look(weights)
+    except WeightsError:
         return {}
-    values = _from_metadata(weights, metadata) if MODEL in metadata else {}
+    values: dict[str, Any] = {"transform": transform} if transform else {}
+    values |= _from_metadata(weights, metadata) if MODEL in metadata else {}
     channels = file_channels(shapes)
     if channels not in (None, COLOURS):
         values["channels"] = channels
     return values
 
 
-def last_layer(path: str) -> str:
-    """Name of the layer that a weight file ends with on purpose; empty if it does not say.
-
-    Raises:
-        WeightsError: it cannot be read.
-    """
-    if not path.endswith(".safetensors"):
-        return ""
-    try:
-        return read_header(path).metadata.get(LAYER, "")
-    except (OSError, ValueError, TypeError) as error:
-        raise WeightsError(f"weights {path!r} are no safetensors file: {error}") from error
+def _look(path: str) -> tuple[Mapping[str, tuple[int, ...]], Mapping[str, str], str]:
+    """Shapes of the tensors by torchvision's names, metadata, and the transform they come with."""
+    with open_checkpoint(path) as file:
+        transform = file.reading.transform or _transform_of_caffe(file)
+        return file.shapes, file.contents.metadata, transform
 
 
-def _look(path: str) -> tuple[dict[str, tuple[int, ...]], Mapping[str, str]]:
-    """Shapes of the tensors, and metadata; torch is loaded for its own formats only."""
-    if path.endswith(".safetensors"):
-        header = read_header(path)
-        return {name: tuple(one["shape"]) for name, one in header.entries.items()}, header.metadata
-    from vggfeat.checkpoints import read_checkpoint
-
-    return {name: tuple(tensor.shape) for name, tensor in read_checkpoint(path).items()}, {}
+def _transform_of_caffe(file: WeightFile) -> str:
+    """The transform that Caffe's weights want which lie under torchvision's names; else empty."""
+    known = file.reading.dialect == JOHNSON.name
+    order = caffe_order(file, file_digests(file.path).sha256 if known else "")
+    return CAFFE_TRANSFORMS.get(order, "")
 
 
 def _from_metadata(path: str, metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -101,6 +98,8 @@ def with_carried(given: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         given: settings by name.
     """
+    if given.get("transform") == "auto":
+        given = {name: value for name, value in given.items() if name != "transform"}
     weights = given.get("weights")
     carried = settings_carried(weights) if isinstance(weights, str) else {}
     taken = {name: value for name, value in carried.items() if name not in given}
@@ -116,6 +115,30 @@ def with_carried(given: Mapping[str, Any]) -> dict[str, Any]:
         log.info("weights %s were trained with %s: other values are given",
                  weights, _words({name: carried[name] for name in other}))  # fmt: skip
     return {**taken, **given}
+
+
+def check_transform(path: str, settings: Settings) -> None:
+    """Refuse settings that leave the transform to weights which surely want another one.
+
+    Args:
+        path: of a weight file.
+        settings: that were made without looking into it; those of `make_settings` are right.
+
+    Raises:
+        WeightsError: names the transform to give.
+    """
+    wanted = settings_carried(path).get("transform", "auto")
+    if wanted in ("auto", settings.transform_name) or settings.mean or settings.std:
+        return
+    if settings.transform != "auto":
+        log.warning("weights %s go with --transform %s, and %s is given", path, wanted,
+                    settings.transform)  # fmt: skip
+        return
+    raise WeightsError(
+        f"weights {path!r} go with the mean and deviation of transform {wanted}, and those of "
+        f"{settings.transform_name} would be taken: give --transform {wanted}; in Python "
+        f"Settings.for_weights, or transform={wanted!r}"
+    )
 
 
 def _words(values: Mapping[str, Any]) -> str:

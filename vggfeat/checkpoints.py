@@ -1,31 +1,35 @@
-"""Weight files → named tensors, mapped and not read: what no layer asks for is never touched.
+"""Weight files → named tensors of our own: whatever the format, by torchvision's names.
 
-Three formats: safetensors, torch's zip archive, and torch's legacy pickle stream, in which the
-published VGG weights are kept. Of a pickle only tensors are taken; anything else in it is refused
-before it runs.
+What no layer asks for is never read. Nothing is mapped: a file that is overwritten or cut short
+while it is read is an error, and one that is afterwards changes nothing. See `containers` for the
+formats and `dialects` for the names.
 """
 
 from __future__ import annotations
 
-import collections
-import math
-import mmap
-import os
-import pickle
+import contextlib
 import zipfile
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
 
+from vggfeat.containers.records import ITEM_BYTES, MoreThanTensorsError, RefusedError
+from vggfeat.containers.registry import read_contents
+from vggfeat.containers.safetensors_file import read_safetensors
+from vggfeat.dialects.registry import translate
 from vggfeat.errors import WeightsError
-from vggfeat.tensorheader import header_length, parse_header
+from vggfeat.storage.checked_file import CheckedFile, FileChangedError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
-_LEGACY_HEAD = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
-_ZIP_HEAD = b"PK\x03\x04"
+    import torch
+    from numpy.typing import NDArray
+
+    from vggfeat.containers.records import Contents, StoredTensor
+    from vggfeat.dialects.records import Reading
+    from vggfeat.storage.checked_file import FileDigest
 
 # What readers of pickle, zip and JSON come to on bytes that were changed; an offset or a size among
 # them asks for absurd amounts of memory.
@@ -43,245 +47,197 @@ _DAMAGE = (
     zipfile.BadZipFile,
 )
 
-_SAFETENSORS_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-}
-_STORAGE_DTYPES = {
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-}
+_NUMPY_DTYPES: Mapping[str, str] = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
 
 
 @dataclass(frozen=True, slots=True)
-class _StorageRef:
-    key: str
-    dtype: torch.dtype
+class WeightFile:
+    """A weight file that is open.
+
+    Attributes:
+        path: of the file.
+        contents: what lies where.
+        reading: whose names it has.
+    """
+
+    path: str
+    contents: Contents
+    reading: Reading
+    _file: CheckedFile
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of each tensor by torchvision's name."""
+        return self.reading.shapes
+
+    def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
+        """Return tensors by torchvision's names, in the file's dtypes and memory of our own.
+
+        Raises:
+            WeightsError: the file is damaged, or no longer the one its digest was taken of.
+        """
+        sources = {name: self.reading.sources[name] for name in names}
+        with _as_weights_errors(self.path, self._file):
+            found = _values(self._file, self.contents, [one.name for one in sources.values()])
+        tensors = {}
+        for name, source in sources.items():
+            # One after the other, so that no more than one tensor lies in memory twice.
+            value = found.pop(source.name)
+            tensors[name] = value if source.convert is None else source.convert(value)
+        return tensors
+
+    def array(self, name: str) -> NDArray[np.float32] | None:
+        """Return a small tensor as float32 without torch; None if there is none, or none so plain.
+
+        Raises:
+            WeightsError: see `read`.
+        """
+        source = self.reading.sources.get(name)
+        stored = self.contents.tensors[source.name] if source else None
+        if source is None or stored is None or source.convert or not _is_plain(stored):
+            return None
+        with _as_weights_errors(self.path, self._file):
+            begin, _ = self.contents.locate(stored.storage)
+            values = np.empty(stored.shape, _NUMPY_DTYPES[stored.dtype])
+            first = begin + stored.offset * values.itemsize
+            self._file.copy_into([(first, memoryview(values).cast("B"))])
+        return values.astype(np.float32)
 
 
-@dataclass(frozen=True, slots=True)
-class _Stored:
-    """Where one tensor's values lie, in elements of its storage."""
+@contextlib.contextmanager
+def open_checkpoint(path: str, digest: FileDigest | None = None) -> Iterator[WeightFile]:
+    """Open a weight file and find out what it holds; no value is read.
 
-    storage: _StorageRef
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
+    Args:
+        path: of the file; its content decides on the format.
+        digest: of its bytes, which every read is then checked against; None where only names and
+            shapes are wanted.
+
+    Raises:
+        WeightsError: the file cannot be read, is in no known format, holds more than tensors, or
+            is no longer the one its digest was taken of.
+    """
+    try:
+        file = CheckedFile(path, digest)
+    except OSError as error:
+        raise WeightsError(f"weights {path!r} cannot be read: {error.strerror}") from error
+    with file:
+        with _as_weights_errors(path, file):
+            contents = read_contents(file)
+        if contents is None:
+            raise WeightsError(
+                f"weights {path!r} are in no known format; expected safetensors, torch.save's, "
+                "TorchScript, or Keras's .h5 or .keras"
+            )
+        try:
+            reading = translate(contents.shapes)
+        except WeightsError as error:
+            raise WeightsError(f"weights {path!r}: {error}") from error
+        yield WeightFile(path, contents, reading, file)
 
 
 def read_checkpoint(path: str) -> dict[str, torch.Tensor]:
-    """All tensors of a weight file by name, as private memory maps (changes never reach the file).
-
-    A wrapping `state_dict` entry and a `module.` prefix (DataParallel) are taken off.
+    """Return all tensors of a weight file by torchvision's names, or by its own if not a VGG's.
 
     Raises:
-        WeightsError: the file cannot be read, is none of the three formats, or holds more than
-            tensors.
+        WeightsError: see `open_checkpoint`.
     """
+    with open_checkpoint(path) as file:
+        return file.read(file.shapes)
+
+
+def read_own_safetensors(path: str) -> dict[str, torch.Tensor]:
+    """Return all tensors of a file that this package wrote, by the names it gave them.
+
+    Raises:
+        OSError, ValueError, TypeError, LookupError: it cannot be read, or is damaged.
+    """
+    with CheckedFile(path) as file:
+        contents = read_safetensors(file)
+        return _values(file, contents, contents.tensors)
+
+
+@contextlib.contextmanager
+def _as_weights_errors(path: str, file: CheckedFile) -> Iterator[None]:
     try:
-        with open(path, "rb") as file:
-            head = file.read(len(_LEGACY_HEAD))
-        if path.endswith(".safetensors"):
-            return _plain_names(read_safetensors(path))
-        if zipfile.is_zipfile(path):
-            loaded = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        elif head == _LEGACY_HEAD:
-            loaded = _read_legacy(path)
-        elif head.startswith(_ZIP_HEAD):
-            raise ValueError("a zip archive without its end")
-        else:
-            raise WeightsError(
-                f"weights {path!r} are in no known format; expected safetensors or torch.save's"
-            )
-    except OSError as error:
-        raise WeightsError(f"weights {path!r} cannot be read: {error.strerror}") from error
-    except pickle.UnpicklingError as error:
-        raise WeightsError(
-            f"weights {path!r} hold more than tensors and were refused: {_first_line(error)}; "
-            "save the state_dict alone, or as safetensors"
-        ) from error
-    except _DAMAGE as error:
-        if isinstance(error, WeightsError):
-            raise
-        raise WeightsError(
-            f"weights {path!r} are damaged or cut short: {_first_line(error)}; fetch them again"
-        ) from error
-    return _plain_names(loaded)
+        yield
+    except (OSError, RefusedError, *_DAMAGE) as error:
+        reason = file.failure or error
+        raise _weights_error(path, reason) from reason
+
+
+def _weights_error(path: str, error: Exception) -> WeightsError:
+    if isinstance(error, WeightsError):
+        return error
+    if isinstance(error, FileChangedError):
+        return WeightsError(
+            f"weights {path!r} changed while they were read: {error}; wait until the file is "
+            "whole, and run again"
+        )
+    if isinstance(error, OSError):
+        return WeightsError(f"weights {path!r} cannot be read: {error.strerror or error}")
+    if isinstance(error, RefusedError):
+        more = "hold more than tensors and " if isinstance(error, MoreThanTensorsError) else ""
+        return WeightsError(f"weights {path!r} {more}were refused: {error}")
+    return WeightsError(
+        f"weights {path!r} are damaged or cut short: {_first_line(error)}; fetch them again"
+    )
+
+
+def _is_plain(stored: StoredTensor) -> bool:
+    """Whether values lie one after the other, in a type that NumPy has."""
+    strides = np.cumprod((1, *stored.shape[:0:-1]))[::-1]
+    in_order = stored.stride is None or stored.stride == tuple(strides.tolist())
+    return in_order and stored.dtype in _NUMPY_DTYPES and 0 not in stored.shape
 
 
 def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0][:200]
 
 
-def _plain_names(loaded: Any) -> dict[str, torch.Tensor]:
-    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
-        loaded = loaded["state_dict"]
-    if not isinstance(loaded, dict):
-        raise WeightsError(
-            f"weights hold a {type(loaded).__name__}; expected a state_dict, names to tensors"
-        )
+def _values(file: CheckedFile, contents: Contents, names: Iterable[str]) -> dict[str, torch.Tensor]:
+    """Tensors by the file's names, each in a buffer of its own, filled in one pass."""
+    import torch
+
+    targets, tensors = [], {}
+    for name in names:
+        stored = contents.tensors[name]
+        begin, length = contents.locate(stored.storage)
+        first, count = _extent(stored)
+        item = ITEM_BYTES[stored.dtype]
+        if first < 0 or (first + count) * item > length:
+            raise ValueError(
+                f"{name} of shape {list(stored.shape)} does not fit its {length} bytes"
+            )
+        buffer = torch.empty(count * item, dtype=torch.uint8)
+        targets.append((begin + first * item, memoryview(buffer.numpy())))
+        tensors[name] = _shaped(buffer.view(_torch_dtype(stored.dtype)), stored)
+    file.copy_into(targets)
+    return tensors
+
+
+def _extent(stored: StoredTensor) -> tuple[int, int]:
+    """First value of a tensor in its storage, and how many from there on hold all of it."""
+    count = 1
+    for side in stored.shape:
+        count *= side
+    if count and stored.stride is not None:
+        steps = zip(stored.shape, stored.stride, strict=True)
+        count = 1 + sum((side - 1) * step for side, step in steps)
+    return stored.offset, count
+
+
+def _shaped(flat: torch.Tensor, stored: StoredTensor) -> torch.Tensor:
+    if stored.stride is None or flat.numel() == 0:
+        return flat.view(stored.shape)
+    return flat.as_strided(stored.shape, stored.stride)
+
+
+def _torch_dtype(name: str) -> torch.dtype:
+    import torch
+
     return {
-        str(name).removeprefix("module."): value
-        for name, value in loaded.items()
-        if isinstance(value, torch.Tensor)
-    }
-
-
-def _map_file(path: str) -> mmap.mmap:
-    with open(path, "rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-
-
-def _tensor_at(
-    mapped: mmap.mmap, dtype: torch.dtype, count: int, offset: int, shape: tuple[int, ...]
-) -> torch.Tensor:
-    if count == 0:
-        return torch.empty(shape, dtype=dtype)
-    flat = torch.frombuffer(mapped, dtype=dtype, count=count, offset=offset)
-    if flat.data_ptr() % dtype.itemsize:
-        flat = flat.clone()  # kernels may assume what the language promises: aligned elements
-    return flat.view(shape)
-
-
-def read_safetensors(path: str) -> dict[str, torch.Tensor]:
-    """The format of huggingface.co/docs/safetensors: 8 bytes of length, JSON, raw values."""
-    mapped = _map_file(path)
-    length = header_length(mapped[:8], len(mapped))
-    header = parse_header(mapped[8 : 8 + length])
-    _check_cover(header.entries, len(mapped) - header.begin)
-    return {
-        name: _safetensors_entry(mapped, entry, header.begin, name)
-        for name, entry in header.entries.items()
-    }
-
-
-def _check_cover(header: Mapping[str, Any], size: int) -> None:
-    """The format has every byte behind the header belong to exactly one tensor."""
-    at = 0
-    for begin, end, name in sorted((*item["data_offsets"], name) for name, item in header.items()):
-        if begin != at:
-            raise ValueError(f"{name} begins at byte {begin}, where {at} was expected")
-        at = end
-    if at != size:
-        raise ValueError(f"tensors end at byte {at} of {size}")
-
-
-def _safetensors_entry(
-    mapped: mmap.mmap, entry: Mapping[str, Any], base: int, name: str
-) -> torch.Tensor:
-    dtype = _SAFETENSORS_DTYPES.get(entry["dtype"])
-    if dtype is None:
-        raise ValueError(f"{name} has dtype {entry['dtype']}, which no VGG weight has")
-    begin, end = entry["data_offsets"]
-    shape = tuple(entry["shape"])
-    count = math.prod(shape)
-    if not (0 <= begin <= end <= len(mapped) - base and end - begin == count * dtype.itemsize):
-        raise ValueError(f"{name} of shape {list(shape)} does not fit its bytes {begin} to {end}")
-    return _tensor_at(mapped, dtype, count, base + begin, shape)
-
-
-class _RefusedError(pickle.UnpicklingError):
-    """A pickle that wants more than tensors, where any other error of it means damage."""
-
-
-class _TensorsOnly(pickle.Unpickler):
-    """Knows the names that a state_dict of tensors needs; where values lie is noted, not read."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        super().__init__(file)
-        self.dtypes: dict[str, torch.dtype] = {}
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module == "torch" and name in _STORAGE_DTYPES:
-            return _STORAGE_DTYPES[name]
-        known = {
-            ("collections", "OrderedDict"): collections.OrderedDict,
-            ("torch._utils", "_rebuild_tensor_v2"): _note_tensor,
-            ("torch._utils", "_rebuild_tensor"): _note_tensor,
-            ("torch._utils", "_rebuild_parameter"): _note_parameter,
-        }
-        if (module, name) not in known:
-            raise _RefusedError(f"it names {module}.{name}")
-        return known[module, name]
-
-    def persistent_load(self, pid: Any) -> _StorageRef:
-        kind, dtype, key, _location, _numel, view = pid
-        if kind != "storage" or view is not None or not isinstance(dtype, torch.dtype):
-            raise _RefusedError("it holds objects other than plain tensors")
-        self.dtypes[str(key)] = dtype
-        return _StorageRef(str(key), dtype)
-
-
-def _note_tensor(
-    storage: _StorageRef, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: object
-) -> _Stored:
-    return _Stored(storage, offset, shape, stride)
-
-
-def _note_parameter(noted: _Stored, *_: object) -> _Stored:
-    return noted
-
-
-def _read_legacy(path: str) -> dict[str, torch.Tensor]:
-    """What torch.save wrote before 1.6: four pickles, the storages' keys, their values."""
-    with open(path, "rb") as file:
-        for _ in range(3):  # magic number, protocol version, the writer's type sizes
-            _unpickle(file)
-        noted, dtypes = _unpickle(file)
-        stored = _named(noted)
-        keys, _ = _unpickle(file)
-        places = _storage_places(file, keys, dtypes)
-    mapped = _map_file(path)
-    return {name: _view(mapped, places, where) for name, where in stored.items()}
-
-
-def _unpickle(file: IO[bytes]) -> tuple[Any, dict[str, torch.dtype]]:
-    """The next pickle's value, and the dtype of every storage in it by key."""
-    unpickler = _TensorsOnly(file)
-    try:
-        return unpickler.load(), unpickler.dtypes
-    except _RefusedError:
-        raise
-    except pickle.UnpicklingError as error:
-        raise ValueError(str(error)) from error
-
-
-def _named(noted: Any) -> dict[str, _Stored]:
-    if isinstance(noted, dict) and isinstance(noted.get("state_dict"), dict):
-        noted = noted["state_dict"]
-    if not isinstance(noted, dict):
-        raise _RefusedError(f"it holds a {type(noted).__name__}, not a state_dict")
-    return {name: value for name, value in noted.items() if isinstance(value, _Stored)}
-
-
-def _storage_places(
-    file: IO[bytes], keys: list[str], dtypes: Mapping[str, torch.dtype]
-) -> dict[str, tuple[int, int]]:
-    """Offset in the file and number of elements of every storage; each has its length in front."""
-    places = {}
-    end = os.fstat(file.fileno()).st_size
-    at = file.tell()
-    for key in keys:
-        file.seek(at)
-        count = int.from_bytes(file.read(8), "little")
-        places[key] = (at + 8, count)
-        at += 8 + count * dtypes[key].itemsize
-        if at > end:
-            raise ValueError(f"storage {key} ends at byte {at} of {end}")
-    return places
-
-
-def _view(
-    mapped: mmap.mmap, places: Mapping[str, tuple[int, int]], stored: _Stored
-) -> torch.Tensor:
-    start, count = places[stored.storage.key]
-    flat = _tensor_at(mapped, stored.storage.dtype, count, start, (count,))
-    return flat.as_strided(stored.shape, stored.stride, stored.offset)
+        "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+        "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+        "U8": torch.uint8, "BOOL": torch.bool,
+    }[name]  # fmt: skip

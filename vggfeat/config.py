@@ -77,9 +77,11 @@ class Settings:
         fuse: `concat`, `weighted(2,1,1)` or `sum`: one vector of all layers is stored instead of
             them. Empty: each layer by itself.
         model: VGG variant.
-        weights: `imagenet`, `features`, `random[:SEED]`, or a `.pth` or `.safetensors` file.
-        transform: whose mean and deviation to use: `imagenet`, `features`, or `auto`, the
-            weights' own.
+        weights: `imagenet`, `features`, `random[:SEED]`, or a file of torchvision's, timm's or
+            Keras's VGG in any of the formats of `checkpoints`.
+        transform: whose mean and deviation to use: `imagenet`, `features`, `caffe`, or `auto`: of
+            weights `features` their own, of others ImageNet's. `for_weights` puts in what a file
+            wants, and a network whose weights surely want another than `auto` is refused.
         pool: for maps that name none.
         norm: for layers that name none.
         size: see `Preprocess`; None is the weights' own.
@@ -200,7 +202,7 @@ class Settings:
 
     @property
     def transform_name(self) -> str:
-        """Whose mean and deviation `transform` means: `imagenet` or `features`."""
+        """Whose mean and deviation `transform` means: `imagenet`, `features` or `caffe`."""
         if self.transform != "auto":
             return self.transform
         return "features" if self.weights == "features" else "imagenet"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 from typing import TYPE_CHECKING, Any
@@ -11,39 +10,67 @@ from typing import TYPE_CHECKING, Any
 from vggfeat.errors import UsageError, WeightsError
 from vggfeat.machine import user_cache
 from vggfeat.storage.atomic import write_bytes
+from vggfeat.storage.checked_file import FileDigest, digest_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+_ATTEMPTS = 3
+
 
 def file_digest(path: str) -> str:
-    """SHA-256 of a file, remembered by path, size and time so that a large one is read once.
+    """Return the SHA-256 of a file: see `file_digests`."""
+    return file_digests(path).sha256
+
+
+def file_digests(path: str) -> FileDigest:
+    """Return the digests of a file, remembered by path, size, times and inode.
+
+    What is remembered may be wrong where a file system's clock is coarse: whoever reads the file
+    checks its pieces, and calls `forget_digest` when they differ.
 
     Raises:
-        WeightsError: the file cannot be read.
+        WeightsError: the file cannot be read, or changes while it is.
     """
     path = os.path.realpath(path)
+    memory = _digest_memory()
     try:
-        status = os.stat(path)
-        stamp = [status.st_size, status.st_mtime_ns, status.st_ino]
-        memory = _digest_memory()
-        known = _read_memory(memory)
-        entry = known.get(path)
-        if isinstance(entry, list) and entry[:-1] == stamp:
-            return str(entry[-1])
-        digest = _digest_of(path)
+        stamp = _stamp(path)
+        remembered = _remembered(memory, path, stamp)
+        if remembered is not None:
+            return remembered
+        for _ in range(_ATTEMPTS):
+            digest, before = digest_file(path), stamp
+            stamp = _stamp(path)
+            if stamp == before:
+                break
+        else:
+            raise WeightsError(
+                f"weights file {path!r} is being written: it changed each of {_ATTEMPTS} times it "
+                "was read; wait until it is whole and run again"
+            )
     except OSError as error:
         raise WeightsError(f"weights file {path!r} cannot be read: {error.strerror}") from error
-    _write_memory(memory, {**known, path: [*stamp, digest]})
+    _remember(memory, path, [*stamp, list(digest.pieces), digest.sha256])
     return digest
 
 
-def _digest_of(path: str) -> str:
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+def forget_digest(path: str) -> None:
+    """Have the file read again by the next `file_digests`."""
+    _remember(_digest_memory(), os.path.realpath(path), None)
+
+
+def _stamp(path: str) -> list[int]:
+    # The time of change too: `cp -p`, rsync and touch set the time of modification as they like.
+    status = os.stat(path)
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def _remembered(memory: str | None, path: str, stamp: list[int]) -> FileDigest | None:
+    entry = _read_memory(memory).get(path)
+    if not isinstance(entry, list) or entry[:-2] != stamp or not isinstance(entry[-2], list):
+        return None
+    return FileDigest(str(entry[-1]), stamp[0], tuple(map(str, entry[-2])))
 
 
 def _digest_memory() -> str | None:
@@ -63,6 +90,12 @@ def _read_memory(path: str | None) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}  # it only saves time
     return known if isinstance(known, dict) else {}
+
+
+def _remember(memory: str | None, path: str, entry: list[Any] | None) -> None:
+    known = _read_memory(memory)
+    known.pop(path, None)
+    _write_memory(memory, known if entry is None else {**known, path: entry})
 
 
 def _write_memory(path: str | None, known: Mapping[str, Any]) -> None:

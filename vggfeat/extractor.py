@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from vggfeat.carried import check_transform
 from vggfeat.device import (
     Compute,
     choose_device,
@@ -72,6 +73,8 @@ class Extractor:
         refuse_broken_threads()
         self.settings = settings
         self.weights = weights or find_weights(settings.weights, settings.model)
+        if self.weights.path is not None:
+            check_transform(self.weights.path, settings)
         self.device = choose_device(settings.device)
         self.precision: Compute = choose_precision(settings.precision, self.device)
         self.preprocess: Preprocess = settings.preprocess()

@@ -16,7 +16,7 @@ from vggfeat.firstlayer import (
 )
 from vggfeat.firstlayer import CONV1_1 as _FIRST
 from vggfeat.layers import CLASSES, GRID, Layer, find_layer, layer_table
-from vggfeat.weights import parameter_shapes, variant_of
+from vggfeat.parameters import parameter_shapes, variant_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -56,12 +56,14 @@ class Checkpoint:
         shapes: tensor name → its shape.
         convolutions_only: the classifier is there, but holds no values.
         ends: the last layer, if the file ends with it on purpose; else empty.
+        told: what a user should know of how the file is read.
     """
 
     name: str
     shapes: Shapes
     convolutions_only: bool = False
     ends: str = ""
+    told: tuple[str, ...] = ()
 
     @property
     def classes(self) -> int:
@@ -101,7 +103,7 @@ class Fit:
 
 def check_fit(checkpoint: Checkpoint, model: str) -> Fit:
     """Compares the tensors of a weight file with those of `model`; no value is looked at."""
-    notes: list[str] = []
+    notes = list(checkpoint.told)
     problems: list[Problem] = []
     found, prefix = _without_prefix(checkpoint.shapes)
     if prefix:

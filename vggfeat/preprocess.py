@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Crop = Literal["center", "none", "pad", "squash"]
 Exif = Literal["apply", "ignore"]
 Decode = Literal["exact", "fast"]
-Transform = Literal["auto", "imagenet", "features"]
+Transform = Literal["auto", "imagenet", "features", "caffe"]
 Alteration = Literal[
     "mirror", "flip", "crop", "zoom", "rotate", "grey", "recolour", "invert", "darken", "blur",
     "noise", "jpeg", "shuffle", "occlude",
@@ -184,4 +184,8 @@ def _average(colour: Colour) -> float:
 NORMALISATIONS: Mapping[str, Normalisation] = {
     "imagenet": Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "features": Normalisation((0.48235, 0.45882, 0.40784), (1 / 255, 1 / 255, 1 / 255)),
+    # What Caffe's deploy files and Keras's preprocess_input take off, of pixels 0 to 255.
+    "caffe": Normalisation(
+        (123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255, 1 / 255, 1 / 255)
+    ),
 }

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from vggfeat.carried import last_layer
+from vggfeat.carried import LAYER
+from vggfeat.checkpoints import open_checkpoint
 from vggfeat.config import SMALLEST_SIZE, Settings, make_settings
 from vggfeat.decode import as_decode_errors, finish
 from vggfeat.errors import DecodeError, UsageError
@@ -27,8 +28,9 @@ from vggfeat.isolation import isolated
 from vggfeat.layers import CLASSES, GRID, Layer, layer_table
 from vggfeat.loading import pillow_to_ourselves
 from vggfeat.opening import open_file
+from vggfeat.parameters import parameter_shapes
 from vggfeat.rasters import read_raster
-from vggfeat.weights import find_weights, parameter_shapes
+from vggfeat.weights import find_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -203,10 +205,9 @@ def _look(weights: str | None, model: str) -> Checkpoint | None:
     known = find_weights(weights, model)
     if known.path is None:
         return Checkpoint(known.name, parameter_shapes(layer_table(model), CLASSES))
-    from vggfeat.checkpoints import read_checkpoint
-
-    shapes = {name: tuple(value.shape) for name, value in read_checkpoint(known.path).items()}
-    return Checkpoint(known.name, shapes, known.convolutions_only, last_layer(known.path))
+    with open_checkpoint(known.path) as file:
+        end = file.contents.metadata.get(LAYER, "")
+        return Checkpoint(known.name, file.shapes, known.convolutions_only, end, file.reading.notes)
 
 
 def read_photo(path: str, preprocess: Preprocess, max_pixels: int) -> Photo:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import math
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from vggfeat.carried import last_layer
-from vggfeat.digests import file_digest
+from vggfeat.caffe import FEATURES, caffe_order
+from vggfeat.carried import LAYER
+from vggfeat.checkpoints import open_checkpoint
+from vggfeat.dialects.johnson import JOHNSON
+from vggfeat.digests import file_digests, forget_digest
 from vggfeat.download import download
 from vggfeat.errors import UsageError, WeightsError
 from vggfeat.firstlayer import (
@@ -24,15 +28,18 @@ from vggfeat.firstlayer import (
     check_channels,
     inflate,
 )
-from vggfeat.layers import GRID, Layer, layer_table
+from vggfeat.layers import GRID, Layer
 from vggfeat.machine import user_cache
+from vggfeat.parameters import parameter_shapes, variant_of
+from vggfeat.storage.checked_file import FileChangedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterator, Mapping
 
     import torch
 
     from vggfeat.firstlayer import Entry
+    from vggfeat.storage.checked_file import FileDigest
 
 BASE_URL = "https://download.pytorch.org/models"
 BASE_URL_VARIABLE = "VGGFEAT_WEIGHTS_URL"
@@ -51,6 +58,9 @@ _PUBLISHED: Mapping[tuple[str, str], str] = {
     ("features", "vgg16"): "vgg16_features-amdegroot-88682ab5.pth",
 }
 
+_SUFFIXES = (
+    ".pth", ".pt", ".safetensors", ".bin", ".ckpt", ".tar", ".h5", ".hdf5", ".keras",
+)  # fmt: skip
 _RANDOM = re.compile(r"random(?::(\d+))?")
 
 log = logging.getLogger("vggfeat")
@@ -66,6 +76,8 @@ class Weights:
         path: the file, None for random weights.
         seed: of random weights.
         convolutions_only: the file's classifier holds no values.
+        caution: what a user of a file must know that looks like Caffe's; else empty.
+        digest: what the bytes of the file must be when they are read; None looks it up then.
     """
 
     name: str
@@ -73,12 +85,14 @@ class Weights:
     path: str | None = None
     seed: int | None = None
     convolutions_only: bool = False
+    caution: str = ""
+    digest: FileDigest | None = field(default=None, compare=False, repr=False)
 
     @property
     def warning(self) -> str | None:
         """What a user of features made with these must know."""
         if self.seed is None:
-            return None
+            return self.caution or None
         return f"RANDOM WEIGHTS (seed {self.seed}): these features carry no learnt meaning"
 
 
@@ -113,7 +127,8 @@ def find_weights(name: str, model: str) -> Weights:
     """The weights that `name` stands for, downloaded if need be.
 
     Args:
-        name: `imagenet`, `features`, `random[:SEED]`, or a `.pth`, `.pt` or `.safetensors` file.
+        name: `imagenet`, `features`, `random[:SEED]`, or a file of any of the formats that
+            `checkpoints` reads.
         model: the VGG variant they are for.
 
     Raises:
@@ -126,14 +141,37 @@ def find_weights(name: str, model: str) -> Weights:
     file = published_file(name, model)
     if file is not None:
         return _published_weights(name, file)
-    if not name.endswith((".pth", ".pt", ".safetensors")):
+    if not os.path.isfile(name):
+        if name.endswith(_SUFFIXES) or os.sep in name:
+            raise WeightsError(f"weights file {name!r} is not there")
         raise UsageError(
             f"weights {name!r} are not known; expected imagenet, features (vgg16 only), "
-            "random[:SEED], or a .pth or .safetensors file"
+            "random[:SEED], or a file such as .pth, .safetensors or .h5"
         )
-    if not os.path.isfile(name):
-        raise WeightsError(f"weights file {name!r} is not there")
-    return Weights(os.path.basename(name), file_digest(name), path=name)
+    digest = file_digests(name)
+    return Weights(
+        os.path.basename(name),
+        digest.sha256,
+        path=name,
+        convolutions_only=digest.sha256.startswith(FEATURES),
+        caution=_caution(name, digest),
+        digest=digest,
+    )
+
+
+def _caution(path: str, digest: FileDigest) -> str:
+    """What is said of a file that has the names of one converted from Caffe, and other values."""
+    try:
+        with open_checkpoint(path, digest) as file:
+            if file.reading.dialect != JOHNSON.name or caffe_order(file, digest.sha256):
+                return ""
+    except WeightsError:
+        return ""  # whoever loads them says why
+    return (
+        f"weights {os.path.basename(path)} have the names of weights converted from Caffe, and "
+        "their scale is not known: if they take BGR of 0 to 255, these features are wrong; turn "
+        "conv1_1 to RGB and give --transform caffe"
+    )
 
 
 def _random_weights(seed: int, model: str) -> Weights:
@@ -144,21 +182,22 @@ def _random_weights(seed: int, model: str) -> Weights:
 def _published_weights(name: str, file: str) -> Weights:
     path = os.path.join(weights_folder(), file)
     prefix = file.rpartition("-")[2].removesuffix(".pth")
-    digest = None if os.path.isfile(path) else _fetch_published(file, path, prefix)
-    if digest is None:
-        digest = file_digest(path)
-        if not digest.startswith(prefix):
-            raise WeightsError(
-                f"weights file {path} has SHA-256 {digest[:8]}…, expected {prefix}…; it is "
-                "damaged: delete it and run again"
-            )
-    return Weights(file, digest, path=path, convolutions_only=name == "features")
+    if not os.path.isfile(path):
+        _fetch_published(file, path, prefix)
+    digest = file_digests(path)
+    if not digest.sha256.startswith(prefix):
+        raise WeightsError(
+            f"weights file {path} has SHA-256 {digest.sha256[:8]}…, expected {prefix}…; it is "
+            "damaged: delete it and run again"
+        )
+    only = name == "features"
+    return Weights(file, digest.sha256, path=path, convolutions_only=only, digest=digest)
 
 
-def _fetch_published(file: str, path: str, prefix: str) -> str | None:
+def _fetch_published(file: str, path: str, prefix: str) -> None:
     url = f"{(os.environ.get(BASE_URL_VARIABLE) or BASE_URL).rstrip('/')}/{file}"
     try:
-        return download(url, path, prefix)
+        download(url, path, prefix)
     except WeightsError as error:
         raise WeightsError(
             f"weights {file} are not at {path} and could not be had: {error}. Put the file there, "
@@ -167,37 +206,12 @@ def _fetch_published(file: str, path: str, prefix: str) -> str | None:
         ) from error
 
 
-def parameter_shapes(
-    layers: Iterable[Layer], classes: int, channels: int = COLOURS
-) -> dict[str, tuple[int, ...]]:
-    """Names, as torchvision has them, and shapes of all that `layers` need from a weight file.
-
-    Args:
-        layers: of a variant.
-        classes: outputs of fc8.
-        channels: inputs of conv1_1.
-    """
-    shapes: dict[str, tuple[int, ...]] = {}
-    for layer in layers:
-        name = f"{layer.container}.{layer.index}"
-        if layer.kind == "conv":
-            inputs = channels if layer.name == "conv1_1" else layer.in_channels
-            shapes[f"{name}.weight"] = (layer.channels, inputs, 3, 3)
-            shapes[f"{name}.bias"] = (layer.channels,)
-        elif layer.kind == "fc":
-            out = classes if layer.name == "fc8" else layer.channels
-            shapes[f"{name}.weight"] = (out, layer.in_channels)
-            shapes[f"{name}.bias"] = (out,)
-        if layer.norm_index is not None:
-            for part in ("weight", "bias", "running_mean", "running_var"):
-                shapes[f"{layer.container}.{layer.norm_index}.{part}"] = (layer.channels,)
-    return shapes
-
-
 def load_tensors(
     weights: Weights, model: str, layers: tuple[Layer, ...], entry: Entry = RGB
 ) -> dict[str, torch.Tensor]:
-    """Float32 tensors of `layers` by torchvision's names; those of a float32 file are its map.
+    """Float32 tensors of `layers` by torchvision's names, in memory that is no file's.
+
+    The bytes they are made of are checked against the digest that `weights` has.
 
     Where the file has an adapter, it comes with `adapter.weight` and `adapter.bias`.
 
@@ -238,26 +252,49 @@ def _tensors_of_file(
             f"weights {weights.name} hold convolutions only, and {layers[-1].name} lies behind "
             "them; ask for conv or pool layers, or use --weights imagenet"
         )
-    from vggfeat.checkpoints import read_checkpoint
+    with _same_file(path), open_checkpoint(path, _digest(weights, path)) as file:
+        shapes = file.shapes
+        classes = shapes.get("classifier.6.weight", (0,))[0]
+        first = shapes.get(CONV1_1, ())
+        wanted = parameter_shapes(layers, classes, first[1] if len(first) > 1 else COLOURS)
+        _check_end(weights.name, file.contents.metadata.get(LAYER, ""), layers)
+        _check_fit(weights, model, wanted, shapes)
+        names = list(wanted)
+        if layers[0].name == "conv1_1":
+            check_channels(weights.name, shapes, entry)
+            names += [name for name in (ADAPTER, ADAPTER_BIAS) if name in shapes]
+        bgr = caffe_order(file, weights.sha256) == "bgr"
+        found = file.read(names)
+    if bgr and CONV1_1 in found:
+        found[CONV1_1] = found[CONV1_1].flip(1)
+    return {name: found.pop(name).float() for name in names}
 
-    found = read_checkpoint(path)
-    shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
-    classes = shapes.get("classifier.6.weight", (0,))[0]
-    first = shapes.get(CONV1_1, ())
-    wanted = parameter_shapes(layers, classes, first[1] if len(first) > 1 else COLOURS)
-    _check_end(weights.name, path, layers)
-    _check_fit(weights, model, wanted, shapes)
-    if layers[0].name != "conv1_1":
-        return {name: found[name].float() for name in wanted}
-    check_channels(weights.name, shapes, entry)
-    adapter = [name for name in (ADAPTER, ADAPTER_BIAS) if name in found]
-    return {name: found[name].float() for name in (*wanted, *adapter)}
+
+def _digest(weights: Weights, path: str) -> FileDigest:
+    """What the file's bytes must be, so that `weights.sha256` is that of what is computed with."""
+    digest = weights.digest or file_digests(path)
+    if digest.sha256 != weights.sha256:
+        raise WeightsError(
+            f"weights {path!r} changed: their SHA-256 is {digest.sha256[:8]}…, expected "
+            f"{weights.sha256[:8]}…; run again"
+        )
+    return digest
 
 
-def _check_end(name: str, path: str, layers: tuple[Layer, ...]) -> None:
+@contextlib.contextmanager
+def _same_file(path: str) -> Iterator[None]:
+    """Has the digest of a file that changed unseen taken anew by the next run."""
+    try:
+        yield
+    except WeightsError as error:
+        if isinstance(error.__cause__, FileChangedError):
+            forget_digest(path)
+        raise
+
+
+def _check_end(name: str, end: str, layers: tuple[Layer, ...]) -> None:
     """Refuses layers behind the one that a file ends with on purpose."""
     names = [layer.name for layer in layers]
-    end = last_layer(path)
     if end in names[:-1]:
         raise WeightsError(
             f"weights {name} end with {end}, on which they were adapted, and {names[-1]} lies "
@@ -297,26 +334,6 @@ def _guess_variant(found: Mapping[str, tuple[int, ...]], asked: str) -> str:
     """The variant other than `asked` whose convolutions the file has, as a hint."""
     model = variant_of(found)
     return f"; the file looks like {model}: try --model {model}" if model not in ("", asked) else ""
-
-
-def variant_of(found: Mapping[str, tuple[int, ...]]) -> str:
-    """The variant whose convolutions are exactly those of a file, by names and shapes; or ''.
-
-    The first may take any number of channels.
-    """
-    from vggfeat.layers import VARIANTS
-
-    have = {
-        name: shape
-        for name, shape in found.items()
-        if name.startswith("features.") and "num_batches" not in name
-    }
-    channels = have.get(CONV1_1, (0, COLOURS))[1:2] or (COLOURS,)
-    for model in VARIANTS:
-        convolutions = [layer for layer in layer_table(model) if layer.kind == "conv"]
-        if parameter_shapes(convolutions, 0, channels[0]) == have:
-            return model
-    return ""
 
 
 def _random_tensors(

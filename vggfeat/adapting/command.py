@@ -226,7 +226,7 @@ def _train(task: _Task, job: Job, data: TrainingData) -> Adapted:
     from vggfeat.adapting.linear_probe import best_probe
     from vggfeat.adapting.model import build_network, initial_tensors
     from vggfeat.adapting.trainer import Trainer
-    from vggfeat.checkpoints import read_safetensors
+    from vggfeat.checkpoints import read_own_safetensors
     from vggfeat.tensorwrite import write_tensors
 
     settings, files, split = task.settings, task.files, data.split
@@ -237,7 +237,7 @@ def _train(task: _Task, job: Job, data: TrainingData) -> Adapted:
     if job.resumed:
         with as_cache_error(files.checkpoint):
             done = len(job.state.epochs) * steps + job.state.batches
-            network.restore(read_safetensors(files.checkpoint), done)
+            network.restore(read_own_safetensors(files.checkpoint), done)
     trainer = Trainer(
         network,
         data,

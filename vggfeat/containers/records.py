@@ -1,0 +1,68 @@
+"""What every format comes to: named tensors, and where in the file their values lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+ITEM_BYTES: Mapping[str, int] = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1,
+    "BOOL": 1,
+}  # fmt: skip
+"""Bytes of a value of each type, by the names that safetensors has for them."""
+
+
+class RefusedError(Exception):
+    """A file that holds something else than tensors; the message says what, and what to do."""
+
+
+class MoreThanTensorsError(RefusedError):
+    """A pickle that names something else than tensors."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """One tensor of a file.
+
+    Attributes:
+        dtype: a key of `ITEM_BYTES`.
+        shape: of the tensor.
+        storage: what `Contents.locate` knows the place of its values by.
+        offset: of its first value in the storage, in values.
+        stride: in values; None for values that lie one after the other.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    storage: str
+    offset: int = 0
+    stride: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What a weight file holds.
+
+    Attributes:
+        format: for people.
+        tensors: by the names of the file.
+        locate: storage → its first byte in the file, and its length in bytes.
+        metadata: texts that the file says of itself.
+        entry: which part of it these are: `state_dict` where other parts lie beside it.
+        beside: other parts that hold tensors of a network too, such as averaged ones.
+    """
+
+    format: str
+    tensors: Mapping[str, StoredTensor]
+    locate: Callable[[str], tuple[int, int]]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    entry: str = ""
+    beside: tuple[str, ...] = ()
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each tensor by its name."""
+        return {name: one.shape for name, one in self.tensors.items()}
