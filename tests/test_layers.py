@@ -293,7 +293,7 @@ def test_every_layer_is_found_by_its_name(model: str) -> None:
         ("vgg19", "fc9", "fc8"),
         ("vgg19", "relu5_5", "conv5_4"),
         ("vgg19", "Conv4_1", "conv4_1"),
-        ("vgg19", "block5_conv3", "conv5_3"),
+        ("vgg11", "block5_conv3", "conv5_2"),
     ],
 )
 def test_unknown_layer_suggests_a_near_one(model: str, name: str, near: str) -> None:
@@ -306,7 +306,7 @@ def test_unknown_layer_suggests_a_near_one(model: str, name: str, near: str) -> 
     assert f"`vggfeat layers --model {model}` lists them all" in message
 
 
-@pytest.mark.parametrize("name", ["zzz", "", "features.34"])
+@pytest.mark.parametrize("name", ["zzz", "", "features.99"])
 def test_unlike_anything_suggests_nothing(name: str) -> None:
     """A name like no other gets no guess, only the way to the list."""
     with pytest.raises(UsageError, match="is not in vgg19; `vggfeat layers"):
@@ -343,3 +343,54 @@ def test_classes_are_imagenets() -> None:
     """The last layers of torchvision's models have the width the table gives without weights."""
     assert network("vgg19").classifier[6].out_features == CLASSES
     assert network("vgg19").avgpool.output_size == (GRID, GRID)
+
+
+@pytest.mark.parametrize("model", VARIANTS)
+def test_torchvisions_modules_are_answered_with_our_names(model: str) -> None:
+    """Every module of torchvision's model that has features of ours is named in the error."""
+    with torch.device("meta"):
+        network = torchvision.models.get_model(model, weights=None)
+    before = ""
+    for name, module in network.named_modules():
+        if "." not in name:
+            continue
+        with pytest.raises(UsageError) as caught:
+            find_layer(model, name)
+        said = re.search(r"torchvision's (\S+) is ([^;]+);", str(caught.value))
+        assert said is not None, name
+        assert said[1] == name
+        ours = said[2]
+        layer = find_layer(model, ours.removesuffix(".pre"))
+        if isinstance(module, nn.Dropout):
+            assert ours == before
+        elif isinstance(module, nn.Conv2d) and layer.norm_index is not None:
+            assert ours == f"{layer.name}.pre"
+            assert f"features.{layer.index}" == name
+            assert "behind its batch normalisation" in str(caught.value)
+        else:
+            assert layer.node(pre=ours.endswith(".pre")) == name
+        before = ours
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("block5_conv3", "Keras's block5_conv3 is conv5_3;"),
+        ("block3_pool", "Keras's block3_pool is pool3;"),
+        ("fc1", "Keras's fc1 is fc6;"),
+        ("predictions", "Keras's predictions is prob;"),
+        ("pre_logits.fc2", "timm's pre_logits.fc2 is fc7.pre;"),
+        ("head.fc", "timm's head.fc is fc8;"),
+    ],
+)
+def test_other_tools_names_are_answered_with_ours(name: str, said: str) -> None:
+    """What Keras and timm call a layer is answered with its name here."""
+    with pytest.raises(UsageError, match=re.escape(said)):
+        find_layer("vgg19", name)
+
+
+def test_a_layer_that_the_variant_lacks_is_not_promised() -> None:
+    """Keras's name of a layer that vgg11 does not have gets no translation."""
+    with pytest.raises(UsageError) as caught:
+        find_layer("vgg11", "block5_conv3")
+    assert "Keras's" not in str(caught.value)

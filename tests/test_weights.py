@@ -743,7 +743,8 @@ def test_wrong_shapes_are_all_listed(tmp_path: Path) -> None:
         load_tensors(saved(tmp_path, state), "vgg11", layers_for("pool5"))
     assert str(caught.value) == (
         "weights w.pth do not fit vgg11: features.0.weight expected [64, 3, 3, 3], found "
-        "[32, 3, 3, 3]; features.8.bias expected [256], found [3]"
+        "[32, 3, 3, 3]; features.8.bias expected [256], found [3]; use a file whose convolutions "
+        "have torchvision's names and shapes; save the state_dict of the whole model"
     )
 
 
@@ -760,6 +761,7 @@ def test_convolutions_alone_do_not_suggest_their_own_variant(tmp_path: Path) -> 
     with pytest.raises(WeightsError, match=r"4 of 20 tensors are missing, .*found 16") as caught:
         load_tensors(saved(tmp_path, narrow_state("vgg11")), "vgg11", layers_for("fc7"))
     assert "try --model" not in str(caught.value)
+    assert "--layers conv5_2; for fc6 and deeper use --weights imagenet" in str(caught.value)
 
 
 def test_other_numbers_of_classes_are_taken_from_the_file(tmp_path: Path) -> None:

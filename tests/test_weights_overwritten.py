@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-import torchvision
 from PIL import Image
 from test_cli import assert_one_line, vggfeat
+from torchvision.models.vgg import cfgs, make_layers
 
 from vggfeat.digests import file_digest, file_digests
 from vggfeat.errors import WeightsError
@@ -42,7 +42,7 @@ WAIT = 300  # seconds, for machines with other things to do
 def write_weights(path: Path, seed: int) -> None:
     """The first layers of a VGG11, several pieces long, in the format that the name says."""
     torch.manual_seed(seed)
-    network = torchvision.models.vgg11(weights=None).features[:12]
+    network = make_layers(cfgs["A"])[:12]
     state = {f"features.{name}": value for name, value in network.state_dict().items()}
     for name, value in state.items():
         if name.endswith("bias"):

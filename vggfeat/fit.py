@@ -26,10 +26,6 @@ if TYPE_CHECKING:
 _NAMED = 4
 _FC6 = "classifier.0.weight"
 _FC8 = "classifier.6.weight"
-_CONVOLUTIONS_DO = (
-    "its conv and pool layers can be had all the same, as nothing behind the deepest layer asked "
-    "for is loaded: --layers conv5_3"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +95,21 @@ class Fit:
 
     problems: tuple[Problem, ...]
     notes: tuple[str, ...]
+
+
+def _convolutions_do(model: str) -> str:
+    last = [layer.name for layer in layer_table(model) if layer.kind == "conv"][-1]
+    return (
+        "its conv and pool layers can be had all the same, as nothing behind the deepest layer "
+        f"asked for is loaded: --layers {last}"
+    )
+
+
+def remedy_for(checkpoint: Checkpoint, model: str, layers: Sequence[Layer]) -> str:
+    """Return what `trace` would have changed about a file for these layers; empty if nothing."""
+    names = {layer.name for layer in layers}
+    problems = check_fit(checkpoint, model).problems
+    return next((problem.remedy for problem in problems if problem.stage in names), "")
 
 
 def check_fit(checkpoint: Checkpoint, model: str) -> Fit:
@@ -219,21 +230,21 @@ def _offences(layers: Sequence[Layer], found: Shapes) -> str:
 def _classifier(found: Shapes, checkpoint: Checkpoint, model: str) -> list[Problem]:
     if checkpoint.convolutions_only or not any(name.startswith("classifier.") for name in found):
         what = "holds convolutions only; fc6 to fc8 lie behind them"
-        remedy = f"{_CONVOLUTIONS_DO}; for fc6 and deeper use --weights imagenet"
+        remedy = f"{_convolutions_do(model)}; for fc6 and deeper use --weights imagenet"
         return [Problem("fc6", what, remedy)]
     fc6 = find_layer(model, "fc6")
     shape = found.get(_FC6, ())
     if len(shape) == 2 and shape[1] != fc6.in_channels:  # noqa: PLR2004 (out, in)
-        return [_other_input(fc6, shape)]
+        return [_other_input(fc6, shape, _convolutions_do(model))]
     layers = [layer for layer in layer_table(model) if layer.kind == "fc"]
     wrong = [layer for layer in layers if _unlike([layer], found)]
     if not wrong:
         return []
-    remedy = f"a classifier of another make cannot be computed here; {_CONVOLUTIONS_DO}"
+    remedy = f"a classifier of another make cannot be computed here; {_convolutions_do(model)}"
     return [Problem(wrong[0].name, _offences(wrong, found), remedy)]
 
 
-def _other_input(fc6: Layer, shape: tuple[int, ...]) -> Problem:
+def _other_input(fc6: Layer, shape: tuple[int, ...], convolutions_do: str) -> Problem:
     """The classifier takes another length than that of VGG's map of 7 x 7."""
     out, length = shape
     channels = fc6.in_channels // GRID**2
@@ -245,9 +256,7 @@ def _other_input(fc6: Layer, shape: tuple[int, ...]) -> Problem:
     )
     side = math.isqrt(length // channels) if length % channels == 0 else 0
     if side * side * channels != length or side == 0:
-        return Problem(
-            "fc6", found, f"its network was another one behind pool5; {_CONVOLUTIONS_DO}"
-        )
+        return Problem("fc6", found, f"its network was another one behind pool5; {convolutions_do}")
     found += f"; {length} is {channels} x {side} x {side}"
     if side == 1:
         made = "its network pooled pool5 to 1 x 1; that very vector is --layers pool5:avg"
@@ -257,7 +266,7 @@ def _other_input(fc6: Layer, shape: tuple[int, ...]) -> Problem:
             f"{32 * side} x {32 * side} pixels; that vector is --layers pool5:flatten "
             f"--size {32 * side}"
         )
-    return Problem("fc6", found, f"{made}; {_CONVOLUTIONS_DO}")
+    return Problem("fc6", found, f"{made}; {convolutions_do}")
 
 
 def cannot_be_multiplied(rows: int, length: int, out: int, expected: int) -> str:

@@ -12,6 +12,7 @@ import functools
 from dataclasses import dataclass
 from typing import Literal
 
+from vggfeat.core.foreign_names import explain_name
 from vggfeat.errors import UsageError
 
 Kind = Literal["conv", "pool", "fc", "prob"]
@@ -220,14 +221,17 @@ def find_layer(model: str, name: str) -> Layer:
     `relu5_3` is `conv5_3`, `relu6` is `fc6`, `logits` is `fc8`.
 
     Raises:
-        UsageError: no such layer; the nearest names are suggested.
+        UsageError: no such layer; the nearest names are suggested, and what another tool calls
+            a layer is answered with its name here.
     """
     table = {layer.name: layer for layer in layer_table(model)}
     meant = _resolve_alias(name)
     layer = table.get(meant)
     if layer is None:
+        explained = explain_name(name, tuple(table.values()))
+        hint = f"; {explained}" if explained else _did_you_mean(meant, list(table))
         raise UsageError(
-            f"layer {name!r} is not in {model}{_did_you_mean(meant, list(table))}; "
+            f"layer {name!r} is not in {model}{hint}; "
             f"`vggfeat layers --model {model}` lists them all"
         )
     return layer

@@ -28,6 +28,7 @@ from vggfeat.firstlayer import (
     check_channels,
     inflate,
 )
+from vggfeat.fit import Checkpoint, remedy_for
 from vggfeat.layers import GRID, Layer
 from vggfeat.machine import user_cache
 from vggfeat.parameters import parameter_shapes, variant_of
@@ -258,7 +259,7 @@ def _tensors_of_file(
         first = shapes.get(CONV1_1, ())
         wanted = parameter_shapes(layers, classes, first[1] if len(first) > 1 else COLOURS)
         _check_end(weights.name, file.contents.metadata.get(LAYER, ""), layers)
-        _check_fit(weights, model, wanted, shapes)
+        _check_fit(weights, model, wanted, shapes, layers)
         names = list(wanted)
         if layers[0].name == "conv1_1":
             check_channels(weights.name, shapes, entry)
@@ -307,13 +308,19 @@ def _check_fit(
     model: str,
     wanted: Mapping[str, tuple[int, ...]],
     found: Mapping[str, tuple[int, ...]],
+    layers: tuple[Layer, ...],
 ) -> None:
+    hint = _guess_variant(found, model)
+    if not hint and any(found.get(name) != shape for name, shape in wanted.items()):
+        checkpoint = Checkpoint(weights.name, found, weights.convolutions_only)
+        remedy = remedy_for(checkpoint, model, layers)
+        hint = f"; {remedy}" if remedy else ""
     missing = [name for name in wanted if name not in found]
     if missing:
         raise WeightsError(
             f"weights {weights.name} do not fit {model}: {len(missing)} of {len(wanted)} tensors "
             f"are missing, {', '.join(missing[:4])}{' …' * (len(missing) > 4)}"  # noqa: PLR2004 4
-            f"; found {len(found)} tensors{_guess_variant(found, model)}"
+            f"; found {len(found)} tensors{hint}"
         )
     unlike = [
         f"{name} expected {list(shape)}, found {list(found[name])}"
@@ -321,12 +328,11 @@ def _check_fit(
         if found[name] != shape
     ]
     if unlike:
-        hint = ""
+        grid = ""
         if any(line.startswith("classifier.0.") for line in unlike):
-            hint = f"; fc6 takes a {GRID} x {GRID} x 512 map"
+            grid = f"; fc6 takes a {GRID} x {GRID} x 512 map"
         raise WeightsError(
-            f"weights {weights.name} do not fit {model}: {'; '.join(unlike)}{hint}"
-            f"{_guess_variant(found, model)}"
+            f"weights {weights.name} do not fit {model}: {'; '.join(unlike)}{grid}{hint}"
         )
 
 

@@ -91,7 +91,9 @@ Transform = Annotated[
     str | None,
     setting(
         "--transform",
-        "Whose mean and deviation normalise the images; auto: those the weights came with.",
+        "Whose mean and deviation normalise the images. auto: those of weights features, those "
+        "that a file says it was trained with or is known to want (Keras's; Caffe's VGG16), and "
+        "ImageNet's for all others. caffe: pixels of 0 to 255 less Caffe's mean.",
         "NAME",
         choices=TRANSFORMS,
     ),

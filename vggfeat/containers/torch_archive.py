@@ -46,6 +46,11 @@ def read_torch_archive(file: CheckedFile) -> Contents:
         script = f"{root}constants.pkl" in members
         noted, _ = load_noted(io.BytesIO(archive.read(pickles[0])), script=script)
     tensors, entry, beside = named_tensors(noted)
+    if script and not tensors:
+        raise RefusedError(
+            "its tensors have no names, as torch.jit.freeze leaves them; save the module before "
+            "it is frozen, or its state_dict"
+        )
 
     def locate(key: str) -> tuple[int, int]:
         return member_place(file, members[f"{root}data/{key}"])
