@@ -72,7 +72,8 @@ def expected_features(real: Path, pictures: Path) -> torch.Tensor:
     transform = torchvision.models.VGG16_Weights.IMAGENET1K_FEATURES.transforms()
     x = torchvision.transforms.functional.normalize(x, transform.mean, transform.std)
     with torch.no_grad():
-        return network(x).mean((2, 3))
+        found: torch.Tensor = network(x).mean((2, 3))
+    return found
 
 
 def test_a_file_gives_what_the_name_features_gives(real: Path, pictures: Path, tmp_path: Path,
@@ -124,7 +125,7 @@ def test_another_transform_is_a_warning(real: Path, pictures: Path, tmp_path: Pa
 
 def test_nets_tuned_from_them_are_known(first: np.ndarray) -> None:
     """Fine-tuning moves the filters a little, and they are known all the same; the order too."""
-    noise = np.random.default_rng(0).normal(0, 0.02, first.shape)
+    noise = np.random.default_rng(0).normal(0, 0.02, first.shape).astype(np.float32)
     assert colour_order(first) == colour_order(first + noise) == "rgb"
     assert colour_order(first[:, ::-1]) == colour_order((first + noise)[:, ::-1]) == "bgr"
 

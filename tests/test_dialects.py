@@ -206,8 +206,11 @@ def test_torchscript_gives_its_tensors(reference: Reference, tmp_path: Path, how
     """A TorchScript archive is read for its tensors."""
     path = tmp_path / "w.pt"
     network = reference.network
-    made = torch.jit.script(network) if how == "script" else torch.jit.trace(
-        network, reference.images)  # fmt: skip
+    made: Any = (
+        torch.jit.script(network)
+        if how == "script"
+        else torch.jit.trace(network, reference.images)  # type: ignore[no-untyped-call] # torch
+    )
     torch.jit.save(made, path)
     assert_features(path, reference)
 
@@ -224,7 +227,7 @@ def test_code_in_torchscript_is_never_looked_at(reference: Reference, tmp_path: 
             data = whole.read(member)
             bad.writestr(member.filename, b"not a program" if "/code/" in member.filename else data)
     with pytest.raises(RuntimeError):
-        torch.jit.load(tmp_path / "bad.pt")
+        torch.jit.load(tmp_path / "bad.pt")  # type: ignore[no-untyped-call] # torch has no types here
     assert_features(tmp_path / "bad.pt", reference)
 
 
@@ -427,7 +430,7 @@ def test_keras_preprocessing(vgg16: dict[str, Tensor], tmp_path: Path) -> None:
              "--out", "f.h5", "--layers"]  # fmt: skip
     done = vggfeat(*words, "conv1_1.pre:map", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    caffe = pixels[..., ::-1].astype(np.float32) - np.float32([103.939, 116.779, 123.68])  # BGR
+    caffe = pixels[..., ::-1].astype(np.float32) - np.array([103.939, 116.779, 123.68], np.float32)  # BGR
     kernel = vgg16["features.0.weight"].float().flip(1)  # as it lies in the file, BGR
     x = torch.from_numpy(caffe.copy()).permute(2, 0, 1)[None]
     expected = nn.functional.conv2d(x, kernel, vgg16["features.0.bias"].float(), padding=1)[0]

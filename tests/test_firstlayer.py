@@ -26,7 +26,7 @@ from vggfeat.firstlayer import Entry, inflate, start_adapter
 from vggfeat.network import needed_layers
 from vggfeat.specs import parse_specs
 from vggfeat.tracing import trace
-from vggfeat.weights import find_weights, load_tensors, parameter_shapes
+from vggfeat.weights import find_weights, load_tensors
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -394,3 +395,20 @@ def test_a_layer_that_the_variant_lacks_is_not_promised() -> None:
     with pytest.raises(UsageError) as caught:
         find_layer("vgg11", "block5_conv3")
     assert "Keras's" not in str(caught.value)
+
+
+def test_the_table_of_names_is_right() -> None:
+    """What docs/USING.md says other tools call a layer is what the error says."""
+    text = (Path(__file__).parents[1] / "docs" / "USING.md").read_text(encoding="utf-8")
+    table = text.split("## Names of layers in other tools")[1].split("## ")[0]
+    rows = [line.split("|")[1:-1] for line in table.splitlines() if line.startswith("| `")]
+    assert len(rows) == 9
+    for ours, *theirs in rows:
+        name = ours.strip(" `")
+        assert find_layer("vgg19", name.removesuffix(".pre"))
+        for cell in theirs[:3]:
+            if cell.strip():
+                with pytest.raises(UsageError, match=re.escape(f"{cell.strip(' `')} is {name};")):
+                    find_layer("vgg19", cell.strip(" `"))
+        if re.fullmatch(r" `\w+` ", theirs[3]):
+            assert find_layer("vgg19", theirs[3].strip(" `")).name == name

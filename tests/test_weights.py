@@ -35,13 +35,13 @@ from vggfeat.digests import file_digest
 from vggfeat.errors import UsageError, WeightsError
 from vggfeat.layers import VARIANTS, layer_table
 from vggfeat.network import needed_layers
+from vggfeat.parameters import parameter_shapes
 from vggfeat.preprocess import NORMALISATIONS
 from vggfeat.specs import parse_specs
 from vggfeat.weights import (
     Weights,
     find_weights,
     load_tensors,
-    parameter_shapes,
     published_file,
     weights_folder,
     weights_name,

@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from typing import IO, TYPE_CHECKING, cast
+from pathlib import Path
+from typing import IO, cast
 
 import h5py
 import numpy as np
@@ -25,9 +26,6 @@ from vggfeat.errors import WeightsError
 from vggfeat.layers import layer_table
 from vggfeat.storage.checked_file import PIECE_BYTES, CheckedFile, FileChangedError, digest_file
 from vggfeat.weights import Weights, find_weights, load_tensors
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 KINDS = ("w.safetensors", "w.pth", "legacy.pth")
 IMAGES = 240
@@ -77,7 +75,7 @@ def overwrite(path: Path, other: Path) -> None:
 @pytest.fixture
 def weights(place: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     """A copy that a test may spoil."""
-    return shutil.copy(place / request.param, tmp_path / request.param)
+    return Path(shutil.copy(place / request.param, tmp_path / request.param))
 
 
 each_kind = pytest.mark.parametrize("weights", KINDS, indirect=True)
@@ -257,7 +255,7 @@ def test_the_command_says_it_in_one_line(weights_cut: Path, place: Path) -> None
 
 @pytest.fixture(params=KINDS)
 def weights_cut(place: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    path = tmp_path / request.param
+    path = tmp_path / str(request.param)
     path.write_bytes((place / request.param).read_bytes()[: PIECE_BYTES + 1000])
     return path
 

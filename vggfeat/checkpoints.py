@@ -100,7 +100,7 @@ class WeightFile:
             begin, _ = self.contents.locate(stored.storage)
             values = np.empty(stored.shape, _NUMPY_DTYPES[stored.dtype])
             first = begin + stored.offset * values.itemsize
-            self._file.copy_into([(first, memoryview(values).cast("B"))])
+            self._file.copy_into([(first, values.data.cast("B"))])
         return values.astype(np.float32)
 
 
@@ -210,7 +210,7 @@ def _values(file: CheckedFile, contents: Contents, names: Iterable[str]) -> dict
                 f"{name} of shape {list(stored.shape)} does not fit its {length} bytes"
             )
         buffer = torch.empty(count * item, dtype=torch.uint8)
-        targets.append((begin + first * item, memoryview(buffer.numpy())))
+        targets.append((begin + first * item, buffer.numpy().data))
         tensors[name] = _shaped(buffer.view(_torch_dtype(stored.dtype)), stored)
     file.copy_into(targets)
     return tensors
