@@ -207,9 +207,7 @@ def test_torchscript_gives_its_tensors(reference: Reference, tmp_path: Path, how
     path = tmp_path / "w.pt"
     network = reference.network
     made: Any = (
-        torch.jit.script(network)
-        if how == "script"
-        else torch.jit.trace(network, reference.images)  # type: ignore[no-untyped-call] # torch
+        torch.jit.script(network) if how == "script" else torch.jit.trace(network, reference.images)  # type: ignore[no-untyped-call] # torch
     )
     torch.jit.save(made, path)
     assert_features(path, reference)
@@ -430,7 +428,9 @@ def test_keras_preprocessing(vgg16: dict[str, Tensor], tmp_path: Path) -> None:
              "--out", "f.h5", "--layers"]  # fmt: skip
     done = vggfeat(*words, "conv1_1.pre:map", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    caffe = pixels[..., ::-1].astype(np.float32) - np.array([103.939, 116.779, 123.68], np.float32)  # BGR
+    caffe = pixels[..., ::-1].astype(np.float32) - np.array(
+        [103.939, 116.779, 123.68], np.float32
+    )  # BGR
     kernel = vgg16["features.0.weight"].float().flip(1)  # as it lies in the file, BGR
     x = torch.from_numpy(caffe.copy()).permute(2, 0, 1)[None]
     expected = nn.functional.conv2d(x, kernel, vgg16["features.0.bias"].float(), padding=1)[0]

@@ -24,6 +24,7 @@ from vggfeat.errors import CacheMismatchError, UsageError, WeightsError
 from vggfeat.extractor import Extractor
 from vggfeat.firstlayer import Entry, inflate, start_adapter
 from vggfeat.network import needed_layers
+from vggfeat.parameters import parameter_shapes
 from vggfeat.specs import parse_specs
 from vggfeat.tracing import trace
 from vggfeat.weights import find_weights, load_tensors
