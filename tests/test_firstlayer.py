@@ -115,7 +115,7 @@ def test_grey_with_published_filters(test_data: Path) -> None:
     )
     grey = 50 * noise(1, 1, 64, 64)
     asked = Settings(layers="conv2_2", model="vgg16", weights=path, channels=1, device="cpu",
-                     precision="float32")  # fmt: skip
+                     transform="features", precision="float32")  # fmt: skip
     with torch.no_grad():
         wanted = network(grey.repeat(1, 3, 1, 1)).mean((2, 3))
     assert_close(Extractor(asked)(grey)["conv2_2"], wanted)
