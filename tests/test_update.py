@@ -326,8 +326,11 @@ def test_stopping_on_errors(images: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.h5"
     settings = library.Settings(**{**SETTINGS, "on_error": "stop"})
     for _ in range(2):
-        with pytest.raises(TooManyFailuresError, match=r"'005b\.jpg' failed: not an image.*stop"):
+        with pytest.raises(
+            TooManyFailuresError, match=r"'005b\.jpg' failed: not an image.*stop"
+        ) as stopped:
             library.extract(images, out, settings)
+        assert stopped.value.summary.stopped == "a failed image"
     cache = FeatureCache(out)
     assert not cache.failures()
     assert 0 < cache.done.sum() < len(cache)
@@ -335,6 +338,17 @@ def test_stopping_on_errors(images: Path, tmp_path: Path) -> None:
     assert library.extract(images, out, settings).done == len(cache)
     extract(images, tmp_path / "fresh.h5")
     assert contents(out) == contents(tmp_path / "fresh.h5")
+
+
+def test_some_of_the_images_are_no_time_limit(images: Path, tmp_path: Path) -> None:
+    """A run that was asked for some images of a cache leaves others, and nothing stopped it."""
+    out = tmp_path / "out.h5"
+    with pytest.raises(TooManyFailuresError):
+        library.extract(images, out, library.Settings(**{**SETTINGS, "on_error": "stop"}))
+    some = sorted(images.glob("00*.png"))[:3]
+    summary = library.extract(some, out, library.Settings(**SETTINGS), root=images)
+    assert summary.pending > 0
+    assert summary.stopped == ""
 
 
 def test_options_from_the_command_line(images: Path, tmp_path: Path) -> None:

@@ -89,6 +89,7 @@ class StopFlag:
     def __init__(self, seconds: float | None = None) -> None:
         self.signum = 0
         self._deadline = math.inf if seconds is None else time.monotonic() + seconds
+        self._out_of_time = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __bool__(self) -> bool:
@@ -96,8 +97,10 @@ class StopFlag:
 
     @property
     def reason(self) -> str:
-        """A signal's name, or `time limit`: of what asked to stop, or else might have."""
-        return signal.Signals(self.signum).name if self.signum else "time limit"
+        """What asked to stop: a signal's name, `time limit`, or '' if nothing did."""
+        if self.signum:
+            return signal.Signals(self.signum).name
+        return "time limit" if self._out_of_time else ""
 
     @property
     def seconds_left(self) -> float:
@@ -105,8 +108,9 @@ class StopFlag:
         return self._deadline - time.monotonic()
 
     def allows(self, seconds: float) -> bool:
-        """Whether there is leave, and time, to begin something that takes so many seconds."""
-        return not self.signum and time.monotonic() + seconds < self._deadline
+        """Return whether something that takes so many seconds may begin."""
+        self._out_of_time = time.monotonic() + seconds >= self._deadline
+        return not self.signum and not self._out_of_time
 
     def __enter__(self) -> Self:
         self._before = _install(self._caught, _CAUGHT)

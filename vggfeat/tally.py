@@ -88,7 +88,8 @@ def summarise_run(
         out: the cache, as it was named.
         tally: of the run.
         seconds: of the run.
-        stopped: why it ended, if rows are left.
+        stopped: a signal or the time limit that ended it with rows left; '' for none, as where it
+            was asked for some of the images only.
         shards: of a folder, opened: those that the run was about.
     """
     cache = FeatureCache(out) if shards is None else shards
@@ -107,7 +108,9 @@ def summarise_run(
         changed=len(changes.changed) + len(changes.returned) if changes else 0,
         retried=len(changes.retried) if changes else 0,
         gone=len(changes.removed) if changes else 0,
-        stopped=stopped if counts[RowState.PENDING] else "",
+        stopped=(stopped or ("a failed image" if tally.fatal else ""))
+        if counts[RowState.PENDING]
+        else "",
         new_done=tally.done,
         new_failed=tally.failed,
         failures=tuple(FailedImage(cache.name(row), why) for row, why in tally.failures),
