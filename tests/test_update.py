@@ -346,7 +346,7 @@ def test_some_of_the_images_are_no_time_limit(images: Path, tmp_path: Path) -> N
     with pytest.raises(TooManyFailuresError):
         library.extract(images, out, library.Settings(**{**SETTINGS, "on_error": "stop"}))
     some = sorted(images.glob("00*.png"))[:3]
-    summary = library.extract(some, out, library.Settings(**SETTINGS), root=images)
+    summary = library.extract(some, out, library.Settings(**SETTINGS), root=str(images))
     assert summary.pending > 0
     assert summary.stopped == ""
 
