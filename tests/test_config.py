@@ -72,7 +72,7 @@ def test_settings_are_frozen() -> None:
         ({"device": 0}, "device is 0; expected text"),
         ({"device": "gpu"}, "device 'gpu' is not known; expected auto, cpu, cuda[:N], mps"),
         ({"device": "cuda:"}, "device 'cuda:' is not known"),
-        ({"transform": "caffe"}, "transform 'caffe' is not known; expected one of auto, imagenet"),
+        ({"transform": "cafe"}, "transform 'cafe' is not known; expected one of auto, imagenet"),
         ({"crop": "middle"}, "crop 'middle' is not known; expected one of center, none, pad"),
         ({"exif": "drop"}, "exif 'drop' is not known; expected one of apply, ignore"),
         ({"dtype": "int4"}, "dtype 'int4' is not known; expected one of float16, float32, int8"),
