@@ -80,7 +80,10 @@ def install() -> None:
         stream = getattr(sys, name)
         if type(stream) is io.TextIOWrapper:
             encoding, errors = stream.encoding, stream.errors
-            lines = stream.line_buffering
-            whole = kind(stream.detach(), encoding, errors, line_buffering=lines)
+            # Notices are seen when they are written, and so is all with PYTHONUNBUFFERED.
+            lines = stream.line_buffering or name == "stderr"
+            through = stream.write_through
+            buffer = stream.detach()
+            whole = kind(buffer, encoding, errors, line_buffering=lines, write_through=through)
             setattr(sys, name, whole)
             setattr(sys, f"__{name}__", whole)
