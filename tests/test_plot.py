@@ -448,7 +448,7 @@ def test_exit_codes(workplace: Path, tmp_path: Path) -> None:
         (3, ["gone.jpg", *NETWORK, "-o", out], "'gone.jpg' cannot be plotted"),
         (5, ["gone.h5", "-o", out], "cache 'gone.h5' is not there"),
         (5, ["f.h5", "-o", out, "--layers", "fc7"], "has no layer"),
-        (6, ["f.h5", "-o", str(tmp_path / "dir.png")], "dir.png' cannot be written"),
+        (2, ["f.h5", "-o", str(tmp_path / "dir.png")], "dir.png' is a folder, expected"),
     ):  # fmt: skip
         assert_one_line(vggfeat("plot", *words, cwd=workplace), code, message)
     for words, message in (

@@ -135,7 +135,7 @@ def test_readers(
     out: str,
 ) -> None:
     """What only reads a cache reads it there too."""
-    for words in (["inspect", out], ["verify", out], ["duplicates", out]):
+    for words in (["inspect", out], ["verify", out], ["duplicates", out, "--layer", "conv1_1"]):
         done = way(words, workplace)
         assert done.returncode == 0, done.stderr
 
@@ -156,4 +156,6 @@ def test_work_is_refused(
         assert ".lock cannot be made: " in done.stderr
     done = way([*RUN, "--out", out.replace("/f", "/g")], workplace)
     assert done.returncode in (2, 6), done.stderr
-    assert sorted(os.listdir(workplace / "out")) == ["f.h5", "feats", "fused.h5", "r.h5"]
+    assert sorted(os.listdir(workplace / "out")) == [
+        "f.h5", "feats", "fused.h5", "r.h5", "r.model.h5",
+    ]  # fmt: skip

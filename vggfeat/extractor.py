@@ -172,6 +172,18 @@ class Extractor:
             DeviceError: the device has no memory for even one image.
         """
         check_images(images, self.preprocess, self.precision, normalized=normalized)
+        return self.compute(images)
+
+    @isolated()
+    def compute(self, images: Tensor) -> dict[str, Tensor]:
+        """Compute features of images that are known to be right, of whatever height and width.
+
+        Args:
+            images: (N, C, H, W), as in a call of the extractor.
+
+        Raises:
+            DeviceError: the device has no memory for even one image.
+        """
         features, finite = self._forward(images.to(self.device))
         if self.precision == "float16" and not bool(finite):
             features, _ = self._forward_exact(images.to(self.device))

@@ -120,7 +120,7 @@ def see(path: str, settings: Settings) -> SeenImage:
     if extractor.weights.warning:
         log.warning(extractor.weights.warning)
     images = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)  # (1, C, H, W)
-    found = extractor(images)
+    found = extractor.compute(images)  # of any shape, by --crop none
     maps = [
         FeatureMap(spec.removesuffix(":map"), found[spec][0].cpu().numpy())  # (C, H, W)
         for spec in specs
