@@ -80,10 +80,11 @@ def install() -> None:
         stream = getattr(sys, name)
         if type(stream) is io.TextIOWrapper:
             encoding, errors = stream.encoding, stream.errors
-            # Notices are seen when they are written, and so is all with PYTHONUNBUFFERED.
-            lines = stream.line_buffering or name == "stderr"
-            through = stream.write_through
-            buffer = stream.detach()
-            whole = kind(buffer, encoding, errors, line_buffering=lines, write_through=through)
+            # Notices are seen when they are written, in unbuffered Python (-u) too.
+            notices = name == "stderr"
+            lines = stream.line_buffering or notices
+            whole = kind(
+                stream.detach(), encoding, errors, line_buffering=lines, write_through=notices
+            )
             setattr(sys, name, whole)
             setattr(sys, f"__{name}__", whole)
