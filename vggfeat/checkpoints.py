@@ -1,4 +1,4 @@
-"""Weight files → named tensors of our own: whatever the format, by torchvision's names.
+"""Weight files → named tensors in own memory: any format, by torchvision's names.
 
 What no layer asks for is never read. Nothing is mapped: a file that is overwritten or cut short
 while it is read is an error, and one that is afterwards changes nothing. See `containers` for the
@@ -71,7 +71,7 @@ class WeightFile:
         return self.reading.shapes
 
     def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
-        """Return tensors by torchvision's names, in the file's dtypes and memory of our own.
+        """Return tensors by torchvision's names, in the file's dtypes, in own memory.
 
         Raises:
             WeightsError: the file is damaged, or no longer the one its digest was taken of.

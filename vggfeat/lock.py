@@ -224,7 +224,7 @@ def _acquire(lock: LockFile, how: int, *, wait: bool) -> bool:
     try:
         return lock.acquire(how, wait=wait)
     except OSError as error:
-        if error.filename is not None:  # it had to be made anew
+        if error.filename is not None:  # it had to be created again
             raise _cannot_make(lock.path, error) from error
         raise SpaceError(
             error.errno,

@@ -289,7 +289,7 @@ def _finish(pending: Pending, outlet: _Outlet) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Outlet:
-    """The way of finished batches to the file, on which failures are looked at."""
+    """Hand finished batches to the writer, and hold back failures that need a second look."""
 
     sink: Sink
     guard: SourceGuard
@@ -321,7 +321,7 @@ class _Outlet:
     def _write(self, batch: FeatureBatch) -> None:
         tally = self.watch.tally
         if self.watch.stop_on_error and batch.failures:
-            # Left pending and not failed: once it is mended, the same command goes on with it.
+            # Left pending and not failed: once it is mended, the same command does it.
             tally.fatal = tally.fatal or tally.placed(batch.failures[0])
             batch = dataclasses.replace(batch, failures=())
         started = time.perf_counter()

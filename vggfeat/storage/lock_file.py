@@ -82,7 +82,7 @@ class LockFile:
             False if others hold it, and `wait` is not set.
 
         Raises:
-            OSError: the file system has no locks, or the file cannot be made anew.
+            OSError: the file system has no locks, or the file cannot be created again.
             UsageError: the file is not one of ours.
         """
         stale = 0
