@@ -77,7 +77,7 @@ def read_words(path: str, wanted: Collection[str]) -> Words:
 
     Args:
         path: the file.
-        wanted: case-folded words, also such with spaces; "Sea_Lion" of the file is found by
+        wanted: words as `fold` gives them, also such with spaces; "Sea_Lion" is found by
             "sea_lion". Of a word that stands there twice the first counts.
 
     Raises:
