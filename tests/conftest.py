@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from places import REPOSITORY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session")
 def test_data() -> Path:
     """Folder with `weights/` and `photos/`: $VGGFEAT_TEST_DATA, or `shared` beside the checkout."""
-    beside = Path(__file__).resolve().parents[2] / "shared"
+    beside = REPOSITORY.parent / "shared"
     folder = Path(os.environ.get("VGGFEAT_TEST_DATA", beside))
     if not (folder / "weights").is_dir() or not (folder / "photos").is_dir():
         pytest.skip(f"no weights/ and photos/ in {folder}; VGGFEAT_TEST_DATA names another folder")

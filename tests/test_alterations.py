@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import h5py
@@ -15,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from killing import contents
 from PIL import Image
+from places import REPOSITORY
 from skimage.filters import gaussian
 from test_cli import SMALL, assert_one_line, vggfeat, write_images
 from torchvision.transforms import InterpolationMode
@@ -30,6 +30,7 @@ from vggfeat.preprocess import ALTERATIONS, Preprocess, check_alterations
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
     Pixels = NDArray[np.uint8]
 
-REPOSITORY = Path(__file__).parents[1]
 CUT = ("crop", "zoom", "rotate")
 LIMIT = 10_000_000
 

@@ -3,11 +3,11 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import h5py
 import pytest
+from places import REPOSITORY
 
 from vggfeat.identity import Identity
 from vggfeat.preprocess import Preprocess
@@ -15,8 +15,8 @@ from vggfeat.schema import Provenance, lay_out
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-REPOSITORY = Path(__file__).parents[1]
 PACKAGE = REPOSITORY / "vggfeat"
 
 # A module imports only what stands before it; the order of the table in the design.

@@ -23,6 +23,7 @@ import PIL.Image
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from places import REPOSITORY
 
 from vggfeat.config import Settings
 from vggfeat.engines import extract
@@ -36,7 +37,6 @@ from vggfeat.update import Wish
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-REPOSITORY = Path(__file__).parents[1]
 TAR = shutil.which("tar")
 ZIP = shutil.which("zip")
 needs_tar = pytest.mark.skipif(TAR is None, reason="no tar command")

@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import stores
+from places import DOCS
 from test_cli import vggfeat as run_vggfeat
 from test_cli import write_images
 
 import vggfeat
 from vggfeat.shardlist import read_manifest
 
-PAGE = (Path(__file__).parent.parent / "docs" / "CLUSTER.md").read_text()
+PAGE = (DOCS / "CLUSTER.md").read_text()
 SMALL = (
     "--model vgg11 --size 32 --weights random:0 --device cpu --workers 0 --precision float32 "
     "--batch-size 4"

@@ -21,7 +21,6 @@ import termios
 import time
 import zipfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import h5py
@@ -30,16 +29,17 @@ import pytest
 import torch
 from corpus import DOT, GONE, NO_IMAGE, Item, photo, png, saved, write_corpus
 from PIL import Image
+from places import REPOSITORY
 from torchvision.transforms import functional as reference
 
 from vggfeat import Extractor, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
-REPOSITORY = Path(__file__).parents[1]
 SETTINGS = Settings(
     layers="conv1_1,conv1_1:map", model="vgg11", weights="random:0", size=32, precision="float32",
     device="cpu", dtype="float32", batch_size=4,

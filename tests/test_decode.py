@@ -18,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from places import REPOSITORY
 from torchvision.models import VGG16_Weights, VGG19_Weights
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as reference
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
     Pixels = NDArray[np.uint8]
 
-REPOSITORY = Path(__file__).parents[1]
 DATA = Path(os.environ.get("VGGFEAT_TEST_DATA", REPOSITORY.parent / "shared"))
 PHOTOS = sorted((DATA / "photos").glob("*.JPEG"))
 LIMIT = 10_000_000

@@ -10,13 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from places import REPOSITORY
 from test_adapt import write_classes
 from test_cli import write_images
 from typer.main import get_command
 
 from vggfeat.cli import app
 
-REPOSITORY = Path(__file__).parent.parent
 PAGES_WITH_CLASSES = (
     "docs/LAYERS.md",
     "docs/EMBEDDINGS.md",

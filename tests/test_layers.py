@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torchvision
+from places import DOCS
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -398,7 +398,7 @@ def test_a_layer_that_the_variant_lacks_is_not_promised() -> None:
 
 def test_the_table_of_names_is_right() -> None:
     """What docs/USING.md says other tools call a layer is what the error says."""
-    text = (Path(__file__).parents[1] / "docs" / "USING.md").read_text(encoding="utf-8")
+    text = (DOCS / "USING.md").read_text(encoding="utf-8")
     table = text.split("## Names of layers in other tools")[1].split("## ")[0]
     rows = [line.split("|")[1:-1] for line in table.splitlines() if line.startswith("| `")]
     assert len(rows) == 9

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from killing import contents
+from places import REPOSITORY
 from test_cli import write_images
-from test_docs import REPOSITORY, blocks
+from test_docs import blocks
 from test_reports import figures
 from typer.main import get_command
 

@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from places import REPOSITORY
 from torch.utils.data import DataLoader
 
 import vggfeat
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-REPOSITORY = Path(__file__).parents[1]
 PATHS = (b"a.jpg", b"b/c.jpg", b"b/\xff\xfe.jpg", b"z.jpg", "ü.jpg".encode())  # sorted by bytes
 PREPROCESS = {
     "size": 224,

@@ -287,7 +287,7 @@ def test_an_old_file_is_replaced_whole(tmp_path: Path) -> None:
 CREATE = """
 import os, resource, sys
 import numpy as np
-sys.path[:0] = [{tests!r}, os.path.dirname({tests!r})]
+sys.path[:0] = {path!r}
 import test_schema
 from vggfeat.errors import SpaceError
 {before}
@@ -303,7 +303,7 @@ except SpaceError as error:
 
 
 def fail_to_create(folder: Path, before: str, *wrapper: str) -> list[str]:
-    code = CREATE.format(tests=os.path.dirname(__file__), before=before)
+    code = CREATE.format(path=sys.path, before=before)
     command = [*wrapper, sys.executable, "-c", code]
     return subprocess.run(
         command, cwd=folder, check=True, capture_output=True, text=True

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from places import REPOSITORY
 
 from vggfeat.errors import InputError
 from vggfeat.names import IMAGE_EXTENSIONS, NOT_REGULAR
@@ -21,8 +22,6 @@ from vggfeat.sources import Manifest, discover
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-REPOSITORY = Path(__file__).parents[1]
 
 
 def make(folder: Path, *names: str) -> Path:

@@ -176,7 +176,7 @@ def test_stopped_time_does_not_count() -> None:
     """A run that is stopped and continued, as by Ctrl-Z and fg, fails no image for that."""
     program = f"""
 import sys, time
-sys.path.insert(0, {os.path.dirname(__file__)!r})
+sys.path[:0] = {sys.path!r}
 import test_workers, numpy as np
 from vggfeat.workers import decode_batches
 def slow(row):

@@ -303,8 +303,8 @@ def test_a_failed_sync_is_fatal(
 
 
 FULL_DISK = """
-import os, sys
-sys.path[:0] = [{tests!r}, os.path.dirname({tests!r})]
+import sys
+sys.path[:0] = {path!r}
 import test_writer
 test_writer.fill("f.h5")
 """
@@ -343,7 +343,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path) -> None:
         ).returncode
     ):
         pytest.skip("mounting is not permitted here")
-    code = FULL_DISK.format(tests=os.path.dirname(__file__))
+    code = FULL_DISK.format(path=sys.path)
     command = [*wrapper, sys.executable, "-c", code]
     shown = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
     message, done = shown.splitlines()

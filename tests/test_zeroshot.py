@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import h5py
@@ -21,6 +20,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from places import REPOSITORY
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import shortest_path
 from sklearn.metrics import auc, balanced_accuracy_score
@@ -42,6 +42,7 @@ from vggfeat.zeroshot.tree import ClassTree, flat_costs, read_tree, tree_distanc
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -734,7 +735,7 @@ def test_digits_never_seen_are_told_apart(test_data: Path, tmp_path: Path) -> No
     """By real features and attributes of digits, three unseen ones are found more often than by
     chance, over eight random choices of them; the bias found on held-out classes helps.
     """
-    script = Path(__file__).parents[1] / "scripts" / "bench" / "zeroshot.py"
+    script = REPOSITORY / "scripts" / "bench" / "zeroshot.py"
     spec = importlib.util.spec_from_file_location("zeroshot_bench", script)
     assert spec is not None
     assert spec.loader is not None

@@ -10,12 +10,12 @@ import resource
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
 import pytest
+from places import TESTS
 from test_cli import SMALL, vggfeat, write_images
 from test_disk import mounted
 
@@ -26,8 +26,9 @@ from vggfeat.schema import Provenance, lay_out
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
-SOURCE = Path(__file__).parents[1] / "failing_writes.c"
+SOURCE = TESTS / "failing_writes.c"
 
 
 @pytest.fixture(scope="module")
