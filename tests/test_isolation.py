@@ -17,7 +17,10 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from PIL import GifImagePlugin, Image, ImageFile, TiffImagePlugin
+from PIL import GifImagePlugin, Image, ImageFile, PngImagePlugin, TiffImagePlugin
+from torch import nn
+from torch.nn.modules import module
+from torch.optim import optimizer
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -54,6 +57,14 @@ class Halves(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
         return found / 2 if isinstance(found, torch.Tensor) and found.is_floating_point() else found
+
+
+class Grey(ImageFile.PyDecoder):
+    """Decodes whatever it is to grey, and is asked before the decoders in C."""
+
+    def decode(self, _buffer: Any) -> tuple[int, int]:
+        self.set_as_raw(bytes([128]) * (self.state.xsize * self.state.ysize * 3))
+        return -1, 0
 
 
 class Rounds(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch has no types here
@@ -140,6 +151,24 @@ def low_recursion_limit() -> Iterator[None]:
         yield
 
 
+def halved(x: Any) -> Any:
+    return x / 2 if isinstance(x, torch.Tensor) and x.is_floating_point() else x
+
+
+def raise_it(*what: Any) -> None:
+    raise FloatingPointError(what)
+
+
+@contextmanager
+def print_options() -> Iterator[None]:
+    torch.set_printoptions(precision=1, sci_mode=True)
+    try:
+        with np.printoptions(precision=1, floatmode="fixed", legacy="1.13"):
+            yield
+    finally:
+        torch.set_printoptions("default")
+
+
 @contextmanager
 def default_device() -> Iterator[None]:
     torch.set_default_device("meta")
@@ -193,8 +222,54 @@ HOSTS: dict[str, Callable[[], Any]] = {
         GifImagePlugin, "LOADING_STRATEGY", GifImagePlugin.LoadingStrategy.RGB_ALWAYS
     ),
     "libtiff": lambda: attribute(TiffImagePlugin, "READ_LIBTIFF", value=True),
+    "limit of texts": lambda: attribute(PngImagePlugin, "MAX_TEXT_MEMORY", 1),
+    "decoder": lambda: attribute(Image, "DECODERS", {**Image.DECODERS, "zip": Grey}),
 }
-DECODING = list(HOSTS)[-6:]
+DECODING = list(HOSTS)[-8:]
+# No file's reading depends on these: extractors alone are tried under them, which is quick.
+OF_MODULES: dict[str, Callable[[], Any]] = {
+    "forward hook": lambda: module.register_module_forward_hook(lambda _m, _x, y: halved(y)),
+    "forward hook with keywords": lambda: module.register_module_forward_hook(
+        lambda _m, _x, _k, y: halved(y), with_kwargs=True, always_call=True
+    ),
+    "forward pre-hook": lambda: module.register_module_forward_pre_hook(
+        lambda _m, x: tuple(map(halved, x))
+    ),
+    "buffer registration": lambda: module.register_module_buffer_registration_hook(
+        lambda _m, _name, x: halved(x)
+    ),
+    "parameter registration": lambda: module.register_module_parameter_registration_hook(
+        lambda _m, _name, x: None if x is None else nn.Parameter(halved(x))
+    ),
+    "module registration": lambda: module.register_module_module_registration_hook(
+        lambda _m, _name, _x: nn.Identity()
+    ),
+    "backward hook": lambda: module.register_module_full_backward_hook(
+        lambda _m, x, _y: tuple(map(halved, x))
+    ),
+    "backward pre-hook": lambda: module.register_module_full_backward_pre_hook(
+        lambda _m, y: tuple(map(halved, y))
+    ),
+    "optimizer hook": lambda: optimizer.register_optimizer_step_pre_hook(
+        lambda o, *_: [x.grad.zero_() for group in o.param_groups for x in group["params"]]
+    ),
+    "optimizer hook afterwards": lambda: optimizer.register_optimizer_step_post_hook(
+        lambda o, *_: [x.data.zero_() for group in o.param_groups for x in group["params"]]
+    ),
+    "saved tensors": lambda: torch.autograd.graph.saved_tensors_hooks(halved, halved),
+    "swapped parameters": lambda: setting(
+        torch.__future__.get_swap_module_params_on_conversion,
+        torch.__future__.set_swap_module_params_on_conversion,
+        True,
+    ),
+    "overwritten parameters": lambda: setting(
+        torch.__future__.get_overwrite_module_params_on_conversion,
+        torch.__future__.set_overwrite_module_params_on_conversion,
+        True,
+    ),
+    "print options": print_options,
+    "NumPy's error handler": lambda: np.errstate(all="call", call=raise_it),
+}
 if hasattr(torch._C, "_get_fp32_precision_getter"):
     HOSTS |= {
         f"fp32_precision {backend} {operator}": lambda b=backend, o=operator: new_precision(  # type: ignore[misc] # defaults bind early
@@ -237,6 +312,13 @@ def state() -> dict[str, Any]:
         "anomaly": (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()),
         "denormals": [5e-324][0] * 1.0,
         "modes": (core._len_torch_function_stack(), core._len_torch_dispatch_stack()),
+        "hooks": [
+            list(hooks)
+            for place in (module, optimizer)
+            for name, hooks in vars(place).items()
+            if name.startswith("_global_") and isinstance(hooks, dict)
+        ],
+        "saved tensors": core._autograd._top_saved_tensors_default_hooks(True),
         "threads": torch.get_num_threads(),
         "torch random": torch.get_rng_state().tolist(),
         "numpy random": str(np.random.get_state()),  # noqa: NPY002 what a host may use
@@ -255,6 +337,8 @@ def state() -> dict[str, Any]:
             list(Image.ID),
             GifImagePlugin.LOADING_STRATEGY,
             TiffImagePlugin.READ_LIBTIFF,
+            PngImagePlugin.MAX_TEXT_MEMORY,
+            dict(Image.DECODERS),
             logging.getLogger("PIL").propagate,
         ),
     }
@@ -272,7 +356,10 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pictures = [
         Image.fromarray(noise.integers(0, 256, (90, 80, 3), dtype=np.uint8)) for _ in range(5)
     ]
-    for number, name in enumerate(("a.png", "b.png", "c.gif", "d.tif", "e.jpg")):
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("Comment", "a photo")
+    pictures[0].save(folder / "a.png", pnginfo=texts)
+    for number, name in enumerate(("b.png", "c.gif", "d.tif", "e.jpg"), start=1):
         pictures[number].save(folder / name)
     whole = (folder / "e.jpg").read_bytes()
     (folder / "f.jpg").write_bytes(whole[: len(whole) * 2 // 3])
@@ -319,11 +406,11 @@ def test_extract_gives_the_same_whatever_the_host_has_set(
     assert contents(tmp_path / "f.h5") == expected[0]
 
 
-@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("host", [*HOSTS, *OF_MODULES])
 def test_an_extractor_gives_the_same_whatever_the_host_has_set(host: str, expected: Any) -> None:
     """Made and called under the host's state, it gives the features of a fresh process."""
     batch = pixels()
-    with HOSTS[host]():
+    with {**HOSTS, **OF_MODULES}[host]():
         before = state()
         found = Extractor(SETTINGS)(batch)
         after = state()
@@ -332,6 +419,42 @@ def test_an_extractor_gives_the_same_whatever_the_host_has_set(host: str, expect
         assert not found[spec].is_inference()
         assert found[spec].dtype == torch.float32
         assert torch.equal(found[spec], rows), spec
+
+
+def trained() -> list[torch.Tensor]:
+    """Return the parameters of a small network after two steps."""
+    network = nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 2))
+    for number, parameter in enumerate(network.parameters()):
+        nn.init.constant_(parameter, 0.1 * (number + 1))
+    steps = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    images = torch.linspace(-1, 2, 96).reshape(2, 3, 4, 4)
+    for _ in range(2):
+        steps.zero_grad()
+        network(images).square().sum().backward()
+        steps.step()
+    return [x.detach() for x in (*network.parameters(), *network.buffers())]
+
+
+@pytest.mark.parametrize("host", OF_MODULES)
+def test_training_gives_the_same_whatever_the_host_has_set(host: str) -> None:
+    """Hooks of modules, optimizers and saved tensors change no gradient and no step."""
+    right = trained()
+    with OF_MODULES[host](), isolated():
+        found = trained()
+    assert all(map(torch.equal, found, right))
+
+
+def test_hooks_registered_meanwhile_stay() -> None:
+    """Of another thread, say; and a handle taken before still removes its hook."""
+    before = len(module._global_forward_hooks)
+    first = module.register_module_forward_hook(lambda *_: None)
+    with isolated():
+        assert not module._global_forward_hooks
+        second = module.register_module_forward_hook(lambda *_: None)
+    assert list(module._global_forward_hooks)[before:] == [first.id, second.id]
+    first.remove()
+    second.remove()
+    assert len(module._global_forward_hooks) == before
 
 
 def test_errors_restore_the_state(tmp_path: Path) -> None:
@@ -423,10 +546,11 @@ def test_foreign_plugins_do_not_read_images(tmp_path: Path) -> None:
 
 def test_plugins_are_those_of_a_fresh_process() -> None:
     """What is found in the sources of the plugins is what Pillow registers by itself."""
-    from vggfeat.pillow_state import own_plugins
+    from vggfeat.pillow_state import own_decoders, own_plugins
 
     Image.init()
     assert own_plugins() == Image.OPEN
+    assert own_decoders() == Image.DECODERS
 
 
 def test_a_handler_of_a_c_library_stays(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,8 +49,9 @@ def isolated() -> Iterator[None]:
     """Run the block, or a function it decorates, as in a fresh process; restore the state after.
 
     Covers torch (autocast, default dtype and device, modes, gradients, TF32 by the old and the new
-    settings, cuDNN, oneDNN, deterministic algorithms, anomaly detection, denormals), NumPy's error
-    handling, warnings as errors, the recursion limit and h5py's configuration. torch's part is left
+    settings, cuDNN, oneDNN, deterministic algorithms, anomaly detection, denormals, global hooks of
+    modules and optimizers, hooks on saved tensors), NumPy's error handling, warnings as errors, the
+    recursion limit and h5py's configuration. torch's part is left
     out where torch is not loaded: then nobody has set anything. The number of threads is the
     caller's to choose and is kept.
 
@@ -143,7 +144,27 @@ def _torch_process() -> Iterator[None]:
         torch.autograd.set_detect_anomaly(False)
         _set_flags(torch._C, stack)  # noqa: SLF001 the public properties refuse after `disable_global_flags`
         _set_float32(torch, stack)
+        _remove_global_hooks(stack)
         yield
+
+
+def _remove_global_hooks(stack: contextlib.ExitStack) -> None:
+    """Take off the hooks that every module and optimizer calls; they may change what passes.
+
+    Their dicts stay the same objects, for handles refer to them. What another thread registers
+    meanwhile stays registered.
+    """
+    for module in ("torch.nn.modules.module", "torch.optim.optimizer"):
+        for name, hooks in vars(sys.modules[module]).items():
+            if name.startswith("_global_") and isinstance(hooks, dict) and hooks:
+                stack.callback(_put_back, hooks, dict(hooks))
+                hooks.clear()
+
+
+def _put_back(hooks: dict[int, Any], kept: dict[int, Any]) -> None:
+    registered_meanwhile = dict(hooks)
+    hooks.clear()
+    hooks.update({**kept, **registered_meanwhile})
 
 
 def _set_flags(core: Any, stack: contextlib.ExitStack) -> None:
@@ -234,11 +255,20 @@ def _set_thread_of_torch(torch: Any, stack: contextlib.ExitStack) -> None:
         from torch.utils import _python_dispatch
 
         stack.enter_context(_python_dispatch._disable_current_modes())  # noqa: SLF001
+    _remove_saved_tensor_hooks(torch._C._autograd, stack)  # noqa: SLF001 torch has no other way
     stack.enter_context(torch.inference_mode(mode=False))
     stack.enter_context(torch.enable_grad())
     if _SMALLEST[0] * 1.0 == 0.0:
         stack.callback(torch.set_flush_denormal, True)
         torch.set_flush_denormal(False)
+
+
+def _remove_saved_tensor_hooks(core: Any, stack: contextlib.ExitStack) -> None:
+    """Take off what packs and unpacks the tensors that backward needs, in this thread."""
+    top = getattr(core, "_top_saved_tensors_default_hooks", lambda _: None)  # versions differ
+    while (hooks := top(True)) is not None:
+        core._pop_saved_tensors_default_hooks()  # noqa: SLF001
+        stack.callback(core._push_saved_tensors_default_hooks, *hooks)  # noqa: SLF001
 
 
 _PROCESS = _Shared(_process)

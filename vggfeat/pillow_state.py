@@ -11,7 +11,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import PIL
-from PIL import GifImagePlugin, Image, ImageFile, TiffImagePlugin
+from PIL import GifImagePlugin, Image, ImageFile, PngImagePlugin, TiffImagePlugin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # Those that Pillow asks first; of all others the order is its own.
 _FIRST = ("BmpImagePlugin", "GifImagePlugin", "JpegImagePlugin", "PpmImagePlugin", "PngImagePlugin")
-_REGISTRATION = re.compile(r"^Image\.register_open\(([^()]*)\)", re.MULTILINE)
+_REGISTRATION = re.compile(r"^Image\.register_(open|decoder)\(([^()]*)\)", re.MULTILINE)
 
 # Without a handler of its own, Python would print what does not propagate.
 _LOGGER = logging.getLogger("PIL")
@@ -33,6 +33,8 @@ _FRESH: tuple[tuple[Any, str, Any], ...] = (
     (GifImagePlugin, "LOADING_STRATEGY", GifImagePlugin.LoadingStrategy.RGB_AFTER_FIRST),
     # Decodes uncompressed TIFFs by libtiff too, whose conversions are others.
     (TiffImagePlugin, "READ_LIBTIFF", False),
+    # A PNG with more text fails, however good its pixels.
+    (PngImagePlugin, "MAX_TEXT_MEMORY", 64 * 1024 * 1024),
     (Image, "WARN_POSSIBLE_FORMATS", False),
     # Its complaints name no file; what fails says why, and the rest is no matter.
     (_LOGGER, "propagate", False),
@@ -52,6 +54,8 @@ def pillow_as_installed() -> Iterator[None]:
         *_FRESH,
         (state, "OPEN", dict(plugins)),
         (state, "ID", list(plugins)),
+        # One of the host's would be asked before Pillow's in C of the same name.
+        (state, "DECODERS", dict(own_decoders())),
         (state, "_initialized", 2),  # nothing is left to load
     ]
     fresh = [entry for entry in fresh if hasattr(*entry[:2])]  # versions of Pillow differ
@@ -72,19 +76,37 @@ def own_plugins() -> dict[str, Plugin]:
     Taken from the sources of its plugins: their modules register when they are imported, once, and
     the host process may have changed the registry since. The first call takes a tenth of a second.
     """
-    Image.init()  # for the plugins' decoders and file extensions
     found: dict[str, Plugin] = {}
-    for name in (*_FIRST, *PIL._plugins):  # noqa: SLF001 the only list of them
-        with contextlib.suppress(ImportError):
-            module = importlib.import_module(f"PIL.{name}")
-            for format_, factory, *accept in _registrations(module):
-                found.setdefault(format_.upper(), (factory, accept[0] if accept else None))
+    for kind, (format_, factory, *accept) in _own_registrations():
+        if kind == "open":
+            found.setdefault(format_.upper(), (factory, accept[0] if accept else None))
     return found
 
 
-def _registrations(module: Any) -> Iterator[list[Any]]:
-    """Arguments of each `Image.register_open(…)` in a module, looked up there."""
-    source = module.__loader__.get_source(module.__name__) or ""
-    for arguments in _REGISTRATION.findall(source):
-        names = [name.strip() for name in arguments.split(",") if name.strip()]
-        yield [operator.attrgetter(name)(module) for name in names]
+@functools.cache
+def own_decoders() -> dict[str, Any]:
+    """Return name → class of the decoders in Python that Pillow itself registers."""
+    return {
+        name: decoder for kind, (name, decoder, *_) in _own_registrations() if kind == "decoder"
+    }
+
+
+@functools.cache
+def _own_registrations() -> list[tuple[str, list[Any]]]:
+    """Return each `Image.register_open(…)` and `register_decoder(…)`: its kind and arguments."""
+    Image.init()  # for the plugins' file extensions
+    found = []
+    for name in (*_FIRST, *(name for name in PIL._plugins if name not in _FIRST)):  # noqa: SLF001 the only list of them
+        with contextlib.suppress(ImportError):
+            module: Any = importlib.import_module(f"PIL.{name}")
+            source = module.__loader__.get_source(module.__name__) or ""
+            for kind, arguments in _REGISTRATION.findall(source):
+                names = [name.strip() for name in arguments.split(",") if name.strip()]
+                found.append((kind, [_looked_up(name, module) for name in names]))
+    return found
+
+
+def _looked_up(expression: str, module: Any) -> Any:
+    if expression.startswith('"'):
+        return expression.strip('"')
+    return operator.attrgetter(expression)(module)
