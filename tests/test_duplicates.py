@@ -115,6 +115,8 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     done = vggfeat(*words, cwd=tmp_path, env={"PYTHONPROFILEIMPORTTIME": "1"})
     assert done.returncode == 0, done.stderr
     assert "| torch" not in done.stderr
+    warning = "RANDOM WEIGHTS (seed 0): these features carry no learnt meaning"
+    assert done.stderr.count(f"vggfeat: warning: cache 'f.h5': {warning}\n") == 1
     assert done.stdout.splitlines() == [
         "6 images by conv2_1:max: 3 pairs with cosine >= 0.99999, 1 groups, 2 images to spare",
         "",
@@ -124,6 +126,7 @@ def test_from_the_command_line(tmp_path: Path) -> None:
         "  1.0000  padded.png",
     ]
     found = json.loads(vggfeat(*words, "--json", cwd=tmp_path).stdout)
+    assert found["warning"] == warning
     assert [one["identical"] for one in found["groups"][0]["members"]] == [True, True, False]
     assert_one_line(vggfeat("duplicates", "f.h5", cwd=tmp_path), 2, "several layers")
     assert_one_line(vggfeat("duplicates", "images/01.png", cwd=tmp_path), 5, "01.png")

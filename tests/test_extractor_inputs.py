@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,10 @@ from PIL import Image
 from torchvision.transforms import functional
 
 from vggfeat import Extractor, Settings, calibrate
+from vggfeat.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from torch import Tensor
 
@@ -32,7 +33,7 @@ def network() -> Extractor:
 
 
 @pytest.fixture(scope="module")
-def photo(test_data: Path) -> Image.Image:
+def photo(test_data: pathlib.Path) -> Image.Image:
     path = min((test_data / "photos").iterdir())
     return Image.open(path).convert("RGB")
 
@@ -50,7 +51,7 @@ def normalised(pixels: Tensor) -> Tensor:
     return weights.transforms(crop_size=64, resize_size=64)(pixels)  # type: ignore[no-any-return] # torchvision has no types
 
 
-REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+REFUSED: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "floats of 0 to 1": (
         lambda x: x / 255,
         (
@@ -63,7 +64,7 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "float64": (lambda x: x.double() / 255, "look like pixels of 0 to 1"),
     "floats of 0 to 255": (
         lambda x: x.float(),
-        r"look like pixels of 0 to 255, white is 2\.64 once normalised",
+        r"look like pixels of 0 to 255; expected \(image / 255 - mean\) / std, .* 2\.64 at most",
     ),
     "not resized": (
         lambda x: functional.resize(x, [100, 80]),
@@ -76,6 +77,48 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
         lambda x: functional.resize(x, [100, 100]),
         r"images are 100 x 100 pixels; expected 64 x 64, .*Settings\(size=100\)",
     ),
+    "too small": (
+        lambda x: functional.resize(x, [1, 9]) / 255 - 1,
+        "images are 1 x 9; expected 2 x 2 at least, .* request earlier layers",
+    ),
+    "no height": (lambda x: x[:, :, :0] / 255 - 1, "images are 0 x 64; expected 2 x 2 at least"),
+    "float8": (
+        lambda x: x.to(torch.float8_e4m3fn),
+        "float8_e4m3fn; expected uint8 or uint16 .*float16, bfloat16, float32 or float64",
+    ),
+    "infinite": (
+        lambda x: torch.where(x > 250, torch.inf, x / 255 - 0.5),
+        r"hold -0\.[\d]+ to inf, .*finite",
+    ),
+    "beyond float32": (
+        lambda x: x.double() * -1e300,
+        r"hold -[\d.]+e\+302 to -[\d.]+e\+301, .*float32",
+    ),
+    "sparse": (lambda x: x.to_sparse(), r"sparse_coo tensor; .*dense: images.to_dense\(\)"),
+    "meta": (lambda x: x.to("meta"), "on device meta, without values"),
+    "None": (lambda _: None, r"images are None; expected a torch.Tensor \(N, 3, H, W\)$"),
+    "path": (lambda _: "a.jpg", "images are a path, 'a.jpg'; .*vggfeat.extract reads files"),
+    "pathlib's": (lambda _: pathlib.Path("a.jpg"), "images are a path, 'a.jpg'"),
+    "PIL": (
+        lambda x: functional.to_pil_image(x[0]),
+        r"images are a PIL image, RGB of 64 x 64; .*functional.pil_to_tensor\(image\)\[None\]",
+    ),
+    "array": (
+        lambda x: x.numpy(),
+        r"a NumPy array, uint8 \[1, 3, 64, 64\]; .*: torch.from_numpy\(images\)$",
+    ),
+    "arrays of pixels": (
+        lambda x: x.permute(0, 2, 3, 1).numpy(),
+        r"torch.from_numpy\(images\).permute\(0, 3, 1, 2\)$",
+    ),
+    "array of pixels": (
+        lambda x: x[0].permute(1, 2, 0).numpy(),
+        r"torch.from_numpy\(images\).permute\(2, 0, 1\)\[None\]$",
+    ),
+    "arrays": (lambda x: [x[0].numpy()], "images are a list of ndarray; .*stack them"),
+    "tensors": (lambda x: (x[0], x[0]), r"images are a tuple of Tensor; .*torch.stack\(images\)"),
+    "empty list": (lambda _: [], "images are a list of nothing"),
+    "number": (lambda _: 5, "images are of type int"),
     "int64": (lambda x: x.long(), r"torch.int64; expected uint8 or uint16 .*to\(torch.uint8\)"),
     "int8": (lambda x: (x.int() - 128).to(torch.int8), "torch.int8; expected uint8"),
     "bool": (lambda x: x > 128, "torch.bool; expected uint8"),
@@ -90,8 +133,9 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
 def test_what_is_no_input_is_refused(kind: str, network: Extractor, pixels: Tensor) -> None:
     """Each says what was expected, what was found and what to do."""
     change, message = REFUSED[kind]
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UsageError, match=message) as error:
         network(change(pixels))
+    assert "\n" not in str(error.value)
 
 
 def test_pixels_and_normalised_floats_agree(
@@ -125,6 +169,27 @@ def test_a_white_image_is_no_pixels(network: Extractor) -> None:
     torch.testing.assert_close(network(floats)["conv2_1"], network(white)["conv2_1"])
 
 
+def test_a_trial_batch_of_zeros_is_taken(network: Extractor) -> None:
+    """Zeros are images of the mean colour once normalised, and no pixels that are all black."""
+    assert torch.equal(
+        network(torch.zeros(1, 3, 64, 64))["conv2_1"],
+        network(torch.zeros(1, 3, 64, 64), normalized=True)["conv2_1"],
+    )
+
+
+@pytest.mark.parametrize("layers", ["conv2_1,conv1_1.pre:map", "pool1:gem,pool1:spp,pool1:rmac"])
+def test_no_images_have_no_rows(layers: str, pixels: Tensor) -> None:
+    """An empty batch gives for each layer what a batch of one gives without its row."""
+    network = Extractor(settings(layers=layers))
+    for images in (pixels, pixels / 255 - 0.5):
+        right = {name: rows[:0] for name, rows in network(images).items()}
+        found = network(images[:0])
+        assert list(found) == list(right)
+        for name, rows in right.items():
+            assert found[name].shape == rows.shape
+            assert found[name].dtype == rows.dtype
+
+
 def test_whole_images_have_one_side_of_the_size(pixels: Tensor) -> None:
     """Without a crop the shorter side is that of the settings, the longer one any."""
     whole = Extractor(settings(crop="none"))
@@ -140,3 +205,7 @@ def test_calibration_refuses_them_too(pixels: Tensor) -> None:
     asked = settings(precision="int8")
     with pytest.raises(ValueError, match="100 x 100 pixels; expected 64 x 64"):
         calibrate(asked, functional.resize(pixels, [100, 100]))
+    nothing: Any = None
+    for images, found in ((pixels[:0], r"\[0, 3, 64, 64\]"), (nothing, "NoneType")):
+        with pytest.raises(UsageError, match=f"calibrate on are {found}; expected"):
+            calibrate(asked, images)

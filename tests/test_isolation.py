@@ -19,8 +19,6 @@ import pytest
 import torch
 from PIL import GifImagePlugin, Image, ImageFile, PngImagePlugin, TiffImagePlugin
 from torch import nn
-from torch.nn.modules import module
-from torch.optim import optimizer
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -31,6 +29,10 @@ from vggfeat.isolation import isolated
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+# torch has no types for what their hooks may return.
+module: Any = sys.modules["torch.nn.modules.module"]
+optimizer: Any = sys.modules["torch.optim.optimizer"]
 
 LAYERS = "conv1_1,conv2_1.pre:map,conv3_2"
 SETTINGS = Settings(
@@ -161,12 +163,13 @@ def raise_it(*what: Any) -> None:
 
 @contextmanager
 def print_options() -> Iterator[None]:
-    torch.set_printoptions(precision=1, sci_mode=True)
+    printing: Any = torch.set_printoptions  # torch has no types here
+    printing(precision=1, sci_mode=True)
     try:
         with np.printoptions(precision=1, floatmode="fixed", legacy="1.13"):
             yield
     finally:
-        torch.set_printoptions("default")
+        printing(profile="default")
 
 
 @contextmanager

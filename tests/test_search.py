@@ -363,6 +363,7 @@ def test_rows_as_queries_leave_themselves_out_and_need_no_torch(workplace: Path)
     cache = library.open(workplace / "feats.h5")
     names = [cache.name(row) for row in np.flatnonzero(cache.done).tolist()]
     x = cache.values("conv1_1")[cache.done]
+    assert json.loads(done.stdout)["warning"].startswith("RANDOM WEIGHTS")
     for answer in json.loads(done.stdout)["answers"]:
         own = names.index(answer["query"])
         scores = scored(x, x[own : own + 1], "cosine")[0]
@@ -376,6 +377,8 @@ def test_tables_and_csv(workplace: Path) -> None:
     words = ["search", "feats.h5", "--row", "a/03.png", "--layer", "conv1_1", "--layer",
              "relu2_1:max", "--weights", "3,1", "--metric", "l2", "--top", "2"]  # fmt: skip
     done = vggfeat(*words, cwd=workplace, env={"COLUMNS": "120"})
+    warning = "cache 'feats.h5': RANDOM WEIGHTS (seed 0): these features carry no learnt meaning"
+    assert done.stderr == f"vggfeat: warning: {warning}\n"
     head, _, query, columns, *rows = done.stdout.splitlines()
     assert head == ("12 images searched by conv1_1 0.75, conv2_1:max 0.25, L2 distance")
     assert (query, columns.split()) == ("a/03.png", ["rank", "distance", "similarity", "path"])
@@ -385,7 +388,9 @@ def test_tables_and_csv(workplace: Path) -> None:
     for row, hit in zip(rows, found.answers[0].hits, strict=True):
         assert row.split() == [str(hit.rank), f"{hit.score:.4f}", f"{hit.similarity:.4f}", hit.path]
         assert hit.similarity == pytest.approx(1 / (1 + hit.score))
-    table = list(csv.DictReader(io.StringIO(vggfeat(*words, "--csv", cwd=workplace).stdout)))
+    done = vggfeat(*words, "--csv", cwd=workplace)
+    assert done.stderr == f"vggfeat: warning: {warning}\n"
+    table = list(csv.DictReader(io.StringIO(done.stdout)))
     assert [line["path"] for line in table] == [hit.path for hit in found.answers[0].hits]
     assert float(table[0]["score"]) == pytest.approx(found.answers[0].hits[0].score, rel=1e-6)
     long = workplace / "images" / ("x" * 60)

@@ -11,7 +11,7 @@ from vggfeat.blocks import Asked, sides
 from vggfeat.errors import InputError, TooManyFailuresError, UsageError
 from vggfeat.indexing import open_index
 from vggfeat.isolation import isolated
-from vggfeat.near import the_layer
+from vggfeat.near import the_layer, warn_of_cache
 from vggfeat.querying import Queries, Undecodable, query_images
 from vggfeat.reader import FeatureCache
 from vggfeat.scan import nearest
@@ -90,6 +90,7 @@ class Findings:
         answers: one a query, images before rows.
         failures: queries that give no image.
         index: that was searched, with the recall measured; None where the search was exact.
+        warning: what to know of the cache's features, such as that their weights are random.
     """
 
     cache: str
@@ -100,6 +101,7 @@ class Findings:
     answers: tuple[Answer, ...]
     failures: tuple[Undecodable, ...]
     index: IndexInfo | None = None
+    warning: str = ""
 
 
 @isolated()
@@ -179,7 +181,8 @@ def search(
         return nearest(opened, wanted, count, metric, left_out=left_out, device=place)
 
     answers = _answers(opened, known, find, top, metric, exclude_self=exclude_self)
-    return replace(findings, answers=answers, index=None if used is None else used.info)
+    info = None if used is None else used.info
+    return replace(findings, answers=answers, index=info, warning=warn_of_cache(opened))
 
 
 @dataclass(frozen=True, slots=True)

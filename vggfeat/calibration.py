@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from vggfeat.decode import decode
 from vggfeat.device import choose_devices
-from vggfeat.errors import DecodeError, InputError
+from vggfeat.errors import DecodeError, InputError, UsageError
 from vggfeat.extractor import Extractor
 from vggfeat.isolation import isolated
 from vggfeat.network import needed_layers
@@ -59,7 +59,17 @@ def calibrate(
 
     Returns:
         conv layer → its largest value, for all that `settings.layers` need.
+
+    Raises:
+        UsageError: no images, or what an `Extractor` refuses.
     """
+    given: Any = images
+    if not isinstance(given, torch.Tensor) or not given.numel():
+        found = list(given.shape) if isinstance(given, torch.Tensor) else type(given).__name__
+        raise UsageError(
+            f"images to calibrate on are {found}; expected pixels, a torch.Tensor (N, 3, H, W) "
+            "with a few dozen of the images to come"
+        )
     return _largest(settings, torch.split(images, _AT_ONCE), weights)
 
 

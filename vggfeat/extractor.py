@@ -91,6 +91,7 @@ class Extractor:
 
     def _build(self, precision: Compute) -> TappedVgg | Int8Vgg:
         layers = needed_layers(self.settings.specs, self.settings.model)
+        self._shortest = 2 ** sum(layer.kind == "pool" for layer in layers)
         entry = self.settings.entry
         tensors = load_tensors(self.weights, self.settings.model, layers, entry)
         head = tensors.get("classifier.6.weight")
@@ -160,18 +161,24 @@ class Extractor:
                 (not with int8). Any device.
             normalized: floating-point images are normalised even though none of their values is
                 negative. Without it those that look like plain pixels, of 0 to 1 or 0 to 255, are
-                refused: their features would be wrong, and look right.
+                refused: their features would be wrong, and look right. Zeros alone are taken.
 
         Returns:
             canonical spec, or with `settings.fuse` its method → float32 (N, …) on this
-            extractor's device.
+            extractor's device. No images have no rows, of the right shape.
 
         Raises:
-            ValueError: not four axes with so many channels, pixels of another size, another type,
-                NaN, or floating-point images that look like pixels.
+            UsageError: no tensor with its values in memory, not four axes with so many channels,
+                pixels of another size, another type, NaN or infinite values, or floating-point
+                images that look like pixels.
             DeviceError: the device has no memory for even one image.
         """
-        check_images(images, self.preprocess, self.precision, normalized=normalized)
+        check_images(images, self.preprocess, self.precision, self._shortest, normalized=normalized)
+        if not len(images):
+            return {
+                name: torch.zeros((0, *shape), device=self.device)
+                for name, shape in self.output_shapes(*images.shape[2:]).items()
+            }
         return self.compute(images)
 
     @isolated()

@@ -7,6 +7,7 @@ rows and not with the pairs.
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 from collections import Counter
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vggfeat.blocks import Metric, Rows, Side, Values
+
+_log = logging.getLogger("vggfeat")
 
 _OUTER_ROWS = 2048  # compared with a block at a time
 _DECIDED_AT_ONCE = 1 << 12  # pairs scored in float64
@@ -88,6 +91,7 @@ class Duplicates:
         images: compared.
         pairs: that are near enough.
         groups: largest first, then nearest pair first.
+        warning: what to know of the cache's features, such as that their weights are random.
     """
 
     cache: str
@@ -97,6 +101,7 @@ class Duplicates:
     images: int
     pairs: int
     groups: tuple[Group, ...]
+    warning: str = ""
 
     @property
     def spare(self) -> int:
@@ -136,12 +141,21 @@ def duplicates(
             f"{len(rows)} images of cache {opened.path!r} are done; two make the first pair: "
             "extract more"
         )
+    warning = warn_of_cache(opened)
     task = _Task(opened, name, rows, metric, threshold)
     found = _Groups(len(rows))
     with single_threaded() as alone:
         _Work(task, found, on_progress).run(usable_cores() if alone else 1)
     groups = found.groups(task)
-    return Duplicates(opened.path, name, metric, threshold, len(rows), found.pairs, groups)
+    return Duplicates(opened.path, name, metric, threshold, len(rows), found.pairs, groups, warning)
+
+
+def warn_of_cache(cache: FeatureCache) -> str:
+    """Log what a reader of the cache must know of its features, and return it; mostly empty."""
+    warning = cache.header.provenance.warning
+    if warning:
+        _log.warning("cache %r: %s", cache.path, warning)
+    return warning
 
 
 def the_layer(cache: FeatureCache) -> str:

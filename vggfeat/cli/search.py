@@ -150,6 +150,8 @@ def search(
             typer.echo(
                 f"vggfeat: warning: query {printable(failure.path)}: {failure.reason}", err=True
             )
+        if as_csv and found.warning:
+            typer.echo(f"vggfeat: warning: cache {found.cache!r}: {found.warning}", err=True)
         if as_json:
             print_json(_plain(found))
         else:
