@@ -141,6 +141,26 @@ def test_a_table_with_two_rows_for_one_class_is_refused(animals: Path) -> None:
     assert library.class_vectors(animals / "s.npz", ["Yak"]).vectors.tolist() == [[1, 0]]
 
 
+def test_an_identifier_may_stand_in_front_of_either(tmp_path: Path) -> None:
+    """Of the class or of its row; two identifiers are two classes, and rows may differ."""
+    table = tmp_path / "t.csv"
+    table.write_text(
+        "001.Black_footed_Albatross,1,2\nlaysan albatross,3,4\nn02129165-SeaLion,5,6\n"
+        "n02012849_crane,7,8\nn03126707_crane,9,9\n004.Groove-billed Ani,2,1\n"
+    )
+    names = ["Black footed Albatross", "002.Laysan_Albatross", "sea lion", "groove billed ani"]
+    found = library.class_vectors(table, names)
+    assert found.vectors.tolist() == [[1, 2], [3, 4], [5, 6], [2, 1]]
+    assert found.found_as[0] == ("001.Black_footed_Albatross",)
+    with pytest.raises(UsageError, match="'crane' may be 'n02012849_crane' or 'n03126707_crane'"):
+        library.class_vectors(table, ["crane"])
+    with pytest.raises(UsageError, match=r"none for 1 of 1 classes: '007\.Black_footed_Albatross'"):
+        library.class_vectors(table, ["007.Black_footed_Albatross"])
+    (tmp_path / "tree.csv").write_text("001.Black_footed_Albatross,bird\nn1_crane,bird\n")
+    tree = read_tree(tmp_path / "tree.csv")
+    assert tree.find(["black-footed albatross"]) == ("001.Black_footed_Albatross",)
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".txt"])
 def test_vectors_of_decomposed_names(tmp_path: Path, suffix: str) -> None:
     """A name typed finds the vector of the name as a Mac writes it, and the other way round."""

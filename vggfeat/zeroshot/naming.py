@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vggfeat.core.class_names import fold
+from vggfeat.core.class_names import class_key, fold
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -75,6 +75,8 @@ def all_words(names: Iterable[str]) -> frozenset[str]:
 class Index:
     """Finds words whatever their case: as written before lower case before the first of the others.
 
+    An identifier may stand in front of the class, of the word, or of neither.
+
     Args:
         words: in the order of the table, each once.
     """
@@ -82,20 +84,40 @@ class Index:
     def __init__(self, words: Iterable[str]) -> None:
         self._exact: set[str] = set()
         self._folded: dict[str, str] = {}
+        self._bare: dict[str, list[str]] = {}
         for word in words:
             self._exact.add(word)
+            if identifier(word):
+                self._add_bare(word)
             folded = fold(word)
             if folded == word or folded not in self._folded:
                 self._folded[folded] = word
+
+    def _add_bare(self, word: str) -> None:
+        forms = (form for one in spellings(word) for form in one.whole if form != word)
+        for key in dict.fromkeys(map(class_key, forms)):
+            self._bare.setdefault(key, []).append(word)
 
     def find(self, form: str) -> str | None:
         """The word of the table that is meant by `form`."""
         return form if form in self._exact else self._folded.get(fold(form))
 
     def find_whole(self, name: str) -> str | None:
-        """The word that stands for a whole class name."""
+        """The word that stands for a whole class name; None also if several do by `find_bare`."""
         forms = (form for one in spellings(name) for form in one.whole)
-        return next((word for word in map(self.find, forms) if word is not None), None)
+        found = next((word for word in map(self.find, forms) if word is not None), None)
+        alike = () if found is not None else self.find_bare(name)
+        return alike[0] if len(alike) == 1 else found
+
+    def find_bare(self, name: str) -> tuple[str, ...]:
+        """Words that are a class name but for an identifier in front of them.
+
+        A name with an identifier of its own has none: two identifiers are two classes.
+        """
+        if identifier(name):
+            return ()
+        keys = dict.fromkeys(class_key(form) for one in spellings(name) for form in one.whole)
+        return next((tuple(self._bare[key]) for key in keys if key in self._bare), ())
 
     def find_parts(self, name: str) -> tuple[str, ...]:
         """The words that a class name consists of; empty unless all that matter are there."""

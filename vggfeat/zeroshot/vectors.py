@@ -72,8 +72,9 @@ def class_vectors(path: str | os.PathLike[str], names: Sequence[str]) -> ClassVe
     """The vector of each class of a file.
 
     A name is looked for as it is, then without an identifier in front, then its words joined by
-    `_`, `-`, a space and nothing, each in any case; names between commas in turn. In word vectors,
-    not in tables, a name that is nowhere whole gets the mean of its words' vectors.
+    `_`, `-`, a space and nothing, each in any case; names between commas in turn; then, in tables,
+    behind an identifier. In word vectors, not in tables, a name that is nowhere whole gets the mean
+    of its words' vectors.
 
     Args:
         path: word2vec text or binary or GloVe text, also `.gz`; or a table: `.csv`, `.tsv`, `.npz`,
@@ -92,9 +93,10 @@ def class_vectors(path: str | os.PathLike[str], names: Sequence[str]) -> ClassVe
     found: dict[str, tuple[str, ...]] = {}
     for name in names:
         whole = index.find_whole(name)
-        found[name] = (whole,) if whole is not None else () if table else index.find_parts(name)
+        rest = index.find_bare(name)[:1] if table else index.find_parts(name)
+        found[name] = (whole,) if whole is not None else rest
     if table:
-        _refuse_ambiguous(path, words, found)
+        _refuse_ambiguous(path, words, found, index)
     missing = [name for name in names if not found[name]]
     if missing:
         known = list(words.vectors) if table else _nearby(path, missing)
@@ -102,7 +104,9 @@ def class_vectors(path: str | os.PathLike[str], names: Sequence[str]) -> ClassVe
     return _checked(path, words, found)
 
 
-def _refuse_ambiguous(path: str, words: Words, found: Mapping[str, tuple[str, ...]]) -> None:
+def _refuse_ambiguous(
+    path: str, words: Words, found: Mapping[str, tuple[str, ...]], index: Index
+) -> None:
     """Refuse a class for which a table has two rows that differ, neither of exactly its name."""
     by_key: dict[str, list[str]] = {}
     for word in words.vectors:
@@ -110,6 +114,8 @@ def _refuse_ambiguous(path: str, words: Words, found: Mapping[str, tuple[str, ..
     wrong = []
     for name, whole in found.items():
         rivals = by_key[class_key(whole[0])] if whole and whole[0] != name else []
+        bare = index.find_bare(name)
+        rivals = list(dict.fromkeys((*rivals, *bare))) if whole and whole[0] in bare else rivals
         if any((words.vectors[one] != words.vectors[whole[0]]).any() for one in rivals):
             wrong.append(f"{name!r} may be {' or '.join(map(repr, rivals))}")
     if wrong:
