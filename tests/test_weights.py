@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import urllib.request
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ from vggfeat import download as download_module
 from vggfeat import weights as weights_module
 from vggfeat.checkpoints import read_checkpoint
 from vggfeat.config import Settings
-from vggfeat.digests import file_digest
+from vggfeat.digests import file_digest, file_digests
 from vggfeat.errors import UsageError, WeightsError
 from vggfeat.layers import VARIANTS, layer_table
 from vggfeat.network import needed_layers
@@ -118,7 +119,7 @@ def test_the_digest_is_remembered(tmp_path: Path) -> None:
     assert file_digest(str(path)) == sha256(path.read_bytes())
     memory = tmp_path / "cache" / "vggfeat" / "digests.json"
     known = json.loads(memory.read_text(encoding="utf-8"))
-    known[str(path.resolve())][-1] = "remembered"
+    known[str(path.resolve())]["sha256"] = "remembered"
     memory.write_text(json.dumps(known), encoding="utf-8")
     assert file_digest(str(path)) == "remembered"
     path.write_bytes(b"changed")
@@ -145,7 +146,24 @@ def test_a_file_that_cannot_be_read_is_an_error_of_ours(tmp_path: Path) -> None:
         file_digest(str(path))
 
 
-@pytest.mark.parametrize("content", ["", "not JSON", "[1, 2]", '{"PATH": 3}', '{"PATH": ["x"]}'])
+def test_the_digest_that_an_earlier_version_remembered(tmp_path: Path) -> None:
+    """A memory whose pieces have other checksums than today's is not used, and is replaced."""
+    path = tmp_path / "w.pth"
+    path.write_bytes(b"one")
+    first = file_digests(str(path))
+    assert first.pieces == (zlib.crc32(b"one"),)
+    memory = tmp_path / "cache" / "vggfeat" / "digests.json"
+    known = json.loads(memory.read_text(encoding="utf-8"))
+    stamp = known[str(path.resolve())]["stamp"]
+    known[str(path.resolve())] = [*stamp, [sha256(b"one")[:32]], "remembered"]
+    memory.write_text(json.dumps(known), encoding="utf-8")
+    assert file_digests(str(path)) == first
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "not JSON", "[1, 2]", '{"PATH": 3}', '{"PATH": ["x"]}', '{"PATH": {"stamp": 1}}'],
+)
 def test_a_spoilt_memory_of_digests_only_costs_time(tmp_path: Path, content: str) -> None:
     """A memory of digests that cannot be used is as good as none."""
     path = tmp_path / "w.pth"

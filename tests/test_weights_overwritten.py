@@ -222,7 +222,7 @@ def _remember_as_of_now(path: Path, found: Weights) -> None:
 
     assert found.digest is not None
     stamp = digests._stamp(str(path))
-    entry = [*stamp, list(found.digest.pieces), found.sha256]
+    entry = {"stamp": stamp, "crc32": list(found.digest.pieces), "sha256": found.sha256}
     digests._remember(digests._digest_memory(), os.path.realpath(path), entry)
 
 

@@ -51,7 +51,8 @@ def file_digests(path: str) -> FileDigest:
             )
     except OSError as error:
         raise WeightsError(f"weights file {path!r} cannot be read: {error.strerror}") from error
-    _remember(memory, path, [*stamp, list(digest.pieces), digest.sha256])
+    entry = {"stamp": stamp, "crc32": list(digest.pieces), "sha256": digest.sha256}
+    _remember(memory, path, entry)
     return digest
 
 
@@ -68,9 +69,12 @@ def _stamp(path: str) -> list[int]:
 
 def _remembered(memory: str | None, path: str, stamp: list[int]) -> FileDigest | None:
     entry = _read_memory(memory).get(path)
-    if not isinstance(entry, list) or entry[:-2] != stamp or not isinstance(entry[-2], list):
+    if not isinstance(entry, dict) or entry.get("stamp") != stamp:  # earlier versions kept lists
         return None
-    return FileDigest(str(entry[-1]), stamp[0], tuple(map(str, entry[-2])))
+    sha256, pieces = entry.get("sha256"), entry.get("crc32")
+    if not isinstance(sha256, str) or not isinstance(pieces, list):
+        return None
+    return FileDigest(sha256, stamp[0], tuple(pieces))
 
 
 def _digest_memory() -> str | None:
@@ -92,7 +96,7 @@ def _read_memory(path: str | None) -> dict[str, Any]:
     return known if isinstance(known, dict) else {}
 
 
-def _remember(memory: str | None, path: str, entry: list[Any] | None) -> None:
+def _remember(memory: str | None, path: str, entry: dict[str, Any] | None) -> None:
     known = _read_memory(memory)
     known.pop(path, None)
     _write_memory(memory, known if entry is None else {**known, path: entry})

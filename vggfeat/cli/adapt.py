@@ -221,21 +221,19 @@ def adapt(
         set_up_logging(quiet=quiet or as_json, verbose=False)
         from vggfeat.adapting.settings import AdaptSettings, network_settings
         from vggfeat.machine import keep_freed_memory
-        from vggfeat.signals import ended_by_signals
 
-        with ended_by_signals():
-            flags |= {"layers": layer, "workers": count("workers", workers)}
-            network = {name: flags.get(name) for name in SETTING_NAMES if name != "batch_size"}
-            given: dict[str, Any] = {
-                name: flags[name] for name in DEFAULTS if flags.get(name) is not None
-            }
-            settings = AdaptSettings(network_settings(config, network), **given)
-            if settings.network.workers != 0:
-                keep_freed_memory()
-            _run(
-                sources, out, settings, labels=labels, root=root, fresh=not resume,
-                quiet=quiet, as_json=as_json,
-            )  # fmt: skip
+        flags |= {"layers": layer, "workers": count("workers", workers)}
+        network = {name: flags.get(name) for name in SETTING_NAMES if name != "batch_size"}
+        given: dict[str, Any] = {
+            name: flags[name] for name in DEFAULTS if flags.get(name) is not None
+        }
+        settings = AdaptSettings(network_settings(config, network), **given)
+        if settings.network.workers != 0:
+            keep_freed_memory()
+        _run(
+            sources, out, settings, labels=labels, root=root, fresh=not resume,
+            quiet=quiet, as_json=as_json,
+        )  # fmt: skip
 
 
 def _run(

@@ -76,15 +76,13 @@ def export(
     """
     with exit_codes():
         from vggfeat.exporting import export as export_cache
-        from vggfeat.signals import ended_by_signals
         from vggfeat.specs import split_specs
 
-        with ended_by_signals():
-            made = export_cache(
-                cache, out, to=to, layers=split_specs(layers), rows=rows,
-                compress=cast("Compress", compress), metric=cast("IndexMetric", metric),
-                norm=cast("Norm | None", norm),
-            )  # fmt: skip
+        made = export_cache(
+            cache, out, to=to, layers=split_specs(layers), rows=rows,
+            compress=cast("Compress", compress), metric=cast("IndexMetric", metric),
+            norm=cast("Norm | None", norm),
+        )  # fmt: skip
         if as_json:
             print_json(made)
             return

@@ -318,7 +318,6 @@ def extract(
         from vggfeat.engines import working_place
         from vggfeat.machine import keep_freed_memory
         from vggfeat.names import path_text
-        from vggfeat.signals import ended_by_signals
 
         out = path_text(out)
         sharding = Sharding(shards, shard or "", plan_only)
@@ -326,7 +325,7 @@ def extract(
             out, failures=failures, metrics=metrics_file, log_file=log_file,
             share=sharding.share, work=working_place(out, scratch),
         )  # fmt: skip
-        with reports as watch, ended_by_signals():
+        with reports as watch:
             flags |= {name: count(name, flags[name]) for name in ("batch_size", "workers")}
             settings = make_settings(config, flags)
             if settings.workers != 0:  # without any, images are decoded here, whose memory differs

@@ -120,7 +120,6 @@ def search(
         from vggfeat.answers import search as search_cache
         from vggfeat.errors import UsageError
         from vggfeat.recipes import parse_weights
-        from vggfeat.signals import ended_by_signals
 
         set_up_logging(quiet=as_json or as_csv, verbose=False)
         if as_json and as_csv:
@@ -129,21 +128,20 @@ def search(
             from vggfeat.sheets import check_sheet, sheet_of_findings
 
             check_sheet(sheet)  # before the work
-        with ended_by_signals():  # an index half built is tidied up
-            found = search_cache(
-                cache,
-                queries or (),
-                rows=row or (),
-                layers=layer or (),
-                weights=parse_weights(weights or ""),
-                metric=cast("Metric", metric),
-                top=top,
-                device=device,
-                model_weights=model_weights,
-                use=use or (),
-                index=index,
-                exclude_self=exclude_self,
-            )
+        found = search_cache(
+            cache,
+            queries or (),
+            rows=row or (),
+            layers=layer or (),
+            weights=parse_weights(weights or ""),
+            metric=cast("Metric", metric),
+            top=top,
+            device=device,
+            model_weights=model_weights,
+            use=use or (),
+            index=index,
+            exclude_self=exclude_self,
+        )
         if sheet is not None:
             sheet_of_findings(found, sheet, root=root)
         for failure in found.failures:

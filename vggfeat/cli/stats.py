@@ -99,17 +99,15 @@ def stats(
         from vggfeat.measuring import as_config
         from vggfeat.measuring import stats as measure
         from vggfeat.reports import publish
-        from vggfeat.signals import ended_by_signals
 
         _check(out, sample)
         settings = make_settings(config, {**flags, "workers": count("workers", workers),
                                           "layers": "fc7"})  # fmt: skip
         bar = Bar(quiet=quiet or as_json)
-        with ended_by_signals():
-            try:
-                found = measure(sources, settings, sample=sample, on_progress=bar.update)
-            finally:
-                bar.close()
+        try:
+            found = measure(sources, settings, sample=sample, on_progress=bar.update)
+        finally:
+            bar.close()
         if out is not None:
             publish(out, as_config(found).encode())
         if as_json:

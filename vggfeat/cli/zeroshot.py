@@ -146,7 +146,6 @@ def fit(
     with exit_codes():
         set_up_logging(quiet=quiet or as_json, verbose=False)
         from vggfeat.cli.zeroshot_text import fitting_lines
-        from vggfeat.signals import ended_by_signals
         from vggfeat.zeroshot import ZeroShotSettings, fit_zeroshot
 
         given: dict[str, Any] = {
@@ -166,8 +165,7 @@ def fit(
             "seed": seed,
             "device": device,
         }
-        with ended_by_signals():
-            done = fit_zeroshot(cache, vectors, out, ZeroShotSettings(**given), fresh=fresh)
+        done = fit_zeroshot(cache, vectors, out, ZeroShotSettings(**given), fresh=fresh)
         if as_json:
             print_json(done)
         elif not quiet:
