@@ -464,7 +464,7 @@ def test_signals_end_it_and_the_same_command_goes_on(
     training = {"trainable": "adapter,first", "batch_size": 8, "epochs": 8, "patience": 0}
     assert server.run(images, whole, SMALL, training)[0] == 0
     assert out.read_bytes() == whole.read_bytes()
-    fresh = vggfeat(*words, "--out", out, "--fresh", "--time-limit", "1s", cwd=tmp_path)
+    fresh = vggfeat(*words, "--out", out, "--fresh", "--time-limit", "0.001s", cwd=tmp_path)
     assert "output of the earlier run is as it was; with --fresh the command begins" in fresh.stdout
 
 

@@ -15,6 +15,7 @@ import termios
 import time
 from typing import TYPE_CHECKING
 
+import commands
 import h5py
 import numpy as np
 import pytest
@@ -34,15 +35,8 @@ def vggfeat(
     *words: str | Path, cwd: Path, stdin: bytes = b"", env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Runs the command as a process."""
-    done = subprocess.run(
-        [sys.executable, "-m", "vggfeat", *map(str, words)],
-        cwd=cwd,
-        input=stdin,
-        capture_output=True,
-        check=False,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
-    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+    done = commands.run([*map(str, words)], cwd, stdin, environment)
     return subprocess.CompletedProcess(
         done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
     )

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import pytest
 from places import REPOSITORY
 from test_adapt import write_classes
@@ -28,6 +29,7 @@ PAGES_WITH_CLASSES = (
 QUICK = "--weights random:0 --model vgg11 --size 32 --workers 0"
 """Of `adapt`; what a command names itself comes behind and wins."""
 
+PAGES_OF_INSTALLED_COMMANDS = ("docs/IMAGES.md", "docs/ADAPT.md")
 PAGES_OF_WHOLE_BLOCKS = ("docs/ZEROSHOT.md",)  # which also write the tables that they use
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 
@@ -38,10 +40,11 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
-def run(words: list[str], folder: Path) -> str:
+def run(words: list[str], folder: Path, env: dict[str, str] | None = None) -> str:
+    path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(
         words, cwd=folder, capture_output=True, text=True, check=False, timeout=300,
-        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        env={**os.environ, **path, **(env or {})},
     )  # fmt: skip
     assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
     return done.stdout
@@ -87,22 +90,26 @@ def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("docs/ZEROSHOT.md", 9),
     ],
 )
-def test_the_commands_of_a_page_run(workplace: Path, classes: Path, page: str, count: int) -> None:
+def test_the_commands_of_a_page_run(
+    workplace: Path, classes: Path, tmp_path: Path, page: str, count: int
+) -> None:
     """Each vggfeat command of a page does its work, on random weights where it names none."""
     if shutil.which("bash") is None:
         pytest.skip("no bash")
-    commands = [
+    lines = [
         line for block in blocks(page, "sh") for line in block.splitlines() if "vggfeat " in line
     ]
-    assert len(commands) >= count
+    assert len(lines) >= count
     if page in PAGES_OF_WHOLE_BLOCKS:
-        commands = blocks(page, "sh")
+        lines = blocks(page, "sh")
     folder = classes if page in PAGES_WITH_CLASSES else workplace
-    for command in commands:
+    # Those of one page are started as a user starts them, by the installed script.
+    env = None if page in PAGES_OF_INSTALLED_COMMANDS else commands.install(tmp_path)
+    for command in lines:
         offline = command.replace("vggfeat extract", "vggfeat extract --weights random:0")
         offline = offline.replace("vggfeat adapt", f"vggfeat adapt {QUICK}")
         offline = offline.replace("vggfeat bench", "vggfeat bench --layers conv1_2 --seconds 0.1")
-        run(["bash", "-euo", "pipefail", "-c", offline], folder)
+        run(["bash", "-euo", "pipefail", "-c", offline], folder, env)
     if page == "README.md":
         assert "conv5_4:rmac:l2" in run(["bash", "-c", "vggfeat inspect several.h5"], workplace)
 

@@ -815,7 +815,7 @@ def test_from_the_command_line(images: Path, tmp_path: Path) -> None:
     )
     done = vggfeat(*words, "--shard", "3/3", cwd=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    done = vggfeat(*words, "--shard", "1/3", "--time-limit", "1s", cwd=tmp_path)
+    done = vggfeat(*words, "--shard", "1/3", "--time-limit", "0.001s", cwd=tmp_path)
     assert done.returncode == 0
     done = vggfeat("merge", "feats", "--out", "view.h5", "--virtual", cwd=tmp_path)
     assert done.stdout.startswith("view.h5: a view of 22 images")

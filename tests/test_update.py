@@ -354,7 +354,9 @@ def test_some_of_the_images_are_no_time_limit(images: Path, tmp_path: Path) -> N
 def test_options_from_the_command_line(images: Path, tmp_path: Path) -> None:
     """update, by-digest, retry-failed and time-limit do their work, and say so."""
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
-    done = vggfeat("extract", images, *flags, "--out", "a.h5", "--time-limit", "1s", cwd=tmp_path)
+    done = vggfeat(
+        "extract", images, *flags, "--out", "a.h5", "--time-limit", "0.001s", cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert "UNFINISHED (time limit)" in done.stdout
     done = vggfeat("extract", images, *flags, "--out", "a.h5", "--json", cwd=tmp_path)
@@ -449,7 +451,7 @@ def test_a_fresh_run_out_of_time(images: Path, tmp_path: Path) -> None:
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
     words: list[str | Path] = ["extract", images, *flags, "--out", "a.h5"]
     assert vggfeat(*words, cwd=tmp_path).returncode == 0
-    done = vggfeat(*words, "--fresh", "--time-limit", "1s", cwd=tmp_path)
+    done = vggfeat(*words, "--fresh", "--time-limit", "0.001s", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     told = "UNFINISHED (time limit); the same command without --fresh, which would begin again"
     assert told in done.stdout
