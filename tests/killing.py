@@ -167,7 +167,7 @@ class _Tracer:
             return str(arguments[1]).endswith((".h5", "manifest.json"))
         handle = arguments[1] if name == "copy_file_range" else arguments[0]
         target = os.readlink(f"/proc/self/fd/{handle}")
-        ours = target.endswith((".h5", ".h5.tmp")) or "manifest.json." in target
+        ours = target.endswith((".h5", ".h5.vggfeat.tmp")) or "manifest.json." in target
         return (ours and not target.endswith(".lock")) or os.path.isdir(target)
 
     def _note(self, name: str, arguments: tuple[Any, ...]) -> None:

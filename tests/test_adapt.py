@@ -589,6 +589,22 @@ def test_a_damaged_progress_file_is_an_error(images: Path, tmp_path: Path) -> No
     assert not progress.exists()
 
 
+def test_a_users_file_at_the_name_of_the_progress_file(images: Path, tmp_path: Path) -> None:
+    """It is named and left alone, with `fresh` too, and so is one at the name of the cache."""
+    out = tmp_path / "w.safetensors"
+    progress, cache = Path(f"{out}.progress"), Path(f"{out}.before.h5")
+    progress.write_bytes(b"my thesis")
+    cache.write_bytes(b"my notes")
+    for fresh in (False, True):
+        with pytest.raises(UsageError, match=r"progress' has the name of .*not touched: move it"):
+            adapt(images, out, asked({"layers": "conv1_1"}, epochs=1), fresh=fresh)
+    assert progress.read_bytes() == b"my thesis"
+    progress.unlink()
+    with pytest.raises(CacheError, match=r"before\.h5"):
+        adapt(images, out, asked({"layers": "conv1_1"}, epochs=1), fresh=True)
+    assert cache.read_bytes() == b"my notes"
+
+
 def test_one_run_an_output(images: Path, tmp_path: Path) -> None:
     """While another run holds the output, the command leaves with exit 75."""
     with hold(str(tmp_path / "w.safetensors")):

@@ -94,7 +94,7 @@ def assert_same(found: NDArray[Any], expected: NDArray[Any]) -> None:
 def exported(folder: Path, out: Path, to: str, *more: str, dtype: str = "float16") -> str:
     done = vggfeat("export", f"{dtype}.h5", "--to", to, "--out", out, *more, cwd=folder)
     assert done.returncode == 0, done.stderr
-    assert not out.with_name(f".{out.name}.tmp").exists()
+    assert not out.with_name(f".{out.name}.vggfeat.tmp").exists()
     return done.stdout
 
 

@@ -327,7 +327,7 @@ def test_a_build_that_ends_early_leaves_no_index(tmp_path: Path, when: str) -> N
         if name == "SIGKILL":
             names.add("f.faiss.lock")
         if (name, when) == ("SIGKILL", "before the rename"):
-            names.add("f.faiss.tmp")
+            names.add("f.faiss.vggfeat.tmp")
         assert set(os.listdir(tmp_path)) == names
     open_index(cache, "conv1_1", "l2", tmp_path / "f.faiss")
     assert set(os.listdir(tmp_path)) == {"f.h5", "f.faiss"}

@@ -57,7 +57,6 @@ COMMANDS = {
         ["extract", "images", *SMALL, "--out", "feats.h5", "--failures", "f.csv"], "f.csv"
     ),
 }  # fmt: skip
-SMALL_FILES = ("search sheet", "sheet", "plot", "chart", "stats", "metrics", "failures")
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +120,8 @@ def test_a_link_at_the_temporary_name(server: PublishServer, place: Path, comman
     """
     words, output = COMMANDS[command]
     (place / "victim").write_bytes(b"precious")
-    made = f"{output}.vggfeat.tmp" if command in SMALL_FILES else f"{output}.tmp"
-    made = f".{made}" if words[0] == "export" else made
+    made = f".{output}" if words[0] == "export" else output
+    made += ".vggfeat.tmp"
     (place / made).symlink_to("victim")
     code, said, _ = server.run(place, *words)
     assert code == (0 if command == "metrics" else 2), said
@@ -136,12 +135,12 @@ def test_a_link_at_the_temporary_name(server: PublishServer, place: Path, comman
 @pytest.mark.parametrize("command", ["npy", "webdataset", "faiss"])
 def test_a_folder_at_the_temporary_name(server: PublishServer, place: Path, command: str) -> None:
     """A folder of the user's is not taken for a killed run's."""
-    (place / ".o.tmp").mkdir()
-    (place / ".o.tmp" / "thesis").write_bytes(b"precious")
+    (place / ".o.vggfeat.tmp").mkdir()
+    (place / ".o.vggfeat.tmp" / "thesis").write_bytes(b"precious")
     code, said, _ = server.run(place, *COMMANDS[command][0])
     assert code == 2
     assert "that vggfeat did not make" in said
-    assert (place / ".o.tmp" / "thesis").read_bytes() == b"precious"
+    assert (place / ".o.vggfeat.tmp" / "thesis").read_bytes() == b"precious"
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

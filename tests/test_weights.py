@@ -379,7 +379,7 @@ def test_several_runs_fetch_once(server: Server) -> None:
     server.manner = "slow"
     path = Path(weights_folder()) / FILE_NAME
     path.parent.mkdir(parents=True)
-    path.with_name(FILE_NAME + ".part").write_bytes(b"killed here")
+    path.with_name(FILE_NAME + ".vggfeat.tmp").write_bytes(b"killed here")
     code = (
         "import sys, vggfeat.weights as weights\n"
         "weights._PUBLISHED = {('imagenet', 'vgg11'): sys.argv[1]}\n"

@@ -59,7 +59,7 @@ def download(url: str, path: str, digest_prefix: str) -> str | None:
 
 
 def _fetch_into_place(url: str, path: str, digest_prefix: str) -> str:
-    with atomic_file(path, temporary=f"{path}.part") as file:
+    with atomic_file(path) as file:
         digest = _fetch(url, file)
         _check_digest(url, digest, digest_prefix)
     return digest

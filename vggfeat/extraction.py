@@ -83,7 +83,7 @@ def _extract_shards(
         if refusal is None:
             plan = _prepare_plan(request, lock, tally)
         else:
-            plan = _no_plan(request, refusal)
+            plan = _no_plan(request, refusal, tally)
         limit = request.settings.seconds_allowed
         with StopFlag(limit and limit - (time.perf_counter() - started)) as stop:
             changes = plan(stop)
@@ -169,17 +169,25 @@ def _updating(
     return update
 
 
-def _no_plan(request: ExtractRequest, refusal: SpaceError) -> Callable[[StopFlag], Changes | None]:
+def _no_plan(
+    request: ExtractRequest, refusal: SpaceError, tally: Tally
+) -> Callable[[StopFlag], None]:
     """Refuse what needs another plan than that which is there, in a folder that is read only."""
-    if (
-        request.fresh
-        or request.wish.update
-        or not os.path.exists(os.path.join(request.out, MANIFEST))
-    ):
+    if request.fresh or not os.path.exists(os.path.join(request.out, MANIFEST)):
         raise refusal
-    manifest = read_manifest(request.out)
-    check_plan(request.out, manifest, request.sources, request.root, request.sharding)
-    return lambda _: None
+    had = read_manifest(request.out)
+    if not request.wish.update:
+        check_plan(request.out, had, request.sources, request.root, request.sharding)
+        return lambda _: None
+    request.sharding.check_count(request.out, len(had.shards))
+    images = _discover(request, tally)
+
+    def refuse_changes(stop: StopFlag) -> None:
+        planner = Planner(request.out, images, named_sources(request.sources), stop)
+        if not planner.is_up_to_date(had, request.settings, request.wish):
+            raise refusal
+
+    return refuse_changes
 
 
 def _discover(request: ExtractRequest, tally: Tally) -> Manifest:

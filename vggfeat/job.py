@@ -151,7 +151,7 @@ def is_complete(out: str, manifest: Manifest, wish: Wish) -> bool:
     cache = FeatureCache(out)
     match = match_paths(cache.paths, manifest.paths)
     changes = find_changes(cache, manifest, match, wish)
-    if changes.makes_work or len(changes.removed) or len(changes.touched):
+    if not changes.is_empty:
         return False
     return not bool((cache.state[match.rows] == RowState.PENDING).any())
 

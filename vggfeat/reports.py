@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from vggfeat.errors import SpaceError, UsageError
 from vggfeat.shardreader import open_cache
-from vggfeat.storage.atomic import TEMPORARY_SUFFIX, resolve, write_bytes
+from vggfeat.storage.atomic import write_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,7 +42,7 @@ def publish(path: str, data: bytes) -> None:
         UsageError: there is something else than a regular file.
     """
     try:
-        write_bytes(path, data, temporary=f"{resolve(path)}.vggfeat{TEMPORARY_SUFFIX}")
+        write_bytes(path, data)
     except OSError as error:
         raise SpaceError(
             error.errno, f"{path!r} cannot be written: {error.strerror}; name another place"

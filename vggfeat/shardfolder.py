@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from vggfeat.errors import CacheMismatchError, SpaceError, UsageError
 from vggfeat.names import absolute_place
 from vggfeat.shardlist import MANIFEST, ShardManifest, is_ours
-from vggfeat.storage.atomic import sync_directory
+from vggfeat.storage.atomic import TEMPORARY_SUFFIX, sync_directory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -119,7 +119,7 @@ def remove_leftovers(out: str, manifest: ShardManifest) -> None:
     left = [
         name
         for name in found
-        if is_ours(name) and name not in kept and name.removesuffix(".tmp") not in names
+        if is_ours(name) and name not in kept and name.removesuffix(TEMPORARY_SUFFIX) not in names
     ]
     if not left or not names.issubset(found):
         return

@@ -14,7 +14,7 @@ from typing import Any
 
 from vggfeat.errors import CacheError, SpaceError
 from vggfeat.names import SHARD_MANIFEST
-from vggfeat.storage.atomic import atomic_file
+from vggfeat.storage.atomic import TEMPORARY_SUFFIX, atomic_file
 
 FORMAT = "vggfeat-shards"
 FORMAT_VERSION = 1
@@ -22,7 +22,8 @@ MANIFEST = SHARD_MANIFEST
 
 # What a user keeps beside them, such as manifest.json.bak, is none of ours, and is never removed.
 _OURS = re.compile(
-    r"shard-\d{5,}-[0-9a-f]{8}\.h5(\.lock|\.tmp)?|manifest\.json(\.lock|(\.[0-9a-f]{8})?\.tmp)?"
+    r"shard-\d{5,}-[0-9a-f]{8}\.h5(\.lock|(\.vggfeat)?\.tmp)?"
+    r"|manifest\.json(\.lock|\.vggfeat\.tmp|\.[0-9a-f]{8}(\.vggfeat)?\.tmp)?"
 )
 
 
@@ -199,8 +200,9 @@ def publish_manifest(folder: str, manifest: ShardManifest, token: str, *, replac
         SpaceError: it cannot be written.
     """
     path = os.path.join(folder, MANIFEST)
+    temporary = f"{path}.{token}{TEMPORARY_SUFFIX}"
     try:
-        with atomic_file(path, temporary=f"{path}.{token}.tmp", exclusive=not replace) as file:
+        with atomic_file(path, temporary=temporary, exclusive=not replace) as file:
             file.write(manifest.as_json().encode())
     except FileExistsError:
         return False

@@ -207,8 +207,7 @@ class Planner:
                 place, which are pending.
         """
         remove_leftovers(self.out, had)
-        found = [self._look_at(piece, wish) for piece in self._pieces(had)]
-        self._check(found, had, settings)
+        found = self._find_changes(had, settings, wish)
         with self._own_files_removed_on_error():
             laid = [self._apply(one) for one in found]
             renumbered, first = [], 0
@@ -225,6 +224,23 @@ class Planner:
             )
             self._publish(manifest, replace=True)
         return join_changes([one.changes for one in found if one.changes is not None])
+
+    def is_up_to_date(self, had: ShardManifest, settings: Settings, wish: Wish) -> bool:
+        """Return whether `update` has nothing to write; write nothing.
+
+        Raises:
+            see `update`.
+        """
+        found = self._find_changes(had, settings, wish)
+        missing = any(one.shard.name and one.cache is None for one in found)
+        changed = any(one.changes is not None and not one.changes.is_empty for one in found)
+        same_place = (had.root, had.sources) == (self.images.root, self.sources)
+        return same_place and not missing and not changed
+
+    def _find_changes(self, had: ShardManifest, settings: Settings, wish: Wish) -> list[_Piece]:
+        found = [self._look_at(piece, wish) for piece in self._pieces(had)]
+        self._check(found, had, settings)
+        return found
 
     def _pieces(self, had: ShardManifest) -> Iterator[_Piece]:
         """Each shard with the images that belong to it: from its first path to the next's."""

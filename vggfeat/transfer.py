@@ -37,7 +37,7 @@ def download(entry: RemoteEntry, path: str) -> None:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         _check_room(entry, path)
         log.info("fetching %s, %s", entry.address, byte_count(entry.size))
-        with atomic_path(path, temporary=f"{path}.part") as temporary:
+        with atomic_path(path) as temporary:
             with _as_input_error(entry.address), explained():
                 file_system(entry.address).get_file(entry.address, temporary)
             _check_same(entry, temporary)

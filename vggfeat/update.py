@@ -87,6 +87,11 @@ class Changes:
         """Whether images are to be decoded because of them."""
         return bool(len(self.added) or len(self.pending))
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to do and nothing to note."""
+        return not (self.makes_work or len(self.touched) or len(self.removed))
+
 
 def join_changes(changes: Sequence[Changes]) -> Changes:
     """Those of several shards as one, of which only the counts mean anything."""

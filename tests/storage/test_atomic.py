@@ -122,7 +122,7 @@ def test_what_is_not_a_leftover_is_left_alone(
     write: Callable[[Path], None], kind: str, tmp_path: Path
 ) -> None:
     """A link, folder or pipe at the temporary name is refused, not followed and not removed."""
-    victim, temporary = tmp_path / "victim", tmp_path / "f.tmp"
+    victim, temporary = tmp_path / "victim", tmp_path / "f.vggfeat.tmp"
     victim.write_bytes(b"precious")
     if kind == "link":
         temporary.symlink_to("victim")
@@ -133,18 +133,30 @@ def test_what_is_not_a_leftover_is_left_alone(
     else:
         os.mkfifo(temporary)
     before = os.lstat(temporary)
-    with pytest.raises(UsageError, match=r"f\.tmp.*not touched.*move it away"):
+    with pytest.raises(UsageError, match=r"f\.vggfeat\.tmp.*not touched.*move it away"):
         write(tmp_path / "f")
     assert os.path.samestat(os.lstat(temporary), before)
     assert victim.read_bytes() == b"precious"
-    assert names(tmp_path) == {"victim", "f.tmp"}
+    assert names(tmp_path) == {"victim", "f.vggfeat.tmp"}
+
+
+@WAYS
+def test_a_users_own_temporary_is_left_alone(write: Callable[[Path], None], tmp_path: Path) -> None:
+    """A name that anybody might give a file is not one of ours; its file is not in the way."""
+    for name in ("f.tmp", ".f.tmp", "f.part"):
+        (tmp_path / name).write_bytes(b"precious")
+    write(tmp_path / "f")
+    assert (tmp_path / "f").read_bytes() == NEW
+    for name in ("f.tmp", ".f.tmp", "f.part"):
+        assert (tmp_path / name).read_bytes() == b"precious"
+    assert names(tmp_path) == {"f", "f.tmp", ".f.tmp", "f.part"}
 
 
 @WAYS
 def test_a_leftover_is_replaced(write: Callable[[Path], None], tmp_path: Path) -> None:
     """The file that a killed run left is removed; another name of it keeps its bytes."""
     (tmp_path / "other").write_bytes(b"half")
-    os.link(tmp_path / "other", tmp_path / "f.tmp")
+    os.link(tmp_path / "other", tmp_path / "f.vggfeat.tmp")
     write(tmp_path / "f")
     assert (tmp_path / "f").read_bytes() == NEW
     assert (tmp_path / "other").read_bytes() == b"half"
@@ -230,7 +242,7 @@ def test_a_temporary_that_others_replaced_is_not_published(tmp_path: Path) -> No
         atomic_path(str(tmp_path / "f")) as temporary,
     ):
         os.replace(another, temporary)
-    assert names(tmp_path) == {"f.tmp"}
+    assert names(tmp_path) == {"f.vggfeat.tmp"}
 
 
 WRITE = """
@@ -265,7 +277,7 @@ def test_a_killed_writers_leftover_goes_with_the_next(block: str, tmp_path: Path
     """SIGKILL leaves the temporary and no output; the next writer removes it."""
     with writing(tmp_path, block) as process:
         process.send_signal(signal.SIGKILL)
-    assert names(tmp_path) == {"f.tmp"}
+    assert names(tmp_path) == {"f.vggfeat.tmp"}
     with writing(tmp_path, block) as process:
         process.communicate(timeout=60)
     assert process.returncode == 0
@@ -292,7 +304,7 @@ def test_writers_of_one_file_take_turns(tmp_path: Path) -> None:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         ) as waiting:  # fmt: skip
             wait_for_lock(waiting.pid)
-            assert names(tmp_path) == {"f.tmp"}
+            assert names(tmp_path) == {"f.vggfeat.tmp"}
             first.communicate(timeout=60)
             assert (tmp_path / "f").exists()
             said, _ = waiting.communicate(timeout=60)
@@ -338,7 +350,7 @@ def test_a_folder_is_created_whole(tmp_path: Path) -> None:
     with atomic_folder(str(tmp_path / "d")) as content:
         os.makedirs(Path(content) / "deep")
         (Path(content) / "deep" / "x").write_bytes(NEW)
-        assert names(tmp_path) == {"d.tmp"}
+        assert names(tmp_path) == {"d.vggfeat.tmp"}
     assert (tmp_path / "d" / "deep" / "x").read_bytes() == NEW
     assert names(tmp_path) == {"d"}
     assert names(tmp_path / "d") == {"deep"}
@@ -350,7 +362,7 @@ def test_a_folder_is_created_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["folder", "file", "link"])
 def test_a_folder_of_others_is_left_alone(kind: str, tmp_path: Path) -> None:
     """A folder at the temporary name that has no mark of ours, a file or a link stays."""
-    precious, temporary = tmp_path / "precious", tmp_path / "d.tmp"
+    precious, temporary = tmp_path / "precious", tmp_path / "d.vggfeat.tmp"
     precious.mkdir()
     (precious / "thesis").write_bytes(OLD)
     if kind == "folder":
@@ -361,7 +373,7 @@ def test_a_folder_of_others_is_left_alone(kind: str, tmp_path: Path) -> None:
         temporary.symlink_to("precious")
     before = names(tmp_path)
     with (
-        pytest.raises(UsageError, match=r"d\.tmp.*did not make.*move it away"),
+        pytest.raises(UsageError, match=r"d\.vggfeat\.tmp.*did not make.*move it away"),
         atomic_folder(str(tmp_path / "d")),
     ):
         pytest.fail("must not begin")
@@ -371,7 +383,7 @@ def test_a_folder_of_others_is_left_alone(kind: str, tmp_path: Path) -> None:
 
 def test_a_folder_killed_before_its_mark_is_used(tmp_path: Path) -> None:
     """An empty folder at the temporary name, of a run killed at its first call, is no hindrance."""
-    (tmp_path / "d.tmp").mkdir()
+    (tmp_path / "d.vggfeat.tmp").mkdir()
     with atomic_folder(str(tmp_path / "d")) as content:
         Path(content).mkdir()
     assert names(tmp_path) == {"d"}
@@ -397,17 +409,18 @@ def test_order_of_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     for write in (by_file, by_bytes, by_path):
         calls.clear()
         write(tmp_path / "f")
-        assert calls == [("fsync", "f.tmp"), ("replace", "f"), ("fsync", ".")]
+        assert calls == [("fsync", "f.vggfeat.tmp"), ("replace", "f"), ("fsync", ".")]
     calls.clear()
     with atomic_file(str(tmp_path / "e"), exclusive=True) as file:
         file.write(NEW)
-    assert calls == [("fsync", "e.tmp"), ("link", "e"), ("fsync", ".")]
+    assert calls == [("fsync", "e.vggfeat.tmp"), ("link", "e"), ("fsync", ".")]
     calls.clear()
     with atomic_folder(str(tmp_path / "d")) as content:
         os.makedirs(f"{content}/deep")
         Path(f"{content}/deep/x").write_bytes(NEW)
     assert calls[-2:] == [("rename", "d"), ("fsync", ".")]
-    assert {("fsync", f"d.tmp/content{name}") for name in ("", "/deep", "/deep/x")} == {*calls[:-2]}
+    place = "d.vggfeat.tmp/content"
+    assert {("fsync", place + name) for name in ("", "/deep", "/deep/x")} == {*calls[:-2]}
 
 
 def test_a_sync_that_fails_keeps_the_old_file(

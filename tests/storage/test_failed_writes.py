@@ -92,7 +92,7 @@ def test_any_failed_write_of_a_model(shim: str, tmp_path: Path) -> None:
     """Whichever write fails, saving says so and leaves nothing; the last of all leaves it whole."""
     save_fitted(str(tmp_path / "right.h5"), model())
     for at in range(1, 200):
-        env = {"LD_PRELOAD": shim, "FAIL_SUFFIX": "m.h5.tmp", "FAIL_AT": str(at)}
+        env = {"LD_PRELOAD": shim, "FAIL_SUFFIX": "m.h5.vggfeat.tmp", "FAIL_AT": str(at)}
         code, said = save(tmp_path, env)
         if code == 0:
             break
@@ -149,7 +149,7 @@ def test_a_failed_write_of_a_command(
     words, file = MADE[made]
     os.symlink(workplace / "feats.h5", tmp_path / "feats.h5")
     number = writes_to(file, words, tmp_path, shim) if at == "last" else 1
-    env = {"LD_PRELOAD": shim, "FAIL_SUFFIX": f"/{file}.tmp", "FAIL_AT": str(number)}
+    env = {"LD_PRELOAD": shim, "FAIL_SUFFIX": f"/{file}.vggfeat.tmp", "FAIL_AT": str(number)}
     done = vggfeat(*words, cwd=tmp_path, env=env)
     assert done.returncode == 6, (done.stdout, done.stderr)
     assert "Input/output error" in done.stderr
@@ -162,7 +162,12 @@ def test_a_failed_write_of_a_command(
 def writes_to(file: str, words: list[str], folder: Path, shim: str) -> int:
     """How many writes the command makes to its temporary."""
     log = folder / "log"
-    env = {"LD_PRELOAD": shim, "FAIL_SUFFIX": f"/{file}.tmp", "FAIL_LOG": str(log), "FAIL_AT": "0"}
+    env = {
+        "LD_PRELOAD": shim,
+        "FAIL_SUFFIX": f"/{file}.vggfeat.tmp",
+        "FAIL_LOG": str(log),
+        "FAIL_AT": "0",
+    }
     done = vggfeat(*words, cwd=folder, env=env)
     assert done.returncode == 0, done.stderr
     count = log.stat().st_size

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 from vggfeat.adapting.metadata import IDENTITY, REPORT, STATE, differences
 from vggfeat.adapting.report import Adapted, report_from_json
 from vggfeat.adapting.state import TrainingState, state_from_json
-from vggfeat.errors import CacheError, CacheMismatchError, VggfeatError
+from vggfeat.errors import CacheError, CacheMismatchError, UsageError, VggfeatError
+from vggfeat.lock import remove_left_lock
+from vggfeat.storage.atomic import TEMPORARY_SUFFIX, remove_leftover
 from vggfeat.tensorheader import read_header
 
 if TYPE_CHECKING:
@@ -42,12 +44,28 @@ class OutputFiles:
         return f"{self.out}.before.h5"
 
     def remove_temporary(self) -> None:
-        """Remove what only a run under way needs."""
-        parts = (self.checkpoint, self.untouched_features)
-        temporary = (*(f"{part}.tmp" for part in parts), f"{self.untouched_features}.lock")
-        for path in (*parts, *temporary):
-            with contextlib.suppress(FileNotFoundError):
+        """Remove what only a run under way needs; what a user keeps under such a name stays."""
+        for path, begins in (
+            (self.checkpoint, _begins_as_safetensors),
+            (self.untouched_features, _begins_as_hdf5),
+        ):
+            if os.path.isfile(path) and not os.path.islink(path) and begins(path):
                 os.unlink(path)
+            with contextlib.suppress(UsageError):  # a link or a folder of that name
+                remove_leftover(f"{path}{TEMPORARY_SUFFIX}")
+        remove_left_lock(self.untouched_features)
+
+
+def _begins_as_safetensors(path: str) -> bool:
+    """Return whether a file may be a checkpoint, a damaged one included."""
+    with open(path, "rb") as file:
+        head = file.read(9)
+    return not head or head[5:] == b"\0\0\0{"  # lengths of headers have 5 bytes at most
+
+
+def _begins_as_hdf5(path: str) -> bool:
+    with open(path, "rb") as file:
+        return file.read(8) in (b"", b"\x89HDF\r\n\x1a\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +147,17 @@ def start_or_resume(path: str, request: Request, precision: str) -> Job:
         precision: of a new job.
 
     Raises:
+        UsageError: what has its name is something else, and is not touched.
         CacheError: the file is damaged.
         CacheMismatchError: it was begun otherwise.
     """
-    if not os.path.exists(path):
+    if not os.path.lexists(path):
         return Job({**request.identity, "precision": precision}, TrainingState(), resumed=False)
+    if os.path.islink(path) or not os.path.isfile(path) or not _begins_as_safetensors(path):
+        raise UsageError(
+            f"{path!r} has the name of the checkpoint of training, and is none; it is not touched: "
+            "move it away, or choose another --out"
+        )
     with as_cache_error(path):
         metadata = read_header(path).metadata
         had, state = json.loads(metadata[IDENTITY]), state_from_json(metadata[STATE])

@@ -9,8 +9,9 @@ Everything is written under a temporary name in the folder of the output, synced
 
 An output that is a symbolic link is resolved first, so that the file it names is replaced, not the
 link. A replaced file's mode, owner, group and access list are kept. Temporary names are fixed: what
-a killed run left behind is removed by the next. A link, a folder or a device at such a name is
-nobody's leftover, and is neither followed nor removed.
+a killed run left behind is removed by the next. They say whose they are, since the content of half
+a file does not: a user's own `<path>.tmp` is never one. A link, a folder or a device at such a name
+is nobody's leftover, and is neither followed nor removed.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from vggfeat.storage.descriptors import open_descriptor
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-TEMPORARY_SUFFIX = ".tmp"
+TEMPORARY_SUFFIX = ".vggfeat.tmp"
 
 _MARK = ".vggfeat-unfinished"
 _CONTENT = "content"
@@ -56,7 +57,7 @@ def atomic_file(
 
     Args:
         path: the output; need not exist.
-        temporary: name to write under, in the folder of the output; by default `<path>.tmp`.
+        temporary: name to write under, in the folder of the output; by default with `TEMPORARY_SUFFIX`.
         exclusive: create the file, and never replace one. Decided by the file system, NFS
             included, so that of two processes without a common lock one wins.
 
@@ -306,7 +307,7 @@ def atomic_folder(path: str, *, temporary: str | None = None) -> Iterator[str]:
 
     Args:
         path: the folder; must not exist.
-        temporary: name to work under, beside it; by default `<path>.tmp`.
+        temporary: name to work under, beside it; by default with `TEMPORARY_SUFFIX`.
 
     Yields:
         path at which nothing is; the block creates a folder there.
