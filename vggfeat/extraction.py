@@ -16,7 +16,7 @@ from vggfeat.job import check_settings
 from vggfeat.lock import SharedLock, hold, remove_left_lock, unless_read_only
 from vggfeat.reader import FeatureCache
 from vggfeat.schema import RowState
-from vggfeat.shardfolder import check_folder, check_plan, named_sources, remove_leftovers
+from vggfeat.shardfolder import check_plan, checked_folder, named_sources, remove_leftovers
 from vggfeat.shardlist import MANIFEST, read_manifest
 from vggfeat.shardplan import Planner, list_shard
 from vggfeat.shardreader import ShardedCache
@@ -67,7 +67,8 @@ def extract(
             f"{option} is about all shards and --shard {request.sharding.share} about some; run "
             f"once with {option} --plan-only, then the shares without"
         )
-    return _extract_shards(request, on_progress)
+    with checked_folder(request.out):
+        return _extract_shards(request, on_progress)
 
 
 def _extract_shards(
@@ -75,7 +76,6 @@ def _extract_shards(
 ) -> Summary:
     started = time.perf_counter()
     tally = Tally()
-    check_folder(request.out)
     lock = SharedLock(os.path.join(request.out, MANIFEST))
     with unless_read_only(lock) as refusal:
         # A signal ends the waiting and the listing at once. From then on it is looked at between

@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 import h5py
 import numpy as np
 
-from vggfeat.errors import CacheError, CacheMismatchError, SpaceError
+from vggfeat.errors import CacheError, CacheMismatchError, SpaceError, UsageError
 from vggfeat.marked_files import open_hdf5
+from vggfeat.names import foreign_ending
 from vggfeat.storage.atomic import atomic_file
-from vggfeat.storage.hdf5_file import checked_hdf5
+from vggfeat.storage.hdf5_file import checked_hdf5, reason_of
+from vggfeat.storage.paths import check_place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -81,8 +83,7 @@ def save_fitted(path: str, fitted: Fitted) -> None:
                     file.create_dataset(name, data=array)
             _check_as_written(target, fitted)
     except (OSError, RuntimeError) as error:
-        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
-        raise SpaceError(f"model {path!r} cannot be written: {reason}") from error
+        raise SpaceError(f"model {path!r} cannot be written: {reason_of(error)}") from error
 
 
 def _check_as_written(target: BinaryIO, fitted: Fitted) -> None:
@@ -162,10 +163,13 @@ def model_for(
         fresh: fit again even if it is there.
 
     Raises:
+        UsageError: see `check_model_place`.
         CacheError: see `load_fitted`.
         CacheMismatchError: it was fitted to something else, and stays.
         SpaceError: it cannot be written.
     """
+    if asked is not None:
+        check_model_place(path)
     if asked is None or (os.path.exists(path) and not fresh):
         fitted = load_fitted(path, kind)
         unlike = differences(fitted.parameters["asked"], asked) if asked is not None else []
@@ -189,6 +193,20 @@ def differences(had: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
         for name in sorted({*known, *wanted})
         if known.get(name) != wanted.get(name)
     ]
+
+
+def check_model_place(path: str) -> None:
+    """Refuse a place where no model can be.
+
+    Raises:
+        UsageError: no file can be there, or its name is that of another format.
+    """
+    check_place(path, "model")
+    if ending := foreign_ending(path):
+        raise UsageError(
+            f"model {path!r} is named like a file of another format, and a model is HDF5; name it "
+            f"{path[: -len(ending)] + 'h5'!r}"
+        )
 
 
 def check_replaceable(path: str, kind: str) -> None:

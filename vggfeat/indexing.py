@@ -30,8 +30,10 @@ from vggfeat.indexfile import (
 )
 from vggfeat.lock import hold
 from vggfeat.metrics import unit_rows
+from vggfeat.names import foreign_ending
 from vggfeat.retrieval import spread
 from vggfeat.scan import Nearest, nearest, ranked
+from vggfeat.storage.paths import check_place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -152,6 +154,7 @@ def open_index(
     """
     load_faiss()
     path = os.fspath(path)
+    _check_path(path)
     done = np.array(cache.done)
     source = _source(cache, layer, metric, done)
     record = _current(path, source)
@@ -191,6 +194,7 @@ def build_index(
     """
     load_faiss()
     path = os.fspath(path)
+    _check_path(path)
     done = np.array(cache.done)
     source = _source(cache, layer, metric, done)
     if not source.rows:
@@ -203,6 +207,16 @@ def build_index(
             return _built(cache, source, np.flatnonzero(done), path, on_progress)
     except LockedError as error:
         raise LockedError(f"index {path!r} is being built by another run; wait for it") from error
+
+
+def _check_path(path: str) -> None:
+    check_place(path, "index")
+    ending = foreign_ending(path)
+    if ending not in (b"", b"faiss"):
+        raise UsageError(
+            f"index {path!r} is named like a file of another format; name it "
+            f"{path[: -len(ending)] + 'faiss'!r}"
+        )
 
 
 def _source(cache: FeatureCache, layer: str, metric: Metric, done: NDArray[np.bool_]) -> Source:

@@ -23,6 +23,7 @@ from vggfeat.quantisation import scales_digest
 from vggfeat.reader import FeatureCache
 from vggfeat.recipes import as_step, recipe_of
 from vggfeat.schema import Provenance, RowState, read_header
+from vggfeat.storage.paths import check_place
 from vggfeat.update import apply_changes, files_differ, find_changes, has_returned
 from vggfeat.weights import find_weights, weights_name
 
@@ -67,7 +68,8 @@ def check_output(out: str, *, fresh: bool) -> bool:
     """Whether there is a cache at `out` to go on with.
 
     Raises:
-        UsageError: no folder to put it in, `out` is a folder, or named like another format's file.
+        UsageError: no folder to put it in, `out` is a folder or a device, or named like another
+            format's file.
         CacheError: with `fresh`, what is there is not ours to replace.
     """
     if remote_scheme(out):
@@ -76,9 +78,7 @@ def check_output(out: str, *, fresh: bool) -> bool:
         )
     if wrong := other_format(out):
         raise UsageError(wrong)
-    folder = os.path.dirname(os.path.abspath(out))
-    if not os.path.isdir(folder):
-        raise UsageError(f"output {out!r}: its folder {folder!r} is not there; make it first")
+    check_place(out)
     if os.path.isdir(out):
         raise UsageError(f"output {out!r} is a folder; expected a file name such as feats.h5")
     if not os.path.exists(out):

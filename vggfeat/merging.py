@@ -18,6 +18,7 @@ from vggfeat.records import Images
 from vggfeat.schema import IMAGES, RowState
 from vggfeat.shardmerge import check_whole, join_shards, refuse_replacing
 from vggfeat.shardreader import ShardedCache, open_cache
+from vggfeat.storage.paths import check_place
 from vggfeat.writer import create_cache, write_all
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ def merge(
     out = path_text(out)
     if not sources:
         raise UsageError("no caches to merge; name two or more")
+    check_place(out)
     caches = [open_cache(source) for source in sources]
     check_whole(caches)
     if len(caches) == 1 and isinstance(caches[0], ShardedCache):

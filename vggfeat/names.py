@@ -76,18 +76,25 @@ def other_format(out: str) -> str:
 
     Endings that nothing else is known by, such as `.v2`, are fine.
     """
-    stem, dot, ending = os.path.basename(out).rpartition(".")
-    name = os.fsencode(ending).lower()
-    if not (dot and stem) or name not in _NO_HDF5 | IMAGE_EXTENSIONS | _EXPORTS.keys():
+    name = foreign_ending(out)
+    if not name:
         return ""
     # Beside a picture, which the user did not mean to name, no cache is suggested.
-    cache = "feats.h5" if name in IMAGE_EXTENSIONS else f"{out[: -len(ending) - 1]}.h5"
+    cache = "feats.h5" if name in IMAGE_EXTENSIONS else f"{out[: -len(name) - 1]}.h5"
     form = _EXPORTS.get(name, "FORMAT")
     return (
         f"output {out!r} is named like a file of another format, and a cache is HDF5; name it "
         f"{cache!r}, and for another format use `vggfeat export {cache} --to {form} --out PATH` "
         "afterwards"
     )
+
+
+def foreign_ending(out: str) -> bytes:
+    """Return the lower-case ending of a name that stands for another format than HDF5, or b''."""
+    stem, dot, ending = os.path.basename(out).rpartition(".")
+    name = os.fsencode(ending).lower()
+    known = name in _NO_HDF5 | IMAGE_EXTENSIONS | _EXPORTS.keys()
+    return name if dot and stem and known else b""
 
 
 def extension(name: bytes) -> bytes:

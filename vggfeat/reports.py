@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from vggfeat.errors import SpaceError, UsageError
 from vggfeat.shardreader import open_cache
 from vggfeat.storage.atomic import write_bytes
+from vggfeat.storage.paths import check_place, refuse_standard_output
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,14 +24,16 @@ def output_format(path: str, what: str, known: Sequence[str]) -> str:
     """The format that the name of a file to be written asks for; to be called before the work.
 
     Raises:
-        UsageError: it is none of `known`, or the file's folder is not there.
+        UsageError: it is none of `known`, or no file can be there.
     """
+    refuse_standard_output(path, what)
     ending = os.path.splitext(path)[1].lower().removeprefix(".")
     if ending not in known:
         raise UsageError(f"{what} {path!r} has no known format; end it in .{' or .'.join(known)}")
     folder = os.path.dirname(path) or os.curdir
     if not os.path.isdir(folder):
         raise UsageError(f"{what} {path!r}: there is no folder {folder!r}; make it first")
+    check_place(path, what)
     return ending
 
 

@@ -11,9 +11,10 @@ from vggfeat.errors import CacheMismatchError, SpaceError, UsageError
 from vggfeat.names import absolute_place
 from vggfeat.shardlist import MANIFEST, ShardManifest, is_ours
 from vggfeat.storage.atomic import TEMPORARY_SUFFIX, sync_directory
+from vggfeat.storage.paths import check_place, refuse_standard_output
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from vggfeat.splitting import Sharding
 
@@ -33,13 +34,34 @@ def named_sources(sources: Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def check_folder(out: str) -> None:
+@contextlib.contextmanager
+def checked_folder(out: str) -> Iterator[None]:
+    """Refuse a place that cannot be a sharded cache, before anything is listed; make the folder.
+
+    A folder that was made goes again if the block fails and has put nothing into it.
+
+    Raises:
+        see `_check_folder`.
+    """
+    new = not os.path.exists(out)
+    _check_folder(out)
+    try:
+        yield
+    except BaseException:
+        if new:
+            with contextlib.suppress(OSError):  # it holds something: a plan, or another run's lock
+                os.rmdir(os.path.realpath(out))
+        raise
+
+
+def _check_folder(out: str) -> None:
     """Refuses a place that cannot be a sharded cache, before anything is listed; makes the folder.
 
     Raises:
         UsageError: it is a file, has no parent, or is a folder of something else.
         SpaceError: it cannot be made.
     """
+    refuse_standard_output(out)
     if os.path.exists(out) and not os.path.isdir(out):
         raise UsageError(
             f"output {out!r} is a file, and shards go into a folder; name a folder such as feats/, "
@@ -47,11 +69,9 @@ def check_folder(out: str) -> None:
         )
     if out.endswith((".h5", ".hdf5")):
         raise UsageError(f"output {out!r} is named like a file; name a folder such as feats/")
-    parent = os.path.dirname(os.path.abspath(out))
-    if not os.path.isdir(parent):
-        raise UsageError(f"output {out!r}: its folder {parent!r} is not there; make it first")
+    check_place(out.rstrip(os.sep) or out)
     if not os.path.isdir(out):
-        _make_folder(out)
+        _make_folder(os.path.realpath(out))
     if os.path.exists(os.path.join(out, MANIFEST)):
         return
     others = sorted(name for name in os.listdir(out) if not is_ours(name))

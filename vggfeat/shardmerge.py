@@ -27,6 +27,7 @@ from vggfeat.schema import (
 from vggfeat.shardreader import ShardedCache, open_cache
 from vggfeat.storage.atomic import atomic_file
 from vggfeat.storage.hdf5_file import checked_hdf5
+from vggfeat.storage.paths import check_place
 from vggfeat.writer import create_cache, write_all
 
 if TYPE_CHECKING:
@@ -39,13 +40,14 @@ _SHOWN = 3
 
 
 def refuse_replacing(out: str) -> None:
-    """Raises if there is anything at `out`, or it is named like another format's file.
+    """Raises if there is anything at `out`, nothing can be, or it has another format's name.
 
     Raises:
         UsageError: says which.
     """
     if wrong := other_format(out):
         raise UsageError(wrong)
+    check_place(out)
     if os.path.lexists(out):
         raise UsageError(f"output {out!r} is there already; choose another --out or delete it")
 
@@ -145,6 +147,7 @@ def view_shards(source: str | os.PathLike[str], out: str | os.PathLike[str]) -> 
     cache, out = open_cache(source), path_text(out)
     if not isinstance(cache, ShardedCache):
         raise UsageError(f"cache {cache.path!r} is one file already; --virtual is for shards")
+    check_place(out)
     with hold(out):
         refuse_replacing(out)
         try:

@@ -31,6 +31,7 @@ from vggfeat.schema import (
 )
 from vggfeat.storage.atomic import atomic_path
 from vggfeat.storage.descriptors import open_descriptor
+from vggfeat.storage.hdf5_file import reason_of
 from vggfeat.units import byte_count
 
 if TYPE_CHECKING:
@@ -98,8 +99,7 @@ def create_cache(
     except VggfeatError:
         raise
     except (OSError, RuntimeError) as error:  # the latter when HDF5 cannot close its file
-        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
-        raise SpaceError(f"cache {out!r} cannot be made: {reason}") from error
+        raise SpaceError(f"cache {out!r} cannot be made: {reason_of(error)}") from error
     return header
 
 
@@ -114,7 +114,14 @@ def _reserve(handle: int, out: str) -> None:
         code = ctypes.get_errno() if allocate(handle, 0, 0, needed) else 0
     status = os.fstatvfs(handle)
     free = status.f_bavail * status.f_frsize
-    if code in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT) or (code and needed > free):
+    if code == errno.EFBIG:
+        raise SpaceError(
+            errno.EFBIG,
+            f"cache {out!r} needs {byte_count(needed)}, and a file may not be so large here (its "
+            "file system, or `ulimit -f`); use --shards, ask for fewer or smaller layers, or "
+            "choose another --out",
+        )
+    if code in (errno.ENOSPC, errno.EDQUOT) or (code and needed > free):
         raise SpaceError(
             errno.ENOSPC,
             f"cache {out!r} needs {byte_count(needed)}, the disk has {byte_count(free)} free; "

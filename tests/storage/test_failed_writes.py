@@ -5,6 +5,7 @@ No output may be called done of which a byte is missing, and nothing may be left
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import shutil
@@ -86,6 +87,42 @@ def save(folder: Path, env: dict[str, str], limit: int | None = None) -> tuple[i
 
 def limited(size: int) -> Callable[[], None]:
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+LIMITED = """
+import json, os, resource, signal
+from vggfeat import Settings, extract
+from vggfeat.errors import SpaceError
+settings = Settings(layers='conv1_1:map', model='vgg11', weights='random:0', size=32, device='cpu',
+                    workers=0)
+said = []
+for size in (0, 1000, 4096, 5000, 20000):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, -1))
+    for out in ('o.h5', 'shards/'):
+        try:
+            extract('images', out, settings)
+        except SpaceError as error:
+            said.append((error.exit_code, str(error), os.listdir()))
+resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
+print(json.dumps(said))
+"""
+
+
+def test_a_cache_larger_than_files_may_be(tmp_path: Path) -> None:
+    """One line in the system's words, exit 6, and neither a file nor a new folder is left."""
+    write_images(tmp_path / "images", 3)
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED], cwd=tmp_path, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert len(said) == 10
+    for code, text, left in said:
+        assert code == 6
+        assert left == ["images"]
+        assert "\n" not in text
+        assert "errno" not in text
+        assert "File too large" in text or "a file may not be so large here" in text
 
 
 def test_any_failed_write_of_a_model(shim: str, tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ from vggfeat.request import ExtractRequest
 from vggfeat.run import extract_file
 from vggfeat.signals import StopFlag, how_to_go_on
 from vggfeat.sources import discover, tell_skipped
+from vggfeat.storage.paths import check_place
 from vggfeat.update import Wish
 from vggfeat.weights import find_weights
 
@@ -189,6 +190,7 @@ def _check_request(out: str, sources: Sequence[str | os.PathLike[str]]) -> None:
                      "write it to a file and name it as @list.txt")  # fmt: skip
     if wrong:
         raise UsageError("; ".join(wrong))
+    check_place(out)
 
 
 def _run(task: _Task, *, fresh: bool) -> Adapted:

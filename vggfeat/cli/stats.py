@@ -27,6 +27,7 @@ from vggfeat.cli.preparing import (
 from vggfeat.config import SETTING_NAMES, make_settings
 from vggfeat.errors import UsageError
 from vggfeat.names import printable
+from vggfeat.storage.paths import check_place, refuse_standard_output
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -117,8 +118,12 @@ def stats(
 
 
 def _check(out: str | None, sample: int | None) -> None:
+    if out is not None:
+        refuse_standard_output(out)
     if out is not None and not out.endswith(_ENDING):
         raise UsageError(f"out is {out!r}; expected a name that ends in {_ENDING}")
+    if out is not None:
+        check_place(out)
     if sample is not None and sample < 1:
         raise UsageError(f"sample is {sample}; expected 1 image or more")
 

@@ -18,6 +18,7 @@ from vggfeat._version import __version__
 from vggfeat.cli.console import status_of
 from vggfeat.errors import CacheError, LockedError, ShardsHeldError, SpaceError, UsageError
 from vggfeat.reports import failures_csv, metrics_text, publish
+from vggfeat.storage.paths import check_place, refuse_standard_output
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -143,11 +144,15 @@ class Watch:
 
 def _check_place(path: str | None) -> None:
     """Refuses early what `publish` could not write to, or would replace and should not."""
-    folder = os.path.dirname(os.path.abspath(path or "."))
+    if not path:
+        return
+    refuse_standard_output(path, "file")
+    folder = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(folder):
         raise UsageError(f"{path!r} cannot be written: its folder is not there; make it first")
-    if path and os.path.exists(path) and not os.path.isfile(path):
+    if os.path.exists(path) and not os.path.isfile(path):
         raise UsageError(f"{path!r} cannot be written: it is no regular file; name another place")
+    check_place(path, "file")
 
 
 class _LogFile(logging.handlers.WatchedFileHandler):
@@ -175,6 +180,7 @@ def _tell_once(line: str) -> None:
 
 
 def _open_log(path: str) -> logging.Handler:
+    refuse_standard_output(path, "log file")
     try:
         handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:

@@ -16,6 +16,8 @@ from vggfeat.names import path_text
 from vggfeat.shardreader import open_cache
 from vggfeat.specs import NORMS
 from vggfeat.storage.atomic import TEMPORARY_SUFFIX, atomic_folder, atomic_path
+from vggfeat.storage.hdf5_file import reason_of
+from vggfeat.storage.paths import check_place
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -110,6 +112,7 @@ def _check(to: str, place: str, compress: str, metric: str, norm: str | None) ->
     folder = os.path.dirname(place) or os.curdir
     if not os.path.isdir(folder):
         raise UsageError(f"output {place!r}: there is no folder {folder!r}; make it first")
+    check_place(place)
     return form
 
 
@@ -133,10 +136,9 @@ def _put(content: Content, place: str, form: Format, options: Options) -> None:
     except VggfeatError:
         raise
     except (OSError, RuntimeError) as error:  # the latter is faiss's word for a full disk
-        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise SpaceError(
             getattr(error, "errno", None) or 0,
-            f"{place!r} cannot be written: {reason}; name another place",
+            f"{place!r} cannot be written: {reason_of(error)}; name another place",
         ) from error
 
 

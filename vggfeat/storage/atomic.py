@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 from vggfeat.errors import SpaceError, UsageError
 from vggfeat.storage.descriptors import open_descriptor
+from vggfeat.storage.paths import kind_of, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,9 +42,9 @@ _EXISTING = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK
 _ACCESS_LIST = "system.posix_acl_access"
 
 
-def write_bytes(path: str, data: bytes, *, temporary: str | None = None) -> None:
+def write_bytes(path: str, data: bytes) -> None:
     """Replace the file `path` by one that holds `data`; see `atomic_file`."""
-    with atomic_file(path, temporary=temporary) as file:
+    with atomic_file(path) as file:
         file.write(data)
 
 
@@ -57,7 +58,8 @@ def atomic_file(
 
     Args:
         path: the output; need not exist.
-        temporary: name to write under, in the folder of the output; by default with `TEMPORARY_SUFFIX`.
+        temporary: name to write under, in the folder of the output; by default that of the output
+            with `TEMPORARY_SUFFIX`. It says whose the file is: what is there is removed.
         exclusive: create the file, and never replace one. Decided by the file system, NFS
             included, so that of two processes without a common lock one wins.
 
@@ -140,32 +142,6 @@ def _published(
     sync_directory(os.path.dirname(target))
 
 
-def resolve(path: str) -> str:
-    """Return the place that an output names, with symbolic links followed, as an absolute path.
-
-    Raises:
-        UsageError: something is there that is no regular file, such as a folder or a device.
-    """
-    target = os.path.realpath(path)
-    with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISREG(os.lstat(target).st_mode):
-            raise UsageError(
-                f"output {path!r} is {_kind_of(target)}, expected a regular file or a new name; "
-                "name another place"
-            )
-    return target
-
-
-def _kind_of(path: str) -> str:
-    mode = os.lstat(path).st_mode
-    kinds = (
-        (stat.S_ISDIR, "a folder"),
-        (stat.S_ISLNK, "a symbolic link"),
-        (stat.S_ISREG, "a file"),
-    )
-    return next((word for test, word in kinds if test(mode)), "a device, pipe or socket")
-
-
 def _create(name: str, mode: int) -> int:
     return open_descriptor(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
 
@@ -231,7 +207,7 @@ def _is_leftover(name: str) -> bool:
         return False
     if not stat.S_ISREG(mode):
         raise UsageError(
-            f"{name!r} is {_kind_of(name)}, expected nothing, or a file that a killed run left; "
+            f"{name!r} is {kind_of(name)}, expected nothing, or a file that a killed run left; "
             "it is not touched: move it away, or choose another output"
         )
     return True
@@ -353,7 +329,7 @@ def _remove_unfinished(work: str) -> None:
         names = None
     if names is None or (names and _MARK not in names):
         raise UsageError(
-            f"{work!r} is {_kind_of(work)} that vggfeat did not make; it is not touched: move it "
+            f"{work!r} is {kind_of(work)} that vggfeat did not make; it is not touched: move it "
             "away, or choose another output"
         )
     if names:

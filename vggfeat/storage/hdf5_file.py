@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import threading
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -19,6 +20,7 @@ import h5py
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+_ERRNO = re.compile(r"errno = (\d+)")  # in the texts of libhdf5
 _DEFERRED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -124,6 +126,13 @@ class CheckedFile:
 
     def flush(self) -> None:
         """Do nothing: there is no buffer, and whoever publishes the file syncs it."""
+
+
+def reason_of(error: Exception) -> str:
+    """Return why HDF5, or the system, could not write, in the system's words, as one line."""
+    text = " ".join(str(getattr(error, "strerror", None) or error).split())
+    found = _ERRNO.search(text)  # h5py hands the whole text on, as `strerror` too
+    return os.strerror(int(found[1])) if found else text
 
 
 @contextlib.contextmanager

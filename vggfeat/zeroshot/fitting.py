@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vggfeat.errors import CacheMismatchError, InputError, UsageError
-from vggfeat.fitted import check_replaceable, differences, load_fitted, network_of, save_fitted
+from vggfeat.fitted import (
+    check_model_place,
+    check_replaceable,
+    differences,
+    load_fitted,
+    network_of,
+    save_fitted,
+)
 from vggfeat.isolation import isolated
 from vggfeat.labels import labels_of
 from vggfeat.names import path_text
@@ -161,6 +168,7 @@ def _check_out(out: str) -> None:
     folder = os.path.dirname(out) or os.curdir
     if not os.path.isdir(folder):
         raise UsageError(f"model {out!r}: there is no folder {folder!r}; make it first")
+    check_model_place(out)
 
 
 def _is_there(out: str, asked: dict[str, Any]) -> bool:
