@@ -273,6 +273,23 @@ def test_an_index_of_something_else_is_refused(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
+def test_a_file_that_is_cut_short_while_it_is_used(
+    tmp_path: Path, large: dict[str, FeatureCache], built: Path
+) -> None:
+    """The next search is an error, and does not touch the pages of the map that are gone."""
+    path = tmp_path / "l.faiss"
+    path.write_bytes(built.read_bytes())
+    index = open_index(large["float16"], "conv1_1", "cosine", path)
+    query = photos(1)
+    index.search(query, 3)
+    end = path.read_bytes().index(b'{"source"')
+    os.truncate(path, end)  # without the record, but all that is mapped is there
+    index.search(query, 3)
+    os.truncate(path, end - 1)
+    with pytest.raises(CacheError, match=f"was cut short while it was used: {end - 1} of {end} b"):
+        index.search(query, 3)
+
+
 def test_damage_is_noticed(tmp_path: Path, large: dict[str, FeatureCache], built: Path) -> None:
     """A file that was cut short, changed, or is none of ours is refused and never overwritten."""
     cache = checksummed(tmp_path / "f.h5")

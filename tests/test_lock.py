@@ -384,6 +384,22 @@ for option, value, address in ((38, 1, None), (22, 2, program)):  # no new right
 exec(sys.argv[5])
 """
 HELD = "from vggfeat.lock import hold\nwith hold(sys.argv[1]):\n    print('held')\n"
+READ_LOCK = """
+    from vggfeat.errors import VggfeatError
+    from vggfeat.opening import open_file
+    from vggfeat.sources import discover
+    from vggfeat.storage.text_files import read_text
+    def read_image(path):
+        with open_file(os.fsencode(path)): pass
+    ways = [lambda path: read_text(path, "labels"), lambda path: discover(["@" + path]), read_image]
+    for read in ways:
+        try:
+            read(sys.argv[1] + ".lock")
+        except VggfeatError as error:
+            assert "lock file of this run" in str(error), error
+        else:
+            sys.exit("it was read")
+"""
 POSIX_LOCK, OWN_DESCRIPTION = "6,6", "37,38"  # F_SETLK; F_OFD_SETLK and F_OFD_SETLKW
 
 
@@ -413,8 +429,11 @@ def test_a_file_system_without_locks_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_file_system_with_posix_locks_alone(tmp_path: Path) -> None:
-    """Where locks of an open file are unknown, a POSIX lock is taken, and its file stays."""
-    code = HELD + "    assert os.system(sys.argv[6]) == 0\n"
+    """Where locks of an open file are unknown, a POSIX lock is taken, and its file stays.
+
+    Closing another descriptor of the file would give it back, as on FUSE: so no input may be it.
+    """
+    code = HELD + READ_LOCK + "    assert os.system(sys.argv[6]) == 0\n"
     other = f"{sys.executable} -c 'import sys\n{HELD}' {tmp_path / 'f.h5'} 2>&1 | grep -q LockedE"
     code = code.replace("sys.argv[6]", repr(other))
     done = without_locks(tmp_path, errno.EINVAL, OWN_DESCRIPTION, code)

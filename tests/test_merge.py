@@ -13,13 +13,13 @@ from killing import SETTINGS, contents
 from test_cli import assert_one_line, vggfeat, write_images
 
 import vggfeat as library
-from vggfeat.errors import CacheError, CacheMismatchError, UsageError
+from vggfeat.errors import CacheError, CacheMismatchError, InputError, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-def extract(images: Path | list[Path], out: Path, **more: Any) -> None:
+def extract(images: Path | list[Path], out: Path | str, **more: Any) -> None:
     sources = [images] if not isinstance(images, list) else images
     root = more.pop("root", None)
     settings = library.Settings(**{**SETTINGS, "batch_size": 1, **more})
@@ -78,6 +78,19 @@ def test_a_removed_row_is_left_out(images: Path, tmp_path: Path) -> None:
     merged = library.merge([tmp_path / "a.h5"], tmp_path / "merged.h5")
     assert merged.rows == 4
     assert "02.png" not in [library.open(merged.out).name(row) for row in range(4)]
+
+
+def test_nothing_is_left_to_merge(images: Path, tmp_path: Path) -> None:
+    """Caches all of whose rows are given up: one error that says so, and no file."""
+    extract(images / "a", tmp_path / "a.h5")
+    extract(images / "a", f"{tmp_path}/shards/")
+    for path in [tmp_path / "a.h5", *(tmp_path / "shards").glob("*.h5")]:
+        with h5py.File(path, "r+") as file:
+            file["images/state"][...] = 3
+    for sources in (["shards"], ["a.h5"], ["shards", "a.h5"]):
+        with pytest.raises(InputError, match=r"nothing to merge: the images of all rows of '"):
+            library.merge([tmp_path / name for name in sources], tmp_path / "merged.h5")
+    assert set(os.listdir(tmp_path)) == {"images", "a.h5", "shards"}
 
 
 def test_the_same_folder_at_another_place(images: Path, tmp_path: Path) -> None:

@@ -24,9 +24,10 @@ from test_docs import blocks
 import vggfeat as library
 from vggfeat.errors import CacheError, CacheMismatchError, InputError, LockedError, UsageError
 from vggfeat.rowarray import ShardedArray
-from vggfeat.shardlist import read_manifest
+from vggfeat.shardlist import is_ours, read_manifest
 from vggfeat.shardmerge import view_shards
 from vggfeat.splitting import Sharding, split_rows
+from vggfeat.storage.atomic import TEMPORARY_SUFFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -851,3 +852,12 @@ def test_the_array_of_the_operations_page(images: Path, tmp_path: Path) -> None:
     ]
     assert done_rows == [*[0] * 63, shards[63]["rows"]]
     assert shards[63]["rows"] > 0
+
+
+@pytest.mark.parametrize("stem", ["shard-00000-0123abcd.h5", "manifest.json"])
+def test_names_that_are_our_own(stem: str) -> None:
+    """Locks and temporaries of the folder's files are ours, those of transfers too; no others."""
+    assert is_ours(f"{stem}.lock")
+    assert is_ours(f"{stem}{TEMPORARY_SUFFIX}")  # what `transfer.download` writes to
+    for name in (f"{stem}.bak", f"{stem}.part", f"{stem}.orig", f"my{stem}", "manifest.json.tmp"):
+        assert not is_ours(name)

@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import struct
+import weakref
 import zlib
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ import numpy as np
 
 from vggfeat.errors import CacheError, SpaceError, UsageError
 from vggfeat.storage.atomic import atomic_path
+from vggfeat.storage.descriptors import open_descriptor
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -193,14 +195,48 @@ def read_record(path: str) -> Record | None:
     return record
 
 
-def read_index(path: str, record: Record) -> Any:
+class LengthGuard:
+    """Tells before a search whether a mapped file was cut short since it was opened.
+
+    Touching a page that is gone would be a SIGBUS. Reading the lists instead of mapping them would
+    take memory and time for the whole index, where a query looks into a few lists.
+
+    Args:
+        path: of the index.
+        size: bytes that it must have.
+    """
+
+    def __init__(self, path: str, size: int) -> None:
+        self._path, self._size = path, size
+        self._handle = open_descriptor(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._handle)
+
+    def check(self) -> None:
+        """Raise if the file is shorter now.
+
+        Raises:
+            CacheError: says so.
+        """
+        found = os.fstat(self._handle).st_size
+        if found < self._size:
+            raise CacheError(
+                f"index {self._path!r} was cut short while it was used: {found} of {self._size} "
+                "bytes are left; delete it to have it built anew"
+            )
+
+
+def read_index(path: str, record: Record) -> tuple[Any, LengthGuard | None]:
     """The index as faiss has it; lists of rows are mapped, not read.
+
+    Returns:
+        the index, and what to ask before each search; None where nothing is mapped.
 
     Raises:
         CacheError: it is damaged.
     """
     faiss = load_faiss()
     try:
+        guard = LengthGuard(path, record.faiss_bytes) if record.info.lists else None
         with open(path, "rb") as file:
             if _crc32(file, record.head_bytes) != record.head_crc32:
                 raise damaged(path, "its content")
@@ -209,7 +245,7 @@ def read_index(path: str, record: Record) -> Any:
         raise damaged(path, "its content") from error
     if index.ntotal != record.info.rows:
         raise damaged(path, "its number of rows")
-    return index
+    return index, guard
 
 
 def damaged(path: str, what: str) -> CacheError:

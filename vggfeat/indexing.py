@@ -21,6 +21,7 @@ from vggfeat.blocks import Asked, sides
 from vggfeat.errors import CacheMismatchError, InputError, LockedError, UsageError
 from vggfeat.indexfile import (
     IndexInfo,
+    LengthGuard,
     Source,
     damaged,
     load_faiss,
@@ -74,16 +75,25 @@ class Index:
         info: what it is; `probes` decides how many lists a query looks into.
         index: faiss's.
         rows: int64 (n,), the row of the cache of each of its entries.
+        guard: of the file that it is mapped from; None where it is in memory.
     """
 
     def __init__(
-        self, cache: FeatureCache, source: Source, info: IndexInfo, index: Any, rows: Rows
+        self,
+        cache: FeatureCache,
+        source: Source,
+        info: IndexInfo,
+        index: Any,
+        rows: Rows,
+        *,
+        guard: LengthGuard | None = None,
     ) -> None:
         self.info = info
         self._cache = cache
         self._source = source
         self._index = index
         self._rows = rows
+        self._guard = guard
 
     def search(self, queries: Values, k: int, *, left_out: Rows | None = None) -> Nearest:
         """The k nearest rows to each query, as far as the index finds them.
@@ -99,7 +109,10 @@ class Index:
 
         Raises:
             UsageError: queries or k that make no sense.
+            CacheError: the file of the index was cut short since it was opened.
         """
+        if self._guard is not None:
+            self._guard.check()
         if k < 1:
             raise UsageError(f"top is {k}; expected at least 1")
         metric: Metric = self._source.metric  # type: ignore[assignment] # checked when built
@@ -168,7 +181,8 @@ def open_index(
                 f"cache {cache.path!r} changed while index {path!r} was built; search it when the "
                 "run that fills it is over"
             )
-    return Index(cache, source, record.info, _read(path, record, cache), np.flatnonzero(done))
+    index, guard = _read(path, record, cache)
+    return Index(cache, source, record.info, index, np.flatnonzero(done), guard=guard)
 
 
 def build_index(
@@ -257,11 +271,11 @@ def _refuse_another(path: str, found: Source, wanted: Source) -> None:
             )
 
 
-def _read(path: str, record: Record, cache: FeatureCache) -> Any:
-    index = read_index(path, record)
+def _read(path: str, record: Record, cache: FeatureCache) -> tuple[Any, LengthGuard | None]:
+    index, guard = read_index(path, record)
     if index.d != cache[record.source.layer].shape[1]:
         raise damaged(path, "its width")
-    return index
+    return index, guard
 
 
 def _built(

@@ -16,7 +16,7 @@ from vggfeat.lock import hold
 from vggfeat.names import path_text
 from vggfeat.records import Images
 from vggfeat.schema import IMAGES, RowState
-from vggfeat.shardmerge import check_whole, join_shards, refuse_replacing
+from vggfeat.shardmerge import all_removed, check_whole, join_shards, refuse_replacing
 from vggfeat.shardreader import ShardedCache, open_cache
 from vggfeat.storage.paths import check_place
 from vggfeat.writer import create_cache, write_all
@@ -100,6 +100,7 @@ def merge(
 
     Raises:
         UsageError: `out` is there, or no sources are given.
+        InputError: all rows of the sources were given up.
         CacheError: a source is not a cache of ours, or damaged.
         CacheMismatchError: the sources differ in settings, or have different images under one path.
         LockedError: another run holds `out`.
@@ -118,6 +119,8 @@ def merge(
         refuse_replacing(out)
         root, prefixes = _common_root(caches, keep_paths=keep_paths)
         rows = _all_rows(caches, prefixes)
+        if not len(rows.paths):
+            raise all_removed(caches)
         kept = _first_of_each(rows)
         _check_images(caches, rows)
         _write(caches, kept, root, out)

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 
 from vggfeat.copying import copy_rows
-from vggfeat.errors import CacheError, SpaceError, UsageError
+from vggfeat.errors import CacheError, InputError, SpaceError, UsageError
 from vggfeat.lock import hold
 from vggfeat.names import other_format, path_text
 from vggfeat.reader import FeatureCache
@@ -70,6 +70,15 @@ def check_whole(caches: Sequence[FeatureCache]) -> None:
         )
 
 
+def all_removed(caches: Sequence[FeatureCache]) -> InputError:
+    """Return the error of caches that have no image left to merge."""
+    names = ", ".join(repr(cache.path) for cache in caches)
+    return InputError(
+        f"nothing to merge: the images of all rows of {names} are gone, and so given up; `vggfeat "
+        "extract --update` takes in those that are there again"
+    )
+
+
 def join_shards(source: ShardedCache, out: str) -> list[int]:
     """Makes one file of all shards, within the kernel where it can; the caller holds its lock.
 
@@ -84,6 +93,7 @@ def join_shards(source: ShardedCache, out: str) -> list[int]:
         rows in each `RowState`, by number; states as they were when this began.
 
     Raises:
+        InputError: no row is left.
         SpaceError: no room; nothing is left.
     """
     parts = source.parts()
@@ -92,6 +102,8 @@ def join_shards(source: ShardedCache, out: str) -> list[int]:
     states = [np.array(FeatureCache(part.path).state) for part in parts]
     kept = [np.flatnonzero(state != RowState.REMOVED) for state in states]
     firsts = np.cumsum([0, *map(len, kept)]).tolist()
+    if not firsts[-1]:
+        raise all_removed([source])
 
     def take_over(handle: int, new: Header) -> None:
         run = new.runs[f"{IMAGES}/state"]

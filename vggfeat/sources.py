@@ -35,6 +35,7 @@ from vggfeat.objects import find_objects
 from vggfeat.opening import open_file
 from vggfeat.records import ImageRef
 from vggfeat.remote import read_object
+from vggfeat.storage.lock_file import refuse_open_lock
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -319,6 +320,7 @@ def _contents(path: str) -> bytes:
     path = local_path(path)
     if remote_scheme(path):
         return read_object(path)
+    refuse_open_lock(path, "list")
     with open(path, "rb") as stream:
         return stream.read()
 

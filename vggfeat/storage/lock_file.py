@@ -18,7 +18,7 @@ import stat
 import struct
 import threading
 
-from vggfeat.errors import UsageError
+from vggfeat.errors import InputError, UsageError
 from vggfeat.storage.descriptors import fill_standard_descriptors, open_descriptor
 
 _TAKEN = (errno.EACCES, errno.EAGAIN)  # what POSIX lets a refused lock say
@@ -230,6 +230,20 @@ def is_open_lock(status: os.stat_result) -> bool:
     Where only POSIX record locks exist, opening and closing it again would give its lock back.
     """
     return any(one.identity() == (status.st_dev, status.st_ino) for one in tuple(_opened))
+
+
+def refuse_open_lock(path: str, what: str) -> None:
+    """Refuse to read a lock file that this process has open; see `is_open_lock`.
+
+    Raises:
+        InputError: names it.
+    """
+    try:
+        status = os.stat(path)
+    except OSError:  # which reading it will say
+        return
+    if is_open_lock(status):
+        raise InputError(f"{what} {path!r} is the lock file of this run; name another file")
 
 
 def _file_system(handle: int) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vggfeat.core.text import decode_text
 from vggfeat.errors import InputError
+from vggfeat.storage.lock_file import refuse_open_lock
 
 
 def read_text(path: str, what: str, *, with_paths: bool = False) -> str:
@@ -17,9 +18,10 @@ def read_text(path: str, what: str, *, with_paths: bool = False) -> str:
         with_paths: see `decode_text`.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: it cannot be read, or is the lock file of this run.
         UsageError: it is in another encoding.
     """
+    refuse_open_lock(path, what)
     try:
         data = Path(path).read_bytes()
     except OSError as error:
