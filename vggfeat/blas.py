@@ -60,7 +60,10 @@ def single_threaded() -> Iterator[bool]:
 def _openblas() -> tuple[Any, Any] | None:
     """The functions that get and set the number of threads, of the OpenBLAS that NumPy loaded."""
     for path in _loaded_libraries():
-        library = ctypes.CDLL(path)
+        try:
+            library = ctypes.CDLL(path)
+        except OSError:  # the file was replaced by an upgrade since it was loaded
+            continue
         for prefix in _PREFIXES:
             for suffix in _SUFFIXES:
                 get = getattr(library, f"{prefix}_get_num_threads{suffix}", None)

@@ -13,6 +13,8 @@ belongs to a thread, such as autocast, is put aside by each call.
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 import sys
 import threading
 import warnings
@@ -25,6 +27,8 @@ from vggfeat.exhaustion import exhaustion_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
+
+log = logging.getLogger("vggfeat")
 
 _RECURSION_LIMIT = 1000  # Python's own; importing torch takes some hundred
 _AUTOCAST = ("cpu", "cuda", "mps", "xpu")
@@ -198,11 +202,15 @@ def _set_float32(torch: Any, stack: contextlib.ExitStack) -> None:
     and the old ones beside new ones that agree with them.
     """
     core = torch._C  # noqa: SLF001 there is no public way to these
+    if not _has(core, "_get_cudnn_allow_tf32", "_set_cudnn_allow_tf32"):
+        return
     if not hasattr(core, "_get_fp32_precision_getter"):  # before torch 2.9
         stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
         stack.callback(core._set_cudnn_allow_tf32, core._get_cudnn_allow_tf32())  # noqa: SLF001
         torch.set_float32_matmul_precision("highest")
         core._set_cudnn_allow_tf32(False)  # noqa: SLF001
+        return
+    if not _has(core, "_set_fp32_precision_setter"):
         return
     get, put = core._get_fp32_precision_getter, core._set_fp32_precision_setter  # noqa: SLF001
     before = {}
@@ -223,6 +231,24 @@ def _set_float32(torch: Any, stack: contextlib.ExitStack) -> None:
     core._set_cudnn_allow_tf32(False)  # noqa: SLF001
     for backend, operator in _FP32_PRECISIONS[1:]:
         put(backend, operator, "none" if operator == "all" else "ieee")
+
+
+def _has(place: Any, *names: str) -> bool:
+    """Return whether torch has all of these private names; warn once of each that it lacks."""
+    missing = [name for name in names if not hasattr(place, name)]
+    for name in missing:
+        _warn_of_missing(name)
+    return not missing
+
+
+@functools.cache
+def _warn_of_missing(name: str) -> None:
+    log.warning(
+        "torch %s has no %s: what the calling program has set there is not put aside; features "
+        "are those of a fresh process only where it has set nothing",
+        sys.modules["torch"].__version__,
+        name,
+    )
 
 
 def _old_matmul_precision(torch: Any, put: Callable[[str, str, str], None]) -> str:
@@ -250,12 +276,15 @@ def _set_thread_of_torch(torch: Any, stack: contextlib.ExitStack) -> None:
         if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
             stack.enter_context(torch.autocast(kind, enabled=False))
     # Default devices are such modes too. Those that see every operator come off their stack.
-    stack.enter_context(torch._C.DisableTorchFunction())  # noqa: SLF001 documented under this name
-    if torch._C._len_torch_dispatch_stack():  # noqa: SLF001
+    core = torch._C  # noqa: SLF001 there is no public way to these
+    if _has(core, "DisableTorchFunction"):
+        stack.enter_context(core.DisableTorchFunction())
+    if _has(core, "_len_torch_dispatch_stack") and core._len_torch_dispatch_stack():  # noqa: SLF001
         from torch.utils import _python_dispatch
 
-        stack.enter_context(_python_dispatch._disable_current_modes())  # noqa: SLF001
-    _remove_saved_tensor_hooks(torch._C._autograd, stack)  # noqa: SLF001 torch has no other way
+        if _has(_python_dispatch, "_disable_current_modes"):
+            stack.enter_context(_python_dispatch._disable_current_modes())  # noqa: SLF001
+    _remove_saved_tensor_hooks(getattr(core, "_autograd", None), stack)
     stack.enter_context(torch.inference_mode(mode=False))
     stack.enter_context(torch.enable_grad())
     if _SMALLEST[0] * 1.0 == 0.0:

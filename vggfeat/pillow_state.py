@@ -7,6 +7,7 @@ import functools
 import importlib
 import logging
 import operator
+import pkgutil
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -91,12 +92,20 @@ def own_decoders() -> dict[str, Any]:
     }
 
 
+def _plugin_names() -> list[str]:
+    """Return the modules of Pillow's plugins, in its own order where it has its private list."""
+    modules = (module.name for module in pkgutil.iter_modules(PIL.__path__))
+    return list(getattr(PIL, "_plugins", ())) or [
+        name for name in modules if name.endswith("ImagePlugin")
+    ]
+
+
 @functools.cache
 def _own_registrations() -> list[tuple[str, list[Any]]]:
     """Return each `Image.register_open(…)` and `register_decoder(…)`: its kind and arguments."""
     Image.init()  # for the plugins' file extensions
     found = []
-    for name in (*_FIRST, *(name for name in PIL._plugins if name not in _FIRST)):  # noqa: SLF001 the only list of them
+    for name in (*_FIRST, *(name for name in _plugin_names() if name not in _FIRST)):
         with contextlib.suppress(ImportError):
             module: Any = importlib.import_module(f"PIL.{name}")
             source = module.__loader__.get_source(module.__name__) or ""
