@@ -128,11 +128,11 @@ def discover(
             folders and files have in common.
         stdin: stands in for standard input.
 
-    A list whose data holds a NUL byte is separated by NULs, else by line ends; see
-    `core.path_list.read_paths`. Its relative paths start at the current directory. What it names
-    and does not exist stays in the manifest with size 0, to become a failed row. In folders, names
-    with a leading dot are passed over, links are followed, each real folder is read once, and
-    archives are not looked into.
+    A list whose data holds a NUL byte is separated by NULs, else by line ends, and may have
+    comments; see `core.path_list.read_paths`. Its relative paths start at the current directory.
+    What it names and does not exist stays in the manifest with size 0, to become a failed row. In
+    folders, names with a leading dot are skipped, links are followed, each real folder is read
+    once, and archives are not looked into.
 
     Raises:
         InputError: a source is missing or cannot be read, an archive is damaged, a path is outside
@@ -302,8 +302,8 @@ def _read_names(sources: Sequence[str | os.PathLike[str]], stdin: BinaryIO | Non
                 named.missing.append(f"{text!r} ({getattr(error, 'strerror', None) or error})")
                 continue
             name = "the list on standard input" if text == "-" else f"list {text[1:]!r}"
-            for entry in read_paths(data, name, os.path.lexists):
-                named.add(local_path(entry), listed=True)
+            for path in read_paths(data, name, os.path.lexists, local_path):
+                named.add(path, listed=True)
         elif text:
             named.add(os.fsencode(path_text(source)), listed=False)
         else:  # an unset shell variable; the current directory is hardly meant

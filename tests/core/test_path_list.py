@@ -42,7 +42,7 @@ def paths_of(data: bytes, exists: Callable[[bytes], bool] = os.path.lexists) -> 
     return list(read_paths(data, "list 'x'", exists))
 
 
-@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "big endian"])
 def test_lists_are_decoded_by_their_mark(encoding: str, end: str, here: Path) -> None:
     """UTF-8 with or without a mark and UTF-16 of either order give the same images."""
@@ -106,18 +106,26 @@ def test_bytes_stay_bytes(here: Path) -> None:
         (b"one\r\ntwo\n", [b"one", b"two"]),
         (b"only\r\ntwo\r\nboth\r\n", [b"only\r", b"two", b"both"]),
         (b"only\r\0one\0", [b"only\r", b"one"]),
+        (b"one\rtwo\rboth\r", [b"one", b"two", b"both"]),
+        (b"one\r\rtwo\n", [b"one", b"two"]),
+        (b"in\rside\n", [b"in\rside"]),
+        (b"in\rside\r\none", [b"in\rside", b"one"]),
+        (b"only\r", [b"only\r"]),
     ],
 )
 def test_a_carriage_return_belongs_to_a_path_that_exists_only_with_it(
     data: bytes, expected: list[bytes]
 ) -> None:
     """Line ends of Windows are removed, real carriage returns are kept."""
-    existing = {b"one", b"two", b"only\r", b"both", b"both\r"}
+    existing = {b"one", b"two", b"only\r", b"both", b"both\r", b"in\rside"}
     assert paths_of(data, existing.__contains__) == expected
 
 
-@pytest.mark.parametrize("entry", [".", "/", "..", "./", "//", "../..", "/.", "../", "./."])
-@pytest.mark.parametrize("separator", ["\n", "\0", "\r\n"])
+@pytest.mark.parametrize(
+    "entry",
+    [".", "/", "..", "./", "//", "../..", "/.", "../", "./.", "img/..", "/a/b/../", "a/.././"],
+)
+@pytest.mark.parametrize("separator", ["\n", "\0", "\r\n", "\r"])
 def test_an_entry_for_a_whole_folder_is_refused(entry: str, separator: str) -> None:
     """The current folder, those above it and the root are refused with the number of the line."""
     data = separator.join(["first.jpg", "", entry, "last.jpg"]).encode()
@@ -129,7 +137,32 @@ def test_an_entry_for_a_whole_folder_is_refused(entry: str, separator: str) -> N
 def test_folders_with_dots_are_no_such_entries() -> None:
     """Full paths, `...` and names that begin with dots are paths."""
     names = [b"...", b".hidden", b"../up.jpg", b"/data", b"./a", b"..a", b"s3://bucket"]
+    names += [b"a/...", b"a/../b", b"img/.", b"img/"]
     assert paths_of(b"\n".join(names)) == names
+
+
+def test_the_root_as_an_address_is_refused() -> None:
+    """A `file:` address of the root is what it stands for."""
+    with pytest.raises(UsageError, match=r"line 1: '/' would take in everything"):
+        discover(["-"], stdin=io.BytesIO(b"file:///\n"))
+
+
+def test_comments_are_skipped_and_said(here: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A line that begins with `#` is an image that exists, or else a comment, said once."""
+    (here / "#1.jpg").write_bytes(b"x")
+    (here / "#list.txt").write_text("# photos of May\n#1.jpg\n./#2.jpg\n#3.jpg\nother.jpg\n")
+    with caplog.at_level("WARNING"):
+        assert list(discover(["@#list.txt"]).paths) == [b"#1.jpg", b"#2.jpg", b"other.jpg"]
+    notice = (
+        "list '#list.txt': lines skipped as comments, because they begin with '#' and no such file "
+        "exists: 2 (line 1: '# photos of May'); write ./ before the # of a path"
+    )
+    assert [record.getMessage() for record in caplog.records] == [notice]
+
+
+def test_lists_by_nul_have_no_comments() -> None:
+    """What `find -print0` and other programs write is paths alone."""
+    assert paths_of(b"# a\0b.jpg\0") == [b"# a", b"b.jpg"]
 
 
 def _write_binaries(folder: Path) -> None:

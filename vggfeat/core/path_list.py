@@ -7,6 +7,7 @@ order mark has it decoded.
 from __future__ import annotations
 
 import codecs
+import logging
 import os
 import re
 from typing import TYPE_CHECKING, Final
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     Exists = Callable[[bytes], bool]
+
+_log = logging.getLogger("vggfeat")
 
 _LONGEST: Final = 4096  # bytes of a path on Linux (PATH_MAX), and of an object's key on S3 1024
 _LOOKED_AT: Final = 1 << 16  # bytes at the beginning that tell text from other data
@@ -49,33 +52,49 @@ _KINDS_WITHIN: Final = (
 _PNM = re.compile(rb"P[1-7]\s+(?:#[^\n]*\n)*(?:\d+\s+\d+|WIDTH)\s")
 
 
-def read_paths(data: bytes, name: str, exists: Exists) -> Iterator[bytes]:
+def read_paths(
+    data: bytes, name: str, exists: Exists, resolve: Callable[[bytes], bytes] = bytes
+) -> Iterator[bytes]:
     """Yield the paths in a list, as the file system's own bytes.
 
-    Data with a NUL byte is separated by NULs, other data by line ends; empty entries, and lines of
-    blanks, are skipped. A byte order mark is removed; with one of UTF-16, as PowerShell's `>`
-    writes it, the text is converted to UTF-8 first. The carriage return before a line end is
-    removed, but not from a path that exists only with it.
+    Data with a NUL byte is separated by NULs, other data by line ends: line feeds, carriage
+    returns, or both together. Empty entries, and lines of blanks, are skipped. A line with a
+    carriage return that exists as a path is one path. A line that begins with `#` is a comment
+    unless it exists as a path; a warning says how many there are. A byte order mark is removed;
+    with one of UTF-16, as PowerShell's `>` writes it, the text is converted to UTF-8 first.
 
     Args:
         data: the whole list.
         name: what the list is to the user, for errors, e.g. "list 'a.txt'".
         exists: whether there is something at a path.
+        resolve: gives the path that an entry stands for, e.g. that of an address.
 
     Raises:
         UsageError: UTF-16 that has no mark or is broken, UTF-32, an image, an archive or other data
-            that is no list, or an entry that stands for a whole folder: `.`, `..` or `/`.
+            that is no list, or an entry that ends in `..` or stands for the folder `.` or `/`.
     """
     data = _to_bytes(data, name)
     lines = b"\0" not in data
-    separator, entry = (b"\n", "line") if lines else (b"\0", "entry")
+    separator, unit = (b"\n", "line") if lines else (b"\0", "entry")
     _check_is_list(data, separator, name, exists)
-    for number, piece in enumerate(pieces(data, separator), 1):
-        path = _without_return(piece, exists) if lines else piece
-        if not (path.strip() if lines else path):
+    comments, first = 0, ""
+    for number, entry in enumerate(_lines(data, exists) if lines else pieces(data, b"\0"), 1):
+        if not (entry.strip() if lines else entry):
             continue
-        _check_path(path, f"{entry} {number}", name)
+        if lines and entry.startswith(b"#") and not exists(entry):
+            comments, first = comments + 1, first or f"line {number}: {os.fsdecode(entry[:60])!r}"
+            continue
+        path = resolve(entry)
+        _check_path(path, f"{unit} {number}", name)
         yield path
+    if comments:
+        _log.warning(
+            "%s: lines skipped as comments, because they begin with '#' and no such file exists: "
+            "%d (%s); write ./ before the # of a path",
+            name,
+            comments,
+            first,
+        )
 
 
 def pieces(data: bytes, separator: bytes) -> Iterator[bytes]:
@@ -143,11 +162,21 @@ def _is_utf16(head: bytes, exists: Exists) -> bool:
     return not names.isdisjoint({b".", b"/", b"\r", b"\n"}) or not any(map(exists, names))
 
 
-def _without_return(line: bytes, exists: Exists) -> bytes:
-    plain = line.removesuffix(b"\r")
-    if plain != line and not exists(plain) and exists(line):
-        return line
-    return plain
+def _lines(data: bytes, exists: Exists) -> Iterator[bytes]:
+    """Yield lines without their ends, `LF`, `CR LF` or, as on old Macs, `CR` alone.
+
+    A carriage return may also belong to a name: to one that exists with it, and not without.
+    """
+    for line in pieces(data, b"\n"):
+        plain = line.removesuffix(b"\r")
+        if plain == line and b"\r" not in line:
+            yield line
+        elif plain != line and exists(plain):
+            yield plain
+        elif exists(line):
+            yield line
+        else:
+            yield from pieces(plain, b"\r")
 
 
 def _check_path(path: bytes, where: str, name: str) -> None:
@@ -161,7 +190,8 @@ def _check_path(path: bytes, where: str, name: str) -> None:
             f"{name} is no list of paths: {where} has {len(path)} bytes, a path has at most "
             f"{_LONGEST}; to name a file itself, leave the @ out"
         )
-    if not path.strip(b"./") and {b"", b".", b".."}.issuperset(path.split(b"/")):
+    parts = [part for part in path.split(b"/") if part not in (b"", b".")]
+    if not parts or parts[-1] == b"..":
         raise UsageError(
             f"{name}, {where}: {os.fsdecode(path)!r} would take in everything below that folder; "
             "name the folder as a source, or its full path in the list"
