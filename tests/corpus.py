@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     Pixels = NDArray[np.uint8]
 
-State = Literal["done", "failed", "passed over"]
+State = Literal["done", "failed", "skipped"]
 
 WIDTH, HEIGHT = 64, 48
 WHITE = 255
@@ -50,7 +50,7 @@ class Item:
     Attributes:
         name: below the folder, the file system's own bytes.
         data: what is in it; None for what is no file of its own.
-        state: of its row; `passed over` has none.
+        state: of its row; `skipped` has none.
         reason: of a failed one, as a regular expression that begins where the reason does.
         picture: uint8 RGB (h, w, 3): a sound image, and the same crop comes of it as of the file.
     """
@@ -71,7 +71,7 @@ def failed(name: str | bytes, data: bytes, reason: str) -> Item:
 
 
 def passed_over(name: str | bytes, data: bytes) -> Item:
-    return Item(os.fsencode(name), data, "passed over")
+    return Item(os.fsencode(name), data, "skipped")
 
 
 def as_pillow_has_it(name: str | bytes, data: bytes) -> Item:
@@ -635,23 +635,23 @@ def special(folder: bytes) -> Iterator[Item]:
     data = saved(picture, "PNG")
     for name, mode in (("pipe.jpg", stat.S_IFIFO), ("socket.jpg", stat.S_IFSOCK)):
         os.mknod(os.path.join(folder, os.fsencode(name)), mode | 0o600)
-        yield Item(os.fsencode(name), None, "passed over")
+        yield Item(os.fsencode(name), None, "skipped")
     links: tuple[tuple[str, str, State, str], ...] = (
         ("broken-link.png", "nowhere.png", "failed", GONE),
         ("loop-1.png", "loop-2.png", "failed", r"Too many levels of symbolic links$"),
         ("loop-2.png", "loop-1.png", "failed", r"Too many levels of symbolic links$"),
         ("link-to-itself.png", "link-to-itself.png", "failed", r"Too many levels of symbolic"),
-        ("link-to-pipe.png", "pipe.jpg", "passed over", ""),
-        ("link-to-device.png", "/dev/zero", "passed over", ""),
-        ("link-to-folder.png", ".", "passed over", ""),
-        ("folder-loop", "..", "passed over", ""),
+        ("link-to-pipe.png", "pipe.jpg", "skipped", ""),
+        ("link-to-device.png", "/dev/zero", "skipped", ""),
+        ("link-to-folder.png", ".", "skipped", ""),
+        ("folder-loop", "..", "skipped", ""),
     )
     for name, target, state, reason in links:
         os.symlink(target, os.path.join(folder, os.fsencode(name)))
         yield Item(os.fsencode(name), None, state, reason)
     yield _written(folder, done("folder.jpg/inside.png", data, picture))
     os.mkdir(os.path.join(folder, b"empty-folder.jpg"))
-    yield Item(b"empty-folder.jpg", None, "passed over")
+    yield Item(b"empty-folder.jpg", None, "skipped")
     os.symlink("folder.jpg/inside.png", os.path.join(folder, b"link.png"))
     os.link(os.path.join(folder, b"folder.jpg/inside.png"), os.path.join(folder, b"hard-link.png"))
     for name in ("link.png", "hard-link.png"):
@@ -683,5 +683,5 @@ def write_corpus(folder: Path) -> tuple[Item, ...]:
 
 if __name__ == "__main__":
     items = write_corpus(Path(sys.argv[1]))
-    for word in ("done", "failed", "passed over"):
+    for word in ("done", "failed", "skipped"):
         print(f"{sum(item.state == word for item in items)} {word}")  # noqa: T201 its purpose

@@ -253,7 +253,7 @@ def test_an_adapter_wants_weights_for_three(images: Path, tmp_path: Path) -> Non
     first = tmp_path / "first.safetensors"
     adapt(images, first, asked(epochs=1))
     network = {"weights": str(first)}
-    with pytest.raises(WeightsError, match=r"take images of 1 channels already.*train first"):
+    with pytest.raises(WeightsError, match=r"take images of 1 channel already.*train first"):
         adapt(images, tmp_path / "w.safetensors", asked(network, trainable="adapter"))
 
 
@@ -626,7 +626,7 @@ def test_images_that_fail_or_have_no_class_take_no_part(
     with caplog.at_level(logging.WARNING, "vggfeat"):
         found = adapt(folder, tmp_path / "w.safetensors", asked({"layers": "conv1_1"}, epochs=1))
     assert (found.train_images, found.held_out, found.failed) == (8, (1, 1), 1)
-    assert "1 images have no class and take no part" in caplog.text
+    assert "1 image without a class takes no part" in caplog.text
 
 
 def test_labels_from_a_file(images: Path, tmp_path: Path) -> None:

@@ -266,7 +266,7 @@ def test_names_of_a_zip_from_windows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["tar", "zip"])
 def test_names_that_lead_out_are_counted(kind: str, tmp_path: Path) -> None:
-    """Absolute and climbing names are passed over and counted; `./` and `//` are taken away."""
+    """Absolute and climbing names are skipped and counted; `./` and `//` are taken away."""
     members = dict.fromkeys(
         ["/etc/a.jpg", "../b.jpg", "c/../../d.jpg", "./e.jpg", "f//g.jpg"], b"1"
     )
@@ -276,7 +276,7 @@ def test_names_that_lead_out_are_counted(kind: str, tmp_path: Path) -> None:
 
 
 def test_names_with_nul_bytes_are_counted(tmp_path: Path) -> None:
-    """A zip's name that holds a NUL byte is passed over; `zipfile` would cut it there."""
+    """A zip's name that holds a NUL byte is skipped; `zipfile` would cut it there."""
     data = zip_bytes({"a.jpg?.jpg": b"1", "b.jpg": b"2"}).replace(b"a.jpg?", b"a.jpg\0")
     manifest = discover([made(tmp_path / "x.zip", data)])
     assert manifest.paths == (b"x.zip!b.jpg",)
@@ -331,7 +331,7 @@ def test_links_in_a_zip(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", ["gnu", "oldgnu", "posix"])
 @pytest.mark.parametrize("version", ["0.0", "0.1", "1.0"])
 def test_files_with_holes(form: str, version: str, tmp_path: Path) -> None:
-    """Sparse members are passed over and counted, and what follows them is right."""
+    """Sparse members are skipped and counted, and what follows them is right."""
     with open(tmp_path / "a.jpg", "wb") as stream:
         for block in range(60):  # more pieces than one header has room for
             stream.seek(block * 100_000)
@@ -385,7 +385,7 @@ def test_archives_in_folders_are_left_alone(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         discover([str(tmp_path)])
     assert str(caught.value) == (
-        f"no images in '{tmp_path}'; 3 files passed over because of their extension "
+        f"no images in '{tmp_path}'; 3 files skipped because of the extension "
         "(2 .tar, 1 .tar.gz); archives are read where they are named themselves "
         "(DIR/*.tar)"
     )
@@ -399,7 +399,7 @@ def test_archive_without_images(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         discover([str(archive)])
     assert str(caught.value) == (
-        f"no images in '{archive}'; 3 files passed over because of their extension "
+        f"no images in '{archive}'; 3 files skipped because of the extension "
         "(1 without, 1 .txt, 1 unsafe name); name them in an @LIST to take them all the same"
     )
     empty = made(tmp_path / "empty.zip", zip_bytes({}))
@@ -486,9 +486,9 @@ def test_damage_is_told_at_once_with_its_place(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         discover(sources)
     assert str(caught.value) == (
-        f"cannot read '{tmp_path}/cut.tar' (cut short: it ends at byte 2000; 1 images before), "
-        f"'{tmp_path}/flipped.tar' (no tar header at byte 1536; 1 images before), "
-        f"'{tmp_path}/hole.tar' (no tar header at byte 2048; 1 images before), "
+        f"cannot read '{tmp_path}/cut.tar' (cut short: it ends at byte 2000; 1 image before), "
+        f"'{tmp_path}/flipped.tar' (no tar header at byte 1536; 1 image before), "
+        f"'{tmp_path}/hole.tar' (no tar header at byte 2048; 1 image before), "
         f"'{tmp_path}/text.tar' (no tar header at byte 0; 0 images before), "
         f"'{tmp_path}/x.zip' (File is not a zip file; 0 images before); every archive must be "
         "whole, or images would be missing from the file; get it anew, or list what is wanted of "

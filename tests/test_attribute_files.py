@@ -91,7 +91,7 @@ def test_missing_ratings_are_the_mean_of_the_others(
     expected = MATRIX.copy()
     expected[0, 1], expected[2, 2] = (1 + 8) / 2, (20 + 0) / 2
     np.testing.assert_array_equal(found.vectors, expected.astype(np.float32))
-    assert "2 missing values (-1) are the mean of the other classes" in caplog.text
+    assert "2 missing values (-1) replaced by the mean of the other classes" in caplog.text
     matrix[:, 3] = -1
     with pytest.raises(UsageError, match=r"attribute 4 is missing \(-1\) for every class"):
         class_vectors(write_awa(tmp_path, matrix), NAMES)

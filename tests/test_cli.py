@@ -69,7 +69,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def assert_one_line(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
     assert done.returncode == code, (done.stdout, done.stderr)
-    notices = ("vggfeat: warning:", "vggfeat: passed over")
+    notices = ("vggfeat: warning:", "vggfeat: skipped")
     lines = [line for line in done.stderr.splitlines() if not line.startswith(notices)]
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith("vggfeat: ")
@@ -86,7 +86,7 @@ def test_extract_says_what_it_did(workplace: Path) -> None:
     assert "WARNING  RANDOM WEIGHTS (seed 0)" in text
     notices = (workplace / "first-notices").read_text()
     assert "RANDOM WEIGHTS (seed 0)" in notices
-    assert "passed over 1 files that are no images: txt 1" in notices
+    assert "skipped 1 file that is not an image: txt 1" in notices
 
 
 def test_the_file_says_that_weights_are_random(workplace: Path) -> None:
@@ -146,7 +146,7 @@ def test_other_images_are_refused_and_fewer_are_not(workplace: Path, tmp_path: P
     (more / "03.png").unlink()
     done = vggfeat("extract", "images", *SMALL, "--out", "feats.h5", cwd=tmp_path)
     assert done.returncode == 0
-    assert "1 images of the cache were not asked for" in done.stderr
+    assert "1 image of the cache was not requested; kept" in done.stderr
     shutil.copy(more / "01.png", more / "new.png")
     done = vggfeat("extract", "images", *SMALL, "--out", "feats.h5", cwd=tmp_path)
     assert_one_line(done, 5, "other images", "'new.png'")
@@ -159,7 +159,7 @@ def test_changed_images_are_told(workplace: Path, tmp_path: Path) -> None:
     os.utime(tmp_path / "images" / "02.png", (1, 1))
     done = vggfeat("extract", "images", *SMALL, "--out", "feats.h5", cwd=tmp_path)
     assert done.returncode == 0
-    assert "1 images have changed" in done.stderr
+    assert "1 image has changed" in done.stderr
 
 
 @pytest.mark.parametrize(

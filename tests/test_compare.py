@@ -312,7 +312,9 @@ def test_nothing_in_common_and_nothing_to_tell_apart(workplace: Path, tmp_path: 
     extract(tmp_path, "ants.h5", layers="conv1_1,conv2_1:map")
     with pytest.raises(CacheMismatchError, match=r"no image is done in .*of the same images"):
         compare([workplace / "feats.h5", tmp_path / "ants.h5"])
-    with pytest.raises(UsageError, match="6 images that are done have 1 classes"):
+    with pytest.raises(
+        UsageError, match="6 images done the labels make 1 class,"
+    ):
         compare([tmp_path / "ants.h5"])
     extract(tmp_path, "maps.h5", layers="conv2_1:map")
     with pytest.raises(UsageError, match=r"no vectors to compare: '.*maps\.h5' hold maps"):
@@ -457,7 +459,7 @@ def test_what_makes_figures_doubtful_is_said(workplace: Path, tmp_path: Path) ->
     assert [note.partition("RANDOM WEIGHTS")[1] for note in notes[:2]] == ["RANDOM WEIGHTS"] * 2
     assert notes[2].startswith("2 of 20 images that ")
     assert notes[2].endswith(
-        "under the same paths are not the same files; they are compared by path"
+        "under the same paths have other contents there; images are compared by path"
     )
     same = compare([workplace / "feats.h5", workplace / "other.h5"]).notes
     assert len(same) == 2

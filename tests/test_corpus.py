@@ -135,7 +135,7 @@ def run(folder: Path, corpus: tuple[Item, ...]) -> Run:
 @pytest.fixture(scope="module")
 def expected(corpus: tuple[Item, ...], run: Run) -> dict[bytes, Item]:
     """Every file that has a row, by name."""
-    items = {item.name: item for item in corpus if item.state != "passed over"}
+    items = {item.name: item for item in corpus if item.state != "skipped"}
     if run.reads_all:
         name = b"special/unreadable.png"
         items[name] = Item(name, None, "done", picture=photo("special"))
@@ -170,14 +170,14 @@ def seen(picture: NDArray[np.uint8]) -> torch.Tensor:
 
 def test_there_is_enough_of_everything(corpus: tuple[Item, ...], folder: Path) -> None:
     """The corpus is large in kinds and small on disk, and names nothing twice."""
-    counts = dict.fromkeys(("done", "failed", "passed over"), 0)
+    counts = dict.fromkeys(("done", "failed", "skipped"), 0)
     for item in corpus:
         counts[item.state] += 1
         assert (item.picture is not None) == (item.state == "done"), item.name
         assert bool(item.reason) == (item.state == "failed"), item.name
     assert counts["done"] >= 150
     assert counts["failed"] >= 250
-    assert counts["passed over"] >= 20
+    assert counts["skipped"] >= 20
     assert len({item.name for item in corpus}) == len(corpus)
     assert sum(path.lstat().st_size for path in (folder / "images").rglob("*")) < 60_000_000
 
@@ -279,7 +279,7 @@ def test_the_same_out_of_archives(
         archive + item.name: item
         for archive, items in both.items()
         for item in items
-        if item.state != "passed over"
+        if item.state != "skipped"
     }
     assert out.states == {path: item.state for path, item in inside.items()}
     assert misfits(out, inside) == {}
@@ -343,7 +343,7 @@ def test_what_changes_between_listing_and_decoding(tmp_path: Path) -> None:
         (images / name).write_bytes(png(64, 48, 8, 2, rows))
     (images / "not-an-image.txt").touch()
     out = tmp_path / "feats.h5"
-    # The run tells first what it passed over, which has room in the pipe, and so is past listing;
+    # The run tells first what it skipped, which has room in the pipe, and so is past listing;
     # then that weights are random, for which it must wait, and only then begins to decode.
     read_end, write_end = unread_pipe(leaving=100)
     full = bytes_in(read_end)

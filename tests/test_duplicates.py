@@ -82,7 +82,7 @@ def test_rows_that_are_not_done_do_not_count(tmp_path: Path) -> None:
     assert [member.row for member in found.groups[0].members] == [0, 3, 4]
     assert (found.images, found.pairs, found.spare) == (3, 3, 2)
     lone = cache_of(tmp_path / "lone.h5", {"conv1_1": x}, states=[1, 2, 0, 0, 0, 0])
-    with pytest.raises(InputError, match=r"1 images of cache .* are done"):
+    with pytest.raises(InputError, match=r"1 image of cache .* is done"):
         library.duplicates(lone)
 
 
@@ -118,7 +118,7 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     warning = "RANDOM WEIGHTS (seed 0): these features carry no learnt meaning"
     assert done.stderr.count(f"vggfeat: warning: cache 'f.h5': {warning}\n") == 1
     assert done.stdout.splitlines() == [
-        "6 images by conv2_1:max: 3 pairs with cosine >= 0.99999, 1 groups, 2 images to spare",
+        "6 images by conv2_1:max: 3 pairs with cosine >= 0.99999, 1 group, 2 images to spare",
         "",
         "group 1: 3 images, nearest 1.0000",
         "  1.0000  01.png  (identical file)",

@@ -164,7 +164,7 @@ def test_csv(workplace: Path, tmp_path: Path, dtype: str) -> None:
         columns = [f"{layer}_{at}" for at in range(expected[0].size)]
         found = table[columns].to_numpy(dtype=np.float64).astype(expected.dtype)
         assert_same(found.reshape(expected.shape), expected)
-    assert r"1 paths hold bytes that are no UTF-8" in said
+    assert r"1 path holds bytes that are no UTF-8" in said
     assert ("written as the float32 values" in said) == (dtype == "int8")
 
 

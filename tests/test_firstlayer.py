@@ -359,7 +359,7 @@ def test_channels_are_those_of_the_file(folder: Path, name: str) -> None:
 def test_what_a_newer_version_wrote_is_refused(
     tmp_path: Path, metadata: dict[str, str], message: str
 ) -> None:
-    """Metadata that is not understood is an error and is not passed over."""
+    """Metadata that is not understood is an error and is not skipped."""
     path = tmp_path / "w.safetensors"
     safetensors.torch.save_file({"x": torch.zeros(1)}, path, metadata)
     with pytest.raises(WeightsError, match=message):

@@ -30,7 +30,7 @@ def test_a_run_says_what_is_hidden(images: Path, archive: bool, tmp_path: Path) 
     done = vggfeat("extract", source, *SMALL, "--out", "a.h5", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     told = "2 hidden images and 1 hidden folder (names that begin with a dot); name them as sources"
-    assert done.stderr.count(f"vggfeat: passed over {told}") == 1
+    assert done.stderr.count(f"vggfeat: skipped {told}") == 1
     assert f"  hidden   {told}" in done.stdout
     found = vggfeat("extract", source, *SMALL, "--out", "b.h5", "--json", cwd=tmp_path)
     assert json.loads(found.stdout)["skipped"] == {"hidden folder": 1, "hidden image": 2}
@@ -59,4 +59,4 @@ def test_nothing_but_hidden_images_is_told(images: Path, tmp_path: Path) -> None
     assert_one_line(done, 3, "no images in 'images' but 2 hidden images and 1 hidden folder (names")
     (images / "notes.txt").write_text("x")
     done = vggfeat("extract", "images", *SMALL, "--out", "a.h5", cwd=tmp_path)
-    assert_one_line(done, 3, "1 files passed over", "there are 2 hidden images and 1 hidden folder")
+    assert_one_line(done, 3, "1 file skipped", "there are 2 hidden images and 1 hidden folder")

@@ -85,10 +85,10 @@ def test_paths_that_are_no_utf_8(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("a,cat\nb,dog\na,dog\n", r"line 3: 'a' is 'dog' here and 'cat' above"),
-        ("a,cat,0.9\nb\n", r"line 1: 3 columns; line 2: 1 columns"),
+        ("a,cat,0.9\nb\n", r"line 1: 3 columns; line 2: 1 column"),
         ("a,cat\n,dog\nb,\n", r"line 2: no path; line 3: no label"),
         ('a,cat\n"b"c,dog\n', r"line 2: "),
-        ("1\n2\n3\n4\n5\n", r"line 3: 1 columns; and 2 more"),
+        ("1\n2\n3\n4\n5\n", r"line 3: 1 column; and 2 more"),
         ("path,label\n", r"no labels in it"),
     ],
 )

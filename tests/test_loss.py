@@ -110,5 +110,5 @@ def test_one_row_has_no_neighbour(workplace: Path, tmp_path: Path) -> None:
     path.write_bytes((workplace / "float32.h5").read_bytes())
     with h5py.File(path, "r+") as file:
         file["images/state"][1:] = 0
-    with pytest.raises(UsageError, match=r"1 rows of .* are done"):
+    with pytest.raises(UsageError, match=r"1 row of .* can be compared"):
         library.measure_loss(library.open(path))

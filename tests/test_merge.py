@@ -110,7 +110,7 @@ def test_other_images_under_one_path_are_refused(images: Path, tmp_path: Path) -
     extract(images / "a", tmp_path / "old.h5")
     shutil.copy(images / "b" / "06.png", images / "a" / "03.png")
     extract(images / "a", tmp_path / "new.h5")
-    with pytest.raises(CacheMismatchError, match=r"1 paths stand for different images.*'03\.png'"):
+    with pytest.raises(CacheMismatchError, match=r"1 path stands for different images.*'03\.png'"):
         library.merge([tmp_path / "old.h5", tmp_path / "new.h5"], tmp_path / "merged.h5")
     assert not (tmp_path / "merged.h5").exists()
 

@@ -259,7 +259,7 @@ def test_fewer_directions_than_components(rows: int) -> None:
     np.testing.assert_allclose(ours.components @ ours.components.T, np.eye(12), atol=1e-5)
     assert 0 <= ours.variances[5:].min() <= ours.variances[5:].max() < 1e-12
     with pytest.raises(
-        UsageError, match=r"of 12 components only 5 can be whitened.*ask for 5 dims"
+        UsageError, match=r"of 12 components only 5 can be whitened.*ask for 5 at most"
     ):
         fit_pca(stream(data), 12, whiten=True)
     whitened = fit_pca(stream(data), 5, whiten=True).apply(data)

@@ -443,7 +443,7 @@ def test_the_weights_must_be_those_of_the_cache(workplace: Path, tmp_path: Path)
         (["feats.h5", "--row", "zz.png", "--layer", "conv1_1"], 2, ["'zz.png' is not in"]),
         (["feats.h5", "--row", "b/broken.png", "--layer", "conv1_1"], 2, ["is failed, not done"]),
         (["feats.h5", "--row", "a/00.png", "--layer", "conv3_1"], 5, ["no layer 'conv3_1'"]),
-        (["codes.h5", "--row", "a/00.png", "--weights", "1,2"], 2, ["2 weights for 1 layers"]),
+        (["codes.h5", "--row", "a/00.png", "--weights", "1,2"], 2, ["2 weights for 1 layer"]),
         (["codes.h5", "--row", "a/00.png", "--weights", "0"], 2, ["not all 0"]),
         (["codes.h5", "--row", "a/00.png", "--metric", "l1"], 2, ["metric 'l1' is none"]),
         (["codes.h5", "--row", "a/00.png", "--top", "0"], 2, ["top is 0"]),

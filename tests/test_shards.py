@@ -179,7 +179,7 @@ def test_processes_at_the_same_time(images: Path, reference: Path, tmp_path: Pat
 def test_a_shard_that_another_run_holds(
     server: KillServer, images: Path, reference: Path, tmp_path: Path
 ) -> None:
-    """A held shard is passed over, the rest is done, and the run ends with 75 and its counts."""
+    """A held shard is skipped, the rest is done, and the run ends with 75 and its counts."""
     out = tmp_path / "feats"
     assert server.run(images, out, sharding={"shards": 3, "plan_only": True})[0] == 0
     code = (
@@ -196,7 +196,7 @@ def test_a_shard_that_another_run_holds(
     done = start(command(images, out, "--json"))
     text, told = done.communicate(timeout=120)
     assert done.returncode == 75
-    assert "1 shards of" in told
+    assert "1 shard of" in told
     assert "are held by other runs" in told
     assert (json.loads(text)["done"], json.loads(text)["pending"]) == (13, 8)
     holder.communicate()
@@ -341,7 +341,7 @@ def test_a_shard_that_is_gone(
     assert cache.row("020.png") == 21
     with pytest.raises(KeyError):
         cache.row("010.png")
-    with pytest.raises(CacheError, match=rf"1 shards of .* are not there: {gone.name}"):
+    with pytest.raises(CacheError, match=rf"1 shard of .* is not there: {gone.name}"):
         library.extract(images, out, settings())
     summary = library.extract(images, out, settings(), wish=library.Wish(update=True))
     assert (summary.added, summary.pending, summary.new_done) == (8, 0, 8)
@@ -581,7 +581,7 @@ def test_verify_names_rows_of_the_whole(feats: Path, tmp_path: Path) -> None:
     third.unlink()
     done = vggfeat("verify", str(out))
     assert done.returncode == 5
-    assert f"1 shards are not there: {third.name}" in done.stderr
+    assert f"1 shard is not there: {third.name}" in done.stderr
     with pytest.raises(CacheError, match="shards are not there, 1 of"):
         library.merge([out], tmp_path / "merged.h5")
 

@@ -260,7 +260,7 @@ def test_images_that_have_moved(workplace: Path, tmp_path: Path) -> None:
     words = ["sheet", "f.h5", "--rows", "cats/*", "-o", "s.html", "--root", "moved"]
     done = vggfeat(*words, cwd=tmp_path)
     assert done.returncode == 0
-    assert "warning: 2 of 4 images are no files below moved; --root says where" in done.stderr
+    assert "warning: 2 of 4 images not found below moved; --root says where" in done.stderr
     page = read_page(tmp_path / "s.html")
     assert len(page.images) == 2
     assert page.texts["button.open none"] == ["file not found"] * 2

@@ -80,7 +80,7 @@ def test_manifest_cannot_be_changed(tmp_path: Path) -> None:
 
 
 def test_extensions_decide_in_folders(tmp_path: Path) -> None:
-    """Other extensions are passed over and counted, in lower case, '' for none."""
+    """Other extensions are skipped and counted, in lower case, '' for none."""
     make(tmp_path, "a.JPG", "b.JpEg", "c.txt", "d.TXT", "e", "f/g.json", "jpg", "h.jpg.part", "i.")
     manifest = discover([tmp_path])
     assert names(manifest) == ["a.JPG", "b.JpEg"]
@@ -106,7 +106,7 @@ def test_hidden_names_are_passed_over(tmp_path: Path) -> None:
 
 
 def test_what_is_no_file_is_counted(tmp_path: Path) -> None:
-    """A FIFO named like an image is passed over, and is neither opened nor listed."""
+    """A FIFO named like an image is skipped, and is neither opened nor listed."""
     make(tmp_path, "a.jpg")
     os.mkfifo(tmp_path / "b.jpg")
     (tmp_path / "folder.jpg").mkdir()
@@ -408,7 +408,7 @@ def test_no_images_says_what_was_passed_over(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         discover([str(tmp_path)])
     assert str(caught.value) == (
-        f"no images in '{tmp_path}'; 4 files passed over because of their extension "
+        f"no images in '{tmp_path}'; 4 files skipped because of the extension "
         "(2 .txt, 1 without, 1 .psdx); name them in an @LIST to take them all the same"
     )
 

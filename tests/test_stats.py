@@ -144,9 +144,7 @@ def test_a_sample(folder: Path) -> None:
 
 def test_nothing_can_be_read(folder: Path) -> None:
     """If no image can be read, that is an error which names the first and why."""
-    with pytest.raises(
-        InputError, match=r"none of 1 images can be read; the first is 'broken.jpg'"
-    ):
+    with pytest.raises(InputError, match=r"none of 1 image can be read; the first is 'broken.jpg'"):
         library.stats([folder / "images" / "broken.jpg"], Settings(layers="fc7", workers=0))
 
 
@@ -226,7 +224,7 @@ def children(pid: int) -> list[str]:
         (["images", "--out", "s.txt"], 2, "out is 's.txt'; expected a name that ends in .toml"),
         (["images", "--sample", "0"], 2, "sample is 0; expected 1 image or more"),
         (["images", "--clip", "9"], 2, "clip is '9'; expected two percentiles"),
-        (["images/broken.jpg"], 3, "none of 1 images can be read"),
+        (["images/broken.jpg"], 3, "none of 1 image can be read"),
     ],
 )
 def test_wrong_usage(folder: Path, words: list[str], code: int, message: str) -> None:

@@ -191,7 +191,7 @@ def test_command(cache: Path, whole: Path) -> None:
     bad = run(cache)
     assert bad.returncode == 5
     assert "row 4, 4.png: its features have checksum" in bad.stdout
-    assert "1 of 6 rows are bad" in bad.stderr
+    assert "1 of 6 rows is bad" in bad.stderr
     told = run("--json", cache)
     assert told.returncode == 5
     assert [row["row"] for row in json.loads(told.stdout)["bad"]] == [4]

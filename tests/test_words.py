@@ -193,7 +193,7 @@ def test_tables_are_one(tmp_path: Path) -> None:
 def test_tables_are_never_averaged(tmp_path: Path) -> None:
     """The attributes of a sea lion are not the mean of those of the sea and of a lion."""
     (tmp_path / "a.csv").write_text("sea,1,0\nlion,0,1\n")
-    with pytest.raises(UsageError, match=r"1 of 1 classes: 'sea lion' \(near: "):
+    with pytest.raises(UsageError, match=r"1 of 1 class: 'sea lion' \(near: "):
         class_vectors(tmp_path / "a.csv", ["sea lion"])
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vggfeat.blocks import Asked, sides
+from vggfeat.core.text import counted
 from vggfeat.errors import InputError, TooManyFailuresError, UsageError
 from vggfeat.indexing import open_index
 from vggfeat.isolation import isolated
@@ -269,7 +270,8 @@ def _layers(
         raise UsageError(f"layer {', '.join(twice)} is named twice; give it one weight")
     if weights and len(weights) != len(names):
         raise UsageError(
-            f"{len(weights)} weights for {len(names)} layers ({', '.join(names)}); give one each"
+            f"{counted(len(weights), 'weight')} for {counted(len(names), 'layer')} "
+            f"({', '.join(names)}); give one each"
         )
     given = tuple(weights) or (1.0,) * len(names)
     total = sum(given)
@@ -299,7 +301,9 @@ def _row(cache: FeatureCache, name: str | int) -> int:
     """The row of a query that is an image of the cache, which must be done."""
     if isinstance(name, int):
         if not 0 <= name < len(cache):
-            raise UsageError(f"row {name} is not in cache {cache.path!r} of {len(cache)} rows")
+            raise UsageError(
+                f"row {name} is not in cache {cache.path!r} of {counted(len(cache), 'row')}"
+            )
         row = name
     else:
         try:
@@ -355,6 +359,6 @@ def _hits(
 def _none_decoded(failures: Sequence[Undecodable]) -> str:
     first = failures[0]
     return (
-        f"none of {len(failures)} query images can be decoded; the first, {first.path!r}: "
-        f"{first.reason}"
+        f"none of {counted(len(failures), 'query image')} can be decoded; the first, "
+        f"{first.path!r}: {first.reason}"
     )

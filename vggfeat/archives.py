@@ -64,7 +64,7 @@ class Listing:
         stamp: its size and time when it was read.
         names: (n,) plain names, each once.
         table: (n,) of `PLACE`, where each lies, with 0 for `archive`.
-        skipped: members passed over, by extension or reason.
+        skipped: members skipped, by extension or reason.
         damage: what is wrong with the archive, '' for nothing.
         forward_only: whether reading an earlier member means unpacking from the beginning.
     """

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from vggfeat.core.text import counted
 from vggfeat.decode import decode
 from vggfeat.device import choose_devices
 from vggfeat.errors import DecodeError, InputError, UsageError
@@ -99,7 +100,7 @@ def calibrate_on_sample(
     Raises:
         InputError: none of them can be decoded.
     """
-    log.info("calibrating 8-bit integers on %d images", min(SAMPLE, len(manifest)))
+    log.info("calibrating 8-bit integers on %s", counted(min(SAMPLE, len(manifest)), "image"))
     images = _sample(settings, manifest, SAMPLE, "precision")
     if settings.crop == "none":  # shapes differ
         return _largest(settings, images, weights)
@@ -127,7 +128,8 @@ def scales_on_sample(
     Raises:
         InputError: none of the images tried can be decoded.
     """
-    log.info("finding the range of each dimension on %d images", min(RANGE_SAMPLE, len(manifest)))
+    sample = counted(min(RANGE_SAMPLE, len(manifest)), "image")
+    log.info("finding the range of each dimension on %s", sample)
     images = _sample(settings, manifest, RANGE_SAMPLE, "dtype")
     if settings.crop != "none":  # else shapes differ
         images = [torch.cat(images[at : at + _AT_ONCE]) for at in range(0, len(images), _AT_ONCE)]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from vggfeat.core.text import counted
 from vggfeat.errors import UsageError
 from vggfeat.reports import output_format
 
@@ -100,8 +101,11 @@ def _label(candidate: Candidate) -> str:
 def _title(comparison: Comparison) -> str:
     one = comparison.candidates[0]
     what = (
-        f"images of the same class, {comparison.classes} classes"
+        f"images of the same class, {counted(comparison.classes, 'class')}"
         if comparison.by == "labels"
         else "the image that a query was made of"
     )
-    return f"Finding {what}\n{comparison.metric}, {one.queries} queries, {one.images} images"
+    return (
+        f"Finding {what}\n{comparison.metric}, {counted(one.queries, 'query')}, "
+        f"{counted(one.images, 'image')}"
+    )

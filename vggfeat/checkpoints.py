@@ -17,6 +17,7 @@ import numpy as np
 from vggfeat.containers.records import ITEM_BYTES, MoreThanTensorsError, RefusedError
 from vggfeat.containers.registry import read_contents
 from vggfeat.containers.safetensors_file import read_safetensors
+from vggfeat.core.text import counted
 from vggfeat.dialects.registry import translate
 from vggfeat.errors import WeightsError
 from vggfeat.storage.checked_file import CheckedFile, FileChangedError
@@ -207,7 +208,7 @@ def _values(file: CheckedFile, contents: Contents, names: Iterable[str]) -> dict
         item = ITEM_BYTES[stored.dtype]
         if first < 0 or (first + count) * item > length:
             raise ValueError(
-                f"{name} of shape {list(stored.shape)} does not fit its {length} bytes"
+                f"{name} of shape {list(stored.shape)} does not fit its {counted(length, 'byte')}"
             )
         buffer = torch.empty(count * item, dtype=torch.uint8)
         targets.append((begin + first * item, buffer.numpy().data))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from vggfeat.core.text import agree, counted
 from vggfeat.errors import CacheMismatchError, UsageError
 from vggfeat.isolation import isolated
 from vggfeat.labels import UNLABELLED, labels_of
@@ -225,8 +226,9 @@ def _doubts(caches: Sequence[FeatureCache]) -> list[str]:
         unlike = int(((mine != theirs).any(axis=1) & known).sum())
         if unlike:
             found.append(
-                f"{unlike} of {len(mine)} images that {first.path!r} and {other.path!r} have under "
-                "the same paths are not the same files; they are compared by path"
+                f"{unlike} of {counted(len(mine), 'image')} that {first.path!r} and "
+                f"{other.path!r} have under the same paths {agree(unlike, 'has')} other "
+                "contents there; images are compared by path"
             )
     return found
 
@@ -241,9 +243,10 @@ def _by_labels(
     members = np.bincount(database.classes, minlength=len(known.names))
     if np.count_nonzero(members) < 2 or members.max() < 2:  # noqa: PLR2004 classes, and images of one
         raise UsageError(
-            f"labels tell nothing apart: {len(database.classes)} images that are done have "
-            f"{np.count_nonzero(members)} classes, the largest of {members.max(initial=0)}; "
-            "expected two classes or more, and two images of one: give other --labels, or --queries"
+            f"labels tell nothing apart: of {counted(len(database.classes), 'image')} done the "
+            f"labels make {counted(int(np.count_nonzero(members)), 'class')}, the largest of "
+            f"{members.max(initial=0)}; expected two classes or more, and two images of one: give "
+            "other --labels, or --queries"
         )
     places = spread(np.flatnonzero(members[database.classes] > 1), sample)
     asked = tuple(one[places] for one in database.rows)

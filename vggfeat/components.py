@@ -31,6 +31,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from vggfeat.core.text import counted
 from vggfeat.errors import InputError, UsageError
 
 Blocks: TypeAlias = Callable[[], Iterator[NDArray[np.float32]]]
@@ -121,7 +122,8 @@ class Data:
     def _check_same(self, rows: int) -> None:
         if rows != self.rows:
             raise InputError(
-                f"the data changed while it was read: {self.rows} rows at first, then {rows}"
+                f"the data changed while it was read: {counted(self.rows, 'row')} at first, then "
+                f"{rows}"
             )
 
     def times_covariance(self, vectors: Matrix) -> Matrix:
@@ -200,7 +202,9 @@ def moments_of(blocks: Blocks) -> Moments:
         part = Moments(len(chunk), mean, np.einsum("nd,nd->d", chunk, chunk))
         total = total.plus(part) if total else part
     if total is None or total.rows == 1:
-        raise InputError(f"the data has {total.rows if total else 0} rows; expected two or more")
+        raise InputError(
+            f"the data has {counted(total.rows if total else 0, 'row')}; expected two or more"
+        )
     return total
 
 
@@ -286,8 +290,8 @@ def _countable(data: Data, dims: Dims) -> int:
     most = data.width // (_KEPT_BLOCKS + 1) - _OVERSAMPLING
     if dims > most:
         raise UsageError(
-            f"dims {dims}: of {data.width} dimensions, more than {COVARIANCE_LIMIT}, at most "
-            f"{most} components are computed"
+            f"dims {dims}: of {counted(data.width, 'dimension')}, more than {COVARIANCE_LIMIT}, "
+            f"at most {counted(most, 'component')} are computed"
         )
     return dims
 

@@ -24,6 +24,7 @@ import numpy as np
 from vggfeat import errors
 from vggfeat.actors import Asked, Board, Errand, Outcome, ShardWorker
 from vggfeat.cluster import connected, import_ray
+from vggfeat.core.text import agree, counted
 from vggfeat.errors import DeviceError, ShardsHeldError, TooManyFailuresError, UsageError
 from vggfeat.names import absolute_place
 from vggfeat.ray_pool import LOST, Workers
@@ -345,13 +346,14 @@ class _Driver:
         if given_up:
             shard, deaths = next(iter(given_up.items()))
             raise DeviceError(
-                f"{_DEATHS} workers in a row ended without finishing a batch, of {len(given_up)} "
-                f"shards; the first is shard {shard}, its last worker: {deaths.text}. All other "
-                f"shards are done; {_ADVICE}"
+                f"{_DEATHS} workers in a row ended without finishing a batch, of "
+                f"{counted(len(given_up), 'shard')}; the first is shard {shard}, its last worker: "
+                f"{deaths.text}. All other shards are done; {_ADVICE}"
             )
         if self._held and self._goes_on():
             raise ShardsHeldError(
-                f"{len(self._held)} shards of {self.asked.out!r} are held by other runs; all "
+                f"{counted(len(self._held), 'shard')} of {self.asked.out!r} "
+                f"{agree(len(self._held), 'is')} held by other runs; all "
                 "others are done. Wait, and run again to see that they ended",
                 summary,
             )

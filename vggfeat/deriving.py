@@ -18,6 +18,7 @@ import numpy as np
 
 from vggfeat._version import __version__
 from vggfeat.copying import copy_rows
+from vggfeat.core.text import agree, counted
 from vggfeat.errors import CacheMismatchError, InterruptedRunError, UsageError
 from vggfeat.job import check_output
 from vggfeat.lock import hold, refuse_if_held, unless_read_only
@@ -158,8 +159,9 @@ def derive(
     result = work.result(time.perf_counter() - started)
     if stop and result.pending:
         raise InterruptedRunError(
-            f"stopped by {signal.Signals(stop.signum).name}: {result.done} of {result.rows} rows "
-            f"are done; {how_to_go_on(fresh=begin == 'fresh')}",
+            f"stopped by {signal.Signals(stop.signum).name}: {result.done} of "
+            f"{counted(result.rows, 'row')} {agree(result.done, 'is')} done; "
+            f"{how_to_go_on(fresh=begin == 'fresh')}",
             stop.signum,
             result,
         )
@@ -230,8 +232,8 @@ def _check_images(source: FeatureCache, target: FeatureCache, *, update: bool) -
         return
     if not update:
         raise CacheMismatchError(
-            f"cache {target.path!r} has {len(target)} images, not those {len(source)} that "
-            f"{source.path!r} has now; --update brings it in line, --fresh begins again"
+            f"cache {target.path!r} has {counted(len(target), 'image')}, not those {len(source)} "
+            f"that {source.path!r} has now; --update brings it in line, --fresh begins again"
         )
     _take_over(source, target)
 

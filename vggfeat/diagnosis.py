@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vggfeat._version import __version__
+from vggfeat.core.text import counted
 from vggfeat.errors import VggfeatError
 from vggfeat.layers import VARIANTS
 from vggfeat.machine import usable_cores
@@ -41,7 +42,9 @@ def examine() -> list[Finding]:
     """Looks at everything a run needs."""
     return [
         Finding("vggfeat", f"{__version__}, Python {platform.python_version()}, {sys.executable}"),
-        Finding("system", f"{platform.platform()}, {usable_cores()} cores for this process"),
+        Finding(
+            "system", f"{platform.platform()}, {counted(usable_cores(), 'core')} for this process"
+        ),
         *_torch(),
         _hdf5(),
         _pillow(),
@@ -57,7 +60,7 @@ def _torch() -> Iterator[Finding]:
     except (ImportError, OSError) as error:
         yield Finding("torch", f"cannot be imported: {error}", "pip install torch torchvision")
         return
-    yield Finding("torch", f"{torch.__version__}, {torch.get_num_threads()} threads")
+    yield Finding("torch", f"{torch.__version__}, {counted(torch.get_num_threads(), 'thread')}")
     yield _torchvision(str(torch.__version__))
     from vggfeat.device import choose_device, choose_precision
 

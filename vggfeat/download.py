@@ -12,6 +12,7 @@ import urllib.parse
 import urllib.request
 from typing import BinaryIO
 
+from vggfeat.core.text import counted
 from vggfeat.errors import WeightsError
 from vggfeat.lock import take_turns
 from vggfeat.storage.atomic import atomic_file
@@ -131,5 +132,7 @@ def _fetch(url: str, file: BinaryIO) -> str:
         reason = getattr(error, "reason", None) or error
         raise WeightsError(f"{url} cannot be fetched: {reason}") from error
     if expected not in (-1, received):
-        raise WeightsError(f"{url} broke off after {received} of {expected} bytes; try again")
+        raise WeightsError(
+            f"{url} broke off after {received} of {counted(expected, 'byte')}; try again"
+        )
     return digest.hexdigest()

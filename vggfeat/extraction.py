@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vggfeat import run
+from vggfeat.core.text import agree, counted
 from vggfeat.description import describe
 from vggfeat.errors import CacheError, LockedError, ShardsHeldError, UsageError
 from vggfeat.job import check_settings
@@ -106,8 +107,9 @@ def _extract_shards(
     run.raise_if_cut_short(summary, request, stop.signum, tally.fatal)
     if left and watch.goes_on():
         raise ShardsHeldError(
-            f"{len(left)} shards of {request.out!r} are held by other runs, the first is "
-            f"{left[0]!r}; all others are done. Wait, and run again to see that they ended",
+            f"{counted(len(left), 'shard')} of {request.out!r} {agree(len(left), 'is')} held by "
+            f"other runs, the first is {left[0]!r}; all others are done. Wait, and run again to "
+            "see that they ended",
             summary,
         )
     return summary
@@ -236,7 +238,8 @@ class _Work:
         missing = self._cache.missing
         if missing:
             self.damaged.append(
-                f"{len(missing)} shards of {self._cache.path!r} are not there: "
+                f"{counted(len(missing), 'shard')} of {self._cache.path!r} "
+                f"{agree(len(missing), 'is')} not there: "
                 f"{', '.join(missing[:3])}; restore them from a backup, or --update lists "
                 "the images anew and takes theirs into the shards beside"
             )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vggfeat.carried import check_transform
+from vggfeat.core.text import counted
 from vggfeat.device import (
     Compute,
     choose_device,
@@ -236,7 +237,9 @@ class Extractor:
                     ) from error
                 self._limit = (size + 1) // 2
                 torch.cuda.empty_cache()
-                log.warning("out of memory with %d images a pass; going on with half", size)
+                log.warning(
+                    "out of memory with %s a pass; going on with half", counted(size, "image")
+                )
             else:
                 return _join(parts)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
+from vggfeat.core.text import counted
 from vggfeat.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def check_channels(name: str, shapes: Shapes, entry: Entry) -> None:
 
 
 def _count(channels: int) -> str:
-    return "1 channel" if channels == 1 else f"{channels} channels"
+    return counted(channels, "channel")
 
 
 def inflate(weight: Tensor, channels: int) -> Tensor:

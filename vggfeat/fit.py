@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vggfeat.core.text import agree, counted
 from vggfeat.firstlayer import (
     ADAPTER,
     ADAPTER_BIAS,
@@ -125,8 +126,8 @@ def check_fit(checkpoint: Checkpoint, model: str) -> Fit:
         problems += _classifier(found, checkpoint, model)
     if _FC8 in found and found[_FC8][0] != CLASSES:
         notes.append(
-            f"fc8 of {checkpoint.name} has {found[_FC8][0]} classes instead of ImageNet's "
-            f"{CLASSES}: fine, fc8 and prob are that long"
+            f"fc8 of {checkpoint.name} has {counted(found[_FC8][0], 'class')} instead of "
+            f"ImageNet's {CLASSES}: fine, fc8 and prob are that long"
         )
     notes += _first_layer(checkpoint)
     notes += _end(checkpoint, found)
@@ -174,7 +175,9 @@ def _end(checkpoint: Checkpoint, found: Shapes) -> list[str]:
     if not checkpoint.ends:
         return []
     classes = found.get(HEAD[0], (0,))[0]
-    head = f"; its head tells {classes} classes apart and is for no layer" if classes else ""
+    head = (
+        f"; its head tells {counted(classes, 'class')} apart and is for no layer" if classes else ""
+    )
     return [f"{checkpoint.name} ends with {checkpoint.ends}: no deeper layer can be had{head}"]
 
 
@@ -251,7 +254,8 @@ def _other_input(fc6: Layer, shape: tuple[int, ...], convolutions_do: str) -> Pr
     message = cannot_be_multiplied(1, fc6.in_channels, out, length)
     found = (
         f"{_FC6} is {_shape(shape)}, expected {_shape((fc6.channels, fc6.in_channels))}: it takes "
-        f"{length} numbers, and VGG hands it {channels} x {GRID} x {GRID} = {fc6.in_channels}; "
+        f"{counted(length, 'number')}, and VGG hands it {channels} x {GRID} x {GRID} = "
+        f"{fc6.in_channels}; "
         f'torch would say "{message}"'
     )
     side = math.isqrt(length // channels) if length % channels == 0 else 0
@@ -288,5 +292,6 @@ def _unexpected(found: Shapes, model: str, problems: Sequence[Problem]) -> list[
         return []
     more = " …" if len(names) > _NAMED else ""
     shown = ", ".join(names[:_NAMED])
-    what = f"tensors of the file have no place in {model} and are passed over"
-    return [f"{len(names)} {what}: {shown}{more}"]
+    has, are = agree(len(names), "has"), agree(len(names), "is")
+    what = f"of the file {has} no place in {model} and {are} skipped"
+    return [f"{counted(len(names), 'tensor')} {what}: {shown}{more}"]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from vggfeat.core.text import counted
 from vggfeat.deriving import Derived, derive, open_source
 from vggfeat.errors import CacheError, InputError, UsageError
 from vggfeat.fitted import Fitted, check_network, model_for, network_of, pack, unpack
@@ -220,7 +221,7 @@ def _fit(cache: FeatureCache, settings: FuseSettings) -> Fitted:
     """Fits, and learns, all that the settings ask for."""
     fusion = fit_fusion(cache, _recipe(cache, settings), width=settings.width, name=settings.name)
     notes = [
-        f"{layer}: {pca.share:.1%} of the variance in {len(pca.components)} dimensions"
+        f"{layer}: {pca.share:.1%} of the variance in {counted(len(pca.components), 'dimension')}"
         for layer, pca in fusion.projections.items()
     ]
     if settings.learns:
@@ -231,7 +232,7 @@ def _fit(cache: FeatureCache, settings: FuseSettings) -> Fitted:
             if settings.pairs
             else _from_labels(cache, fusion, settings.labels, notes)
         )
-        log.info("learning weights from %d images", len(examples.groups))
+        log.info("learning weights from %s", counted(len(examples.groups), "image"))
         learnt = learn(fusion, examples, by_group=bool(settings.pairs), device=settings.device)
         fusion, notes = learnt.fusion, [*notes, *_notes_of(learnt)]
     return to_fitted(cache, fusion, _asked(cache, settings), notes)
@@ -241,8 +242,9 @@ def _notes_of(learnt: Learnt) -> list[str]:
     weights = ", ".join(f"{layer} {weight:.3f}" for layer, weight in learnt.mean_weights.items())
     kind = "mean weights" if learnt.fusion.attention else "weights"
     judged = (
-        f"learnt from {learnt.images} images; on {learnt.held_out} held out, mean average "
-        f"precision {learnt.before:.4f} with equal weights, {learnt.after:.4f} with those learnt"
+        f"learnt from {counted(learnt.images, 'image')}; on {learnt.held_out} held out, mean "
+        f"average precision {learnt.before:.4f} with equal weights, {learnt.after:.4f} with those "
+        "learnt"
     )
     return [judged, f"{kind}: {weights}"]
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vggfeat.blocks import Asked, sides
+from vggfeat.core.text import counted
 from vggfeat.errors import CacheMismatchError, InputError, LockedError, UsageError
 from vggfeat.indexfile import (
     IndexInfo,
@@ -248,10 +249,9 @@ def _current(path: str, source: Source) -> Record | None:
     if record.source == source:
         return record
     _log.info(
-        "index %r is of %d images, and of the %d that are done now some are others: building it "
-        "anew",
+        "index %r is of %s, and of the %d done now some are others: building it anew",
         path,
-        record.source.rows,
+        counted(record.source.rows, "image"),
         source.rows,
     )
     return None
@@ -281,7 +281,7 @@ def _read(path: str, record: Record, cache: FeatureCache) -> tuple[Any, LengthGu
 def _built(
     cache: FeatureCache, source: Source, rows: Rows, path: str, on_progress: OnProgress | None
 ) -> IndexInfo:
-    _log.info("building index %r of %d images by %s", path, len(rows), source.layer)
+    _log.info("building index %r of %s by %s", path, counted(len(rows), "image"), source.layer)
     index, info = _trained(cache, source, rows)
     added = 0
     for x in _blocks(cache, source, rows):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from vggfeat._version import __version__
+from vggfeat.core.text import agree, counted
 from vggfeat.errors import CacheError, CacheMismatchError, InputError, UsageError
 from vggfeat.identity import Identity
 from vggfeat.names import other_format, remote_scheme
@@ -196,8 +197,9 @@ def check_removals(settings: Settings, path: str, removed: int, present: int, fi
     allowed = settings.removals_allowed(present)
     if removed > allowed:
         raise InputError(
-            f"{removed} of the {present} images of cache {path!r} are gone, the "
-            f"first is {first!r}; {allowed} may be (--max-removed), and nothing was changed. Is a "
+            f"{removed} of the {counted(present, 'image')} of cache {path!r} "
+            f"{agree(removed, 'is')} gone, the first is {first!r}; {allowed} may be "
+            "(--max-removed), and nothing was changed. Is a "
             "folder not mounted?"
         )
 
@@ -269,15 +271,20 @@ def _check_images(cache: FeatureCache, match: Match, manifest: Manifest) -> None
         )
     others = int((cache.state[match.unlisted] != RowState.REMOVED).sum())
     if others:
-        log.info("%d images of the cache were not asked for; they stay", others)
+        log.info(
+            "%s of the cache %s not requested; kept",
+            counted(others, "image"),
+            agree(others, "was"),
+        )
 
 
 def _tell_changed(count: int) -> None:
     if count:
         log.warning(
-            "%d images have changed since their features were taken; their rows are kept "
+            "%s %s changed since their features were taken; their rows are kept "
             "(--update takes them anew)",
-            count,
+            counted(count, "image"),
+            agree(count, "has"),
         )
 
 

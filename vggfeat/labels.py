@@ -13,7 +13,7 @@ import numpy as np
 
 from vggfeat.core.class_names import class_key, one_line, unify
 from vggfeat.core.image_paths import PathIndex
-from vggfeat.core.text import is_text
+from vggfeat.core.text import agree, counted, is_text
 from vggfeat.errors import UsageError
 from vggfeat.names import MEMBER_MARK, archive_suffix
 from vggfeat.storage.text_files import read_text
@@ -115,7 +115,7 @@ def read_labels(path: str | os.PathLike[str]) -> dict[bytes, str]:
 
     UTF-8, or UTF-16 with its byte order mark. Paths may hold the file system's own bytes, which
     need not be UTF-8; labels must be. A header such as `path,label` or `filename,class` and blank
-    lines are passed over.
+    lines are skipped.
 
     Args:
         path: the CSV file.
@@ -169,7 +169,7 @@ def _is_header(cells: list[str]) -> bool:
 def _take(cells: list[str], labels: dict[bytes, str]) -> str:
     """Adds a line to the labels; what is wrong with it, or nothing."""
     if len(cells) != _COLUMNS:
-        return f"{len(cells)} columns"
+        return f"{counted(len(cells), 'column')}"
     path, label = cells
     if not path or not label:
         return f"no {'label' if path else 'path'}"
@@ -215,7 +215,8 @@ def _from_csv(
     if not unknown:
         return labels, ()
     note = (
-        f"{len(unknown)} of {len(by_path)} paths in {labels_csv} are not in {where}: "
+        f"{len(unknown)} of {counted(len(by_path), 'path')} in {labels_csv} "
+        f"{agree(len(unknown), 'is')} not in {where}: "
         f"{one_line(unknown)}"
     )
     return labels, (note,)
@@ -252,7 +253,10 @@ def _numbered(labels: Sequence[str], paths: Sequence[bytes], notes: Sequence[str
     said = list(notes)
     if names and without:
         some = one_line([os.fsdecode(paths[row]) for row in without])
-        said.append(f"{len(without)} of {len(paths)} images have no label: {some}")
+        said.append(
+            f"{len(without)} of {counted(len(paths), 'image')} {agree(len(without), 'has')} no "
+            f"label: {some}"
+        )
     for note in said:
         _log.info("%s", note)
     if spellings.merged:

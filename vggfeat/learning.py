@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vggfeat.core.text import counted
 from vggfeat.device import choose_device
 from vggfeat.errors import InputError
 from vggfeat.fusion import Attention, Fusion
@@ -142,9 +143,9 @@ def _split(groups: Numbers, *, by_group: bool) -> tuple[Numbers, Numbers]:
     train, judge = (part[_with_company(groups[part])] for part in parts)
     if len(np.unique(groups[train])) < 2 or len(np.unique(groups[judge])) < 2:  # noqa: PLR2004 others
         raise InputError(
-            f"{len(groups)} images in {len(np.unique(groups))} groups are too few to learn from "
-            "some and judge by others: two groups of two or more are needed in either; give more "
-            "labels or pairs, or give --weights"
+            f"{counted(len(groups), 'image')} in {counted(len(np.unique(groups)), 'group')} "
+            "cannot be split to learn from some and judge by others: two groups of two or more are "
+            "needed in either; give more labels or pairs, or give --weights"
         )
     return train, judge
 
@@ -279,7 +280,7 @@ def _train(
             best, kept, since = now, _copy_of(weigher), 0
         if since >= _PATIENCE:
             break
-    log.info("learnt for %d steps", step)
+    log.info("learnt for %s", counted(step, "step"))
     weigher.load_state_dict(kept)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vggfeat.core.text import counted
 from vggfeat.errors import CacheMismatchError, UsageError
 from vggfeat.isolation import isolated
 from vggfeat.metrics import inner_products, unit_rows
@@ -81,7 +82,8 @@ def measure_loss(
     rows, others = _rows(cache, against, sample)
     if len(rows) < 2:  # noqa: PLR2004 a row and another
         raise UsageError(
-            f"{len(rows)} rows of {cache.path!r} are done that can be compared; two are needed"
+            f"{counted(len(rows), 'row')} of {cache.path!r} can be compared, being done; two are "
+            "needed"
         )
     found: list[LayerLoss] = []
     for layer in cache.layers:

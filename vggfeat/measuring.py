@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from vggfeat.core.text import counted
 from vggfeat.decode import as_decode_errors, finish
 from vggfeat.errors import InputError
 from vggfeat.histogram import Histogram, ValueCounts, count_values
@@ -154,7 +155,8 @@ def stats(
     if not sums.images:
         first = sums.failures[0]
         raise InputError(
-            f"none of {sums.failed} images can be read; the first is {first.path!r}: {first.reason}"
+            f"none of {counted(sums.failed, 'image')} can be read; the first is {first.path!r}: "
+            f"{first.reason}"
         )
     return sums.result(settings)
 
@@ -299,7 +301,7 @@ def _rounded(value: float) -> float:
 
 def as_config(found: PixelStats) -> str:
     """The settings as a TOML file that `--config` takes."""
-    lines = [f"# Measured by vggfeat stats on {found.images} images."]
+    lines = [f"# Measured by vggfeat stats on {counted(found.images, 'image')}."]
     for name, value in found.settings.items():
         shown = json.dumps(list(value) if isinstance(value, tuple) else value)
         lines.append(f"{name} = {shown}")

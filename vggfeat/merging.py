@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vggfeat.copying import copy_rows
+from vggfeat.core.text import agree, counted
 from vggfeat.errors import CacheMismatchError, UsageError
 from vggfeat.isolation import isolated
 from vggfeat.lock import hold
@@ -208,7 +209,8 @@ def _check_images(caches: Sequence[FeatureCache], rows: _Rows) -> None:
         names = ", ".join(repr(os.fsdecode(bytes(rows.paths[at]))) for at in unlike[:_SHOWN])
         more = f" and {len(unlike) - _SHOWN} more" if len(unlike) > _SHOWN else ""
         raise CacheMismatchError(
-            f"{len(unlike)} paths stand for different images in the caches: {names}{more}; bring "
+            f"{counted(len(unlike), 'path')} {agree(len(unlike), 'stands')} for different images "
+            f"in the caches: {names}{more}; bring "
             "the older cache up to date (extract --update), or merge others"
         )
 

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, overload
 from urllib.parse import unquote_to_bytes
 
+from vggfeat.core.text import counted
 from vggfeat.errors import UsageError
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def hidden_kind(name: bytes) -> tuple[str, bytes]:
 def hidden_text(skipped: Mapping[str, int]) -> str:
     """`2 hidden images and 1 hidden folder` of `Manifest.skipped`; '' for none."""
     counts = [(skipped.get(kind, 0), kind) for kind in (HIDDEN_IMAGE, HIDDEN_FOLDER)]
-    shown = [f"{count} {kind}{'s' * (count > 1)}" for count, kind in counts if count]
+    shown = [counted(count, kind) for count, kind in counts if count]
     return " and ".join(shown) + " (names that begin with a dot)" if shown else ""
 
 

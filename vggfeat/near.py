@@ -29,6 +29,7 @@ from vggfeat.blocks import (
     sides,
     similarities,
 )
+from vggfeat.core.text import agree, counted
 from vggfeat.errors import InputError, UsageError
 from vggfeat.isolation import isolated
 from vggfeat.machine import usable_cores
@@ -138,8 +139,8 @@ def duplicates(
     rows = np.flatnonzero(opened.done)
     if len(rows) < 2:  # noqa: PLR2004 a pair
         raise InputError(
-            f"{len(rows)} images of cache {opened.path!r} are done; two make the first pair: "
-            "extract more"
+            f"{counted(len(rows), 'image')} of cache {opened.path!r} {agree(len(rows), 'is')} "
+            "done; two make the first pair: extract more"
         )
     warning = warn_of_cache(opened)
     task = _Task(opened, name, rows, metric, threshold)

@@ -38,7 +38,7 @@ class Objects:
 
     Attributes:
         found: their addresses, sizes and times of last change.
-        skipped: those passed over, by extension or reason.
+        skipped: those skipped, by extension or reason.
         root: what all addresses have in common.
     """
 

@@ -17,6 +17,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from vggfeat.core.text import counted
 from vggfeat.errors import (
     CacheError,
     CacheMismatchError,
@@ -252,7 +253,11 @@ class _Output:
         for name in complete:
             self.put(name)
         if len(complete) < len(files):
-            what = f"{len(files) - len(complete)} of {len(files)} shards" if self.sharded else "it"
+            what = (
+                f"{len(files) - len(complete)} of {counted(len(files), 'shard')}"
+                if self.sharded
+                else "it"
+            )
             log.warning(
                 "%s is not there yet: %s has images left to do; what is done is kept at %s",
                 self.address, what, self.work,

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from vggfeat.core.dicom_head import HEAD_BYTES, is_dicom_head
+from vggfeat.core.text import counted
 from vggfeat.errors import DecodeError, InputError
 from vggfeat.exhaustion import exhaustion_of
 from vggfeat.names import extension, local_path, remote_scheme
@@ -362,7 +363,7 @@ atexit.register(close_archives)
 def _tar_member(source: Source, place: Place) -> bytes:
     data = source.read(place.offset, place.size)
     if len(data) < place.size:
-        raise DamagedError(f"{len(data)} bytes, expected {place.size}")
+        raise DamagedError(f"{counted(len(data), 'byte')}, expected {place.size}")
     return data
 
 
@@ -373,11 +374,11 @@ def _zip_member(source: Source, place: Place) -> bytes:
     name_and_extra = sum(int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
     packed = source.read(place.offset + _LOCAL_HEADER + name_and_extra, place.packed)
     if len(packed) < place.packed:
-        raise DamagedError(f"{len(packed)} packed bytes, expected {place.packed}")
+        raise DamagedError(f"{counted(len(packed), 'packed byte')}, expected {place.packed}")
     data = _unpacked(packed, place)
     if len(data) != place.size:
-        found = "more" if len(data) > place.size else str(len(data))
-        raise DamagedError(f"{found} bytes, expected {place.size}")
+        found = "more bytes" if len(data) > place.size else counted(len(data), "byte")
+        raise DamagedError(f"{found}, expected {place.size}")
     if zlib.crc32(data) != place.crc:
         raise DamagedError("CRC differs")
     return data

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
+from vggfeat.core.text import counted
 from vggfeat.quantisation import LARGEST_CODE
 
 if TYPE_CHECKING:
@@ -47,7 +48,9 @@ def reduce(x: Tensor, spec: LayerSpec) -> Tensor:
     """
     expected = 2 if spec.pool is None else 4
     if x.dim() != expected:
-        raise ValueError(f"{spec}: expected {expected} dimensions, found shape {tuple(x.shape)}")
+        raise ValueError(
+            f"{spec}: expected {counted(expected, 'dimension')}, found shape {tuple(x.shape)}"
+        )
     rows = _own_copy(x) if spec.pool is None else _pool(x, spec.pool)  # (N, D) or (N, C, H, W)
     return _normalise(rows, spec.norm).contiguous()
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 import numpy as np
 from numpy.lib import format as npy
 
+from vggfeat.core.text import counted
 from vggfeat.dicom import read_dicom
 from vggfeat.errors import DecodeError
 from vggfeat.geometry import too_large
@@ -236,10 +237,10 @@ def _read_bands(stream: BinaryIO, image: ImageFile.ImageFile, preprocess: Prepro
 def _read_pages(image: ImageFile.ImageFile, preprocess: Preprocess) -> Raster:
     wanted, pages = preprocess.channels, getattr(image, "n_frames", 1)
     found = (
-        f"{_kind(image)} of {len(image.getbands())} channels in {pages} page{'s' * (pages != 1)}"
+        f"{_kind(image)} of {counted(len(image.getbands()), 'channel')} in {counted(pages, 'page')}"
     )
     if pages != wanted or len(image.getbands()) != 1:
-        raise DecodeError(f"{found}; expected {wanted} channels (--channels)")
+        raise DecodeError(f"{found}; expected {counted(wanted, 'channel')} (--channels)")
     first, *others = [_read_page(image, page, preprocess) for page in range(pages)]
     unlike = [page for page in others if page.values.shape != first.values.shape]
     if unlike:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vggfeat.core.text import counted
 from vggfeat.errors import CacheError, UsageError
 from vggfeat.mirror import local_copy
 from vggfeat.names import path_text, remote_scheme
@@ -71,7 +72,10 @@ class FeatureCache:
         return self.header.rows
 
     def __repr__(self) -> str:
-        return f"FeatureCache({self.path!r}, {len(self)} rows, layers {', '.join(self.layers)})"
+        return (
+            f"FeatureCache({self.path!r}, {counted(len(self), 'row')}, layers "
+            f"{', '.join(self.layers)})"
+        )
 
     def __reduce__(self) -> tuple[type[FeatureCache], tuple[str]]:
         return FeatureCache, (self.path,)

@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from vggfeat.core.text import counted
 from vggfeat.errors import UsageError
 
 if TYPE_CHECKING:
@@ -123,7 +124,8 @@ def _wrong_weights(recipe: Recipe) -> list[str]:
         return [f"{recipe.method} takes no weights; the method {other} does"]
     if len(weights) != len(recipe.layers):
         named = ", ".join(recipe.layers)
-        return [f"{len(weights)} weights for {len(recipe.layers)} layers ({named}); give one each"]
+        given, layers = counted(len(weights), "weight"), counted(len(recipe.layers), "layer")
+        return [f"{given} for {layers} ({named}); give one each"]
     if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
         given = ", ".join(f"{weight:g}" for weight in weights)
         return [f"weights {given} must be numbers of 0 or more, and not all 0"]

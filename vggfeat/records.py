@@ -184,7 +184,7 @@ class Summary:
         images_per_second: of this run's images, from the first batch asked for to the last written.
         stages: where the time went.
         share: of a sharded cache, the share that all counts are of; empty for all of it.
-        skipped: files that the listing of this run passed over, by kind: see `Manifest.skipped`;
+        skipped: files that the listing of this run skipped, by kind: see `Manifest.skipped`;
             empty where nothing was listed.
     """
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
+from vggfeat.core.text import counted
 from vggfeat.deriving import Derived, derive, open_source
 from vggfeat.errors import CacheError, UsageError
 from vggfeat.fitted import Fitted, check_network, model_for, network_of, pack, unpack
@@ -282,10 +283,10 @@ def _blocks(cache: FeatureCache, layer: str, norm: Norm) -> Iterator[Values]:
 
 def _note(layer: str, part: Fit) -> str:
     if isinstance(part, Standardisation):
-        return f"{layer}: mean and deviation of {_width(part)} dimensions"
+        return f"{layer}: mean and deviation of {counted(_width(part), 'dimension')}"
     return (
-        f"{layer}: {len(part.mean)} -> {_width(part)} dimensions, "
-        f"{part.share:.2%} of the variance, fitted to {part.rows} rows"
+        f"{layer}: {len(part.mean)} -> {counted(_width(part), 'dimension')}, "
+        f"{part.share:.2%} of the variance, fitted to {counted(part.rows, 'row')}"
     )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vggfeat.components import Blocks, Data, Dims, find_components, moments_of, rows_at_once
+from vggfeat.core.text import agree, counted
 from vggfeat.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -167,7 +168,9 @@ def fit_pca(blocks: Blocks, dims: Dims, *, whiten: bool = False) -> Pca:
 
 def _check_shape(shape: tuple[int, ...], width: int) -> None:
     if shape[1:] != (width,):
-        raise UsageError(f"fitted on {width} dimensions: expected (n, {width}), found {shape}")
+        raise UsageError(
+            f"fitted on {counted(width, 'dimension')}: expected (n, {width}), found {shape}"
+        )
 
 
 def _parts(shape: tuple[int, ...]) -> list[slice]:
@@ -188,20 +191,23 @@ def _check_possible(dims: Dims, data: Data) -> None:
     most = min(data.rows - 1, data.width)
     if dims > most:
         raise UsageError(
-            f"dims {dims}: {data.rows} rows of {data.width} dimensions have {most} components at "
+            f"dims {dims}: {counted(data.rows, 'row')} of {counted(data.width, 'dimension')} "
+            f"{agree(data.rows, 'has')} {counted(most, 'component')} at "
             "most; ask for fewer, or fit on more rows"
         )
     if data.total_variance == 0:
-        raise InputError(f"all {data.rows} rows are the same; such data has no components")
+        raise InputError(
+            f"all {counted(data.rows, 'row')} are the same; such data has no components"
+        )
 
 
 def _check_whitening(variances: NDArray[np.float64]) -> None:
     usable = int((variances > WHITEN_FLOOR * variances[0]).sum())
     if usable < len(variances):
         raise UsageError(
-            f"of {len(variances)} components only {usable} can be whitened, the others have "
-            f"at most {WHITEN_FLOOR:g} of the largest variance; ask for {usable} dims, or do not "
-            "whiten"
+            f"of {counted(len(variances), 'component')} only {usable} can be whitened, the others "
+            f"have at most {WHITEN_FLOOR:g} of the largest variance; ask for {usable} at most, or "
+            "do not whiten"
         )
 
 

@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from vggfeat.core.text import counted
 from vggfeat.errors import DecodeError, InputError, UsageError
 from vggfeat.names import remote_scheme
 
@@ -206,8 +207,8 @@ def _check_is_reply(address: str, entry: RemoteEntry) -> None:
     """
     if remote_scheme(address) == "s3" and not entry.folder and not entry.mtime_ns:
         raise RemoteError(
-            f"{entry.size} bytes came without the ETag and date of an object; does a proxy or a "
-            "login page answer in place of the store?",
+            f"{counted(entry.size, 'byte')} came without the ETag and date of an object; does a "
+            "proxy or a login page answer in place of the store?",
             _AWAY,
             of_object=False,
         )
@@ -311,8 +312,8 @@ def _check_same(listed: RemoteEntry, said: RemoteEntry, size: int) -> None:
             "changed since it was listed (--update reads it)", _CHANGED, of_object=True
         )
     raise RemoteError(
-        f"{size} bytes came of an object of {listed.size} bytes that has not changed; does a proxy "
-        "shorten what it passes on?",
+        f"{counted(size, 'byte')} came of an object of {counted(listed.size, 'byte')} that has "
+        "not changed; does a proxy shorten what it passes on?",
         _AWAY,
         of_object=False,
     )

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
+from vggfeat.core.text import counted
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -62,7 +64,7 @@ class ShardedArray(NDArrayOperatorsMixin):
 
     def __repr__(self) -> str:
         parts = len(self._firsts) - 1
-        return f"ShardedArray({self.shape}, {self.dtype}, {parts} parts)"
+        return f"ShardedArray({self.shape}, {self.dtype}, {counted(parts, 'part')})"
 
     def __iter__(self) -> Iterator[Any]:
         for number in range(len(self._firsts) - 1):
@@ -96,7 +98,9 @@ class ShardedArray(NDArrayOperatorsMixin):
             if picked.ndim != 1:
                 return np.asarray(self)[key]
             if len(picked) != len(self):
-                raise IndexError(f"a mask of {len(picked)} rows for an array of {len(self)}")
+                raise IndexError(
+                    f"a mask of {counted(len(picked), 'row')} for an array of {len(self)}"
+                )
             picked = np.flatnonzero(picked)
         return self._pick(picked, tuple(rest))
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vggfeat.core.text import agree, counted
 from vggfeat.description import calibrating, describe_with
 from vggfeat.errors import InterruptedRunError, TooManyFailuresError
 from vggfeat.job import check_output, is_complete, resume
@@ -354,13 +355,15 @@ def raise_if_cut_short(
         name = open_cache(summary.out, summary.share).name(fatal.row)
         raise TooManyFailuresError(
             f"image {name!r} failed: {fatal.reason}; stopped there (--on-error stop), "
-            f"{summary.done} of {images} images are done. Mend or remove it and run again",
+            f"{summary.done} of {counted(images, 'image')} {agree(summary.done, 'is')} done. Mend "
+            "or remove it and run again",
             summary,
         )
     if signum and summary.pending:
         raise InterruptedRunError(
-            f"stopped by {signal.Signals(signum).name}: {summary.done} of {images} images "
-            f"are done, {summary.pending} are left; {how_to_go_on(fresh=request.fresh)}",
+            f"stopped by {signal.Signals(signum).name}: {summary.done} of "
+            f"{counted(images, 'image')} {agree(summary.done, 'is')} done, {summary.pending} "
+            f"{agree(summary.pending, 'is')} left; {how_to_go_on(fresh=request.fresh)}",
             signum,
             summary,
         )
@@ -368,9 +371,15 @@ def raise_if_cut_short(
         return  # all are removed; or a share of more than there are shards
     allowed = request.settings.failures_allowed(images)
     if summary.failed > allowed or not (summary.done or summary.pending):
+        most = min(allowed, images - 1)
+        others = (
+            f"the other {summary.done} {agree(summary.done, 'is')} done"
+            if summary.done
+            else "none is done"
+        )
         raise TooManyFailuresError(
-            f"{summary.failed} of {images} images failed, {min(allowed, images - 1)} "
-            f"were allowed; the other {summary.done} are done. `vggfeat inspect {summary.out}` "
-            "names them",
+            f"{summary.failed} of {counted(images, 'image')} failed, {most} "
+            f"{agree(most, 'was')} allowed; {others}. `vggfeat inspect {summary.out}` names "
+            f"{'it' if summary.failed == 1 else 'them'}",
             summary,
         )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, Literal, get_args
 import numpy as np
 
 from vggfeat.chart import check_matplotlib
+from vggfeat.core.text import counted
 from vggfeat.errors import DecodeError, UsageError
 from vggfeat.names import printable
 from vggfeat.pictures import image_file, load_picture, shortened
@@ -122,7 +123,7 @@ def draw_cache(view: CacheView, *, marks: Marks = "thumbnails", root: str | None
 def _title(view: CacheView) -> str:
     identity = view.cache.header.identity
     name = os.path.basename(view.cache.path)
-    images = f"{len(view.rows)} of {len(view.cache)} images in the planes"
+    images = f"{len(view.rows)} of {counted(len(view.cache), 'image')} in the planes"
     return f"{shortened(name)}  ({identity.model}, {shortened(identity.weights)}), {images}"
 
 
@@ -157,7 +158,7 @@ def _draw_histogram(axes: Axes, layer: LayerView) -> None:
     axes.set_yscale("log")
     axes.set_ylim(bottom=0.6)  # a single value is a bar
     axes.set_title(f"{head}\n{_range(found)}", fontsize="medium", parse_math=False)
-    axes.set_xlabel(f"value, of {found.rows} images")
+    axes.set_xlabel(f"value, of {counted(found.rows, 'image')}")
     axes.set_ylabel("how many, log scale")
 
 

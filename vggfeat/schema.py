@@ -19,6 +19,7 @@ import numpy as np
 from h5py import h5d, h5f, h5p, h5s, h5t
 
 from vggfeat.config import DTYPES
+from vggfeat.core.text import counted
 from vggfeat.errors import CacheError
 from vggfeat.identity import Identity
 from vggfeat.marked_files import open_hdf5
@@ -273,7 +274,7 @@ def _header(file_name: str, file: h5py.File) -> Header:
     runs = dict(_runs(file, wrong))
     rows = runs[f"{IMAGES}/state"].shape[0] if f"{IMAGES}/state" in runs else -1
     wrong += [
-        f"/{name} has {run.shape[0]} rows, /{IMAGES}/state {rows}"
+        f"/{name} has {counted(run.shape[0], 'row')}, /{IMAGES}/state {rows}"
         for name, run in runs.items()
         if rows >= 0 and run.shape[0] != rows
     ]
@@ -360,7 +361,7 @@ def _scales(
 
 
 def _row_words(shape: tuple[int, ...]) -> str:
-    return f"{shape[0]} values" if shape else "one value"
+    return f"{counted(shape[0], 'value')}" if shape else "one value"
 
 
 def _read_attributes(

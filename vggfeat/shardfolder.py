@@ -7,6 +7,7 @@ import logging
 import os
 from typing import TYPE_CHECKING
 
+from vggfeat.core.text import counted
 from vggfeat.errors import CacheMismatchError, SpaceError, UsageError
 from vggfeat.names import absolute_place
 from vggfeat.shardlist import MANIFEST, ShardManifest, is_ours
@@ -77,7 +78,7 @@ def _check_folder(out: str) -> None:
     others = sorted(name for name in os.listdir(out) if not is_ours(name))
     if others:
         raise UsageError(
-            f"output {out!r} is a folder that holds {len(others)} other files, such as "
+            f"output {out!r} is a folder that holds {counted(len(others), 'other file')}, such as "
             f"{others[0]!r}, and no {MANIFEST}; name a new or an empty folder for shards, or a "
             "file such as feats.h5"
         )
@@ -165,9 +166,9 @@ def remove_files(folder: str, names: Sequence[str]) -> None:
     if kept:
         name, why = kept[0]
         log.warning(
-            "%d files left over in %r could not be removed, the first is %r: %s; no run needs "
-            "them, and the next one tries again",
-            len(kept),
+            "%s left over in %r could not be removed, the first is %r: %s; no run needs "
+            "what is left over, and the next one tries again",
+            counted(len(kept), "file"),
             folder,
             name,
             why.strerror,

@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from vggfeat.core.text import counted
 from vggfeat.errors import CacheError, SpaceError
 from vggfeat.names import SHARD_MANIFEST
 from vggfeat.storage.atomic import TEMPORARY_SUFFIX, atomic_file
@@ -169,9 +170,13 @@ def _inconsistencies(manifest: ShardManifest, rows: object) -> list[str]:
     at = 0
     for number, shard in enumerate(manifest.shards):
         if shard.first != at or shard.rows < 0:
-            wrong.append(f"shard {number} has {shard.rows} rows from {shard.first}, expected {at}")
+            wrong.append(
+                f"shard {number} has {counted(shard.rows, 'row')} from {shard.first}, expected {at}"
+            )
         if bool(shard.name) != bool(shard.rows) or os.path.basename(shard.name) != shard.name:
-            wrong.append(f"shard {number} of {shard.rows} rows has the name {shard.name!r}")
+            wrong.append(
+                f"shard {number} of {counted(shard.rows, 'row')} has the name {shard.name!r}"
+            )
         at = shard.first + shard.rows
     if rows != at or not at:
         wrong.append(f"rows is {rows}, those of the shards are {at}")

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vggfeat._version import __version__
+from vggfeat.core.text import counted
 from vggfeat.errors import (
     CacheError,
     CacheMismatchError,
@@ -381,8 +382,8 @@ def list_shard(cache: FeatureCache, root: bytes) -> Manifest | None:
     images = discover(["-"], root=os.fsdecode(root), stdin=io.BytesIO(listing))
     if not (images.sizes.any() or images.mtimes.any()):
         raise InputError(
-            f"not one of the {len(images)} images of shard {cache.path!r} is there, the first was "
-            f"{os.fsdecode(images.absolute(0))!r}. Is a folder not mounted? If they are gone for "
-            "good, --update gives their rows up"
+            f"not one of the {counted(len(images), 'image')} of shard {cache.path!r} is there, "
+            f"the first was {os.fsdecode(images.absolute(0))!r}. Is a folder not mounted? If they "
+            "are gone for good, --update gives their rows up"
         )
     return images

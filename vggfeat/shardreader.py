@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vggfeat.core.text import counted
 from vggfeat.errors import CacheError, UsageError
 from vggfeat.mirror import local_copy
 from vggfeat.names import local_path, remote_scheme
@@ -67,7 +68,8 @@ class ShardedCache(FeatureCache):
     def __repr__(self) -> str:
         layers = ", ".join(self.layers)
         return (
-            f"ShardedCache({self.path!r}, {len(self)} rows in {len(self.shards)} shards, "
+            f"ShardedCache({self.path!r}, {counted(len(self), 'row')} in "
+            f"{counted(len(self.shards), 'shard')}, "
             f"layers {layers})"
         )
 
@@ -123,7 +125,7 @@ class ShardedCache(FeatureCache):
         found, expected = header.identity.fingerprint(), self.manifest.fingerprint
         if header.rows != shard.rows or found != expected:
             raise CacheError(
-                f"shard {path!r} is not the one of the manifest: {header.rows} rows and "
+                f"shard {path!r} is not the one of the manifest: {counted(header.rows, 'row')} and "
                 f"fingerprint {found[:8]}, expected {shard.rows} and {expected[:8]}; take it from "
                 "a backup, or extract again with --fresh"
             )
@@ -137,7 +139,8 @@ class ShardedCache(FeatureCache):
         first = next(found, None)
         if first is None:
             raise CacheError(
-                f"sharded cache {self.path!r} has none of its {len(self.shards)} shards; restore "
+                f"sharded cache {self.path!r} has none of its "
+                f"{counted(len(self.shards), 'shard')}; restore "
                 "them from a backup, or `vggfeat extract --update` lists the images anew"
             )
         rows = sum(shard.rows for shard in self.shards)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from PIL import Image, ImageDraw, ImageFont
 
 from vggfeat.browsing import describe, matching
+from vggfeat.core.text import counted
 from vggfeat.errors import UsageError
 from vggfeat.names import printable
 from vggfeat.pages import page
@@ -147,7 +148,7 @@ def sheet_of_findings(found: Findings, out: str, *, root: str | None = None) -> 
         ]
         for answer in found.answers
     ]
-    title = f"{', '.join(found.layers)}, {found.metric}, {found.images} images"
+    title = f"{', '.join(found.layers)}, {found.metric}, {counted(found.images, 'image')}"
     contact_sheet(title, queries, results, out)
 
 
@@ -201,8 +202,8 @@ def _png(title: str, groups: Sequence[Group]) -> bytes:
     if plan.size[0] * plan.size[1] > _MOST_PIXELS:
         count = sum(len(group.tiles) for group in groups)
         raise UsageError(
-            f"a PNG of {count} images would have {plan.size[0]} x {plan.size[1]} pixels; show "
-            "fewer, or write .html"
+            f"a PNG of {counted(count, 'image')} would have {plan.size[0]} x {plan.size[1]} "
+            "pixels; show fewer, or write .html"
         )
     sheet = Image.new("RGB", plan.size, _WHITE)
     draw = ImageDraw.Draw(sheet)

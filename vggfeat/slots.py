@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vggfeat.core.text import counted
 from vggfeat.errors import DeviceError, UsageError
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def plan_slots(nodes: Sequence[Node], device: str, actors: int | None = None) ->
         return _on_gpus(nodes, gpus, actors)
     cores = sum(int(node.cpus) for node in nodes)
     if not cores:
-        raise DeviceError(f"none of the {len(nodes)} nodes of the cluster offers a CPU")
+        raise DeviceError(f"none of the {counted(len(nodes), 'node')} of the cluster offers a CPU")
     wanted = actors or sum(node.cpus >= 1 for node in nodes)
     if wanted > cores:
         raise UsageError(f"--actors is {wanted}, the cluster offers {cores} CPUs; ask for fewer")
@@ -75,7 +76,8 @@ def plan_slots(nodes: Sequence[Node], device: str, actors: int | None = None) ->
 def _on_gpus(nodes: Sequence[Node], gpus: int, actors: int | None) -> Slots:
     if not gpus:
         raise DeviceError(
-            f"none of the {len(nodes)} nodes of the cluster offers a GPU; leave --device out"
+            f"none of the {counted(len(nodes), 'node')} of the cluster offers a GPU; leave "
+            "--device out"
         )
     if actors is not None and actors > gpus:
         raise UsageError(f"--actors is {actors}, the cluster offers {gpus} GPUs; ask for fewer")

@@ -13,6 +13,7 @@ import numpy as np
 
 from vggfeat.archives import Listing, Places, list_archive, with_members
 from vggfeat.core.path_list import read_paths
+from vggfeat.core.text import counted
 from vggfeat.errors import DecodeError, InputError, UsageError, VggfeatError
 from vggfeat.folders import FolderWalk
 from vggfeat.listing import FileList, sorted_order, taken_in_order
@@ -59,7 +60,7 @@ class Manifest:
             members are `ARCHIVE!MEMBER`.
         sizes: int64 (N,), bytes, of members unpacked; 0 where the file could not be looked at.
         mtimes: int64 (N,), nanoseconds since 1970, of members that of the archive; 0 likewise.
-        skipped: how many files in folders and archives were passed over, by lower-case extension
+        skipped: how many files in folders and archives were skipped, by lower-case extension
             without the dot ('' for none); `NOT_REGULAR` counts what is no file at all,
             `UNSAFE_NAME` members whose names lead out of the archive, `HIDDEN_IMAGE` and
             `HIDDEN_FOLDER` images and folders whose names begin with a dot.
@@ -161,14 +162,16 @@ def discover(
 
 
 def tell_skipped(manifest: Manifest) -> None:
-    """Note in the log what was passed over in folders, archives and object stores."""
+    """Note in the log what was skipped in folders, archives and object stores."""
     hidden = hidden_text(manifest.skipped)
     others = {kind: n for kind, n in manifest.skipped.items() if kind not in _HIDDEN}
     if others:
         kinds = ", ".join(f"{kind or 'no extension'} {n}" for kind, n in others.items())
-        log.info("passed over %d files that are no images: %s", sum(others.values()), kinds)
+        total = sum(others.values())
+        what = "that is not an image" if total == 1 else "that are not images"
+        log.info("skipped %s %s: %s", counted(total, "file"), what, kinds)
     if hidden:
-        log.info("passed over %s; name them as sources to take them", hidden)
+        log.info("skipped %s; name them as sources to take them", hidden)
 
 
 def _discover_objects(
@@ -229,7 +232,9 @@ def _list_archives(named: _Named) -> list[Listing]:
             broken.append(f"{quoted(path)} ({error.strerror or error})")
             continue
         if whole and listing.damage:
-            broken.append(f"{quoted(path)} ({listing.damage}; {len(listing.names)} images before)")
+            broken.append(
+                f"{quoted(path)} ({listing.damage}; {counted(len(listing.names), 'image')} before)"
+            )
         listings.append(listing)
     if broken:
         raise InputError(
@@ -363,8 +368,8 @@ def _nothing_found(sources: Sequence[str | os.PathLike[str]], skipped: Mapping[s
     if hidden:
         hints.append(f"there are {hidden}, which are taken where they are named themselves")
     return (
-        f"no images in {where}; {total} files passed over because of their extension ({kinds}); "
-        + "; ".join(hints)
+        f"no images in {where}; {counted(total, 'file')} skipped because of the extension "
+        f"({kinds}); " + "; ".join(hints)
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from vggfeat.core.text import counted
 from vggfeat.errors import UsageError
 
 ROWS_A_SHARD = 100_000
@@ -93,8 +94,8 @@ class Sharding:
         """
         if self.shards not in (None, there):
             raise UsageError(
-                f"sharded cache {out!r} has {there} shards, asked {self.shards}; leave --shards "
-                "out, or --fresh to begin again"
+                f"sharded cache {out!r} has {counted(there, 'shard')}, asked {self.shards}; leave "
+                "--shards out, or --fresh to begin again"
             )
 
     def count_for(self, rows: int) -> int:

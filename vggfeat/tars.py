@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from vggfeat.core.text import counted
 from vggfeat.opening import DamagedError
 
 if TYPE_CHECKING:
@@ -117,7 +118,9 @@ def _read_extension(source: Source, block: bytes, offset: int, said: _Said) -> i
     size = _number(block[124:136], offset)
     data = source.read(offset + _BLOCK, size) if size <= _LARGEST_HEADER else b""
     if len(data) < size:
-        raise DamagedError(f"header of {size} bytes at byte {offset}, which is cut or no header")
+        raise DamagedError(
+            f"header of {counted(size, 'byte')} at byte {offset}, which is cut or no header"
+        )
     kind = block[156:157]
     if kind == _LONG_NAME:
         said.name = _text(data)

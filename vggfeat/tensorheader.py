@@ -11,6 +11,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vggfeat.core.text import counted
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -68,7 +70,7 @@ def header_length(head: bytes, size: int) -> int:
     """
     length = int.from_bytes(head, "little")
     if not 0 < length <= min(_LONGEST_HEADER, size - _ALIGNMENT):
-        raise ValueError(f"a header of {length} bytes in a file of {size}")
+        raise ValueError(f"a header of {counted(length, 'byte')} in a file of {size}")
     return length
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from vggfeat.core.text import counted
 from vggfeat.errors import UsageError
 from vggfeat.reader import FeatureCache
 from vggfeat.shardreader import ShardedCache, open_cache
@@ -35,8 +36,9 @@ def as_tensor(cache: FeatureCache, layer: str) -> torch.Tensor:
     """
     if isinstance(cache, ShardedCache):
         raise UsageError(
-            f"cache {cache.path!r} lies in {len(cache.shards)} files, and a tensor maps one: merge "
-            f"them (vggfeat merge {cache.path} --out FILE.h5), or use FeatureDataset"
+            f"cache {cache.path!r} lies in {counted(len(cache.shards), 'file')}, and a tensor "
+            f"maps one: merge them (vggfeat merge {cache.path} --out FILE.h5), or use "
+            "FeatureDataset"
         )
     array = cache[layer]
     # A private map: torch has no read-only tensors, and a shared one would let a slip of the pen

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vggfeat.core.text import counted
 from vggfeat.errors import DecodeError
 from vggfeat.names import printable
 from vggfeat.pictures import load_picture
@@ -109,7 +110,7 @@ def groups_of(queries: Sequence[Query], results: Sequence[Sequence[Result]]) -> 
         ValueError: another number of lists than of queries.
     """
     if queries and len(queries) != len(results):
-        raise ValueError(f"{len(queries)} queries and {len(results)} lists of results")
+        raise ValueError(f"{counted(len(queries), 'query')} and {len(results)} lists of results")
     heads: list[Tile | None] = [_query_tile(query) for query in queries]
     heads = heads or [None] * len(results)
     return tuple(

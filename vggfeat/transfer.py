@@ -9,6 +9,7 @@ import os
 import shutil
 from typing import TYPE_CHECKING, Any
 
+from vggfeat.core.text import counted
 from vggfeat.errors import InputError, SpaceError, VggfeatError
 from vggfeat.remote import RemoteEntry, RemoteError, explained, file_system, look_up
 from vggfeat.storage.atomic import atomic_path
@@ -66,8 +67,8 @@ def _check_same(entry: RemoteEntry, temporary: str) -> None:
         raise InputError(f"{entry.address!r} was replaced while it was fetched; run again")
     if size != now.size:
         raise InputError(
-            f"{entry.address!r} cannot be fetched: {size} bytes came of an object of {now.size} "
-            "bytes that has not changed; does a proxy answer in place of the store?"
+            f"{entry.address!r} cannot be fetched: {counted(size, 'byte')} came of an object of "
+            f"{now.size} bytes that has not changed; does a proxy answer in place of the store?"
         )
 
 

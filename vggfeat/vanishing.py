@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vggfeat.core.text import counted
 from vggfeat.errors import InputError
 from vggfeat.names import absolute_place, remote_scheme
 from vggfeat.opening import MISSING
@@ -113,7 +114,8 @@ class SourceGuard:
         first = os.fsdecode(self._manifest.absolute(looked_for[0]))
         name = os.fsdecode(source.rstrip(b"/") or self._manifest.root)
         raise InputError(
-            f"source {name!r} has gone since the run began: of {len(looked_for)} images looked for "
+            f"source {name!r} has gone since the run began: of "
+            f"{counted(len(looked_for), 'image')} looked for "
             f"not one can be read, the first is {first!r}. Is a folder no longer mounted? No image "
             "is marked as failed for it, all that is done is kept, and the same command goes on "
             "once it is back"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vggfeat.core.text import counted
 from vggfeat.errors import CacheError, UsageError
 from vggfeat.isolation import isolated
 from vggfeat.lock import hold
@@ -191,8 +192,8 @@ class _Rows:
         end = max(run.offset + run.row_bytes * cache.header.rows for run in self._runs())
         if size < end:
             raise CacheError(
-                f"cache {cache.path!r} is cut short: {size} bytes, expected {end} at least; take "
-                "it from a backup, or extract it again with --fresh"
+                f"cache {cache.path!r} is cut short: {counted(size, 'byte')}, expected {end} at "
+                "least; take it from a backup, or extract it again with --fresh"
             )
         self._check_order()
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, Literal, get_args
 
 import numpy as np
 
+from vggfeat.core.text import counted
 from vggfeat.errors import InputError, UsageError
 from vggfeat.metrics import unit_rows
 from vggfeat.reduction import fit_pca
@@ -216,7 +217,10 @@ def plane_of(vectors: NDArray[np.float32], projection: Projection) -> Plane:
     axes = ("component 1", "component 2") if projection == "pca" else ("UMAP 1", "UMAP 2")
     fewest = _FEWEST[projection]
     if len(vectors) < fewest or vectors.shape[1] < 2:  # noqa: PLR2004 a plane
-        note = f"no plane: {len(vectors)} images of {vectors.shape[1]} values; {fewest} are needed"
+        note = (
+            f"no plane: {counted(len(vectors), 'image')} of {counted(vectors.shape[1], 'value')}; "
+            f"{fewest} are needed"
+        )
         return Plane(nothing, axes, note)
     if projection == "umap":
         return Plane(_umap(vectors), axes)

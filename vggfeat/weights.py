@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from vggfeat.caffe import FEATURES, caffe_order
 from vggfeat.carried import LAYER
 from vggfeat.checkpoints import open_checkpoint
+from vggfeat.core.text import agree, counted
 from vggfeat.dialects.johnson import JOHNSON
 from vggfeat.digests import file_digests, forget_digest
 from vggfeat.download import download
@@ -318,9 +319,10 @@ def _check_fit(
     missing = [name for name in wanted if name not in found]
     if missing:
         raise WeightsError(
-            f"weights {weights.name} do not fit {model}: {len(missing)} of {len(wanted)} tensors "
-            f"are missing, {', '.join(missing[:4])}{' …' * (len(missing) > 4)}"  # noqa: PLR2004 4
-            f"; found {len(found)} tensors{hint}"
+            f"weights {weights.name} do not fit {model}: {len(missing)} of "
+            f"{counted(len(wanted), 'tensor')} {agree(len(missing), 'is')} missing, "
+            f"{', '.join(missing[:4])}{' …' * (len(missing) > 4)}"  # noqa: PLR2004 4
+            f"; found {counted(len(found), 'tensor')}{hint}"
         )
     unlike = [
         f"{name} expected {list(shape)}, found {list(found[name])}"

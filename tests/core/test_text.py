@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from vggfeat.core.text import decode_text
+from vggfeat.core.text import agree, counted, decode_text
 from vggfeat.errors import UsageError
 
 TEXT = "größe,1\r\n猫,2\n"
@@ -24,3 +24,34 @@ def test_anything_else_is_refused_by_name(data: bytes) -> None:
     """Other encodings, half a character and NULs end in an error that names the file."""
     with pytest.raises(UsageError, match=r"^labels 'x' .*save it as UTF-8$"):
         decode_text(data, "labels 'x'")
+
+
+@pytest.mark.parametrize(
+    ("count", "noun", "expected"),
+    [
+        (0, "image", "0 images"),
+        (1, "image", "1 image"),
+        (2, "image", "2 images"),
+        (1, "class", "1 class"),
+        (3, "class", "3 classes"),
+        (2, "batch", "2 batches"),
+        (2, "box", "2 boxes"),
+        (1, "query", "1 query"),
+        (2, "query", "2 queries"),
+        (2, "array", "2 arrays"),
+        (2, "hidden folder", "2 hidden folders"),
+    ],
+)
+def test_nouns_agree_with_their_count(count: int, noun: str, expected: str) -> None:
+    """One thing is singular, none and several are plural."""
+    assert counted(count, noun) == expected
+
+
+@pytest.mark.parametrize(
+    ("verb", "several"),
+    [("is", "are"), ("was", "were"), ("has", "have"), ("does", "do"), ("holds", "hold"),
+     ("matches", "match"), ("takes", "take")],
+)  # fmt: skip
+def test_verbs_agree_with_their_count(verb: str, several: str) -> None:
+    """A verb is given in the singular, and becomes plural for none and for several."""
+    assert [agree(count, verb) for count in (0, 1, 2)] == [several, verb, several]

@@ -25,6 +25,7 @@ from vggfeat.adapting.job import (
 from vggfeat.adapting.metadata import IDENTITY, REPORT, identity_of, preprocessing_metadata
 from vggfeat.adapting.report import Adapted
 from vggfeat.adapting.split import Split, stratified_split
+from vggfeat.core.text import agree, counted
 from vggfeat.errors import InterruptedRunError, UsageError
 from vggfeat.isolation import isolated
 from vggfeat.labels import UNLABELLED, labels_of_paths
@@ -300,7 +301,9 @@ def _training_data(task: _Task, cache: FeatureCache) -> TrainingData:
     rows, in_cache = match.listed[kept], match.rows[kept]
     without = int((classes == UNLABELLED).sum())
     if without:
-        log.warning("%d images have no class and take no part", without)
+        log.warning(
+            "%s without a class %s no part", counted(without, "image"), agree(without, "takes")
+        )
     split = stratified_split(
         rows, classes[rows], task.labels.names, share=settings.val_share, seed=settings.seed
     )

@@ -22,6 +22,7 @@ from torch.nn import functional as F  # noqa: N812 the name the whole field know
 
 from vggfeat.adapting.evaluation import MetricSums
 from vggfeat.adapting.linear_probe import LinearHead, Scaling
+from vggfeat.core.text import counted
 from vggfeat.errors import DeviceError
 from vggfeat.firstlayer import HEAD
 from vggfeat.forked import note_computing
@@ -197,6 +198,6 @@ def _memory_errors(device: torch.device, images: int) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise DeviceError(
-            f"{device} has no memory to train on {images} images of a batch at once; take a "
-            "smaller --batch-size and --fresh, or train fewer layers"
+            f"{device} has no memory to train on {counted(images, 'image')} of a batch at once; "
+            "take a smaller --batch-size and --fresh, or train fewer layers"
         ) from error

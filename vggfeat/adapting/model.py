@@ -8,6 +8,7 @@ import torch
 
 from vggfeat.adapting.finetuning import FineTunedNetwork
 from vggfeat.adapting.lr_schedule import LearningRateSchedule
+from vggfeat.core.text import counted
 from vggfeat.device import choose_device, cuda_has_bfloat16
 from vggfeat.errors import WeightsError
 from vggfeat.firstlayer import ADAPTER, COLOURS, CONV1_1, Entry, start_adapter
@@ -55,7 +56,8 @@ def initial_tensors(settings: AdaptSettings, weights: Weights) -> dict[str, Tens
         tensors = load_tensors(weights, network.model, layers, network.entry)
     if ADAPTER not in tensors:
         raise WeightsError(
-            f"weights {weights.name} take images of {tensors[CONV1_1].shape[1]} channels already, "
+            f"weights {weights.name} take images of "
+            f"{counted(tensors[CONV1_1].shape[1], 'channel')} already, "
             "and an adapter stands in front of weights for three; train first instead of adapter"
         )
     return tensors

@@ -32,6 +32,7 @@ from vggfeat.cli.preparing import (
     setting,
 )
 from vggfeat.config import SETTING_NAMES
+from vggfeat.core.text import counted
 from vggfeat.errors import InterruptedRunError
 from vggfeat.names import printable
 from vggfeat.signals import how_to_go_on
@@ -275,7 +276,7 @@ def _show(found: Adapted | None, *, fresh: bool, quiet: bool, as_json: bool) -> 
 def _lines(found: Adapted, *, fresh: bool) -> list[str]:
     held_out, trained = sum(found.held_out), ", ".join(found.trained)
     lines = [
-        f"{printable(found.out)}: {len(found.classes)} classes, trained {trained}",
+        f"{printable(found.out)}: {counted(len(found.classes), 'class')}, trained {trained}",
         f"  images   {found.train_images} for training, {held_out} held out, {found.failed} failed",
         f"  network  {found.model} up to {found.layer}, channels {found.channels}, began with "
         + found.weights,

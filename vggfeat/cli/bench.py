@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vggfeat.cli.console import exit_codes, print_json
+from vggfeat.core.text import counted
 from vggfeat.units import byte_count, duration
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def _lines(found: Bench, what: str) -> list[str]:
     rate = f"about {found.images_per_second:.1f} images/s, {_MANY:,} images in {many}"
     options = f"--precision {found.precision} --batch-size {found.batch_size}"
     return [
-        f"machine   {found.cores} cores, network on {found.device}",
+        f"machine   {counted(found.cores, 'core')}, network on {found.device}",
         f"decoding  {found.decode:.0f} images/s a core ({images}, {each} each)",
         f"network   {what}: {by_precision} images/s in batches of {found.forward[0].batch_size}",
         f"          in {found.precision} by batch size: {by_size}",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vggfeat.cli.console import exit_codes, output_width, print_json, set_up_logging, table
+from vggfeat.core.text import counted
 from vggfeat.errors import UsageError
 from vggfeat.names import printable
 
@@ -113,7 +114,10 @@ def _lines(found: Comparison) -> list[str]:
 def _heading(found: Comparison) -> str:
     one = found.candidates[0]
     what = f"images of its class ({found.classes})" if found.by == "labels" else "its original"
-    return f"{one.queries} queries, each for {what} among {one.images} images, by {found.metric}"
+    return (
+        f"{counted(one.queries, 'query')}, each for {what} among {counted(one.images, 'image')}, "
+        f"by {found.metric}"
+    )
 
 
 def _section(candidates: Sequence[Candidate], heading: str) -> list[str]:

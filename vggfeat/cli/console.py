@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vggfeat.core.text import counted
 from vggfeat.errors import InterruptedRunError, VggfeatError
 from vggfeat.exhaustion import exhaustion_of
 from vggfeat.signals import ended_by_signals
@@ -150,9 +151,9 @@ class Bar:
         rate = seen / (self._told - self._started)
         left = (progress.total - seen) / rate if rate else 0
         logging.getLogger("vggfeat").info(
-            "%d of %d images, %d failed, %.1f images/s, %s to go",
+            "%d of %s, %d failed, %.1f images/s, %s to go",
             seen,
-            progress.total,
+            counted(progress.total, "image"),
             progress.failed,
             rate,
             duration(left),

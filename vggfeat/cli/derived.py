@@ -8,6 +8,7 @@ import typer
 
 from vggfeat.cli.console import Bar, print_json
 from vggfeat.config import DTYPES
+from vggfeat.core.text import counted
 from vggfeat.errors import InterruptedRunError, UsageError
 from vggfeat.names import printable
 from vggfeat.units import duration
@@ -150,12 +151,12 @@ def _lines(derived: Derived) -> list[str]:
         counts += f", {derived.pending} left"
     layers = ", ".join(f"{name} ({width})" for name, width in derived.layers.items())
     this_run = (
-        f"{derived.new_done} rows in {duration(derived.seconds)}"
+        f"{counted(derived.new_done, 'row')} in {duration(derived.seconds)}"
         if derived.new_done
         else f"nothing left to do ({duration(derived.seconds)})"
     )
     lines = [
-        f"{printable(derived.out)}: {derived.rows} images, {counts}",
+        f"{printable(derived.out)}: {counted(derived.rows, 'image')}, {counts}",
         f"  layers   {layers}, {derived.dtype}",
         f"  from     {printable(derived.source)}",
         f"  this run {this_run}",
@@ -164,5 +165,7 @@ def _lines(derived: Derived) -> list[str]:
         lines.append(f"  model    {printable(derived.model)}")
         lines += [f"           {note}" for note in derived.notes]
     if derived.clamped:
-        lines.append(f"  clamped  {derived.clamped} values beyond {derived.dtype}'s range")
+        lines.append(
+            f"  clamped  {counted(derived.clamped, 'value')} beyond {derived.dtype}'s range"
+        )
     return lines

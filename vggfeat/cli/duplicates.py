@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from vggfeat.cli.console import exit_codes, print_json, set_up_logging
+from vggfeat.core.text import counted
 from vggfeat.names import printable
 
 if TYPE_CHECKING:
@@ -86,12 +87,17 @@ def _lines(found: Duplicates) -> list[str]:
     what = "cosine" if found.metric == "cosine" else "distance"
     sign = ">=" if found.metric == "cosine" else "<="
     heading = (
-        f"{found.images} images by {printable(found.layer)}: {found.pairs} pairs with {what} "
-        f"{sign} {found.threshold:g}, {len(found.groups)} groups, {found.spare} images to spare"
+        f"{counted(found.images, 'image')} by {printable(found.layer)}: "
+        f"{counted(found.pairs, 'pair')} with {what} "
+        f"{sign} {found.threshold:g}, {counted(len(found.groups), 'group')}, "
+        f"{counted(found.spare, 'image')} to spare"
     )
     lines = [heading]
     for number, group in enumerate(found.groups, 1):
-        lines += ["", f"group {number}: {len(group.members)} images, nearest {group.score:.4f}"]
+        lines += [
+            "",
+            f"group {number}: {counted(len(group.members), 'image')}, nearest {group.score:.4f}",
+        ]
         lines += [
             f"  {member.score:.4f}  {printable(member.path)}"
             f"{'  (identical file)' if member.identical else ''}"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from vggfeat.cli.console import exit_codes, print_json
+from vggfeat.core.text import counted
 from vggfeat.names import printable
 from vggfeat.units import byte_count
 
@@ -88,7 +89,7 @@ def export(
             return
         names = ", ".join(made.layers)
         typer.echo(
-            f"{printable(made.out)}: {made.rows} images, {names} as {made.format}, "
+            f"{printable(made.out)}: {counted(made.rows, 'image')}, {names} as {made.format}, "
             f"{byte_count(made.bytes)}"
         )
         for note in made.notes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vggfeat.cli.colour import fitting_table, painted_state
+from vggfeat.core.text import agree, counted
 from vggfeat.names import printable
 
 if TYPE_CHECKING:
@@ -29,7 +30,12 @@ def row_lines(rows: Sequence[MatchingRow], pattern: str, matches: int) -> list[s
     ]
     more = matches - len(rows)
     rest = [f"  and {more} more: --most {matches}"] if more else []
-    return [f"{matches} images match {printable(pattern)}", lines[0], *coloured, *rest]
+    return [
+        f"{counted(matches, 'image')} {agree(matches, 'matches')} {printable(pattern)}",
+        lines[0],
+        *coloured,
+        *rest,
+    ]
 
 
 def nearest_lines(found: Sequence[Nearest]) -> list[str]:

@@ -11,6 +11,7 @@ import typer
 from vggfeat.cli.colour import fitting_table, folded, painted, painted_state
 from vggfeat.cli.console import exit_codes, print_json, shape_text
 from vggfeat.cli.finding import nearest_lines, row_lines
+from vggfeat.core.text import agree, counted
 from vggfeat.errors import UsageError
 from vggfeat.names import printable
 from vggfeat.units import byte_count
@@ -158,7 +159,7 @@ def _loss_lines(losses: tuple[LayerLoss, ...]) -> list[str]:
     first = losses[0]
     return [
         "",
-        f"  cost against {first.reference}, {first.rows} rows, each a query among the others",
+        f"  cost against {first.reference}, {counted(first.rows, 'row')}, each as a query",
         *fitting_table([head, *rows], "llrrrrr", ("bytes a row", "median", "ten nearest kept")),
     ]
 
@@ -170,7 +171,7 @@ def _lines(summary: CacheSummary, *, all_failures: bool) -> list[str]:
     sizes = f"{byte_count(summary.size)}, {byte_count(summary.on_disk)} on disk"
     made = f"made {summary.created_utc} by vggfeat {summary.tool_version}"
     lines = [
-        f"{printable(summary.path)}: {summary.rows} images: {states}",
+        f"{printable(summary.path)}: {counted(summary.rows, 'image')}: {states}",
         *folded(f"  {sizes}; {made} from {printable(summary.root)}", 4),
     ]
     if summary.warning:
@@ -186,11 +187,19 @@ def _shard_lines(summary: CacheSummary) -> list[str]:
         return []
     missing = [shard for shard in summary.shards if not shard.there]
     pending = [shard for shard in summary.shards if shard.there and shard.pending]
-    lines = [f"  {len(summary.shards)} shards, {len(pending)} of them with images left to do"]
+    lines = [
+        f"  {counted(len(summary.shards), 'shard')}, {len(pending)} of them with images left to do"
+    ]
     if missing:
         names = ", ".join(shard.name for shard in missing[:_SHARDS_NAMED])
         more = f" and {len(missing) - _SHARDS_NAMED} more" if len(missing) > _SHARDS_NAMED else ""
-        lines.append(painted(f"  {len(missing)} shards are not there: {names}{more}", "yellow"))
+        lines.append(
+            painted(
+                f"  {counted(len(missing), 'shard')} {agree(len(missing), 'is')} not there: "
+                f"{names}{more}",
+                "yellow",
+            )
+        )
     return lines
 
 
@@ -200,7 +209,8 @@ def _layer_lines(layers: tuple[LayerSummary, ...]) -> list[str]:
     lines = fitting_table(rows, "lrlrrrrrr", _FIRST_TO_GO)
     lines += [
         painted(
-            f"  {layer.spec}: {layer.saturated} values stand at the limit of {layer.dtype}, "
+            f"  {layer.spec}: {counted(layer.saturated, 'value')} "
+            f"{agree(layer.saturated, 'stands')} at the limit of {layer.dtype}, "
             "clamped",
             "yellow",
         )
@@ -208,7 +218,7 @@ def _layer_lines(layers: tuple[LayerSummary, ...]) -> list[str]:
         if layer.saturated
     ]
     sampled = min(layer.sampled for layer in layers)
-    return [*lines, f"  (values of {sampled} rows)"]
+    return [*lines, f"  (values of {counted(sampled, 'row')})"]
 
 
 def _layer_row(layer: LayerSummary) -> tuple[str, ...]:

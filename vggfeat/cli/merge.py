@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from vggfeat.cli.console import exit_codes, print_json
+from vggfeat.core.text import counted
 from vggfeat.errors import UsageError
 
 
@@ -52,7 +53,8 @@ def merge(
             return
         shared = f", {merged.shared} of them in more than one" if merged.shared else ""
         typer.echo(
-            f"{merged.out}: {merged.rows} images from {merged.sources} caches{shared} "
+            f"{merged.out}: {counted(merged.rows, 'image')} from "
+            f"{counted(merged.sources, 'cache')}{shared} "
             f"({merged.done} done, {merged.failed} failed, {merged.pending} pending)"
         )
 
@@ -66,4 +68,7 @@ def _view(caches: list[str], out: str, *, keep_paths: bool, as_json: bool) -> No
     if as_json:
         print_json({"out": out, "rows": rows})
         return
-    typer.echo(f"{out}: a view of {rows} images in the shards of {caches[0]}; keep both in place")
+    typer.echo(
+        f"{out}: a view of {counted(rows, 'image')} in the shards of {caches[0]}; keep both in "
+        "place"
+    )

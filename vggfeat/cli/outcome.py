@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from vggfeat.cli.console import print_json, shape_text
+from vggfeat.core.text import counted
 from vggfeat.names import hidden_text, printable
 from vggfeat.units import duration
 
@@ -34,7 +35,7 @@ def _lines(summary: Summary, *, fresh: bool, verbose: bool) -> list[str]:
     if summary.pending:
         counts += f", {summary.pending} left"
     lines = [
-        f"{_name(summary)}: {summary.rows} images, {counts}",
+        f"{_name(summary)}: {counted(summary.rows, 'image')}, {counts}",
         f"  layers   {layers}, {summary.dtype}",
         f"  network  {summary.model}, weights {summary.weights}, computed in {summary.precision}",
         f"  this run {_this_run(summary)}",
@@ -54,8 +55,8 @@ def _lines(summary: Summary, *, fresh: bool, verbose: bool) -> list[str]:
         lines += _where_time_went(summary)
     if summary.clamped:
         lines.append(
-            f"  clamped  {summary.clamped} values beyond {summary.dtype}'s range; --dtype float32 "
-            "keeps them"
+            f"  clamped  {counted(summary.clamped, 'value')} beyond {summary.dtype}'s range; "
+            "--dtype float32 keeps them"
         )
     lines += _failure_lines(summary)
     if summary.warning:
@@ -72,7 +73,7 @@ def _this_run(summary: Summary) -> str:
     if not seen:
         return f"nothing left to do ({duration(summary.seconds)})"
     return (
-        f"{seen} images in {duration(summary.seconds)} on {summary.device}, "
+        f"{counted(seen, 'image')} in {duration(summary.seconds)} on {summary.device}, "
         f"{summary.images_per_second:.1f} images/s once under way"
     )
 
@@ -87,7 +88,7 @@ def _where_time_went(summary: Summary) -> list[str]:
         "writing": stages.write,
     }
     spent = ", ".join(f"{name} {value:.2f} s" for name, value in seconds.items())
-    decoding = f"decoding {stages.decode:.2f} s in {summary.workers} workers"
+    decoding = f"decoding {stages.decode:.2f} s in {counted(summary.workers, 'worker')}"
     batches = f"batches of {summary.batch_size}, {summary.redone} computed again in float32"
     return [f"  time     {spent}", f"           {decoding}, {batches}"]
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from vggfeat.cli.console import exit_codes, output_width, print_json, set_up_logging, table
+from vggfeat.core.text import counted
 from vggfeat.names import printable
 
 if TYPE_CHECKING:
@@ -192,7 +193,9 @@ def _lines(found: Findings) -> list[str]:
         layer if len(found.layers) == 1 else f"{layer} {weight:.2g}"
         for layer, weight in zip(found.layers, found.weights, strict=True)
     )
-    lines = [f"{found.images} images searched by {printable(by)}, {_METRICS[found.metric]}"]
+    lines = [
+        f"{counted(found.images, 'image')} searched by {printable(by)}, {_METRICS[found.metric]}"
+    ]
     if found.index is not None:
         lines.append(
             f"by an index: recall at {found.index.at} is {found.index.recall:.2f}, measured on "

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from vggfeat.cli.console import exit_codes, set_up_logging
+from vggfeat.core.text import counted
 from vggfeat.names import printable
 
 
@@ -56,11 +57,11 @@ def sheet(
         if missing:
             where = root if root is not None else os.fsdecode(opened.header.provenance.root)
             logging.getLogger("vggfeat").warning(
-                "%d of %d images are no files below %s; --root says where they are now",
+                "%d of %s not found below %s; --root says where they are now",
                 missing,
-                len(results),
+                counted(len(results), "image"),
                 printable(where),
             )
         title = os.path.basename(os.path.normpath(cache)) + (f": {rows}" if rows != "*" else "")
         contact_sheet(title, [], [results], out)
-        typer.echo(f"{printable(out)}: {len(results)} images of {len(opened)}")
+        typer.echo(f"{printable(out)}: {counted(len(results), 'image')} of {len(opened)}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vggfeat.cli.console import exit_codes, output_width, print_json, shape_text, table
+from vggfeat.core.text import counted
 from vggfeat.errors import UsageError
 from vggfeat.names import printable
 from vggfeat.preprocess import CROPS
@@ -124,7 +125,7 @@ def _wrapped(label: str, text: str) -> list[str]:
 def _stage_lines(found: Trace) -> list[str]:
     several = found.batch > 1
     head = ["stage", "by", "output", "stride", "params", "an image"]
-    head += [f"{found.batch} images", "in half"] if several else ["in half"]
+    head += [f"{counted(found.batch, 'image')}", "in half"] if several else ["in half"]
     rows = [head, *(_cells(stage, several=several) for stage in found.stages)]
     lines = table(rows, "lllrr" + "r" * (len(head) - 5))
     marks = [False, *(stage.wrong for stage in found.stages)]

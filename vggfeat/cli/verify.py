@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vggfeat.cli.console import exit_codes, print_json
+from vggfeat.core.text import agree, counted
 from vggfeat.errors import CacheError
 from vggfeat.names import printable
 from vggfeat.units import byte_count, duration
@@ -42,13 +43,15 @@ def verify(
                 typer.echo(line)
         if found.missing:
             raise CacheError(
-                f"cache {cache!r}: {len(found.missing)} shards are not there: "
+                f"cache {cache!r}: {counted(len(found.missing), 'shard')} "
+                f"{agree(len(found.missing), 'is')} not there: "
                 f"{', '.join(found.missing[:_SHOWN])}; restore them from a backup, or `vggfeat "
                 "extract --update` takes their images into the shards beside"
             )
         if len(found.bad) > found.repaired:
             raise CacheError(
-                f"cache {cache!r}: {len(found.bad)} of {found.rows} rows are bad; `vggfeat verify "
+                f"cache {cache!r}: {len(found.bad)} of {counted(found.rows, 'row')} "
+                f"{agree(len(found.bad), 'is')} bad; `vggfeat verify "
                 f"--repair {cache}` sets them to pending, and the next extract does them again"
             )
 
@@ -68,6 +71,7 @@ def _lines(found: Verification) -> list[str]:
         what += f", {found.repaired} set to pending: run the same extract again"
     size = byte_count(found.bytes)
     head = (
-        f"{found.path}: {found.rows} rows ({counts}), {what}; {size} in {duration(found.seconds)}"
+        f"{found.path}: {counted(found.rows, 'row')} ({counts}), {what}; {size} in "
+        f"{duration(found.seconds)}"
     )
     return [head, *lines]

@@ -7,6 +7,7 @@ import io
 from typing import TYPE_CHECKING, Any
 
 from vggfeat.cli.console import table
+from vggfeat.core.text import counted
 from vggfeat.errors import UsageError
 from vggfeat.names import printable
 from vggfeat.units import duration
@@ -39,12 +40,12 @@ def fitting_lines(done: Fitting) -> list[str]:
     """What a fit came to."""
     this_run = f"fitted in {duration(done.seconds)}" if done.anew else "fitted already"
     layers = printable(", ".join(done.layers))
-    images = f"{done.images} images, {done.held_out} held out for evaluate"
-    what = f"{done.method} on {layers}, {done.dims} numbers a class"
+    images = f"{counted(done.images, 'image')}, {done.held_out} held out for evaluate"
+    what = f"{done.method} on {layers}, {counted(done.dims, 'number')} a class"
     lines = [
         f"{printable(done.out)}: {what}, {this_run}",
-        f"  seen     {len(done.seen)} classes, {images}",
-        f"  unseen   {len(done.unseen)} classes{_names(done.unseen)}",
+        f"  seen     {counted(len(done.seen), 'class')}, {images}",
+        f"  unseen   {counted(len(done.unseen), 'class')}{_names(done.unseen)}",
     ]
     if done.calibration is not None:
         lines.append(f"  bias     {done.calibration:.4g} of seen classes, for --calibrate auto")
@@ -63,8 +64,8 @@ def prediction_lines(found: Predictions, *, as_csv: bool) -> Iterator[str]:
     if as_csv:
         yield from _csv([("path", "rank", "class", "score")])
     else:
-        classes = f"{len(found.names)} classes{_names(found.names)}"
-        yield f"{len(found.paths)} images, each one of {classes}"
+        classes = f"{counted(len(found.names), 'class')}{_names(found.names)}"
+        yield f"{counted(len(found.paths), 'image')}, each one of {classes}"
     for position, path in enumerate(found.paths):
         pairs = found.of(position)
         if as_csv:
@@ -108,10 +109,11 @@ def evaluation_lines(found: Evaluation) -> list[str]:
     """Tables of accuracies, of the generalised task, and of the tree."""
     cells = [_HEAD, *(_cells(figure) for figure in found.figures)]
     both = (found.generalised, found.calibrated)
-    unseen = f"{found.unseen_images} of {found.unseen_classes} unseen ones"
+    seen = f"{counted(found.seen_images, 'image')} of {counted(found.seen_classes, 'seen class')}"
+    unseen = f"{found.unseen_images} of {counted(found.unseen_classes, 'unseen one')}"
     lines = [
         f"{printable(found.model)} on {printable(found.cache)}, accuracy averaged over classes",
-        f"  {found.seen_images} images of {found.seen_classes} seen classes, {unseen}",
+        f"  {seen}, {unseen}",
         *(f"  {line}" for line in table(cells, "llrrrrr")),
         *(_generalised(one) for one in both if one is not None),
     ]

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from vggfeat.containers.records import ITEM_BYTES, Contents, StoredTensor
+from vggfeat.core.text import counted
 from vggfeat.tensorheader import header_length, parse_header
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def read_safetensors(file: CheckedFile) -> Contents:
 def _exactly(file: CheckedFile, count: int) -> bytes:
     data = file.read(count)
     if data is None or len(data) < count:
-        raise ValueError(f"{count} bytes expected")
+        raise ValueError(f"{counted(count, 'byte')} expected")
     return data
 
 

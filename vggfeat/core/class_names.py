@@ -14,6 +14,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vggfeat.core.text import counted
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
@@ -93,7 +95,7 @@ class Spellings:
             for name, some in list(self.merged.items())[:_SHOWN]
         ]
         more = len(self.merged) - _SHOWN
-        return "; ".join(each) + (f"; and {more} classes more" if more > 0 else "")
+        return "; ".join(each) + (f"; and {counted(more, 'class')} more" if more > 0 else "")
 
 
 def unify(names: Iterable[str]) -> Spellings:

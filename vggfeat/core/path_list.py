@@ -12,6 +12,7 @@ import os
 import re
 from typing import TYPE_CHECKING, Final
 
+from vggfeat.core.text import counted
 from vggfeat.errors import UsageError
 
 if TYPE_CHECKING:
@@ -187,8 +188,8 @@ def _check_path(path: bytes, where: str, name: str) -> None:
     """
     if len(path) > _LONGEST:
         raise UsageError(
-            f"{name} is no list of paths: {where} has {len(path)} bytes, a path has at most "
-            f"{_LONGEST}; to name a file itself, leave the @ out"
+            f"{name} is no list of paths: {where} has {counted(len(path), 'byte')}, a path has at "
+            f"most {_LONGEST}; to name a file itself, leave the @ out"
         )
     parts = [part for part in path.split(b"/") if part not in (b"", b".")]
     if not parts or parts[-1] == b"..":

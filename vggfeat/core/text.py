@@ -38,3 +38,32 @@ def decode_text(data: bytes, name: str, *, with_paths: bool = False) -> str:
 def is_text(text: str) -> bool:
     """Return whether decoded text is free of surrogate escapes, the bytes that were not UTF-8."""
     return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a count with its noun in the right number: `1 image`, `0 images`, `2 classes`.
+
+    Args:
+        count: of the things.
+        noun: one of them, e.g. "class" or "hidden folder".
+    """
+    if count == 1:
+        return f"{count} {noun}"
+    if noun.endswith(("s", "x", "ch", "sh")):
+        return f"{count} {noun}es"
+    if noun.endswith("y") and noun[-2] not in "aeiou":
+        return f"{count} {noun[:-1]}ies"
+    return f"{count} {noun}s"
+
+
+def agree(count: int, verb: str) -> str:
+    """Return a verb that agrees with a count: of "is" `is` or `are`, of "holds" `holds` or `hold`.
+
+    Args:
+        count: of the things that are the subject.
+        verb: in the third person singular.
+    """
+    if count == 1:
+        return verb
+    odd = {"is": "are", "was": "were", "has": "have", "does": "do", "matches": "match"}
+    return odd.get(verb, verb.removesuffix("s"))

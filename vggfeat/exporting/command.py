@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from vggfeat.core.text import agree, counted
 from vggfeat.errors import SpaceError, UsageError, VggfeatError
 from vggfeat.exporting.content import select
 from vggfeat.exporting.formats import FORMATS, Format
@@ -162,8 +163,9 @@ def _notes(content: Content, form: Format, to: str, compress: str) -> list[str]:
     strange = 0 if form.exact_paths else content.not_utf8()
     if strange:
         notes.append(
-            f"{strange} paths hold bytes that are no UTF-8, or control characters; they are "
-            r"written as \xNN"
+            f"{counted(strange, 'path')} {agree(strange, 'holds')} bytes that are no UTF-8, or "
+            "control "
+            r"characters, written as \xNN"
         )
     if to == "hdf5" and compress != "none":
         notes.append(

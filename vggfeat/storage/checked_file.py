@@ -18,6 +18,8 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vggfeat.core.text import counted
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -198,7 +200,8 @@ class CheckedFile(io.RawIOBase):
         count = _read_fully(self._file.fileno(), buffer, begin)
         if count < len(buffer):
             raise self._failed(
-                f"it ends at byte {begin + count}, expected {self.size} bytes: it was cut short"
+                f"it ends at byte {begin + count}, expected {counted(self.size, 'byte')}: it was "
+                "cut short"
             )
         if self._digest is not None and zlib.crc32(buffer) != self._digest.pieces[number]:
             raise self._failed(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import h5py
 import numpy as np
 
+from vggfeat.core.text import counted
 from vggfeat.errors import InputError, UsageError
 from vggfeat.storage.text_files import read_text
 from vggfeat.zeroshot.wordfiles import Words
@@ -66,7 +67,8 @@ def read_matrix(path: str) -> Words:
     if list(matrix.shape) != expected:
         raise UsageError(
             f"vectors {path!r} are {' x '.join(map(str, matrix.shape))} numbers; {_CLASSES} and "
-            f"{_PREDICATES} beside name {expected[0]} classes and {expected[1]} attributes"
+            f"{_PREDICATES} beside name {counted(expected[0], 'class')} and "
+            f"{counted(expected[1], 'attribute')}"
         )
     return _as_words(path, names, fill_missing(path, matrix))
 
@@ -81,8 +83,8 @@ def _numbers(path: str) -> Matrix:
             raise UsageError(f"vectors {path!r}, line {number}: {error}") from error
         if row and rows and len(row) != len(rows[0]):
             raise UsageError(
-                f"vectors {path!r}, line {number}: {len(row)} numbers, the first line has "
-                f"{len(rows[0])}"
+                f"vectors {path!r}, line {number}: {counted(len(row), 'number')}, the first line "
+                f"has {len(rows[0])}"
             )
         if row:
             rows.append(row)
@@ -126,7 +128,9 @@ def fill_missing(path: str, matrix: Matrix) -> Matrix:
             f"vectors {path!r}: attribute {int(nothing[0]) + 1} is missing (-1) for every class"
         )
     log.info(
-        "%s: %d missing values (-1) are the mean of the other classes", path, int(missing.sum())
+        "%s: %s (-1) replaced by the mean of the other classes",
+        path,
+        counted(int(missing.sum()), "missing value"),
     )
     means = np.nanmean(np.where(missing, np.nan, matrix), axis=0)
     filled: Matrix = np.where(missing, means, matrix)
@@ -153,8 +157,8 @@ def read_mat(path: str) -> Words:
     names, matrix = found[_NAMES], np.asarray(found[_ATTRIBUTES])
     if matrix.ndim != 2 or matrix.dtype.kind not in "fiu" or matrix.shape[1] != len(names):  # noqa: PLR2004 a matrix
         raise UsageError(
-            f"vectors {path!r}: {_ATTRIBUTES} is {matrix.shape} and there are {len(names)} names; "
-            "expected a column of numbers a class"
+            f"vectors {path!r}: {_ATTRIBUTES} is {matrix.shape} and there are "
+            f"{counted(len(names), 'name')}; expected a column of numbers a class"
         )
     return _as_words(path, names, matrix.T.astype(np.float64))
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vggfeat.core.text import counted
 from vggfeat.device import choose_device
 from vggfeat.retrieval import spread
 from vggfeat.zeroshot.choosing import FEW_CLASSES, FEWEST_CLASSES, class_folds
@@ -104,7 +105,9 @@ def train_devise(task: Task) -> Trained:
         network = _trained(task, task.labelled, _every(task), _EPOCHS_UNCHECKED)
         return _outcome(network, _EPOCHS_UNCHECKED, None)
     trial = _try_out(task)
-    log.info("training for %d epochs, as many as did best on classes held out", trial.epochs)
+    log.info(
+        "training for %s, as many as did best on classes held out", counted(trial.epochs, "epoch")
+    )
     return _outcome(_trained(task, task.labelled, _every(task), trial.epochs), trial.epochs, trial)
 
 

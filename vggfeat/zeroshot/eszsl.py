@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vggfeat.core.text import counted
 from vggfeat.errors import UsageError
 
 if TYPE_CHECKING:
@@ -60,8 +61,8 @@ def sum_rows(
     """
     if width > MOST_WIDTH:
         raise UsageError(
-            f"{width} dimensions; the closed form of eszsl takes {MOST_WIDTH} at most. Shorten "
-            "them first (vggfeat reduce --dims 2048), pool maps, or take --method devise"
+            f"{counted(width, 'dimension')}; the closed form of eszsl takes {MOST_WIDTH} at most. "
+            "Shorten them first (vggfeat reduce --dims 2048), pool maps, or take --method devise"
         )
     gram, by_class = np.zeros((width, width)), np.zeros((width, classes))
     counts = np.zeros(classes, dtype=np.int64)

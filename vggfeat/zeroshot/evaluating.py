@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vggfeat.core.text import agree, counted
 from vggfeat.errors import UsageError
 from vggfeat.isolation import isolated
 from vggfeat.labels import labels_of
@@ -171,14 +172,19 @@ def _untrained(cache: FeatureCache, model: ZeroShotModel, labels: Labels) -> tup
 def _nothing_to_judge_by(cache: FeatureCache, model: ZeroShotModel, left_out: int) -> str:
     some = ", ".join(model.names[:3])
     return (
-        f"no image of cache {cache.path!r} to judge by: of the model's {len(model.names)} classes "
+        f"no image of cache {cache.path!r} to judge by: of the model's "
+        f"{counted(len(model.names), 'class')} "
         f"({some}, ...) it has {left_out} that were learnt from, and no others; give --labels if "
         "folders do not name the classes, or fit with --held-out or --unseen"
     )
 
 
 def _notes(model: ZeroShotModel, labelled: Labelled, left_out: int) -> list[str]:
-    notes = [f"{left_out} images are not judged by, for they were learnt from"] if left_out else []
+    notes = (
+        [f"{counted(left_out, 'image')} of the training {agree(left_out, 'is')} left out"]
+        if left_out
+        else []
+    )
     present = set(labelled.classes.tolist())
     without = [name for at, name in enumerate(model.names) if at not in present]
     if without:

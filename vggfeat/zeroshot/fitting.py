@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vggfeat.core.text import counted
 from vggfeat.errors import CacheMismatchError, InputError, UsageError
 from vggfeat.fitted import (
     check_model_place,
@@ -243,7 +244,12 @@ def _fit(task: _Task, keys: NDArray[np.uint64], asked: dict[str, Any]) -> ZeroSh
     settings, count = task.settings, len(task.classes.seen)
     inputs = fit_inputs(task.cache, task.layers, settings.norm, task.train.rows)
     learner = Learner(task.cache, settings, inputs, task.train, task.vectors.unit[:count])
-    log.info("fitting %s to %d images of %d classes", settings.method, len(task.train), count)
+    log.info(
+        "fitting %s to %s of %s",
+        settings.method,
+        counted(len(task.train), "image"),
+        counted(count, "class"),
+    )
     learnt = learner(task.tree, task.classes.seen)
     return ZeroShotModel(
         settings.method,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vggfeat.core.text import counted
 from vggfeat.retrieval import spread
 from vggfeat.transforms import blocks_of
 from vggfeat.zeroshot.choosing import FEWEST_CLASSES, GRID, Sample, choose_regularisers
@@ -97,7 +98,7 @@ class Learner:
             )
         )  # fmt: skip
         inputs = dataclasses.replace(self.inputs, attention=trained.attention)
-        notes = [f"trained for {trained.epochs} epochs"]
+        notes = [f"trained for {counted(trained.epochs, 'epoch')}"]
         if trained.accuracy is None:
             notes.append(_TOO_FEW)
         else:

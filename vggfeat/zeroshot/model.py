@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vggfeat.core.class_names import ClassNames
+from vggfeat.core.text import counted
 from vggfeat.errors import CacheError, UsageError
 from vggfeat.fitted import Fitted, check_network, load_fitted
 from vggfeat.isolation import isolated
@@ -103,8 +104,8 @@ class ZeroShotModel:
         new = [at for at, name in enumerate(more.names) if name not in known]
         if more.vectors.shape[1] != len(self.map.T):
             raise UsageError(
-                f"the new class vectors have {more.vectors.shape[1]} dimensions, the model's "
-                f"{len(self.map.T)}; take them from the file that the model was fitted with"
+                f"the new class vectors have {counted(more.vectors.shape[1], 'dimension')}, the "
+                f"model's {len(self.map.T)}; take them from the file that the model was fitted with"
             )
         return dataclasses.replace(
             self,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vggfeat.core.class_names import ClassNames, class_key, clean
+from vggfeat.core.text import counted
 from vggfeat.errors import UsageError
 from vggfeat.labels import UNLABELLED
 from vggfeat.storage.text_files import read_text
@@ -70,7 +71,7 @@ class Labelled:
 def read_class_list(text: str | os.PathLike[str]) -> tuple[str, ...]:
     """Class names: the lines of a file, or names separated by commas where there is no such file.
 
-    UTF-8, or UTF-16 by its mark. Blank lines are passed over; of several spellings of one class the
+    UTF-8, or UTF-16 by its mark. Blank lines are skipped; of several spellings of one class the
     first is taken.
 
     Raises:
@@ -121,8 +122,8 @@ def split_classes(
     kept = set(labelled) - set(unseen or ()) if seen is None else set(seen)
     if len(kept) < 2:  # noqa: PLR2004 one cannot be told from another
         raise UsageError(
-            f"{len(kept)} seen classes with images, expected two or more; name other classes by "
-            "--seen or --unseen, or give --labels"
+            f"{counted(len(kept), 'seen class')} with images, expected two or more; name other "
+            "classes by --seen or --unseen, or give --labels"
         )
     rest = set(labelled) - kept if unseen is None else set(unseen)
     return Classes(tuple(sorted(kept)), tuple(sorted(rest)))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vggfeat.core.text import decode_text
+from vggfeat.core.text import counted, decode_text
 from vggfeat.errors import InputError, UsageError
 from vggfeat.storage.text_files import read_text
 from vggfeat.zeroshot.wordfiles import Words
@@ -79,7 +79,11 @@ def _take(cells: list[str], dims: int, vectors: dict[str, Values]) -> str:
     """Adds a line to the vectors; what is wrong with it, or nothing."""
     name = cells[0].strip()
     if len(cells) - 1 != dims or not dims:
-        return f"{len(cells) - 1} numbers, the first line has {dims}" if dims else "no numbers"
+        return (
+            f"{counted(len(cells) - 1, 'number')}, the first line has {dims}"
+            if dims
+            else "no numbers"
+        )
     odd = [cell for cell in cells[1:] if not _is_number(cell) or not math.isfinite(float(cell))]
     if odd or not name:
         return f"{odd[0]!r} is no number" if odd else "no class"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vggfeat.core.class_names import ClassNames, class_key
+from vggfeat.core.text import counted
 from vggfeat.errors import UsageError
 from vggfeat.storage.text_files import read_text
 from vggfeat.zeroshot.naming import Index, identifier, listed, nearest_names
@@ -138,7 +139,7 @@ def _heights(tree: ClassTree) -> dict[str, int]:
 def read_tree(path: str | os.PathLike[str]) -> ClassTree:
     """A tree from a CSV file of `child,parent` lines (RFC 4180; UTF-8, or UTF-16 by its mark).
 
-    A head is passed over.
+    A head is skipped.
 
     Raises:
         InputError: the file cannot be read.
@@ -164,7 +165,9 @@ def _parse(lines: Iterable[str]) -> tuple[dict[str, str], list[str]]:
             if number == 0 and [cell.lower() for cell in cells] == _HEAD:
                 continue
             if len(cells) != len(_HEAD) or not all(cells):
-                wrong.append(f"line {reader.line_num}: {len([c for c in cells if c])} names")
+                wrong.append(
+                    f"line {reader.line_num}: {counted(len([c for c in cells if c]), 'name')}"
+                )
             elif parents.setdefault(cells[0], cells[1]) != cells[1]:
                 both = f"{parents[cells[0]]!r} and {cells[1]!r}"
                 wrong.append(f"line {reader.line_num}: {cells[0]!r} has two parents, {both}")

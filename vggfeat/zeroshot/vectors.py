@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vggfeat.core.class_names import class_key
+from vggfeat.core.text import counted
 from vggfeat.errors import UsageError
 from vggfeat.zeroshot.attribute_files import is_matrix, read_mat, read_matrix
 from vggfeat.zeroshot.naming import Index, all_words, listed, nearest_names
@@ -140,7 +141,7 @@ def _nearby(path: str, missing: Sequence[str]) -> list[str]:
 def _lacking(path: str, missing: Sequence[str], count: int, known: Sequence[str]) -> str:
     near = {name: nearest_names(name, known) for name in missing}
     return (
-        f"vectors {path!r} have none for {len(missing)} of {count} classes: "
+        f"vectors {path!r} have none for {len(missing)} of {counted(count, 'class')}: "
         f"{listed(missing, near)}; rename them, add them to the table, or leave them out"
     )
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, cast
 import numpy as np
 
 from vggfeat.core.class_names import fold
+from vggfeat.core.text import counted
 from vggfeat.errors import InputError, UsageError
 from vggfeat.storage.text_streams import as_utf8
 
@@ -87,7 +88,7 @@ def read_words(path: str, wanted: Collection[str]) -> Words:
     with _opened(path) as file:
         kind = _kind(path, file)
         if os.path.getsize(path) > _TAKES_A_WHILE:
-            log.info("looking for %d words in %s", len(wanted), path)
+            log.info("looking for %s in %s", counted(len(wanted), "word"), path)
         vectors: dict[str, Values] = {}
         for word, numbers in _entries(path, file, kind, _stems(wanted)):
             if word not in vectors and fold(word) in wanted:
@@ -197,8 +198,8 @@ def _line(path: str, line: bytes, dims: int, where: str) -> Values:
     if found is None:
         count = len(line.split()) - 1
         raise UsageError(
-            f"vectors {path!r}, {where}: expected a word and {dims} numbers, as in the first line, "
-            f"found {count} fields behind the word"
+            f"vectors {path!r}, {where}: expected a word and {counted(dims, 'number')}, as in the "
+            f"first line, found {counted(count, 'field')} behind the word"
         )
     return found
 
