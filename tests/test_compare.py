@@ -312,9 +312,7 @@ def test_nothing_in_common_and_nothing_to_tell_apart(workplace: Path, tmp_path: 
     extract(tmp_path, "ants.h5", layers="conv1_1,conv2_1:map")
     with pytest.raises(CacheMismatchError, match=r"no image is done in .*of the same images"):
         compare([workplace / "feats.h5", tmp_path / "ants.h5"])
-    with pytest.raises(
-        UsageError, match="6 images done the labels make 1 class,"
-    ):
+    with pytest.raises(UsageError, match="6 images done the labels make 1 class,"):
         compare([tmp_path / "ants.h5"])
     extract(tmp_path, "maps.h5", layers="conv2_1:map")
     with pytest.raises(UsageError, match=r"no vectors to compare: '.*maps\.h5' hold maps"):

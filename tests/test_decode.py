@@ -817,6 +817,11 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "loop.jpg").symlink_to("loop.jpg")
     (tmp_path / "file").touch()
+    (tmp_path / "broken.jpg").symlink_to("no/where.jpg")
+    (tmp_path / "away").symlink_to(tmp_path / "unmounted")
+    broken = "a symbolic link to 'no/where.jpg', which does not exist"
+    assert file_reason(tmp_path / "broken.jpg") == broken
+    assert file_reason(tmp_path / "away/x/a.jpg").endswith("/unmounted', which does not exist")
     assert file_reason(tmp_path / "gone.jpg") == "no such file (gone since it was listed)"
     assert file_reason(tmp_path / "file/a.jpg") == "no such file (gone since it was listed)"
     assert file_reason(tmp_path / "empty.jpg") == "empty file"

@@ -27,6 +27,7 @@ from vggfeat.exhaustion import exhaustion_of
 from vggfeat.names import extension, local_path, remote_scheme
 from vggfeat.remote import read_object
 from vggfeat.storage.descriptors import open_descriptor
+from vggfeat.storage.links import dangling_link
 from vggfeat.storage.lock_file import is_open_lock
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def open_file(path: bytes, size: int = 0, mtime_ns: int = 0) -> Iterator[BinaryI
         with _regular(path, buffering=-1) as stream:
             yield stream
     except OSError as error:
-        raise DecodeError(_reason(error)) from error
+        raise DecodeError(dangling_link(path, error) or _reason(error)) from error
 
 
 def is_dicom(stream: BinaryIO) -> bool:
