@@ -7,10 +7,9 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from test_cli import write_images
 
 import vggfeat
 
@@ -44,13 +43,7 @@ SETTINGS: dict[str, Any] = {
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    folder = tmp_path / "images"
-    folder.mkdir()
-    noise = np.random.default_rng(0)
-    for number in range(3):
-        pixels = noise.integers(0, 256, (40, 40, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number:02}.png")
-    return folder
+    return write_images(tmp_path / "images", 3)
 
 
 @pytest.mark.parametrize(

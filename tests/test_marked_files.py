@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 from PIL import Image
+from test_cli import write_images
 
 import vggfeat
 from vggfeat.errors import LockedError
@@ -41,13 +42,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    folder = tmp_path / "images"
-    folder.mkdir()
-    noise = np.random.default_rng(0)
-    for number in range(3):
-        pixels = noise.integers(0, 256, (40, 40, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number:02}.png")
-    return folder
+    return write_images(tmp_path / "images", 3)
 
 
 @pytest.mark.parametrize("how", ["killed", "swmr"])
