@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vggfeat.config import Settings
+    from vggfeat.storage.checked_file import FileDigest
 
 CARRIED = (
     "transform", "size", "resize", "crop", "exif", "channels", "depth", "window", "clip", "clahe",
@@ -36,14 +37,18 @@ MODEL, LAYER, PREPROCESS = "vggfeat.model", "vggfeat.layer", "vggfeat.preprocess
 
 log = logging.getLogger("vggfeat")
 
+# What settings were made of in this process: the path of a weight file → what it said then.
+_TAKEN: dict[str, dict[str, Any]] = {}
 
-def settings_carried(weights: str) -> dict[str, Any]:
+
+def settings_carried(weights: str, digest: FileDigest | None = None) -> dict[str, Any]:
     """Settings by name that a weight file was trained with; none where it does not say.
 
     A file that is not there or cannot be read says nothing; whoever loads it will say why.
 
     Args:
         weights: as of `Settings`; only a file has any.
+        digest: of the file that is meant; one of other bytes says nothing.
 
     Raises:
         WeightsError: it says something that is not understood.
@@ -51,7 +56,7 @@ def settings_carried(weights: str) -> dict[str, Any]:
     if not os.path.isfile(weights):
         return {}
     try:
-        shapes, metadata, transform = _look(weights)
+        shapes, metadata, transform = _look(weights, digest)
     except WeightsError:
         return {}
     values: dict[str, Any] = {"transform": transform} if transform else {}
@@ -62,9 +67,11 @@ def settings_carried(weights: str) -> dict[str, Any]:
     return values
 
 
-def _look(path: str) -> tuple[Mapping[str, tuple[int, ...]], Mapping[str, str], str]:
+def _look(
+    path: str, digest: FileDigest | None
+) -> tuple[Mapping[str, tuple[int, ...]], Mapping[str, str], str]:
     """Shapes of the tensors by torchvision's names, metadata, and the transform they come with."""
-    with open_checkpoint(path) as file:
+    with open_checkpoint(path, digest) as file:
         transform = file.reading.transform or _transform_of_caffe(file)
         return file.shapes, file.contents.metadata, transform
 
@@ -102,6 +109,8 @@ def with_carried(given: Mapping[str, Any]) -> dict[str, Any]:
         given = {name: value for name, value in given.items() if name != "transform"}
     weights = given.get("weights")
     carried = settings_carried(weights) if isinstance(weights, str) else {}
+    if isinstance(weights, str):
+        _TAKEN[os.path.realpath(weights)] = carried
     taken = {name: value for name, value in carried.items() if name not in given}
     if given.get("crop", "center") != "center":
         taken.pop("resize", None)
@@ -117,17 +126,30 @@ def with_carried(given: Mapping[str, Any]) -> dict[str, Any]:
     return {**taken, **given}
 
 
-def check_transform(path: str, settings: Settings) -> None:
-    """Refuse settings that leave the transform to weights which surely want another one.
+def check_carried(path: str, settings: Settings, digest: FileDigest | None = None) -> None:
+    """Refuse settings of a file that was replaced since, or that lack the transform it wants.
 
     Args:
         path: of a weight file.
-        settings: that were made without looking into it; those of `make_settings` are right.
+        settings: made from it by `make_settings`, or without looking into it.
+        digest: of the bytes that are computed with.
 
     Raises:
-        WeightsError: names the transform to give.
+        WeightsError: names the settings, or the transform to give.
     """
-    wanted = settings_carried(path).get("transform", "auto")
+    carried = settings_carried(path, digest)
+    before = _TAKEN.get(os.path.realpath(path), {})
+    stale = {
+        name: value
+        for name, value in before.items()
+        if carried.get(name) != value == getattr(settings, name)
+    }
+    if stale:
+        raise WeightsError(
+            f"weights {path!r} were replaced after the settings were made: {_words(stale)} is of "
+            "the file before; make the settings again, or run again"
+        )
+    wanted = carried.get("transform", "auto")
     if wanted in ("auto", settings.transform_name) or settings.mean or settings.std:
         return
     if settings.transform != "auto":

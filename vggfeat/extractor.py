@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from vggfeat.carried import check_transform
+from vggfeat.carried import check_carried
 from vggfeat.core.text import counted
 from vggfeat.device import (
     Compute,
@@ -75,7 +75,7 @@ class Extractor:
         self.settings = settings
         self.weights = weights or find_weights(settings.weights, settings.model)
         if self.weights.path is not None:
-            check_transform(self.weights.path, settings)
+            check_carried(self.weights.path, settings, self.weights.digest)
         self.device = choose_device(settings.device)
         self.precision: Compute = choose_precision(settings.precision, self.device)
         self.preprocess: Preprocess = settings.preprocess()
