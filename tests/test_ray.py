@@ -273,7 +273,7 @@ def test_a_cluster_is_dealt_out(
             "cuda",
             None,
             DeviceError,
-            "1 nodes of the cluster offers a GPU",
+            "1 node of the cluster offers a GPU",
         ),
         ([Node(0, 0)], "cpu", None, DeviceError, "offers a CPU"),
         ([Node(2, 0)], "auto", 3, UsageError, "--actors is 3, the cluster offers 2 CPUs"),

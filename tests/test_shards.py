@@ -197,7 +197,7 @@ def test_a_shard_that_another_run_holds(
     text, told = done.communicate(timeout=120)
     assert done.returncode == 75
     assert "1 shard of" in told
-    assert "are held by other runs" in told
+    assert "is held by other runs" in told
     assert (json.loads(text)["done"], json.loads(text)["pending"]) == (13, 8)
     holder.communicate()
     assert server.run(images, out)[0] == 0

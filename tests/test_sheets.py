@@ -214,7 +214,7 @@ def test_sheets_that_cannot_be(
     many = [Result(1, None, None, "x")] * 4000
     with pytest.raises(UsageError, match=r"a PNG of 4000 images would have .* or write \.html"):
         contact_sheet("t", [], [many], str(tmp_path / "m.png"))
-    with pytest.raises(ValueError, match="1 queries and 2 lists"):
+    with pytest.raises(ValueError, match="1 query and 2 lists"):
         contact_sheet("t", found[0], [[], []], str(tmp_path / "m.png"))
     assert sorted(os.listdir(tmp_path)) == before
 
