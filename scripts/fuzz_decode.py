@@ -31,12 +31,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from vggfeat.config import Settings
-from vggfeat.decode import REASON_LENGTH, decode
+from vggfeat.core.preprocessing import Crop, Preprocess
+from vggfeat.core.settings import Settings
 from vggfeat.errors import DecodeError
-from vggfeat.plan import plan_batches
-from vggfeat.preprocess import Crop, Preprocess
-from vggfeat.workers import decode_batches
+from vggfeat.images.batch_plan import plan_batches
+from vggfeat.images.decode import REASON_LENGTH, decode
+from vggfeat.images.worker_pool import decode_batches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

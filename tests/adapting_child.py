@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _WARM = (
-    "vggfeat.adapting.command",
-    "vggfeat.adapting.model",
-    "vggfeat.adapting.trainer",
-    "vggfeat.replicas",
+    "vggfeat.finetuning.adapt",
+    "vggfeat.finetuning.build",
+    "vggfeat.finetuning.trainer",
+    "vggfeat.network.multi_device",
     "torch._dynamo",
 )
 _COUNTED = ("pwrite", "fsync", "fdatasync", "replace", "unlink")
@@ -95,9 +95,9 @@ class _Counter:
 
 
 def _child(command: list[Any], calls: int) -> int:
-    from vggfeat.adapting.command import adapt
-    from vggfeat.adapting.settings import AdaptSettings
-    from vggfeat.config import Settings
+    from vggfeat.core.settings import Settings
+    from vggfeat.finetuning.adapt import adapt
+    from vggfeat.finetuning.settings import AdaptSettings
 
     images, out, network, training, kill_at = command
     counter = _Counter(kill_at)

@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 _ADDRESS = "VGGFEAT_TEST_COMMANDS"
 _WARM = (
     "vggfeat.cli",
-    "vggfeat.engines",
-    "vggfeat.batches",
-    "vggfeat.extractor",
-    "vggfeat.deriving",
-    "vggfeat.fusing",
-    "vggfeat.reducing",
-    "vggfeat.exporting",
-    "vggfeat.retrieval",
+    "vggfeat.extraction.api",
+    "vggfeat.images.loader",
+    "vggfeat.network.extractor",
+    "vggfeat.transforms.derive",
+    "vggfeat.transforms.fuse",
+    "vggfeat.transforms.reduce",
+    "vggfeat.exporters",
+    "vggfeat.retrieval.layer_ranking",
     "vggfeat.zeroshot",
 )
 _READ_AT_USE = ("AWS_", "COLUMNS", "HOME", "NO_COLOR", "OLDPWD", "PATH", "PWD", "PYTEST_", "RAY_",

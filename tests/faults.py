@@ -38,10 +38,10 @@ _READ_ONLY = os.O_RDONLY
 _STANDARD = 2  # descriptors up to this one are the terminal's
 _WARM = (
     "vggfeat.cli",
-    "vggfeat.engines",
-    "vggfeat.batches",
-    "vggfeat.extractor",
-    "vggfeat.deriving",
+    "vggfeat.extraction.api",
+    "vggfeat.images.loader",
+    "vggfeat.network.extractor",
+    "vggfeat.transforms.derive",
     "vggfeat.zeroshot",
     "sklearn.decomposition",
 )

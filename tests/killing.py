@@ -184,11 +184,11 @@ class _Tracer:
 
 
 def _child(command: dict[str, Any]) -> int:
-    from vggfeat.config import Settings
-    from vggfeat.engines import extract
+    from vggfeat.cache.sharding import Sharding
+    from vggfeat.core.settings import Settings
     from vggfeat.errors import VggfeatError
-    from vggfeat.splitting import Sharding
-    from vggfeat.update import Wish
+    from vggfeat.extraction.api import extract
+    from vggfeat.extraction.update import Wish
 
     tracer = _Tracer(command["kill_at"], command["log"], torn=command["torn"])
     tracer.install()
@@ -210,7 +210,7 @@ def _child(command: dict[str, Any]) -> int:
 
 def _serve() -> None:
     # These imports are the seconds that every child is spared.
-    for module in ("vggfeat.engines", "vggfeat.batches", "vggfeat.extractor"):
+    for module in ("vggfeat.extraction.api", "vggfeat.images.loader", "vggfeat.network.extractor"):
         importlib.import_module(module)
     Image.init()
     for line in sys.stdin:

@@ -91,7 +91,12 @@ def _child(order: dict[str, Any], log: Path) -> None:
 
 
 def _serve() -> None:
-    for module in ("vggfeat.cli", "vggfeat.exporting", "vggfeat.fusing", "vggfeat.reducing"):
+    for module in (
+        "vggfeat.cli",
+        "vggfeat.exporters",
+        "vggfeat.transforms.fuse",
+        "vggfeat.transforms.reduce",
+    ):
         importlib.import_module(module)
     for line in sys.stdin:
         order = json.loads(line)

@@ -9,9 +9,9 @@ import h5py
 import pytest
 from places import REPOSITORY
 
-from vggfeat.identity import Identity
-from vggfeat.preprocess import Preprocess
-from vggfeat.schema import Provenance, lay_out
+from vggfeat.cache.format import Provenance, lay_out
+from vggfeat.cache.identity import Identity
+from vggfeat.core.preprocessing import Preprocess
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -172,45 +172,45 @@ ORDER = (
 
 TORCH_FREE = (
     "vggfeat",
-    "vggfeat.reader",
-    "vggfeat.shardreader",
-    "vggfeat.summary",
-    "vggfeat.config",
-    "vggfeat.plan",
-    "vggfeat.sources",
-    "vggfeat.remote",
-    "vggfeat.mirror",
-    "vggfeat.offsite",
-    "vggfeat.decode",
-    "vggfeat.writer",
-    "vggfeat.update",
-    "vggfeat.shardmerge",
-    "vggfeat.adapting",
-    "vggfeat.adapting.command",
-    "vggfeat.measuring",
-    "vggfeat.merging",
-    "vggfeat.labels",
-    "vggfeat.metrics",
-    "vggfeat.comparison",
-    "vggfeat.chart",
-    "vggfeat.verification",
-    "vggfeat.reduction",
-    "vggfeat.tally",
-    "vggfeat.loss",
-    "vggfeat.deriving",
-    "vggfeat.fusing",
-    "vggfeat.reducing",
-    "vggfeat.views",
-    "vggfeat.scatter",
-    "vggfeat.sheets",
-    "vggfeat.tracing",
-    "vggfeat.browsing",
-    "vggfeat.exporting",
+    "vggfeat.cache.reader",
+    "vggfeat.cache.sharded",
+    "vggfeat.cache.summary",
+    "vggfeat.core.settings",
+    "vggfeat.images.batch_plan",
+    "vggfeat.images.sources",
+    "vggfeat.storage.object_store",
+    "vggfeat.storage.local_copies",
+    "vggfeat.extraction.remote_output",
+    "vggfeat.images.decode",
+    "vggfeat.cache.writer",
+    "vggfeat.extraction.update",
+    "vggfeat.cache.shard_merge",
+    "vggfeat.finetuning",
+    "vggfeat.finetuning.adapt",
+    "vggfeat.images.statistics",
+    "vggfeat.cache.merge",
+    "vggfeat.cache.labels",
+    "vggfeat.core.ranking_metrics",
+    "vggfeat.retrieval.compare",
+    "vggfeat.visualization.plot_comparison",
+    "vggfeat.cache.verify",
+    "vggfeat.transforms.pca",
+    "vggfeat.extraction.report",
+    "vggfeat.retrieval.quantization_loss",
+    "vggfeat.transforms.derive",
+    "vggfeat.transforms.fuse",
+    "vggfeat.transforms.reduce",
+    "vggfeat.visualization.projections",
+    "vggfeat.visualization.plot_cache",
+    "vggfeat.visualization.contact_sheet",
+    "vggfeat.extraction.trace",
+    "vggfeat.cache.rows",
+    "vggfeat.exporters",
     "vggfeat.zeroshot",
-    "vggfeat.scan",
-    "vggfeat.near",
-    "vggfeat.indexing",
-    "vggfeat.answers",
+    "vggfeat.retrieval.exact_search",
+    "vggfeat.retrieval.duplicates",
+    "vggfeat.retrieval.faiss_index",
+    "vggfeat.retrieval.search",
     "vggfeat.cli",
 )
 
@@ -248,9 +248,9 @@ def own(tree: ast.AST) -> set[str]:
 def test_imports_are_seen() -> None:
     """The reading of imports sees those in functions and not those for the type checker."""
     code = (
-        "import os\nimport vggfeat.plan\nfrom vggfeat import lock\nfrom vggfeat.cli.x import y\n"
-        "if TYPE_CHECKING:\n    from vggfeat.run import z\nelse:\n    import vggfeat.sink\n"
-        "def f():\n    try:\n        from vggfeat.device import w\n    finally:\n        pass\n"
+        "import os\nimport vggfeat.images.batch_plan\nfrom vggfeat import lock\nfrom vggfeat.cli.x import y\n"
+        "if TYPE_CHECKING:\n    from vggfeat.extraction.pipeline import z\nelse:\n    import vggfeat.cache.background_writer\n"
+        "def f():\n    try:\n        from vggfeat.network.device import w\n    finally:\n        pass\n"
     )
     assert own(ast.parse(code)) == {"plan", "lock", "cli", "device", "sink"}
 

@@ -18,34 +18,34 @@ from typing import TYPE_CHECKING, Any
 from vggfeat._version import __version__
 
 if TYPE_CHECKING:
-    from vggfeat.adapting import Adapted, AdaptSettings
-    from vggfeat.adapting.command import adapt
-    from vggfeat.answers import Findings, search
-    from vggfeat.benchmark import Bench, bench
-    from vggfeat.calibration import calibrate
-    from vggfeat.cluster import RayCluster
-    from vggfeat.comparison import Comparison, compare
-    from vggfeat.config import Settings, load_config
-    from vggfeat.deriving import Derived
-    from vggfeat.engines import extract
+    from vggfeat.cache.merge import Merged, merge
+    from vggfeat.cache.reader import FeatureCache
+    from vggfeat.cache.sharded import ShardedCache
+    from vggfeat.cache.sharded import open_cache as open  # noqa: A004 `vggfeat.open`, as in gzip.open
+    from vggfeat.cache.sharding import Sharding
+    from vggfeat.cache.torch_dataset import FeatureDataset, as_tensor
+    from vggfeat.cache.verify import Verification, verify
+    from vggfeat.core.records import Progress, Summary
+    from vggfeat.core.settings import Settings, load_config
     from vggfeat.errors import VggfeatError
-    from vggfeat.exporting import Exported, export
-    from vggfeat.extractor import Extractor
-    from vggfeat.fusing import FuseSettings, fuse
-    from vggfeat.loss import measure_loss
-    from vggfeat.measuring import PixelStats, stats
-    from vggfeat.merging import Merged, merge
-    from vggfeat.near import Duplicates, duplicates
-    from vggfeat.reader import FeatureCache
-    from vggfeat.records import Progress, Summary
-    from vggfeat.reducing import ReduceSettings, reduce
-    from vggfeat.shardreader import ShardedCache
-    from vggfeat.shardreader import open_cache as open  # noqa: A004 `vggfeat.open`, as in gzip.open
-    from vggfeat.splitting import Sharding
-    from vggfeat.tensors import FeatureDataset, as_tensor
-    from vggfeat.tracing import trace
-    from vggfeat.update import Wish
-    from vggfeat.verification import Verification, verify
+    from vggfeat.exporters import Exported, export
+    from vggfeat.extraction.api import extract
+    from vggfeat.extraction.benchmark import Bench, bench
+    from vggfeat.extraction.calibration import calibrate
+    from vggfeat.extraction.ray_cluster import RayCluster
+    from vggfeat.extraction.trace import trace
+    from vggfeat.extraction.update import Wish
+    from vggfeat.finetuning import Adapted, AdaptSettings
+    from vggfeat.finetuning.adapt import adapt
+    from vggfeat.images.statistics import PixelStats, stats
+    from vggfeat.network.extractor import Extractor
+    from vggfeat.retrieval.compare import Comparison, compare
+    from vggfeat.retrieval.duplicates import Duplicates, duplicates
+    from vggfeat.retrieval.quantization_loss import measure_loss
+    from vggfeat.retrieval.search import Findings, search
+    from vggfeat.transforms.derive import Derived
+    from vggfeat.transforms.fuse import FuseSettings, fuse
+    from vggfeat.transforms.reduce import ReduceSettings, reduce
     from vggfeat.zeroshot import (
         Evaluation,
         Fitting,
@@ -59,57 +59,57 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
-    "AdaptSettings": ("vggfeat.adapting", "AdaptSettings"),
-    "Adapted": ("vggfeat.adapting", "Adapted"),
-    "Bench": ("vggfeat.benchmark", "Bench"),
-    "Comparison": ("vggfeat.comparison", "Comparison"),
-    "Derived": ("vggfeat.deriving", "Derived"),
-    "Duplicates": ("vggfeat.near", "Duplicates"),
+    "AdaptSettings": ("vggfeat.finetuning", "AdaptSettings"),
+    "Adapted": ("vggfeat.finetuning", "Adapted"),
+    "Bench": ("vggfeat.extraction.benchmark", "Bench"),
+    "Comparison": ("vggfeat.retrieval.compare", "Comparison"),
+    "Derived": ("vggfeat.transforms.derive", "Derived"),
+    "Duplicates": ("vggfeat.retrieval.duplicates", "Duplicates"),
     "Evaluation": ("vggfeat.zeroshot", "Evaluation"),
-    "Exported": ("vggfeat.exporting", "Exported"),
-    "Extractor": ("vggfeat.extractor", "Extractor"),
-    "FeatureCache": ("vggfeat.reader", "FeatureCache"),
-    "FeatureDataset": ("vggfeat.tensors", "FeatureDataset"),
-    "Findings": ("vggfeat.answers", "Findings"),
+    "Exported": ("vggfeat.exporters", "Exported"),
+    "Extractor": ("vggfeat.network.extractor", "Extractor"),
+    "FeatureCache": ("vggfeat.cache.reader", "FeatureCache"),
+    "FeatureDataset": ("vggfeat.cache.torch_dataset", "FeatureDataset"),
+    "Findings": ("vggfeat.retrieval.search", "Findings"),
     "Fitting": ("vggfeat.zeroshot", "Fitting"),
-    "FuseSettings": ("vggfeat.fusing", "FuseSettings"),
-    "Merged": ("vggfeat.merging", "Merged"),
-    "PixelStats": ("vggfeat.measuring", "PixelStats"),
+    "FuseSettings": ("vggfeat.transforms.fuse", "FuseSettings"),
+    "Merged": ("vggfeat.cache.merge", "Merged"),
+    "PixelStats": ("vggfeat.images.statistics", "PixelStats"),
     "Predictions": ("vggfeat.zeroshot", "Predictions"),
-    "Progress": ("vggfeat.records", "Progress"),
-    "RayCluster": ("vggfeat.cluster", "RayCluster"),
-    "ReduceSettings": ("vggfeat.reducing", "ReduceSettings"),
-    "Settings": ("vggfeat.config", "Settings"),
-    "ShardedCache": ("vggfeat.shardreader", "ShardedCache"),
-    "Sharding": ("vggfeat.splitting", "Sharding"),
-    "Summary": ("vggfeat.records", "Summary"),
-    "Verification": ("vggfeat.verification", "Verification"),
+    "Progress": ("vggfeat.core.records", "Progress"),
+    "RayCluster": ("vggfeat.extraction.ray_cluster", "RayCluster"),
+    "ReduceSettings": ("vggfeat.transforms.reduce", "ReduceSettings"),
+    "Settings": ("vggfeat.core.settings", "Settings"),
+    "ShardedCache": ("vggfeat.cache.sharded", "ShardedCache"),
+    "Sharding": ("vggfeat.cache.sharding", "Sharding"),
+    "Summary": ("vggfeat.core.records", "Summary"),
+    "Verification": ("vggfeat.cache.verify", "Verification"),
     "VggfeatError": ("vggfeat.errors", "VggfeatError"),
-    "Wish": ("vggfeat.update", "Wish"),
+    "Wish": ("vggfeat.extraction.update", "Wish"),
     "ZeroShotModel": ("vggfeat.zeroshot", "ZeroShotModel"),
     "ZeroShotSettings": ("vggfeat.zeroshot", "ZeroShotSettings"),
-    "adapt": ("vggfeat.adapting.command", "adapt"),
-    "as_tensor": ("vggfeat.tensors", "as_tensor"),
-    "bench": ("vggfeat.benchmark", "bench"),
-    "calibrate": ("vggfeat.calibration", "calibrate"),
+    "adapt": ("vggfeat.finetuning.adapt", "adapt"),
+    "as_tensor": ("vggfeat.cache.torch_dataset", "as_tensor"),
+    "bench": ("vggfeat.extraction.benchmark", "bench"),
+    "calibrate": ("vggfeat.extraction.calibration", "calibrate"),
     "class_vectors": ("vggfeat.zeroshot", "class_vectors"),
-    "compare": ("vggfeat.comparison", "compare"),
-    "duplicates": ("vggfeat.near", "duplicates"),
+    "compare": ("vggfeat.retrieval.compare", "compare"),
+    "duplicates": ("vggfeat.retrieval.duplicates", "duplicates"),
     "evaluate_zeroshot": ("vggfeat.zeroshot", "evaluate_zeroshot"),
-    "export": ("vggfeat.exporting", "export"),
-    "extract": ("vggfeat.engines", "extract"),
+    "export": ("vggfeat.exporters", "export"),
+    "extract": ("vggfeat.extraction.api", "extract"),
     "fit_zeroshot": ("vggfeat.zeroshot", "fit_zeroshot"),
-    "fuse": ("vggfeat.fusing", "fuse"),
-    "load_config": ("vggfeat.config", "load_config"),
-    "measure_loss": ("vggfeat.loss", "measure_loss"),
-    "merge": ("vggfeat.merging", "merge"),
-    "open": ("vggfeat.shardreader", "open_cache"),
+    "fuse": ("vggfeat.transforms.fuse", "fuse"),
+    "load_config": ("vggfeat.core.settings", "load_config"),
+    "measure_loss": ("vggfeat.retrieval.quantization_loss", "measure_loss"),
+    "merge": ("vggfeat.cache.merge", "merge"),
+    "open": ("vggfeat.cache.sharded", "open_cache"),
     "predict_zeroshot": ("vggfeat.zeroshot", "predict_zeroshot"),
-    "reduce": ("vggfeat.reducing", "reduce"),
-    "search": ("vggfeat.answers", "search"),
-    "stats": ("vggfeat.measuring", "stats"),
-    "trace": ("vggfeat.tracing", "trace"),
-    "verify": ("vggfeat.verification", "verify"),
+    "reduce": ("vggfeat.transforms.reduce", "reduce"),
+    "search": ("vggfeat.retrieval.search", "search"),
+    "stats": ("vggfeat.images.statistics", "stats"),
+    "trace": ("vggfeat.extraction.trace", "trace"),
+    "verify": ("vggfeat.cache.verify", "verify"),
 }
 
 __all__ = [

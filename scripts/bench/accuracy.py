@@ -18,10 +18,10 @@ import torch
 from PIL import Image, ImageOps
 from torch.nn import functional
 
-from vggfeat.calibration import SAMPLE, calibrate
-from vggfeat.config import Settings
-from vggfeat.decode import decode
-from vggfeat.extractor import Extractor
+from vggfeat.core.settings import Settings
+from vggfeat.extraction.calibration import SAMPLE, calibrate
+from vggfeat.images.decode import decode
+from vggfeat.network.extractor import Extractor
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vggfeat.identity import Identity
-from vggfeat.preprocess import Preprocess
-from vggfeat.records import Images
-from vggfeat.schema import Header, Provenance
-from vggfeat.writer import create_cache
+from vggfeat.cache.format import Header, Provenance
+from vggfeat.cache.identity import Identity
+from vggfeat.cache.writer import create_cache
+from vggfeat.core.preprocessing import Preprocess
+from vggfeat.core.records import Images
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

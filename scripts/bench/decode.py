@@ -19,8 +19,8 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional
 
-from vggfeat.decode import decode
-from vggfeat.preprocess import Preprocess
+from vggfeat.core.preprocessing import Preprocess
+from vggfeat.images.decode import decode
 
 if TYPE_CHECKING:
     from collections.abc import Callable

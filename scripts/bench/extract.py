@@ -30,8 +30,8 @@ from check import lowest_cosine
 from common import list_images
 
 import vggfeat
-from vggfeat.layers import layer_table
-from vggfeat.weights import find_weights, load_tensors
+from vggfeat.core.vgg_layers import layer_table
+from vggfeat.network.weights import find_weights, load_tensors
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import torch
 from common import pick_device
 
-from vggfeat.calibration import calibrate
-from vggfeat.config import Settings
-from vggfeat.extractor import Extractor
-from vggfeat.machine import keep_freed_memory
-from vggfeat.network import needed_layers
+from vggfeat.core.resources import keep_freed_memory
+from vggfeat.core.settings import Settings
+from vggfeat.extraction.calibration import calibrate
+from vggfeat.network.extractor import Extractor
+from vggfeat.network.vgg import needed_layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable

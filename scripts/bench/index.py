@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from caches import new_cache
 
-from vggfeat.indexing import open_index
-from vggfeat.reader import FeatureCache
-from vggfeat.scan import top_k
-from vggfeat.units import byte_count
+from vggfeat.cache.reader import FeatureCache
+from vggfeat.core.units import byte_count
+from vggfeat.retrieval.exact_search import top_k
+from vggfeat.retrieval.faiss_index import open_index
 
 if TYPE_CHECKING:
-    from vggfeat.schema import Header
+    from vggfeat.cache.format import Header
 
 LAYER, TOP, RANK, BLOCK, QUERIES = "conv5_3", 10, 24, 8192, 20
 

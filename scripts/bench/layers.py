@@ -19,14 +19,14 @@ import numpy as np
 from PIL import Image
 
 import vggfeat
-from vggfeat.preprocess import ALTERATIONS
+from vggfeat.core.preprocessing import ALTERATIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
 
-    from vggfeat.comparison import Candidate
+    from vggfeat.retrieval.compare import Candidate
 
     Make = Callable[[Path, Path, Path | None], int]
     Values = NDArray[np.float64]

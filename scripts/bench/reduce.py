@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from sklearn.decomposition import PCA, IncrementalPCA
 
-from vggfeat.reduction import fit_pca
+from vggfeat.transforms.pca import fit_pca
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

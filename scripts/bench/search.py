@@ -19,18 +19,18 @@ from typing import TYPE_CHECKING
 import faiss
 import numpy as np
 
-from vggfeat.identity import Identity
-from vggfeat.preprocess import Preprocess
-from vggfeat.reader import FeatureCache
-from vggfeat.scan import top_k
-from vggfeat.schema import Provenance, lay_out, read_header
+from vggfeat.cache.format import Provenance, lay_out, read_header
+from vggfeat.cache.identity import Identity
+from vggfeat.cache.reader import FeatureCache
+from vggfeat.core.preprocessing import Preprocess
+from vggfeat.retrieval.exact_search import top_k
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
 
-    from vggfeat.blocks import Metric
+    from vggfeat.retrieval.similarity import Metric
 
 LAYER, TOP, BLOCK = "conv5_3", 10, 8192
 

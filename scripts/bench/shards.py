@@ -23,8 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vggfeat.reader import FeatureCache
-from vggfeat.writer import write_all
+from vggfeat.cache.reader import FeatureCache
+from vggfeat.cache.writer import write_all
 
 OPTIONS = [
     "--layers", "conv1_1", "--model", "vgg11", "--weights", "random:0", "--size", "32",

@@ -18,11 +18,11 @@ import numpy as np
 from PIL import Image
 
 import vggfeat
-from vggfeat.alterations import alter
-from vggfeat.preprocess import ALTERATIONS
+from vggfeat.core.preprocessing import ALTERATIONS
+from vggfeat.images.corruptions import alter
 
 if TYPE_CHECKING:
-    from vggfeat.config import Dtype
+    from vggfeat.core.settings import Dtype
 
 LAYERS = "conv1_2,conv2_2,conv3_3,conv4_3,conv5_3,conv5_3:max"
 DTYPES: tuple[Dtype, ...] = ("float32", "float16", "int8")

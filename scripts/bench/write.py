@@ -19,8 +19,8 @@ import numpy as np
 from caches import new_cache
 
 import vggfeat
-from vggfeat.records import FeatureBatch
-from vggfeat.writer import CacheWriter
+from vggfeat.cache.writer import CacheWriter
+from vggfeat.core.records import FeatureBatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable

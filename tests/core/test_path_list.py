@@ -18,7 +18,7 @@ from PIL import Image
 
 from vggfeat.core.path_list import read_paths
 from vggfeat.errors import UsageError
-from vggfeat.sources import discover
+from vggfeat.images.sources import discover
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,7 +17,7 @@ import pytest
 
 import vggfeat
 from vggfeat.core.timestamps import EARLIEST_NS, LATEST_NS, clamp_ns
-from vggfeat.sources import discover
+from vggfeat.images.sources import discover
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

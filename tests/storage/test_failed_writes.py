@@ -20,10 +20,10 @@ from places import TESTS
 from test_cli import SMALL, vggfeat, write_images
 from test_disk import mounted
 
-from vggfeat.fitted import Fitted, save_fitted
-from vggfeat.identity import Identity
-from vggfeat.preprocess import Preprocess
-from vggfeat.schema import Provenance, lay_out
+from vggfeat.cache.format import Provenance, lay_out
+from vggfeat.cache.identity import Identity
+from vggfeat.core.preprocessing import Preprocess
+from vggfeat.transforms.model_file import Fitted, save_fitted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,7 +65,7 @@ import os, sys
 sys.path[:0] = {path!r}
 from storage.test_failed_writes import model
 from vggfeat.errors import SpaceError
-from vggfeat.fitted import save_fitted
+from vggfeat.transforms.model_file import save_fitted
 try:
     save_fitted("m.h5", model())
 except SpaceError as error:

@@ -12,7 +12,8 @@ from typing import Annotated
 import typer
 
 from vggfeat._version import __version__
-from vggfeat.cli import console, streams
+from vggfeat.cli import streams
+from vggfeat.cli import terminal as console
 from vggfeat.cli.adapt import adapt
 from vggfeat.cli.bench import bench
 from vggfeat.cli.compare import compare

@@ -7,10 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vggfeat.adapting.augmentation import AUGMENTATIONS
-from vggfeat.adapting.settings import DEFAULTS, PRECISIONS
-from vggfeat.cli.console import Bar, Quiet, exit_codes, print_json, set_up_logging, table
-from vggfeat.cli.preparing import (
+from vggfeat.cli.options import (
     Channels,
     CheckpointSeconds,
     Clahe,
@@ -31,14 +28,17 @@ from vggfeat.cli.preparing import (
     count,
     setting,
 )
-from vggfeat.config import SETTING_NAMES
+from vggfeat.cli.terminal import Bar, Quiet, exit_codes, print_json, set_up_logging, table
+from vggfeat.core.file_names import printable
+from vggfeat.core.settings import SETTING_NAMES
+from vggfeat.core.signals import how_to_go_on
 from vggfeat.core.text import counted
 from vggfeat.errors import InterruptedRunError
-from vggfeat.names import printable
-from vggfeat.signals import how_to_go_on
+from vggfeat.finetuning.augmentation import AUGMENTATIONS
+from vggfeat.finetuning.settings import DEFAULTS, PRECISIONS
 
 if TYPE_CHECKING:
-    from vggfeat.adapting import Adapted, AdaptSettings
+    from vggfeat.finetuning import Adapted, AdaptSettings
 
 _CLASSES_SHOWN = 20
 
@@ -220,8 +220,8 @@ def adapt(
     flags = dict(locals())
     with exit_codes():
         set_up_logging(quiet=quiet or as_json, verbose=False)
-        from vggfeat.adapting.settings import AdaptSettings, network_settings
-        from vggfeat.machine import keep_freed_memory
+        from vggfeat.core.resources import keep_freed_memory
+        from vggfeat.finetuning.settings import AdaptSettings, network_settings
 
         flags |= {"layers": layer, "workers": count("workers", workers)}
         network = {name: flags.get(name) for name in SETTING_NAMES if name != "batch_size"}
@@ -248,7 +248,7 @@ def _run(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    from vggfeat.adapting.command import adapt as adapt_network
+    from vggfeat.finetuning.adapt import adapt as adapt_network
 
     bar = Bar(quiet=quiet or as_json)
     found: Adapted | None = None

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vggfeat.cli.console import exit_codes, print_json
+from vggfeat.cli.terminal import exit_codes, print_json
 from vggfeat.core.text import counted
-from vggfeat.units import byte_count, duration
+from vggfeat.core.units import byte_count, duration
 
 if TYPE_CHECKING:
-    from vggfeat.benchmark import Bench
+    from vggfeat.extraction.benchmark import Bench
 
 _MANY = 100_000
 
@@ -47,11 +47,11 @@ def bench(
     precision and several batch sizes, and writes to the disk and syncs.
     """
     with exit_codes():
-        from vggfeat.machine import keep_freed_memory
+        from vggfeat.core.resources import keep_freed_memory
 
         keep_freed_memory()
-        from vggfeat.benchmark import bench as measure
-        from vggfeat.config import Settings
+        from vggfeat.core.settings import Settings
+        from vggfeat.extraction.benchmark import bench as measure
 
         settings = Settings(
             layers=layers, model=model, weights="random:0", device=device, size=size

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vggfeat.cli.console import exit_codes, output_width, print_json, set_up_logging, table
+from vggfeat.cli.terminal import exit_codes, output_width, print_json, set_up_logging, table
+from vggfeat.core.file_names import printable
 from vggfeat.core.text import counted
 from vggfeat.errors import UsageError
-from vggfeat.names import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vggfeat.comparison import Candidate, Comparison
+    from vggfeat.retrieval.compare import Candidate, Comparison
 
 _LEAST_NAME = 28
 _LEAST_BAR = 10
@@ -72,9 +72,9 @@ def compare(
     often one is among the first five and ten (R@5, R@10), best first.
     """
     with exit_codes():
-        from vggfeat.chart import chart_format, check_matplotlib, draw
-        from vggfeat.comparison import compare as compare_layers
-        from vggfeat.reports import publish
+        from vggfeat.extraction.monitoring import publish
+        from vggfeat.retrieval.compare import compare as compare_layers
+        from vggfeat.visualization.plot_comparison import chart_format, check_matplotlib, draw
 
         set_up_logging(quiet=as_json, verbose=False)
         if chart is not None:  # before the work rather than after it

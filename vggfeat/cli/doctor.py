@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vggfeat.cli.console import exit_codes, print_json
+from vggfeat.cli.terminal import exit_codes, print_json
 from vggfeat.errors import UsageError
 
 
@@ -21,7 +21,7 @@ def doctor(
     exit code 2 if something would keep `extract` from working.
     """
     with exit_codes():
-        from vggfeat.diagnosis import examine
+        from vggfeat.cli.diagnosis import examine
 
         findings = examine()
         if as_json:

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from vggfeat.cli.console import exit_codes, print_json, set_up_logging
+from vggfeat.cli.terminal import exit_codes, print_json, set_up_logging
+from vggfeat.core.file_names import printable
 from vggfeat.core.text import counted
-from vggfeat.names import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vggfeat.blocks import Metric
-    from vggfeat.near import Duplicates
+    from vggfeat.retrieval.duplicates import Duplicates
+    from vggfeat.retrieval.similarity import Metric
 
 
 def duplicates(
@@ -47,7 +47,7 @@ def duplicates(
     In a group each image is near another. Files that are the same to the byte are marked.
     """
     with exit_codes():
-        from vggfeat.near import duplicates as find_duplicates
+        from vggfeat.retrieval.duplicates import duplicates as find_duplicates
 
         set_up_logging(quiet=as_json, verbose=False)
         show, close = _bar(quiet=as_json)

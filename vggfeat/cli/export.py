@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from vggfeat.cli.console import exit_codes, print_json
+from vggfeat.cli.terminal import exit_codes, print_json
+from vggfeat.core.file_names import printable
 from vggfeat.core.text import counted
-from vggfeat.names import printable
-from vggfeat.units import byte_count
+from vggfeat.core.units import byte_count
 
 if TYPE_CHECKING:
-    from vggfeat.exporting.options import Compress, IndexMetric
-    from vggfeat.specs import Norm
+    from vggfeat.core.layer_spec import Norm
+    from vggfeat.exporters.options import Compress, IndexMetric
 
 
 def export(
@@ -76,8 +76,8 @@ def export(
     holds its index in memory). float16 is kept where the format has it.
     """
     with exit_codes():
-        from vggfeat.exporting import export as export_cache
-        from vggfeat.specs import split_specs
+        from vggfeat.core.layer_spec import split_specs
+        from vggfeat.exporters import export as export_cache
 
         made = export_cache(
             cache, out, to=to, layers=split_specs(layers), rows=rows,

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from vggfeat.cli.console import Quiet, exit_codes, set_up_logging
+from vggfeat.cache.sharding import Sharding
 from vggfeat.cli.launch import launch, make_cluster, make_wish
-from vggfeat.cli.preparing import (
+from vggfeat.cli.options import (
     Augment,
     Channels,
     CheckpointSeconds,
@@ -31,7 +31,8 @@ from vggfeat.cli.preparing import (
     count,
     setting,
 )
-from vggfeat.config import (
+from vggfeat.cli.terminal import Quiet, exit_codes, set_up_logging
+from vggfeat.core.settings import (
     DTYPES,
     ON_ERRORS,
     PRECISIONS,
@@ -39,7 +40,6 @@ from vggfeat.config import (
     SETTING_NAMES,
     make_settings,
 )
-from vggfeat.splitting import Sharding
 
 
 def extract(
@@ -314,10 +314,10 @@ def extract(
     flags = {name: value for name, value in locals().items() if name in SETTING_NAMES}
     with exit_codes():
         set_up_logging(quiet=quiet or as_json, verbose=verbose)
-        from vggfeat.cli.watch import Watch
-        from vggfeat.engines import working_place
-        from vggfeat.machine import keep_freed_memory
-        from vggfeat.names import path_text
+        from vggfeat.cli.monitoring import Watch
+        from vggfeat.core.file_names import path_text
+        from vggfeat.core.resources import keep_freed_memory
+        from vggfeat.extraction.api import working_place
 
         out = path_text(out)
         sharding = Sharding(shards, shard or "", plan_only)

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from vggfeat.cli.console import Quiet, exit_codes, set_up_logging
-from vggfeat.cli.derived import (
+from vggfeat.cli.terminal import Quiet, exit_codes, set_up_logging
+from vggfeat.cli.transform_options import (
     Dtype,
     Fresh,
     Json,
@@ -19,7 +19,7 @@ from vggfeat.cli.derived import (
     Use,
     run,
 )
-from vggfeat.recipes import FINAL_NORMS, METHODS, ROW_NORMS, parse_weights
+from vggfeat.core.fusion_spec import FINAL_NORMS, METHODS, ROW_NORMS, parse_weights
 
 
 def fuse(
@@ -93,8 +93,8 @@ def fuse(
     """
     with exit_codes():
         set_up_logging(quiet=quiet or as_json, verbose=False)
-        from vggfeat.fusing import FuseSettings
-        from vggfeat.fusing import fuse as fuse_cache
+        from vggfeat.transforms.fuse import FuseSettings
+        from vggfeat.transforms.fuse import fuse as fuse_cache
 
         given = {
             "layers": layers,

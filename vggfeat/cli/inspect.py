@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vggfeat.cli.colour import fitting_table, folded, painted, painted_state
-from vggfeat.cli.console import exit_codes, print_json, shape_text
-from vggfeat.cli.finding import nearest_lines, row_lines
+from vggfeat.cli.inspect_rows import nearest_lines, row_lines
+from vggfeat.cli.terminal import exit_codes, print_json, shape_text
+from vggfeat.cli.terminal_style import fitting_table, folded, painted, painted_state
+from vggfeat.core.file_names import printable
 from vggfeat.core.text import agree, counted
+from vggfeat.core.units import byte_count
 from vggfeat.errors import UsageError
-from vggfeat.names import printable
-from vggfeat.units import byte_count
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from vggfeat.loss import LayerLoss
-    from vggfeat.reader import FeatureCache
-    from vggfeat.summary import CacheSummary, LayerSummary
+    from vggfeat.cache.reader import FeatureCache
+    from vggfeat.cache.summary import CacheSummary, LayerSummary
+    from vggfeat.retrieval.quantization_loss import LayerLoss
 
 _FAILURES_SHOWN = 20
 _SHARDS_NAMED = 3
@@ -82,8 +82,8 @@ def inspect(
     with exit_codes():
         # NumPy's linear algebra is not used here, and starting its threads is a fifth of the time.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-        from vggfeat.shardreader import open_cache
-        from vggfeat.summary import summarise
+        from vggfeat.cache.sharded import open_cache
+        from vggfeat.cache.summary import summarise
 
         opened = open_cache(cache)
         if rows is not None or near is not None:
@@ -104,7 +104,7 @@ def inspect(
 def _find(
     cache: FeatureCache, pattern: str | None, most: int, near: str | None, *, as_json: bool
 ) -> None:
-    from vggfeat.browsing import describe, matching, nearest
+    from vggfeat.cache.rows import describe, matching, nearest
 
     if most < 1:
         raise UsageError(f"most is {most}; expected 1 row or more")
@@ -128,13 +128,13 @@ def _find(
 
 
 def _losses(cache: FeatureCache, against: str | None, *, wanted: bool) -> tuple[LayerLoss, ...]:
-    from vggfeat.shardreader import open_cache
+    from vggfeat.cache.sharded import open_cache
 
     if not wanted:
         if against is not None:
             raise UsageError("--against says what --loss compares with; give both")
         return ()
-    from vggfeat.loss import measure_loss
+    from vggfeat.retrieval.quantization_loss import measure_loss
 
     return measure_loss(cache, against=open_cache(against) if against is not None else None)
 

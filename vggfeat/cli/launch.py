@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vggfeat.cli.console import Bar
-from vggfeat.cli.outcome import show
+from vggfeat.cli.extract_report import show
+from vggfeat.cli.terminal import Bar
 from vggfeat.errors import InterruptedRunError, ShardsHeldError, TooManyFailuresError, UsageError
 
 if TYPE_CHECKING:
-    from vggfeat.cli.watch import Watch
-    from vggfeat.cluster import RayCluster
-    from vggfeat.config import Settings
-    from vggfeat.records import Progress
-    from vggfeat.splitting import Sharding
-    from vggfeat.update import Wish
+    from vggfeat.cache.sharding import Sharding
+    from vggfeat.cli.monitoring import Watch
+    from vggfeat.core.records import Progress
+    from vggfeat.core.settings import Settings
+    from vggfeat.extraction.ray_cluster import RayCluster
+    from vggfeat.extraction.update import Wish
 
 ENGINES = ("local", "ray")
 
@@ -25,7 +25,7 @@ def make_wish(*, fresh: bool, update: bool, by_digest: bool, retry: bool) -> Wis
     Raises:
         UsageError: they do not go together.
     """
-    from vggfeat.update import Wish
+    from vggfeat.extraction.update import Wish
 
     if by_digest and not update:
         raise UsageError("--by-digest says how --update finds changed images; give both")
@@ -40,7 +40,7 @@ def make_cluster(engine: str, *, actors: int | None, address: str | None) -> Ray
     Raises:
         UsageError: there is no such engine, or they do not go together.
     """
-    from vggfeat.cluster import RayCluster
+    from vggfeat.extraction.ray_cluster import RayCluster
 
     if engine not in ENGINES:
         raise UsageError(f"engine is {engine!r}; expected {' or '.join(ENGINES)}")
@@ -68,7 +68,7 @@ def launch(
     verbose: bool,
 ) -> None:
     """Runs the extraction, shows its progress, and then what it came to."""
-    from vggfeat.engines import extract as extract_images
+    from vggfeat.extraction.api import extract as extract_images
 
     bar = Bar(quiet=quiet or as_json)
 

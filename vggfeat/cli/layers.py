@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vggfeat.cli.console import exit_codes, print_json, shape_text, table
-from vggfeat.config import LARGEST_SIZE, SMALLEST_SIZE
+from vggfeat.cli.terminal import exit_codes, print_json, shape_text, table
+from vggfeat.core.settings import LARGEST_SIZE, SMALLEST_SIZE
+from vggfeat.core.vgg_layers import layer_table
 from vggfeat.errors import UsageError
-from vggfeat.layers import layer_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vggfeat.cli.console import exit_codes, print_json
+from vggfeat.cli.terminal import exit_codes, print_json
 from vggfeat.core.text import counted
 from vggfeat.errors import UsageError
 
@@ -45,7 +45,7 @@ def merge(
         if virtual:
             _view(caches, out, keep_paths=keep_paths, as_json=as_json)
             return
-        from vggfeat.merging import merge as merge_caches
+        from vggfeat.cache.merge import merge as merge_caches
 
         merged = merge_caches(caches, out, keep_paths=keep_paths)
         if as_json:
@@ -60,7 +60,7 @@ def merge(
 
 
 def _view(caches: list[str], out: str, *, keep_paths: bool, as_json: bool) -> None:
-    from vggfeat.shardmerge import view_shards
+    from vggfeat.cache.shard_merge import view_shards
 
     if len(caches) != 1 or keep_paths:
         raise UsageError("--virtual is about one folder of shards; name it alone")

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vggfeat.cli.console import exit_codes, set_up_logging
+from vggfeat.cli.terminal import exit_codes, set_up_logging
+from vggfeat.core.file_names import printable
+from vggfeat.core.preprocessing import CROPS, TRANSFORMS
 from vggfeat.errors import UsageError
-from vggfeat.names import printable
-from vggfeat.preprocess import CROPS, TRANSFORMS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -144,9 +144,9 @@ def plot(
         name: value for name, value in locals().items() if value is not None and value is not False
     }
     with exit_codes():
-        from vggfeat.chart import chart_format, check_matplotlib
-        from vggfeat.drawing import to_bytes
-        from vggfeat.reports import publish
+        from vggfeat.extraction.monitoring import publish
+        from vggfeat.visualization.plot_comparison import chart_format, check_matplotlib
+        from vggfeat.visualization.plot_feature_maps import to_bytes
 
         set_up_logging(quiet=False, verbose=False)
         form = chart_format(out)  # before the work rather than after it
@@ -173,9 +173,15 @@ def _refuse(given: Mapping[str, Any], names: tuple[str, ...], what: str) -> None
 
 def _of_image(given: Mapping[str, Any]) -> Figure:
     _refuse(given, _FOR_CACHES, "caches")
-    from vggfeat.config import load_config, make_settings
-    from vggfeat.drawing import draw_maps
-    from vggfeat.maps import MEAN, check_channels, last_convolutions, parse_channels, see
+    from vggfeat.core.settings import load_config, make_settings
+    from vggfeat.visualization.feature_maps import (
+        MEAN,
+        check_channels,
+        last_convolutions,
+        parse_channels,
+        see,
+    )
+    from vggfeat.visualization.plot_feature_maps import draw_maps
 
     channels = parse_channels(given.get("channels", MEAN))
     network = {name: given[name] for name in _FOR_IMAGES[3:] if name in given}
@@ -191,9 +197,9 @@ def _of_image(given: Mapping[str, Any]) -> Figure:
 
 def _of_cache(given: Mapping[str, Any]) -> Figure:
     _refuse(given, _FOR_IMAGES, "images")
-    from vggfeat.scatter import check_marks, draw_cache
-    from vggfeat.shardreader import open_cache
-    from vggfeat.views import check_projection, view_cache
+    from vggfeat.cache.sharded import open_cache
+    from vggfeat.visualization.plot_cache import check_marks, draw_cache
+    from vggfeat.visualization.projections import check_projection, view_cache
 
     projection = check_projection(given.get("projection", "pca"))
     marks = check_marks(given.get("marks", "thumbnails"))

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from vggfeat.cli.console import Quiet, exit_codes, set_up_logging
-from vggfeat.cli.derived import (
+from vggfeat.cli.terminal import Quiet, exit_codes, set_up_logging
+from vggfeat.cli.transform_options import (
     Dtype,
     Fresh,
     Json,
@@ -19,9 +19,9 @@ from vggfeat.cli.derived import (
     Use,
     run,
 )
+from vggfeat.core.fusion_spec import FINAL_NORMS
+from vggfeat.core.layer_spec import NORMS
 from vggfeat.errors import UsageError
-from vggfeat.recipes import FINAL_NORMS
-from vggfeat.specs import NORMS
 
 
 def reduce(
@@ -76,8 +76,8 @@ def reduce(
     """
     with exit_codes():
         set_up_logging(quiet=quiet or as_json, verbose=False)
-        from vggfeat.reducing import ReduceSettings
-        from vggfeat.reducing import reduce as reduce_cache
+        from vggfeat.transforms.reduce import ReduceSettings
+        from vggfeat.transforms.reduce import reduce as reduce_cache
 
         given = {
             "layers": layers,

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from vggfeat.cli.console import exit_codes, output_width, print_json, set_up_logging, table
+from vggfeat.cli.terminal import exit_codes, output_width, print_json, set_up_logging, table
+from vggfeat.core.file_names import printable
 from vggfeat.core.text import counted
-from vggfeat.names import printable
 
 if TYPE_CHECKING:
-    from vggfeat.answers import Answer, Findings
-    from vggfeat.blocks import Metric
+    from vggfeat.retrieval.search import Answer, Findings
+    from vggfeat.retrieval.similarity import Metric
 
 _LEAST_PATH = 16
 _INDENT = 2
@@ -118,15 +118,15 @@ def search(
     The search is exact, every row is looked at, unless there is an --index.
     """
     with exit_codes():
-        from vggfeat.answers import search as search_cache
+        from vggfeat.core.fusion_spec import parse_weights
         from vggfeat.errors import UsageError
-        from vggfeat.recipes import parse_weights
+        from vggfeat.retrieval.search import search as search_cache
 
         set_up_logging(quiet=as_json or as_csv, verbose=False)
         if as_json and as_csv:
             raise UsageError("--json and --csv are two forms of the same; give one of them")
         if sheet is not None:
-            from vggfeat.sheets import check_sheet, sheet_of_findings
+            from vggfeat.visualization.contact_sheet import check_sheet, sheet_of_findings
 
             check_sheet(sheet)  # before the work
         found = search_cache(

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from vggfeat.cli.console import exit_codes, set_up_logging
+from vggfeat.cli.terminal import exit_codes, set_up_logging
+from vggfeat.core.file_names import printable
 from vggfeat.core.text import counted
-from vggfeat.names import printable
 
 
 def sheet(
@@ -46,8 +46,8 @@ def sheet(
     In the page, Tab and the arrow keys move, Enter shows an image large, Esc closes it.
     """
     with exit_codes():
-        from vggfeat.shardreader import open_cache
-        from vggfeat.sheets import check_sheet, contact_sheet, results_of_rows
+        from vggfeat.cache.sharded import open_cache
+        from vggfeat.visualization.contact_sheet import check_sheet, contact_sheet, results_of_rows
 
         set_up_logging(quiet=False, verbose=False)
         check_sheet(out)  # before the work rather than after it

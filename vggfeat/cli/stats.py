@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vggfeat.cli.console import Bar, Quiet, exit_codes, print_json, set_up_logging, table
-from vggfeat.cli.preparing import (
+from vggfeat.cli.options import (
     Augment,
     Channels,
     Clahe,
@@ -24,15 +23,16 @@ from vggfeat.cli.preparing import (
     Workers,
     count,
 )
-from vggfeat.config import SETTING_NAMES, make_settings
+from vggfeat.cli.terminal import Bar, Quiet, exit_codes, print_json, set_up_logging, table
+from vggfeat.core.file_names import printable
+from vggfeat.core.settings import SETTING_NAMES, make_settings
 from vggfeat.errors import UsageError
-from vggfeat.names import printable
 from vggfeat.storage.paths import check_place, refuse_standard_output
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vggfeat.measuring import PixelStats
+    from vggfeat.images.statistics import PixelStats
 
 _SHOWN = 5  # failures, and kinds of files
 _ENDING = ".toml"
@@ -97,9 +97,9 @@ def stats(
     flags = {name: value for name, value in locals().items() if name in SETTING_NAMES}
     with exit_codes("stopped; nothing was measured"):
         set_up_logging(quiet=quiet or as_json, verbose=False)
-        from vggfeat.measuring import as_config
-        from vggfeat.measuring import stats as measure
-        from vggfeat.reports import publish
+        from vggfeat.extraction.monitoring import publish
+        from vggfeat.images.statistics import as_config
+        from vggfeat.images.statistics import stats as measure
 
         _check(out, sample)
         settings = make_settings(config, {**flags, "workers": count("workers", workers),

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vggfeat.cli.console import exit_codes, output_width, print_json, shape_text, table
+from vggfeat.cli.terminal import exit_codes, output_width, print_json, shape_text, table
+from vggfeat.core.file_names import printable
+from vggfeat.core.preprocessing import CROPS
 from vggfeat.core.text import counted
+from vggfeat.core.units import byte_count
 from vggfeat.errors import UsageError
-from vggfeat.names import printable
-from vggfeat.preprocess import CROPS
-from vggfeat.units import byte_count
 
 if TYPE_CHECKING:
-    from vggfeat.tracing import Stage, Trace
+    from vggfeat.extraction.trace import Stage, Trace
 
 _DOES_NOT_FIT = 3
 _LEAST_WIDTH = 40
@@ -75,7 +75,7 @@ def trace(
     the photo, its size or the weights do not fit.
     """
     with exit_codes():
-        from vggfeat.tracing import trace as follow
+        from vggfeat.extraction.trace import trace as follow
 
         if crop is not None and crop not in CROPS:
             raise UsageError(f"crop is {crop!r}; expected one of {', '.join(CROPS)}")

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vggfeat.cli.console import exit_codes, print_json
+from vggfeat.cli.terminal import exit_codes, print_json
+from vggfeat.core.file_names import printable
 from vggfeat.core.text import agree, counted
+from vggfeat.core.units import byte_count, duration
 from vggfeat.errors import CacheError
-from vggfeat.names import printable
-from vggfeat.units import byte_count, duration
 
 if TYPE_CHECKING:
-    from vggfeat.verification import Verification
+    from vggfeat.cache.verify import Verification
 
 _SHOWN = 20
 
@@ -33,7 +33,7 @@ def verify(
     Ends with exit 5 if rows are bad and were not repaired.
     """
     with exit_codes():
-        from vggfeat.verification import verify as verify_cache
+        from vggfeat.cache.verify import verify as verify_cache
 
         found = verify_cache(cache, repair=repair)
         if as_json:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vggfeat.cli.console import exit_codes, print_json, set_up_logging
+from vggfeat.cli.terminal import exit_codes, print_json, set_up_logging
 
 zeroshot = typer.Typer(
     name="zeroshot",
@@ -145,7 +145,7 @@ def fit(
     """
     with exit_codes():
         set_up_logging(quiet=quiet or as_json, verbose=False)
-        from vggfeat.cli.zeroshot_text import fitting_lines
+        from vggfeat.cli.zeroshot_report import fitting_lines
         from vggfeat.zeroshot import ZeroShotSettings, fit_zeroshot
 
         given: dict[str, Any] = {
@@ -237,7 +237,7 @@ def predict(
     """
     with exit_codes():
         set_up_logging(quiet=as_json or as_csv, verbose=False)
-        from vggfeat.cli.zeroshot_text import one_form, prediction_lines, predictions_plain
+        from vggfeat.cli.zeroshot_report import one_form, prediction_lines, predictions_plain
         from vggfeat.zeroshot import predict_zeroshot
 
         one_form(as_json=as_json, as_csv=as_csv)
@@ -282,7 +282,7 @@ def evaluate(
     """
     with exit_codes():
         set_up_logging(quiet=as_json or as_csv, verbose=False)
-        from vggfeat.cli.zeroshot_text import evaluation_csv, evaluation_lines, one_form, whole
+        from vggfeat.cli.zeroshot_report import evaluation_csv, evaluation_lines, one_form, whole
         from vggfeat.zeroshot import evaluate_zeroshot
 
         one_form(as_json=as_json, as_csv=as_csv)

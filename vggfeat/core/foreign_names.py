@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from vggfeat.layers import Layer
+    from vggfeat.core.vgg_layers import Layer
 
 _KERAS: Mapping[str, str] = {"fc1": "fc6", "fc2": "fc7", "predictions": "prob"}
 _TIMM: Mapping[str, str] = {

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from vggfeat.zeroshot.evaluating import Evaluation, evaluate_zeroshot
-from vggfeat.zeroshot.fitting import Fitting, fit_zeroshot
+from vggfeat.zeroshot.class_vectors import ClassVectors, class_vectors
+from vggfeat.zeroshot.evaluate import Evaluation, evaluate_zeroshot
+from vggfeat.zeroshot.fit import Fitting, fit_zeroshot
 from vggfeat.zeroshot.model import ZeroShotModel
-from vggfeat.zeroshot.predicting import Predictions, predict_zeroshot
+from vggfeat.zeroshot.predict import Predictions, predict_zeroshot
 from vggfeat.zeroshot.settings import ZeroShotSettings
-from vggfeat.zeroshot.vectors import ClassVectors, class_vectors
 
 __all__ = [
     "ClassVectors",

@@ -18,7 +18,7 @@ import numpy as np
 from vggfeat.core.text import counted
 from vggfeat.errors import InputError, UsageError
 from vggfeat.storage.text_files import read_text
-from vggfeat.zeroshot.wordfiles import Words
+from vggfeat.zeroshot.word_vectors import Words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -17,22 +17,22 @@ import torch
 from torch import Tensor
 
 from vggfeat.core.text import counted
-from vggfeat.device import choose_device
-from vggfeat.retrieval import spread
-from vggfeat.zeroshot.choosing import FEW_CLASSES, FEWEST_CLASSES, class_folds
-from vggfeat.zeroshot.measures import judge, per_class, trade_off
-from vggfeat.zeroshot.network import ZeroShotNetwork, ranking_loss
-from vggfeat.zeroshot.rows import Labelled, held_out
+from vggfeat.network.device import choose_device
+from vggfeat.retrieval.layer_ranking import spread
+from vggfeat.zeroshot.class_split import Labelled, held_out
+from vggfeat.zeroshot.cross_validation import FEW_CLASSES, FEWEST_CLASSES, class_folds
+from vggfeat.zeroshot.metrics import judge, per_class, trade_off
+from vggfeat.zeroshot.torch_model import ZeroShotNetwork, ranking_loss
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
 
-    from vggfeat.fusion import Attention
-    from vggfeat.reader import FeatureCache
-    from vggfeat.zeroshot.inputs import Inputs
-    from vggfeat.zeroshot.measures import Judged
+    from vggfeat.cache.reader import FeatureCache
+    from vggfeat.transforms.fusion import Attention
+    from vggfeat.zeroshot.features import Inputs
+    from vggfeat.zeroshot.metrics import Judged
 
     Numbers = NDArray[np.int64]
     Values = NDArray[np.float32]

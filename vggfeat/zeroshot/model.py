@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vggfeat.core.class_names import ClassNames
+from vggfeat.core.isolation import isolated
 from vggfeat.core.text import counted
 from vggfeat.errors import CacheError, UsageError
-from vggfeat.fitted import Fitted, check_network, load_fitted
-from vggfeat.isolation import isolated
-from vggfeat.zeroshot.inputs import Inputs, inputs_from
-from vggfeat.zeroshot.tree import ClassTree
+from vggfeat.transforms.model_file import Fitted, check_network, load_fitted
+from vggfeat.zeroshot.class_tree import ClassTree
+from vggfeat.zeroshot.features import Inputs, inputs_from
 
 if TYPE_CHECKING:
     import os
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from vggfeat.reader import FeatureCache
-    from vggfeat.zeroshot.network import ZeroShotNetwork
-    from vggfeat.zeroshot.vectors import ClassVectors
+    from vggfeat.cache.reader import FeatureCache
+    from vggfeat.zeroshot.class_vectors import ClassVectors
+    from vggfeat.zeroshot.torch_model import ZeroShotNetwork
 
     Values = NDArray[np.float32]
 
@@ -145,7 +145,7 @@ class ZeroShotModel:
     @isolated()
     def module(self) -> ZeroShotNetwork:
         """The same model as a `torch.nn.Module`: layers in, scores out."""
-        from vggfeat.zeroshot.network import ZeroShotNetwork
+        from vggfeat.zeroshot.torch_model import ZeroShotNetwork
 
         attention = self.inputs.attention is not None
         return ZeroShotNetwork(self.inputs, self.map, self.vectors, attention=attention)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from vggfeat.errors import UsageError
-from vggfeat.zeroshot.inputs import INPUT_NORMS, InputNorm
+from vggfeat.zeroshot.features import INPUT_NORMS, InputNorm
 
 ZeroShotMethod = Literal["eszsl", "devise"]
 ZERO_SHOT_METHODS: tuple[ZeroShotMethod, ...] = get_args(ZeroShotMethod)

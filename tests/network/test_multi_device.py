@@ -1,0 +1,116 @@
+"""Several devices in one run: the same rows in the same places, whoever computed them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from killing import SETTINGS, contents
+from test_cli import write_images
+from test_extractor import needs_cuda
+
+import vggfeat
+from vggfeat.core.settings import Settings
+from vggfeat.errors import DeviceError, UsageError
+from vggfeat.network.device import choose_batch_size, choose_devices
+from vggfeat.network.multi_device import Replicas
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def extract(images: Path, out: Path, **more: Any) -> vggfeat.Summary:
+    return vggfeat.extract(str(images), out, Settings(**{**SETTINGS, **more}))
+
+
+@pytest.mark.parametrize("devices", ["cpu,cpu", "cpu,cpu,cpu"])
+def test_several_devices_give_the_same_file(tmp_path: Path, devices: str) -> None:
+    """Rows, states and checksums are those of one device, and the summary names all."""
+    images = write_images(tmp_path / "images", 22)
+    extract(images, tmp_path / "one.h5")
+    several = extract(images, tmp_path / "several.h5", device=devices)
+    assert several.device == devices
+    assert several.done == 22
+    assert contents(tmp_path / "several.h5") == contents(tmp_path / "one.h5")
+
+
+def test_each_device_has_its_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches go round the replicas, and what one of them does again is counted once."""
+    images = write_images(tmp_path / "images", 20)
+    seen = []
+    launch = vggfeat.Extractor.launch
+
+    def noting(self: vggfeat.Extractor, batch: Any) -> Any:
+        seen.append(id(self))
+        return launch(self, batch)
+
+    monkeypatch.setattr(vggfeat.Extractor, "launch", noting)
+    extract(images, tmp_path / "out.h5", device="cpu,cpu")
+    assert len(set(seen)) == 2
+    assert seen == [seen[0], seen[1]] * 2 + [seen[0]]
+
+
+def test_a_run_goes_on_with_other_devices(tmp_path: Path) -> None:
+    """Which devices computed a row is no setting: a cache goes on with more or fewer of them."""
+    images = write_images(tmp_path / "images", 22)
+    extract(images, tmp_path / "one.h5")
+    extract(images, tmp_path / "more.h5")
+    with h5py.File(tmp_path / "more.h5", "r+") as file:
+        file["images/state"][5:17] = 0
+        file["features/conv1_1:max"][5:17] = 0
+    assert extract(images, tmp_path / "more.h5", device="cpu,cpu").new_done == 12
+    assert contents(tmp_path / "more.h5") == contents(tmp_path / "one.h5")
+
+
+@pytest.mark.parametrize(("images", "devices", "size"), [(32, "cpu,cpu", 16), (33, "cpu,cpu", 9)])
+def test_every_device_has_as_many_batches(images: int, devices: str, size: int) -> None:
+    """Images are spread evenly over passes, and passes over devices."""
+    settings = Settings(layers="fc6", size=32, device=devices)
+    assert choose_batch_size(settings, images) == size
+
+
+@pytest.mark.parametrize("name", ["cpu;cpu", "cpu,", "auto,cpu", "all,cpu", "gpu", ""])
+def test_names_that_make_no_sense(name: str) -> None:
+    """Only devices can be listed; the error says what may be."""
+    with pytest.raises(UsageError, match=r"device .* is not known; expected auto, cpu, cuda\[:N\]"):
+        Settings(layers="fc7", device=name)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
+def test_devices_that_are_not_there() -> None:
+    """Missing devices are named, and none is silently left out."""
+    with pytest.raises(DeviceError, match=r"--device all: torch .* sees no CUDA device"):
+        choose_devices("all")
+    with pytest.raises(DeviceError, match="device cuda:0 is not there"):
+        choose_devices("cpu,cuda:0")
+
+
+@pytest.mark.parametrize("devices", ["cpu,cpu", "all"])
+def test_one_network_is_on_one_device(devices: str) -> None:
+    """Where one device is meant, several are an error that says so."""
+    settings = Settings(layers="conv1_1", weights="random:0", device=devices)
+    with pytest.raises(UsageError, match=f"device '{devices}' names several; expected one here"):
+        vggfeat.Extractor(settings)
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_devices_of_unequal_precision_are_refused() -> None:
+    """A file holds rows of one precision, so CPU and GPU do not mix by themselves."""
+    with pytest.raises(DeviceError, match="would compute in different precisions"):
+        Replicas(Settings(layers="conv1_1", weights="random:0", device="cuda,cpu"))
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_two_replicas_on_one_gpu(tmp_path: Path) -> None:
+    """Two networks on one GPU overlap and give the rows of one, bit for bit."""
+    images = write_images(tmp_path / "images", 22)
+    for name, devices in (("one", "cuda:0"), ("two", "cuda:0,cuda:0")):
+        extract(images, tmp_path / f"{name}.h5", device=devices)
+    one, two = (vggfeat.open(tmp_path / f"{name}.h5") for name in ("one", "two"))
+    for spec in one.layers:
+        np.testing.assert_array_equal(one[spec], two[spec])

@@ -1,0 +1,108 @@
+"""What two runs must agree in for their rows to belong in one file."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+
+from vggfeat.core.preprocessing import Preprocess
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What two runs must agree in for their rows to belong in one file.
+
+    Attributes:
+        model: VGG variant.
+        weights: name of the weights, for people.
+        weights_sha256: digest of the weights, for the fingerprint.
+        precision: the network's, resolved.
+        dtype: of the stored features.
+        preprocess: recorded whole.
+        layers: canonical specs, sorted.
+        first_layer: `kaiming` if the first convolution was drawn anew; else empty, and the channels
+            in `preprocess` say whether it was rebuilt.
+        activations: for 8-bit integers, each conv layer's name and its largest value behind the
+            ReLU, in the order of the network; else empty.
+        scales: for features stored as int8, digest of their scales; else empty.
+        steps: how the features came from those of the network, first step first, each as JSON with
+            sorted keys; empty where they are the network's own.
+    """
+
+    model: str
+    weights: str
+    weights_sha256: str
+    precision: str
+    dtype: str
+    preprocess: Preprocess
+    layers: tuple[str, ...]
+    first_layer: str = ""
+    activations: tuple[tuple[str, float], ...] = ()
+    scales: str = ""
+    steps: tuple[str, ...] = ()
+
+    def fingerprint(self) -> str:
+        """SHA-256 over everything but the weights' name, as hexadecimal digits."""
+        parts = {**dataclasses.asdict(self), "preprocess": self.preprocess.recorded()}
+        del parts["weights"]
+        for name in ("first_layer", "activations", "scales", "steps"):
+            if not parts[name]:  # so that files from before it was there stay what they are
+                del parts[name]
+        text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """The steps without the caches they read: equal for features made in one way of others."""
+        steps = [json.loads(step) for step in self.steps]
+        return tuple(
+            json.dumps({name: step[name] for name in sorted(step) if name != "source"})
+            for step in steps
+        )
+
+    def differences(self, asked: Identity) -> list[str]:
+        """What `asked` wants otherwise than this has, a line each; fewer layers are none."""
+        rows = [
+            (name, getattr(self, name), getattr(asked, name))
+            for name in ("model", "precision", "dtype")
+        ]
+        rows += [
+            (f"preprocess.{item.name}", getattr(self.preprocess, item.name), wanted)
+            for item in dataclasses.fields(Preprocess)
+            for wanted in [getattr(asked.preprocess, item.name)]
+        ]
+        lines = [f"{name}: file {had}, asked {want}" for name, had, want in rows if had != want]
+        if self.first_layer != asked.first_layer:
+            one, other = (layer or "sum" for layer in (self.first_layer, asked.first_layer))
+            lines.append(f"first layer: file {one}, asked {other}")
+        if self.weights_sha256 != asked.weights_sha256:
+            lines.append(
+                f"weights: file {self.weights} ({self.weights_sha256[:8]}), "
+                f"asked {asked.weights} ({asked.weights_sha256[:8]})"
+            )
+        if self.activations != asked.activations and self.precision == asked.precision:
+            lines.append("activations: calibrated on other images")
+        if self.scales != asked.scales and self.dtype == asked.dtype:
+            lines.append("scales: int8 scaled to other images")
+        lines += _unlike_steps(self.steps, asked.steps)
+        missing = [layer for layer in asked.layers if layer not in self.layers]
+        if missing:
+            lines.append(f"layers: file {','.join(self.layers)}, asked also {','.join(missing)}")
+        return lines
+
+
+def _unlike_steps(had: tuple[str, ...], asked: tuple[str, ...]) -> list[str]:
+    """How two ways from the network's features to those stored differ, a line each."""
+    one, other = ([json.loads(step) for step in steps] for steps in (had, asked))
+    names = [" then ".join(step["step"] for step in steps) for steps in (one, other)]
+    if names[0] != names[1]:
+        alone = "the network alone"
+        return [f"made by: file {names[0] or alone}, asked {names[1] or alone}"]
+    return [
+        f"{before['step']} {name}: file {before.get(name)}, asked {after.get(name)}"
+        for before, after in zip(one, other, strict=True)
+        for name in sorted({*before, *after})
+        if before.get(name) != after.get(name)
+    ]

@@ -1,0 +1,265 @@
+"""Which class each image of a cache belongs to: from a CSV file, or from the folder it lies in."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vggfeat.core.class_names import class_key, one_line, unify
+from vggfeat.core.file_names import MEMBER_MARK, archive_suffix
+from vggfeat.core.image_paths import PathIndex
+from vggfeat.core.text import agree, counted, is_text
+from vggfeat.errors import UsageError
+from vggfeat.storage.text_files import read_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+    from vggfeat.cache.reader import FeatureCache
+
+_log = logging.getLogger("vggfeat")
+
+UNLABELLED = -1
+"""Class number of an image that has no label."""
+
+_COLUMNS = 2
+_PATH_HEADS = frozenset({
+    "path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path",
+    "imagepath", "img", "name", "image_name",
+})  # fmt: skip
+_LABEL_HEADS = frozenset({"label", "class", "category", "target", "class_name", "classname"})
+_SHOWN = 3
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Labels:
+    """The class of each row of a cache.
+
+    Attributes:
+        classes: int64 (N,), index into `names`, or `UNLABELLED`.
+        names: of the classes, sorted.
+        notes: what a user should know: labels of no image, images of no label, spellings that were
+            taken for one class.
+    """
+
+    classes: NDArray[np.int64]
+    names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+def labels_of(cache: FeatureCache, labels_csv: str | os.PathLike[str] | None = None) -> Labels:
+    """The class of each row, from a CSV file or else from folders.
+
+    Args:
+        cache: whose rows; their state does not matter.
+        labels_csv: a file as `read_labels` takes it; without it, the name of the folder that an
+            image lies in is its label, as in ImageNet's `class/image.jpg`.
+
+    Raises:
+        UsageError: the file has mistakes or names no image of the cache, or no image lies in a
+            folder.
+        InputError: the file cannot be read.
+    """
+    paths = [bytes(path) for path in cache.paths]
+    root = cache.header.provenance.root
+    labels = labels_of_paths(paths, repr(cache.path), labels_csv, root)
+    if not labels.names:
+        raise UsageError(
+            f"no labels: the images of {cache.path!r} lie in no folders that could name their "
+            "classes; give --labels FILE.csv, or --queries with a cache of altered images"
+        )
+    return labels
+
+
+def labels_of_paths(
+    paths: Sequence[bytes],
+    where: str,
+    labels_csv: str | os.PathLike[str] | None = None,
+    root: bytes = b"",
+) -> Labels:
+    """The class of each path, from a CSV file or else the name of the folder it lies in.
+
+    Labels that `core.class_names` takes for one class are one, which is logged. What else a user
+    should know is logged too, and in the notes.
+
+    Args:
+        paths: relative to the root of their source.
+        where: what they are the images of, for errors.
+        labels_csv: see `labels_of`.
+        root: of the paths, for absolute ones in the file; empty if it is not known.
+
+    Returns:
+        without any names where no path lies in a folder.
+
+    Raises:
+        UsageError: the file has mistakes or names none of the paths.
+        InputError: the file cannot be read.
+    """
+    if labels_csv is not None:
+        labels, notes = _from_csv(where, PathIndex(paths, root), paths, os.fspath(labels_csv))
+    else:
+        labels, notes = [_folder(path) for path in paths], ()
+    return _numbered(labels, paths, notes)
+
+
+def read_labels(path: str | os.PathLike[str]) -> dict[bytes, str]:
+    """The label of each path in a CSV file (RFC 4180) of two columns, path and label.
+
+    UTF-8, or UTF-16 with its byte order mark. Paths may hold the file system's own bytes, which
+    need not be UTF-8; labels must be. A header such as `path,label` or `filename,class` and blank
+    lines are skipped.
+
+    Args:
+        path: the CSV file.
+
+    Returns:
+        Label by path, both as they stand there, the path as bytes, as caches have it.
+
+    Raises:
+        UsageError: a line has not two columns or no label, a path has two labels, or there is no
+            line; lines are named.
+        InputError: the file cannot be read.
+    """
+    path = os.fspath(path)
+    text = read_text(path, "labels", with_paths=True)
+    return _parse(path, io.StringIO(text, newline=""))
+
+
+def _parse(path: str, lines: Iterable[str]) -> dict[bytes, str]:
+    labels: dict[bytes, str] = {}
+    wrong = []
+    reader = csv.reader(lines, strict=True)
+    try:
+        for number, cells in enumerate(filter(_is_filled, reader)):
+            if number == 0 and _is_header(cells):
+                continue
+            problem = _take(cells, labels)
+            if problem:
+                wrong.append(f"line {reader.line_num}: {problem}")
+    except csv.Error as error:
+        wrong.append(f"line {reader.line_num}: {error}")
+    if not labels and not wrong:
+        wrong.append("no labels in it")
+    if wrong:
+        more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+        raise UsageError(
+            f"labels {path!r}, expected lines of path,label: {'; '.join(wrong[:_SHOWN])}{more}"
+        )
+    return labels
+
+
+def _is_filled(cells: list[str]) -> bool:
+    """Whether a line is not blank."""
+    return len(cells) > 1 or (len(cells) == 1 and not cells[0].isspace())
+
+
+def _is_header(cells: list[str]) -> bool:
+    words = [cell.strip().lower() for cell in cells]
+    return len(words) == _COLUMNS and words[0] in _PATH_HEADS and words[1] in _LABEL_HEADS
+
+
+def _take(cells: list[str], labels: dict[bytes, str]) -> str:
+    """Adds a line to the labels; what is wrong with it, or nothing."""
+    if len(cells) != _COLUMNS:
+        return f"{counted(len(cells), 'column')}"
+    path, label = cells
+    if not path or not label:
+        return f"no {'label' if path else 'path'}"
+    if not is_text(label):
+        return f"label {label!r} is not UTF-8; save the file as UTF-8"
+    known = labels.setdefault(path.encode("utf-8", "surrogateescape"), label)
+    if known == label or class_key(known) == class_key(label):
+        return ""
+    return f"{path!r} is {label!r} here and {known!r} above"
+
+
+def _from_csv(
+    where: str, index: PathIndex, paths: Sequence[bytes], labels_csv: str
+) -> tuple[list[str], tuple[str, ...]]:
+    """The label of each path, empty where the file has none; and what to say of it."""
+    by_path = read_labels(labels_csv)
+    labels = [""] * len(paths)
+    taken: dict[int, bytes] = {}
+    unknown, wrong = [], []
+    for path, label in by_path.items():
+        place = index.find(path)
+        if place is None:
+            unknown.append(os.fsdecode(path))
+            continue
+        first = taken.setdefault(place, path)
+        if first is path:
+            labels[place] = label
+        elif class_key(labels[place]) != class_key(label):
+            both = f"{os.fsdecode(first)!r} and {os.fsdecode(path)!r}"
+            wrong.append(f"{both} are one image, {labels[place]!r} and {label!r}")
+    _check_encoding(labels_csv, by_path, unknown)
+    if len(unknown) == len(by_path):
+        raise UsageError(
+            f"labels {labels_csv!r} name no image of {where}: expected paths like "
+            f"{os.fsdecode(paths[0])!r}, found {unknown[0]!r}"
+        )
+    if wrong:
+        more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+        raise UsageError(
+            f"labels {labels_csv!r}, expected one label for each image of {where}: "
+            f"{'; '.join(wrong[:_SHOWN])}{more}"
+        )
+    if not unknown:
+        return labels, ()
+    note = (
+        f"{len(unknown)} of {counted(len(by_path), 'path')} in {labels_csv} "
+        f"{agree(len(unknown), 'is')} not in {where}: "
+        f"{one_line(unknown)}"
+    )
+    return labels, (note,)
+
+
+def _check_encoding(labels_csv: str, named: Iterable[bytes], unknown: Sequence[str]) -> None:
+    """Refuse paths that are not UTF-8 if no image has one of them: the file is in another encoding.
+
+    Raises:
+        UsageError: such as Latin-1.
+    """
+    odd = [text for text in map(os.fsdecode, named) if not is_text(text)]
+    if odd and {*odd} <= {*unknown}:
+        raise UsageError(
+            f"labels {labels_csv!r} are not UTF-8: no image has the path {odd[0]!r}; "
+            "save the file as UTF-8"
+        )
+
+
+def _folder(path: bytes) -> str:
+    """Name of the folder that a file or a member of an archive lies in; empty for the root."""
+    name = os.path.basename(os.path.dirname(path))
+    before, mark, within = name.partition(MEMBER_MARK)
+    return os.fsdecode(within if mark and archive_suffix(before) else name)
+
+
+def _numbered(labels: Sequence[str], paths: Sequence[bytes], notes: Sequence[str]) -> Labels:
+    spellings = unify(labels)
+    names = sorted(set(spellings.names.values()) - {""})
+    numbers = {name: number for number, name in enumerate(names)}
+    number_of = {label: numbers.get(name, UNLABELLED) for label, name in spellings.names.items()}
+    classes = np.array([number_of[label] for label in labels], dtype=np.int64)
+    without = np.flatnonzero(classes == UNLABELLED).tolist()
+    said = list(notes)
+    if names and without:
+        some = one_line([os.fsdecode(paths[row]) for row in without])
+        said.append(
+            f"{len(without)} of {counted(len(paths), 'image')} {agree(len(without), 'has')} no "
+            f"label: {some}"
+        )
+    for note in said:
+        _log.info("%s", note)
+    if spellings.merged:
+        said.append(f"labels taken for one class: {spellings}")
+        _log.warning("%s", said[-1])
+    return Labels(classes, tuple(names), tuple(said))

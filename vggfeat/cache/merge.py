@@ -1,0 +1,253 @@
+"""Several caches made with the same settings as one."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vggfeat.cache.format import IMAGES, RowState
+from vggfeat.cache.row_copy import copy_rows
+from vggfeat.cache.shard_merge import all_removed, check_whole, join_shards, refuse_replacing
+from vggfeat.cache.sharded import ShardedCache, open_cache
+from vggfeat.cache.writer import create_cache, write_all
+from vggfeat.core.file_names import path_text
+from vggfeat.core.isolation import isolated
+from vggfeat.core.records import Images
+from vggfeat.core.text import agree, counted
+from vggfeat.errors import CacheMismatchError, UsageError
+from vggfeat.storage.locks import hold
+from vggfeat.storage.paths import check_place
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from vggfeat.cache.format import Header
+    from vggfeat.cache.reader import FeatureCache
+
+_SHOWN = 3
+_BEST_FIRST = (RowState.DONE, RowState.FAILED, RowState.PENDING)
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """What a merge came to.
+
+    Attributes:
+        out: the new cache.
+        sources: caches it was made of.
+        rows: images in it.
+        done: rows with features.
+        failed: rows whose image failed.
+        pending: rows still to do.
+        shared: rows that more than one source had.
+    """
+
+    out: str
+    sources: int
+    rows: int
+    done: int
+    failed: int
+    pending: int
+    shared: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Every row of every source that is kept or competes, in the order of the new file.
+
+    Attributes:
+        paths: bytes (n,), relative to the new root, ascending.
+        source: int64 (n,), which cache.
+        row: int64 (n,), where in it.
+        state: uint8 (n,).
+    """
+
+    paths: NDArray[np.bytes_]
+    source: NDArray[np.int64]
+    row: NDArray[np.int64]
+    state: NDArray[np.uint8]
+
+    def take(self, which: NDArray[np.generic]) -> _Rows:
+        """Some of the rows, or all in another order."""
+        return _Rows(self.paths[which], self.source[which], self.row[which], self.state[which])
+
+
+@isolated()
+def merge(
+    sources: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    *,
+    keep_paths: bool = False,
+) -> Merged:
+    """Makes one cache of several, with every image once.
+
+    An image that several have is taken from where it is done, else failed, else pending, and of
+    equals from the first. The new file appears whole or not at all; the sources stay as they are,
+    and may be filled by a run meanwhile.
+
+    Args:
+        sources: caches with the same fingerprint; a folder of shards counts as one. A single such
+            folder becomes one file shard by shard, in memory that does not grow with it.
+        out: the new cache; must not be there yet.
+        keep_paths: take paths as they are recorded, though they are relative to different folders:
+            the same images, seen at another place. Else such paths are made relative to what the
+            folders have in common.
+
+    Raises:
+        UsageError: `out` is there, or no sources are given.
+        InputError: all rows of the sources were given up.
+        CacheError: a source is not a cache of ours, or damaged.
+        CacheMismatchError: the sources differ in settings, or have different images under one path.
+        LockedError: another run holds `out`.
+        SpaceError: no room; nothing is left.
+    """
+    out = path_text(out)
+    if not sources:
+        raise UsageError("no caches to merge; name two or more")
+    check_place(out)
+    caches = [open_cache(source) for source in sources]
+    check_whole(caches)
+    if len(caches) == 1 and isinstance(caches[0], ShardedCache):
+        return _joined(caches[0], out)
+    _check_settings(caches)
+    with hold(out):
+        refuse_replacing(out)
+        root, prefixes = _common_root(caches, keep_paths=keep_paths)
+        rows = _all_rows(caches, prefixes)
+        if not len(rows.paths):
+            raise all_removed(caches)
+        kept = _first_of_each(rows)
+        _check_images(caches, rows)
+        _write(caches, kept, root, out)
+    counts = np.bincount(kept.state, minlength=len(RowState)).tolist()
+    return Merged(
+        out=out,
+        sources=len(caches),
+        rows=len(kept.paths),
+        done=counts[RowState.DONE],
+        failed=counts[RowState.FAILED],
+        pending=counts[RowState.PENDING],
+        shared=len(np.unique(rows.paths[1:][rows.paths[1:] == rows.paths[:-1]])),
+    )
+
+
+def _joined(source: ShardedCache, out: str) -> Merged:
+    with hold(out):
+        refuse_replacing(out)
+        counts = join_shards(source, out)
+    rows = sum(counts) - counts[RowState.REMOVED]
+    done, failed, pending = (counts[state] for state in _BEST_FIRST)
+    return Merged(out, 1, rows, done, failed, pending, shared=0)
+
+
+def _check_settings(caches: Sequence[FeatureCache]) -> None:
+    first = caches[0]
+    for other in caches[1:]:
+        had, found = first.header.identity, other.header.identity
+        differences = had.differences(found)
+        if had.layers != found.layers:
+            differences.append(f"layers: {','.join(had.layers)} and {','.join(found.layers)}")
+        if differences:
+            raise CacheMismatchError(
+                f"caches {first.path!r} and {other.path!r} (asked) were made with other settings: "
+                f"{'; '.join(dict.fromkeys(differences))}. Only caches made with the same ones can "
+                "be merged"
+            )
+
+
+def _common_root(caches: Sequence[FeatureCache], *, keep_paths: bool) -> tuple[bytes, list[bytes]]:
+    """The folder that the new paths are relative to, and what goes in front of each cache's."""
+    roots = [cache.header.provenance.root for cache in caches]
+    if keep_paths or len(set(roots)) == 1:
+        return roots[0], [b""] * len(roots)
+    common = os.path.commonpath(roots)
+    inner = [os.path.relpath(root, common) for root in roots]
+    return common, [b"" if part == b"." else part + b"/" for part in inner]
+
+
+def _all_rows(caches: Sequence[FeatureCache], prefixes: Sequence[bytes]) -> _Rows:
+    """The rows of all caches, by path and, of one path, the best first."""
+    parts = []
+    for number, (cache, prefix) in enumerate(zip(caches, prefixes, strict=True)):
+        state = np.array(cache.state)  # before any feature: what is done by now is whole
+        row = np.flatnonzero(state != RowState.REMOVED)
+        paths = np.char.add(prefix, cache.paths[row]) if prefix else np.asarray(cache.paths[row])
+        parts.append(_Rows(paths, np.full(len(row), number), row, state[row]))
+    rows = _Rows(
+        np.concatenate([part.paths for part in parts]),
+        np.concatenate([part.source for part in parts]),
+        np.concatenate([part.row for part in parts]),
+        np.concatenate([part.state for part in parts]),
+    )
+    rank = np.zeros(len(RowState), dtype=np.int64)
+    rank[list(_BEST_FIRST)] = np.arange(len(_BEST_FIRST))
+    return rows.take(np.lexsort((rows.source, rank[rows.state], rows.paths)))
+
+
+def _first_of_each(rows: _Rows) -> _Rows:
+    fresh = np.ones(len(rows.paths), dtype=bool)
+    fresh[1:] = rows.paths[1:] != rows.paths[:-1]
+    return rows.take(fresh)
+
+
+def _check_images(caches: Sequence[FeatureCache], rows: _Rows) -> None:
+    """Two done rows of one path must be of the same image, as far as their digests tell."""
+    same = (rows.paths[1:] == rows.paths[:-1]) & (rows.state[1:] == RowState.DONE)
+    digests = [cache.digests for cache in caches]
+    unlike = []
+    for at in (np.flatnonzero(same) + 1).tolist():
+        one, other = (digests[rows.source[i]][rows.row[i]] for i in (at - 1, at))
+        if one.any() and other.any() and (one != other).any():
+            unlike.append(at)
+    if unlike:
+        names = ", ".join(repr(os.fsdecode(bytes(rows.paths[at]))) for at in unlike[:_SHOWN])
+        more = f" and {len(unlike) - _SHOWN} more" if len(unlike) > _SHOWN else ""
+        raise CacheMismatchError(
+            f"{counted(len(unlike), 'path')} {agree(len(unlike), 'stands')} for different images "
+            f"in the caches: {names}{more}; bring "
+            "the older cache up to date (extract --update), or merge others"
+        )
+
+
+def _write(caches: Sequence[FeatureCache], kept: _Rows, root: bytes, out: str) -> None:
+    sizes, mtimes = (np.empty(len(kept.row), dtype=np.int64) for _ in range(2))
+    for number, cache in enumerate(caches):
+        mine = kept.source == number
+        sizes[mine] = cache.sizes[kept.row[mine]]
+        mtimes[mine] = cache.mtimes[kept.row[mine]]
+
+    def take_over(handle: int, new: Header) -> None:
+        for number, cache in enumerate(caches):
+            settled = (kept.source == number) & (kept.state != RowState.PENDING)
+            _copy_settled(cache, np.flatnonzero(settled), kept.row[settled], handle, new)
+        write_all(handle, kept.state, new.runs[f"{IMAGES}/state"].offset)
+
+    header = caches[0].header
+    create_cache(
+        out,
+        Images(kept.paths, sizes, mtimes),
+        header.shapes,
+        header.identity,
+        dataclasses.replace(header.provenance, root=root),
+        scales=header.scales,
+        fill=take_over,
+    )
+
+
+def _copy_settled(
+    cache: FeatureCache, rows: NDArray[np.int64], olds: NDArray[np.int64], handle: int, new: Header
+) -> None:
+    """Copies rows of one cache, from each of its files, to `rows`; both int64 (n,), ascending."""
+    for part in cache.parts():
+        start, stop = np.searchsorted(olds, [part.first, part.first + part.header.rows]).tolist()
+        if start < stop:
+            first = int(rows[start])
+            origin = np.full(int(rows[stop - 1]) + 1 - first, -1, dtype=np.int64)
+            origin[rows[start:stop] - first] = olds[start:stop] - part.first
+            copy_rows(part.path, part.header, handle, new, origin, first=first)

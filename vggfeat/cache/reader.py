@@ -1,0 +1,245 @@
+"""Reading a cache: NumPy arrays over a memory map, no copy, no torch, no lock."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vggfeat.cache.format import DIGEST_BYTES, FEATURES, IMAGES, Header, RowState, read_header
+from vggfeat.core.file_names import path_text, remote_scheme
+from vggfeat.core.layer_spec import parse_specs
+from vggfeat.core.quantization import decode_codes
+from vggfeat.core.records import Failure
+from vggfeat.core.text import counted
+from vggfeat.errors import CacheError, UsageError
+from vggfeat.storage.local_copies import local_copy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One file of a cache.
+
+    Attributes:
+        path: of the file.
+        header: of the file.
+        first: its first row among those of the cache.
+    """
+
+    path: str
+    header: Header
+    first: int
+
+
+class FeatureCache:
+    """A cache opened for reading.
+
+        cache = vggfeat.open("feats.h5")
+        cache["fc7"]                 # (N, 4096) float16, a read-only numpy.memmap
+        cache.row("cats/tom.jpg")    # 17
+        cache["fc7"][cache.done]     # only rows that have features
+
+    Arrays show the file as it is now: while a run fills it, `state` and the features change.
+    Rows that failed hold NaN; rows still pending hold anything, mostly zeros.
+
+    Args:
+        path: the cache; one in an object store, `s3://bucket/feats.h5`, is fetched first unless
+            the copy fetched last is it still.
+        header: its metadata, where they were read already.
+
+    Raises:
+        CacheError: the file is not a cache of ours, or is damaged.
+        InputError: it is in an object store, and cannot be had.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], header: Header | None = None) -> None:
+        self.path = path_text(path)
+        if remote_scheme(self.path):
+            self.path = local_copy(self.path)
+        self.header: Header = header or read_header(self.path)
+        self.layers: tuple[str, ...] = self.header.identity.layers
+        self._arrays: dict[str, np.memmap[tuple[int, ...], np.dtype[np.generic]]] = {}
+
+    def __len__(self) -> int:
+        """Number of rows, one an image."""
+        return self.header.rows
+
+    def __repr__(self) -> str:
+        return (
+            f"FeatureCache({self.path!r}, {counted(len(self), 'row')}, layers "
+            f"{', '.join(self.layers)})"
+        )
+
+    def __reduce__(self) -> tuple[type[FeatureCache], tuple[str]]:
+        return FeatureCache, (self.path,)
+
+    def __contains__(self, layer: str) -> bool:
+        """Whether the layer, or another name of it, is in the cache."""
+        return self.canonical(layer) in self.layers
+
+    def __getitem__(self, layer: str) -> np.memmap[tuple[int, ...], np.dtype[np.generic]]:
+        """All rows of a layer as stored, (N, D) or (N, C, H, W), read-only, mapped and not read.
+
+        In a cache of int8 these are codes; `values` gives the numbers they stand for.
+
+        Args:
+            layer: a layer spec; aliases work.
+
+        Raises:
+            CacheError: the cache has no such layer; says which it has.
+        """
+        name = self.canonical(layer)
+        if name not in self.layers:
+            raise CacheError(
+                f"cache {self.path!r} has no layer {layer!r}; it has {', '.join(self.layers)}"
+            )
+        return self._array(f"{FEATURES}/{name}")
+
+    def canonical(self, layer: str) -> str:
+        """The name that a layer, or an alias of it, has in a cache; it need not be in this one.
+
+        Raises:
+            CacheError: it is no layer spec.
+        """
+        if layer in self.layers or self.header.identity.steps:
+            return layer  # names of derived features have no aliases
+        try:
+            return str(parse_specs(layer, self.header.identity.model)[0])
+        except UsageError as error:
+            raise CacheError(f"cache {self.path!r}: {error}") from error
+
+    def _array(self, name: str) -> np.memmap[tuple[int, ...], np.dtype[np.generic]]:
+        if name not in self._arrays:
+            run = self.header.runs[name]
+            self._arrays[name] = np.memmap(
+                self.path, dtype=run.dtype, mode="r", offset=run.offset, shape=run.shape
+            )
+        return self._arrays[name]
+
+    @property
+    def state(self) -> NDArray[np.uint8]:
+        """State of each row, uint8 (N,): see `RowState`."""
+        return self._array(f"{IMAGES}/state")  # type: ignore[return-value] # the format says uint8
+
+    @property
+    def done(self) -> NDArray[np.bool_]:
+        """Which rows have features, bool (N,)."""
+        return np.asarray(self.state == RowState.DONE)
+
+    @property
+    def checksums(self) -> NDArray[np.uint32]:
+        """CRC-32 of each row's feature bytes, uint32 (N,)."""
+        return self._array(f"{IMAGES}/checksum")  # type: ignore[return-value] # as above
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Size of each image file in bytes as found, int64 (N,)."""
+        return self._array(f"{IMAGES}/size")  # type: ignore[return-value] # as above
+
+    @property
+    def mtimes(self) -> NDArray[np.int64]:
+        """Time of last change of each image file, nanoseconds since 1970, int64 (N,)."""
+        return self._array(f"{IMAGES}/mtime_ns")  # type: ignore[return-value] # as above
+
+    @property
+    def digests(self) -> NDArray[np.uint8]:
+        """SHA-256 of each image file's bytes, uint8 (N, 32); zeros where it was never read."""
+        name = f"{IMAGES}/digest"
+        if name not in self.header.runs:
+            return np.zeros((len(self), DIGEST_BYTES), np.uint8)
+        return self._array(name)  # type: ignore[return-value] # as above
+
+    @property
+    def paths(self) -> NDArray[np.bytes_]:
+        """Path of each image relative to the source root, bytes (N,), sorted."""
+        return self._array(f"{IMAGES}/path")  # type: ignore[return-value] # as above
+
+    def column(self, name: str) -> NDArray[np.generic]:
+        """A dataset of `/images` by its name, (N,) or (N, 32)."""
+        return self._array(f"{IMAGES}/{name}")
+
+    def parts(self) -> list[Part]:
+        """The files it lies in, in the order of their rows."""
+        return [Part(self.path, self.header, 0)]
+
+    def release(self) -> None:
+        """Forgets its memory maps, each of which holds a file descriptor; they come back by use."""
+        self._arrays.clear()
+
+    def values(
+        self, layer: str, rows: NDArray[np.integer] | slice = slice(None)
+    ) -> NDArray[np.float32]:
+        """Features as numbers to compute with, whatever type they are stored in.
+
+        Args:
+            layer: a layer spec.
+            rows: row numbers, or a slice of rows; all by default.
+
+        Returns:
+            float32 (n, D) or (n, C, H, W), a copy.
+
+        Raises:
+            CacheError: the cache has no such layer.
+        """
+        return self._as_values(layer, self[layer][rows])
+
+    def _as_values(self, layer: str, stored: NDArray[np.generic]) -> NDArray[np.float32]:
+        scales = self.header.scales.get(self.canonical(layer))
+        if scales is not None:
+            return decode_codes(np.asarray(stored, dtype=np.int8), scales)
+        return np.array(stored, dtype=np.float32)
+
+    def name(self, row: int) -> str:
+        """Path of one image as text; bytes that are no UTF-8 as surrogate escapes."""
+        return os.fsdecode(bytes(self.paths[row]))
+
+    def row(self, path: str | bytes) -> int:
+        """Row of the image with that path.
+
+        Raises:
+            KeyError: no such image in the cache.
+        """
+        key = os.fsencode(path)
+        row = int(np.searchsorted(self.paths, np.bytes_(key)))
+        if row == len(self) or bytes(self.paths[row]) != key:
+            raise KeyError(path)
+        return row
+
+    def failures(self) -> list[Failure]:
+        """Every failed row and its reason."""
+        rows = np.flatnonzero(self.state == RowState.FAILED).tolist()
+        errors = self._array(f"{IMAGES}/error")
+        return [Failure(row, bytes(errors[row]).decode(errors="replace")) for row in rows]
+
+    def rows_with_reason(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Those of `rows` for which the file holds a reason of failure, current or not."""
+        reasons = np.asarray(self._array(f"{IMAGES}/error")[rows])
+        kept: NDArray[np.int64] = rows[reasons != b""]
+        return kept
+
+    def batches(
+        self, layer: str, size: int = 1024
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.generic]]]:
+        """Done rows in file order, some at a time: their row numbers, and (n, …) features.
+
+        Where the rows follow one another the features are a view of the map, else a copy; of a
+        cache in int8 they are the values, float32.
+
+        Args:
+            layer: a layer spec.
+            size: rows at a time, at most.
+        """
+        features = self[layer]
+        rows = np.flatnonzero(self.done)
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            follow = part[-1] - part[0] + 1 == len(part)
+            stored = features[part[0] : part[-1] + 1] if follow else features[part]
+            yield part, self._as_values(layer, stored) if self.header.scales else stored

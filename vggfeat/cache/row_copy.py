@@ -1,0 +1,92 @@
+"""Copying rows from one cache file into another, within the kernel where it can."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vggfeat.cache.format import IMAGES
+from vggfeat.errors import CacheError, SpaceError
+from vggfeat.storage.descriptors import open_descriptor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+
+    from vggfeat.cache.format import Header
+
+_LISTED_ANEW = ("path", "size", "mtime_ns", "state")  # columns that are written, not copied
+_NOT_COPIED_BY_KERNEL = (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM)
+_COPY_BYTES = 1 << 24
+
+
+def copy_rows(
+    path: str, old: Header, target: int, new: Header, origin: NDArray[np.int64], *, first: int = 0
+) -> None:
+    """Copies features, checksums, digests and reasons of old rows to their new places.
+
+    Args:
+        path: the cache they come from.
+        old: its header.
+        target: descriptor of the file they go to.
+        new: header of that file; a column that only one of the two has is left alone.
+        origin: int64 (n,), for n rows of the new file the old row of each, or -1.
+        first: row of the new file that `origin` begins with.
+
+    Raises:
+        SpaceError: the disk is full or failed.
+        CacheError: the old file is cut short.
+    """
+    rows = np.flatnonzero(origin >= 0)
+    source = open_descriptor(path, os.O_RDONLY)
+    try:
+        for name, run in new.runs.items():
+            had = old.runs.get(name)
+            if had is None or name.removeprefix(f"{IMAGES}/") in _LISTED_ANEW:
+                continue
+            for start, stop in _runs_in_both(rows, origin[rows]):
+                _copy_range(
+                    source,
+                    had.offset + int(origin[rows[start]]) * run.row_bytes,
+                    target,
+                    run.offset + (first + int(rows[start])) * run.row_bytes,
+                    (stop - start) * run.row_bytes,
+                )
+    finally:
+        os.close(source)
+
+
+def _runs_in_both(rows: NDArray[np.int64], olds: NDArray[np.int64]) -> Iterable[tuple[int, int]]:
+    """Index ranges over which both count up by one."""
+    if not len(rows):
+        return []
+    breaks = (np.flatnonzero((np.diff(rows) != 1) | (np.diff(olds) != 1)) + 1).tolist()
+    return zip([0, *breaks], [*breaks, len(rows)], strict=True)
+
+
+def _copy_range(source: int, start: int, target: int, place: int, count: int) -> None:
+    """Copies within the kernel, which may share the blocks; by hand where it cannot."""
+    by_kernel = hasattr(os, "copy_file_range")
+    while count:
+        try:
+            if by_kernel:
+                copied = os.copy_file_range(source, target, count, start, place)
+            else:
+                block = os.pread(source, min(count, _COPY_BYTES), start)
+                copied = os.pwrite(target, block, place) if block else 0
+        except OSError as error:
+            if by_kernel and error.errno in _NOT_COPIED_BY_KERNEL:
+                by_kernel = False
+                continue
+            raise SpaceError(
+                error.errno,
+                f"taking over the rows that are done failed: {error.strerror}; the cache is as it "
+                "was, run again once the disk has room",
+            ) from error
+        if not copied:
+            raise CacheError("the cache is cut short: rows it should hold lie behind its end")
+        count, start, place = count - copied, start + copied, place + copied

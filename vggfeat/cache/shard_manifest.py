@@ -1,0 +1,216 @@
+"""The manifest of a sharded cache: which files it is made of, in their order.
+
+`docs/FORMAT.md` is the norm. The manifest is small however many images there are:
+their paths are in the shards, each of which is a cache by itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from vggfeat.core.file_names import SHARD_MANIFEST
+from vggfeat.core.text import counted
+from vggfeat.errors import CacheError, SpaceError
+from vggfeat.storage.atomic import TEMPORARY_SUFFIX, atomic_file
+
+FORMAT = "vggfeat-shards"
+FORMAT_VERSION = 1
+MANIFEST = SHARD_MANIFEST
+
+# What a user keeps beside them, such as manifest.json.bak, is none of ours, and is never removed.
+_OURS = re.compile(
+    r"shard-\d{5,}-[0-9a-f]{8}\.h5(\.lock|(\.vggfeat)?\.tmp)?"
+    r"|manifest\.json(\.lock|\.vggfeat\.tmp|\.[0-9a-f]{8}(\.vggfeat)?\.tmp)?"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One file of a sharded cache.
+
+    Attributes:
+        name: of the file, in the folder; empty where there are no rows, and so no file.
+        first: its first row among those of all shards.
+        rows: images in it.
+    """
+
+    name: str
+    first: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShardManifest:
+    """What a sharded cache is made of.
+
+    Attributes:
+        fingerprint: of every shard.
+        batch_size: of every shard.
+        root: directory the paths are relative to, as it was then; bytes of the file system.
+        sources: what was named to be listed, absolute; `-` for standard input.
+        path_bytes: of the longest path.
+        shards: in the order of their rows.
+        created_utc: ISO 8601.
+        tool_version: of vggfeat.
+    """
+
+    fingerprint: str
+    batch_size: int
+    root: bytes
+    sources: tuple[str, ...]
+    path_bytes: int
+    shards: tuple[Shard, ...]
+    created_utc: str
+    tool_version: str
+
+    @property
+    def rows(self) -> int:
+        """Images in all shards."""
+        return sum(shard.rows for shard in self.shards)
+
+    def as_json(self) -> str:
+        """The file's text; bytes that are no UTF-8 as lone surrogates, escaped."""
+        fields = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "created_utc": self.created_utc,
+            "tool_version": self.tool_version,
+            "fingerprint": self.fingerprint,
+            "batch_size": self.batch_size,
+            "root": os.fsdecode(self.root),
+            "sources": list(self.sources),
+            "rows": self.rows,
+            "path_bytes": self.path_bytes,
+        }
+        head = json.dumps(fields, indent=2).removesuffix("\n}")
+        lines = ",\n".join(
+            "    " + json.dumps({"name": one.name, "first_row": one.first, "rows": one.rows})
+            for one in self.shards
+        )
+        return f'{head},\n  "shards": [\n{lines}\n  ]\n}}\n'
+
+
+def shard_name(number: int, token: str) -> str:
+    """File name of a shard; the token is of the plan it belongs to and never comes again."""
+    return f"shard-{number:05}-{token}.h5"
+
+
+def is_ours(name: str) -> bool:
+    """Whether a file of that name in the folder of a sharded cache belongs to it."""
+    return _OURS.fullmatch(name) is not None
+
+
+def read_manifest(folder: str) -> ShardManifest:
+    """Reads and checks the manifest of the sharded cache `folder`.
+
+    Raises:
+        CacheError: it is not there, not one of ours, of a newer version, or damaged.
+    """
+    path = os.path.join(folder, MANIFEST)
+    try:
+        with open(path, "rb") as file:
+            found = json.loads(file.read())  # UTF-8, also as an editor saved it with its mark
+    except (FileNotFoundError, NotADirectoryError):
+        raise CacheError(
+            f"{folder!r} is no sharded cache: it has no {MANIFEST}; name the folder that `vggfeat "
+            "extract --out FOLDER/` has filled, or one file such as feats.h5"
+        ) from None
+    except OSError as error:
+        raise CacheError(f"{path!r} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise CacheError(
+            f"{path!r} is no JSON: {error}; take it from a backup, or begin again"
+        ) from error
+    _check_format(path, found)
+    try:
+        manifest = _as_manifest(found)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CacheError(f"{path!r} is damaged: {type(error).__name__}: {error}") from error
+    wrong = _inconsistencies(manifest, found["rows"])
+    if wrong:
+        raise CacheError(f"{path!r} is damaged: {'; '.join(wrong)}")
+    return manifest
+
+
+def _check_format(path: str, found: Any) -> None:
+    name = found.get("format") if isinstance(found, dict) else None
+    if name != FORMAT:
+        raise CacheError(f"{path!r} is not one of ours: format is {name!r}, expected {FORMAT!r}")
+    version = found.get("format_version")
+    if type(version) is not int or version != FORMAT_VERSION:
+        newer = type(version) is int and version > FORMAT_VERSION
+        raise CacheError(
+            f"{path!r} has format version {version}, this vggfeat reads {FORMAT_VERSION}; "
+            f"{'upgrade it' if newer else 'it is damaged'}"
+        )
+
+
+def _as_manifest(found: dict[str, Any]) -> ShardManifest:
+    return ShardManifest(
+        fingerprint=str(found["fingerprint"]),
+        batch_size=int(found["batch_size"]),
+        root=os.fsencode(found["root"]),
+        sources=tuple(map(str, found["sources"])),
+        path_bytes=int(found["path_bytes"]),
+        shards=tuple(
+            Shard(str(one["name"]), int(one["first_row"]), int(one["rows"]))
+            for one in found["shards"]
+        ),
+        created_utc=str(found["created_utc"]),
+        tool_version=str(found["tool_version"]),
+    )
+
+
+def _inconsistencies(manifest: ShardManifest, rows: object) -> list[str]:
+    wrong = []
+    at = 0
+    for number, shard in enumerate(manifest.shards):
+        if shard.first != at or shard.rows < 0:
+            wrong.append(
+                f"shard {number} has {counted(shard.rows, 'row')} from {shard.first}, expected {at}"
+            )
+        if bool(shard.name) != bool(shard.rows) or os.path.basename(shard.name) != shard.name:
+            wrong.append(
+                f"shard {number} of {counted(shard.rows, 'row')} has the name {shard.name!r}"
+            )
+        at = shard.first + shard.rows
+    if rows != at or not at:
+        wrong.append(f"rows is {rows}, those of the shards are {at}")
+    names = [shard.name for shard in manifest.shards if shard.name]
+    if len(set(names)) < len(names):
+        wrong.append("two shards have one name")
+    return wrong
+
+
+def publish_manifest(folder: str, manifest: ShardManifest, token: str, *, replace: bool) -> bool:
+    """Puts the manifest in its place, whole and on the disk.
+
+    A new one is linked there, which the file system, NFS included, lets one process alone do; so of
+    two that plan at once where locks do not reach, one wins.
+
+    Args:
+        folder: of the sharded cache.
+        manifest: what to write.
+        token: keeps the temporary file apart from others'.
+        replace: whether it takes the place of another.
+
+    Returns:
+        whether it is there now; False if another process was first.
+
+    Raises:
+        SpaceError: it cannot be written.
+    """
+    path = os.path.join(folder, MANIFEST)
+    temporary = f"{path}.{token}{TEMPORARY_SUFFIX}"
+    try:
+        with atomic_file(path, temporary=temporary, exclusive=not replace) as file:
+            file.write(manifest.as_json().encode())
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise SpaceError(error.errno, f"{path!r} cannot be written: {error.strerror}") from error
+    return True

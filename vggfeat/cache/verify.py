@@ -1,0 +1,275 @@
+"""Checking every row of a cache against its checksum, and setting bad ones to be done again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vggfeat.cache.format import IMAGES, Header, RowState
+from vggfeat.cache.reader import FeatureCache
+from vggfeat.cache.sharded import ShardedCache
+from vggfeat.cache.writer import CacheWriter, row_checksums
+from vggfeat.core.file_names import path_text, remote_scheme
+from vggfeat.core.isolation import isolated
+from vggfeat.core.resources import usable_cores
+from vggfeat.core.text import counted
+from vggfeat.errors import CacheError, UsageError
+from vggfeat.storage.descriptors import open_descriptor
+from vggfeat.storage.local_copies import local_copy
+from vggfeat.storage.locks import hold
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from vggfeat.cache.extent import Run
+
+_BLOCK_BYTES = 1 << 24  # of features that a thread holds at once
+_SETTLED = (RowState.DONE, RowState.FAILED)
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that is not as it was written, by number and name, and what is wrong with it."""
+
+    row: int
+    path: str
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What a look at every row found.
+
+    Attributes:
+        path: the cache.
+        rows: images in it.
+        done: rows with features.
+        failed: rows whose image failed.
+        pending: rows still to do.
+        removed: rows whose image is gone.
+        bad: rows that are not as they were written, ascending.
+        repaired: how many of them are pending now.
+        bytes: of features that were read.
+        seconds: it took.
+        missing: of a sharded cache, names of shards that are not there; their rows count as
+            pending.
+    """
+
+    path: str
+    rows: int
+    done: int
+    failed: int
+    pending: int
+    removed: int
+    bad: tuple[BadRow, ...]
+    repaired: int
+    bytes: int
+    seconds: float
+    missing: tuple[str, ...] = ()
+
+
+@isolated()
+def verify(path: str | os.PathLike[str], *, repair: bool = False) -> Verification:
+    """Reads a whole cache and compares each done or failed row with its checksum and its state.
+
+    It may run beside an extraction into the same file. Memory stays flat, whatever the size.
+
+    Args:
+        path: the cache, a file or a folder of shards.
+        repair: set bad rows to pending, so that the next run does them again.
+
+    Raises:
+        CacheError: not a cache of ours, cut short, or its paths are out of order: no row can then
+            be trusted.
+        LockedError: with `repair`, a run writes to the cache.
+        UsageError: with `repair`, it is in an object store.
+    """
+    started = time.perf_counter()
+    path = path_text(path)
+    if remote_scheme(path):
+        if repair:
+            raise UsageError(
+                f"{path!r} is in an object store; repair the file it was put there from"
+            )
+        path = local_copy(path)
+    look = _verify_shards if os.path.isdir(path) else _verify_file
+    found = look(path, repair=repair)
+    return replace(found, seconds=time.perf_counter() - started)
+
+
+def _verify_shards(path: str, *, repair: bool) -> Verification:
+    """All shards that are there, one after the other; rows are numbered over all of them."""
+    cache = ShardedCache(path)
+    found = Verification(path, len(cache), 0, 0, 0, 0, (), 0, 0, 0.0, tuple(cache.missing))
+    last = b""
+    for number, shard in enumerate(cache.shards):
+        header = cache.shard_header(number)
+        if header is None:
+            found = replace(found, pending=found.pending + shard.rows)
+            continue
+        one = FeatureCache(cache.shard_path(number), header)
+        if bytes(one.paths[0]) <= last:
+            raise CacheError(
+                f"sharded cache {path!r} is damaged: the first path of shard {one.path!r} is out "
+                "of order; take the manifest and the shards from one backup, or extract them "
+                "again with --fresh"
+            )
+        last = bytes(one.paths[-1])
+        part = _verify_file(one.path, header, repair=repair)
+        found = replace(
+            found,
+            done=found.done + part.done,
+            failed=found.failed + part.failed,
+            pending=found.pending + part.pending,
+            removed=found.removed + part.removed,
+            bad=(*found.bad, *(replace(bad, row=shard.first + bad.row) for bad in part.bad)),
+            repaired=found.repaired + part.repaired,
+            bytes=found.bytes + part.bytes,
+        )
+    return found
+
+
+def _verify_file(path: str, header: Header | None = None, *, repair: bool) -> Verification:
+    if not repair or not os.path.isfile(path):
+        return _look(FeatureCache(path, header))
+    with hold(path):  # first, for an update may put another file in the place of an opened one
+        cache = FeatureCache(path, header)
+        found = _look(cache)
+        if found.bad:
+            rows = np.array([bad.row for bad in found.bad])
+            with contextlib.closing(CacheWriter(path, cache.header)) as writer:
+                writer.set_states(rows, RowState.PENDING)
+                writer.sync()
+        return replace(found, repaired=len(found.bad))
+
+
+def _look(cache: FeatureCache) -> Verification:
+    rows = _Rows(cache)
+    states = rows.read(f"{IMAGES}/state", 0, len(cache))
+    counts = np.bincount(states, minlength=len(RowState)).tolist()
+    settled = int(np.isin(states, _SETTLED).sum())
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        suspects = np.concatenate([*pool.map(rows.suspects, rows.blocks())])
+    # Looked at once more by itself: a run may have begun it anew between two readings.
+    bad = [
+        BadRow(row, cache.name(row), problem)
+        for row in suspects.tolist()
+        for problem in [rows.problem(row)]
+        if problem
+    ]
+    return Verification(
+        path=cache.path,
+        rows=len(cache),
+        done=counts[RowState.DONE],
+        failed=counts[RowState.FAILED],
+        pending=counts[RowState.PENDING],
+        removed=counts[RowState.REMOVED],
+        bad=tuple(bad),
+        repaired=0,
+        bytes=settled * rows.row_bytes,
+        seconds=0.0,
+    )
+
+
+class _Rows:
+    """A cache's rows read by offset, for a map of a file that is cut would end the process."""
+
+    def __init__(self, cache: FeatureCache) -> None:
+        self._header: Header = cache.header
+        self._features = [cache.header.feature(spec) for spec in cache.layers]
+        self.row_bytes = sum(run.row_bytes for run in self._features)
+        self._path = cache.path
+        self._handle = open_descriptor(cache.path, os.O_RDONLY)
+        size = os.fstat(self._handle).st_size
+        end = max(run.offset + run.row_bytes * cache.header.rows for run in self._runs())
+        if size < end:
+            raise CacheError(
+                f"cache {cache.path!r} is cut short: {counted(size, 'byte')}, expected {end} at "
+                "least; take it from a backup, or extract it again with --fresh"
+            )
+        self._check_order()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_handle"):
+            os.close(self._handle)
+
+    def _runs(self) -> list[Run]:
+        return list(self._header.runs.values())
+
+    def _check_order(self) -> None:
+        last = b""
+        for start, stop in self.blocks():
+            paths = self.read(f"{IMAGES}/path", start, stop).astype(np.bytes_)
+            sorted_ = paths[1:] > paths[:-1]
+            if not (bytes(paths[0]) > last and sorted_.all()):
+                row = start + (0 if bytes(paths[0]) <= last else int(np.argmin(sorted_)) + 1)
+                raise CacheError(
+                    f"cache {self._path!r} is damaged: the path of row {row} is out of order, so "
+                    "no row can be told by its path; take it from a backup, or extract it again "
+                    "with --fresh"
+                )
+            last = bytes(paths[-1])
+
+    def blocks(self) -> Iterator[tuple[int, int]]:
+        """Ranges of rows, each as many as fit into a block."""
+        rows = self._header.rows
+        size = max(1, _BLOCK_BYTES // self.row_bytes)
+        return ((start, min(start + size, rows)) for start in range(0, rows, size))
+
+    def read(self, name: str, start: int, stop: int) -> NDArray[np.generic]:
+        """Rows `start` to `stop` of a dataset, (stop - start, …)."""
+        return self._read(self._header.runs[name], start, stop)
+
+    def _read(self, run: Run, start: int, stop: int) -> NDArray[np.generic]:
+        wanted, at, parts = (stop - start) * run.row_bytes, run.offset + start * run.row_bytes, []
+        while wanted:
+            part = os.pread(self._handle, wanted, at)
+            if not part:
+                raise CacheError(f"cache {self._path!r} became shorter while it was read")
+            parts.append(part)
+            wanted, at = wanted - len(part), at + len(part)
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        return np.frombuffer(data, run.dtype).reshape(stop - start, *run.shape[1:])
+
+    def suspects(self, block: tuple[int, int]) -> NDArray[np.int64]:
+        """The rows of a block whose state, reason or checksum does not fit."""
+        start, stop = block
+        # States first: what is done when they are read is whole when the features are.
+        states = self.read(f"{IMAGES}/state", start, stop)
+        reasons = self.read(f"{IMAGES}/error", start, stop)
+        settled = np.isin(states, _SETTLED)
+        wrong = ~np.isin(states, [int(state) for state in RowState])
+        wrong |= settled & ((reasons != b"") != (states == RowState.FAILED))
+        if settled.any():
+            sums = self._sums(start, stop)
+            wrong |= settled & (sums != self.read(f"{IMAGES}/checksum", start, stop))
+        return np.flatnonzero(wrong).astype(np.int64) + start
+
+    def _sums(self, start: int, stop: int) -> NDArray[np.uint32]:
+        return row_checksums([self._read(run, start, stop) for run in self._features], stop - start)
+
+    def problem(self, row: int) -> str:
+        """What is wrong with one row; empty if nothing is."""
+        state = int(self.read(f"{IMAGES}/state", row, row + 1)[0])
+        if state not in tuple(RowState):
+            return f"state {state}, expected 0 to {max(RowState)}"
+        if state not in _SETTLED:
+            return ""
+        reason = bytes(self.read(f"{IMAGES}/error", row, row + 1)[0])
+        if state == RowState.FAILED and not reason:
+            return "failed without a reason"
+        if state == RowState.DONE and reason:
+            return "done, but with a reason of failure"
+        expected = int(self.read(f"{IMAGES}/checksum", row, row + 1)[0])
+        found = int(self._sums(row, row + 1)[0])
+        if found != expected:
+            return f"its features have checksum {found:08x}, expected {expected:08x}"
+        return ""

@@ -1,0 +1,339 @@
+"""Creating a cache and writing rows into it, so that at every instant done rows are whole.
+
+HDF5 makes the file once, under a temporary name. From then on rows go to fixed offsets with
+`pwrite`, and a checkpoint orders them on the disk: features and checksums, sync, states, sync.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import zlib
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vggfeat.cache.foreign_objects import warn_of_losses
+from vggfeat.cache.format import (
+    DIGEST_BYTES,
+    ERROR_BYTES,
+    FEATURES,
+    IMAGES,
+    Header,
+    RowState,
+    lay_out,
+    read_header,
+)
+from vggfeat.core.quantization import NAN_CODE
+from vggfeat.core.units import byte_count
+from vggfeat.errors import SpaceError, VggfeatError
+from vggfeat.storage.atomic import atomic_path
+from vggfeat.storage.descriptors import open_descriptor
+from vggfeat.storage.hdf5_file import reason_of
+from vggfeat.storage.marked_files import refuse_if_open_elsewhere
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from vggfeat.cache.extent import Run
+    from vggfeat.cache.format import Provenance
+    from vggfeat.cache.identity import Identity
+    from vggfeat.core.quantization import Scales
+    from vggfeat.core.records import Failure, FeatureBatch, Images
+    from vggfeat.images.sources import Manifest
+
+
+_IMAGES_AT_ONCE = 1 << 16  # written: as an array paths take several times what they do as a tuple
+
+
+def create_cache(
+    out: str,
+    images: Images | Manifest,
+    shapes: Mapping[str, tuple[int, ...]],
+    identity: Identity,
+    provenance: Provenance,
+    *,
+    scales: Mapping[str, Scales] = MappingProxyType({}),
+    fill: Callable[[int, Header], None] | None = None,
+    reserve: bool = True,
+) -> Header:
+    """Makes the cache `out` with every row pending; an older file of that name is replaced.
+
+    The file appears whole or not at all: made beside its place, room reserved, synced, renamed,
+    directory synced. `fill` may write rows into it before, given a descriptor and the header.
+    `scales` are those of the layers, for int8. Without `reserve` the file takes its room on the
+    disk only as it is filled.
+
+    Raises:
+        SpaceError: not enough room; says how much is needed and how much there is. Nothing is left.
+    """
+    longest = _longest(images.paths)
+    if os.path.exists(out):
+        warn_of_losses(out)
+    try:
+        with atomic_path(out) as temporary:
+            lay_out(
+                temporary,
+                len(images.paths),
+                longest,
+                shapes=shapes,
+                identity=identity,
+                provenance=provenance,
+                scales=scales,
+            )
+            header = read_header(temporary)
+            handle = open_descriptor(temporary, os.O_RDWR | os.O_NOFOLLOW)
+            try:
+                if reserve:
+                    _reserve(handle, out)
+                _write_images(handle, header, images)
+                if fill is not None:
+                    fill(handle, header)
+                _sync(handle, os.fsync)
+            finally:
+                os.close(handle)
+    except VggfeatError:
+        raise
+    except (OSError, RuntimeError) as error:  # the latter when HDF5 cannot close its file
+        raise SpaceError(f"cache {out!r} cannot be made: {reason_of(error)}") from error
+    return header
+
+
+def _reserve(handle: int, out: str) -> None:
+    """Takes the disk blocks now, so that a full disk is found before the first image."""
+    needed = os.fstat(handle).st_size
+    libc = ctypes.CDLL(None, use_errno=True)
+    allocate = getattr(libc, "fallocate64", None) or getattr(libc, "fallocate", None)
+    code = errno.EOPNOTSUPP
+    if allocate is not None:
+        allocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+        code = ctypes.get_errno() if allocate(handle, 0, 0, needed) else 0
+    status = os.fstatvfs(handle)
+    free = status.f_bavail * status.f_frsize
+    if code == errno.EFBIG:
+        raise SpaceError(
+            errno.EFBIG,
+            f"cache {out!r} needs {byte_count(needed)}, and a file may not be so large here (its "
+            "file system, or `ulimit -f`); use --shards, ask for fewer or smaller layers, or "
+            "choose another --out",
+        )
+    if code in (errno.ENOSPC, errno.EDQUOT) or (code and needed > free):
+        raise SpaceError(
+            errno.ENOSPC,
+            f"cache {out!r} needs {byte_count(needed)}, the disk has {byte_count(free)} free; "
+            "make room, ask for fewer or smaller layers, or choose another --out",
+        )
+
+
+def _longest(paths: Sequence[bytes] | NDArray[np.bytes_]) -> int:
+    """Bytes of the longest path."""
+    if isinstance(paths, tuple):
+        return max(map(len, paths))
+    blocks = range(0, len(paths), _IMAGES_AT_ONCE)
+    return max(int(np.char.str_len(paths[at : at + _IMAGES_AT_ONCE]).max()) for at in blocks)
+
+
+def _write_images(handle: int, header: Header, images: Images | Manifest) -> None:
+    columns: Mapping[str, Sequence[bytes] | NDArray[np.generic]] = {
+        "path": images.paths,
+        "size": images.sizes,
+        "mtime_ns": images.mtimes,
+    }
+    for name, values in columns.items():
+        run = header.runs[f"{IMAGES}/{name}"]
+        for start in range(0, header.rows, _IMAGES_AT_ONCE):
+            block = np.asarray(values[start : start + _IMAGES_AT_ONCE], dtype=run.dtype)
+            write_all(handle, np.ascontiguousarray(block), run.offset + start * run.row_bytes)
+
+
+def write_all(handle: int, values: NDArray[np.generic], offset: int) -> None:
+    """`pwrite` until everything is written; a full disk is an error here and not a signal later.
+
+    Raises:
+        SpaceError: it cannot be written.
+    """
+    view = values.reshape(-1).view(np.uint8).data
+    while view:
+        try:
+            written = os.pwrite(handle, view, offset)
+        except OSError as error:
+            raise SpaceError(
+                error.errno,
+                f"writing failed: {error.strerror}; the file is intact up to the last checkpoint, "
+                "run again once the disk has room",
+            ) from error
+        view, offset = view[written:], offset + written
+
+
+def _sync(handle: int, sync: Callable[[int], None]) -> None:
+    try:
+        sync(handle)
+    except OSError as error:  # the kernel may have dropped the pages: nothing later can be trusted
+        raise SpaceError(
+            error.errno,
+            f"the disk did not keep what was written: {error.strerror}; rows up to the last "
+            "checkpoint are safe",
+        ) from error
+
+
+class CacheWriter:
+    """Writes rows of an existing cache; their states follow at the next checkpoint.
+
+    Args:
+        path: the cache.
+        header: of that file.
+    """
+
+    def __init__(self, path: str, header: Header) -> None:
+        self._header = header
+        self._specs = header.identity.layers
+        self._states: dict[int, RowState] = {}
+        try:
+            self._handle = open_descriptor(path, os.O_RDWR)
+        except OSError as error:
+            raise SpaceError(
+                error.errno, f"cache {path!r} cannot be written: {error.strerror}"
+            ) from error
+        try:
+            refuse_if_open_elsewhere(self._handle, path)
+        except BaseException:
+            self.close()
+            raise
+
+    def reserve(self, path: str) -> None:
+        """Makes sure that the disk has room for every row, as for a new file.
+
+        Raises:
+            SpaceError: it has not; says how much is needed and how much there is.
+        """
+        _reserve(self._handle, path)
+
+    def close(self) -> None:
+        """Closes the file without a checkpoint: rows since the last one stay pending."""
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+
+    @property
+    def unsaved(self) -> int:
+        """Rows written since the last checkpoint."""
+        return len(self._states)
+
+    def write(self, batch: FeatureBatch) -> None:
+        """Writes the features of a batch, or NaN and the reason where an image failed.
+
+        Raises:
+            SpaceError: the disk is full or failed.
+        """
+        rows = batch.rows
+        if len(rows):
+            for spec in self._specs:
+                self._put(f"{FEATURES}/{spec}", rows, batch.features[spec])
+            self._put_digests(rows, batch.digests)
+            self._put(f"{IMAGES}/checksum", rows, self._checksums(batch.features, len(rows)))
+        for failure in batch.failures:
+            self._write_failure(failure)
+        self._states.update(dict.fromkeys(rows.tolist(), RowState.DONE))
+        self._states.update(dict.fromkeys((f.row for f in batch.failures), RowState.FAILED))
+
+    def _write_failure(self, failure: Failure) -> None:
+        at = np.array([failure.row])
+        hollow = {}
+        for spec in self._specs:
+            run = self._header.feature(spec)
+            nothing = NAN_CODE if np.dtype(run.dtype) == np.int8 else np.nan
+            hollow[spec] = np.full((1, *run.shape[1:]), nothing, dtype=run.dtype)
+            self._put(f"{FEATURES}/{spec}", at, hollow[spec])
+        self._put(f"{IMAGES}/checksum", at, self._checksums(hollow, 1))
+        self._put(f"{IMAGES}/error", at, np.array([_fit(failure.reason)], dtype=f"|S{ERROR_BYTES}"))
+        digest = np.frombuffer(failure.digest.ljust(DIGEST_BYTES, b"\0"), dtype=np.uint8)
+        self._put_digests(at, digest[None])
+
+    def _put_digests(self, rows: NDArray[np.int64], digests: NDArray[np.uint8]) -> None:
+        name = f"{IMAGES}/digest"
+        if name in self._header.runs:
+            self._put(name, rows, digests)
+
+    def _checksums(
+        self, features: Mapping[str, NDArray[np.generic]], count: int
+    ) -> NDArray[np.uint32]:
+        return row_checksums([features[spec] for spec in self._specs], count)
+
+    def update_files(
+        self, rows: NDArray[np.int64], sizes: NDArray[np.int64], mtimes: NDArray[np.int64]
+    ) -> None:
+        """Records size and time anew for rows still to do whose files have changed since."""
+        self._put(f"{IMAGES}/size", rows, sizes)
+        self._put(f"{IMAGES}/mtime_ns", rows, mtimes)
+
+    def clear_reasons(self, rows: NDArray[np.int64]) -> None:
+        """Blanks the reasons of rows that failed once and are tried again."""
+        self._put(f"{IMAGES}/error", rows, np.zeros(len(rows), dtype=f"|S{ERROR_BYTES}"))
+
+    def set_states(self, rows: NDArray[np.int64], state: RowState) -> None:
+        """Gives rows a state at once, without a checkpoint; `sync` makes it last."""
+        self._put(f"{IMAGES}/state", rows, np.full(len(rows), state, dtype=np.uint8))
+
+    def sync(self) -> None:
+        """Returns when the disk has all that was written.
+
+        Raises:
+            SpaceError: it failed.
+        """
+        _sync(self._handle, os.fdatasync)
+
+    def checkpoint(self) -> None:
+        """Makes all rows written so far count, in an order that no power cut can upset.
+
+        Raises:
+            SpaceError: a sync failed; what the disk holds since the last checkpoint is unknown.
+        """
+        if not self._states:
+            return
+        _sync(self._handle, os.fdatasync)
+        rows = np.array(sorted(self._states))
+        states = np.array([self._states[row] for row in rows.tolist()], dtype=np.uint8)
+        self._put(f"{IMAGES}/state", rows, states)
+        _sync(self._handle, os.fdatasync)
+        self._states.clear()
+
+    def _put(self, name: str, rows: NDArray[np.int64], values: NDArray[np.generic]) -> None:
+        if not len(rows):
+            return
+        run: Run = self._header.runs[name]
+        values = np.ascontiguousarray(values, dtype=run.dtype)
+        for start, stop in _consecutive(rows):
+            offset = run.offset + int(rows[start]) * run.row_bytes
+            write_all(self._handle, values[start:stop], offset)
+
+
+def row_checksums(features: Sequence[NDArray[np.generic]], count: int) -> NDArray[np.uint32]:
+    """CRC-32 of each row's feature bytes, the layers in the order of their names.
+
+    Args:
+        features: one (count, …) array a layer, in that order.
+        count: rows.
+    """
+    plain = [np.ascontiguousarray(array).reshape(count, -1).view(np.uint8) for array in features]
+    sums = np.empty(count, dtype=np.uint32)
+    for row in range(count):
+        value = 0
+        for array in plain:
+            value = zlib.crc32(array[row], value)
+        sums[row] = value
+    return sums
+
+
+def _fit(reason: str) -> bytes:
+    """The reason in the bytes a row has for it, cut between characters."""
+    return reason.encode(errors="backslashreplace")[:ERROR_BYTES].decode(errors="ignore").encode()
+
+
+def _consecutive(rows: NDArray[np.int64]) -> Iterable[tuple[int, int]]:
+    """Index ranges over which `rows` counts up by one, so that one write serves each."""
+    breaks = (np.flatnonzero(np.diff(rows) != 1) + 1).tolist()
+    return zip([0, *breaks], [*breaks, len(rows)], strict=True)

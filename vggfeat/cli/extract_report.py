@@ -1,0 +1,105 @@
+"""The summary of a run as lines or JSON."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import typer
+
+from vggfeat.cli.terminal import print_json, shape_text
+from vggfeat.core.file_names import hidden_text, printable
+from vggfeat.core.text import counted
+from vggfeat.core.units import duration
+
+if TYPE_CHECKING:
+    from vggfeat.core.records import Summary
+
+_FAILURES_SHOWN = 10
+
+
+def show(summary: Summary, *, fresh: bool, quiet: bool, as_json: bool, verbose: bool) -> None:
+    """Prints what a run did, as JSON, as lines, or not at all; `fresh` if it began again."""
+    if as_json:
+        print_json(summary)
+    elif not quiet:
+        for line in _lines(summary, fresh=fresh, verbose=verbose):
+            typer.echo(line)
+
+
+def _lines(summary: Summary, *, fresh: bool, verbose: bool) -> list[str]:
+    layers = ", ".join(f"{spec} ({shape_text(shape)})" for spec, shape in summary.layers.items())
+    counts = f"{summary.done} done, {summary.failed} failed"
+    if summary.removed:
+        counts += f", {summary.removed} removed"
+    if summary.pending:
+        counts += f", {summary.pending} left"
+    lines = [
+        f"{_name(summary)}: {counted(summary.rows, 'image')}, {counts}",
+        f"  layers   {layers}, {summary.dtype}",
+        f"  network  {summary.model}, weights {summary.weights}, computed in {summary.precision}",
+        f"  this run {_this_run(summary)}",
+    ]
+    if summary.added or summary.changed or summary.gone or summary.retried:
+        lines.append(
+            f"  update   {summary.added} new, {summary.changed} changed, {summary.gone} gone, "
+            f"{summary.retried} tried again"
+        )
+    hidden = hidden_text(summary.skipped)
+    if hidden:
+        lines.append(f"  hidden   {hidden}; name them as sources to take them")
+    if summary.stopped:
+        again = "without --fresh, which would begin again, goes on" if fresh else "again goes on"
+        lines.append(f"  UNFINISHED ({summary.stopped}); the same command {again}")
+    if verbose:
+        lines += _where_time_went(summary)
+    if summary.clamped:
+        lines.append(
+            f"  clamped  {counted(summary.clamped, 'value')} beyond {summary.dtype}'s range; "
+            "--dtype float32 keeps them"
+        )
+    lines += _failure_lines(summary)
+    if summary.warning:
+        lines.append(f"  WARNING  {summary.warning}")
+    return lines
+
+
+def _name(summary: Summary) -> str:
+    return f"{summary.out}, share {summary.share}" if summary.share else summary.out
+
+
+def _this_run(summary: Summary) -> str:
+    seen = summary.new_done + summary.new_failed
+    if not seen:
+        return f"nothing left to do ({duration(summary.seconds)})"
+    return (
+        f"{counted(seen, 'image')} in {duration(summary.seconds)} on {summary.device}, "
+        f"{summary.images_per_second:.1f} images/s once under way"
+    )
+
+
+def _where_time_went(summary: Summary) -> list[str]:
+    stages = summary.stages
+    seconds = {
+        "listing": stages.discover,
+        "preparing": stages.prepare,
+        "waiting for decoding": stages.wait,
+        "network": stages.network,
+        "writing": stages.write,
+    }
+    spent = ", ".join(f"{name} {value:.2f} s" for name, value in seconds.items())
+    decoding = f"decoding {stages.decode:.2f} s in {counted(summary.workers, 'worker')}"
+    batches = f"batches of {summary.batch_size}, {summary.redone} computed again in float32"
+    return [f"  time     {spent}", f"           {decoding}, {batches}"]
+
+
+def _failure_lines(summary: Summary) -> list[str]:
+    lines = [
+        f"  failed   {printable(failure.path)}: {printable(failure.reason)}"
+        for failure in summary.failures[:_FAILURES_SHOWN]
+    ]
+    more = summary.new_failed - len(lines)
+    if more > 0:
+        command = f"vggfeat inspect {os.fspath(summary.out)}"
+        lines.append(f"           and {more} more; `{command}` lists all")
+    return lines

@@ -1,9 +1,0 @@
-"""Whose names and layouts the tensors of a weight file have, and how they become torchvision's.
-
-Begin with `registry`: a dialect is one file here and one line there.
-"""
-
-from vggfeat.dialects.records import Dialect, Reading, Source
-from vggfeat.dialects.registry import DIALECTS, translate
-
-__all__ = ["DIALECTS", "Dialect", "Reading", "Source", "translate"]

@@ -1,0 +1,175 @@
+"""One export: checked first, written beside its place, put there by rename."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from vggfeat.cache.sharded import open_cache
+from vggfeat.core.file_names import path_text
+from vggfeat.core.isolation import isolated
+from vggfeat.core.layer_spec import NORMS
+from vggfeat.core.text import agree, counted
+from vggfeat.errors import SpaceError, UsageError, VggfeatError
+from vggfeat.exporters.options import COMPRESSIONS, INDEX_METRICS, Compress, IndexMetric, Options
+from vggfeat.exporters.registry import FORMATS, Format
+from vggfeat.exporters.selection import select
+from vggfeat.storage.atomic import TEMPORARY_SUFFIX, atomic_folder, atomic_path
+from vggfeat.storage.hdf5_file import reason_of
+from vggfeat.storage.locks import hold
+from vggfeat.storage.paths import check_place
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vggfeat.core.layer_spec import Norm
+    from vggfeat.exporters.selection import Content
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What an export came to.
+
+    Attributes:
+        out: the file or folder.
+        format: one of `FORMATS`.
+        rows: images in it.
+        layers: canonical specs.
+        bytes: of the file, or of all files of the folder.
+        notes: what is otherwise than in the cache.
+        norm: that the rows were brought to.
+    """
+
+    out: str
+    format: str
+    rows: int
+    layers: tuple[str, ...]
+    bytes: int
+    notes: tuple[str, ...]
+    norm: str = "none"
+
+
+@isolated()
+def export(
+    cache: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    to: str,
+    layers: Sequence[str] = (),
+    rows: str = "done",
+    compress: Compress = "none",
+    metric: IndexMetric = "cosine",
+    norm: Norm | None = None,
+) -> Exported:
+    """Writes a cache in another format; it appears whole or not at all, and memory is bounded.
+
+    Only a faiss index is held in memory whole, as faiss does.
+
+    Args:
+        cache: a cache.
+        out: file or folder to make; must not be there yet.
+        to: one of `FORMATS`.
+        layers: specs; empty for all.
+        rows: `done`, `all` (NaN where not done), or a shell pattern of paths.
+        compress: see `Options`.
+        metric: see `Options`.
+        norm: `none`, values as they are; `l2`, unit length; `ssr`, the signed square root and then
+            unit length. By default none, but l2 of global descriptors for hloc.
+
+    Raises:
+        UsageError: a setting makes no sense, a library is missing, or `out` is there.
+        CacheError: it is not a cache of ours, is damaged, or has no such layer.
+        LockedError: another run makes `out`.
+        SpaceError: no room; nothing is left.
+    """
+    place = path_text(out).rstrip(os.sep) or path_text(out)
+    form = _check(to, place, compress, metric, norm)
+    content = select(open_cache(cache), layers, rows)
+    if norm is None:
+        norm = form.descriptor_norm if content.is_one_vector else "none"
+    content = replace(content, norm=norm)
+    with hold(place, hidden=True):
+        if os.path.lexists(place):
+            raise _exists(place)
+        _put(content, place, form, Options(compress, metric))
+    notes = tuple(_notes(content, form, to, compress))
+    return Exported(place, to, len(content), content.layers, _size(place), notes, norm)
+
+
+def _check(to: str, place: str, compress: str, metric: str, norm: str | None) -> Format:
+    form = FORMATS.get(to)
+    if form is None:
+        raise UsageError(f"format {to!r} is not known; expected one of {', '.join(FORMATS)}")
+    if compress not in COMPRESSIONS:
+        raise UsageError(f"compress is {compress!r}; expected one of {', '.join(COMPRESSIONS)}")
+    if compress != "none" and compress not in form.compressions:
+        able = [name for name, one in FORMATS.items() if compress in one.compressions]
+        raise UsageError(f"compress {compress} is not for {to}; it is for {' and '.join(able)}")
+    if metric not in INDEX_METRICS:
+        raise UsageError(f"metric is {metric!r}; expected one of {', '.join(INDEX_METRICS)}")
+    if norm is not None and norm not in NORMS:
+        raise UsageError(f"unknown norm {norm!r}; expected one of {', '.join(NORMS)}")
+    folder = os.path.dirname(place) or os.curdir
+    if not os.path.isdir(folder):
+        raise UsageError(f"output {place!r}: there is no folder {folder!r}; make it first")
+    check_place(place)
+    return form
+
+
+def _exists(place: str) -> UsageError:
+    return UsageError(f"output {place!r} is there already; choose another --out or delete it")
+
+
+def _put(content: Content, place: str, form: Format, options: Options) -> None:
+    folder, name = os.path.split(os.path.realpath(place))
+    # It begins with a dot, as the lock's name does: pyarrow and others read all other files.
+    temporary = os.path.join(folder, f".{name}{TEMPORARY_SUFFIX}")
+    try:
+        with (
+            atomic_folder(place, temporary=temporary)
+            if form.is_folder
+            else atomic_path(place, temporary=temporary, exclusive=True)
+        ) as path:
+            form.write(content, path, options)
+    except FileExistsError as error:  # another program was faster
+        raise _exists(place) from error
+    except VggfeatError:
+        raise
+    except (OSError, RuntimeError) as error:  # the latter is faiss's word for a full disk
+        raise SpaceError(
+            getattr(error, "errno", None) or 0,
+            f"{place!r} cannot be written: {reason_of(error)}; name another place",
+        ) from error
+
+
+def _files(place: str) -> list[str]:
+    if not os.path.isdir(place):
+        return [place]
+    return [os.path.join(place, name) for name in sorted(os.listdir(place))]
+
+
+def _size(place: str) -> int:
+    return sum(os.path.getsize(path) for path in _files(place))
+
+
+def _notes(content: Content, form: Format, to: str, compress: str) -> list[str]:
+    notes = []
+    if content.norm != "none":
+        root = "the signed root of each value, then " if content.norm == "ssr" else ""
+        notes.append(f"norm {content.norm}: {root}vectors at unit length; --norm none keeps values")
+    if content.cache.header.scales and (not form.keeps_codes or content.norm != "none"):
+        notes.append("int8 codes were written as the float32 values they stand for")
+    strange = 0 if form.exact_paths else content.not_utf8()
+    if strange:
+        notes.append(
+            f"{counted(strange, 'path')} {agree(strange, 'holds')} bytes that are no UTF-8, or "
+            "control "
+            r"characters, written as \xNN"
+        )
+    if to == "hdf5" and compress != "none":
+        notes.append(
+            "compressed, it cannot be memory mapped: read it by h5py, or `h5repack -f NONE -l "
+            "CONTI` makes a cache of it again"
+        )
+    return notes

@@ -1,0 +1,40 @@
+"""A flat faiss index of one layer."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vggfeat.core.ranking_metrics import unit_rows
+from vggfeat.errors import UsageError
+from vggfeat.exporters.numpy import write_lines
+from vggfeat.exporters.options import need
+
+if TYPE_CHECKING:
+    from vggfeat.exporters.options import Options
+    from vggfeat.exporters.selection import Content
+
+
+def write_faiss(content: Content, folder: str, options: Options) -> None:
+    """`index.faiss`, whose ids are the lines of `paths.txt` beside it.
+
+    Raises:
+        UsageError: faiss is not installed, or it is not one layer of vectors.
+    """
+    faiss = need("faiss", "faiss", "a faiss index")
+    (layer, *others) = content.layers
+    if others or len(content.row_shape(layer)) != 1:
+        raise UsageError(
+            f"a faiss index is of one layer of vectors, asked for {', '.join(content.layers)}; "
+            "name one by --layers, or make one of several by `vggfeat fuse`"
+        )
+    width = content.width(layer)
+    index = faiss.IndexFlatL2(width) if options.metric == "l2" else faiss.IndexFlatIP(width)
+    for values in content.of(layer):
+        rows = np.array(values, dtype=np.float32)
+        index.add(unit_rows(rows) if options.metric == "cosine" else rows)
+    os.mkdir(folder)
+    faiss.write_index(index, os.path.join(folder, "index.faiss"))
+    write_lines(content, folder)

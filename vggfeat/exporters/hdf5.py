@@ -1,0 +1,161 @@
+"""HDF5 to ship, compressed; and as hloc has it, one group an image."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+
+from vggfeat.cache.format import FEATURES, IMAGES, OFFSETS, SCALES, attributes_of
+from vggfeat.cache.rows import blocks
+from vggfeat.cache.writer import row_checksums
+from vggfeat.core.layer_spec import parse_specs
+from vggfeat.core.quantization import scales_digest
+from vggfeat.errors import UsageError
+from vggfeat.exporters.options import need
+from vggfeat.storage.hdf5_file import checked_hdf5
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from vggfeat.cache.extent import Run
+    from vggfeat.exporters.options import Options
+    from vggfeat.exporters.selection import Content
+
+_CHUNK_BYTES = 1 << 20
+_FLOAT32_BYTES = 4
+_GZIP_LEVEL = 4
+
+
+def write_hdf5(content: Content, path: str, options: Options) -> None:
+    """The groups, names and attributes of a cache, but for the rows and layers that are left out.
+
+    Codes of int8 stay codes, with their scales. Layers that are normalised get the specs of their
+    values, `fc7:l2` of `fc7`; codes become float32 then.
+    """
+    how = _filters(options)
+    header, names = content.cache.header, _names(content)
+    scales = (
+        {names[layer]: one for layer, one in header.scales.items() if layer in names}
+        if content.norm == "none"
+        else {}
+    )
+    kept = dataclasses.replace(
+        header.identity,
+        layers=tuple(sorted(names.values())),
+        scales=scales_digest(scales),
+        dtype="float32" if header.scales and not scales else header.identity.dtype,
+    )
+    with open(path, "r+b") as target, checked_hdf5(target, libver="v110") as (new, written):
+        new.attrs.update(attributes_of(kept, header.provenance))
+        for name, run in header.runs.items():
+            group, _, short = name.partition("/")
+            if group == IMAGES:
+                column = _create(new, name, run, len(content), how)
+                column[...] = content.cache.column(short)[content.rows].astype(column.dtype)
+        for layer in content.layers:
+            run = header.feature(layer)
+            if content.norm != "none":
+                run = dataclasses.replace(run, dtype=content.dtype(layer).str)
+            dataset = _create(new, f"{FEATURES}/{names[layer]}", run, len(content), how)
+            for start, stop in _blocks(content, [layer]):
+                dataset[start:stop] = _stored(content, layer, start, stop)
+                written.check()
+            if names[layer] in scales:
+                one = scales[names[layer]]
+                new[f"{SCALES}/{names[layer]}"] = one.scale.astype("<f4")
+                new[f"{OFFSETS}/{names[layer]}"] = one.offset.astype("<f4")
+        if set(content.layers) != set(content.cache.layers) or content.norm != "none":
+            new[f"{IMAGES}/checksum"][...] = _checksums(content, names)
+
+
+def _names(content: Content) -> dict[str, str]:
+    """The spec of each layer as it is written: with a norm it is another one.
+
+    Raises:
+        UsageError: there is no spec for that.
+    """
+    if content.norm == "none":
+        return {layer: layer for layer in content.layers}
+    identity = content.cache.header.identity
+    if identity.steps:
+        raise UsageError(
+            f"norm {content.norm} has no name in hdf5 for {', '.join(content.layers)}, which fuse "
+            f"or reduce made in {content.cache.path!r}; give --norm to another format"
+        )
+    names = {}
+    for layer in content.layers:
+        (spec,) = parse_specs(layer, identity.model)
+        if spec.norm == "l2" and content.norm == "ssr":
+            raise UsageError(f"layer {layer} has norm l2 already, and cannot have ssr on top")
+        norm = spec.norm if spec.norm != "none" else content.norm
+        names[layer] = str(dataclasses.replace(spec, norm=norm))
+    if len(set(names.values())) < len(names):
+        raise UsageError(
+            f"with norm {content.norm} two of {', '.join(names)} are one layer; name one by "
+            "--layers"
+        )
+    return names
+
+
+def _blocks(content: Content, layers: Sequence[str]) -> list[tuple[int, int]]:
+    return blocks(len(content), sum(content.width(layer) for layer in layers) * _FLOAT32_BYTES)
+
+
+def _stored(content: Content, layer: str, start: int, stop: int) -> NDArray[np.generic]:
+    """Rows as they are written: codes and numbers of the cache, but for a norm."""
+    if content.norm == "none":
+        return content.cache[layer][content.rows[start:stop]]
+    return content.read(layer, content.rows[start:stop])
+
+
+def _checksums(content: Content, names: Mapping[str, str]) -> NDArray[np.uint32]:
+    """Checksums of rows that have lost some of their layers or have new values, uint32 (n,)."""
+    layers = sorted(content.layers, key=names.__getitem__)
+    return np.concatenate(
+        [
+            row_checksums([_stored(content, layer, start, stop) for layer in layers], stop - start)
+            for start, stop in _blocks(content, layers)
+        ]
+    )
+
+
+def _filters(options: Options) -> Mapping[str, Any]:
+    if options.compress == "zstd":
+        return {**need("hdf5plugin", "zstd-hdf5", "hdf5 with zstd").Zstd(), "shuffle": True}
+    if options.compress == "gzip":
+        return {"compression": "gzip", "compression_opts": _GZIP_LEVEL, "shuffle": True}
+    return {}
+
+
+def _create(
+    new: h5py.File, name: str, like: Run, rows: int, how: Mapping[str, Any]
+) -> h5py.Dataset:
+    """A dataset of as many rows and the same type, filtered in chunks of whole rows."""
+    chunk = None
+    if how and rows:
+        chunk = (max(1, min(rows, _CHUNK_BYTES // like.row_bytes)), *like.shape[1:])
+    kind = np.dtype(like.dtype)
+    dtype = h5py.string_dtype("utf-8", kind.itemsize) if kind.kind == "S" else kind
+    return new.create_dataset(name, (rows, *like.shape[1:]), dtype, chunks=chunk, **how)
+
+
+def write_hloc(content: Content, path: str, _options: Options) -> None:
+    """A group an image under its path; in it `global_descriptor`, or of several a dataset a layer.
+
+    The names are those of hloc (github.com/cvg/Hierarchical-Localization, extract_features), whose
+    pairs_from_retrieval takes inner products of global descriptors.
+    """
+    paths = content.paths()
+    with open(path, "r+b") as target, checked_hdf5(target, libver="latest") as (file, written):
+        for part in content.parts():
+            for at in range(len(part.rows)):
+                written.check()
+                group = file.create_group(paths[part.start + at].lstrip(os.sep))
+                for layer, values in part.values.items():
+                    group["global_descriptor" if content.is_one_vector else layer] = values[at]

@@ -1,0 +1,74 @@
+"""NumPy's formats: a folder of .npy files, and one .npz."""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vggfeat.exporters.options import Options
+    from vggfeat.exporters.selection import Content
+
+_PATHS_FILE = "paths.txt"
+
+
+def write_npy(content: Content, folder: str, _options: Options) -> None:
+    """`<layer>.npy` a layer, (n, …), `paths.txt`, a line a row, and `states.txt` likewise."""
+    os.mkdir(folder)
+    for layer in content.layers:
+        with open(os.path.join(folder, f"{file_name(layer)}.npy"), "wb") as file:
+            file.writelines(npy_blocks(content, layer))
+    write_lines(content, folder)
+
+
+def write_lines(content: Content, folder: str) -> None:
+    """`paths.txt` and `states.txt`, a line a row."""
+    for name, lines in ((_PATHS_FILE, content.paths()), ("states.txt", content.states())):
+        with open(os.path.join(folder, name), "w", encoding="utf-8", newline="\n") as file:
+            file.writelines(f"{line}\n" for line in lines)
+
+
+def write_npz(content: Content, path: str, _options: Options) -> None:
+    """An array a layer under its name; `paths` as bytes, just as they are, and `states`."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        for layer in content.layers:
+            with archive.open(f"{layer}.npy", "w", force_zip64=True) as member:
+                for block in npy_blocks(content, layer):
+                    member.write(block)
+        archive.writestr("paths.npy", npy_bytes(np.asarray(content.cache.paths[content.rows])))
+        archive.writestr("states.npy", npy_bytes(np.array(content.states())))
+
+
+def npy_blocks(content: Content, layer: str) -> Iterator[bytes]:
+    """A .npy file of one layer, piece by piece."""
+    header = io.BytesIO()
+    shape = (len(content), *content.row_shape(layer))
+    np.lib.format.write_array_header_1_0(
+        header,
+        {
+            "descr": np.lib.format.dtype_to_descr(content.dtype(layer)),
+            "fortran_order": False,
+            "shape": shape,
+        },
+    )
+    yield header.getvalue()
+    for values in content.of(layer):
+        yield values.tobytes()
+
+
+def npy_bytes(array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> bytes:
+    """A whole .npy file of a small array."""
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    return file.getvalue()
+
+
+def file_name(layer: str) -> str:
+    """A layer's name without what file names elsewhere may not hold."""
+    return layer.replace(":", "-").replace("/", "-")

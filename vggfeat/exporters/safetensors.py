@@ -1,0 +1,51 @@
+"""safetensors: 8 bytes of length, JSON of names, raw values (huggingface.co/docs/safetensors)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vggfeat.storage.safetensors import TensorEntry, header_bytes
+
+if TYPE_CHECKING:
+    from vggfeat.exporters.options import Options
+    from vggfeat.exporters.selection import Content
+
+_NAMES = {"<f4": "F32", "<f2": "F16"}
+_PATHS = "paths"
+
+
+def write_safetensors(content: Content, path: str, _options: Options) -> None:
+    """A tensor a layer; `paths` uint8 (n, longest), padded with zeros: safetensors has no text."""
+    # The widest numbers first, so that all begin at a multiple of their size.
+    layers = sorted(content.layers, key=lambda layer: -content.dtype(layer).itemsize)
+    paths = np.asarray(content.cache.paths[content.rows])
+    longest = paths.dtype.itemsize
+    with open(path, "wb") as file:
+        file.write(_header(content, layers, longest))
+        for layer in layers:
+            file.writelines(values.tobytes() for values in content.of(layer))
+        file.write(paths.tobytes())
+
+
+def _header(content: Content, layers: list[str], longest: int) -> bytes:
+    count = len(content)
+    entries = [
+        TensorEntry(layer, _NAMES[content.dtype(layer).str], (count, *content.row_shape(layer)))
+        for layer in layers
+    ]
+    return header_bytes([*entries, TensorEntry(_PATHS, "U8", (count, longest))], _metadata(content))
+
+
+def _metadata(content: Content) -> dict[str, str]:
+    identity = content.cache.header.identity
+    norm = {} if content.norm == "none" else {"norm": content.norm}
+    return {
+        **norm,
+        "model": identity.model,
+        "weights": identity.weights,
+        "weights_sha256": identity.weights_sha256,
+        "fingerprint": identity.fingerprint(),
+        "warning": content.cache.header.provenance.warning,
+    }

@@ -1,0 +1,148 @@
+"""What is exported: some layers and rows of a cache, read block by block."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vggfeat.cache.format import RowState
+from vggfeat.cache.rows import blocks, matching
+from vggfeat.errors import UsageError
+from vggfeat.exporters.normalization import normalised
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from vggfeat.cache.reader import FeatureCache
+    from vggfeat.core.layer_spec import Norm
+
+_FLOAT32_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some rows that follow one another in the export.
+
+    Attributes:
+        start: number of the first in the export.
+        rows: their numbers in the cache, int64 (n,).
+        values: layer → (n, …) float16 or float32.
+    """
+
+    start: int
+    rows: NDArray[np.int64]
+    values: Mapping[str, NDArray[np.floating[Any]]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Content:
+    """Some layers and rows of a cache.
+
+    Attributes:
+        cache: where they are read from.
+        layers: canonical specs, in the order asked for.
+        rows: numbers of the rows, ascending, int64 (n,).
+        norm: that every vector is brought to: see `normalising.normalised`.
+    """
+
+    cache: FeatureCache
+    layers: tuple[str, ...]
+    rows: NDArray[np.int64]
+    norm: Norm = "none"
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.rows)
+
+    def row_shape(self, layer: str) -> tuple[int, ...]:
+        """Shape of one row, (D,) or (C, H, W)."""
+        return self.cache.header.shapes[layer]
+
+    @property
+    def is_one_vector(self) -> bool:
+        """Whether a row is one vector: of one layer, and no map."""
+        return len(self.layers) == 1 and len(self.row_shape(self.layers[0])) == 1
+
+    def width(self, layer: str) -> int:
+        """Numbers in one row."""
+        return math.prod(self.row_shape(layer))
+
+    def dtype(self, layer: str) -> np.dtype[np.floating[Any]]:
+        """Little-endian float16 where that is stored, else float32."""
+        stored = np.dtype(self.cache.header.feature(layer).dtype)
+        return np.dtype("<f2" if stored == np.float16 else "<f4")
+
+    def of(self, layer: str) -> Iterator[NDArray[np.floating[Any]]]:
+        """All rows of one layer, (n, …) at a time; NaN where a row is not done."""
+        for start, stop in blocks(len(self), self.width(layer) * _FLOAT32_BYTES):
+            yield self.read(layer, self.rows[start:stop])
+
+    def parts(self) -> Iterator[Part]:
+        """All rows with all layers, some at a time."""
+        row_bytes = sum(map(self.width, self.layers)) * _FLOAT32_BYTES
+        for start, stop in blocks(len(self), row_bytes):
+            rows = self.rows[start:stop]
+            yield Part(start, rows, {layer: self.read(layer, rows) for layer in self.layers})
+
+    def read(self, layer: str, rows: NDArray[np.int64]) -> NDArray[np.floating[Any]]:
+        """Some rows of the cache, int64 (n,), as they are exported, (n, …); NaN where not done."""
+        # What follows one another is read as one slice, several times as fast.
+        together = len(rows) and rows[-1] - rows[0] + 1 == len(rows)
+        wanted = slice(int(rows[0]), int(rows[-1]) + 1) if together else rows
+        if layer in self.cache.header.scales:
+            values: NDArray[np.floating[Any]] = self.cache.values(layer, wanted)
+        else:
+            values = np.array(self.cache[layer][wanted], dtype=self.dtype(layer))
+        values[self.cache.state[rows] != RowState.DONE] = np.nan
+        return normalised(values, self.norm)
+
+    def paths(self) -> list[str]:
+        r"""Path of each row as text that is UTF-8: other bytes and line ends as `\xNN`."""
+        return [text_of(bytes(path)) for path in self.cache.paths[self.rows]]
+
+    def states(self) -> list[str]:
+        """Name of each row's state, lower case."""
+        return [RowState(int(state)).name.lower() for state in self.cache.state[self.rows]]
+
+    def not_utf8(self) -> int:
+        """How many paths had to be written otherwise than they are."""
+        paths = self.cache.paths[self.rows]
+        return sum(text_of(bytes(path)).encode() != bytes(path) for path in paths)
+
+
+def text_of(path: bytes) -> str:
+    r"""A path as printable UTF-8; bytes that are none, and control characters, as `\xNN`."""
+    text = path.decode(errors="backslashreplace")
+    return "".join(c if c >= " " and c != "\x7f" else f"\\x{ord(c):02x}" for c in text)
+
+
+def select(cache: FeatureCache, layers: Sequence[str], rows: str) -> Content:
+    """Layers and rows of a cache.
+
+    Args:
+        cache: to export.
+        layers: specs or aliases; empty for all.
+        rows: `done`, `all`, or a shell pattern of paths, of whose matches the done ones are taken.
+
+    Raises:
+        CacheError: no such layer.
+        UsageError: no row is left.
+    """
+    for layer in layers:
+        _ = cache[layer]  # says which there are
+    names = tuple(dict.fromkeys(map(cache.canonical, layers))) or cache.layers
+    if rows == "all":
+        return Content(cache, names, np.arange(len(cache)))
+    wanted = np.arange(len(cache)) if rows == "done" else matching(cache, rows)
+    wanted = wanted[cache.done[wanted]]
+    if not len(wanted):
+        raise UsageError(
+            f"rows {rows!r} of cache {cache.path!r}: none of them is done; run its extract again, "
+            "or export --rows all"
+        )
+    return Content(cache, names, wanted)

@@ -1,0 +1,83 @@
+"""Tables: CSV and Parquet, a row an image, its path first."""
+
+from __future__ import annotations
+
+import csv
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vggfeat.exporters.options import need
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+    from vggfeat.exporters.options import Options
+    from vggfeat.exporters.selection import Content
+
+
+def write_csv(content: Content, path: str, _options: Options) -> None:
+    """`path,state,<layer>_0,<layer>_1,…` (RFC 4180), numbers so that they come back the same."""
+    head = [f"{layer}_{at}" for layer in content.layers for at in range(content.width(layer))]
+    writers = {layer: _number_texts(content.dtype(layer)) for layer in content.layers}
+    paths, states = content.paths(), content.states()
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(("path", "state", *head))
+        for part in content.parts():
+            texts = np.hstack(
+                [
+                    writers[layer](part.values[layer].reshape(len(part.rows), -1))
+                    for layer in content.layers
+                ]
+            )  # (n, D) object
+            for at, line in enumerate(texts, start=part.start):
+                table.writerow((paths[at], states[at], *line))
+
+
+def _number_texts(
+    dtype: np.dtype[np.floating[Any]],
+) -> Callable[[NDArray[np.floating[Any]]], NDArray[np.object_]]:
+    """What writes an array of that type as text; of float16 there are only 65536 numbers."""
+    if dtype == np.float16:
+        numbers = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+        words = np.array([str(number) for number in numbers], dtype=object)
+        return lambda values: words[np.ascontiguousarray(values).view(np.uint16)]
+    return np.vectorize(lambda value: f"{value:.9g}", otypes=[object])
+
+
+def write_parquet(content: Content, path: str, options: Options) -> None:
+    """`path`, `state`, and a list of fixed length a layer; a map is its numbers one by one."""
+    pyarrow = need("pyarrow", "parquet", "parquet")
+    parquet = need("pyarrow.parquet", "parquet", "parquet")
+    schema = _parquet_schema(pyarrow, content)
+    with parquet.ParquetWriter(path, schema, compression=options.compress) as writer:
+        for batch in _record_batches(pyarrow, content, schema):
+            writer.write_batch(batch)
+
+
+def _parquet_schema(pyarrow: Any, content: Content) -> Any:
+    fields = [pyarrow.field("path", pyarrow.string()), pyarrow.field("state", pyarrow.string())]
+    for layer in content.layers:
+        kind = pyarrow.from_numpy_dtype(content.dtype(layer))
+        about = {"shape": json.dumps(list(content.row_shape(layer)))}
+        if content.norm != "none":
+            about["norm"] = content.norm
+        fields.append(
+            pyarrow.field(layer, pyarrow.list_(kind, content.width(layer)), metadata=about)
+        )
+    return pyarrow.schema(fields)
+
+
+def _record_batches(pyarrow: Any, content: Content, schema: Any) -> Iterator[Any]:
+    paths, states = content.paths(), content.states()
+    for part in content.parts():
+        stop = part.start + len(part.rows)
+        columns = [pyarrow.array(texts[part.start : stop]) for texts in (paths, states)]
+        for layer in content.layers:
+            flat = pyarrow.array(part.values[layer].reshape(-1))
+            columns.append(pyarrow.FixedSizeListArray.from_arrays(flat, content.width(layer)))
+        yield pyarrow.RecordBatch.from_arrays(columns, schema=schema)

@@ -1,0 +1,58 @@
+"""WebDataset: tar files in which the files of one image follow one another under one key."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import tarfile
+from typing import TYPE_CHECKING, Final
+
+from vggfeat.exporters.numpy import file_name, npy_bytes
+
+if TYPE_CHECKING:
+    from vggfeat.exporters.options import Options
+    from vggfeat.exporters.selection import Content, Part
+
+SHARD_BYTES: Final = 1 << 28
+"""After so many bytes of features the next shard begins; of the size that loaders like."""
+
+_BLOCK = 512
+_PER_FILE = 2 * _BLOCK  # header and padding of a tar
+
+
+def write_webdataset(content: Content, folder: str, _options: Options) -> None:
+    """`shard-000000.tar` and so on; an image has `<row>.<layer>.npy` and `<row>.json`."""
+    os.mkdir(folder)
+    paths, states = content.paths(), content.states()
+    row_bytes = sum(
+        content.width(layer) * content.dtype(layer).itemsize + _PER_FILE for layer in content.layers
+    )
+    a_shard = max(1, SHARD_BYTES // row_bytes)
+    with contextlib.ExitStack() as stack:
+        shard: tarfile.TarFile | None = None
+        for part in content.parts():
+            for at in range(len(part.rows)):
+                number, begins = divmod(part.start + at, a_shard)
+                if begins == 0 or shard is None:
+                    stack.close()
+                    name = os.path.join(folder, f"shard-{number:06}.tar")
+                    shard = stack.enter_context(
+                        tarfile.open(name, "w", format=tarfile.USTAR_FORMAT)
+                    )
+                _add_image(shard, part, at, paths[part.start + at], states[part.start + at])
+
+
+def _add_image(shard: tarfile.TarFile, part: Part, at: int, path: str, state: str) -> None:
+    key = f"{int(part.rows[at]):010}"
+    for layer, values in part.values.items():
+        _add(shard, f"{key}.{file_name(layer)}.npy", npy_bytes(values[at]))
+    about = {"path": path, "row": int(part.rows[at]), "state": state}
+    _add(shard, f"{key}.json", json.dumps(about).encode())
+
+
+def _add(shard: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    shard.addfile(member, io.BytesIO(data))

@@ -1,0 +1,123 @@
+"""Small files for others to read: published whole; failed images as CSV; figures for Prometheus."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from vggfeat.cache.sharded import open_cache
+from vggfeat.errors import SpaceError, UsageError
+from vggfeat.storage.atomic import write_bytes
+from vggfeat.storage.paths import check_place, refuse_standard_output
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vggfeat.core.records import Progress, Summary
+
+
+def output_format(path: str, what: str, known: Sequence[str]) -> str:
+    """The format that the name of a file to be written asks for; to be called before the work.
+
+    Raises:
+        UsageError: it is none of `known`, or no file can be there.
+    """
+    refuse_standard_output(path, what)
+    ending = os.path.splitext(path)[1].lower().removeprefix(".")
+    if ending not in known:
+        raise UsageError(f"{what} {path!r} has no known format; end it in .{' or .'.join(known)}")
+    folder = os.path.dirname(path) or os.curdir
+    if not os.path.isdir(folder):
+        raise UsageError(f"{what} {path!r}: there is no folder {folder!r}; make it first")
+    check_place(path, what)
+    return ending
+
+
+def publish(path: str, data: bytes) -> None:
+    """Put `data` at `path` by rename and on the disk: a reader finds the old file or the new one.
+
+    Raises:
+        SpaceError: it cannot be written; what was there stays.
+        UsageError: there is something else than a regular file.
+    """
+    try:
+        write_bytes(path, data)
+    except OSError as error:
+        raise SpaceError(
+            error.errno, f"{path!r} cannot be written: {error.strerror}; name another place"
+        ) from error
+
+
+def failures_csv(out: str, share: str = "") -> bytes:
+    r"""Every failed row of the cache `out` as CSV (RFC 4180) in UTF-8, under `path,reason`.
+
+    Of a sharded cache it may be those of one share. Bytes of a path that are no UTF-8 are escaped
+    as `\xNN`.
+    """
+    cache = open_cache(out, share)
+    text = io.StringIO(newline="")
+    table = csv.writer(text)
+    table.writerow(("path", "reason"))
+    table.writerows((cache.name(failure.row), failure.reason) for failure in cache.failures())
+    return text.getvalue().encode("utf-8", "surrogateescape").decode(
+        "utf-8", "backslashreplace"
+    ).encode()  # fmt: skip
+
+
+def metrics_text(
+    out: str,
+    *,
+    progress: Progress | None = None,
+    summary: Summary | None = None,
+    exit_code: int | None = None,
+    share: str = "",
+) -> bytes:
+    """Figures of a run in Prometheus' text format, as node_exporter's textfile collector reads it.
+
+    Args:
+        out: the cache, which every figure is labelled with.
+        progress: how far a run under way is.
+        summary: of a run that came to its end.
+        exit_code: with which the run ended; None while it is under way.
+        share: of a sharded cache, a label too; empty for none.
+    """
+    lines: list[str] = []
+
+    def add(name: str, about: str, values: Mapping[str, float] | float, by: str = "") -> None:
+        lines.append(f"# HELP vggfeat_{name} {about}")
+        lines.append(f"# TYPE vggfeat_{name} gauge")
+        for key, value in (values if isinstance(values, Mapping) else {"": values}).items():
+            part = f',{by}="{key}"' if by else ""
+            part = f',share="{share}"{part}' if share else part
+            lines.append(f'vggfeat_{name}{{out="{_escaped(out)}"{part}}} {value!r}')
+
+    add("run_in_progress", "Whether a run is under way.", int(exit_code is None))
+    add("updated_timestamp_seconds", "When this was written.", time.time())
+    if exit_code is not None:
+        add("last_exit_code", "Exit code of the last run.", exit_code)
+    if progress is not None:
+        counts = {"done": progress.done, "failed": progress.failed, "asked": progress.total}
+        add("run_images", "Images of this run.", counts, by="state")
+    if summary is not None:
+        counts = {state: getattr(summary, state) for state in _STATES}
+        add("images", "Images in the cache.", counts, by="state")
+        counts = {"done": summary.new_done, "failed": summary.new_failed}
+        add("run_images", "Images of this run.", counts, by="state")
+        rate = summary.images_per_second
+        add("images_per_second", "Rate of this run once under way.", rate)
+        add("run_seconds", "Seconds of the whole run.", summary.seconds)
+        seconds = {stage: getattr(summary.stages, stage) for stage in _STAGES}
+        add("stage_seconds", "Seconds of the run in each stage.", seconds, by="stage")
+    return ("\n".join(lines) + "\n").encode("utf-8", "backslashreplace")
+
+
+_STATES = ("done", "failed", "pending", "removed")
+_STAGES = ("discover", "prepare", "wait", "network", "write", "decode")
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

@@ -1,0 +1,385 @@
+"""The one loop: images in, features out."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import signal
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vggfeat.cache.background_writer import Sink
+from vggfeat.cache.format import DIGEST_BYTES
+from vggfeat.cache.sharded import open_cache
+from vggfeat.cache.writer import CacheWriter, create_cache
+from vggfeat.core.records import FeatureBatch, Progress, Summary
+from vggfeat.core.signals import StopFlag, how_to_go_on
+from vggfeat.core.text import agree, counted
+from vggfeat.errors import InterruptedRunError, TooManyFailuresError
+from vggfeat.extraction.metadata import calibrating, describe_with
+from vggfeat.extraction.report import Tally, summarise_run
+from vggfeat.extraction.resume import check_output, is_complete, resume
+from vggfeat.extraction.vanishing import SourceGuard
+from vggfeat.images.batch_plan import EMPTY, plan_batches
+from vggfeat.images.sources import discover, tell_skipped
+from vggfeat.network.weights import find_weights
+from vggfeat.storage.locks import hold, refuse_if_held, unless_read_only
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Mapping
+
+    from numpy.typing import NDArray
+
+    from vggfeat.core.records import DecodedBatch, Failure
+    from vggfeat.core.settings import Settings
+    from vggfeat.extraction.request import ExtractRequest
+    from vggfeat.extraction.update import Wish
+    from vggfeat.images.loader import OpenImage
+    from vggfeat.images.sources import Manifest
+    from vggfeat.network.extractor import Pending
+    from vggfeat.network.multi_device import Replicas
+    from vggfeat.network.weights import Weights
+
+log = logging.getLogger("vggfeat")
+
+
+@dataclass(frozen=True, slots=True)
+class RunWatch:
+    """What looks at the run from outside the loop: the counts, the signals, the caller."""
+
+    tally: Tally
+    stop: StopFlag
+    request: ExtractRequest
+    on_progress: Callable[[Progress], None] | None
+
+    @property
+    def stop_on_error(self) -> bool:
+        """Whether the first image that fails ends the run."""
+        return self.request.settings.on_error == "stop"
+
+    def goes_on(self) -> bool:
+        """Whether another batch may begin."""
+        return self.tally.fatal is None and self.stop.allows(self.tally.slowest)
+
+    def report(self) -> None:
+        """Tells the caller how far the run is."""
+        if self.on_progress is not None:
+            self.on_progress(self.tally.progress())
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """Everything the loop needs: what to do, what to do it with, where it goes."""
+
+    settings: Settings
+    open_image: OpenImage
+    plan: NDArray[np.int64]
+    weights: Weights
+    guard: SourceGuard
+    activations: Callable[[], Mapping[str, float]] | None
+
+
+def extract_file(
+    request: ExtractRequest, on_progress: Callable[[Progress], None] | None = None
+) -> Summary:
+    """Extracts features of images into a cache of one file, or goes on with one begun earlier.
+
+    Args:
+        request: `sharding` means nothing here.
+        on_progress: called after every batch.
+
+    Returns:
+        what was done, and what the cache now holds.
+
+    Raises:
+        see `engines.extract`.
+    """
+    started = time.perf_counter()
+    tally = Tally()
+    out, settings = request.out, request.settings
+    check_output(out, fresh=request.fresh)  # before a listing that may take minutes
+    refuse_if_held(out)
+    manifest = discover(request.sources, root=request.root)
+    tell_skipped(manifest)
+    tally.skipped = manifest.skipped
+    tally.discover = time.perf_counter() - started
+    limit = settings.seconds_allowed
+    limit = limit and limit - tally.discover
+    with unless_read_only(hold(out)) as refusal, StopFlag(limit) as stop:
+        watch = RunWatch(tally, stop, request, on_progress)
+        there = check_output(out, fresh=request.fresh)
+        if refusal is not None and not (there and is_complete(out, manifest, request.wish)):
+            raise refusal
+        if there:
+            go_on(out, settings, manifest, watch, request.wish)
+        else:
+            _begin(out, settings, manifest, watch)
+    summary = summarise_run(out, tally, time.perf_counter() - started, stop.reason)
+    raise_if_cut_short(summary, request, stop.signum, tally.fatal)
+    return summary
+
+
+def go_on(
+    out: str,
+    settings: Settings,
+    manifest: Manifest,
+    watch: RunWatch,
+    wish: Wish,
+) -> None:
+    """Does what is left in a cache that is there, whose lock the caller holds.
+
+    Args:
+        out: the cache.
+        settings: as asked for.
+        manifest: the images asked for.
+        watch: counts, and says when to stop.
+        wish: what may be done about images that are new, changed, gone, or failed.
+    """
+    resumed, weights = resume(out, settings, manifest, wish)
+    watch.tally.note(resumed.changes)
+    if not len(resumed.todo) or weights is None:
+        return
+    cache = resumed.cache
+    batch_size = int(cache.header.provenance.config["batch_size"])
+    places = dict(zip(resumed.todo.tolist(), resumed.positions.tolist(), strict=True))
+    ranks = manifest.reading_ranks()
+    work = _Work(
+        resumed.settings,
+        lambda row: manifest.open(places[row]),
+        plan_batches(resumed.todo, batch_size, None if ranks is None else ranks[resumed.positions]),
+        weights,
+        SourceGuard(manifest, watch.request.sources, lambda row: places[row]),
+        lambda: dict(cache.header.identity.activations),
+    )
+    loader, replicas = _start(work, watch)
+    with contextlib.closing(loader):
+        replicas.scale_to(cache.header.scales)
+        writer = CacheWriter(out, cache.header)
+        writer.reserve(out)
+        writer.clear_reasons(cache.rows_with_reason(resumed.todo))
+        writer.update_files(
+            resumed.stale, manifest.sizes[resumed.listed], manifest.mtimes[resumed.listed]
+        )
+        _loop(loader, replicas, writer, work.guard, watch)
+
+
+def _begin(
+    out: str,
+    settings: Settings,
+    manifest: Manifest,
+    watch: RunWatch,
+) -> None:
+    from vggfeat.network.device import choose_batch_size
+
+    weights = find_weights(settings.weights, settings.model)
+    if weights.warning:
+        log.warning(weights.warning)
+    batch_size = choose_batch_size(settings, len(manifest))
+    plan = plan_batches(np.arange(len(manifest)), batch_size, manifest.reading_ranks())
+    guard = SourceGuard(manifest, watch.request.sources, lambda row: row)
+    activations = calibrating(settings, manifest, weights)
+    work = _Work(settings, manifest.open, plan, weights, guard, activations)
+    loader, replicas = _start(work, watch)
+    with contextlib.closing(loader):
+        made = describe_with(settings, manifest, weights, replicas, batch_size)
+        _end_if_stopped(out, watch)
+        header = create_cache(
+            out, manifest, made.shapes, made.identity, made.provenance, scales=made.scales
+        )
+        _loop(loader, replicas, CacheWriter(out, header), guard, watch)
+
+
+def _end_if_stopped(out: str, watch: RunWatch) -> None:
+    """End a run to which a signal came while it was getting ready: `out` stays as it is."""
+    if watch.stop:
+        there = f"{out!r} is as it was" if os.path.exists(out) else f"{out!r} is not made yet"
+        raise InterruptedRunError(
+            f"stopped by {watch.stop.reason} before the first image: {there}; run the same command "
+            "again",
+            watch.stop.signum,
+            None,
+        )
+
+
+def _start(work: _Work, watch: RunWatch) -> tuple[Generator[DecodedBatch, None, None], Replicas]:
+    """Starts decoding first, then brings the network up beside it."""
+    started = time.perf_counter()
+    from vggfeat.images.loader import choose_workers, load_batches
+    from vggfeat.network.device import choose_devices
+    from vggfeat.network.multi_device import Replicas
+
+    kinds = {device.type for device in choose_devices(work.settings.device)}
+    todo = int((work.plan != EMPTY).sum())
+    workers = min(todo, choose_workers(work.settings, kinds))
+    loader = load_batches(
+        work.open_image,
+        work.plan,
+        work.settings,
+        workers=workers,
+        pin="cuda" in kinds,
+        goes_on=watch.goes_on,
+    )
+    try:
+        activations = work.activations() if work.activations is not None else None
+        replicas = Replicas(work.settings, work.weights, activations)
+    except BaseException:
+        loader.close()
+        raise
+    tally = watch.tally
+    tally.total = max(tally.total, tally.done + tally.failed + todo)  # known before of many shards
+    tally.workers, tally.device = workers, replicas.devices
+    tally.prepare += time.perf_counter() - started
+    return loader, replicas
+
+
+def _loop(
+    loader: Generator[DecodedBatch, None, None],
+    replicas: Replicas,
+    writer: CacheWriter,
+    guard: SourceGuard,
+    watch: RunWatch,
+) -> None:
+    """Batch after batch until none is left, a signal asks to stop, or a source is gone."""
+    under_way: deque[Pending] = deque()
+    tally = watch.tally
+    with Sink(writer, replicas.settings.checkpoint_seconds) as sink:
+        outlet = _Outlet(sink, guard, watch)
+        while watch.goes_on():
+            started = time.perf_counter()
+            decoded = next(loader, None)
+            tally.wait += time.perf_counter() - started
+            if decoded is None:
+                break
+            tally.decode += decoded.seconds
+            if len(decoded.rows):
+                under_way.append(_launch(replicas, decoded, tally))
+            else:
+                outlet.put(_nothing_but_failures(decoded))
+            if len(under_way) > replicas.overlap:
+                _finish(under_way.popleft(), outlet)
+            tally.slowest = max(tally.slowest, time.perf_counter() - started)
+            watch.report()
+        while under_way:
+            _finish(under_way.popleft(), outlet)
+        outlet.close()
+        closing = time.perf_counter()
+    tally.write += time.perf_counter() - closing
+    tally.redone += replicas.redone
+    watch.report()
+
+
+def _launch(replicas: Replicas, decoded: DecodedBatch, tally: Tally) -> Pending:
+    started = time.perf_counter()
+    pending = replicas.launch(decoded)
+    tally.network += time.perf_counter() - started
+    return pending
+
+
+def _finish(pending: Pending, outlet: _Outlet) -> None:
+    started = time.perf_counter()
+    batch = pending.collect()
+    outlet.watch.tally.network += time.perf_counter() - started
+    outlet.put(batch)
+
+
+@dataclass(frozen=True, slots=True)
+class _Outlet:
+    """Hand finished batches to the writer, and hold back failures that need a second look."""
+
+    sink: Sink
+    guard: SourceGuard
+    watch: RunWatch
+
+    def put(self, batch: FeatureBatch) -> None:
+        """Hand a batch over; images that cannot be found wait until their source is known to be.
+
+        Raises:
+            InputError: a source is gone; what the batch has of features is handed over.
+        """
+        failures = self.guard.certain(batch.failures)
+        self._write(dataclasses.replace(batch, failures=failures))
+        if len(failures) < len(batch.failures):
+            self.guard.check()
+            if self.watch.stop_on_error:
+                self.close()
+
+    def close(self) -> None:
+        """Hand over the failures that waited.
+
+        Raises:
+            InputError: see `put`.
+        """
+        failures = self.guard.release()
+        if failures:
+            self._write(_failed(failures))
+
+    def _write(self, batch: FeatureBatch) -> None:
+        tally = self.watch.tally
+        if self.watch.stop_on_error and batch.failures:
+            # Left pending and not failed: once it is mended, the same command does it.
+            tally.fatal = tally.fatal or tally.placed(batch.failures[0])
+            batch = dataclasses.replace(batch, failures=())
+        started = time.perf_counter()
+        self.sink.put(batch)
+        tally.write += time.perf_counter() - started
+        tally.add(batch)
+
+
+def _failed(failures: tuple[Failure, ...]) -> FeatureBatch:
+    """A batch of images that failed and nothing else."""
+    rows, digests = np.empty(0, dtype=np.int64), np.empty((0, DIGEST_BYTES), dtype=np.uint8)
+    return FeatureBatch(rows, digests, {}, failures, 0)
+
+
+def _nothing_but_failures(decoded: DecodedBatch) -> FeatureBatch:
+    return FeatureBatch(decoded.rows, decoded.digests, {}, decoded.failures, 0)
+
+
+def raise_if_cut_short(
+    summary: Summary, request: ExtractRequest, signum: int, fatal: Failure | None
+) -> None:
+    """Raises what a run ends with that a signal, a failure or too many of them cut short.
+
+    Raises:
+        TooManyFailuresError: an image failed that ends the run, or more than may.
+        InterruptedRunError: a signal came, and rows are left.
+    """
+    images = summary.rows - summary.removed
+    if fatal is not None:
+        name = open_cache(summary.out, summary.share).name(fatal.row)
+        raise TooManyFailuresError(
+            f"image {name!r} failed: {fatal.reason}; stopped there (--on-error stop), "
+            f"{summary.done} of {counted(images, 'image')} {agree(summary.done, 'is')} done. Mend "
+            "or remove it and run again",
+            summary,
+        )
+    if signum and summary.pending:
+        raise InterruptedRunError(
+            f"stopped by {signal.Signals(signum).name}: {summary.done} of "
+            f"{counted(images, 'image')} {agree(summary.done, 'is')} done, {summary.pending} "
+            f"{agree(summary.pending, 'is')} left; {how_to_go_on(fresh=request.fresh)}",
+            signum,
+            summary,
+        )
+    if not images:
+        return  # all are removed; or a share of more than there are shards
+    allowed = request.settings.failures_allowed(images)
+    if summary.failed > allowed or not (summary.done or summary.pending):
+        most = min(allowed, images - 1)
+        others = (
+            f"the other {summary.done} {agree(summary.done, 'is')} done"
+            if summary.done
+            else "none is done"
+        )
+        raise TooManyFailuresError(
+            f"{summary.failed} of {counted(images, 'image')} failed, {most} "
+            f"{agree(most, 'was')} allowed; {others}. `vggfeat inspect {summary.out}` names "
+            f"{'it' if summary.failed == 1 else 'them'}",
+            summary,
+        )

@@ -1,0 +1,135 @@
+"""Counts and seconds of a run in progress, and the summary they come to."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vggfeat.cache.format import RowState
+from vggfeat.cache.reader import FeatureCache
+from vggfeat.core.records import FailedImage, Failure, FeatureBatch, Progress, Stages, Summary
+from vggfeat.extraction.update import join_changes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vggfeat.cache.sharded import ShardedCache
+    from vggfeat.extraction.update import Changes
+
+FAILURES_NAMED = 100
+"""Failed images a summary names; the cache names all of them."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts and seconds of the run in progress.
+
+    Attributes not in `Summary`: `slowest`, seconds of the slowest turn of the loop; `fatal`, the
+    image that ends a run which stops on errors; `base`, first row of the shard under way.
+    """
+
+    total: int = 0
+    done: int = 0
+    failed: int = 0
+    clamped: int = 0
+    redone: int = 0
+    device: str = ""
+    workers: int = 0
+    discover: float = 0.0
+    prepare: float = 0.0
+    wait: float = 0.0
+    network: float = 0.0
+    write: float = 0.0
+    decode: float = 0.0
+    slowest: float = 0.0
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    changes: Changes | None = None
+    fatal: Failure | None = None
+    failures: list[tuple[int, str]] = field(default_factory=list)
+    base: int = 0
+
+    def add(self, batch: FeatureBatch) -> None:
+        """Counts what a batch brought."""
+        self.done += len(batch.rows)
+        self.failed += len(batch.failures)
+        self.clamped += batch.clamped
+        room = FAILURES_NAMED - len(self.failures)
+        self.failures += [
+            (self.base + failure.row, failure.reason) for failure in batch.failures[:room]
+        ]
+
+    def note(self, changes: Changes) -> None:
+        """Counts what an update, or the looking at one shard more, has found."""
+        self.changes = changes if self.changes is None else join_changes([self.changes, changes])
+
+    def placed(self, failure: Failure) -> Failure:
+        """A failure with its row among those of all shards."""
+        return dataclasses.replace(failure, row=self.base + failure.row)
+
+    def progress(self) -> Progress:
+        """How far the run is."""
+        return Progress(self.done, self.failed, self.total)
+
+
+def summarise_run(
+    out: str,
+    tally: Tally,
+    seconds: float,
+    stopped: str,
+    *,
+    shards: ShardedCache | None = None,
+) -> Summary:
+    """What the run did, and what the cache holds now.
+
+    Args:
+        out: the cache, as it was named.
+        tally: of the run.
+        seconds: of the run.
+        stopped: a signal or the time limit that ended it with rows left; '' for none, as where it
+            was asked for some of the images only.
+        shards: of a folder, opened: those that the run was about.
+    """
+    cache = FeatureCache(out) if shards is None else shards
+    counts = np.bincount(cache.state, minlength=len(RowState)).tolist()
+    identity, provenance = cache.header.identity, cache.header.provenance
+    changes = tally.changes
+    busy = tally.wait + tally.network + tally.write
+    return Summary(
+        out=out,
+        rows=len(cache),
+        done=counts[RowState.DONE],
+        failed=counts[RowState.FAILED],
+        pending=counts[RowState.PENDING],
+        removed=counts[RowState.REMOVED],
+        added=len(changes.added) if changes else 0,
+        changed=len(changes.changed) + len(changes.returned) if changes else 0,
+        retried=len(changes.retried) if changes else 0,
+        gone=len(changes.removed) if changes else 0,
+        stopped=(stopped or ("a failed image" if tally.fatal else ""))
+        if counts[RowState.PENDING]
+        else "",
+        new_done=tally.done,
+        new_failed=tally.failed,
+        failures=tuple(FailedImage(cache.name(row), why) for row, why in tally.failures),
+        clamped=tally.clamped,
+        redone=tally.redone,
+        layers=cache.header.shapes,
+        model=identity.model,
+        weights=identity.weights,
+        warning=provenance.warning,
+        device=tally.device,
+        precision=identity.precision,
+        dtype=identity.dtype,
+        batch_size=int(provenance.config["batch_size"]),
+        workers=tally.workers,
+        seconds=seconds,
+        images_per_second=(tally.done + tally.failed) / busy if busy else 0.0,
+        stages=Stages(
+            tally.discover, tally.prepare, tally.wait, tally.network, tally.write, tally.decode
+        ),
+        skipped=tally.skipped,
+        share="" if shards is None else shards.share,
+    )

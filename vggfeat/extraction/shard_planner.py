@@ -1,0 +1,389 @@
+"""The plan of a sharded cache: images listed once, each shard laid out with those that are its own.
+
+From then on a process needs no listing: what is to do, and with which images, is in the shards. A
+plan is published by its manifest and replaced by another one; shards of one plan never have the
+names of another's, so a kill at any instant leaves the old plan or the new one, whole.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import dataclasses
+import io
+import itertools
+import os
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vggfeat._version import __version__
+from vggfeat.cache.format import RowState
+from vggfeat.cache.reader import FeatureCache
+from vggfeat.cache.shard_manifest import (
+    MANIFEST,
+    Shard,
+    ShardManifest,
+    is_ours,
+    publish_manifest,
+    read_manifest,
+    shard_name,
+)
+from vggfeat.cache.sharding import split_rows
+from vggfeat.cache.writer import create_cache
+from vggfeat.core.file_names import remote_scheme
+from vggfeat.core.text import counted
+from vggfeat.core.units import byte_count
+from vggfeat.errors import (
+    CacheError,
+    CacheMismatchError,
+    InputError,
+    InterruptedRunError,
+    SpaceError,
+)
+from vggfeat.extraction.resume import check_removals, check_settings
+from vggfeat.extraction.shard_folder import remove_files, remove_leftovers
+from vggfeat.extraction.update import Changes, Wish, apply_changes, find_changes, join_changes
+from vggfeat.images.batch_plan import match_paths
+from vggfeat.images.sources import Manifest, discover
+from vggfeat.storage.locks import hold
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from vggfeat.core.settings import Settings
+    from vggfeat.core.signals import StopFlag
+    from vggfeat.extraction.metadata import Description
+    from vggfeat.images.batch_plan import Match
+
+
+@dataclass(frozen=True, slots=True)
+class Planner:
+    """Makes the plan of a sharded cache, and brings it in line; the caller owns the folder's lock.
+
+    Attributes:
+        out: the folder.
+        images: all of them, as listed.
+        sources: what was named.
+        stop: says whether a signal came; it is looked at between shards, and no more once the
+            manifest is in place.
+        token: of all files that this plan makes.
+    """
+
+    out: str
+    images: Manifest
+    sources: tuple[str, ...]
+    stop: StopFlag
+    token: str = dataclasses.field(default_factory=lambda: secrets.token_hex(4))
+
+    def begin(self, made: Description, shards: int) -> ShardManifest:
+        """Lays out all shards with every row pending and publishes their manifest.
+
+        Args:
+            made: what each shard says of itself.
+            shards: how many.
+
+        Returns:
+            the manifest that counts: another process's, if that was first.
+
+        Raises:
+            InterruptedRunError: a signal came before the manifest was in place. Nothing is left.
+            SpaceError: not enough room for all shards once they are full. Nothing is left.
+        """
+        replace = os.path.exists(os.path.join(self.out, MANIFEST))
+        batch_size = int(made.provenance.config["batch_size"])
+        bounds = split_rows(len(self.images), batch_size, shards)
+        with self._own_files_removed_on_error():
+            laid = tuple(
+                self._lay_out(made, number, start, stop)
+                for number, (start, stop) in enumerate(itertools.pairwise(bounds))
+            )
+            self._check_room(laid)
+            manifest = ShardManifest(
+                fingerprint=made.identity.fingerprint(),
+                batch_size=batch_size,
+                root=self.images.root,
+                sources=self.sources,
+                path_bytes=max(map(len, self.images.paths)),
+                shards=laid,
+                created_utc=made.provenance.created_utc,
+                tool_version=__version__,
+            )
+            self._publish(manifest, replace=replace)
+        return read_manifest(self.out)
+
+    def _lay_out(self, made: Description, number: int, start: int, stop: int) -> Shard:
+        self._end_if_stopped()
+        if start == stop:
+            return Shard("", start, 0)
+        name = shard_name(number, self.token)
+        create_cache(
+            os.path.join(self.out, name),
+            part_of(self.images, start, stop),
+            made.shapes,
+            made.identity,
+            made.provenance,
+            scales=made.scales,
+            reserve=False,  # each by the run that does it; here all together are looked at
+        )
+        return Shard(name, start, stop - start)
+
+    def _check_room(self, shards: Sequence[Shard]) -> None:
+        files = [os.stat(os.path.join(self.out, one.name)) for one in shards if one.name]
+        needed = sum(file.st_size - file.st_blocks * 512 for file in files)
+        status = os.statvfs(self.out)
+        free = status.f_bavail * status.f_frsize
+        if needed > free:
+            raise SpaceError(
+                f"sharded cache {self.out!r} needs {byte_count(needed)} more once it is full, the "
+                f"disk has {byte_count(free)} free; make room, ask for fewer or smaller layers, or "
+                "choose another --out"
+            )
+
+    def _publish(self, manifest: ShardManifest, *, replace: bool) -> None:
+        self._end_if_stopped()
+        if publish_manifest(self.out, manifest, self.token, replace=replace):
+            remove_leftovers(self.out, manifest)
+        else:
+            self._remove_own()
+
+    def _end_if_stopped(self) -> None:
+        if self.stop:
+            raise InterruptedRunError(
+                f"stopped by {self.stop.reason} while the shards of {self.out!r} were laid out; "
+                "its plan is the one it had before, if there was one, and no row that is done is "
+                "lost. Run the same command again",
+                self.stop.signum,
+                None,
+            )
+
+    def _remove_own(self) -> None:
+        """Remove the files of this plan, unless its manifest is in place: then they are the cache.
+
+        The manifest itself is asked, since what was raised may have come in the very call that put
+        it there. Where it cannot be told nothing is removed; the next run does that.
+        """
+        mark = f"-{self.token}."
+        try:
+            os.lstat(os.path.join(self.out, MANIFEST))
+            if any(mark in shard.name for shard in read_manifest(self.out).shards):
+                return
+        except FileNotFoundError:
+            pass
+        except (OSError, CacheError):
+            return
+        names = os.listdir(self.out)
+        remove_files(self.out, [name for name in names if is_ours(name) and mark in name])
+
+    @contextlib.contextmanager
+    def _own_files_removed_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self._remove_own()
+            raise
+
+    def update(self, had: ShardManifest, settings: Settings, wish: Wish) -> Changes:
+        """Brings all shards in line with the images, and the manifest with the shards.
+
+        First everything is found out; shards that get images are then written anew under other
+        names, those that do not are changed in place, and the new manifest is published.
+
+        Args:
+            had: the manifest that is there.
+            settings: as asked for.
+            wish: what may be done.
+
+        Returns:
+            what has changed, over all shards; only the counts mean anything.
+
+        Raises:
+            CacheMismatchError: made with other settings.
+            InputError: more images are gone than may.
+            InterruptedRunError: a signal came before the new manifest was in place.
+            LockedError: somebody writes to a shard.
+            SpaceError: no room for a new file; the cache is as it was, but for rows changed in
+                place, which are pending.
+        """
+        remove_leftovers(self.out, had)
+        found = self._find_changes(had, settings, wish)
+        with self._own_files_removed_on_error():
+            laid = [self._apply(one) for one in found]
+            renumbered, first = [], 0
+            for shard in laid:
+                renumbered.append(dataclasses.replace(shard, first=first))
+                first += shard.rows
+            longest = max(map(len, self.images.paths))
+            manifest = dataclasses.replace(
+                had,
+                root=self.images.root,
+                sources=self.sources,
+                path_bytes=max(had.path_bytes, longest),  # rows stay that were not listed
+                shards=tuple(renumbered),
+            )
+            self._publish(manifest, replace=True)
+        return join_changes([one.changes for one in found if one.changes is not None])
+
+    def is_up_to_date(self, had: ShardManifest, settings: Settings, wish: Wish) -> bool:
+        """Return whether `update` has nothing to write; write nothing.
+
+        Raises:
+            see `update`.
+        """
+        found = self._find_changes(had, settings, wish)
+        missing = any(one.shard.name and one.cache is None for one in found)
+        changed = any(one.changes is not None and not one.changes.is_empty for one in found)
+        same_place = (had.root, had.sources) == (self.images.root, self.sources)
+        return same_place and not missing and not changed
+
+    def _find_changes(self, had: ShardManifest, settings: Settings, wish: Wish) -> list[_Piece]:
+        found = [self._look_at(piece, wish) for piece in self._pieces(had)]
+        self._check(found, had, settings)
+        return found
+
+    def _pieces(self, had: ShardManifest) -> Iterator[_Piece]:
+        """Each shard with the images that belong to it: from its first path to the next's."""
+        caches = [
+            FeatureCache(path) if shard.name and os.path.exists(path) else None
+            for shard in had.shards
+            for path in [os.path.join(self.out, shard.name)]
+        ]
+        there = [number for number, cache in enumerate(caches) if cache is not None]
+        if not there:
+            raise CacheError(
+                f"sharded cache {self.out!r} has none of its shards left; --fresh begins again"
+            )
+        begins = [
+            bisect.bisect_left(self.images.paths, bytes(caches[number].paths[0]))  # type: ignore[union-attr] # those that are there
+            for number in there[1:]
+        ]
+        for number in there:
+            caches[number].release()  # type: ignore[union-attr] # as above
+        ends = dict(zip(there, [*begins, len(self.images)], strict=True))
+        start = 0
+        for number, shard in enumerate(had.shards):
+            stop = ends.get(number, start)
+            yield _Piece(number, shard, caches[number], part_of(self.images, start, stop))
+            start = stop
+
+    def _look_at(self, piece: _Piece, wish: Wish) -> _Piece:
+        self._end_if_stopped()
+        if piece.cache is None:
+            return piece
+        match = match_paths(piece.cache.paths, piece.images.paths)
+        if not len(match.rows):  # else another root would be another folder
+            moved = dataclasses.replace(piece.images, root=piece.cache.header.provenance.root)
+            changes = find_changes(piece.cache, moved, match, wish)
+        else:
+            changes = find_changes(piece.cache, piece.images, match, wish)
+        piece.cache.release()
+        return dataclasses.replace(piece, match=match, changes=changes)
+
+    def _check(self, found: Sequence[_Piece], had: ShardManifest, settings: Settings) -> None:
+        there = [one for one in found if one.cache is not None]
+        if self.images.root != had.root and not any(
+            one.match is not None and len(one.match.rows) for one in there
+        ):
+            raise CacheMismatchError(
+                f"sharded cache {self.out!r} is of images below {os.fsdecode(had.root)!r}, and "
+                f"none of those asked for, below {os.fsdecode(self.images.root)!r}, is in it; name "
+                "the same folder, set --root, or choose another --out"
+            )
+        changed = [one.changes for one in there if one.changes is not None]
+        work = any(changes.makes_work for changes in changed)
+        cache = there[0].cache
+        if cache is not None:
+            check_settings(cache, settings, work=work)
+        gone = [one for one in there if one.changes is not None and len(one.changes.removed)]
+        if gone and gone[0].cache is not None and gone[0].changes is not None:
+            present = sum(
+                int((FeatureCache(one.cache.path).state != RowState.REMOVED).sum())
+                for one in there
+                if one.cache is not None
+            )
+            check_removals(
+                settings,
+                self.out,
+                sum(len(changes.removed) for changes in changed),
+                present,
+                gone[0].cache.name(int(gone[0].changes.removed[0])),
+            )
+
+    def _apply(self, piece: _Piece) -> Shard:
+        self._end_if_stopped()
+        if piece.cache is None or piece.match is None or piece.changes is None:
+            return Shard("", 0, 0)
+        name = piece.shard.name
+        if len(piece.changes.added):
+            name = shard_name(piece.number, self.token)
+        out = os.path.join(self.out, name)
+        with hold(piece.cache.path):
+            apply_changes(piece.cache, piece.images, piece.match, piece.changes, out=out)
+        piece.cache.release()
+        return Shard(name, 0, len(FeatureCache(out)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """One shard in an update.
+
+    Attributes:
+        number: of the shard.
+        shard: as the old manifest has it.
+        cache: opened; None if it is empty or not there.
+        images: all that belong to it now.
+        match: how they lie in it.
+        changes: what that comes to.
+    """
+
+    number: int
+    shard: Shard
+    cache: FeatureCache | None
+    images: Manifest
+    match: Match | None = None
+    changes: Changes | None = None
+
+
+def part_of(images: Manifest, start: int, stop: int) -> Manifest:
+    """Some of the images, as a manifest of their own."""
+    places = images.places
+    return dataclasses.replace(
+        images,
+        paths=images.paths[start:stop],
+        sizes=images.sizes[start:stop],
+        mtimes=images.mtimes[start:stop],
+        places=None
+        if places is None
+        else dataclasses.replace(places, table=places.table[start:stop]),
+    )
+
+
+def list_shard(cache: FeatureCache, root: bytes) -> Manifest | None:
+    """List the images of one shard as they are now; those that are gone have size 0, and will fail.
+
+    Rows that were removed are no images of it any more, whether their files are there or not.
+    Objects in a store are not asked for one by one: they are as the plan has them.
+
+    Returns:
+        the images; None if all rows are removed.
+
+    Raises:
+        InputError: all of them are gone, as if a folder were not mounted.
+    """
+    rows = np.flatnonzero(cache.state != RowState.REMOVED)
+    if not len(rows):
+        return None
+    paths = tuple(map(bytes, cache.paths[rows]))
+    if remote_scheme(root):
+        return Manifest(root, paths, cache.sizes[rows], cache.mtimes[rows], {})
+    listing = b"\0".join([*(os.path.join(root, path) for path in paths), b""])
+    images = discover(["-"], root=os.fsdecode(root), stdin=io.BytesIO(listing))
+    if not (images.sizes.any() or images.mtimes.any()):
+        raise InputError(
+            f"not one of the {counted(len(images), 'image')} of shard {cache.path!r} is there, "
+            f"the first was {os.fsdecode(images.absolute(0))!r}. Is a folder not mounted? If they "
+            "are gone for good, --update gives their rows up"
+        )
+    return images

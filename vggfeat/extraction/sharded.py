@@ -1,0 +1,281 @@
+"""`vggfeat.extract`: into one file, or into the shards of a folder as their locks allow."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vggfeat.cache.format import RowState
+from vggfeat.cache.reader import FeatureCache
+from vggfeat.cache.shard_manifest import MANIFEST, read_manifest
+from vggfeat.cache.sharded import ShardedCache
+from vggfeat.cache.sharding import Sharding
+from vggfeat.core.signals import StopFlag
+from vggfeat.core.text import agree, counted
+from vggfeat.errors import CacheError, LockedError, ShardsHeldError, UsageError
+from vggfeat.extraction import pipeline as run
+from vggfeat.extraction.metadata import describe
+from vggfeat.extraction.report import Tally, summarise_run
+from vggfeat.extraction.resume import check_settings
+from vggfeat.extraction.shard_folder import (
+    check_plan,
+    checked_folder,
+    named_sources,
+    remove_leftovers,
+)
+from vggfeat.extraction.shard_planner import Planner, list_shard
+from vggfeat.extraction.update import Wish
+from vggfeat.images.sources import discover, tell_skipped
+from vggfeat.storage.locks import SharedLock, hold, remove_left_lock, unless_read_only
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vggfeat.cache.shard_manifest import ShardManifest
+    from vggfeat.core.records import Progress, Summary
+    from vggfeat.errors import SpaceError
+    from vggfeat.extraction.request import ExtractRequest
+    from vggfeat.extraction.update import Changes
+    from vggfeat.images.sources import Manifest
+
+log = logging.getLogger("vggfeat")
+
+
+def is_sharded(out: str | os.PathLike[str], sharding: Sharding) -> bool:
+    """Whether an output is a folder of shards: it ends in `/`, is a folder, or one is asked for."""
+    return sharding != Sharding() or os.fspath(out).endswith("/") or os.path.isdir(out)
+
+
+def extract(
+    request: ExtractRequest, on_progress: Callable[[Progress], None] | None = None
+) -> Summary:
+    """Extracts features of images into a cache, or goes on with a cache begun earlier.
+
+    Args:
+        request: `out` is one file, or a folder, which gets a sharded cache: see `is_sharded`.
+        on_progress: called after every batch.
+
+    Returns:
+        what was done, and what the cache now holds, or the share of it that was asked for.
+
+    Raises:
+        see `engines.extract`.
+    """
+    if not is_sharded(request.out, request.sharding):
+        return run.extract_file(request, on_progress)
+    if request.sharding.share and (request.fresh or request.wish.update):
+        option = "--fresh" if request.fresh else "--update"
+        raise UsageError(
+            f"{option} is about all shards and --shard {request.sharding.share} about some; run "
+            f"once with {option} --plan-only, then the shares without"
+        )
+    with checked_folder(request.out):
+        return _extract_shards(request, on_progress)
+
+
+def _extract_shards(
+    request: ExtractRequest, on_progress: Callable[[Progress], None] | None
+) -> Summary:
+    started = time.perf_counter()
+    tally = Tally()
+    lock = SharedLock(os.path.join(request.out, MANIFEST))
+    with unless_read_only(lock) as refusal:
+        # A signal ends the waiting and the listing at once. From then on it is looked at between
+        # shards, as the loop does between batches: a plan is either put in place whole or not.
+        if refusal is None:
+            plan = _prepare_plan(request, lock, tally)
+        else:
+            plan = _no_plan(request, refusal, tally)
+        limit = request.settings.seconds_allowed
+        with StopFlag(limit and limit - (time.perf_counter() - started)) as stop:
+            changes = plan(stop)
+            if changes is not None:
+                tally.note(changes)
+            if refusal is None:
+                lock.share(_nobody_to_wait_for)
+            tally.discover = time.perf_counter() - started
+            watch = run.RunWatch(tally, stop, request, on_progress)
+            cache = ShardedCache(request.out, request.sharding.share)
+            work = _Work(request, cache, watch)
+            if refusal is not None and any(work.rows_left()):
+                raise refusal
+            left = [] if request.sharding.plan_only else work.do()
+    reason = "plan only" if request.sharding.plan_only else stop.reason
+    seconds = time.perf_counter() - started
+    summary = summarise_run(request.out, tally, seconds, reason, shards=cache)
+    if work.damaged:
+        raise CacheError("; ".join(work.damaged))
+    run.raise_if_cut_short(summary, request, stop.signum, tally.fatal)
+    if left and watch.goes_on():
+        raise ShardsHeldError(
+            f"{counted(len(left), 'shard')} of {request.out!r} {agree(len(left), 'is')} held by "
+            f"other runs, the first is {left[0]!r}; all others are done. Wait, and run again to "
+            "see that they ended",
+            summary,
+        )
+    return summary
+
+
+def _nobody_to_wait_for() -> None:
+    """Say nothing: whoever holds a lock alone, or shares it already, shares it at once."""
+
+
+def _prepare_plan(
+    request: ExtractRequest, lock: SharedLock, tally: Tally
+) -> Callable[[StopFlag], Changes | None]:
+    """List the images where a plan is to be made, or brought in line; change nothing yet.
+
+    Returns:
+        what then makes the plan, if that is needed or asked for, and returns what has changed.
+    """
+    path = os.path.join(request.out, MANIFEST)
+
+    def tell() -> None:
+        log.info("another run makes the plan of %s; waiting for it", request.out)
+
+    lock.share(tell)
+    if request.fresh or request.wish.update:
+        lock.own()
+    elif not os.path.exists(path):
+        lock.own(tell)
+    if request.fresh or not os.path.exists(path):
+        return _beginning(request, tally)
+    had = read_manifest(request.out)
+    if request.wish.update:
+        return _updating(request, tally, had)
+    check_plan(request.out, had, request.sources, request.root, request.sharding)
+    remove_leftovers(request.out, had)
+    return lambda _: None
+
+
+def _beginning(request: ExtractRequest, tally: Tally) -> Callable[[StopFlag], None]:
+    images = _discover(request, tally)
+    shards = request.sharding.count_for(len(images))
+    made = describe(request.settings, images)
+
+    def begin(stop: StopFlag) -> None:
+        Planner(request.out, images, named_sources(request.sources), stop).begin(made, shards)
+
+    return begin
+
+
+def _updating(
+    request: ExtractRequest, tally: Tally, had: ShardManifest
+) -> Callable[[StopFlag], Changes]:
+    request.sharding.check_count(request.out, len(had.shards))
+    images = _discover(request, tally)
+
+    def update(stop: StopFlag) -> Changes:
+        planner = Planner(request.out, images, named_sources(request.sources), stop)
+        return planner.update(had, request.settings, request.wish)
+
+    return update
+
+
+def _no_plan(
+    request: ExtractRequest, refusal: SpaceError, tally: Tally
+) -> Callable[[StopFlag], None]:
+    """Refuse what needs another plan than that which is there, in a folder that is read only."""
+    if request.fresh or not os.path.exists(os.path.join(request.out, MANIFEST)):
+        raise refusal
+    had = read_manifest(request.out)
+    if not request.wish.update:
+        check_plan(request.out, had, request.sources, request.root, request.sharding)
+        return lambda _: None
+    request.sharding.check_count(request.out, len(had.shards))
+    images = _discover(request, tally)
+
+    def refuse_changes(stop: StopFlag) -> None:
+        planner = Planner(request.out, images, named_sources(request.sources), stop)
+        if not planner.is_up_to_date(had, request.settings, request.wish):
+            raise refusal
+
+    return refuse_changes
+
+
+def _discover(request: ExtractRequest, tally: Tally) -> Manifest:
+    images = discover(request.sources, root=request.root)
+    tell_skipped(images)
+    tally.skipped = images.skipped
+    return images
+
+
+class _Work:
+    """The shards that one process is to do."""
+
+    def __init__(self, request: ExtractRequest, cache: ShardedCache, watch: run.RunWatch) -> None:
+        self.damaged: list[str] = []
+        self._request = request
+        self._cache = cache
+        self._watch = watch
+        self._retry = request.wish.retry_failed and not request.wish.update
+
+    def do(self) -> list[str]:
+        """Does what is left, shard by shard; those that others hold are tried again at the end.
+
+        Returns:
+            names of shards that others still hold.
+        """
+        cache = self._cache
+        self._refuse_missing()
+        there = [number for number in range(len(cache.shards)) if cache.shard_header(number)]
+        left = self.rows_left()
+        waiting = [number for number in there if left[number]]
+        for number in there:
+            if not left[number]:  # else this run takes the lock anyway
+                remove_left_lock(cache.shard_path(number))
+        self._watch.tally.total = sum(left[number] for number in waiting)
+        if there:
+            first = FeatureCache(cache.shard_path(there[0]))
+            check_settings(first, self._request.settings, work=bool(waiting))
+        while waiting and self._watch.goes_on():
+            held = [number for number in waiting if not self._try(number)]
+            if len(held) == len(waiting):
+                break
+            waiting = held
+        return [cache.shards[number].name for number in waiting]
+
+    def _refuse_missing(self) -> None:
+        missing = self._cache.missing
+        if missing:
+            self.damaged.append(
+                f"{counted(len(missing), 'shard')} of {self._cache.path!r} "
+                f"{agree(len(missing), 'is')} not there: "
+                f"{', '.join(missing[:3])}; restore them from a backup, or --update lists "
+                "the images anew and takes theirs into the shards beside"
+            )
+
+    def rows_left(self) -> list[int]:
+        """How many rows each shard has to do; each is looked at by itself, in little memory."""
+        wanted = (RowState.PENDING, RowState.FAILED) if self._retry else (RowState.PENDING,)
+        state = self._cache.column("state")
+        return [
+            int(np.isin(state[shard.first : shard.first + shard.rows], wanted).sum())
+            for shard in self._cache.shards
+        ]
+
+    def _try(self, number: int) -> bool:
+        """Does one shard unless another run holds it; whether it does not have to be done again."""
+        if not self._watch.goes_on():
+            return True
+        path = self._cache.shard_path(number)
+        try:
+            with hold(path):
+                self._do(path, self._cache.shards[number].first)
+        except LockedError:
+            return False
+        except CacheError as error:
+            self.damaged.append(str(error))
+        return True
+
+    def _do(self, path: str, first: int) -> None:
+        self._watch.tally.base = first
+        images = list_shard(FeatureCache(path), self._cache.manifest.root)
+        if images is None:
+            return
+        wish = Wish(retry_failed=self._retry)
+        run.go_on(path, self._request.settings, images, self._watch, wish)

@@ -1,0 +1,312 @@
+"""Bringing a cache in line with its images: what is new, changed, gone, or to be tried again.
+
+First everything is found out and nothing touched (`find_changes`), then it is done
+(`apply_changes`): in place where no row is added, else through a new file that takes the old rows
+over and is renamed over the old one. The rows that need work are then pending, as in any run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import os
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vggfeat.cache.format import IMAGES, RowState
+from vggfeat.cache.row_copy import copy_rows
+from vggfeat.cache.writer import CacheWriter, create_cache, write_all
+from vggfeat.core.file_names import MEMBER_MARK, remote_scheme
+from vggfeat.core.records import Images
+from vggfeat.core.resources import usable_cores
+from vggfeat.errors import CacheMismatchError, DecodeError
+from vggfeat.images.decode import read_digest
+from vggfeat.storage.object_store import is_there
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from numpy.typing import NDArray
+
+    from vggfeat.cache.format import Header
+    from vggfeat.cache.reader import FeatureCache
+    from vggfeat.images.batch_plan import Match
+    from vggfeat.images.sources import Manifest
+
+_HASHED_AT_ONCE = 4096
+_LOOKED_FOR_AT_ONCE = 16  # files that are not listed; a network's delay is what it takes
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a run may do to rows that are there already.
+
+    Attributes:
+        update: bring in new, changed and removed images.
+        by_digest: what has changed is told by the files' contents, not by size and time.
+        retry_failed: try images again that failed.
+    """
+
+    update: bool = False
+    by_digest: bool = False
+    retry_failed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """How the images differ from what a cache has. All int64, ascending.
+
+    Attributes:
+        added: positions in the manifest of images that the cache does not have.
+        changed: cache rows whose file is another one now.
+        touched: cache rows whose file has another size or time, but the same content.
+        returned: cache rows that were removed, and whose file is there again.
+        retried: cache rows that failed and are to be tried again.
+        removed: cache rows whose file is gone.
+    """
+
+    added: NDArray[np.int64]
+    changed: NDArray[np.int64]
+    touched: NDArray[np.int64]
+    returned: NDArray[np.int64]
+    retried: NDArray[np.int64]
+    removed: NDArray[np.int64]
+
+    @property
+    def pending(self) -> NDArray[np.int64]:
+        """Cache rows that are to be done anew."""
+        return np.concatenate([self.changed, self.returned, self.retried])
+
+    @property
+    def makes_work(self) -> bool:
+        """Whether images are to be decoded because of them."""
+        return bool(len(self.added) or len(self.pending))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to do and nothing to note."""
+        return not (self.makes_work or len(self.touched) or len(self.removed))
+
+
+def join_changes(changes: Sequence[Changes]) -> Changes:
+    """Those of several shards as one, of which only the counts mean anything."""
+    names = [item.name for item in dataclasses.fields(Changes)]
+    return Changes(
+        **{name: np.concatenate([getattr(one, name) for one in changes]) for name in names}
+    )
+
+
+def find_changes(cache: FeatureCache, manifest: Manifest, match: Match, wish: Wish) -> Changes:
+    """Finds out what `wish` comes to; changes nothing.
+
+    An image of the cache that is not listed is gone only if its file is: asking for one folder of
+    several removes nothing.
+
+    Raises:
+        CacheMismatchError: the cache is of another folder altogether.
+    """
+    nothing = np.empty(0, dtype=np.int64)
+    state = cache.state[match.rows]
+    failed = state == RowState.FAILED
+    retried = failed if wish.retry_failed else np.zeros(len(state), dtype=bool)
+    if not wish.update:
+        return Changes(nothing, nothing, nothing, nothing, match.rows[retried], nothing)
+    _check_root(cache, manifest, match)
+    differs = files_differ(cache, manifest, match)
+    settled = failed | (state == RowState.DONE)
+    changed = settled & differs
+    if wish.by_digest:
+        changed = settled & _contents_differ(cache, manifest, match, settled)
+    return Changes(
+        added=match.unknown,
+        changed=match.rows[changed],
+        touched=match.rows[settled & differs & ~changed],
+        returned=match.rows[has_returned(cache, manifest, match)],
+        retried=match.rows[retried & ~changed],
+        removed=_gone(cache, manifest, match.unlisted),
+    )
+
+
+def files_differ(cache: FeatureCache, manifest: Manifest, match: Match) -> NDArray[np.bool_]:
+    """For each image in both, whether size or time of its file are others than the cache's."""
+    sizes = manifest.sizes[match.listed] != cache.sizes[match.rows]
+    return np.asarray(sizes | (manifest.mtimes[match.listed] != cache.mtimes[match.rows]))
+
+
+def has_returned(cache: FeatureCache, manifest: Manifest, match: Match) -> NDArray[np.bool_]:
+    """For each image in both, whether its row was removed and its file is there again.
+
+    A list may well name what is gone for good: that is no image, and its row stays removed.
+    """
+    there = (manifest.sizes[match.listed] != 0) | (manifest.mtimes[match.listed] != 0)
+    return np.asarray(there & (cache.state[match.rows] == RowState.REMOVED))
+
+
+def _check_root(cache: FeatureCache, manifest: Manifest, match: Match) -> None:
+    root = cache.header.provenance.root
+    if root != manifest.root and not len(match.rows):
+        raise CacheMismatchError(
+            f"cache {cache.path!r} is of images below {os.fsdecode(root)!r}, and none of those "
+            f"asked for, below {os.fsdecode(manifest.root)!r}, is in it; name the same folder, "
+            "set --root, or choose another --out"
+        )
+
+
+def _contents_differ(
+    cache: FeatureCache, manifest: Manifest, match: Match, looked_at: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """For each image in both, whether its bytes are others than those its row was made from.
+
+    Where the size differs, or the cache knows no digest, size and time decide and nothing is read.
+    """
+    differs = files_differ(cache, manifest, match)
+    had = np.asarray(cache.digests[match.rows])
+    same_size = manifest.sizes[match.listed] == cache.sizes[match.rows]
+    to_read = np.flatnonzero(looked_at & same_size & had.any(axis=1))
+    ranks = manifest.reading_ranks()
+    if ranks is not None:
+        to_read = to_read[np.argsort(ranks[match.listed[to_read]])]
+    # Archives are read by one thread at a time, which costs little beside the reading.
+    threads = usable_cores() if manifest.places is None else 1
+    with ThreadPoolExecutor(threads) as pool:
+        for start in range(0, len(to_read), _HASHED_AT_ONCE):
+            part = to_read[start : start + _HASHED_AT_ONCE].tolist()
+            places = match.listed[part].tolist()
+            digests = pool.map(_digest, itertools.repeat(manifest), places)
+            for index, digest in zip(part, digests, strict=False):
+                differs[index] = digest != had[index].tobytes()
+    return differs
+
+
+def _digest(manifest: Manifest, position: int) -> bytes:
+    """SHA-256 of an image's bytes; empty, like no image's, where they cannot be read."""
+    try:
+        with manifest.open(position) as stream:
+            return read_digest(stream)[0]
+    except DecodeError:
+        return b""
+
+
+def _gone(cache: FeatureCache, manifest: Manifest, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Those of `rows`, not removed yet, whose file is no longer there."""
+    rows = rows[cache.state[rows] != RowState.REMOVED]
+    paths = cache.paths
+    archives = {path.partition(MEMBER_MARK)[0] for path in manifest.paths if MEMBER_MARK in path}
+    with ThreadPoolExecutor(_LOOKED_FOR_AT_ONCE) as pool:
+        gone = pool.map(lambda row: _is_gone(manifest.root, bytes(paths[row]), archives), rows)
+        return np.array(list(itertools.compress(rows.tolist(), gone)), dtype=np.int64)
+
+
+def _is_gone(root: bytes, path: bytes, archives: Collection[bytes]) -> bool:
+    """Whether an image that is not listed is no more: its file, its archive, or its place in it."""
+    if _is_file(os.path.join(root, path)):
+        return False
+    archive, mark, _ = path.partition(MEMBER_MARK)
+    return not mark or archive in archives or not _is_file(os.path.join(root, archive))
+
+
+def _is_file(path: bytes) -> bool:
+    if remote_scheme(path):
+        return is_there(os.fsdecode(path))
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except PermissionError:
+        return True  # cannot be told; a row is not given up for that
+    except OSError:
+        return False
+
+
+def apply_changes(
+    cache: FeatureCache,
+    manifest: Manifest,
+    match: Match,
+    changes: Changes,
+    *,
+    out: str | None = None,
+) -> None:
+    """Makes the cache's rows those of the images asked for; what needs work becomes pending.
+
+    A kill at any instant leaves each row as it was or as it is to be, and the same call again does
+    the rest. Where images were added, the new file takes the place of the old one, or is `out`.
+
+    Raises:
+        SpaceError: no room for the new file; the old one is as it was.
+    """
+    if len(changes.added):
+        _rewrite(cache, manifest, match, changes, out or cache.path)
+    else:
+        _change_in_place(cache, manifest, match, changes)
+
+
+def _change_in_place(
+    cache: FeatureCache, manifest: Manifest, match: Match, changes: Changes
+) -> None:
+    listed = np.concatenate([changes.changed, changes.returned, changes.touched])
+    if not (len(listed) or len(changes.retried) or len(changes.removed)):
+        return
+    positions = np.full(len(cache), -1, dtype=np.int64)
+    positions[match.rows] = match.listed
+    listed.sort()
+    with contextlib.closing(CacheWriter(cache.path, cache.header)) as writer:
+        # States first and synced: a row whose new size and time are recorded while it still counts
+        # as done would never be done again.
+        writer.set_states(np.sort(changes.pending), RowState.PENDING)
+        writer.set_states(changes.removed, RowState.REMOVED)
+        writer.sync()
+        at = positions[listed]
+        writer.update_files(listed, manifest.sizes[at], manifest.mtimes[at])
+        writer.sync()
+
+
+def _rewrite(
+    cache: FeatureCache, manifest: Manifest, match: Match, changes: Changes, out: str
+) -> None:
+    """A new file with the added images, over the old one; what was removed is left out."""
+    images, origin = _join(cache, manifest, match, changes)
+    state = cache.state.copy()
+    state[changes.pending] = RowState.PENDING
+    states = np.where(origin >= 0, state[origin], RowState.PENDING).astype(np.uint8)
+    header = cache.header
+
+    def take_over(handle: int, new: Header) -> None:
+        copy_rows(cache.path, header, handle, new, origin)
+        write_all(handle, states, new.runs[f"{IMAGES}/state"].offset)
+
+    create_cache(
+        out,
+        images,
+        header.shapes,
+        header.identity,
+        dataclasses.replace(header.provenance, root=manifest.root),
+        scales=header.scales,
+        fill=take_over,
+    )
+
+
+def _join(
+    cache: FeatureCache, manifest: Manifest, match: Match, changes: Changes
+) -> tuple[Images, NDArray[np.int64]]:
+    """All images of the new file in their order, and the old row of each, or -1."""
+    state = cache.state.copy()
+    state[changes.returned] = RowState.PENDING
+    state[changes.removed] = RowState.REMOVED
+    kept = np.flatnonzero(state != RowState.REMOVED)
+    sizes, mtimes = cache.sizes.copy(), cache.mtimes.copy()
+    sizes[match.rows] = manifest.sizes[match.listed]
+    mtimes[match.rows] = manifest.mtimes[match.listed]
+    added = changes.added
+    fresh = np.asarray([manifest.paths[position] for position in added.tolist()], dtype=np.bytes_)
+    paths = np.concatenate([np.asarray(cache.paths[kept]), fresh])
+    order = np.argsort(paths, kind="stable")
+    origin = np.concatenate([kept, np.full(len(added), -1, dtype=np.int64)])[order]
+    images = Images(
+        paths[order],
+        np.concatenate([sizes[kept], manifest.sizes[added]])[order],
+        np.concatenate([mtimes[kept], manifest.mtimes[added]])[order],
+    )
+    return images, origin

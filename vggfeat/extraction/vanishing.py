@@ -1,0 +1,156 @@
+"""Sources that vanish while a run reads them, told from single images that do.
+
+An unmounted folder makes every image after it a failure, one by one, in a second. So before an
+image that cannot be found is marked as failed, others of its source are looked for: where none of
+them is there either, the source is gone, and its rows stay pending as if the run had not begun.
+"""
+
+from __future__ import annotations
+
+import bisect
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vggfeat.core.file_names import absolute_place, remote_scheme
+from vggfeat.core.text import counted
+from vggfeat.errors import InputError
+from vggfeat.images.streams import MISSING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from vggfeat.core.records import Failure
+    from vggfeat.images.sources import Manifest
+
+_LOOKED_FOR = 32  # images of a source, at even distances
+
+
+class SourceGuard:
+    """Keeps failures of images that cannot be found until their source is known to be there.
+
+    Objects in a store are not looked for: the run ends by itself where that does not answer.
+
+    Args:
+        manifest: the images, as they were listed.
+        sources: what was named; folders and archives among them are looked at by themselves, all
+            else together.
+        position: of a cache row in the manifest.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        sources: Sequence[str | os.PathLike[str]],
+        position: Callable[[int], int],
+    ) -> None:
+        self._manifest = manifest
+        named = {os.fsencode(absolute_place(os.fspath(one))) for one in sources}
+        self._folders = sorted((one.rstrip(b"/") + b"/" for one in named), key=len)
+        self._position = position
+        self._held: list[Failure] = []
+        self._watched = not remote_scheme(manifest.root)
+
+    def certain(self, failures: Sequence[Failure]) -> tuple[Failure, ...]:
+        """Return the failures that say something about an image; hold back the others."""
+        if not self._watched:
+            return tuple(failures)
+        # Whoever was read to its end, and so has a digest, was there.
+        lost = [not one.digest and self._is_lost(self._position(one.row)) for one in failures]
+        self._held += [one for one, away in zip(failures, lost, strict=True) if away]
+        return tuple(one for one, away in zip(failures, lost, strict=True) if not away)
+
+    def check(self) -> None:
+        """Look for the sources of the failures held back.
+
+        Raises:
+            InputError: one is gone; names it.
+        """
+        held = [self._position(one.row) for one in self._held]
+        for source, position in {self._source_of(at): at for at in held}.items():
+            self._check_source(source, position)
+
+    def release(self) -> tuple[Failure, ...]:
+        """Return the failures held back, whose sources are there: each is one image's own.
+
+        Raises:
+            InputError: see `check`.
+        """
+        self.check()
+        held, self._held = tuple(self._held), []
+        return held
+
+    def _is_lost(self, position: int) -> bool:
+        """Whether an image that was there when it was listed cannot be found or read now."""
+        return self._was_there(position) and not _is_readable(self._file(position))
+
+    def _was_there(self, position: int) -> bool:
+        places = self._manifest.places
+        if places is not None and places.is_member(position):
+            return int(places.table["offset"][position]) != MISSING
+        return bool(self._manifest.sizes[position] or self._manifest.mtimes[position])
+
+    def _file(self, position: int) -> bytes:
+        """The file that an image is, or that it is a member of."""
+        places = self._manifest.places
+        if places is not None and places.is_member(position):
+            return places.archives[int(places.table["archive"][position])]
+        return self._manifest.absolute(position)
+
+    def _source_of(self, position: int) -> bytes:
+        """The archive or the innermost named folder that an image is in; b"" for neither."""
+        path, file = self._manifest.absolute(position), self._file(position)
+        if path != file:
+            return file
+        return next((one for one in reversed(self._folders) if path.startswith(one)), b"")
+
+    def _check_source(self, source: bytes, held: int) -> None:
+        looked_for = self._some_of(source) or [held]
+        if self._file(held) == source:  # an archive is there as a whole, or not
+            looked_for = [held]
+        if any(_is_readable(self._file(position)) for position in looked_for):
+            return
+        first = os.fsdecode(self._manifest.absolute(looked_for[0]))
+        name = os.fsdecode(source.rstrip(b"/") or self._manifest.root)
+        raise InputError(
+            f"source {name!r} has gone since the run began: of "
+            f"{counted(len(looked_for), 'image')} looked for "
+            f"not one can be read, the first is {first!r}. Is a folder no longer mounted? No image "
+            "is marked as failed for it, all that is done is kept, and the same command goes on "
+            "once it is back"
+        )
+
+    def _some_of(self, source: bytes) -> list[int]:
+        """Positions, at even distances, of images of a folder that were there when listed."""
+        manifest = self._manifest
+        first, stop = 0, len(manifest)
+        prefix = source[len(manifest.root.rstrip(b"/")) + 1 :]
+        if prefix:
+            first = bisect.bisect_left(manifest.paths, prefix)
+            stop = bisect.bisect_left(manifest.paths, prefix[:-1] + b"0")  # what follows a slash
+        spread = np.unique(np.linspace(first, stop - 1, _LOOKED_FOR).astype(np.int64)).tolist()
+        return [position for position in spread if self._was_there(position)]
+
+
+def _is_readable(path: bytes) -> bool:
+    """Whether a file can be read, or at least is there and not for us to read."""
+    try:
+        os.stat(path)
+    except OSError:
+        return False
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except PermissionError:
+        return True  # of one file; a folder that may not be searched fails above
+    except OSError:
+        return False
+    try:
+        os.read(handle, 1)
+    except BlockingIOError:  # a pipe in its place
+        return True
+    except OSError as error:
+        return isinstance(error, IsADirectoryError)
+    finally:
+        os.close(handle)
+    return True

@@ -1,0 +1,362 @@
+"""`adapt`: untouched features, linear probe, fine-tuning, weights; or what of it is left to do."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vggfeat.cache.labels import UNLABELLED, labels_of_paths
+from vggfeat.cache.reader import FeatureCache
+from vggfeat.core.file_names import path_text
+from vggfeat.core.isolation import isolated
+from vggfeat.core.records import Progress
+from vggfeat.core.signals import StopFlag, how_to_go_on
+from vggfeat.core.text import agree, counted
+from vggfeat.errors import InterruptedRunError, UsageError
+from vggfeat.extraction.pipeline import extract_file
+from vggfeat.extraction.request import ExtractRequest
+from vggfeat.extraction.update import Wish
+from vggfeat.finetuning.batch_order import batch_count
+from vggfeat.finetuning.metadata import IDENTITY, REPORT, identity_of, preprocessing_metadata
+from vggfeat.finetuning.report import Adapted
+from vggfeat.finetuning.resume import (
+    Job,
+    OutputFiles,
+    Request,
+    as_cache_error,
+    finished_report,
+    start_or_resume,
+)
+from vggfeat.finetuning.split import Split, stratified_split
+from vggfeat.images.batch_plan import match_paths
+from vggfeat.images.sources import discover, tell_skipped
+from vggfeat.network.weights import find_weights
+from vggfeat.storage.locks import hold, refuse_if_held
+from vggfeat.storage.paths import check_place
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from vggfeat.cache.labels import Labels
+    from vggfeat.finetuning.dataset import TrainingData
+    from vggfeat.finetuning.evaluation import Metrics
+    from vggfeat.finetuning.settings import AdaptSettings
+    from vggfeat.images.sources import Manifest
+    from vggfeat.network.weights import Weights
+
+log = logging.getLogger("vggfeat")
+
+_SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """The network, the images and the files of one call.
+
+    Attributes:
+        settings: as asked for.
+        sources: of the images.
+        root: see `extract`.
+        manifest: of the images.
+        labels: of the manifest's rows.
+        weights: that it begins with.
+        files: that it writes.
+        stop: a signal, or the end of the time there is.
+        notice: called after each batch.
+    """
+
+    settings: AdaptSettings
+    sources: Sequence[str | os.PathLike[str]]
+    root: str | None
+    manifest: Manifest
+    labels: Labels
+    weights: Weights
+    files: OutputFiles
+    stop: StopFlag
+    notice: Callable[[Progress], None]
+
+    def notice_extraction(self, progress: Progress) -> None:
+        """Tells how far the features of the untouched network are, as part of the whole."""
+        images = len(self.manifest)
+        skipped = images - progress.total  # done by an earlier run
+        whole = images * (1 + self.settings.epochs)
+        self.notice(Progress(skipped + progress.done, progress.failed, whole))
+
+    def notice_training(self, images: int) -> Callable[[Progress], None]:
+        """Likewise of training, with so many images in each epoch."""
+        first = len(self.manifest)
+        whole = first + images * self.settings.epochs
+
+        def notice(progress: Progress) -> None:
+            self.notice(Progress(first + progress.done, progress.failed, whole))
+
+        return notice
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What two runs must agree in: see `identity_of`."""
+        return identity_of(self.settings, self.weights.sha256, self._images_digest())
+
+    def _images_digest(self) -> str:
+        """SHA-256 over path, size and class of every image."""
+        digest = hashlib.sha256()
+        manifest, classes = self.manifest, self.labels.classes.tolist()
+        for path, size, number in zip(manifest.paths, manifest.sizes, classes, strict=True):
+            name = self.labels.names[number] if number != UNLABELLED else ""
+            fields = (path.hex(), int(size), name)
+            digest.update(json.dumps(fields).encode())
+        return digest.hexdigest()
+
+
+@isolated()
+def adapt(
+    images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    settings: AdaptSettings,
+    *,
+    labels: str | os.PathLike[str] | None = None,
+    fresh: bool = False,
+    root: str | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Adapted:
+    """Fine-tunes parts of a network on images of known classes, or resumes it.
+
+    First a linear probe is fitted to the features of the untouched network; then the parts asked
+    for are trained, together with a linear head that begins as that probe. Of all epochs the one
+    that does best on images held out is written, as float32 weights that `extract` takes, with the
+    head beside them as `head.weight` (classes, D) and `head.bias`.
+
+    Args:
+        images: folders of class folders, archives, lists: as for `extract`, but no `-`.
+        out: the weights to make, `.safetensors`. Beside them lie `.progress` and `.before.h5`
+            until they are done.
+        settings: which network, what of it is trained, and how.
+        labels: a CSV file of `path,label`; without one an image's folder is its class.
+        fresh: begin again.
+        root: directory that the paths in `labels` are relative to.
+        on_progress: called after every batch.
+
+    Raises:
+        UsageError: a setting makes no sense, or there are no labels.
+        InputError: no images, or too few of a class.
+        WeightsError: the weights cannot be had, or take images of other channels.
+        CacheError: `out` is not ours.
+        CacheMismatchError: what is there was begun otherwise.
+        LockedError: another run writes to `out`.
+        SpaceError: the disk is full; what was saved before is kept.
+        DeviceError: the device is missing, failed, is out of memory, or training diverged.
+        TooManyFailuresError: more images failed than allowed.
+        InterruptedRunError: SIGINT, SIGTERM or SIGHUP; call again to go on.
+    """
+    listed = [images] if isinstance(images, str | os.PathLike) else list(images)
+    files = OutputFiles(path_text(out))
+    _check_request(files.out, listed)
+    refuse_if_held(files.out)
+    with hold(files.out), StopFlag(settings.network.seconds_allowed) as stop:
+        manifest = discover(listed, root=root)
+        tell_skipped(manifest)
+        paths = manifest.paths
+        where = f"the images of {', '.join(repr(os.fspath(one)) for one in listed)}"
+        task = _Task(
+            settings,
+            listed,
+            root,
+            manifest,
+            labels_of_paths(paths, where, labels, manifest.root),
+            find_weights(settings.network.weights, settings.network.model),
+            files,
+            stop,
+            on_progress or (lambda _: None),
+        )
+        return _run(task, fresh=fresh)
+
+
+def _check_request(out: str, sources: Sequence[str | os.PathLike[str]]) -> None:
+    wrong = []
+    if not out.endswith(_SUFFIX):
+        wrong.append(f"output {out!r}: expected a name that ends in {_SUFFIX}")
+    folder = os.path.dirname(os.path.abspath(out))
+    if not os.path.isdir(folder):
+        wrong.append(f"output {out!r}: its folder {folder!r} is not there; make it first")
+    if "-" in sources:
+        wrong.append("images are read more than once, and a list on standard input cannot be; "
+                     "write it to a file and name it as @list.txt")  # fmt: skip
+    if wrong:
+        raise UsageError("; ".join(wrong))
+    check_place(out)
+
+
+def _run(task: _Task, *, fresh: bool) -> Adapted:
+    """Whatever is left to do."""
+    settings, files = task.settings, task.files
+    request = Request(task.identity, settings.network.precision)
+    done = finished_report(files.out, request, fresh=fresh)
+    if done is not None or fresh:
+        files.remove_temporary()
+    if done is not None:
+        return done
+    from vggfeat.finetuning.build import choose_training_precision
+
+    precision = choose_training_precision(settings.network.precision, settings.network.device)
+    job = start_or_resume(files.checkpoint, request, precision)
+    cache = _untouched_features(task)
+    if cache is None:
+        return _report(task, job, stopped="time limit")
+    report = _train(task, job, _training_data(task, cache))
+    if report.stopped and task.stop:
+        raise InterruptedRunError(
+            f"stopped by {report.stopped} in epoch {len(report.epochs) + 1}; "
+            + how_to_go_on(fresh=fresh, kept=os.path.lexists(files.out)),
+            task.stop.signum,
+            report,
+        )
+    _warn_without_gain(report)
+    return report
+
+
+def _train(task: _Task, job: Job, data: TrainingData) -> Adapted:
+    """Trains to the end, and writes the weights, or to where it is stopped, and is saved."""
+    from vggfeat.finetuning.build import build_network, initial_tensors
+    from vggfeat.finetuning.checkpointing import Checkpointer
+    from vggfeat.finetuning.dataset import BatchLoader
+    from vggfeat.finetuning.linear_probe import best_probe
+    from vggfeat.finetuning.trainer import Trainer
+    from vggfeat.network.checkpoint_reader import read_own_safetensors
+    from vggfeat.storage.safetensors_writer import write_tensors
+
+    settings, files, split = task.settings, task.files, data.split
+    probe = best_probe(data)
+    tensors = initial_tensors(settings, task.weights)
+    steps = batch_count(len(split.train), settings.batch_size)
+    network = build_network(settings, job.precision, tensors, probe, steps)
+    if job.resumed:
+        with as_cache_error(files.checkpoint):
+            done = len(job.state.epochs) * steps + job.state.batches
+            network.restore(read_own_safetensors(files.checkpoint), done)
+    trainer = Trainer(
+        network,
+        data,
+        BatchLoader(data.manifest, settings.network, network.device),
+        settings,
+        Checkpointer(
+            lambda state: write_tensors(files.checkpoint, network.state(), job.metadata(state)),
+            settings.network.checkpoint_seconds,
+        ),
+        task.stop,
+        task.notice_training(len(split.train) + len(split.validation)),
+    )
+    state = trainer.train(job.state)
+    finished = state.is_finished(settings.epochs, settings.patience)
+    job = dataclasses.replace(job, state=state)
+    stopped = "" if finished else task.stop.reason
+    report = _report(task, job, data, probe.validation, stopped=stopped)
+    if finished:
+        metadata = {**preprocessing_metadata(settings.network), REPORT: report.to_json()}
+        metadata[IDENTITY] = json.dumps(job.identity)
+        write_tensors(files.out, {**tensors, **network.best_tensors()}, metadata)
+        files.remove_temporary()
+    return report
+
+
+def _untouched_features(task: _Task) -> FeatureCache | None:
+    """Features of the untouched network, as a cache; None if there was no time to finish it."""
+    settings = task.settings
+    left = task.stop.seconds_left
+    network = dataclasses.replace(
+        settings.network,
+        layers=str(settings.spec),
+        pool="avg",  # the canonical name leaves this default out
+        norm="none",
+        precision="float32",
+        dtype="float32",
+        time_limit=None if math.isinf(left) else f"{max(left, 0.1):.1f}s",
+    )
+    log.info("features of the untouched network")
+    request = ExtractRequest(
+        tuple(task.sources),
+        task.files.untouched_features,
+        network,
+        wish=Wish(update=True),
+        root=task.root,
+    )
+    summary = extract_file(request, task.notice_extraction)
+    return FeatureCache(task.files.untouched_features) if not summary.pending else None
+
+
+def _training_data(task: _Task, cache: FeatureCache) -> TrainingData:
+    """Images that could be decoded and have a class, split, with their features."""
+    from vggfeat.finetuning.dataset import TrainingData
+
+    classes, settings = task.labels.classes, task.settings
+    match = match_paths(cache.paths, task.manifest.paths)
+    kept = cache.done[match.rows] & (classes[match.listed] != UNLABELLED)
+    rows, in_cache = match.listed[kept], match.rows[kept]
+    without = int((classes == UNLABELLED).sum())
+    if without:
+        log.warning(
+            "%s without a class %s no part", counted(without, "image"), agree(without, "takes")
+        )
+    split = stratified_split(
+        rows, classes[rows], task.labels.names, share=settings.val_share, seed=settings.seed
+    )
+    layer = str(settings.spec)
+    train, validation = (
+        cache.values(layer, in_cache[np.searchsorted(rows, part)])
+        for part in (split.train, split.validation)
+    )
+    return TrainingData(task.manifest, classes, len(task.labels.names), split, train, validation)
+
+
+def _report(
+    task: _Task,
+    job: Job,
+    data: TrainingData | None = None,
+    before: Metrics | None = None,
+    *,
+    stopped: str,
+) -> Adapted:
+    settings, classes = task.settings, task.labels.classes
+    network, best = settings.network, job.state.best
+    split = data.split if data else Split(np.zeros(0, np.int64), np.zeros(0, np.int64))
+    held_out = np.bincount(classes[split.validation], minlength=len(task.labels.names))
+    taken = len(split.train) + len(split.validation)
+    known = int((classes != UNLABELLED).sum())
+    return Adapted(
+        out=task.files.out,
+        model=network.model,
+        weights=task.weights.name,
+        warning=task.weights.warning or "",
+        layer=str(settings.spec),
+        channels=network.channels,
+        trained=settings.parts.names,
+        classes=task.labels.names,
+        train_images=len(split.train),
+        held_out=tuple(held_out.tolist()),
+        failed=known - taken if data else 0,
+        chance=float(held_out.max() / held_out.sum()) if taken else 0.0,
+        before=before,
+        after=best.validation if best and not stopped else None,
+        epochs=job.state.epochs,
+        best_epoch=best.number if best else 0,
+        precision=job.precision,
+        stopped=stopped,
+    )
+
+
+def _warn_without_gain(report: Adapted) -> None:
+    before, after = report.before, report.after
+    if before and after and after.accuracy <= before.accuracy:
+        log.warning(
+            "the images held out are recognised no better than by a probe of the untouched "
+            "network (%.3f, before %.3f)",
+            after.accuracy,
+            before.accuracy,
+        )

@@ -1,0 +1,203 @@
+"""A network under fine-tuning: its linear head, optimiser, training step, evaluation and state.
+
+AdamW (Loshchilov & Hutter, "Decoupled Weight Decay Regularization", ICLR 2019). The learning rate,
+see `lr_schedule`, is a share of each tensor's own size, as in Adafactor (Shazeer & Stern, ICML
+2018): the filters of VGG's layers, and of its two scalings of the input, differ by orders of
+magnitude, and a step that one of them hardly feels would destroy another.
+
+The head begins as the linear probe of the untouched features, so that the first steps do not
+distort the features to suit a random head (Kumar et al., "Fine-Tuning can Distort
+Pretrained Features and Underperform Out-of-Distribution", ICLR 2022).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 the name the whole field knows it by
+
+from vggfeat.core.forked import note_computing
+from vggfeat.core.text import counted
+from vggfeat.errors import DeviceError
+from vggfeat.finetuning.evaluation import MetricSums
+from vggfeat.finetuning.linear_probe import LinearHead, Scaling
+from vggfeat.network.first_layer import HEAD
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from vggfeat.finetuning.linear_probe import Probe
+    from vggfeat.finetuning.lr_schedule import LearningRateSchedule
+    from vggfeat.network.vgg import TappedVgg
+
+_MIN_SIZE = 1e-2  # of a tensor, so that biases of zero are trained as well
+_CURRENT, _BEST, _EXP_AVG, _EXP_AVG_SQ = "current.", "best.", "exp_avg.", "exp_avg_sq."
+_HEAD_WEIGHT, _HEAD_BIAS = HEAD
+
+
+class FineTunedNetwork:
+    """A network with a linear head on one of its layers.
+
+    Args:
+        network: in float32 on its device; its parameters named in `trainable` are replaced by
+            copies that are trained, and all others are frozen.
+        trainable: names of those parameters.
+        probe: the head to begin with, and the scaling of features, which is not trained.
+        schedule: of the learning rate.
+        weight_decay: of weights; biases have none.
+        bfloat16: whether products are computed in it.
+    """
+
+    def __init__(
+        self,
+        network: TappedVgg,
+        trainable: Sequence[str],
+        probe: Probe,
+        schedule: LearningRateSchedule,
+        *,
+        weight_decay: float,
+        bfloat16: bool,
+    ) -> None:
+        self._network, self._schedule, self._bfloat16 = network, schedule, bfloat16
+        self.device = device = next(network.parameters()).device
+        scaling, head = probe.scaling, probe.head
+        self._scaling = Scaling(scaling.mean.to(device), scaling.deviation.to(device))
+        for name in trainable:
+            _make_trainable(network, name)
+        own = dict(network.named_parameters())
+        self._head_weight = nn.Parameter(head.weight.to(device, copy=True))
+        self._head_bias = nn.Parameter(head.bias.to(device, copy=True))
+        self._trained: dict[str, nn.Parameter] = {
+            **{name: own[name] for name in trainable},
+            _HEAD_WEIGHT: self._head_weight,
+            _HEAD_BIAS: self._head_bias,
+        }
+        self._sizes = [_size(parameter) for parameter in self._trained.values()]
+        self._best: dict[str, Tensor] = {}
+        self.keep_best()
+        self._optimiser = torch.optim.AdamW(
+            [
+                {
+                    "params": [parameter],
+                    "weight_decay": weight_decay if parameter.dim() > 1 else 0.0,
+                }
+                for parameter in self._trained.values()
+            ]
+        )
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Class scores, float32 (n, classes), of normalised images (n, C, H, W)."""
+        dtype = torch.bfloat16
+        with torch.autocast(self.device.type, dtype=dtype, enabled=self._bfloat16):
+            features, _ = self._network(images)
+        (vectors,) = features.values()  # (n, D) float32
+        return F.linear(self._scaling(vectors.float()), self._head_weight, self._head_bias)
+
+    def train_step(self, images: Tensor, classes: NDArray[np.int64], step: int) -> float:
+        """One step of the optimiser.
+
+        Args:
+            images: normalised, (n, C, H, W), on the device.
+            classes: int64 (n,).
+            step: its number; the first is 0.
+
+        Returns:
+            the loss before the step, a mean over the images.
+
+        Raises:
+            DeviceError: out of memory, or the loss is no number any more.
+        """
+        share = self._schedule.at(step)
+        for group, size in zip(self._optimiser.param_groups, self._sizes, strict=True):
+            group["lr"] = self._schedule.peak * size * share
+        with _memory_errors(self.device, len(images)):
+            targets = torch.from_numpy(classes).to(self.device)
+            loss = F.cross_entropy(self.logits(images), targets)
+            self._optimiser.zero_grad()
+            note_computing()
+            loss.backward()  # type: ignore[no-untyped-call] # torch has no types here
+            self._optimiser.step()
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise DeviceError(
+                f"training diverged: the loss of step {step} is {value}; take a smaller --lr, or "
+                "--precision float32, and --fresh"
+            )
+        return value
+
+    @torch.no_grad()
+    def evaluate(self, images: Tensor, classes: NDArray[np.int64]) -> MetricSums:
+        """How it does on images, (n, C, H, W) normalised, of classes int64 (n,)."""
+        with _memory_errors(self.device, len(images)):
+            logits = self.logits(images)
+        return MetricSums.of(logits, classes)
+
+    def keep_best(self) -> None:
+        """Remembers the trained parameters as the best."""
+        self._best = {name: one.detach().clone() for name, one in self._trained.items()}
+
+    def best_tensors(self) -> dict[str, Tensor]:
+        """The best trained parameters by name, with the head for features that are not scaled."""
+        head = LinearHead(self._best[_HEAD_WEIGHT], self._best[_HEAD_BIAS])
+        plain = head.unscaled(self._scaling)
+        return {**self._best, _HEAD_WEIGHT: plain.weight, _HEAD_BIAS: plain.bias}
+
+    def state(self) -> dict[str, Tensor]:
+        """All that the next step depends on but its number, and the best parameters."""
+        tensors = {_CURRENT + name: one.detach() for name, one in self._trained.items()}
+        tensors |= {_BEST + name: value for name, value in self._best.items()}
+        for name, parameter in self._trained.items():
+            moments = self._optimiser.state.get(parameter)
+            if moments:
+                tensors[_EXP_AVG + name] = moments["exp_avg"]
+                tensors[_EXP_AVG_SQ + name] = moments["exp_avg_sq"]
+        return tensors
+
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, Tensor], steps: int) -> None:
+        """Brings back what `state` gave after so many steps.
+
+        Raises:
+            KeyError, RuntimeError: it is the state of something else.
+        """
+        for name, parameter in self._trained.items():
+            parameter.copy_(state[_CURRENT + name])
+            self._best[name] = state[_BEST + name].to(self.device, copy=True)
+            if steps:
+                self._optimiser.state[parameter] = {
+                    "step": torch.tensor(float(steps)),
+                    "exp_avg": state[_EXP_AVG + name].to(self.device, copy=True),
+                    "exp_avg_sq": state[_EXP_AVG_SQ + name].to(self.device, copy=True),
+                }
+
+
+def _size(tensor: Tensor) -> float:
+    """Root mean square, or what stands for it where that is next to nothing."""
+    return max(float(tensor.detach().double().square().mean().sqrt()), _MIN_SIZE)
+
+
+def _make_trainable(network: nn.Module, name: str) -> None:
+    """Replaces a parameter that is part of a mapped file by a trainable copy."""
+    place, _, kind = name.rpartition(".")
+    module = network.get_submodule(place)
+    copy = getattr(module, kind).detach().clone(memory_format=torch.preserve_format)
+    setattr(module, kind, nn.Parameter(copy, requires_grad=True))
+
+
+@contextlib.contextmanager
+def _memory_errors(device: torch.device, images: int) -> Iterator[None]:
+    """Turns running out of a device's memory into a DeviceError that says what to do."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DeviceError(
+            f"{device} has no memory to train on {counted(images, 'image')} of a batch at once; "
+            "take a smaller --batch-size and --fresh, or train fewer layers"
+        ) from error

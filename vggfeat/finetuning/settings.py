@@ -1,0 +1,149 @@
+"""The settings of an adaptation, and their checks; no I/O, no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from vggfeat.core.settings import load_config, make_settings
+from vggfeat.core.vgg_layers import VARIANTS, layer_table
+from vggfeat.errors import UsageError
+from vggfeat.finetuning.augmentation import parse_jitter
+from vggfeat.finetuning.trainable_layers import Trainable, parse_trainable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vggfeat.core.layer_spec import LayerSpec
+    from vggfeat.core.settings import Settings
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptSettings:
+    """What is trained, and how; checked on construction.
+
+    Attributes:
+        network: the network and its images: one layer that is a vector, on which the head stands;
+            model, weights, channels, preprocessing, device, workers, limits.
+        trainable: what is trained, names separated by commas: see `parse_trainable`.
+        epochs: passes over the training images at most.
+        lr: largest learning rate, as a share of each tensor's own size.
+        weight_decay: of AdamW.
+        batch_size: images a step.
+        val_share: of each class that is held out for validation.
+        patience: epochs without a gain after which training stops early; 0 for never.
+        jitter: random augmentations of images, see `augment`; empty for none.
+        seed: of the split, the order and the augmentation.
+    """
+
+    network: Settings
+    trainable: str = "first"
+    epochs: int = 10
+    lr: float = 5e-3
+    weight_decay: float = 0.01
+    batch_size: int = 16
+    val_share: float = 0.2
+    patience: int = 5
+    jitter: str = ""
+    seed: int = 0
+    parts: Trainable = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        wrong = [*_wrong_numbers(self), *_wrong_network(self.network)]
+        try:
+            parse_jitter(self.jitter)
+        except UsageError as error:
+            wrong.append(str(error))
+        try:
+            deepest = self.network.specs[0].layer
+            parts = parse_trainable(self.trainable, self.network.model, deepest)
+            object.__setattr__(self, "parts", parts)
+        except UsageError as error:
+            wrong.append(str(error))
+        if wrong:
+            raise UsageError("; ".join(wrong))
+
+    @property
+    def spec(self) -> LayerSpec:
+        """On whose features the head stands."""
+        return self.network.specs[0]
+
+
+NUMBERS: Mapping[str, tuple[float, float]] = {
+    "epochs": (1, 100_000),
+    "lr": (0, 10),
+    "weight_decay": (0, 1),
+    "batch_size": (1, 65_536),
+    "val_share": (0, 0.9),
+    "patience": (0, 100_000),
+    "seed": (0, 2**31),
+}
+_ABOVE_THE_LEAST = ("lr", "val_share")
+_FRACTIONS = ("lr", "weight_decay", "val_share")
+
+
+def _wrong_numbers(settings: AdaptSettings) -> list[str]:
+    wrong = []
+    for name, (least, most) in NUMBERS.items():
+        value = getattr(settings, name)
+        fraction = name in _FRACTIONS
+        number = type(value) is int or (fraction and type(value) is float)
+        inside = number and least <= value <= most
+        if not inside or (value == least and name in _ABOVE_THE_LEAST):
+            begin = "above" if name in _ABOVE_THE_LEAST else "from"
+            kind = "number" if fraction else "whole number"
+            wrong.append(f"{name} is {value!r}; expected a {kind} {begin} {least:g} to {most:g}")
+    return wrong
+
+
+def _wrong_network(network: Settings) -> list[str]:
+    wrong = []
+    if len(network.specs) != 1:
+        wrong.append(f"layers {network.layers!r}: the head stands on one layer; name one")
+    pools = [str(spec) for spec in network.specs if spec.pool and spec.pool.name == "map"]
+    if pools or network.specs[0].layer.kind == "prob":
+        wrong.append(
+            f"layer {network.specs[0]} is no vector that a head could stand on; take a pool such "
+            "as avg, or a layer in front of prob"
+        )
+    if network.precision not in PRECISIONS:
+        wrong.append(
+            f"precision {network.precision} cannot be trained in; expected {', '.join(PRECISIONS)}"
+        )
+    for name, usual in (("fuse", ""), ("augment", ""), ("decode", "exact")):
+        if getattr(network, name) != usual:
+            wrong.append(f"{name} {getattr(network, name)} is for extract; leave it out")
+    if network.crop == "none":
+        wrong.append("crop none leaves images of unequal shapes; take center, pad or squash")
+    if network.device == "all" or "," in network.device:
+        wrong.append(f"device {network.device} names several; one is used for training")
+    return wrong
+
+
+def default_layer(model: str) -> str:
+    """The deepest convolution, averaged over positions.
+
+    Raises:
+        UsageError: no such model.
+    """
+    if model not in VARIANTS:
+        layer_table(model)  # which says so
+    return [layer.name for layer in layer_table(model) if layer.kind == "conv"][-1]
+
+
+def network_settings(config: str | None, flags: Mapping[str, Any]) -> Settings:
+    """See `make_settings`; without a layer the head stands on `default_layer`."""
+    values = load_config(config) if config is not None else {}
+    if flags.get("layers") or values.get("layers"):
+        return make_settings(config, flags)
+    settings = make_settings(config, {**flags, "layers": "pool5"})  # every model has it
+    return dataclasses.replace(settings, layers=default_layer(settings.model))
+
+
+DEFAULTS: Mapping[str, Any] = {
+    item.name: item.default for item in dataclasses.fields(AdaptSettings) if item.init
+}
+"""Of `AdaptSettings` by name."""

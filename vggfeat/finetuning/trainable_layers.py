@@ -1,0 +1,98 @@
+"""The trainable part of a network: layers as the user names them, and their parameters."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vggfeat.core.vgg_layers import Layer, layer_table
+from vggfeat.errors import UsageError
+from vggfeat.network.first_layer import ADAPTER, ADAPTER_BIAS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_ADAPTER, _ALL, _FIRST = "adapter", "all", "first"
+_BLOCKS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Trainable:
+    """Layers that are trained; all others are frozen.
+
+    Attributes:
+        adapter: whether an adapter in front of the network is trained.
+        layers: those that are trained, in the order of the network.
+    """
+
+    adapter: bool
+    layers: tuple[Layer, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """As the user may write them, in the order of the network."""
+        return (*([_ADAPTER] if self.adapter else []), *(layer.name for layer in self.layers))
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the trained parameters: weights and biases, those of batch normalisation too.
+
+        Its running statistics stay: small batches of other images would spoil them.
+        """
+        parts = [f"{layer.container}.{layer.index}" for layer in self.layers]
+        parts += [
+            f"{layer.container}.{layer.norm_index}"
+            for layer in self.layers
+            if layer.norm_index is not None
+        ]
+        adapter = (ADAPTER, ADAPTER_BIAS) if self.adapter else ()
+        return (*adapter, *(f"{part}.{kind}" for part in parts for kind in ("weight", "bias")))
+
+
+def parse_trainable(text: str, model: str, deepest: Layer) -> Trainable:
+    """What a list of names stands for.
+
+    Args:
+        text: names separated by commas: `adapter`, `first` (conv1_1), a layer, a block as `conv3`,
+            or `all` (layers).
+        model: VGG variant.
+        deepest: the layer that the head stands on; what lies behind it cannot be trained.
+
+    Raises:
+        UsageError: names all that are not known, that hold no weights, or that lie too deep.
+    """
+    table = layer_table(model)
+    within = table[: table.index(deepest) + 1]
+    known = _names(table)
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    wrong = [_with_guess(word, known) for word in words if word not in known and word != _ADAPTER]
+    if wrong or not words:
+        raise UsageError(
+            f"trainable {', '.join(wrong) or repr(text)} is not known in {model}; expected "
+            "adapter, first, a layer with weights such as conv3_2, a block such as conv3, or all"
+        )
+    deep = [w for w in words if w != _ALL and not set(known.get(w, within)) & set(within)]
+    if deep:
+        raise UsageError(
+            f"trainable {', '.join(deep)} lies behind {deepest.name}, on which the head stands and "
+            "where the network ends; name a deeper --layer, or leave it out"
+        )
+    chosen = {layer for word in words for layer in known.get(word, ())}
+    return Trainable(_ADAPTER in words, tuple(layer for layer in within if layer in chosen))
+
+
+def _names(table: Sequence[Layer]) -> Mapping[str, tuple[Layer, ...]]:
+    """Every name that stands for layers with weights."""
+    trainable = tuple(layer for layer in table if layer.kind in ("conv", "fc"))
+    names: dict[str, tuple[Layer, ...]] = {layer.name: (layer,) for layer in trainable}
+    for block in range(1, _BLOCKS + 1):
+        names[f"conv{block}"] = tuple(
+            layer for layer in trainable if layer.level == block and layer.kind == "conv"
+        )
+    return {**names, _FIRST: trainable[:1], _ALL: trainable}
+
+
+def _with_guess(word: str, known: Mapping[str, object]) -> str:
+    near = difflib.get_close_matches(word, [_ADAPTER, *known], n=1)
+    return f"{word!r} (did you mean {near[0]}?)" if near else repr(word)

@@ -1,0 +1,142 @@
+"""The training loop: epoch after epoch, until training is finished or asked to stop."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vggfeat.core.records import Progress
+from vggfeat.errors import InputError
+from vggfeat.finetuning.augmentation import augment, parse_jitter
+from vggfeat.finetuning.batch_order import batch_count, epoch_batches
+from vggfeat.finetuning.evaluation import MetricSums
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vggfeat.core.records import DecodedBatch
+    from vggfeat.core.signals import StopFlag
+    from vggfeat.finetuning.checkpointing import Checkpointer
+    from vggfeat.finetuning.dataset import BatchLoader, TrainingData
+    from vggfeat.finetuning.model import FineTunedNetwork
+    from vggfeat.finetuning.progress import TrainingState
+    from vggfeat.finetuning.settings import AdaptSettings
+
+log = logging.getLogger("vggfeat")
+
+
+@dataclass(slots=True)
+class Trainer:
+    """Trains a network, validates it after each epoch, and stops early where nothing is gained.
+
+    Attributes:
+        network: what is trained.
+        data: what it is trained on.
+        loader: of its images.
+        settings: epochs, patience, batch size, seed, augmentation.
+        checkpointer: saves the state.
+        stop: a signal, or the end of the time there is.
+        notice: called after each batch.
+    """
+
+    network: FineTunedNetwork
+    data: TrainingData
+    loader: BatchLoader
+    settings: AdaptSettings
+    checkpointer: Checkpointer
+    stop: StopFlag
+    notice: Callable[[Progress], None]
+    _slowest: float = 0.0
+    _failed: int = 0
+
+    def train(self, state: TrainingState) -> TrainingState:
+        """From a state to the end, or to where it had to stop, which is saved."""
+        self.checkpointer.start()
+        while not state.is_finished(self.settings.epochs, self.settings.patience):
+            done = len(state.epochs)
+            state = self._epoch(state)
+            if len(state.epochs) == done:  # stopped on the way
+                self.checkpointer.save(state)
+                break
+            self.checkpointer.save_if_due(state)
+        return state
+
+    def _goes_on(self) -> bool:
+        """Whether another batch may begin."""
+        return self.stop.allows(self._slowest)
+
+    def _epoch(self, state: TrainingState) -> TrainingState:
+        """The rest of an epoch; stopped on the way it comes back incomplete."""
+        settings, split = self.settings, self.data.split
+        epoch, number = len(state.epochs), state.batches
+        batches = epoch_batches(split, settings.batch_size, seed=settings.seed, epoch=epoch)
+        steps = batch_count(len(split.train), settings.batch_size)
+        sums = MetricSums.zero(self.data.class_count)
+        loaded = self.loader.load(batches[number:], self._goes_on)
+        started = time.monotonic()
+        while number < len(batches):
+            decoded = next(loaded, None) if self._goes_on() else None
+            if decoded is None:
+                return state
+            if number < steps:
+                state = self._train_batch(decoded, state, epoch * steps + number)
+                self.checkpointer.save_if_due(state)
+            else:
+                sums += self._validate_batch(decoded)
+            number += 1
+            self._slowest = max(self._slowest, time.monotonic() - started)
+            started = time.monotonic()
+            self._report_progress(epoch, number)
+        return self._finish_epoch(state, sums)
+
+    def _train_batch(self, decoded: DecodedBatch, state: TrainingState, step: int) -> TrainingState:
+        self._failed += len(decoded.failures)
+        if not len(decoded.rows):
+            return state.after_batch(0.0, 0)
+        settings, epoch = self.settings, len(state.epochs)
+        seeds = [(settings.seed, epoch, row) for row in decoded.rows.tolist()]
+        images = augment(self.loader.prepare(decoded), parse_jitter(settings.jitter), seeds)
+        loss = self.network.train_step(images, self.data.classes[decoded.rows], step)
+        return state.after_batch(loss, len(images))
+
+    def _validate_batch(self, decoded: DecodedBatch) -> MetricSums:
+        if not len(decoded.rows):
+            return MetricSums.zero(self.data.class_count)
+        images = self.loader.prepare(decoded)
+        return self.network.evaluate(images, self.data.classes[decoded.rows])
+
+    def _finish_epoch(self, state: TrainingState, sums: MetricSums) -> TrainingState:
+        if not sums.counts.sum():
+            raise InputError(
+                "none of the images held out can be decoded any more; are they still there?"
+            )
+        validation = sums.metrics()
+        best = state.best
+        if best is None or validation.is_better_than(best.validation):
+            self.network.keep_best()
+        state = state.after_epoch(validation)
+        _log_epoch(state, self.settings.epochs)
+        return state
+
+    def _report_progress(self, epoch: int, number: int) -> None:
+        split, size = self.data.split, self.settings.batch_size
+        steps = batch_count(len(split.train), size)
+        trained = min(number * size, len(split.train))
+        validated = min(max(number - steps, 0) * size, len(split.validation))
+        each = len(split.train) + len(split.validation)
+        done = max(0, epoch * each + trained + validated - self._failed)
+        self.notice(Progress(done, self._failed, each * self.settings.epochs))
+
+
+def _log_epoch(state: TrainingState, epochs: int) -> None:
+    last, best = state.epochs[-1], state.best
+    best_so_far = "" if best is None or best == last else (
+        f" (best {best.validation.accuracy:.3f} in epoch {best.number})"
+    )  # fmt: skip
+    log.info(
+        "epoch %d of %d: training loss %.4f, validation loss %.4f, accuracy %.3f%s",
+        last.number, epochs, last.train_loss, last.validation.loss, last.validation.accuracy,
+        best_so_far,
+    )  # fmt: skip

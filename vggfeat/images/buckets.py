@@ -1,0 +1,176 @@
+"""The images below addresses of object stores, as the sources name them."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+
+from vggfeat.core.file_names import (
+    HIDDEN_FOLDER,
+    HIDDEN_IMAGE,
+    IMAGE_EXTENSIONS,
+    UNSAFE_NAME,
+    archive_suffix,
+    extension,
+    first_few,
+    member_name,
+    remote_scheme,
+)
+from vggfeat.errors import InputError, UsageError
+from vggfeat.images.image_list import FileList
+from vggfeat.storage.object_store import RemoteEntry, RemoteError, list_folder, look_up
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+_Answer = TypeVar("_Answer")
+
+_ASKED_AT_ONCE = 16
+"""Requests under way while listing: each mostly waits for the network."""
+
+
+@dataclass(slots=True)
+class Objects:
+    """Objects found below addresses.
+
+    Attributes:
+        found: their addresses, sizes and times of last change.
+        skipped: those skipped, by extension or reason.
+        root: what all addresses have in common.
+    """
+
+    found: FileList = field(default_factory=FileList)
+    skipped: Counter[str] = field(default_factory=Counter)
+    root: bytes = b""
+
+    def take(self, entry: RemoteEntry) -> None:
+        """Keep an object of a folder if it is an image by its name, or count it."""
+        name = entry.address.rpartition("/")[2].encode(errors="surrogateescape")
+        kind = extension(name)
+        if not name:
+            return
+        if name.startswith(b"."):
+            if kind in IMAGE_EXTENSIONS:
+                self.skipped[HIDDEN_IMAGE] += 1
+            return
+        if kind in IMAGE_EXTENSIONS:
+            self.add(entry)
+        else:
+            self.skipped[os.fsdecode(archive_suffix(name) or kind)] += 1
+
+    def add(self, entry: RemoteEntry) -> None:
+        """Keep an object whatever its name."""
+        address = entry.address.encode(errors="surrogateescape")
+        self.found.add(address, entry.size, entry.mtime_ns)
+
+
+def find_objects(named: Sequence[str], listed: Sequence[str]) -> Objects:
+    """List what addresses name.
+
+    Args:
+        named: of folders, read with all below them, or of objects; each must be there.
+        listed: of objects; one that is not there is found with size 0, to become a failed row.
+
+    Raises:
+        UsageError: of several stores, or of one that is not read.
+        InputError: an address is missing, denied or an archive, or the store does not answer.
+    """
+    schemes = {remote_scheme(address) for address in (*named, *listed)}
+    if len(schemes) > 1:
+        raise UsageError(
+            f"sources are of several stores ({', '.join(sorted(schemes))}); one run reads one "
+            "store: make a cache of each, and merge them"
+        )
+    objects = Objects()
+    with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
+        folders, lone = _sort(pool, named)
+        for entry in lone:
+            objects.add(entry)
+        for address, found in zip(listed, _look_up_all(pool, listed), strict=True):
+            there = found if found is not None and not found.folder else None
+            size, time = (there.size, there.mtime_ns) if there else (0, 0)
+            objects.found.add(os.fsencode(address), size, time)
+        _walk(pool, folders, objects)
+    objects.root = _common_root(schemes.pop(), folders, [*listed, *(one.address for one in lone)])
+    return objects
+
+
+def _sort(pool: ThreadPoolExecutor, named: Sequence[str]) -> tuple[list[str], list[RemoteEntry]]:
+    """Folders and lone objects among what must be there."""
+    folders, lone, missing, archives = [], [], [], []
+    plain = [address.rstrip("/") for address in named]
+    for address, found in zip(plain, _look_up_all(pool, plain), strict=True):
+        if found is None:
+            missing.append(repr(address))
+        elif found.folder:
+            folders.append(address)
+        elif archive_suffix(os.fsencode(address)):
+            archives.append(repr(address))
+        else:
+            lone.append(found)
+    if missing:
+        raise InputError(
+            f"cannot find {first_few(missing)}; expected folders or objects of a bucket, each with "
+            "something below it"
+        )
+    if archives:
+        raise InputError(
+            f"archives are not read in object stores: {first_few(archives)}; copy them here, or "
+            "unpack them there"
+        )
+    return folders, lone
+
+
+def _look_up_all(
+    pool: ThreadPoolExecutor, addresses: Sequence[str]
+) -> Iterable[RemoteEntry | None]:
+    if not addresses:
+        return []
+    return list(pool.map(lambda address: _ask(look_up, address), addresses))
+
+
+def _walk(pool: ThreadPoolExecutor, folders: Iterable[str], objects: Objects) -> None:
+    """Take the images below folders, one depth after the other."""
+    waiting = sorted(set(folders))
+    seen = set(waiting)
+    while waiting:
+        below: set[str] = set()
+        for entries in pool.map(lambda folder: _ask(list_folder, folder), waiting):
+            for entry in entries:
+                if not entry.folder and entry.address.endswith("/"):
+                    continue  # what consoles make to show an empty folder
+                if not _is_plain(entry.address):
+                    objects.skipped[UNSAFE_NAME] += 1
+                elif not entry.folder:
+                    objects.take(entry)
+                elif entry.address.rpartition("/")[2].startswith("."):
+                    objects.skipped[HIDDEN_FOLDER] += 1
+                else:
+                    below.add(entry.address)
+        waiting = sorted(below - seen)
+        seen |= below
+
+
+def _is_plain(address: str) -> bool:
+    """Whether no part of the name is empty, `.` or `..`, which no path of a file could be."""
+    name = address.partition("://")[2].encode(errors="surrogateescape")
+    return member_name(name) == name
+
+
+def _ask(question: Callable[[str], _Answer], address: str) -> _Answer:
+    try:
+        return question(address)
+    except RemoteError as error:
+        raise InputError(
+            f"cannot list {address!r}: {error}; look at its name, and at the credentials and the "
+            "endpoint that the environment names"
+        ) from error
+
+
+def _common_root(scheme: str, folders: Iterable[str], lone: Iterable[str]) -> bytes:
+    parents = [address.rpartition("/")[0] for address in lone]
+    names = [address.partition("://")[2] for address in (*folders, *parents)]
+    return f"{scheme}://{os.path.commonpath(names)}".encode(errors="surrogateescape")

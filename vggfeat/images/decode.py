@@ -1,0 +1,145 @@
+"""From the bytes of an image file to the pixels the network sees: uint8 or uint16 (H, W, C).
+
+Usual images, 8-bit RGB by their full scale, stay with Pillow all the way, so what becomes of them
+equals torchvision's own transform byte for byte. Whatever is wrong with a file's content ends in a
+`DecodeError` with a short reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import re
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from vggfeat.errors import DecodeError
+from vggfeat.images.corruptions import alter
+from vggfeat.images.intensity import develop
+from vggfeat.images.pillow import load_rgb, pillow_to_ourselves
+from vggfeat.images.raw_values import is_of_values, read_raster
+from vggfeat.images.resize import fit, fit_pixels, too_large
+from vggfeat.images.streams import open_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from vggfeat.core.preprocessing import Preprocess
+    from vggfeat.images.intensity import Raster
+
+READ_AT_ONCE: Final = 1 << 26
+"""Bytes of a file that are held in memory to be hashed and decoded in one reading."""
+
+REASON_LENGTH: Final = 150
+"""Most characters in a reason."""
+
+_LONGEST_NUMBER = 20  # digits
+_BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+_HEADER_ONLY = ("PNG", "JPEG", "TIFF", "BMP", "GIF")  # opening these costs nothing, however large
+
+
+def pixel_type(preprocess: Preprocess) -> type[np.uint8 | np.uint16]:
+    """The type of decoded pixels."""
+    return np.uint8 if preprocess.depth == 8 else np.uint16  # noqa: PLR2004 bits
+
+
+def decode_file(path: bytes, preprocess: Preprocess, max_pixels: int) -> NDArray[Any]:
+    """The pixels of the image file `path`; see `decode`.
+
+    Raises:
+        DecodeError: there is no such regular file, it may not be read, or it holds no image.
+    """
+    with open_file(path) as stream:
+        return decode(stream, preprocess, max_pixels)
+
+
+def read_digest(stream: BinaryIO) -> tuple[bytes, BinaryIO]:
+    """SHA-256 of all bytes of a stream, and a stream of the same bytes to decode from.
+
+    Up to 64 MiB are read once and kept; of more, only the digest is.
+    """
+    start = stream.read(READ_AT_ONCE)
+    digest = hashlib.sha256(start)
+    if len(start) < READ_AT_ONCE:
+        return digest.digest(), io.BytesIO(start)
+    while block := stream.read(1 << 20):
+        digest.update(block)
+    return digest.digest(), stream
+
+
+def decode(stream: BinaryIO, preprocess: Preprocess, max_pixels: int) -> NDArray[Any]:
+    """The first image in a seekable stream: its channels, turned, altered, resized and cut.
+
+    While it runs, Pillow's pixel limit and the warning filters of the process are its own, so
+    other threads that use Pillow should not run beside it; worker processes may.
+
+    Returns:
+        uint8, or uint16 for `depth=16`, (H, W, `preprocess.channels`), RGB where those are 3;
+        C-contiguous and writable. H = W = `preprocess.size`, but for `crop="none"`, where that is
+        the shorter side.
+
+    Raises:
+        DecodeError: empty, no image, truncated, damaged, of other channels than asked for, or more
+            than `max_pixels` pixels.
+    """
+    with as_decode_errors(stream, max_pixels):
+        if preprocess.usual and not is_of_values(stream):
+            image = alter(load_rgb(stream, preprocess), preprocess.augment)
+            return np.array(fit(image, preprocess, max_pixels, preprocess.fill))
+        raster = read_raster(stream, preprocess, max_pixels)
+        return finish(raster, preprocess, max_pixels)
+
+
+def finish(raster: Raster, preprocess: Preprocess, max_pixels: int) -> NDArray[Any]:
+    """What `decode` makes of an image's values; see there."""
+    pixels = develop(raster, preprocess)
+    if preprocess.augment:  # which settings allow for 8-bit RGB alone
+        pixels = np.asarray(alter(Image.fromarray(pixels), preprocess.augment))
+    return fit_pixels(pixels, preprocess, max_pixels)
+
+
+@contextlib.contextmanager
+def as_decode_errors(stream: BinaryIO, max_pixels: int) -> Iterator[None]:
+    """Turns whatever is wrong with a file's content into a `DecodeError` with a short reason."""
+    with pillow_to_ourselves(max_pixels):
+        try:
+            yield
+        except DecodeError:
+            raise
+        except _BOMBS as error:
+            raise DecodeError(_bomb(stream, str(error), max_pixels)) from error
+        except Exception as error:  # plugins raise nearly anything on broken data
+            raise DecodeError(_reason(error)) from error
+
+
+def _bomb(stream: BinaryIO, complaint: str, max_pixels: int) -> str:
+    """The reason for a file that Pillow finds too large, with its sides where they can be had."""
+    Image.MAX_IMAGE_PIXELS = None
+    with contextlib.suppress(Exception):  # the sides are a courtesy; the reason stands anyway
+        width, height = Image.open(stream, formats=_HEADER_ONLY).size
+        if width * height > max_pixels:
+            return too_large("decompression bomb", f"{width} x {height}", max_pixels)
+    found = re.search(r"\d+", complaint)
+    # A header may claim numbers of any length.
+    count = found[0] if found and len(found[0]) <= _LONGEST_NUMBER else "too many"
+    return too_large("decompression bomb", count, max_pixels)
+
+
+def _reason(error: Exception) -> str:
+    """One printable line that says what Pillow did not like."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image Pillow can read"
+    text = _one_line(str(error))
+    if isinstance(error, EOFError) or "truncated" in text.lower():
+        return _one_line(f"truncated: {text}")
+    return _one_line(f"{type(error).__name__}: {text}" if text else type(error).__name__)
+
+
+def _one_line(text: str) -> str:
+    printable = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+    return printable[:REASON_LENGTH]

@@ -1,0 +1,105 @@
+"""The images below folders of this machine."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from vggfeat.core.file_names import (
+    HIDDEN_FOLDER,
+    HIDDEN_IMAGE,
+    IMAGE_EXTENSIONS,
+    NOT_REGULAR,
+    archive_suffix,
+    extension,
+    quoted,
+)
+from vggfeat.images.image_list import FileList
+from vggfeat.images.streams import is_unnamed_dicom
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+@dataclass(slots=True)
+class FolderWalk:
+    """Images below folders. Links to folders wait until all real folders are read."""
+
+    found: FileList = field(default_factory=FileList)
+    skipped: Counter[str] = field(default_factory=Counter)
+    unreadable: list[str] = field(default_factory=list)
+    _seen: set[tuple[int, int]] = field(default_factory=set)
+    _links: list[bytes] = field(default_factory=list)
+
+    def read(self, folders: Iterable[bytes]) -> None:
+        """Read all `folders` and what is below them, then what links in them lead to."""
+        for folder in sorted(folders, key=lambda path: (os.path.islink(path), path)):
+            self._read_tree(folder)
+        while self._links:
+            links, self._links = sorted(self._links), []
+            for link in links:
+                self._read_tree(link)
+
+    def _read_tree(self, top: bytes) -> None:
+        waiting = [top]
+        while waiting:
+            waiting += sorted(self._read_folder(waiting.pop()), reverse=True)
+
+    def _read_folder(self, folder: bytes) -> list[bytes]:
+        """Take the images of one folder, and return the real folders in it."""
+        try:
+            status = os.stat(folder)
+            identity = (status.st_dev, status.st_ino)
+            if identity in self._seen:
+                return []
+            self._seen.add(identity)
+            with os.scandir(folder) as listing:
+                entries = list(listing)
+        except OSError as error:
+            self.unreadable.append(f"{quoted(folder)} ({error.strerror})")
+            return []
+        folders = []
+        for entry in entries:
+            if entry.name.startswith(b"."):
+                self._count_hidden(entry)
+            elif not self._is_folder(entry):
+                self._take(entry)
+            elif entry.is_symlink():
+                self._links.append(entry.path)
+            else:
+                folders.append(entry.path)
+        return folders
+
+    def _count_hidden(self, entry: os.DirEntry[bytes]) -> None:
+        if self._is_folder(entry):
+            self.skipped[HIDDEN_FOLDER] += 1
+        elif extension(entry.name) in IMAGE_EXTENSIONS:
+            self.skipped[HIDDEN_IMAGE] += 1
+
+    def _is_folder(self, entry: os.DirEntry[bytes]) -> bool:
+        try:
+            return entry.is_dir()
+        except PermissionError:
+            # A link into a place we may not look at: a folder of images for all we know, unless
+            # it is named like an image. As a folder it is reported; as an image it fails later.
+            return extension(entry.name) not in IMAGE_EXTENSIONS
+        except OSError:  # a link that leads to itself
+            return False
+
+    def _take(self, entry: os.DirEntry[bytes]) -> None:
+        kind = extension(entry.name)
+        if kind not in IMAGE_EXTENSIONS and not is_unnamed_dicom(entry.path):
+            self.skipped[os.fsdecode(archive_suffix(entry.name) or kind)] += 1
+            return
+        try:
+            status = entry.stat()
+        except OSError:  # a broken link, or gone already: a row that fails and says so
+            self.found.add(entry.path, 0, 0)
+            return
+        if stat.S_ISREG(status.st_mode):
+            self.found.add(entry.path, status.st_size, status.st_mtime_ns)
+        else:
+            self.skipped[NOT_REGULAR] += 1

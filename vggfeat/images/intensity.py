@@ -1,0 +1,213 @@
+"""From the values in a file to levels between black and white: windows, percentiles, full scale.
+
+Values are in the file's own units (Hounsfield units, counts, grey levels); levels are the integers
+0 to 255 or 0 to 65535 that the network's input is made of.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from vggfeat.core.preprocessing import RGB
+from vggfeat.errors import DecodeError
+from vggfeat.images.clahe import equalise
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from vggfeat.core.intensity_options import Tones
+    from vggfeat.core.preprocessing import Preprocess
+
+BYTE: Final = 255
+WORD: Final = 65535
+
+_TABLE_BYTES = 2  # integers of so many bytes are looked up in a table of all there are
+# Red, green and blue in the luma of ITU-R BT.601, in 65,536ths: as Pillow has them, to the bit.
+_LUMA = (19595, 38470, 7471)
+_LUMA_BITS = 16
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Range:
+    """The values that become black and white.
+
+    Attributes:
+        black: and all below.
+        white: and all above; where it is `black`, all above that.
+    """
+
+    black: float
+    white: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Raster:
+    """The values of an image as its file has them, upright.
+
+    Attributes:
+        values: (H, W, C), any integers or floats; of colours red, green, blue.
+        scale: what the file or its format says is black and white; None where nothing does.
+        kind: format and kind of pixels, such as `PNG I;16`.
+        bits: of a value in the file.
+        inverted: small values are bright.
+        padding: bool (H, W), where values are no part of the image and belong to no window; None
+            for nowhere.
+    """
+
+    values: NDArray[Any]
+    scale: Range | None
+    kind: str
+    bits: int
+    inverted: bool = False
+    padding: NDArray[np.bool_] | None = None
+
+    @property
+    def own(self) -> NDArray[Any]:
+        """The values without padding: (H, W, C), or (n, C) where some are left out."""
+        return self.values if self.padding is None else self.values[~self.padding]
+
+
+def develop(raster: Raster, preprocess: Preprocess) -> NDArray[Any]:
+    """Levels of as many channels as the network takes.
+
+    Args:
+        raster: of as many channels, or of one where RGB is wanted, or of RGB where grey is.
+        preprocess: its channels, depth, window, clip and clahe.
+
+    Returns:
+        uint8 or uint16 (H, W, `preprocess.channels`); writable only where it is a copy.
+
+    Raises:
+        DecodeError: of another number of channels.
+    """
+    raster = with_channels(raster, preprocess.channels)
+    values, own = raster.values, raster.own
+    # One range for grey and for colours, which it must not tint; bands of other kinds have nothing
+    # in common.
+    count = 1 if values.shape[2] in (1, RGB) else values.shape[2]
+    parts = zip(np.split(values, count, axis=2), np.split(own, count, axis=-1), strict=True)
+    levels = [
+        to_levels(part, find_range(shown, raster.scale, preprocess.tones), preprocess.white)
+        for part, shown in parts
+    ]
+    found = levels[0] if len(levels) == 1 else np.concatenate(levels, axis=2)
+    if raster.inverted:
+        found = preprocess.white - found
+    if preprocess.clahe is not None:
+        found = equalise(found, *preprocess.clahe)
+    if raster.padding is not None:  # black, whatever the values mean
+        found = np.where(raster.padding[..., None], found.dtype.type(0), found)
+    if found.shape[2] != preprocess.channels:  # grey, which equalising need not do three times
+        found = np.repeat(found, preprocess.channels, axis=2)
+    return found
+
+
+def with_channels(raster: Raster, channels: int) -> Raster:
+    """The raster with colours as luma where one channel is wanted.
+
+    Raises:
+        DecodeError: it has another number of channels, and is not grey where RGB is wanted.
+    """
+    have = raster.values.shape[2]
+    if have == channels or (have == 1 and channels == RGB):
+        return raster
+    if have == RGB and channels == 1:
+        return replace(raster, values=luma(raster.values))
+    raise DecodeError(
+        f"{raster.kind} of {have} channel{'s' * (have != 1)}; expected {channels} (--channels)"
+    )
+
+
+def luma(values: NDArray[Any]) -> NDArray[Any]:
+    """ITU-R BT.601's luma of red, green and blue, (H, W, 3) to (H, W, 1) of the same type.
+
+    Integers up to 32 bits are rounded as Pillow rounds them in 8.
+    """
+    if values.dtype.kind == "f":
+        weighted = sum(values[..., band] * (part / 65536) for band, part in enumerate(_LUMA))
+        return np.asarray(weighted, values.dtype)[..., None]
+    total = np.full(values.shape[:2], 1 << (_LUMA_BITS - 1), np.int64)
+    for band, part in enumerate(_LUMA):
+        total += values[..., band].astype(np.int64) * part
+    return (total >> _LUMA_BITS).astype(values.dtype)[..., None]
+
+
+def find_range(values: NDArray[Any], scale: Range | None, tones: Tones) -> Range:
+    """What becomes black and white: by the window, by percentiles, by the file, by its values."""
+    if tones.window is not None:
+        level, width = tones.window
+        return Range(level - width / 2, level + width / 2)
+    if tones.clip is not None:
+        finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
+        low, high = np.percentile(finite, tones.clip) if finite.size else (0.0, 0.0)
+        return Range(float(low), float(high))
+    return scale or by_values(values)
+
+
+def by_values(values: NDArray[Any]) -> Range:
+    """Black and white where no file says what they are, from what there is.
+
+    Floats within [0, 1] go from 0 to 1; anything within [0, 255] from 0 to 255; integers within
+    [0, 65535] from 0 to 65535; anything else from its least to its largest, infinities aside.
+    """
+    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
+    if not finite.size:
+        return Range(0.0, 0.0)
+    low, high, whole = float(finite.min()), float(finite.max()), values.dtype.kind in "iu"
+    if low >= 0:
+        if high <= 1 and not whole:
+            return Range(0.0, 1.0)
+        if high <= BYTE:
+            return Range(0.0, float(BYTE))
+        if high <= WORD and whole:
+            return Range(0.0, float(WORD))
+    return Range(low, high)
+
+
+def to_levels(values: NDArray[Any], found: Range, top: int) -> NDArray[Any]:
+    """Values as levels from 0 to `top`, to the nearest.
+
+    Args:
+        values: (…), integers or floats. NaN becomes 0, infinities count as the finite extremes.
+        found: what becomes 0 and `top`.
+        top: 255 or 65535.
+
+    Returns:
+        uint8 or uint16 (…).
+    """
+    if values.dtype.kind in "iu" and values.dtype.itemsize <= _TABLE_BYTES:
+        kind = np.iinfo(values.dtype)
+        if (found.black, found.white, top) == (0, BYTE, kind.max):
+            return values
+        table = _exact_levels(np.arange(kind.min, kind.max + 1), found, top)
+        taken: NDArray[Any] = table[values.astype(np.int32) - kind.min]
+        return taken
+    return _exact_levels(values, found, top)
+
+
+def _exact_levels(values: NDArray[Any], found: Range, top: int) -> NDArray[Any]:
+    exact: NDArray[Any] = values.astype(np.float64)
+    nothing = np.isnan(exact)
+    finite = exact[np.isfinite(exact)]
+    if not finite.size:
+        nothing[...] = True
+    elif finite.size < exact.size:
+        exact = exact.clip(finite.min(), finite.max())
+    if found.white > found.black:
+        exact = (exact.clip(found.black, found.white) - found.black) * (
+            top / (found.white - found.black)
+        )
+    else:
+        exact = (exact > found.black) * float(top)
+    exact = np.rint(exact)
+    exact[nothing] = 0
+    return exact.astype(np.uint8 if top == BYTE else np.uint16)
+
+
+def grey_bytes(values: NDArray[Any], scale: Range | None, *, inverted: bool) -> NDArray[np.uint8]:
+    """Values of one channel, (H, W), as 8-bit grey by the file's scale or by themselves."""
+    levels: NDArray[np.uint8] = to_levels(values, scale or by_values(values), BYTE)
+    return BYTE - levels if inverted else levels

@@ -1,0 +1,253 @@
+"""Image files through Pillow: opened, bounded, upright, and what is transparent on white."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
+
+import numpy as np
+from PIL import Image, PngImagePlugin
+
+from vggfeat.errors import DecodeError
+from vggfeat.images.intensity import WORD, Range, grey_bytes
+from vggfeat.images.pillow_state import pillow_as_installed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from PIL import ImageFile
+
+    from vggfeat.core.preprocessing import Preprocess
+
+UPRIGHT: Final = 1
+"""The EXIF orientation of an image that is stored as it is to be seen."""
+
+_GAP = 2  # how many times the size needed a JPEG must stay when it is shrunk while decoding
+_LONGEST_TEXT = 1 << 24  # bytes of one text or profile in a PNG; Pillow's own limit is 1 MiB
+_ORIENTATION = 0x0112
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _PLANES = 258, 262, 284  # tags of a TIFF
+_WHITE_IS_ZERO, _SEPARATE = 0, 2
+_TWELVE_BITS = 4095
+_EIGHT, _SIXTEEN, _LONG = 8, 16, 32  # bits
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_INVERSE = {6: 8, 8: 6}  # all others undo themselves
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Loaded:
+    """An image whose pixels are decoded.
+
+    Attributes:
+        image: as it is stored, in Pillow's mode of the file.
+        turn: the EXIF orientation that is still to be undone; `UPRIGHT` for none.
+    """
+
+    image: Image.Image
+    turn: int
+
+
+@contextlib.contextmanager
+def pillow_to_ourselves(max_pixels: int) -> Iterator[None]:
+    """Have Pillow as installed, with our limits: raise where it would warn of them, else silent.
+
+    Pillow checks right after a header is read, the outer one and those inside: an ICO, for one,
+    is decoded while it is opened.
+    """
+    limit, text_limit = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK
+    Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK = max_pixels, _LONGEST_TEXT
+    with warnings.catch_warnings(), pillow_as_installed():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK = limit, text_limit
+
+
+def load_rgb(stream: BinaryIO, preprocess: Preprocess) -> Image.Image:
+    """The whole image in mode RGB, upright if `preprocess.exif` says so."""
+    image = open_image(stream)
+    match_key_to_pixels(image)
+    loaded = load(image, preprocess)
+    return upright(Loaded(rgb(loaded.image), loaded.turn))
+
+
+def load(image: ImageFile.ImageFile, preprocess: Preprocess) -> Loaded:
+    """Decode an image that was opened; of a JPEG only what is needed, where that is asked for."""
+    _draft(image, preprocess)
+    # Pillow turns a TIFF while loading it and drops the tag: then there is nothing left to do, but
+    # something to undo.
+    turned = _orientation(image) if image.format == "TIFF" else UPRIGHT
+    with _silent_stderr() if image.format == "TIFF" else contextlib.nullcontext():
+        image.load()
+    if preprocess.exif == "apply":
+        return Loaded(image, _orientation(image))
+    return Loaded(image, _INVERSE.get(turned, turned))
+
+
+def _draft(image: ImageFile.ImageFile, preprocess: Preprocess) -> None:
+    """Has libjpeg leave out colours that are not wanted, and with `fast` the finest frequencies."""
+    if image.format not in ("JPEG", "MPO"):
+        return
+    mode = "L" if preprocess.channels == 1 else None
+    # Of what is cut too few pixels would be left; and noise is another one at another scale, as
+    # are percentiles and histograms.
+    shrinks = preprocess.decode == "fast" and not (
+        preprocess.augment or preprocess.clip or preprocess.clahe
+    )
+    size = _small_enough(image.size, preprocess) if shrinks else None
+    if mode or size:
+        image.draft(mode, size)
+
+
+def _small_enough(size: tuple[int, int], preprocess: Preprocess) -> tuple[int, int] | None:
+    """Sides that leave enough pixels for a resize; None if those of the file are no more."""
+    needed = preprocess.resize or preprocess.size
+    side = max(size) if preprocess.crop == "pad" else min(size)
+    factor = side // (_GAP * needed)
+    # Pillow takes the largest of 8, 4, 2, 1 that leaves no side smaller than asked for.
+    return (size[0] // factor, size[1] // factor) if factor > 1 else None
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Has libtiff, which writes what it dislikes to standard error by itself, write to nowhere."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # closed already, as some daemons start their children
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def open_image(stream: BinaryIO) -> ImageFile.ImageFile:
+    """The first image of a stream, of which only the header is read.
+
+    Raises:
+        DecodeError: empty, a program, or laid out in a way that Pillow gets wrong.
+    """
+    stream.seek(0)
+    if not stream.read(1):
+        raise DecodeError("empty file")
+    image = Image.open(stream)
+    if image.format == "EPS":
+        raise DecodeError("EPS, a program for Ghostscript; it is not run")
+    if has_planes(image) and bits_of(image) == _SIXTEEN and image.tile[0][0] == "raw":
+        raise DecodeError("TIFF with 16-bit channels in separate planes; expected interleaved ones")
+    return image
+
+
+def has_planes(image: Image.Image) -> bool:
+    """Whether a TIFF holds its channels one after the other, and not pixel by pixel."""
+    return bool(_tag(image, _PLANES) == _SEPARATE and len(image.getbands()) > 1)
+
+
+def bits_of(image: Image.Image) -> int:
+    """Bits of a channel in the file."""
+    tag = _tag(image, _BITS_PER_SAMPLE)
+    if isinstance(tag, tuple) and tag and isinstance(tag[0], int):
+        return tag[0]
+    if image.mode == "1":
+        return 1
+    if image.mode.startswith("I;16") or ";16" in raw_mode(image):
+        return _SIXTEEN
+    return _LONG if image.mode in ("I", "F") else _EIGHT
+
+
+def raw_mode(image: Image.Image) -> str:
+    """How pixels lie in the file, as Pillow names it; empty where it does not say."""
+    tile: Any = getattr(image, "tile", None)
+    arguments = tile[0][3] if tile else ""
+    raw = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return raw if isinstance(raw, str) else ""
+
+
+def scale_of(image: Image.Image) -> Range | None:
+    """Black and white of an image of one channel; None for 32-bit integers and floats."""
+    # Before version 11.3 Pillow gave 16-bit PNG as 32-bit integers, and still does so for PGM.
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+        return None
+    twelve = _tag(image, _BITS_PER_SAMPLE) == (12,)
+    return Range(0, _TWELVE_BITS if twelve else WORD)
+
+
+def is_inverted(image: Image.Image) -> bool:
+    """Whether a TIFF of more than 8 bits has white as zero; Pillow sees to those of 8 itself."""
+    return image.mode[0] in "IF" and _tag(image, _PHOTOMETRIC) == _WHITE_IS_ZERO
+
+
+def _tag(image: Image.Image, tag: int) -> Any:
+    return getattr(image, "tag_v2", {}).get(tag)
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 where there is none or it makes no sense."""
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # noqa: BLE001 broken EXIF says nothing about the pixels, which may be fine
+        return 1
+    return value if isinstance(value, int) and value in _TURNS else 1
+
+
+def upright(loaded: Loaded) -> Image.Image:
+    """The image turned as it is to be seen."""
+    turn = _TURNS.get(loaded.turn)
+    return loaded.image if turn is None else loaded.image.transpose(turn)
+
+
+def match_key_to_pixels(image: ImageFile.ImageFile) -> None:
+    """Bring a PNG's transparent colour, given in the file's bit depth, to that of the pixels."""
+    key = image.info.get("transparency")
+    if image.format != "PNG" or key is None:
+        return
+    raw = raw_mode(image)
+    if raw in ("L;2", "L;4"):
+        image.info["transparency"] = key * (85 if raw == "L;2" else 17)
+    elif raw == "RGB;16B":  # Pillow keeps the upper byte of each channel
+        image.info["transparency"] = tuple(value >> 8 for value in key)
+
+
+def rgb(image: Image.Image) -> Image.Image:
+    """`image` in mode RGB; what is transparent shows white.
+
+    Sixteen unsigned bits are divided by 257. Of 32-bit integers and floats no file says what white
+    is, so it goes by what they hold: see `levels.by_values`.
+    """
+    if image.mode[0] in "IF":
+        values = np.asarray(image)
+        grey = grey_bytes(values, scale_of(image), inverted=is_inverted(image))
+        key = image.info.get("transparency")
+        if key is not None:
+            grey = np.where(values == key, np.uint8(255), grey)
+        return Image.fromarray(grey).convert("RGB")
+    if image.has_transparency_data:
+        return _on_white(image)
+    # convert() copies even what is RGB already.
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if image.mode == "La":  # Pillow would go by L, and lose what is transparent
+        image = image.convert("LA")
+    layer = image.convert("RGBA")
+    white = Image.new("RGB", layer.size, "white")
+    white.paste(layer, mask=layer)
+    return white

@@ -1,0 +1,379 @@
+"""What the user names, folders, files, archives and lists, as one sorted manifest of images."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import sys
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+
+from vggfeat.core.file_names import (
+    HIDDEN_FOLDER,
+    HIDDEN_IMAGE,
+    MEMBER_MARK,
+    NOT_REGULAR,
+    UNSAFE_NAME,
+    archive_suffix,
+    first_few,
+    hidden_text,
+    local_path,
+    member_name,
+    path_text,
+    quoted,
+    remote_scheme,
+)
+from vggfeat.core.path_list import read_paths
+from vggfeat.core.records import ImageRef
+from vggfeat.core.text import counted
+from vggfeat.errors import DecodeError, InputError, UsageError, VggfeatError
+from vggfeat.images.archives import Listing, Places, list_archive, with_members
+from vggfeat.images.buckets import find_objects
+from vggfeat.images.folders import FolderWalk
+from vggfeat.images.image_list import FileList, sorted_order, taken_in_order
+from vggfeat.images.streams import open_file
+from vggfeat.storage.lock_file import refuse_open_lock
+from vggfeat.storage.object_store import read_object
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from contextlib import AbstractContextManager
+
+    from numpy.typing import NDArray
+
+
+_HIDDEN = (HIDDEN_IMAGE, HIDDEN_FOLDER)
+
+log = logging.getLogger("vggfeat")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Manifest:
+    """All images of a run, in the order of their rows.
+
+    Attributes:
+        root: absolute folder that the paths are relative to, or its address in an object store.
+        paths: relative to the root, `/` as separator, sorted by their bytes, each once; those of
+            members are `ARCHIVE!MEMBER`.
+        sizes: int64 (N,), bytes, of members unpacked; 0 where the file could not be looked at.
+        mtimes: int64 (N,), nanoseconds since 1970, of members that of the archive; 0 likewise.
+        skipped: how many files in folders and archives were skipped, by lower-case extension
+            without the dot ('' for none); `NOT_REGULAR` counts what is no file at all,
+            `UNSAFE_NAME` members whose names lead out of the archive, `HIDDEN_IMAGE` and
+            `HIDDEN_FOLDER` images and folders whose names begin with a dot.
+        places: where members lie; None if all rows are files of their own.
+    """
+
+    root: bytes
+    paths: tuple[bytes, ...]
+    sizes: NDArray[np.int64]
+    mtimes: NDArray[np.int64]
+    skipped: Mapping[str, int]
+    places: Places | None = None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, row: int) -> ImageRef:
+        return ImageRef(self.paths[row], int(self.sizes[row]), int(self.mtimes[row]))
+
+    def absolute(self, row: int) -> bytes:
+        """Where the image of `row` lies, `/path/ARCHIVE!MEMBER` for a member."""
+        return os.path.join(self.root, self.paths[row])
+
+    def open(self, row: int) -> AbstractContextManager[BinaryIO]:
+        """The bytes of the image of `row` as a stream that can seek.
+
+        Entering raises `DecodeError` where they cannot be had. It may be called in any process,
+        also a forked one, but by one thread at a time.
+        """
+        if self.places is None or not self.places.is_member(row):
+            size, mtime_ns = int(self.sizes[row]), int(self.mtimes[row])
+            return open_file(self.absolute(row), size, mtime_ns)
+        return self.places.open(row)
+
+    def spread(self, count: int) -> NDArray[np.int64]:
+        """Rows at even distances from the first to the last, int64 (n,), up to `count` of them."""
+        rows = np.linspace(0, len(self) - 1, min(count, len(self))).astype(np.int64)
+        return np.unique(rows)
+
+    def reading_ranks(self) -> NDArray[np.int64] | None:
+        """The place of each row, int64 (N,), in the order to read them in; None for their own.
+
+        A compressed tar can be read forward only: taken in the order of its names it would be
+        unpacked from its beginning again and again.
+        """
+        if self.places is None or not self.places.forward_only:
+            return None
+        return self.places.reading_ranks()
+
+
+def discover(
+    sources: Sequence[str | os.PathLike[str]],
+    *,
+    root: str | None = None,
+    stdin: BinaryIO | None = None,
+) -> Manifest:
+    """List the images that `sources` name.
+
+    Args:
+        sources: each a folder, read with all below it; a tar or zip archive; any other file, taken
+            whatever its extension; `ARCHIVE!MEMBER`, one member of an archive; `@LIST`, a file
+            with a path a line; or `-`, such a list from standard input. A file called `-` or `@x`
+            is `./-` or `./@x`, or a `Path`, which is never taken for a list. Each may be a
+            `file:` address. Or addresses of folders and objects in one object store, such as `s3://bucket/folder`.
+        root: what paths are made relative to; by default the one folder named, or what all
+            folders and files have in common.
+        stdin: stands in for standard input.
+
+    A list whose data holds a NUL byte is separated by NULs, else by line ends, and may have
+    comments; see `core.path_list.read_paths`. Its relative paths start at the current directory.
+    What it names and does not exist stays in the manifest with size 0, to become a failed row. In
+    folders, names with a leading dot are skipped, links are followed, each real folder is read
+    once, and archives are not looked into.
+
+    Raises:
+        InputError: a source is missing or cannot be read, an archive is damaged, a path is outside
+            `root`, or there is not one image.
+        UsageError: a list is no list of paths; sources are of several stores, or a store's package
+            is not installed.
+    """
+    named = _read_names(sources, stdin)
+    root = None if root is None else local_path(root)
+    if named.addresses or named.objects:
+        return _discover_objects(named, sources, root)
+    walk = FolderWalk()
+    walk.read(named.folders)
+    if walk.unreadable:
+        raise InputError(
+            f"cannot read {first_few(walk.unreadable)}; every folder must be readable, or images "
+            "would be missing from the file"
+        )
+    found = walk.found.extended(named.files)
+    listings = _list_archives(named)
+    skipped = sum((listing.skipped for listing in listings), walk.skipped)
+    if not len(found) and not any(listing.names for listing in listings):
+        raise InputError(_nothing_found(sources, skipped))
+    base = _common_root(named) if root is None else _absolute(os.fsencode(root))
+    return _manifest(found, listings, base, dict(sorted(skipped.items())))
+
+
+def tell_skipped(manifest: Manifest) -> None:
+    """Note in the log what was skipped in folders, archives and object stores."""
+    hidden = hidden_text(manifest.skipped)
+    others = {kind: n for kind, n in manifest.skipped.items() if kind not in _HIDDEN}
+    if others:
+        kinds = ", ".join(f"{kind or 'no extension'} {n}" for kind, n in others.items())
+        total = sum(others.values())
+        what = "that is not an image" if total == 1 else "that are not images"
+        log.info("skipped %s %s: %s", counted(total, "file"), what, kinds)
+    if hidden:
+        log.info("skipped %s; name them as sources to take them", hidden)
+
+
+def _discover_objects(
+    named: _Named, sources: Sequence[str | os.PathLike[str]], root: str | None
+) -> Manifest:
+    local = sorted({*named.folders, *named.files, *named.whole, *named.wanted})
+    if local:
+        raise UsageError(
+            f"sources are both in an object store and here ({first_few(map(quoted, local))}); "
+            "make a cache of each, and merge them"
+        )
+    objects = find_objects(named.addresses, named.objects)
+    if not len(objects.found):
+        raise InputError(_nothing_found(sources, objects.skipped))
+    base = objects.root if root is None else os.fsencode(root.rstrip("/"))
+    return _manifest(objects.found, [], base, dict(sorted(objects.skipped.items())))
+
+
+def _manifest(
+    found: FileList,
+    listings: Sequence[Listing],
+    root: bytes,
+    skipped: Mapping[str, int],
+) -> Manifest:
+    """Sort absolute paths, make them relative, and bring all else into their order."""
+    paths, facts = found.paths, found.facts()  # (N,), (N, 2)
+    places = None
+    if listings:
+        paths, facts, places = with_members(paths, facts, listings)
+    prefix = root if root.endswith(b"/") else root + b"/"
+    outside = sorted(path for path in paths if not path.startswith(prefix))
+    if outside:
+        raise InputError(
+            f"not below root {os.fsdecode(root)!r}: {first_few(map(quoted, outside))}; name a "
+            "root that holds all images, or leave it out"
+        )
+    order = sorted_order(paths)
+    return Manifest(
+        root=root,
+        paths=taken_in_order(paths, order, len(prefix)),
+        sizes=facts[order, 0],
+        mtimes=facts[order, 1],
+        skipped=skipped,
+        places=None if places is None else replace(places, table=places.table[order]),
+    )
+
+
+def _list_archives(named: _Named) -> list[Listing]:
+    """Look through all archives that are named, or of which members are."""
+    listings, broken = [], []
+    for path in sorted({*named.whole, *named.wanted}):
+        whole = path in named.whole
+        try:
+            listing = list_archive(path, whole=whole, wanted=named.wanted.get(path, frozenset()))
+        except VggfeatError:
+            raise
+        except OSError as error:
+            broken.append(f"{quoted(path)} ({error.strerror or error})")
+            continue
+        if whole and listing.damage:
+            broken.append(
+                f"{quoted(path)} ({listing.damage}; {counted(len(listing.names), 'image')} before)"
+            )
+        listings.append(listing)
+    if broken:
+        raise InputError(
+            f"cannot read {first_few(broken)}; every archive must be whole, or images would be "
+            "missing from the file; get it anew, or list what is wanted of it as ARCHIVE!MEMBER"
+        )
+    return listings
+
+
+@dataclass(slots=True)
+class _Named:
+    """What the sources name, absolute: folders to walk, files with size and time, archives.
+
+    Of the archives in `whole` all images are meant, of those in `wanted` the members by name.
+    `addresses` in object stores must be there, `objects` are listed and need not.
+    """
+
+    folders: set[bytes] = field(default_factory=set)
+    files: FileList = field(default_factory=FileList)
+    whole: set[bytes] = field(default_factory=set)
+    wanted: dict[bytes, set[bytes]] = field(default_factory=dict)
+    addresses: list[str] = field(default_factory=list)
+    objects: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+    def add(self, path: bytes, *, listed: bool) -> None:
+        """Sort `path` under folders or files; only a listed one need not exist."""
+        if remote_scheme(path):
+            (self.objects if listed else self.addresses).append(os.fsdecode(path))
+            return
+        where = _absolute(path)
+        try:
+            status = os.stat(where)
+        except OSError as error:
+            archive, name = _split_member(where)
+            if name:
+                self.wanted.setdefault(archive, set()).add(name)
+            elif listed:
+                self.files.add(where, 0, 0)
+            else:
+                self.missing.append(f"{quoted(path)} ({error.strerror})")
+            return
+        if stat.S_ISDIR(status.st_mode):
+            self.folders.add(where)
+        elif stat.S_ISREG(status.st_mode) and archive_suffix(where):
+            self.whole.add(where)
+        else:
+            self.files.add(where, status.st_size, status.st_mtime_ns)
+
+
+def _split_member(path: bytes) -> tuple[bytes, bytes]:
+    """An archive that exists and the plain name of a member; the name is b'' if `path` is none."""
+    at = path.find(MEMBER_MARK)
+    while at >= 0:
+        archive = path[:at]
+        if archive_suffix(archive) and os.path.isfile(archive):
+            return archive, member_name(path[at + 1 :])
+        at = path.find(MEMBER_MARK, at + 1)
+    return b"", b""
+
+
+def _read_names(sources: Sequence[str | os.PathLike[str]], stdin: BinaryIO | None) -> _Named:
+    named = _Named()
+    for source in sources:
+        text = os.fspath(source)
+        if isinstance(source, str) and (text == "-" or text.startswith("@")):
+            try:
+                data = _stdin(stdin).read() if text == "-" else _contents(text[1:])
+            except (OSError, DecodeError) as error:
+                named.missing.append(f"{text!r} ({getattr(error, 'strerror', None) or error})")
+                continue
+            name = "the list on standard input" if text == "-" else f"list {text[1:]!r}"
+            for path in read_paths(data, name, os.path.lexists, local_path):
+                named.add(path, listed=True)
+        elif text:
+            named.add(os.fsencode(path_text(source)), listed=False)
+        else:  # an unset shell variable; the current directory is hardly meant
+            named.missing.append("'' (an empty name)")
+    if named.missing:
+        raise InputError(
+            f"cannot find {first_few(named.missing)}; expected folders, image files, archives, "
+            "@LIST or -"
+        )
+    return named
+
+
+def _contents(path: str) -> bytes:
+    path = local_path(path)
+    if remote_scheme(path):
+        return read_object(path)
+    refuse_open_lock(path, "list")
+    with open(path, "rb") as stream:
+        return stream.read()
+
+
+def _stdin(given: BinaryIO | None) -> BinaryIO:
+    stream: BinaryIO | None = given or getattr(sys.stdin, "buffer", None)
+    if stream is None:  # as some daemons start their children
+        raise OSError("standard input is closed")
+    return stream
+
+
+def _absolute(path: bytes) -> bytes:
+    # POSIX lets two leading slashes mean something of their own; Linux does not.
+    return b"/" + os.path.abspath(path).lstrip(b"/")
+
+
+def _common_root(named: _Named) -> bytes:
+    lone = (*named.files, *named.whole, *named.wanted)
+    parents = {os.path.dirname(path) for path in lone}
+    return os.path.commonpath([*named.folders, *parents])
+
+
+def _nothing_found(sources: Sequence[str | os.PathLike[str]], skipped: Mapping[str, int]) -> str:
+    where = first_few(repr(os.fspath(source)) for source in sources) or "no sources"
+    if not skipped:
+        return f"no images in {where}; expected folders, image files, archives, @LIST or -"
+    hidden = hidden_text(skipped)
+    skipped = {kind: count for kind, count in skipped.items() if kind not in _HIDDEN}
+    if not skipped:
+        return f"no images in {where} but {hidden}; name them as sources to take them"
+    order = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
+    kinds = first_few(f"{count} {_kind(kind)}" for kind, count in order)
+    total = sum(skipped.values())
+    suffixes = [kind for kind, _ in order if archive_suffix(b"." + os.fsencode(kind))]
+    hints = []
+    if suffixes:
+        hints.append(f"archives are read where they are named themselves (DIR/*.{suffixes[0]})")
+    if len(suffixes) < len(order):
+        hints.append("name them in an @LIST to take them all the same")
+    if hidden:
+        hints.append(f"there are {hidden}, which are taken where they are named themselves")
+    return (
+        f"no images in {where}; {counted(total, 'file')} skipped because of the extension "
+        f"({kinds}); " + "; ".join(hints)
+    )
+
+
+def _kind(key: str) -> str:
+    if key in (NOT_REGULAR, UNSAFE_NAME):
+        return key
+    return f".{key}" if key else "without"

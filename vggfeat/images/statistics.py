@@ -1,0 +1,308 @@
+"""Mean and deviation of images as the network gets them, and what values their files hold."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from vggfeat.core.isolation import isolated
+from vggfeat.core.records import FailedImage, Progress
+from vggfeat.core.resources import usable_cores
+from vggfeat.core.text import counted
+from vggfeat.errors import InputError
+from vggfeat.images.batch_plan import plan_batches
+from vggfeat.images.decode import as_decode_errors, finish
+from vggfeat.images.histogram import Histogram, ValueCounts, count_values
+from vggfeat.images.pillow_state import own_plugins
+from vggfeat.images.raw_values import read_raster
+from vggfeat.images.sources import discover, tell_skipped
+from vggfeat.images.worker_pool import decode_batches
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from vggfeat.core.preprocessing import Preprocess
+    from vggfeat.core.settings import Settings
+    from vggfeat.images.sources import Manifest
+
+PERCENTILES: Final = (0.1, 0.5, 1.0, 5.0, 25.0, 50.0, 75.0, 95.0, 99.0, 99.5, 99.9)
+"""Of the files' values."""
+
+FAILURES_KEPT: Final = 100
+
+_SLOTS = 64  # images that are given out together
+_WINDOWED = (0.5, 99.5)  # percentiles that a window is proposed from
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """Pixels of one channel of the network's input, in [0, 1].
+
+    Attributes:
+        mean: of all pixels of all images.
+        std: likewise, of the population.
+        minimum, maximum: likewise.
+    """
+
+    mean: float
+    std: float
+    minimum: float
+    maximum: float
+
+
+@dataclass(frozen=True, slots=True)
+class FileValues:
+    """The values in the files, in their own units, of as many channels as the network takes.
+
+    Attributes:
+        minimum, maximum: of finite values.
+        percentiles: of all values of all files together, by percentage.
+        exact: the percentiles are of every value; else of a sample spread over each image, as
+            of values that are no whole numbers of 16 bits.
+        kinds: format and pixels, such as `PNG I;16`, and how many files of each.
+        bits: of a channel in the file, and how many files of each.
+    """
+
+    minimum: float
+    maximum: float
+    percentiles: Mapping[str, float]
+    exact: bool
+    kinds: Mapping[str, int]
+    bits: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class PixelStats:
+    """What `vggfeat stats` shows.
+
+    Attributes:
+        images: that were measured.
+        failed: that could not be decoded.
+        failures: the first hundred of those.
+        pixels: of a channel, of all images.
+        channels: one each.
+        values: in the files.
+        settings: how the images were read, by the names of settings, with the `mean` and `std`
+            that were found; what `extract` takes as a configuration.
+    """
+
+    images: int
+    failed: int
+    failures: tuple[FailedImage, ...]
+    pixels: int
+    channels: tuple[Channel, ...]
+    values: FileValues
+    settings: Mapping[str, int | str | tuple[float, ...]]
+
+    @property
+    def window(self) -> tuple[float, float]:
+        """Level and width from the 0.5th to the 99.5th percentile of the files' values."""
+        low, high = (self.values.percentiles[f"{at:g}"] for at in _WINDOWED)
+        return (low + high) / 2, high - low
+
+
+@isolated()
+def stats(
+    sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    settings: Settings,
+    *,
+    sample: int | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> PixelStats:
+    """Measures images exactly as a run with these settings would read them.
+
+    Pixels are integers, so their sums and sums of squares are kept as such: nothing is rounded,
+    however many there are, and the order of the images changes nothing.
+
+    Args:
+        sources: folders, files, archives, `@list.txt`, or `-`; see `sources.discover`.
+        settings: size, crop, channels, depth, window, clip, clahe and whatever else tells how an
+            image is read; workers. Their mean and std matter to the fill of `crop="pad"` alone.
+        sample: images at most, spread over all; None for all.
+        on_progress: called now and then.
+
+    Raises:
+        InputError: a source is missing, there is no image, or none can be decoded.
+    """
+    listed = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
+    manifest = discover(listed)
+    tell_skipped(manifest)
+    rows = manifest.spread(len(manifest) if sample is None else sample)
+    ranks = manifest.reading_ranks()
+    plan = plan_batches(rows, min(_SLOTS, len(rows)), None if ranks is None else ranks[rows])
+    workers = usable_cores() if settings.workers == "auto" else settings.workers
+    sums = _Sums(settings.preprocess().channels)
+    for images, _ in decode_batches(
+        plan,
+        None,
+        _measuring(manifest, settings),
+        workers=min(workers, len(rows)),
+        timeout=settings.decode_timeout,
+        goes_on=lambda: True,
+    ):
+        for image in images:
+            sums.add(image.pixels, FailedImage(manifest[image.row].name, image.reason))
+        if on_progress is not None:
+            on_progress(Progress(sums.images, sums.failed, len(rows)))
+    if not sums.images:
+        first = sums.failures[0]
+        raise InputError(
+            f"none of {counted(sums.failed, 'image')} can be read; the first is {first.path!r}: "
+            f"{first.reason}"
+        )
+    return sums.result(settings)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Measured:
+    """One image.
+
+    Attributes:
+        pixels: of a channel.
+        sums: uint64 (C,), of the pixels.
+        squares: uint64 (C,), of their squares.
+        lowest, highest: (C,), of the pixels.
+        values: of the file.
+        kind, bits: see `levels.Raster`.
+    """
+
+    pixels: int
+    sums: NDArray[np.uint64]
+    squares: NDArray[np.uint64]
+    lowest: NDArray[np.unsignedinteger]
+    highest: NDArray[np.unsignedinteger]
+    values: ValueCounts
+    kind: str
+    bits: int
+
+
+def _measuring(manifest: Manifest, settings: Settings) -> Callable[[int], tuple[bytes, _Measured]]:
+    preprocess, max_pixels = settings.preprocess(), settings.max_pixels
+    own_plugins()  # here, and not in every process anew
+
+    def measure(row: int) -> tuple[bytes, _Measured]:
+        with manifest.open(row) as stream, as_decode_errors(stream, max_pixels):
+            raster = read_raster(stream, preprocess, max_pixels)
+            pixels = finish(raster, preprocess, max_pixels)
+        channels = pixels.reshape(-1, pixels.shape[2])  # (H * W, C)
+        exact = channels.astype(np.uint64)
+        return b"", _Measured(
+            pixels=len(channels),
+            sums=exact.sum(axis=0),
+            squares=(exact * exact).sum(axis=0),
+            lowest=channels.min(axis=0),
+            highest=channels.max(axis=0),
+            values=count_values(raster.own),
+            kind=raster.kind,
+            bits=raster.bits,
+        )
+
+    return measure
+
+
+class _Sums:
+    """What all images come to."""
+
+    def __init__(self, channels: int) -> None:
+        self.images = self.failed = self.pixels = 0
+        self.failures: list[FailedImage] = []
+        # Of any size: Python's own integers.
+        self._sums, self._squares = [0] * channels, [0] * channels
+        self._lowest, self._highest = [math.inf] * channels, [-math.inf] * channels
+        self._values = Histogram()
+        self._kinds: Counter[str] = Counter()
+        self._bits: Counter[str] = Counter()
+
+    def add(self, found: _Measured | None, otherwise: FailedImage) -> None:
+        """Adds an image, or where there is none its failure."""
+        if found is None:
+            self.failed += 1
+            if self.failed <= FAILURES_KEPT:
+                self.failures.append(otherwise)
+            return
+        self.images += 1
+        self.pixels += found.pixels
+        for channel in range(len(self._sums)):
+            self._sums[channel] += int(found.sums[channel])
+            self._squares[channel] += int(found.squares[channel])
+            self._lowest[channel] = min(self._lowest[channel], int(found.lowest[channel]))
+            self._highest[channel] = max(self._highest[channel], int(found.highest[channel]))
+        self._values.add(found.values)
+        self._kinds[found.kind] += 1
+        self._bits[str(found.bits)] += 1
+
+    def result(self, settings: Settings) -> PixelStats:
+        preprocess = settings.preprocess()
+        channels = tuple(self._channel(at, preprocess.white) for at in range(len(self._sums)))
+        found = self._values.percentiles(PERCENTILES)
+        return PixelStats(
+            images=self.images,
+            failed=self.failed,
+            failures=tuple(self.failures),
+            pixels=self.pixels,
+            channels=channels,
+            values=FileValues(
+                minimum=float(self._values.lowest),
+                maximum=float(self._values.highest),
+                percentiles={
+                    f"{at:g}": value for at, value in zip(PERCENTILES, found, strict=True)
+                },
+                exact=self._values.exact,
+                kinds=dict(self._kinds.most_common()),
+                bits=dict(self._bits.most_common()),
+            ),
+            settings=_settings(settings, preprocess, channels),
+        )
+
+    def _channel(self, at: int, white: int) -> Channel:
+        # n * squares - sum^2 is a whole number: nothing cancels.
+        spread = self.pixels * self._squares[at] - self._sums[at] ** 2
+        return Channel(
+            mean=self._sums[at] / (self.pixels * white),
+            std=math.sqrt(spread / self.pixels**2) / white,
+            minimum=self._lowest[at] / white,
+            maximum=self._highest[at] / white,
+        )
+
+
+def _settings(
+    settings: Settings, preprocess: Preprocess, channels: Sequence[Channel]
+) -> dict[str, int | str | tuple[float, ...]]:
+    found: dict[str, int | str | tuple[float, ...]] = {
+        "channels": preprocess.channels,
+        "depth": preprocess.depth,
+        "size": preprocess.size,
+        "crop": preprocess.crop,
+        "exif": preprocess.exif,
+        "decode": preprocess.decode,
+    }
+    if preprocess.resize is not None:
+        found["resize"] = preprocess.resize
+    for name in ("window", "clip", "clahe", "augment"):
+        if text := getattr(settings, name):
+            found[name] = text
+    found["mean"] = tuple(_rounded(channel.mean) for channel in channels)
+    found["std"] = tuple(_rounded(channel.std) for channel in channels)
+    return found
+
+
+def _rounded(value: float) -> float:
+    """To six digits that count: of images in 16 bits that use few of them both are small."""
+    return float(f"{value:.6g}")
+
+
+def as_config(found: PixelStats) -> str:
+    """The settings as a TOML file that `--config` takes."""
+    lines = [f"# Measured by vggfeat stats on {counted(found.images, 'image')}."]
+    for name, value in found.settings.items():
+        shown = json.dumps(list(value) if isinstance(value, tuple) else value)
+        lines.append(f"{name} = {shown}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,388 @@
+"""Images decoded in processes of our own, none of which can take the run down with it.
+
+A worker that dies costs one more attempt at the image it was at, and one that hangs costs that
+image. Pixels come through memory the processes share, all else as small messages, one channel a
+worker, so that a worker killed in the middle of anything leaves nothing locked and nothing half
+said.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import multiprocessing
+import os
+import signal
+import time
+import warnings
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from multiprocessing.connection import wait
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vggfeat.core.child_processes import detach, end, is_stopped
+from vggfeat.core.exhaustion import PROCESSES, exhaustion_of, told
+from vggfeat.errors import DecodeError, VggfeatError
+from vggfeat.images.batch_plan import EMPTY
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator
+    from multiprocessing.connection import Connection
+
+    from numpy.typing import NDArray
+
+    DecodeRow = Callable[[int], tuple[bytes, Any]]
+
+_POLL_SECONDS = 0.1
+_TASKS_AHEAD = 2  # one at work, one waiting, so that no worker waits for its next
+_LARGEST_TASK = 16  # images
+_ATTEMPTS = 2
+_AT_REST = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """What came of one image.
+
+    Attributes:
+        slot: of its batch.
+        row: of the cache.
+        digest: SHA-256 of its bytes, empty if they could not be read.
+        reason: why it failed, empty if it did not.
+        pixels: what `decode_row` gave, as a rule uint8 or uint16 (H, W, C); None if it failed.
+    """
+
+    slot: int
+    row: int
+    digest: bytes
+    reason: str
+    pixels: Any
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """Images of one batch for one worker: (slot, row) each."""
+
+    batch: int
+    images: tuple[tuple[int, int], ...]
+
+
+@dataclass(slots=True)
+class _Worker:
+    """A process, the tasks it was given, and how long it was watched without getting on."""
+
+    pid: int
+    place: int
+    channel: Connection[Any, Any]
+    tasks: deque[_Task] = field(default_factory=deque)
+    watched: float = 0.0
+    at: tuple[int, int] = (_AT_REST, 0)
+
+
+def decode_batches(
+    plan: NDArray[np.int64],
+    shape: tuple[int, ...] | None,
+    decode_row: DecodeRow,
+    *,
+    workers: int,
+    timeout: float,
+    goes_on: Callable[[], bool],
+    dtype: type[np.generic] = np.uint8,
+) -> Iterator[tuple[list[Image], float]]:
+    """Starts decoding at the call, and yields the batches in the order of the plan.
+
+    Args:
+        plan: int64 (batches, B), the row in each slot, or `EMPTY`.
+        shape: of every image, (H, W, C); None if they differ, and are sent and not shared.
+        decode_row: a row's digest and pixels; raises DecodeError.
+        workers: processes; 0 decodes in this one, without a limit of time.
+        timeout: seconds an image may take before it fails and its process is killed.
+        goes_on: asked while waiting; if it says no, there are no more batches.
+        dtype: of the pixels, where they have a shape.
+
+    Returns:
+        of each batch its images in the order of their slots, and the seconds their decoding took;
+        pixels are valid until the next batch is asked for.
+
+    Raises:
+        VggfeatError: processes die again and again before they decode anything.
+    """
+    if not workers:
+        return _decode_here(plan, decode_row)
+    pool = _Pool(
+        plan, shape, decode_row, workers=workers, timeout=timeout, goes_on=goes_on, dtype=dtype
+    )
+    return pool.batches()
+
+
+def _decode_here(
+    plan: NDArray[np.int64], decode_row: DecodeRow
+) -> Iterator[tuple[list[Image], float]]:
+    for batch in plan:
+        started = time.perf_counter()
+        images = [_decode(decode_row, slot, row) for slot, row in _filled(batch)]
+        yield images, time.perf_counter() - started
+
+
+def _filled(batch: NDArray[np.int64]) -> list[tuple[int, int]]:
+    return [(slot, row) for slot, row in enumerate(batch.tolist()) if row != EMPTY]
+
+
+def _decode(decode_row: DecodeRow, slot: int, row: int) -> Image:
+    try:
+        digest, pixels = decode_row(row)
+    except DecodeError as error:
+        return Image(slot, row, error.digest, str(error), None)
+    return Image(slot, row, digest, "", pixels)
+
+
+class _Pool:
+    """The parent's side: hands out tasks, collects what comes of them, replaces the dead."""
+
+    def __init__(
+        self,
+        plan: NDArray[np.int64],
+        shape: tuple[int, ...] | None,
+        decode_row: DecodeRow,
+        *,
+        workers: int,
+        timeout: float,
+        goes_on: Callable[[], bool],
+        dtype: type[np.generic],
+    ) -> None:
+        slots = plan.shape[1]
+        self._plan, self._decode_row = plan, decode_row
+        self._timeout, self._goes_on = timeout, goes_on
+        self._task_size = max(1, min(_LARGEST_TASK, -(-slots // workers)))
+        ahead = -(-workers * _TASKS_AHEAD * self._task_size // slots)
+        self._buffers = min(len(plan), ahead + 1)
+        self._pixels = None if shape is None else _shared((self._buffers, slots, *shape), dtype)
+        # Of each worker: the row it is at, and a number that is another one for every image.
+        self._at = _shared((workers, 2), np.int64)
+        self._at[:, 0] = _AT_REST
+        self._next_batch = 0  # the first whose tasks are not made yet
+        self._given = 0  # batches that were yielded
+        self._waiting: deque[_Task] = deque()
+        self._images: dict[int, list[Image]] = {}
+        self._missing: dict[int, int] = {}
+        self._seconds: Counter[int] = Counter()
+        self._deaths: Counter[int] = Counter()
+        self._in_vain = 0
+        self._polled = time.monotonic()
+        self._workers: list[_Worker] = []
+        try:
+            for place in range(workers):
+                self._workers.append(self._fork(place))
+            self._hand_out()
+        except BaseException:
+            self._close()
+            raise
+
+    def batches(self) -> Iterator[tuple[list[Image], float]]:
+        """See `decode_batches`."""
+        batches = self._batches()
+        next(batches)  # so that closing it, or losing sight of it, ends the processes
+        return batches
+
+    def _batches(self) -> Generator[tuple[list[Image], float], None, None]:
+        try:
+            yield [], 0.0
+            for batch in range(len(self._plan)):
+                self._polled = time.monotonic()
+                while self._missing.get(batch, 1):
+                    if not self._goes_on():
+                        return
+                    self._wait()
+                    self._hand_out()
+                images = sorted(self._images.pop(batch), key=lambda image: image.slot)
+                del self._missing[batch]
+                yield images, float(self._seconds.pop(batch, 0.0))
+                self._given = batch + 1  # its memory is free again
+                self._hand_out()
+        finally:
+            self._close()
+
+    def _hand_out(self) -> None:
+        """Gives each worker tasks until it has one at work and one waiting."""
+        while True:
+            worker = min(self._workers, key=lambda worker: len(worker.tasks))
+            if len(worker.tasks) >= _TASKS_AHEAD:
+                return
+            while not self._waiting:  # a batch may hold no image at all
+                if not self._make_tasks():
+                    return
+            task = self._waiting.popleft()
+            worker.tasks.append(task)
+            with contextlib.suppress(OSError):  # it is dead, which the next wait will find
+                worker.channel.send(task)
+
+    def _make_tasks(self) -> bool:
+        """Cuts the next batch, if there is memory for it, into tasks."""
+        batch = self._next_batch
+        if batch == len(self._plan) or batch >= self._given + self._buffers:
+            return False
+        self._next_batch += 1
+        filled = _filled(self._plan[batch])
+        self._images[batch], self._missing[batch] = [], len(filled)
+        for start in range(0, len(filled), self._task_size):
+            self._waiting.append(_Task(batch, tuple(filled[start : start + self._task_size])))
+        return True
+
+    def _wait(self) -> None:
+        by_channel = {worker.channel: worker for worker in self._workers}
+        for channel in wait(list(by_channel), _POLL_SECONDS):
+            self._receive(by_channel[channel])  # type: ignore[index] # no sockets were given
+        now = time.monotonic()
+        # Only time in which we ourselves run counts: a stopped run is no hanging image.
+        passed = min(now - self._polled, 2 * _POLL_SECONDS)
+        self._polled = now
+        for worker in list(self._workers):
+            self._watch(worker, passed)
+
+    def _watch(self, worker: _Worker, passed: float) -> None:
+        at = (int(self._at[worker.place, 0]), int(self._at[worker.place, 1]))
+        if at != worker.at or not worker.tasks:
+            worker.at, worker.watched = at, 0.0
+            return
+        worker.watched += passed
+        if worker.watched <= self._timeout:
+            return
+        if at[0] == _AT_REST or is_stopped(worker.pid):  # then no image is to blame
+            self._replace(worker)
+            return
+        reason = f"decoding took longer than {self._timeout:g} s (--decode-timeout)"
+        self._replace(worker, blamed=reason)
+
+    def _receive(self, worker: _Worker) -> None:
+        try:
+            found = worker.channel.recv()
+        except (EOFError, OSError):
+            self._replace(worker)
+            return
+        if isinstance(found, BaseException):
+            raise found
+        images, seconds = found
+        task = worker.tasks.popleft()
+        self._in_vain = 0
+        self._seconds[task.batch] += seconds
+        for slot, row, digest, reason, pixels in images:
+            if not reason and self._pixels is not None:
+                pixels = self._pixels[task.batch % self._buffers, slot]  # noqa: PLW2901 same thing
+            self._keep(task.batch, Image(slot, row, digest, reason, pixels))
+
+    def _keep(self, batch: int, image: Image) -> None:
+        self._images[batch].append(image)
+        self._missing[batch] -= 1
+
+    def _replace(self, worker: _Worker, blamed: str = "") -> None:
+        """Another process in the place of one that died, or that is to die because it hangs.
+
+        One that stands still between two images, or was stopped from outside, costs no image.
+        """
+        stopped = not blamed and is_stopped(worker.pid)
+        ended = end(worker.pid)
+        worker.channel.close()
+        row = _AT_REST if stopped else int(self._at[worker.place, 0])
+        self._at[worker.place, 0] = _AT_REST
+        self._in_vain += 1
+        if self._in_vain > _ATTEMPTS * (len(self._workers) + _LARGEST_TASK):
+            raise VggfeatError(
+                f"decoding processes end again and again before they decode anything (the last "
+                f"{ended}); is memory short? Try fewer --workers, or 0"
+            )
+        again: list[_Task] = []
+        for task in worker.tasks:
+            again += self._without(task, row, blamed or ended, at_once=bool(blamed))
+            row = _AT_REST  # it was at the first of them
+        self._waiting.extendleft(reversed(again))
+        self._workers[worker.place] = self._fork(worker.place)
+        self._hand_out()
+
+    def _without(self, task: _Task, row: int, why: str, *, at_once: bool) -> list[_Task]:
+        """What is to be done again of a task; the guilty image alone, or not at all."""
+        guilty = [image for image in task.images if image[1] == row]
+        if not guilty:
+            return [task]
+        self._deaths[row] += 1
+        others = tuple(image for image in task.images if image[1] != row)
+        again = [_Task(task.batch, others)] if others else []
+        if at_once or self._deaths[row] >= _ATTEMPTS:
+            reason = why if at_once else f"its decoding process {why}, {_ATTEMPTS} times"
+            self._keep(task.batch, Image(guilty[0][0], row, b"", reason, None))
+        else:
+            again.append(_Task(task.batch, tuple(guilty)))
+        return again
+
+    def _fork(self, place: int) -> _Worker:
+        ours, theirs = multiprocessing.Pipe()
+        parent = os.getpid()
+        with warnings.catch_warnings():
+            # Python 3.12 warns of forking with threads about; these children only read and decode.
+            warnings.filterwarnings("ignore", "(?s).*use of fork.*", DeprecationWarning)
+            try:
+                pid = os.fork()
+            except BlockingIOError as error:
+                raise told(PROCESSES, error) from error
+        if pid:
+            theirs.close()
+            return _Worker(pid, place, ours)
+        try:
+            detach(parent)
+            ours.close()
+            for worker in self._workers:
+                worker.channel.close()
+            self._work(theirs, self._at[place])
+        except (EOFError, OSError):
+            pass  # the parent is gone, or wants no more
+        finally:
+            os._exit(0)
+
+    def _work(self, channel: Connection[Any, Any], at: NDArray[np.int64]) -> None:
+        """The child's side: tasks in, one answer each."""
+        while True:
+            task: _Task = channel.recv()
+            started = time.perf_counter()
+            try:
+                images = [self._decode_into(task.batch, *image, at) for image in task.images]
+            except Exception as error:  # noqa: BLE001 a defect, which the parent raises
+                channel.send(_portable(error))
+                return
+            channel.send((images, time.perf_counter() - started))
+
+    def _decode_into(
+        self, batch: int, slot: int, row: int, at: NDArray[np.int64]
+    ) -> tuple[int, int, bytes, str, Any]:
+        at[:] = row, at[1] + 1
+        image = _decode(self._decode_row, slot, row)
+        pixels = image.pixels
+        if pixels is not None and self._pixels is not None:
+            self._pixels[batch % self._buffers, slot] = pixels
+            pixels = None
+        at[0] = _AT_REST
+        return slot, row, image.digest, image.reason, pixels
+
+    def _close(self) -> None:
+        for worker in self._workers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker.pid, signal.SIGKILL)
+        for worker in self._workers:
+            end(worker.pid)
+            worker.channel.close()
+
+
+def _shared(shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
+    """Zeros that forked processes see each other write; no file, so no limit of /dev/shm."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return np.frombuffer(mmap.mmap(-1, size), dtype=dtype).reshape(shape)
+
+
+def _portable(error: Exception) -> Exception:
+    """The error itself where it can be sent, else its text."""
+    if isinstance(error, VggfeatError) and len(error.args) == 1:
+        return error
+    exhausted = exhaustion_of(error)
+    if exhausted is not None:
+        return exhausted
+    return RuntimeError(f"while decoding: {type(error).__name__}: {error}")

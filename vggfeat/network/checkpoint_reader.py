@@ -1,0 +1,244 @@
+"""Weight files → named tensors in own memory: any format, by torchvision's names.
+
+What no layer asks for is never read. Nothing is mapped: a file that is overwritten or cut short
+while it is read is an error, and one that is afterwards changes nothing. See `containers` for the
+formats and `dialects` for the names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import zipfile
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vggfeat.core.text import counted
+from vggfeat.errors import WeightsError
+from vggfeat.network.containers.records import ITEM_BYTES, MoreThanTensorsError, RefusedError
+from vggfeat.network.containers.registry import read_contents
+from vggfeat.network.containers.safetensors_file import read_safetensors
+from vggfeat.network.dialects.registry import translate
+from vggfeat.storage.checked_file import CheckedFile, FileChangedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    import torch
+    from numpy.typing import NDArray
+
+    from vggfeat.network.containers.records import Contents, StoredTensor
+    from vggfeat.network.dialects.records import Reading
+    from vggfeat.storage.checked_file import FileDigest
+
+# What readers of pickle, zip and JSON come to on bytes that were changed; an offset or a size among
+# them asks for absurd amounts of memory.
+_DAMAGE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    zipfile.BadZipFile,
+)
+
+_NUMPY_DTYPES: Mapping[str, str] = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFile:
+    """A weight file that is open.
+
+    Attributes:
+        path: of the file.
+        contents: what lies where.
+        reading: whose names it has.
+    """
+
+    path: str
+    contents: Contents
+    reading: Reading
+    _file: CheckedFile
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of each tensor by torchvision's name."""
+        return self.reading.shapes
+
+    def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
+        """Return tensors by torchvision's names, in the file's dtypes, in own memory.
+
+        Raises:
+            WeightsError: the file is damaged, or no longer the one its digest was taken of.
+        """
+        sources = {name: self.reading.sources[name] for name in names}
+        with _as_weights_errors(self.path, self._file):
+            found = _values(self._file, self.contents, [one.name for one in sources.values()])
+        tensors = {}
+        for name, source in sources.items():
+            # One after the other, so that no more than one tensor lies in memory twice.
+            value = found.pop(source.name)
+            tensors[name] = value if source.convert is None else source.convert(value)
+        return tensors
+
+    def array(self, name: str) -> NDArray[np.float32] | None:
+        """Return a small tensor as float32 without torch; None if there is none, or none so plain.
+
+        Raises:
+            WeightsError: see `read`.
+        """
+        source = self.reading.sources.get(name)
+        stored = self.contents.tensors[source.name] if source else None
+        if source is None or stored is None or source.convert or not _is_plain(stored):
+            return None
+        with _as_weights_errors(self.path, self._file):
+            begin, _ = self.contents.locate(stored.storage)
+            values = np.empty(stored.shape, _NUMPY_DTYPES[stored.dtype])
+            first = begin + stored.offset * values.itemsize
+            self._file.copy_into([(first, values.data.cast("B"))])
+        return values.astype(np.float32)
+
+
+@contextlib.contextmanager
+def open_checkpoint(path: str, digest: FileDigest | None = None) -> Iterator[WeightFile]:
+    """Open a weight file and find out what it holds; no value is read.
+
+    Args:
+        path: of the file; its content decides on the format.
+        digest: of its bytes, which every read is then checked against; None where only names and
+            shapes are wanted.
+
+    Raises:
+        WeightsError: the file cannot be read, is in no known format, holds more than tensors, or
+            is no longer the one its digest was taken of.
+    """
+    try:
+        file = CheckedFile(path, digest)
+    except OSError as error:
+        raise WeightsError(f"weights {path!r} cannot be read: {error.strerror}") from error
+    with file:
+        with _as_weights_errors(path, file):
+            contents = read_contents(file)
+        if contents is None:
+            raise WeightsError(
+                f"weights {path!r} are in no known format; expected safetensors, torch.save's, "
+                "TorchScript, or Keras's .h5 or .keras"
+            )
+        try:
+            reading = translate(contents.shapes)
+        except WeightsError as error:
+            raise WeightsError(f"weights {path!r}: {error}") from error
+        yield WeightFile(path, contents, reading, file)
+
+
+def read_checkpoint(path: str) -> dict[str, torch.Tensor]:
+    """Return all tensors of a weight file by torchvision's names, or by its own if not a VGG's.
+
+    Raises:
+        WeightsError: see `open_checkpoint`.
+    """
+    with open_checkpoint(path) as file:
+        return file.read(file.shapes)
+
+
+def read_own_safetensors(path: str) -> dict[str, torch.Tensor]:
+    """Return all tensors of a file that this package wrote, by the names it gave them.
+
+    Raises:
+        OSError, ValueError, TypeError, LookupError: it cannot be read, or is damaged.
+    """
+    with CheckedFile(path) as file:
+        contents = read_safetensors(file)
+        return _values(file, contents, contents.tensors)
+
+
+@contextlib.contextmanager
+def _as_weights_errors(path: str, file: CheckedFile) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RefusedError, *_DAMAGE) as error:
+        reason = file.failure or error
+        raise _weights_error(path, reason) from reason
+
+
+def _weights_error(path: str, error: Exception) -> WeightsError:
+    if isinstance(error, WeightsError):
+        return error
+    if isinstance(error, FileChangedError):
+        return WeightsError(
+            f"weights {path!r} changed while they were read: {error}; wait until the file is "
+            "whole, and run again"
+        )
+    if isinstance(error, OSError):
+        return WeightsError(f"weights {path!r} cannot be read: {error.strerror or error}")
+    if isinstance(error, RefusedError):
+        more = "hold more than tensors and " if isinstance(error, MoreThanTensorsError) else ""
+        return WeightsError(f"weights {path!r} {more}were refused: {error}")
+    return WeightsError(
+        f"weights {path!r} are damaged or cut short: {_first_line(error)}; fetch them again"
+    )
+
+
+def _is_plain(stored: StoredTensor) -> bool:
+    """Whether values lie one after the other, in a type that NumPy has."""
+    strides = np.cumprod((1, *stored.shape[:0:-1]))[::-1]
+    in_order = stored.stride is None or stored.stride == tuple(strides.tolist())
+    return in_order and stored.dtype in _NUMPY_DTYPES and 0 not in stored.shape
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:200]
+
+
+def _values(file: CheckedFile, contents: Contents, names: Iterable[str]) -> dict[str, torch.Tensor]:
+    """Tensors by the file's names, each in a buffer of its own, filled in one pass."""
+    import torch
+
+    targets, tensors = [], {}
+    for name in names:
+        stored = contents.tensors[name]
+        begin, length = contents.locate(stored.storage)
+        first, count = _extent(stored)
+        item = ITEM_BYTES[stored.dtype]
+        if first < 0 or (first + count) * item > length:
+            raise ValueError(
+                f"{name} of shape {list(stored.shape)} does not fit its {counted(length, 'byte')}"
+            )
+        buffer = torch.empty(count * item, dtype=torch.uint8)
+        targets.append((begin + first * item, buffer.numpy().data))
+        tensors[name] = _shaped(buffer.view(_torch_dtype(stored.dtype)), stored)
+    file.copy_into(targets)
+    return tensors
+
+
+def _extent(stored: StoredTensor) -> tuple[int, int]:
+    """First value of a tensor in its storage, and how many from there on hold all of it."""
+    count = 1
+    for side in stored.shape:
+        count *= side
+    if count and stored.stride is not None:
+        steps = zip(stored.shape, stored.stride, strict=True)
+        count = 1 + sum((side - 1) * step for side, step in steps)
+    return stored.offset, count
+
+
+def _shaped(flat: torch.Tensor, stored: StoredTensor) -> torch.Tensor:
+    if stored.stride is None or flat.numel() == 0:
+        return flat.view(stored.shape)
+    return flat.as_strided(stored.shape, stored.stride)
+
+
+def _torch_dtype(name: str) -> torch.dtype:
+    import torch
+
+    return {
+        "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+        "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+        "U8": torch.uint8, "BOOL": torch.bool,
+    }[name]  # fmt: skip

@@ -1,0 +1,228 @@
+"""Pickles as torch writes them: tensors are noted, and nothing that a pickle names is ever run.
+
+A pickle is a program. The few names that a state_dict of tensors needs are known here; names of
+plain data that training tools put beside them become `Inert` objects, which do nothing; any other
+name refuses the file.
+"""
+
+from __future__ import annotations
+
+import collections
+import pickle
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any
+
+from vggfeat.network.containers.records import MoreThanTensorsError, RefusedError, StoredTensor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+_STORAGES: Mapping[str, str] = {
+    "DoubleStorage": "F64",
+    "FloatStorage": "F32",
+    "HalfStorage": "F16",
+    "BFloat16Storage": "BF16",
+    "LongStorage": "I64",
+    "IntStorage": "I32",
+    "ShortStorage": "I16",
+    "CharStorage": "I8",
+    "ByteStorage": "U8",
+    "BoolStorage": "BOOL",
+    "UntypedStorage": "U8",
+}
+_TORCH_DTYPES: Mapping[str, str] = {
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64",
+    "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
+}  # fmt: skip
+
+# Packages whose objects are data that trainers keep: arguments, hyperparameters, metrics, paths.
+_DATA_PACKAGES = frozenset({
+    "argparse", "collections", "datetime", "enum", "lightning", "lightning_fabric", "numpy",
+    "omegaconf", "pathlib", "pytorch_lightning", "torch", "typing",
+})  # fmt: skip
+_DATA_NAMES = frozenset(
+    {("builtins", name) for name in (
+        "bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list",
+        "object", "range", "set", "slice", "str", "tuple",
+    )}
+    | {("_codecs", "encode"), ("copyreg", "_reconstructor"), ("copy_reg", "_reconstructor")}
+)  # fmt: skip
+_OLD_BUILTINS = "__builtin__"  # of Python 2, which protocol 2 still writes
+_MODELS = ("torch.nn", "torchvision.models", "timm", "torch.fx", "torch._dynamo")
+
+SAVE_STATE = (
+    "in the program that made it save its tensors alone: "
+    "torch.save(model.state_dict(), 'weights.pth')"
+)
+"""What to do about a file that holds more."""
+
+# Under these keys people put a network's tensors, the likeliest first; averaged ones last.
+_ENTRIES = ("state_dict", "model_state_dict", "model", "net", "network", "module")
+_AVERAGED = (
+    "ema", "ema_state_dict", "model_ema", "ema_model", "state_dict_ema", "model_ema_state_dict",
+)  # fmt: skip
+
+
+class _RefusedPickleError(pickle.UnpicklingError):
+    """A pickle that wants more than tensors, where any other error of it means damage."""
+
+
+class Inert:
+    """Stands for an object that is of no interest; it takes anything and does nothing."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self.state: Any = {}
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state
+
+    def __setitem__(self, _key: object, _value: object) -> None:
+        pass
+
+    def append(self, _value: object) -> None:
+        """Drop a value."""
+
+    def extend(self, _values: object) -> None:
+        """Drop values."""
+
+    def add(self, _value: object) -> None:
+        """Drop a value."""
+
+    def __call__(self, *_: object, **__: object) -> Inert:
+        """Return something as inert."""
+        return Inert()
+
+
+class ScriptModule(Inert):
+    """A module of TorchScript: its attributes are in `state`, and its code stays unread."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Storage:
+    key: str
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Dtype:
+    name: str
+
+
+class _TensorsOnly(pickle.Unpickler):
+    def __init__(self, file: IO[bytes], *, script: bool) -> None:
+        super().__init__(file)
+        self.dtypes: dict[str, str] = {}
+        self._script = script
+
+    def find_class(self, module: str, name: str) -> Any:
+        module = "builtins" if module == _OLD_BUILTINS else module
+        if (module, name) in _KNOWN:
+            return _KNOWN[module, name]
+        if module in ("torch", "torch.storage") and name in _STORAGES:
+            return _Dtype(_STORAGES[name])
+        if module == "torch" and name in _TORCH_DTYPES:
+            return _Dtype(_TORCH_DTYPES[name])
+        if self._script and module.startswith("__torch__"):
+            return ScriptModule
+        if (module, name) in _DATA_NAMES:
+            return Inert
+        if module.startswith(_MODELS):
+            raise _RefusedPickleError(f"it is a whole model ({module}.{name}) and no state_dict")
+        if module.partition(".")[0] in _DATA_PACKAGES:
+            return Inert
+        raise _RefusedPickleError(f"it names {module}.{name}, which is no tensor")
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        kind, dtype, key, *rest = pid
+        view = rest[2] if len(rest) > 2 else None  # noqa: PLR2004 location, length, view
+        if kind != "storage" or view is not None or not isinstance(dtype, _Dtype):
+            raise _RefusedPickleError("it holds objects other than plain tensors")
+        self.dtypes[str(key)] = dtype.name
+        return _Storage(str(key), dtype.name)
+
+
+def _note_tensor(
+    storage: _Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: object
+) -> StoredTensor:
+    return StoredTensor(storage.dtype, tuple(shape), storage.key, offset, tuple(stride))
+
+
+def _note_typed(
+    storage: _Storage,
+    offset: int,
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    _grad: object,
+    _hooks: object,
+    dtype: _Dtype,
+    *_: object,
+) -> StoredTensor:
+    return StoredTensor(dtype.name, tuple(shape), storage.key, offset, tuple(stride))
+
+
+def _note_parameter(noted: StoredTensor, *_: object) -> StoredTensor:
+    return noted
+
+
+_KNOWN: Mapping[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("torch._utils", "_rebuild_tensor"): _note_tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _note_tensor,
+    ("torch._utils", "_rebuild_tensor_v3"): _note_typed,
+    ("torch._utils", "_rebuild_parameter"): _note_parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _note_parameter,
+}
+
+
+def load_noted(file: IO[bytes], *, script: bool = False) -> tuple[Any, dict[str, str]]:
+    """Return the next pickle's value, tensors as `StoredTensor`, and the dtype of each storage.
+
+    Args:
+        file: at the pickle's first byte.
+        script: modules of TorchScript are taken for bags of attributes.
+
+    Raises:
+        MoreThanTensorsError: it holds more than tensors.
+        ValueError: it is damaged.
+    """
+    unpickler = _TensorsOnly(file, script=script)
+    try:
+        return unpickler.load(), unpickler.dtypes
+    except _RefusedPickleError as error:
+        raise MoreThanTensorsError(f"{error}; {SAVE_STATE}") from error
+    except pickle.UnpicklingError as error:
+        raise ValueError(str(error)) from error
+
+
+def named_tensors(noted: Any) -> tuple[dict[str, StoredTensor], str, tuple[str, ...]]:
+    """Return the tensors of a network by name, the entry they come from, and other candidates.
+
+    Raises:
+        RefusedError: the value is no table of names.
+    """
+    if isinstance(noted, ScriptModule):
+        return dict(_flatten(noted)), "", ()
+    if not isinstance(noted, dict):
+        kind = "Tensor" if isinstance(noted, StoredTensor) else type(noted).__name__
+        raise RefusedError(f"it holds a {kind}; expected a state_dict, names to tensors")
+    own = {str(name): one for name, one in noted.items() if isinstance(one, StoredTensor)}
+    parts = [
+        key for key in (*_ENTRIES, *_AVERAGED)
+        if isinstance(noted.get(key), dict) and any(_flatten(noted[key]))
+    ]  # fmt: skip
+    if not parts or (own and parts[0] != "state_dict"):
+        return own or dict(_flatten(noted)), "", ()
+    inner, entry, beside = named_tensors(noted[parts[0]])
+    return inner, ".".join(filter(None, (parts[0], entry))), (*parts[1:], *beside)
+
+
+def _flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, StoredTensor]]:
+    """Tensors of nested tables, their keys joined by dots."""
+    items = tree.state if isinstance(tree, ScriptModule) else tree
+    if not isinstance(items, dict):
+        return
+    for key, value in items.items():
+        if isinstance(value, StoredTensor):
+            yield f"{prefix}{key}", value
+        elif isinstance(value, dict | ScriptModule):
+            yield from _flatten(value, f"{prefix}{key}.")

@@ -1,0 +1,83 @@
+"""torch's zip archives: a pickle that says what the tensors are, and their values beside it.
+
+`torch.save` writes them since 1.6, and `torch.jit.save` with the code of the modules, which is
+left alone here.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from typing import TYPE_CHECKING
+
+from vggfeat.network.containers.records import Contents, RefusedError
+from vggfeat.network.containers.tensor_pickle import load_noted, named_tensors
+
+if TYPE_CHECKING:
+    from vggfeat.storage.checked_file import CheckedFile
+
+ZIP_HEAD = b"PK\x03\x04"
+_PICKLE = "data.pkl"
+_LOCAL_HEADER = 30  # bytes, with the lengths of name and extra field in the last four
+
+
+def is_torch_archive(_file: CheckedFile, head: bytes) -> bool:
+    """Return whether a file begins like a zip archive."""
+    return head.startswith(ZIP_HEAD)
+
+
+def read_torch_archive(file: CheckedFile) -> Contents:
+    """Return what the pickle in the archive says.
+
+    Raises:
+        RefusedError: it holds more than tensors, or is another kind of archive.
+        ValueError, zipfile.BadZipFile: it is damaged.
+    """
+    with zipfile.ZipFile(file) as archive:
+        members = {member.filename: member for member in archive.infolist()}
+        pickles = [name for name in members if name.split("/")[1:] == [_PICKLE]]
+        if not pickles:
+            raise RefusedError(
+                f"it is a zip archive without {_PICKLE}, as torch.save writes it; it holds "
+                f"{', '.join(sorted(members)[:4])}"
+            )
+        root = pickles[0].removesuffix(_PICKLE)
+        _check_byte_order(archive, f"{root}byteorder")
+        script = f"{root}constants.pkl" in members
+        noted, _ = load_noted(io.BytesIO(archive.read(pickles[0])), script=script)
+    tensors, entry, beside = named_tensors(noted)
+    if script and not tensors:
+        raise RefusedError(
+            "its tensors have no names, as torch.jit.freeze leaves them; save the module before "
+            "it is frozen, or its state_dict"
+        )
+
+    def locate(key: str) -> tuple[int, int]:
+        return member_place(file, members[f"{root}data/{key}"])
+
+    name = "TorchScript" if script else "torch.save's zip archive"
+    return Contents(name, tensors, locate, entry=entry, beside=beside)
+
+
+def _check_byte_order(archive: zipfile.ZipFile, name: str) -> None:
+    if name in archive.namelist() and archive.read(name) != b"little":
+        raise RefusedError("its values are big-endian; save it again on a little-endian machine")
+
+
+def member_place(file: CheckedFile, member: zipfile.ZipInfo) -> tuple[int, int]:
+    """Return first byte and length of an archive member that is stored as it is.
+
+    Raises:
+        RefusedError: it is compressed.
+        ValueError: there is no such member where the directory says.
+    """
+    if member.compress_type != zipfile.ZIP_STORED:
+        raise RefusedError(
+            f"its member {member.filename} is compressed; pack it without compression (zip -0)"
+        )
+    file.seek(member.header_offset)
+    header = file.read(_LOCAL_HEADER) or b""
+    if len(header) < _LOCAL_HEADER or not header.startswith(ZIP_HEAD):
+        raise ValueError(f"no {member.filename} at byte {member.header_offset}")
+    name, extra = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
+    return member.header_offset + _LOCAL_HEADER + name + extra, member.file_size

@@ -1,0 +1,60 @@
+"""What torch.save wrote before 1.6, and the published VGG weights are kept in: a pickle stream."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from typing import TYPE_CHECKING, Any
+
+from vggfeat.network.containers.records import ITEM_BYTES, Contents
+from vggfeat.network.containers.tensor_pickle import load_noted, named_tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vggfeat.storage.checked_file import CheckedFile
+
+LEGACY_HEAD = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
+
+
+def is_legacy(_file: CheckedFile, head: bytes) -> bool:
+    """Return whether a file begins with the magic number."""
+    return head.startswith(LEGACY_HEAD)
+
+
+def read_legacy(file: CheckedFile) -> Contents:
+    """Return what its pickles say: three of no interest, the tensors, the keys of the storages.
+
+    Raises:
+        RefusedError: it holds more than tensors.
+        ValueError and others: it is damaged.
+    """
+    file.seek(0)
+    # Reads ahead no further than a pickle needs: each storage's place follows from the last one's.
+    stream = io.BufferedReader(file, 1 << 14)
+    for _ in range(3):  # magic number, protocol version, the writer's type sizes
+        load_noted(stream)
+    noted, dtypes = load_noted(stream)
+    tensors, entry, beside = named_tensors(noted)
+    keys, _ = load_noted(stream)
+    places = _storage_places(file, stream.tell(), keys, dtypes)
+    stream.detach()
+    return Contents(
+        "torch.save's legacy format", tensors, places.__getitem__, entry=entry, beside=beside
+    )
+
+
+def _storage_places(
+    file: CheckedFile, at: int, keys: Any, dtypes: Mapping[str, str]
+) -> dict[str, tuple[int, int]]:
+    """First byte and length of every storage; each has its number of values in front."""
+    places = {}
+    for key in keys:
+        file.seek(at)
+        count = int.from_bytes(file.read(8) or b"", "little")
+        length = count * ITEM_BYTES[dtypes[key]]
+        places[key] = (at + 8, length)
+        at += 8 + length
+        if at > file.size:
+            raise ValueError(f"storage {key} ends at byte {at} of {file.size}")
+    return places

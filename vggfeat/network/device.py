@@ -1,0 +1,189 @@
+"""Which device, which precision, how many images a pass; and the ways of tensors to the host."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from typing import TYPE_CHECKING, Literal, cast
+
+import torch
+
+from vggfeat.core.cgroups import memory_available
+from vggfeat.errors import DeviceError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from vggfeat.core.settings import Settings
+
+Compute = Literal["float32", "bfloat16", "float16", "int8"]
+
+CPU_BATCH = 16
+"""Where throughput on a CPU levels off; the memory for more buys nothing."""
+
+CPU_CONVOLUTIONS_BATCH = 4
+"""Likewise without fully connected layers, whose weights larger batches read less often; more would
+be faster by a hundredth or two, and take a run beyond 1 GB."""
+
+GPU_BATCH = 256
+_BYTES_PER_PIXEL = 1024  # the two widest maps at once, 64 channels each of float32, and workspace
+
+
+@contextlib.contextmanager
+def device_errors(device: torch.device) -> Iterator[None]:
+    """Turns what a failing accelerator raises into a DeviceError; running out of memory stays.
+
+    Raises:
+        DeviceError: the device failed, now or in work it was given before.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        if device.type == "cpu" or isinstance(error, DeviceError):
+            raise
+        raise DeviceError(
+            f"device {device} failed: {str(error).splitlines()[0]}; rows up to the last "
+            "checkpoint are kept, run again to go on"
+        ) from error
+
+
+def to_host(tensor: Tensor) -> Tensor:
+    """The tensor in host memory; from CUDA the copy is under way, an event tells its end."""
+    if tensor.device.type == "cpu":
+        return tensor
+    if tensor.device.type != "cuda":
+        return tensor.cpu()
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that `auto`, `cpu`, `cuda`, `cuda:N` or `mps` means here.
+
+    Raises:
+        UsageError: it names several.
+        DeviceError: it is not there; never silently another one.
+    """
+    if name == "all" or "," in name:
+        raise UsageError(f"device {name!r} names several; expected one here, such as cpu or cuda:0")
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        index = device.index or 0
+        if index >= count:
+            raise DeviceError(
+                f"device {name} is not there: torch {torch.__version__} sees {count} CUDA devices; "
+                "`vggfeat doctor` says more, --device cpu goes without"
+            )
+        return torch.device("cuda", index)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError("device mps is not there; --device cpu goes without")
+    return device
+
+
+def choose_devices(names: str) -> list[torch.device]:
+    """The devices that a name, several separated by commas, or `all` (CUDA devices) mean here.
+
+    Raises:
+        DeviceError: one is not there.
+    """
+    if names == "all":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if not count:
+            raise DeviceError(
+                f"--device all: torch {torch.__version__} sees no CUDA device; `vggfeat doctor` "
+                "says more, --device cpu goes without"
+            )
+        return [torch.device("cuda", index) for index in range(count)]
+    return [choose_device(name) for name in names.split(",")]
+
+
+_INT8_KERNELS = ("qconv_prepack", "qconv2d_pointwise")  # private to torch, called by `int8`
+
+
+def choose_precision(name: str, device: torch.device) -> Compute:
+    """The precision that `auto` means on `device`; any other name stands for itself.
+
+    Raises:
+        DeviceError: int8 on a device that cannot, or would do it wrongly.
+    """
+    if name == "int8":
+        _check_int8(device)
+    if name != "auto":
+        return cast("Compute", name)
+    if device.type == "cuda":
+        return "float16"
+    return "bfloat16" if device.type == "cpu" and cpu_has_bfloat16() else "float32"
+
+
+def _check_int8(device: torch.device) -> None:
+    problem = ""
+    if device.type != "cpu":
+        problem = f"{device} is no CPU"
+    elif not cpu_has_vnni():
+        problem = "this CPU has none"
+    elif not all(hasattr(torch.ops.onednn, name) for name in _INT8_KERNELS):
+        problem = f"torch {torch.__version__} has no convolution for it"
+    if problem:
+        raise DeviceError(
+            f"precision int8 needs a CPU with VNNI (AVX-512 VNNI, AVX-VNNI or AMX): {problem}; use "
+            "another --precision"
+        )
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 by itself (AVX-512 BF16, AMX, or Arm's)."""
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & _cpu_flags())
+
+
+def cuda_has_bfloat16() -> bool:
+    """Whether the current CUDA device multiplies bfloat16 by itself: from compute 8.0 on."""
+    return torch.cuda.get_device_capability()[0] >= 8  # noqa: PLR2004 Ampere
+
+
+def cpu_has_vnni() -> bool:
+    """Whether this CPU sums up products of bytes without overflow on the way."""
+    return bool({"avx512_vnni", "avx_vnni", "amx_int8"} & _cpu_flags())
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+            text = file.read()
+    except OSError:
+        return set()
+    flags = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    return set(flags.group(1).split()) if flags else set()
+
+
+def choose_batch_size(settings: Settings, images: int) -> int:
+    """Images a pass: as asked, or what the device has room for, spread evenly over the passes."""
+    if settings.crop == "none":
+        return 1  # shapes differ from image to image
+    if settings.batch_size != "auto":
+        return settings.batch_size
+    devices = choose_devices(settings.device)
+    size = settings.preprocess().size
+    connected = any(spec.layer.container == "classifier" for spec in settings.specs)
+    most = min(_largest_batch(device, size, connected=connected) for device in devices)
+    passes = -(-images // most)
+    passes += -passes % len(devices)  # as many for each
+    return -(-images // passes)
+
+
+def _largest_batch(device: torch.device, size: int, *, connected: bool) -> int:
+    each = _BYTES_PER_PIXEL * size * size
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return max(1, min(GPU_BATCH, free // 2 // each))
+    usual = CPU_BATCH if connected else CPU_CONVOLUTIONS_BATCH
+    available = memory_available()
+    return usual if available is None else max(1, min(usual, available // 2 // each))

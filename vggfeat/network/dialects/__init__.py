@@ -1,0 +1,9 @@
+"""Whose names and layouts the tensors of a weight file have, and how they become torchvision's.
+
+Begin with `registry`: a dialect is one file here and one line there.
+"""
+
+from vggfeat.network.dialects.records import Dialect, Reading, Source
+from vggfeat.network.dialects.registry import DIALECTS, translate
+
+__all__ = ["DIALECTS", "Dialect", "Reading", "Source", "translate"]

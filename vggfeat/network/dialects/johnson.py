@@ -1,0 +1,34 @@
+"""Caffe's weights as Justin Johnson converted them to torch, which style transfer still uses.
+
+A layer that flattens stands in front of the classifier, so its layers have other numbers. Colours
+and scale are Caffe's: `weights` knows them by the files' digests and by the values of conv1_1.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vggfeat.network.dialects.records import Dialect, Source
+from vggfeat.network.dialects.torchvision import FIRST
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vggfeat.network.dialects.records import Shape
+
+_MODULES: Mapping[str, str] = {"classifier.1": "classifier.0", "classifier.4": "classifier.3"}
+_MATRIX = 2  # axes
+
+
+def _translate(shapes: Mapping[str, Shape]) -> dict[str, Source] | None:
+    own = all(len(shapes.get(f"{name}.weight", ())) == _MATRIX for name in _MODULES)
+    if FIRST not in shapes or not own or "classifier.0.weight" in shapes:
+        return None
+    sources = {}
+    for name, shape in shapes.items():
+        module, _, part = name.rpartition(".")
+        sources[f"{_MODULES.get(module, module)}.{part}"] = Source(name, shape)
+    return sources
+
+
+JOHNSON = Dialect("torch, converted from Caffe", _translate)

@@ -1,0 +1,50 @@
+"""timm's VGG: torchvision's convolutions, and fully connected layers written as convolutions."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from vggfeat.network.dialects.records import Dialect, Source
+from vggfeat.network.dialects.torchvision import FIRST
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from vggfeat.network.dialects.records import Shape
+
+FC_NAMES: Mapping[str, str] = {
+    "pre_logits.fc1": "classifier.0",
+    "pre_logits.fc2": "classifier.3",
+    "head.fc": "classifier.6",
+}
+"""timm's modules, and torchvision's that compute the same."""
+
+
+def _translate(shapes: Mapping[str, Shape]) -> dict[str, Source] | None:
+    if FIRST not in shapes or not any(name.startswith("pre_logits.fc") for name in shapes):
+        return None
+    sources = {}
+    for name, shape in shapes.items():
+        module, _, part = name.rpartition(".")
+        own = f"{FC_NAMES[module]}.{part}" if module in FC_NAMES else name
+        if module in FC_NAMES and len(shape) > 1:
+            # A convolution that covers the whole map reads it channel by channel, as flatten does.
+            sources[own] = Source(name, (shape[0], math.prod(shape[1:])), _flat)
+        else:
+            sources[own] = Source(name, shape)
+    return sources
+
+
+def _flat(weight: Tensor) -> Tensor:
+    return weight.flatten(1)  # (out, in, rows, columns) -> (out, in x rows x columns)
+
+
+TIMM = Dialect(
+    "timm",
+    _translate,
+    note="fc6 and deeper are timm's own for inputs of 224 pixels; it slides them over larger maps, "
+    "where torchvision pools the map to 7 x 7",
+)

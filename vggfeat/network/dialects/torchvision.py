@@ -1,0 +1,21 @@
+"""torchvision's own names, and those of everything trained with its models."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vggfeat.network.dialects.records import Dialect, kept
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vggfeat.network.dialects.records import Shape, Source
+
+FIRST = "features.0.weight"
+
+
+def _translate(shapes: Mapping[str, Shape]) -> dict[str, Source] | None:
+    return kept(shapes) if FIRST in shapes else None
+
+
+TORCHVISION = Dialect("torchvision", _translate)

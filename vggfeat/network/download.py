@@ -1,0 +1,138 @@
+"""Fetching a weight file once: into a temporary beside its place, digest checked, then renamed."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import logging
+import os
+import socket
+import threading
+import urllib.parse
+import urllib.request
+from typing import BinaryIO
+
+from vggfeat.core.text import counted
+from vggfeat.errors import WeightsError
+from vggfeat.storage.atomic import atomic_file
+from vggfeat.storage.locks import take_turns
+
+OFFLINE_VARIABLE = "VGGFEAT_OFFLINE"
+"""Environment variable; set to anything but 0, nothing is ever fetched."""
+
+_CHUNK = 1 << 20
+_CONNECT_SECONDS = 5.0  # a name server or a firewall that stays silent is as good as no network
+_SILENT_SECONDS = 20.0
+_PORTS = {"http": 80, "https": 443}
+
+log = logging.getLogger("vggfeat")
+
+
+def download(url: str, path: str, digest_prefix: str) -> str | None:
+    """Fetches `url` into the new file `path` and returns the SHA-256 of its bytes.
+
+    Of several runs that want the same file one fetches it and the others wait.
+
+    Args:
+        url: http, https or file address.
+        path: where the file goes; folders are made.
+        digest_prefix: first hexadecimal digits that the SHA-256 must have.
+
+    Returns:
+        the digest, or None if another run has put the file there meanwhile.
+
+    Raises:
+        WeightsError: offline, out of reach, cut short, or not the bytes published. Nothing is left
+            behind.
+    """
+    _check_reachable(url)
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with take_turns(path, lambda: log.info("another run is fetching %s: waiting", path)):
+            if os.path.exists(path):
+                return None
+            return _fetch_into_place(url, path, digest_prefix)
+    except OSError as error:
+        reason = error.strerror or error
+        raise WeightsError(
+            f"weights cannot be kept in {os.path.dirname(path)}: {reason}"
+        ) from error
+
+
+def _fetch_into_place(url: str, path: str, digest_prefix: str) -> str:
+    with atomic_file(path) as file:
+        digest = _fetch(url, file)
+        _check_digest(url, digest, digest_prefix)
+    return digest
+
+
+def _check_digest(url: str, digest: str, prefix: str) -> None:
+    if not digest.startswith(prefix):
+        raise WeightsError(
+            f"what {url} sends has SHA-256 {digest[:8]}…, expected {prefix}…; it was not kept"
+        )
+
+
+def _check_reachable(url: str) -> None:
+    """Finds out within seconds that there is no network, where looking up a name may take minutes.
+
+    Raises:
+        WeightsError: nothing may be fetched, or nobody answers.
+    """
+    if os.environ.get(OFFLINE_VARIABLE, "0") not in ("", "0"):
+        raise WeightsError(f"{url} is not fetched: {OFFLINE_VARIABLE} is set")
+    address = _first_stop(url)
+    if address is None:
+        return
+    found: list[OSError | None] = []
+    thread = threading.Thread(target=_connect, args=(address, found), daemon=True)
+    thread.start()
+    thread.join(_CONNECT_SECONDS)
+    problem = found[0] if found else f"no answer within {_CONNECT_SECONDS:g} s"
+    if problem is not None:
+        raise WeightsError(f"{url} cannot be fetched: {address[0]}: {problem}")
+
+
+def _connect(address: tuple[str, int], found: list[OSError | None]) -> None:
+    try:
+        socket.create_connection(address, timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        found.append(error)
+    else:
+        found.append(None)
+
+
+def _first_stop(url: str) -> tuple[str, int] | None:
+    """Host and port that a request for `url` goes to first; None if to none, or `url` is none."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        proxy = urllib.request.getproxies().get(parts.scheme)
+        if proxy and parts.hostname and not urllib.request.proxy_bypass(parts.hostname):
+            parts = urllib.parse.urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+        port = parts.port or _PORTS.get(parts.scheme)
+    except ValueError:
+        return None  # which the request will complain of
+    return (parts.hostname, port) if parts.hostname and port else None
+
+
+def _fetch(url: str, file: BinaryIO) -> str:
+    log.info("fetching %s", url)
+    digest = hashlib.sha256()
+    received = 0
+    try:
+        request = urllib.request.Request(url, headers={"User-Agent": "vggfeat"})  # noqa: S310 ours
+        with urllib.request.urlopen(request, timeout=_SILENT_SECONDS) as reply:  # noqa: S310 same
+            expected = int(reply.headers.get("Content-Length") or -1)
+            while block := reply.read(_CHUNK):
+                file.write(block)
+                digest.update(block)
+                received += len(block)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        # An address that is none is a ValueError; a broken chunk an HTTPException and no OSError.
+        reason = getattr(error, "reason", None) or error
+        raise WeightsError(f"{url} cannot be fetched: {reason}") from error
+    if expected not in (-1, received):
+        raise WeightsError(
+            f"{url} broke off after {received} of {counted(expected, 'byte')}; try again"
+        )
+    return digest.hexdigest()

@@ -1,0 +1,343 @@
+"""Images in, named features out: the network on its device, with its precision and its memory."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+
+from vggfeat.core.forked import note_computing, refuse_broken_threads
+from vggfeat.core.isolation import isolated
+from vggfeat.core.records import DecodedBatch, Failure, FeatureBatch
+from vggfeat.core.text import counted
+from vggfeat.errors import DeviceError, UsageError
+from vggfeat.network.device import (
+    Compute,
+    choose_device,
+    choose_precision,
+    device_errors,
+    to_host,
+)
+from vggfeat.network.first_layer import ADAPTER
+from vggfeat.network.input_checks import check_images
+from vggfeat.network.int8 import Int8Vgg
+from vggfeat.network.normalization import Normaliser
+from vggfeat.network.pooling import fuse, quantise
+from vggfeat.network.vgg import TappedVgg, needed_layers, network_of
+from vggfeat.network.weight_metadata import check_carried
+from vggfeat.network.weights import Weights, find_weights, load_tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vggfeat.core.preprocessing import Preprocess
+    from vggfeat.core.quantization import Scales
+    from vggfeat.core.settings import Settings
+    from vggfeat.core.vgg_layers import Layer
+
+log = logging.getLogger("vggfeat")
+
+_TORCH_DTYPES: Mapping[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+class Extractor:
+    """Images in, named features out.
+
+        extractor = Extractor(Settings(layers="conv5_3,fc7", weights="random:0"))
+        features = extractor(images)   # {"conv5_3": (N, 512), "fc7": (N, 4096)}
+
+    Args:
+        settings: layers, model, weights, precision, device, preprocessing.
+        weights: weights already found; None looks for `settings.weights`.
+        activations: for precision int8, what `calibrate` found.
+
+    Raises:
+        UsageError: precision int8 without activations, or several devices.
+        WeightsError: the weights cannot be had or do not fit.
+        DeviceError: the device is not there, or does not know the precision.
+    """
+
+    @isolated()
+    def __init__(
+        self,
+        settings: Settings,
+        weights: Weights | None = None,
+        activations: Mapping[str, float] | None = None,
+    ) -> None:
+        refuse_broken_threads()
+        self.settings = settings
+        self.weights = weights or find_weights(settings.weights, settings.model)
+        if self.weights.path is not None:
+            check_carried(self.weights.path, settings, self.weights.digest)
+        self.device = choose_device(settings.device)
+        self.precision: Compute = choose_precision(settings.precision, self.device)
+        self.preprocess: Preprocess = settings.preprocess()
+        self.redone = 0
+        self._limit: int | None = None  # images a pass, once memory has run out
+        self.classes = 0
+        """Outputs of fc8, 0 if the network ends before it."""
+        self._activations = activations
+        self._recipe = settings.recipe
+        self._scales: dict[str, Scales] = {}
+        self._network = self._build(self.precision)
+        self._exact: TappedVgg | Int8Vgg | None = None
+        self._normalise = Normaliser(self.preprocess, self.device)
+
+    def _build(self, precision: Compute) -> TappedVgg | Int8Vgg:
+        layers = needed_layers(self.settings.specs, self.settings.model)
+        self._shortest = 2 ** sum(layer.kind == "pool" for layer in layers)
+        entry = self.settings.entry
+        tensors = load_tensors(self.weights, self.settings.model, layers, entry)
+        head = tensors.get("classifier.6.weight")
+        self.classes = 0 if head is None else head.shape[0]
+        if precision == "int8":
+            return self._build_int8(layers, tensors)
+        network = network_of(tensors, layers, self.settings.specs)
+        # mypy: torch's stubs know no overload of `to` with a memory format beside a dtype.
+        moved: Any = network.to(device=self.device, dtype=_TORCH_DTYPES[precision])
+        return cast("TappedVgg", moved.to(memory_format=torch.channels_last))
+
+    def _build_int8(self, layers: tuple[Layer, ...], tensors: dict[str, Tensor]) -> Int8Vgg:
+        if ADAPTER in tensors:
+            raise UsageError(
+                f"precision int8 does not know the adapter that weights {self.weights.name} have; "
+                "use another --precision"
+            )
+        if self._activations is None:
+            raise UsageError(
+                "precision int8 needs activations: vggfeat.calibrate(settings, images) finds them, "
+                "and extract does so by itself"
+            )
+        return Int8Vgg(layers, self.settings.specs, tensors, self._activations, self.preprocess)
+
+    def output_shapes(self, height: int, width: int) -> dict[str, tuple[int, ...]]:
+        """Shape of one row of each layer, or of the fused vector, for inputs of that size.
+
+        Raises:
+            UsageError: layers to be added have unequal widths.
+        """
+        shapes = {
+            str(spec): spec.output_shape(height, width, self.classes)
+            for spec in self.settings.specs
+        }
+        if self._recipe is None:
+            return shapes
+        widths = {name: shape[0] for name, shape in shapes.items()}
+        return {self._recipe.method: (self._recipe.width(widths),)}
+
+    def scale_to(self, scales: Mapping[str, Scales]) -> None:
+        """Sets the scales with which features are stored as int8."""
+        self._scales = dict(scales)
+
+    @isolated()
+    def stored(self, name: str, feature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows of a layer, float32, as they are stored: see `quantise`.
+
+        Raises:
+            UsageError: int8, and `scale_to` was not called before.
+        """
+        if self.settings.dtype != "int8":
+            return quantise(feature, self.settings.dtype)
+        if name not in self._scales:
+            raise UsageError(f"dtype int8 needs the scales of {name}: Extractor.scale_to sets them")
+        parts = self._scales[name].along(feature.dim())
+        scale, offset = (torch.from_numpy(part).to(self.device) for part in parts)
+        return quantise(feature, "int8", (scale, offset))
+
+    @isolated()
+    def __call__(self, images: Tensor, *, normalized: bool = False) -> dict[str, Tensor]:
+        """Features of a batch.
+
+        Args:
+            images: (N, C, H, W) with C = `settings.channels`, as a rule RGB. Pixels, uint8 or
+                uint16, of the size that the settings' preprocessing gives; they are normalised as
+                the weights want it. Or floating point of any size, (pixel - mean) / std already
+                (not with int8). Any device.
+            normalized: floating-point images are normalised even though none of their values is
+                negative. Without it those that look like plain pixels, of 0 to 1 or 0 to 255, are
+                refused: their features would be wrong, and look right. Zeros alone are taken.
+
+        Returns:
+            canonical spec, or with `settings.fuse` its method → float32 (N, …) on this
+            extractor's device. No images have no rows, of the right shape.
+
+        Raises:
+            UsageError: no tensor with its values in memory, not four axes with so many channels,
+                pixels of another size, another type, NaN or infinite values, or floating-point
+                images that look like pixels.
+            DeviceError: the device has no memory for even one image.
+        """
+        check_images(images, self.preprocess, self.precision, self._shortest, normalized=normalized)
+        if not len(images):
+            return {
+                name: torch.zeros((0, *shape), device=self.device)
+                for name, shape in self.output_shapes(*images.shape[2:]).items()
+            }
+        return self.compute(images)
+
+    @isolated()
+    def compute(self, images: Tensor) -> dict[str, Tensor]:
+        """Compute features of images that are known to be right, of whatever height and width.
+
+        Args:
+            images: (N, C, H, W), as in a call of the extractor.
+
+        Raises:
+            DeviceError: the device has no memory for even one image.
+        """
+        features, finite = self._forward(images.to(self.device))
+        if self.precision == "float16" and not bool(finite):
+            features, _ = self._forward_exact(images.to(self.device))
+        return features
+
+    @isolated()
+    def launch(self, batch: DecodedBatch) -> Pending:
+        """Starts a batch on the device without waiting for it; `Pending.collect` waits.
+
+        Args:
+            batch: images uint8 or uint16 (B, H, W, C) in memory.
+        """
+        with device_errors(self.device):
+            images = batch.images.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+            features, finite = self._forward(images)
+            return Pending.start(self, batch, images, features, finite)
+
+    def _forward(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        return self._within_memory(self._network, images)
+
+    def _forward_exact(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """The same in float32, for a batch that left the range of float16."""
+        if self._exact is None:
+            log.info("activations exceed float16: such batches are computed again in float32")
+            self._exact = self._build("float32")
+        self.redone += 1
+        return self._within_memory(self._exact, images)
+
+    def _within_memory(
+        self, network: TappedVgg | Int8Vgg, images: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """One pass, or several over parts of the batch when the device's memory runs out."""
+        count = len(images)
+        while True:
+            size = min(self._limit or count, count)
+            try:
+                parts = [self._pass(network, part) for part in torch.split(images, size)]
+            except torch.OutOfMemoryError as error:
+                if size == 1:
+                    raise DeviceError(
+                        f"{self.device} has no memory for one image of "
+                        f"{images.shape[2]} x {images.shape[3]}: {str(error).splitlines()[0]}"
+                    ) from error
+                self._limit = (size + 1) // 2
+                torch.cuda.empty_cache()
+                log.warning(
+                    "out of memory with %s a pass; going on with half", counted(size, "image")
+                )
+            else:
+                return _join(parts)
+
+    def _pass(
+        self, network: TappedVgg | Int8Vgg, images: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        if self.device.type == "cpu":
+            refuse_broken_threads()
+            note_computing()
+        with torch.no_grad():
+            if isinstance(network, TappedVgg):
+                images = self._normalise(images).to(next(network.parameters()).dtype)
+            features, finite = network(images)
+            if self._recipe is not None:
+                features = {self._recipe.method: fuse(features, self._recipe)}
+        return cast("dict[str, Tensor]", features), cast("Tensor", finite)
+
+
+def _join(parts: list[tuple[dict[str, Tensor], Tensor]]) -> tuple[dict[str, Tensor], Tensor]:
+    if len(parts) == 1:
+        return parts[0]
+    names = parts[0][0]
+    joined = {name: torch.cat([features[name] for features, _ in parts]) for name in names}
+    return joined, torch.stack([finite for _, finite in parts]).all()
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A batch under way on the device."""
+
+    extractor: Extractor
+    batch: DecodedBatch
+    images: Tensor
+    values: Mapping[str, Tensor]
+    clamped: Tensor
+    finite_rows: Mapping[str, Tensor]
+    in_range: Tensor
+    ready: torch.cuda.Event | None
+
+    @classmethod
+    def start(
+        cls,
+        extractor: Extractor,
+        batch: DecodedBatch,
+        images: Tensor,
+        features: Mapping[str, Tensor],
+        in_range: Tensor,
+    ) -> Pending:
+        """Quantises on the device and starts the copies to the host."""
+        slots = torch.from_numpy(batch.slots).to(extractor.device, non_blocking=True)
+        values, clamped, finite = {}, [], {}
+        for name, feature in features.items():
+            stored, count, rows = extractor.stored(name, feature[slots])
+            values[name] = to_host(stored)
+            finite[name] = to_host(rows)
+            clamped.append(count)
+        total = to_host(torch.stack(clamped).sum())
+        in_range = to_host(in_range)
+        ready = None
+        if extractor.device.type == "cuda":
+            ready = torch.cuda.Event()  # type: ignore[no-untyped-call] # torch has no types here
+            ready.record(torch.cuda.current_stream(extractor.device))
+        return cls(extractor, batch, images, values, total, finite, in_range, ready)
+
+    @isolated()
+    def collect(self) -> FeatureBatch:
+        """Waits for the batch and hands its features over, in the order of its rows."""
+        if self.ready is not None:
+            with device_errors(self.extractor.device):
+                self.ready.synchronize()
+        if self.extractor.precision == "float16" and not bool(self.in_range):
+            features, _ = self.extractor._forward_exact(self.images)  # noqa: SLF001 one unit
+            done = replace(
+                Pending.start(self.extractor, self.batch, self.images, features, self.in_range),
+                in_range=torch.ones((), dtype=torch.bool),
+            )
+            return done.collect()
+        return self._feature_batch()
+
+    def _feature_batch(self) -> FeatureBatch:
+        rows = self.batch.rows
+        bad = {
+            name: set(rows[~finite.numpy()].tolist()) for name, finite in self.finite_rows.items()
+        }
+        failures = [
+            Failure(row, f"the network gave values that are not finite in {', '.join(names)}")
+            for row in sorted(set().union(*bad.values()))
+            for names in [[name for name, rows_of in bad.items() if row in rows_of]]
+        ]
+        failed = [failure.row for failure in failures]
+        keep = [index for index, row in enumerate(rows.tolist()) if row not in failed]
+        values = {name: value.numpy() for name, value in self.values.items()}
+        if failed:
+            values = {name: value[keep] for name, value in values.items()}
+        return FeatureBatch(
+            rows=rows[keep] if failed else rows,
+            digests=self.batch.digests[keep] if failed else self.batch.digests,
+            features=values,
+            failures=(*self.batch.failures, *failures),
+            clamped=int(self.clamped),
+        )

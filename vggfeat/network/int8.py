@@ -1,0 +1,225 @@
+"""Convolutions in 8-bit integers, for CPUs that multiply them four at a time (VNNI).
+
+Activations behind a ReLU are never negative, so they are kept as uint8 with one scale a layer,
+found by a look at some images (calibration); weights as int8 with one scale an output channel
+(Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient
+Integer-Arithmetic-Only Inference"; Krishnamoorthi 2018). The input is the image's own bytes: its
+normalisation is folded into the first convolution. Fully connected layers stay in float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from vggfeat.network.pooling import reduce
+from vggfeat.network.vgg import TappedVgg
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from vggfeat.core.layer_spec import LayerSpec
+    from vggfeat.core.preprocessing import Preprocess
+    from vggfeat.core.vgg_layers import Layer
+
+_LARGEST, _LARGEST_WEIGHT = 255, 127
+_EPSILON = 1e-5  # of torchvision's batch normalisation
+_FIRST = "conv1_1"
+
+
+@dataclass(frozen=True, slots=True)
+class _Convolution:
+    """One layer, ready to run; o output channels.
+
+    Attributes:
+        packed: int8 weights in the order that the kernel wants.
+        scales: float32 (o,), what a weight of 1 stands for.
+        bias: float32 (o,).
+        scale_in: what a 1 of its input stands for.
+        scale_out: likewise of its output.
+        padding: 0 for the first, whose image comes padded.
+    """
+
+    packed: Tensor
+    scales: Tensor
+    bias: Tensor
+    scale_in: float
+    scale_out: float
+    padding: int
+
+    def __call__(self, x: Tensor, *, rectified: bool) -> Tensor:
+        """The output, uint8 behind its ReLU or float32 in front of it.
+
+        Args:
+            x: uint8 (N, i, H, W), channels last.
+            rectified: whether the ReLU is applied.
+        """
+        result: Tensor = torch.ops.onednn.qconv2d_pointwise(
+            x,
+            self.scale_in,
+            0,
+            self.packed,
+            self.scales,
+            torch.zeros_like(self.scales, dtype=torch.int32),
+            self.bias,
+            [1, 1],
+            [self.padding] * 2,
+            [1, 1],
+            1,
+            self.scale_out if rectified else 1.0,
+            0,
+            torch.uint8 if rectified else torch.float32,
+            "relu" if rectified else "none",
+            [],
+            "",
+        )
+        return result
+
+
+class Int8Vgg(nn.Module):
+    """The layers of a VGG variant up to the deepest one asked for, convolutions in 8 bits.
+
+    A layer's values do not depend on which other layers are asked for, on the batch, or on the
+    place in it.
+
+    Args:
+        layers: all from the first to the deepest asked for.
+        specs: what is taken out of them.
+        tensors: float32 by torchvision's names.
+        activations: conv layer → its largest value behind the ReLU, as `calibrate` finds it.
+        preprocess: mean and deviation to fold into the first layer.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        specs: Sequence[LayerSpec],
+        tensors: Mapping[str, Tensor],
+        activations: Mapping[str, float],
+        preprocess: Preprocess,
+    ) -> None:
+        super().__init__()
+        self.specs = tuple(specs)
+        self._maps = tuple(layer for layer in layers if layer.container == "features")
+        self._mean = torch.tensor(preprocess.mean).mul(255).round().to(torch.uint8)
+        self._convolutions: dict[str, _Convolution] = {}
+        scale = 1.0
+        for layer in self._maps:
+            if layer.kind == "conv":
+                made = _convolution(layer, tensors, scale, activations[layer.name], preprocess)
+                self._convolutions[layer.name] = made
+                scale = made.scale_out
+        self.head = _head(layers, specs, tensors)
+
+    def forward(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Features of images.
+
+        Args:
+            images: uint8 RGB (N, 3, H, W).
+
+        Returns:
+            canonical spec → float32 (N, …), and a bool scalar, true: integers do not overflow.
+        """
+        taken: dict[str, Tensor] = {}
+        x, scale = _bordered(images, self._mean), 1.0
+        for layer in self._maps:
+            if layer.kind == "pool":
+                x = _max_pool(x)
+            else:
+                convolution = self._convolutions[layer.name]
+                for spec in self._specs_at(layer, pre=True):
+                    taken[str(spec)] = reduce(convolution(x, rectified=False), spec)
+                x, scale = convolution(x, rectified=True), convolution.scale_out
+            for spec in self._specs_at(layer, pre=False):
+                taken[str(spec)] = reduce(x.float() * scale, spec)
+        if self.head is not None:
+            taken |= self.head(x.float() * scale)[0]
+        ordered = {str(spec): taken[str(spec)] for spec in self.specs}
+        return ordered, torch.ones((), dtype=torch.bool)
+
+    def _specs_at(self, layer: Layer, *, pre: bool) -> list[LayerSpec]:
+        return [spec for spec in self.specs if spec.layer is layer and spec.pre == pre]
+
+
+def _head(
+    layers: Sequence[Layer], specs: Sequence[LayerSpec], tensors: Mapping[str, Tensor]
+) -> TappedVgg | None:
+    """The fully connected layers in float32; None if there are none."""
+    behind = [layer for layer in layers if layer.container == "classifier"]
+    if not behind:
+        return None
+    last = tensors.get("classifier.6.weight")
+    head = TappedVgg(behind, specs, 0 if last is None else last.shape[0])
+    head.load_state_dict(
+        {name: value for name, value in tensors.items() if name.startswith("classifier.")},
+        assign=True,
+    )
+    return head.requires_grad_(requires_grad=False).eval()
+
+
+def _convolution(
+    layer: Layer,
+    tensors: Mapping[str, Tensor],
+    scale_in: float,
+    largest: float,
+    preprocess: Preprocess,
+) -> _Convolution:
+    weight, bias = _folded(layer, tensors)
+    if layer.name == _FIRST:
+        mean, std = (
+            torch.tensor(part).view(1, 3, 1, 1) for part in (preprocess.mean, preprocess.std)
+        )
+        bias = bias - (weight * (mean / std)).sum((1, 2, 3))
+        weight = weight / (std * 255)
+    # A channel of zeros has any scale; an output that was never above zero likewise.
+    scales = weight.abs().amax((1, 2, 3)).clamp_min(torch.finfo(torch.float32).tiny)
+    scales = scales / _LARGEST_WEIGHT
+    rounded = (weight / scales.view(-1, 1, 1, 1)).round().to(torch.int8)  # (o, i, 3, 3)
+    padding = 0 if layer.name == _FIRST else 1
+    packed = torch.ops.onednn.qconv_prepack(
+        rounded, scales, scale_in, 0, [1, 1], [padding] * 2, [1, 1], 1, None
+    )
+    return _Convolution(packed, scales, bias, scale_in, (largest or 1.0) / _LARGEST, padding)
+
+
+def _folded(layer: Layer, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a convolution with its batch normalisation, if it has one."""
+    name = f"{layer.container}.{layer.index}"
+    weight, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"]
+    if layer.norm_index is None:
+        return weight, bias
+    norm = f"{layer.container}.{layer.norm_index}"
+    factor = tensors[f"{norm}.weight"] / (tensors[f"{norm}.running_var"] + _EPSILON).sqrt()
+    shifted = (bias - tensors[f"{norm}.running_mean"]) * factor + tensors[f"{norm}.bias"]
+    return weight * factor.view(-1, 1, 1, 1), shifted
+
+
+def _bordered(images: Tensor, mean: Tensor) -> Tensor:
+    """Images with a border of the mean colour, which normalises to the usual zeros.
+
+    Args:
+        images: uint8 (N, 3, H, W).
+        mean: uint8 (3,).
+
+    Returns:
+        uint8 (N, 3, H + 2, W + 2), channels last.
+    """
+    count, channels, height, width = images.shape
+    x = torch.empty(
+        (count, channels, height + 2, width + 2),
+        dtype=torch.uint8,
+        memory_format=torch.channels_last,
+    )
+    x[:] = mean.view(1, 3, 1, 1)
+    x[:, :, 1:-1, 1:-1] = images
+    return x
+
+
+def _max_pool(x: Tensor) -> Tensor:
+    """2 x 2, stride 2; torch's own has no bytes. (N, C, H, W) to (N, C, H // 2, W // 2)."""
+    height, width = (side // 2 * 2 for side in x.shape[2:])
+    rows = torch.maximum(x[:, :, 0:height:2], x[:, :, 1:height:2])
+    return torch.maximum(rows[..., 0:width:2], rows[..., 1:width:2])

@@ -1,0 +1,100 @@
+"""One network on each of several devices, batches dealt to them in turn."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import TYPE_CHECKING
+
+from vggfeat.errors import DeviceError
+from vggfeat.network.device import choose_devices
+from vggfeat.network.extractor import Extractor
+from vggfeat.network.weights import find_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from vggfeat.core.quantization import Scales
+    from vggfeat.core.records import DecodedBatch
+    from vggfeat.core.settings import Settings
+    from vggfeat.network.device import Compute
+    from vggfeat.network.extractor import Pending
+    from vggfeat.network.weights import Weights
+
+
+class Replicas:
+    """An `Extractor` on every device that the settings name; all have the same bits of weights.
+
+    Batches are launched one after the other and collected in that order, so rows stay in order.
+    CUDA devices compute at the same time; a CPU is done with a batch before the next is launched.
+
+    Args:
+        settings: as for `Extractor`; `device` may name several, separated by commas, or `all`.
+        weights: weights already found; None looks for `settings.weights`.
+        activations: see `Extractor`.
+
+    Raises:
+        WeightsError: the weights cannot be had or do not fit.
+        DeviceError: a device is not there, or they would compute in different precisions.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        weights: Weights | None = None,
+        activations: Mapping[str, float] | None = None,
+    ) -> None:
+        weights = weights or find_weights(settings.weights, settings.model)
+        self.settings = settings
+        self.activations = dict(activations or {})
+        self._extractors = [
+            Extractor(dataclasses.replace(settings, device=str(device)), weights, activations)
+            for device in choose_devices(settings.device)
+        ]
+        self._turns = itertools.cycle(self._extractors)
+        found = {str(one.device): one.precision for one in self._extractors}
+        if len(set(found.values())) > 1:
+            each = ", ".join(f"{device} {precision}" for device, precision in found.items())
+            raise DeviceError(
+                f"devices would compute in different precisions ({each}), and rows of one file in "
+                "one only; set --precision, or name devices of one kind"
+            )
+
+    @property
+    def devices(self) -> str:
+        """Their names, separated by commas."""
+        return ",".join(str(one.device) for one in self._extractors)
+
+    @property
+    def precision(self) -> Compute:
+        """In which all of them compute."""
+        return self._extractors[0].precision
+
+    @property
+    def overlap(self) -> int:
+        """Batches that may be under way while one more is launched."""
+        return sum(one.device.type == "cuda" for one in self._extractors)
+
+    @property
+    def redone(self) -> int:
+        """Batches computed again in float32 so far."""
+        return sum(one.redone for one in self._extractors)
+
+    def output_shapes(self, height: int, width: int) -> dict[str, tuple[int, ...]]:
+        """Shape of one row of each spec for inputs of that size."""
+        return self._extractors[0].output_shapes(height, width)
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        """Features of a batch, float32, on the first device: see `Extractor`."""
+        return self._extractors[0](images)
+
+    def scale_to(self, scales: Mapping[str, Scales]) -> None:
+        """Sets the scales with which features are stored as int8."""
+        for one in self._extractors:
+            one.scale_to(scales)
+
+    def launch(self, batch: DecodedBatch) -> Pending:
+        """Starts a batch on the device whose turn it is."""
+        return next(self._turns).launch(batch)

@@ -1,0 +1,234 @@
+"""From a layer's output to rows of features: pool, normalise, quantise.
+
+Pure functions of tensors. They run on the tensor's own device and never wait for it: nothing here
+reads a value back. All arithmetic is in float32, whatever precision the network ran in.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import TYPE_CHECKING, cast
+
+import torch
+
+from vggfeat.core.quantization import LARGEST_CODE
+from vggfeat.core.text import counted
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from vggfeat.core.fusion_spec import Recipe
+    from vggfeat.core.layer_spec import LayerSpec, Norm, Pool
+    from vggfeat.core.settings import Dtype
+
+_FLOAT16_MAX = torch.finfo(torch.float16).max
+_GEM_FLOOR = 1e-6
+_RMAC_OVERLAP = Fraction(2, 5)
+
+_Span = tuple[int, int]
+
+
+def reduce(x: Tensor, spec: LayerSpec) -> Tensor:
+    """Rows of features from a batch of a layer's outputs: pooled, then normalised.
+
+    Args:
+        x: (N, C, H, W) for a layer with positions, (N, D) for a vector; any floating dtype, any
+            memory format.
+        spec: how to pool and normalise.
+
+    Returns:
+        (N, *row) float32 on `x`'s device, contiguous, sharing no memory with `x`, which may be
+        overwritten afterwards. The row is what `spec.output_shape` says. A NaN in `x` shows in
+        the result.
+
+    Raises:
+        ValueError: `x` has positions and the layer has none, or the reverse.
+    """
+    expected = 2 if spec.pool is None else 4
+    if x.dim() != expected:
+        raise ValueError(
+            f"{spec}: expected {counted(expected, 'dimension')}, found shape {tuple(x.shape)}"
+        )
+    rows = _own_copy(x) if spec.pool is None else _pool(x, spec.pool)  # (N, D) or (N, C, H, W)
+    return _normalise(rows, spec.norm).contiguous()
+
+
+def quantise(
+    x: Tensor, dtype: Dtype, scales: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows in the dtype they are stored in, and what that cost.
+
+    Finite values of a magnitude above the dtype's largest finite value (65504 for float16) are
+    set to it, so that none turns into an infinity; for int8, values beyond the range of the scales
+    are set to its end. All of these are counted, for float16 also those just above it (up to
+    65520) that rounding to nearest would have brought back to it.
+
+    Args:
+        x: (N, ...) float32, as `reduce` returns it.
+        dtype: `float16`, `float32` or `int8`.
+        scales: for int8, scale and offset that go with `x`: see `quantisation.Scales.along`.
+
+    Returns:
+        The values in `dtype`, shaped as `x` (`x` itself for `float32`); how many were
+        set to the largest, an int64 scalar; and for each row whether all its values were finite
+        in `x`, bool (N,). What becomes of an infinity or a NaN is not defined: the third result
+        is there to discard its row.
+    """
+    finite = torch.isfinite(x)
+    rows_finite = finite.flatten(1).all(1)  # (N,)
+    if dtype == "float32":
+        return x, torch.zeros((), dtype=torch.int64, device=x.device), rows_finite
+    if scales is not None:
+        codes = _codes(x, *scales)
+        beyond = (finite & (codes.abs() > LARGEST_CODE)).sum()  # ()
+        return codes.clamp(-LARGEST_CODE, LARGEST_CODE).to(torch.int8), beyond, rows_finite
+    clamped = (finite & (x.abs() > _FLOAT16_MAX)).sum()  # ()
+    return x.clamp(-_FLOAT16_MAX, _FLOAT16_MAX).half(), clamped, rows_finite
+
+
+def _codes(x: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+    """`quantisation.encode` on the device, before codes beyond the range are set to its end."""
+    return ((x - offset) / torch.where(scale > 0, scale, torch.inf)).round()
+
+
+def fuse(features: Mapping[str, Tensor], recipe: Recipe) -> Tensor:
+    """One vector of several, as `fusion.Fusion` makes it of a cache's rows.
+
+    Args:
+        features: layer → (N, D) float32.
+        recipe: without anything fitted: its norm is not `standard`, its method not `attention`.
+
+    Returns:
+        (N, width) float32.
+    """
+    parts = [
+        _normalise(features[layer], cast("Norm", recipe.norm)) * factor
+        for layer, factor in zip(recipe.layers, recipe.factors, strict=True)
+    ]
+    fused = torch.stack(parts).sum(0) if recipe.method == "sum" else torch.cat(parts, 1)
+    return _normalise(fused, recipe.final_norm)
+
+
+def _own_copy(x: Tensor) -> Tensor:
+    return x.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+
+
+def _pool(x: Tensor, pool: Pool) -> Tensor:
+    """One row a map: (N, C, H, W) to float32 (N, *row), never an alias."""
+    if pool.name == "avg":
+        return x.mean((2, 3), dtype=torch.float32)  # (N, C)
+    if pool.name == "max":
+        return x.amax((2, 3)).float()  # (N, C)
+    if pool.name == "gem":
+        return _gem(x.float(), pool.p)
+    if pool.name == "rmac":
+        return _rmac(x, pool.levels[0])
+    if pool.name == "spp":
+        return _spp(x, pool.levels)
+    kept = _own_copy(x)  # (N, C, H, W)
+    return kept.flatten(1) if pool.name == "flatten" else kept
+
+
+def _gem(x: Tensor, p: float) -> Tensor:
+    """Generalised mean of Radenović et al., "Fine-tuning CNN Image Retrieval", TPAMI 2018.
+
+    The mean is taken of x / max: x ** p itself leaves float32 where x is in the thousands and p
+    around ten.
+    """
+    x = x.clamp(min=_GEM_FLOOR)
+    largest = x.amax((2, 3), keepdim=True)  # (N, C, 1, 1)
+    mean = (x / largest).pow(p).mean((2, 3))  # (N, C)
+    return mean.pow(1 / p) * largest.flatten(1)
+
+
+def _rmac(x: Tensor, scales: int) -> Tensor:
+    """Regional maxima of Tolias, Sicre & Jégou, "Particular Object Retrieval" (ICLR 2016).
+
+    Square regions at scales l = 1, 2, ...; the vector of each region's maxima is brought to unit
+    length and all are added up. The paper's last step, the sum's own unit length, is `:l2`.
+    """
+    height, width = x.shape[2:]
+    short = min(height, width)
+    extra = _extra_regions(short, max(height, width))
+    total = x.new_zeros(x.shape[:2], dtype=torch.float32)  # (N, C)
+    for scale in range(1, scales + 1):
+        side = max(1, 2 * short // (scale + 1))
+        rows = _uniform_spans(height, side, scale + (extra if height > short else 0))
+        columns = _uniform_spans(width, side, scale + (extra if width > short else 0))
+        regions = _window_maxima(x, rows, columns)  # (N, C, len(rows), len(columns))
+        total = total + _unit_length(regions).sum((2, 3))
+    return total
+
+
+def _extra_regions(short: int, long: int) -> int:
+    """The paper's m - 1: regions more along the longer side than along the shorter.
+
+    Chosen so that neighbours at scale 1, squares of side `short`, overlap as nearly as possible by
+    40 %; of two equally near, the fewer. A square map has one such region and none to overlap.
+    """
+    if short == long:
+        return 0
+    # With g gaps along the longer side neighbours overlap by 1 - (long - short) / (g * short). It
+    # grows with g, so the best g is next to the one that would make it exactly 40 %.
+    gap = Fraction(long - short, short)
+    below = int(gap / (1 - _RMAC_OVERLAP))
+    candidates = range(max(1, below), below + 2)
+    return min(candidates, key=lambda g: abs(1 - gap / g - _RMAC_OVERLAP))
+
+
+def _uniform_spans(length: int, side: int, count: int) -> list[_Span]:
+    """`count` spans of `side`, the first at the start of `length` and the last at its end."""
+    starts = [i * (length - side) // max(1, count - 1) for i in range(count)]
+    return [(start, start + side) for start in starts]
+
+
+def _spp(x: Tensor, levels: tuple[int, ...]) -> Tensor:
+    """Spatial pyramid of He et al., "Spatial Pyramid Pooling in Deep Networks" (ECCV 2014).
+
+    Levels come one after another as given, each as its (C, n, n) maxima flattened. Bins overlap
+    where n does not divide the side; those of `adaptive_max_pool2d` do the same, but not on every
+    device.
+    """
+    height, width = x.shape[2:]
+    pyramid = [_window_maxima(x, _bins(height, n), _bins(width, n)).flatten(1) for n in levels]
+    return torch.cat(pyramid, 1)  # (N, C * sum(n * n))
+
+
+def _bins(length: int, count: int) -> list[_Span]:
+    """`count` spans that cover `length`: from floor(i L / n) to ceil((i + 1) L / n)."""
+    return [(i * length // count, -(-(i + 1) * length // count)) for i in range(count)]
+
+
+def _window_maxima(x: Tensor, rows: list[_Span], columns: list[_Span]) -> Tensor:
+    """Maximum of each window rows[i] x columns[j]: float32 (N, C, len(rows), len(columns))."""
+    strips = torch.stack([x[:, :, a:b].amax(2) for a, b in rows], 2)  # (N, C, rows, W)
+    windows = torch.stack([strips[..., a:b].amax(3) for a, b in columns], 3)
+    return windows.float()  # (N, C, rows, columns)
+
+
+def _normalise(x: Tensor, norm: Norm) -> Tensor:
+    """`x`, (N, D) or (N, C, H, W) float32, normalised along axis 1: for maps at each position.
+
+    `ssr`, the signed square root and then unit length, is the power normalisation of Perronnin et
+    al. (ECCV 2010) with exponent 1/2, the Hellinger map of RootSIFT (Arandjelović & Zisserman,
+    CVPR 2012) for values of either sign.
+    """
+    if norm == "l2":
+        return _unit_length(x)
+    if norm == "ssr":
+        return _unit_length(x.sign() * x.abs().sqrt())
+    return x
+
+
+def _unit_length(x: Tensor) -> Tensor:
+    """`x` divided by its Euclidean length along axis 1; zero vectors stay zero.
+
+    Divided by the largest magnitude first, because squares of very large or very small values
+    leave float32.
+    """
+    largest = x.abs().amax(1, keepdim=True)
+    x = x / torch.where(largest > 0, largest, 1)
+    length = torch.linalg.vector_norm(x, dim=1, keepdim=True)  # 0, or from 1 to sqrt(D)
+    return x / torch.where(length > 0, length, 1)

@@ -1,0 +1,156 @@
+"""The network: a VGG cut behind the deepest layer asked for, tapped at every layer asked for."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 the name the whole field knows it by
+
+from vggfeat.core.vgg_layers import GRID, Layer, layer_table
+from vggfeat.network.first_layer import ADAPTER, COLOURS, CONV1_1
+from vggfeat.network.pooling import reduce
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from vggfeat.core.layer_spec import LayerSpec
+
+
+# No memory, no random initialisation: the weights are at hand. Named for each module, and not by
+# `with torch.device("meta")`, which does nothing where modes of torch are switched off.
+_EMPTY: Mapping[str, Any] = {"device": "meta"}
+
+
+class TappedVgg(nn.Module):
+    """Some layers of a VGG variant, one after the other, under torchvision's names.
+
+    Args:
+        layers: what is computed.
+        specs: what is taken out of them.
+        classes: outputs of fc8.
+        in_channels: of the images.
+        adapter: whether a convolution of 1 x 1 brings them to three in front of all else.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        specs: Sequence[LayerSpec],
+        classes: int,
+        in_channels: int = COLOURS,
+        *,
+        adapter: bool = False,
+    ) -> None:
+        super().__init__()
+        self.layers = tuple(layers)
+        self.specs = tuple(spec for spec in specs if spec.layer in self.layers)
+        self.adapter = nn.Conv2d(in_channels, COLOURS, 1, **_EMPTY) if adapter else None
+        first = COLOURS if adapter else in_channels
+        self.features = nn.Sequential(_modules_of(self.layers, "features", classes, first))
+        self.classifier = nn.Sequential(_modules_of(self.layers, "classifier", classes))
+
+    def forward(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Features of normalised images.
+
+        Args:
+            x: (N, in_channels, H, W), the network's dtype.
+
+        Returns:
+            canonical spec → float32 (N, …), and a bool scalar: in float16, whether every map at
+            the end of a block, and so everything computed on the way, was finite, as was what was
+            taken in front of a ReLU, which turns -inf into 0.
+        """
+        taken: dict[str, Tensor] = {}
+        finite = torch.ones((), dtype=torch.bool, device=x.device)
+        if self.adapter is not None:
+            x = self.adapter(x)  # (N, 3, H, W)
+        for layer in self.layers:
+            x = self._linear_part(layer, x)
+            before = [spec for spec in self.specs if spec.layer is layer and spec.pre]
+            taken.update({str(spec): reduce(x, spec) for spec in before})
+            if before and x.dtype == torch.float16:
+                finite = finite & torch.isfinite(x).all()
+            if layer.relu_index is not None:
+                # In place only when nobody has looked at x; both give the same bits.
+                x = torch.relu(x) if before else torch.relu_(x)
+            after = [spec for spec in self.specs if spec.layer is layer and not spec.pre]
+            taken.update({str(spec): reduce(x, spec) for spec in after})
+            ends_block = layer.kind in ("pool", "fc") or layer is self.layers[-1]
+            if ends_block and x.dtype == torch.float16:
+                finite = finite & torch.isfinite(x).all()
+        return {str(spec): taken[str(spec)] for spec in self.specs}, finite
+
+    def _linear_part(self, layer: Layer, x: Tensor) -> Tensor:
+        if layer.kind == "prob":
+            return torch.softmax(x.float(), dim=1)
+        if layer.kind == "fc" and x.dim() > 2:  # noqa: PLR2004 a map, not yet a vector
+            x = F.adaptive_avg_pool2d(x, GRID) if x.shape[-2:] != (GRID, GRID) else x
+            x = torch.flatten(x, 1)  # (N, 25088), channel by channel as the classifier was trained
+        container = cast("nn.Sequential", getattr(self, layer.container))
+        x = cast("Tensor", getattr(container, str(layer.index))(x))
+        if layer.norm_index is not None:
+            x = cast("Tensor", getattr(container, str(layer.norm_index))(x))
+        return x
+
+
+def needed_layers(specs: Sequence[LayerSpec], model: str) -> tuple[Layer, ...]:
+    """The layers of `model` up to and with the deepest one of `specs`."""
+    table = layer_table(model)
+    return table[: 1 + max(table.index(spec.layer) for spec in specs)]
+
+
+def network_of(
+    tensors: Mapping[str, Tensor], layers: Sequence[Layer], specs: Sequence[LayerSpec]
+) -> TappedVgg:
+    """The network whose parameters are just these tensors, which are not copied.
+
+    It is in evaluation mode: batch normalisation goes by its running statistics.
+
+    Args:
+        tensors: float32 by torchvision's names, `adapter.*` among them or not, as `load_tensors`
+            gives them.
+        layers: see `TappedVgg`.
+        specs: see `TappedVgg`.
+    """
+    head = tensors.get("classifier.6.weight")
+    first = tensors.get(ADAPTER, tensors.get(CONV1_1))
+    network = TappedVgg(
+        layers,
+        specs,
+        0 if head is None else head.shape[0],
+        COLOURS if first is None else first.shape[1],
+        adapter=ADAPTER in tensors,
+    )
+    network.load_state_dict(dict(tensors), strict=False, assign=True)
+    network.requires_grad_(requires_grad=False).eval()
+    for name, buffer in network.named_buffers():
+        if buffer.is_meta:  # num_batches_tracked, which inference never reads
+            network.get_submodule(name.rpartition(".")[0]).register_buffer(
+                name.rpartition(".")[2], None
+            )
+    return network
+
+
+def _modules_of(
+    layers: Sequence[Layer], container: str, classes: int, in_channels: int = COLOURS
+) -> OrderedDict[str, nn.Module]:
+    modules: OrderedDict[str, nn.Module] = OrderedDict()
+    for layer in layers:
+        if layer.container != container:
+            continue
+        if layer.kind == "conv":
+            inputs = in_channels if layer.name == "conv1_1" else layer.in_channels
+            modules[str(layer.index)] = nn.Conv2d(inputs, layer.channels, 3, padding=1, **_EMPTY)
+        elif layer.kind == "pool":
+            modules[str(layer.index)] = nn.MaxPool2d(2)
+        elif layer.kind == "fc":
+            out = classes if layer.name == "fc8" else layer.channels
+            modules[str(layer.index)] = nn.Linear(layer.in_channels, out, **_EMPTY)
+        if layer.norm_index is not None:
+            modules[str(layer.norm_index)] = nn.BatchNorm2d(
+                layer.channels, track_running_stats=True, **_EMPTY
+            )
+    return modules

@@ -1,0 +1,297 @@
+"""Whether the tensors of a weight file are those of a network, layer by layer, by their shapes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vggfeat.core.text import agree, counted
+from vggfeat.core.vgg_layers import CLASSES, GRID, Layer, find_layer, layer_table
+from vggfeat.core.vgg_parameters import parameter_shapes, variant_of
+from vggfeat.network.first_layer import (
+    ADAPTER,
+    ADAPTER_BIAS,
+    COLOURS,
+    HEAD,
+    adapter_problem,
+    file_channels,
+)
+from vggfeat.network.first_layer import CONV1_1 as _FIRST
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    Shapes = Mapping[str, tuple[int, ...]]
+
+_NAMED = 4
+_FC6 = "classifier.0.weight"
+_FC8 = "classifier.6.weight"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that does not fit.
+
+    Attributes:
+        stage: name of the first stage it concerns.
+        found: what was found, and what was expected.
+        remedy: what to change.
+    """
+
+    stage: str
+    found: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What of a weight file decides whether it fits.
+
+    Attributes:
+        name: of the weights.
+        shapes: tensor name → its shape.
+        convolutions_only: the classifier is there, but holds no values.
+        ends: the last layer, if the file ends with it on purpose; else empty.
+        told: what a user should know of how the file is read.
+    """
+
+    name: str
+    shapes: Shapes
+    convolutions_only: bool = False
+    ends: str = ""
+    told: tuple[str, ...] = ()
+
+    @property
+    def classes(self) -> int:
+        """Outputs of fc8; those of ImageNet where the file has none."""
+        shapes = [shape for name, shape in self.shapes.items() if name.endswith(_FC8)]
+        return shapes[0][0] if shapes and shapes[0] else CLASSES
+
+    @property
+    def channels(self) -> int:
+        """Of the images it takes; those of RGB where the file has no first convolution."""
+        return file_channels(_without_prefix(self.shapes)[0]) or COLOURS
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether one stands in front of the network."""
+        return ADAPTER in self.shapes
+
+    def layers(self, model: str) -> tuple[Layer, ...]:
+        """Those of `model` that it is meant to have, from the first on."""
+        table = layer_table(model)
+        names = [layer.name for layer in table]
+        return table[: names.index(self.ends) + 1] if self.ends in names else table
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How a weight file fits a network.
+
+    Attributes:
+        problems: in the order of the stages; none where all fits.
+        notes: what is unusual and does no harm.
+    """
+
+    problems: tuple[Problem, ...]
+    notes: tuple[str, ...]
+
+
+def _convolutions_do(model: str) -> str:
+    last = [layer.name for layer in layer_table(model) if layer.kind == "conv"][-1]
+    return (
+        "its conv and pool layers can be had all the same, as nothing behind the deepest layer "
+        f"asked for is loaded: --layers {last}"
+    )
+
+
+def remedy_for(checkpoint: Checkpoint, model: str, layers: Sequence[Layer]) -> str:
+    """Return what `trace` would have changed about a file for these layers; empty if nothing."""
+    names = {layer.name for layer in layers}
+    problems = check_fit(checkpoint, model).problems
+    return next((problem.remedy for problem in problems if problem.stage in names), "")
+
+
+def check_fit(checkpoint: Checkpoint, model: str) -> Fit:
+    """Compares the tensors of a weight file with those of `model`; no value is looked at."""
+    notes = list(checkpoint.told)
+    problems: list[Problem] = []
+    found, prefix = _without_prefix(checkpoint.shapes)
+    if prefix:
+        problems.append(_prefixed(prefix))
+    problems += _adapter(found)
+    problems += _convolutions(found, model, checkpoint.layers(model))
+    if not checkpoint.ends:
+        problems += _classifier(found, checkpoint, model)
+    if _FC8 in found and found[_FC8][0] != CLASSES:
+        notes.append(
+            f"fc8 of {checkpoint.name} has {counted(found[_FC8][0], 'class')} instead of "
+            f"ImageNet's {CLASSES}: fine, fc8 and prob are that long"
+        )
+    notes += _first_layer(checkpoint)
+    notes += _end(checkpoint, found)
+    told = HEAD if checkpoint.ends else ()
+    notes += _unexpected({n: s for n, s in found.items() if n not in told}, model, problems)
+    return Fit(tuple(problems), tuple(notes))
+
+
+def _without_prefix(shapes: Shapes) -> tuple[Shapes, str]:
+    """Shapes by torchvision's names, and what stood in front of each of them."""
+    ends = [name for name in shapes if name.endswith(f".{_FIRST}")]
+    if _FIRST in shapes or not ends:
+        return shapes, ""
+    prefix = ends[0].removesuffix(_FIRST)
+    return {name.removeprefix(prefix): shape for name, shape in shapes.items()}, prefix
+
+
+def _prefixed(prefix: str) -> Problem:
+    return Problem(
+        "conv1_1",
+        f"names of tensors begin with {prefix!r}; expected torchvision's, {_FIRST}",
+        f"save the file without it: {{name.removeprefix({prefix!r}): value for name, value in "
+        "state.items()}",
+    )
+
+
+def _adapter(found: Shapes) -> list[Problem]:
+    what = adapter_problem(found)
+    remedy = "save both tensors of a convolution of 1 x 1 from C channels to 3, or neither"
+    return [Problem("adapter", what, remedy)] if what else []
+
+
+def _first_layer(checkpoint: Checkpoint) -> list[str]:
+    """How images of other channels come in."""
+    channels, name = checkpoint.channels, checkpoint.name
+    images = f"images of --channels {channels}"
+    if checkpoint.has_adapter:
+        return [f"an adapter of {name} takes {images} to {COLOURS} in front of conv1_1"]
+    if channels != COLOURS:
+        return [f"conv1_1 of {name} takes {images} instead of {COLOURS}"]
+    return []
+
+
+def _end(checkpoint: Checkpoint, found: Shapes) -> list[str]:
+    if not checkpoint.ends:
+        return []
+    classes = found.get(HEAD[0], (0,))[0]
+    head = (
+        f"; its head tells {counted(classes, 'class')} apart and is for no layer" if classes else ""
+    )
+    return [f"{checkpoint.name} ends with {checkpoint.ends}: no deeper layer can be had{head}"]
+
+
+def _convolutions(found: Shapes, model: str, meant: Sequence[Layer]) -> list[Problem]:
+    layers = [layer for layer in meant if layer.kind == "conv"]
+    wrong = [layer for layer in layers if _unlike([layer], found)]
+    if not wrong:
+        return []
+    likely = variant_of(found)
+    if likely and likely != model:
+        return [
+            Problem(
+                wrong[0].name,
+                f"the convolutions are those of {likely}, not of {model}: "
+                f"{_unlike(wrong, found)[0]}",
+                f"--model {likely}",
+            )
+        ]
+    return [
+        Problem(
+            wrong[0].name,
+            _offences(wrong, found),
+            "use a file whose convolutions have torchvision's names and shapes; save the "
+            "state_dict of the whole model",
+        )
+    ]
+
+
+def _unlike(layers: Sequence[Layer], found: Shapes) -> list[str]:
+    """Each tensor that is missing or has another shape, and how."""
+    classes = found[_FC8][0] if _FC8 in found else CLASSES
+    first = found.get(_FIRST, ())
+    channels = first[1] if len(first) == 4 else COLOURS  # noqa: PLR2004 (out, in, rows, columns)
+    return [
+        f"{name} is missing"
+        if name not in found
+        else f"{name} is {_shape(found[name])}, expected {_shape(shape)}"
+        for name, shape in parameter_shapes(layers, classes, channels).items()
+        if found.get(name) != shape
+    ]
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return f"({', '.join(map(str, shape))}{',' * (len(shape) == 1)})"
+
+
+def _offences(layers: Sequence[Layer], found: Shapes) -> str:
+    lines = _unlike(layers, found)
+    more = len(lines) - _NAMED
+    return "; ".join(lines[:_NAMED]) + (f"; and {more} more" if more > 0 else "")
+
+
+def _classifier(found: Shapes, checkpoint: Checkpoint, model: str) -> list[Problem]:
+    if checkpoint.convolutions_only or not any(name.startswith("classifier.") for name in found):
+        what = "holds convolutions only; fc6 to fc8 lie behind them"
+        remedy = f"{_convolutions_do(model)}; for fc6 and deeper use --weights imagenet"
+        return [Problem("fc6", what, remedy)]
+    fc6 = find_layer(model, "fc6")
+    shape = found.get(_FC6, ())
+    if len(shape) == 2 and shape[1] != fc6.in_channels:  # noqa: PLR2004 (out, in)
+        return [_other_input(fc6, shape, _convolutions_do(model))]
+    layers = [layer for layer in layer_table(model) if layer.kind == "fc"]
+    wrong = [layer for layer in layers if _unlike([layer], found)]
+    if not wrong:
+        return []
+    remedy = f"a classifier of another make cannot be computed here; {_convolutions_do(model)}"
+    return [Problem(wrong[0].name, _offences(wrong, found), remedy)]
+
+
+def _other_input(fc6: Layer, shape: tuple[int, ...], convolutions_do: str) -> Problem:
+    """The classifier takes another length than that of VGG's map of 7 x 7."""
+    out, length = shape
+    channels = fc6.in_channels // GRID**2
+    message = cannot_be_multiplied(1, fc6.in_channels, out, length)
+    found = (
+        f"{_FC6} is {_shape(shape)}, expected {_shape((fc6.channels, fc6.in_channels))}: it takes "
+        f"{counted(length, 'number')}, and VGG hands it {channels} x {GRID} x {GRID} = "
+        f"{fc6.in_channels}; "
+        f'torch would say "{message}"'
+    )
+    side = math.isqrt(length // channels) if length % channels == 0 else 0
+    if side * side * channels != length or side == 0:
+        return Problem("fc6", found, f"its network was another one behind pool5; {convolutions_do}")
+    found += f"; {length} is {channels} x {side} x {side}"
+    if side == 1:
+        made = "its network pooled pool5 to 1 x 1; that very vector is --layers pool5:avg"
+    else:
+        made = (
+            f"its network pooled pool5 to {side} x {side}, or flattened it as it was at "
+            f"{32 * side} x {32 * side} pixels; that vector is --layers pool5:flatten "
+            f"--size {32 * side}"
+        )
+    return Problem("fc6", found, f"{made}; {convolutions_do}")
+
+
+def cannot_be_multiplied(rows: int, length: int, out: int, expected: int) -> str:
+    """What torch says of (rows, length) features and a linear layer of (out, expected) weights."""
+    return f"mat1 and mat2 shapes cannot be multiplied ({rows}x{length} and {expected}x{out})"
+
+
+def _unexpected(found: Shapes, model: str, problems: Sequence[Problem]) -> list[str]:
+    known = {*parameter_shapes(layer_table(model), CLASSES), ADAPTER, ADAPTER_BIAS}
+    said = ("features.", "classifier.") if problems else ()  # what is wrong with these is said
+    names = [
+        name
+        for name in found
+        if name not in known
+        and not name.endswith("num_batches_tracked")
+        and not name.startswith(said)
+    ]
+    if not names:
+        return []
+    more = " …" if len(names) > _NAMED else ""
+    shown = ", ".join(names[:_NAMED])
+    has, are = agree(len(names), "has"), agree(len(names), "is")
+    what = f"of the file {has} no place in {model} and {are} skipped"
+    return [f"{counted(len(names), 'tensor')} {what}: {shown}{more}"]

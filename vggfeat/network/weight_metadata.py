@@ -1,0 +1,167 @@
+"""What a weight file says of its use: the variant, and the preprocessing it was trained with.
+
+`adapt` writes it into the metadata of its safetensors files. Of any other file with a first layer
+for other than three channels, their number is known; and of Caffe's and Keras's their transform.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+from vggfeat.core.vgg_layers import VARIANTS
+from vggfeat.errors import WeightsError
+from vggfeat.network.caffe import TRANSFORMS as CAFFE_TRANSFORMS
+from vggfeat.network.caffe import caffe_order
+from vggfeat.network.checkpoint_reader import WeightFile, open_checkpoint
+from vggfeat.network.dialects.johnson import JOHNSON
+from vggfeat.network.first_layer import COLOURS, file_channels
+from vggfeat.storage.digests import file_digests
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vggfeat.core.settings import Settings
+    from vggfeat.storage.checked_file import FileDigest
+
+CARRIED = (
+    "transform", "size", "resize", "crop", "exif", "channels", "depth", "window", "clip", "clahe",
+    "mean", "std",
+)  # fmt: skip
+"""Settings that a weight file may bring along besides its model."""
+
+MODEL, LAYER, PREPROCESS = "vggfeat.model", "vggfeat.layer", "vggfeat.preprocess"
+"""Keys of the metadata."""
+
+log = logging.getLogger("vggfeat")
+
+# What settings were made of in this process: the path of a weight file → what it said then.
+_TAKEN: dict[str, dict[str, Any]] = {}
+
+
+def settings_carried(weights: str, digest: FileDigest | None = None) -> dict[str, Any]:
+    """Settings by name that a weight file was trained with; none where it does not say.
+
+    A file that is not there or cannot be read says nothing; whoever loads it will say why.
+
+    Args:
+        weights: as of `Settings`; only a file has any.
+        digest: of the file that is meant; one of other bytes says nothing.
+
+    Raises:
+        WeightsError: it says something that is not understood.
+    """
+    if not os.path.isfile(weights):
+        return {}
+    try:
+        shapes, metadata, transform = _look(weights, digest)
+    except WeightsError:
+        return {}
+    values: dict[str, Any] = {"transform": transform} if transform else {}
+    values |= _from_metadata(weights, metadata) if MODEL in metadata else {}
+    channels = file_channels(shapes)
+    if channels not in (None, COLOURS):
+        values["channels"] = channels
+    return values
+
+
+def _look(
+    path: str, digest: FileDigest | None
+) -> tuple[Mapping[str, tuple[int, ...]], Mapping[str, str], str]:
+    """Shapes of the tensors by torchvision's names, metadata, and the transform they come with."""
+    with open_checkpoint(path, digest) as file:
+        transform = file.reading.transform or _transform_of_caffe(file)
+        return file.shapes, file.contents.metadata, transform
+
+
+def _transform_of_caffe(file: WeightFile) -> str:
+    """The transform that Caffe's weights want which lie under torchvision's names; else empty."""
+    known = file.reading.dialect == JOHNSON.name
+    order = caffe_order(file, file_digests(file.path).sha256 if known else "")
+    return CAFFE_TRANSFORMS.get(order, "")
+
+
+def _from_metadata(path: str, metadata: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        values = json.loads(metadata.get(PREPROCESS, "{}"))
+        unknown = sorted(set(values) - set(CARRIED))
+    except (ValueError, TypeError) as error:
+        raise WeightsError(f"weights {path!r}: what they were trained with is no JSON") from error
+    model = metadata[MODEL]
+    if unknown or model not in VARIANTS:
+        what = f"settings {', '.join(unknown)}" if unknown else f"a model {model!r}"
+        raise WeightsError(
+            f"weights {path!r} were trained with {what}, which this version does not know; a newer "
+            "vggfeat wrote them"
+        )
+    return {"model": model, **values}
+
+
+def with_carried(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as given, and for those not given what the weights carry.
+
+    Args:
+        given: settings by name.
+    """
+    if given.get("transform") == "auto":
+        given = {name: value for name, value in given.items() if name != "transform"}
+    weights = given.get("weights")
+    carried = settings_carried(weights) if isinstance(weights, str) else {}
+    if isinstance(weights, str):
+        _TAKEN[os.path.realpath(weights)] = carried
+    taken = {name: value for name, value in carried.items() if name not in given}
+    if given.get("crop", "center") != "center":
+        taken.pop("resize", None)
+    # A size of one's own goes with its own resize, in proportion, and not with the file's.
+    if "size" in given:
+        taken.pop("resize", None)
+    other = [name for name in carried if name in given and given[name] != carried[name]]
+    if taken:
+        log.info("weights %s were trained with %s: taken over", weights, _words(taken))
+    if other:
+        log.info("weights %s were trained with %s: other values are given",
+                 weights, _words({name: carried[name] for name in other}))  # fmt: skip
+    return {**taken, **given}
+
+
+def check_carried(path: str, settings: Settings, digest: FileDigest | None = None) -> None:
+    """Refuse settings of a file that was replaced since, or that lack the transform it wants.
+
+    Args:
+        path: of a weight file.
+        settings: made from it by `make_settings`, or without looking into it.
+        digest: of the bytes that are computed with.
+
+    Raises:
+        WeightsError: names the settings, or the transform to give.
+    """
+    carried = settings_carried(path, digest)
+    before = _TAKEN.get(os.path.realpath(path), {})
+    stale = {
+        name: value
+        for name, value in before.items()
+        if carried.get(name) != value == getattr(settings, name)
+    }
+    if stale:
+        raise WeightsError(
+            f"weights {path!r} were replaced after the settings were made: {_words(stale)} is of "
+            "the file before; make the settings again, or run again"
+        )
+    wanted = carried.get("transform", "auto")
+    if wanted in ("auto", settings.transform_name) or settings.mean or settings.std:
+        return
+    if settings.transform != "auto":
+        log.warning("weights %s go with --transform %s, and %s is given", path, wanted,
+                    settings.transform)  # fmt: skip
+        return
+    raise WeightsError(
+        f"weights {path!r} go with the mean and deviation of transform {wanted}, and those of "
+        f"{settings.transform_name} would be taken: give --transform {wanted}; in Python "
+        f"Settings.for_weights, or transform={wanted!r}"
+    )
+
+
+def _words(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())

@@ -1,0 +1,374 @@
+"""Which weights: names, published files and digests, and the tensors a truncated network needs."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import math
+import os
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from vggfeat.core.resources import user_cache
+from vggfeat.core.text import agree, counted
+from vggfeat.core.vgg_layers import GRID, Layer
+from vggfeat.core.vgg_parameters import parameter_shapes, variant_of
+from vggfeat.errors import UsageError, WeightsError
+from vggfeat.network.caffe import FEATURES, caffe_order
+from vggfeat.network.checkpoint_reader import open_checkpoint
+from vggfeat.network.dialects.johnson import JOHNSON
+from vggfeat.network.download import download
+from vggfeat.network.first_layer import (
+    ADAPTER,
+    ADAPTER_BIAS,
+    COLOURS,
+    CONV1_1,
+    CONV1_1_BIAS,
+    RGB,
+    check_channels,
+    inflate,
+)
+from vggfeat.network.weight_check import Checkpoint, remedy_for
+from vggfeat.network.weight_metadata import LAYER
+from vggfeat.storage.checked_file import FileChangedError
+from vggfeat.storage.digests import file_digests, forget_digest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    import torch
+
+    from vggfeat.network.first_layer import Entry
+    from vggfeat.storage.checked_file import FileDigest
+
+BASE_URL = "https://download.pytorch.org/models"
+BASE_URL_VARIABLE = "VGGFEAT_WEIGHTS_URL"
+"""Environment variable that names a mirror of `BASE_URL`."""
+
+# torchvision's own files; the digits behind the dash begin the SHA-256.
+_PUBLISHED: Mapping[tuple[str, str], str] = {
+    ("imagenet", "vgg11"): "vgg11-8a719046.pth",
+    ("imagenet", "vgg11_bn"): "vgg11_bn-6002323d.pth",
+    ("imagenet", "vgg13"): "vgg13-19584684.pth",
+    ("imagenet", "vgg13_bn"): "vgg13_bn-abd245e5.pth",
+    ("imagenet", "vgg16"): "vgg16-397923af.pth",
+    ("imagenet", "vgg16_bn"): "vgg16_bn-6c64b313.pth",
+    ("imagenet", "vgg19"): "vgg19-dcbb9e9d.pth",
+    ("imagenet", "vgg19_bn"): "vgg19_bn-c79401a0.pth",
+    ("features", "vgg16"): "vgg16_features-amdegroot-88682ab5.pth",
+}
+
+_SUFFIXES = (
+    ".pth", ".pt", ".safetensors", ".bin", ".ckpt", ".tar", ".h5", ".hdf5", ".keras",
+)  # fmt: skip
+_RANDOM = re.compile(r"random(?::(\d+))?")
+
+log = logging.getLogger("vggfeat")
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Weights that are at hand.
+
+    Attributes:
+        name: `random:SEED`, or the file's name without its folder.
+        sha256: digest of the file; for random weights of the recipe, which fixes them as well.
+        path: the file, None for random weights.
+        seed: of random weights.
+        convolutions_only: the file's classifier holds no values.
+        caution: what a user of a file must know that looks like Caffe's; else empty.
+        digest: what the bytes of the file must be when they are read; None looks it up then.
+    """
+
+    name: str
+    sha256: str
+    path: str | None = None
+    seed: int | None = None
+    convolutions_only: bool = False
+    caution: str = ""
+    digest: FileDigest | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def warning(self) -> str | None:
+        """What a user of features made with these must know."""
+        if self.seed is None:
+            return self.caution or None
+        return f"RANDOM WEIGHTS (seed {self.seed}): these features carry no learnt meaning"
+
+
+def weights_folder() -> str:
+    """Return where torch keeps downloaded models: `$TORCH_HOME/hub/checkpoints`, as torch.hub does.
+
+    Raises:
+        UsageError: `TORCH_HOME` begins with a `~` that stands for nobody's home, or it is not set
+            and there is no user cache.
+    """
+    named = os.environ.get("TORCH_HOME", "")
+    home = os.path.expanduser(named) if named else os.path.join(user_cache(), "torch")
+    if home.startswith("~"):
+        raise UsageError(f"TORCH_HOME is {named!r}, and that home is not known; set a whole path")
+    return os.path.join(home, "hub", "checkpoints")
+
+
+def published_file(name: str, model: str) -> str | None:
+    """File name of torchvision's weights `imagenet` or `features`; None if there are none."""
+    return _PUBLISHED.get((name, model))
+
+
+def weights_name(name: str, model: str) -> str:
+    """What `find_weights` will call these weights, without looking for them."""
+    match = _RANDOM.fullmatch(name)
+    if match:
+        return f"random:{int(match.group(1) or 0)}"
+    return published_file(name, model) or os.path.basename(name)
+
+
+def find_weights(name: str, model: str) -> Weights:
+    """The weights that `name` stands for, downloaded if need be.
+
+    Args:
+        name: `imagenet`, `features`, `random[:SEED]`, or a file of any of the formats that
+            `checkpoints` reads.
+        model: the VGG variant they are for.
+
+    Raises:
+        UsageError: `name` is none of these.
+        WeightsError: there is no such file, or it can be neither found nor fetched.
+    """
+    match = _RANDOM.fullmatch(name)
+    if match:
+        return _random_weights(int(match.group(1) or 0), model)
+    file = published_file(name, model)
+    if file is not None:
+        return _published_weights(name, file)
+    if not os.path.isfile(name):
+        if name.endswith(_SUFFIXES) or os.sep in name:
+            raise WeightsError(f"weights file {name!r} is not there")
+        raise UsageError(
+            f"weights {name!r} are not known; expected imagenet, features (vgg16 only), "
+            "random[:SEED], or a file such as .pth, .safetensors or .h5"
+        )
+    digest = file_digests(name)
+    return Weights(
+        os.path.basename(name),
+        digest.sha256,
+        path=name,
+        convolutions_only=digest.sha256.startswith(FEATURES),
+        caution=_caution(name, digest),
+        digest=digest,
+    )
+
+
+def _caution(path: str, digest: FileDigest) -> str:
+    """What is said of a file that has the names of one converted from Caffe, and other values."""
+    try:
+        with open_checkpoint(path, digest) as file:
+            if file.reading.dialect != JOHNSON.name or caffe_order(file, digest.sha256):
+                return ""
+    except WeightsError:
+        return ""  # whoever loads them says why
+    return (
+        f"weights {os.path.basename(path)} have the names of weights converted from Caffe, and "
+        "their scale is not known: if they take BGR of 0 to 255, these features are wrong; turn "
+        "conv1_1 to RGB and give --transform caffe"
+    )
+
+
+def _random_weights(seed: int, model: str) -> Weights:
+    recipe = f"vggfeat random weights 1: {model} {seed}"
+    return Weights(f"random:{seed}", hashlib.sha256(recipe.encode()).hexdigest(), seed=seed)
+
+
+def _published_weights(name: str, file: str) -> Weights:
+    path = os.path.join(weights_folder(), file)
+    prefix = file.rpartition("-")[2].removesuffix(".pth")
+    if not os.path.isfile(path):
+        _fetch_published(file, path, prefix)
+    digest = file_digests(path)
+    if not digest.sha256.startswith(prefix):
+        raise WeightsError(
+            f"weights file {path} has SHA-256 {digest.sha256[:8]}…, expected {prefix}…; it is "
+            "damaged: delete it and run again"
+        )
+    only = name == "features"
+    return Weights(file, digest.sha256, path=path, convolutions_only=only, digest=digest)
+
+
+def _fetch_published(file: str, path: str, prefix: str) -> None:
+    url = f"{(os.environ.get(BASE_URL_VARIABLE) or BASE_URL).rstrip('/')}/{file}"
+    try:
+        download(url, path, prefix)
+    except WeightsError as error:
+        raise WeightsError(
+            f"weights {file} are not at {path} and could not be had: {error}. Put the file there, "
+            f"name a mirror in {BASE_URL_VARIABLE}, or use --weights FILE, "
+            "or --weights random:0 to try things out"
+        ) from error
+
+
+def load_tensors(
+    weights: Weights, model: str, layers: tuple[Layer, ...], entry: Entry = RGB
+) -> dict[str, torch.Tensor]:
+    """Float32 tensors of `layers` by torchvision's names, in memory that is no file's.
+
+    The bytes they are made of are checked against the digest that `weights` has.
+
+    Where the file has an adapter, it comes with `adapter.weight` and `adapter.bias`.
+
+    Args:
+        weights: which.
+        model: VGG variant.
+        layers: from the first to the deepest wanted.
+        entry: channels of the images, to which the first convolution is made to fit.
+
+    Raises:
+        WeightsError: tensors are missing or of another shape, all are named; or the network in the
+            file takes images of other channels.
+    """
+    if weights.path is None:
+        tensors = _random_tensors(weights.seed or 0, layers)
+    else:
+        tensors = _tensors_of_file(weights, weights.path, model, layers, entry)
+    return _with_first_layer(tensors, layers, entry)
+
+
+def _with_first_layer(
+    tensors: dict[str, torch.Tensor], layers: tuple[Layer, ...], entry: Entry
+) -> dict[str, torch.Tensor]:
+    """The tensors with a first convolution for the channels asked for, if they come without."""
+    if CONV1_1 not in tensors or ADAPTER in tensors:
+        return tensors
+    if entry.first_layer == "kaiming":
+        fresh = _random_tensors(0, layers[:1], entry.channels)
+        return {**tensors, CONV1_1: fresh[CONV1_1], CONV1_1_BIAS: fresh[CONV1_1_BIAS]}
+    return {**tensors, CONV1_1: inflate(tensors[CONV1_1], entry.channels)}
+
+
+def _tensors_of_file(
+    weights: Weights, path: str, model: str, layers: tuple[Layer, ...], entry: Entry
+) -> dict[str, torch.Tensor]:
+    if weights.convolutions_only and any(layer.container == "classifier" for layer in layers):
+        raise WeightsError(
+            f"weights {weights.name} hold convolutions only, and {layers[-1].name} lies behind "
+            "them; ask for conv or pool layers, or use --weights imagenet"
+        )
+    with _same_file(path), open_checkpoint(path, _digest(weights, path)) as file:
+        shapes = file.shapes
+        classes = shapes.get("classifier.6.weight", (0,))[0]
+        first = shapes.get(CONV1_1, ())
+        wanted = parameter_shapes(layers, classes, first[1] if len(first) > 1 else COLOURS)
+        _check_end(weights.name, file.contents.metadata.get(LAYER, ""), layers)
+        _check_fit(weights, model, wanted, shapes, layers)
+        names = list(wanted)
+        if layers[0].name == "conv1_1":
+            check_channels(weights.name, shapes, entry)
+            names += [name for name in (ADAPTER, ADAPTER_BIAS) if name in shapes]
+        bgr = caffe_order(file, weights.sha256) == "bgr"
+        found = file.read(names)
+    if bgr and CONV1_1 in found:
+        found[CONV1_1] = found[CONV1_1].flip(1)
+    return {name: found.pop(name).float() for name in names}
+
+
+def _digest(weights: Weights, path: str) -> FileDigest:
+    """What the file's bytes must be, so that `weights.sha256` is that of what is computed with."""
+    digest = weights.digest or file_digests(path)
+    if digest.sha256 != weights.sha256:
+        raise WeightsError(
+            f"weights {path!r} changed: their SHA-256 is {digest.sha256[:8]}…, expected "
+            f"{weights.sha256[:8]}…; run again"
+        )
+    return digest
+
+
+@contextlib.contextmanager
+def _same_file(path: str) -> Iterator[None]:
+    """Has the digest of a file that changed unseen taken anew by the next run."""
+    try:
+        yield
+    except WeightsError as error:
+        if isinstance(error.__cause__, FileChangedError):
+            forget_digest(path)
+        raise
+
+
+def _check_end(name: str, end: str, layers: tuple[Layer, ...]) -> None:
+    """Refuses layers behind the one that a file ends with on purpose."""
+    names = [layer.name for layer in layers]
+    if end in names[:-1]:
+        raise WeightsError(
+            f"weights {name} end with {end}, on which they were adapted, and {names[-1]} lies "
+            "behind it; ask for layers up to there, or adapt with a deeper --layer"
+        )
+
+
+def _check_fit(
+    weights: Weights,
+    model: str,
+    wanted: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, tuple[int, ...]],
+    layers: tuple[Layer, ...],
+) -> None:
+    hint = _guess_variant(found, model)
+    if not hint and any(found.get(name) != shape for name, shape in wanted.items()):
+        checkpoint = Checkpoint(weights.name, found, weights.convolutions_only)
+        remedy = remedy_for(checkpoint, model, layers)
+        hint = f"; {remedy}" if remedy else ""
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise WeightsError(
+            f"weights {weights.name} do not fit {model}: {len(missing)} of "
+            f"{counted(len(wanted), 'tensor')} {agree(len(missing), 'is')} missing, "
+            f"{', '.join(missing[:4])}{' …' * (len(missing) > 4)}"  # noqa: PLR2004 4
+            f"; found {counted(len(found), 'tensor')}{hint}"
+        )
+    unlike = [
+        f"{name} expected {list(shape)}, found {list(found[name])}"
+        for name, shape in wanted.items()
+        if found[name] != shape
+    ]
+    if unlike:
+        grid = ""
+        if any(line.startswith("classifier.0.") for line in unlike):
+            grid = f"; fc6 takes a {GRID} x {GRID} x 512 map"
+        raise WeightsError(
+            f"weights {weights.name} do not fit {model}: {'; '.join(unlike)}{grid}{hint}"
+        )
+
+
+def _guess_variant(found: Mapping[str, tuple[int, ...]], asked: str) -> str:
+    """The variant other than `asked` whose convolutions the file has, as a hint."""
+    model = variant_of(found)
+    return f"; the file looks like {model}: try --model {model}" if model not in ("", asked) else ""
+
+
+def _random_tensors(
+    seed: int, layers: tuple[Layer, ...], channels: int = COLOURS
+) -> dict[str, torch.Tensor]:
+    """He-initialised, as torchvision's VGG: He et al., "Delving Deep into Rectifiers", ICCV 2015.
+
+    Each tensor has a stream of its own, so that a truncated network equals the whole one.
+    """
+    import torch
+
+    from vggfeat.core.vgg_layers import CLASSES
+
+    tensors = {}
+    for name, shape in parameter_shapes(layers, CLASSES, channels).items():
+        values = torch.zeros(shape)
+        if len(shape) > 1:
+            stream = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(stream[:7], "little"))
+            fan_out = shape[0] * math.prod(shape[2:])
+            deviation = math.sqrt(2 / fan_out) if name.startswith("features") else 0.01
+            values.normal_(0, deviation, generator=generator)
+        elif name.endswith("running_var") or _is_batch_norm_weight(name, layers):
+            values.fill_(1)
+        tensors[name] = values
+    return tensors
+
+
+def _is_batch_norm_weight(name: str, layers: tuple[Layer, ...]) -> bool:
+    return name in {f"{layer.container}.{layer.norm_index}.weight" for layer in layers}

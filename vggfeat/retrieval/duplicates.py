@@ -1,0 +1,346 @@
+"""Near-duplicates: pairs of images closer than a threshold, and the groups they form.
+
+Every row is compared with every other once, blocks of rows against blocks; pairs are not kept but
+join groups as they are found (union-find, Galler & Fischer 1964), so that memory grows with the
+rows and not with the pairs.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vggfeat.cache.reader import FeatureCache
+from vggfeat.cache.sharded import open_cache
+from vggfeat.core.isolation import isolated
+from vggfeat.core.resources import usable_cores
+from vggfeat.core.text import agree, counted
+from vggfeat.errors import InputError, UsageError
+from vggfeat.retrieval.blas_threads import single_threaded
+from vggfeat.retrieval.similarity import (
+    Asked,
+    block_rows,
+    exact_pairs,
+    final_scores,
+    row_squares,
+    sides,
+    similarities,
+)
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from vggfeat.retrieval.similarity import Metric, Rows, Side, Values
+
+_log = logging.getLogger("vggfeat")
+
+_OUTER_ROWS = 2048  # compared with a block at a time
+_DECIDED_AT_ONCE = 1 << 12  # pairs scored in float64
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """An image of a group.
+
+    Attributes:
+        row: in the cache.
+        path: of the image, relative to the cache's root.
+        score: cosine with, or distance to, the nearest other image of the group.
+        identical: whether another file of the group has the same bytes.
+    """
+
+    row: int
+    path: str
+    score: float
+    identical: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Images of which each is near another; any two are joined by a chain of near ones.
+
+    Attributes:
+        score: of its nearest pair.
+        members: in the order of the cache.
+    """
+
+    score: float
+    members: tuple[Member, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicates:
+    """Near-duplicates of a cache.
+
+    Attributes:
+        cache: its path.
+        layer: compared by.
+        metric: `cosine` or `l2`.
+        threshold: least cosine, or largest distance.
+        images: compared.
+        pairs: that are near enough.
+        groups: largest first, then nearest pair first.
+        warning: what to know of the cache's features, such as that their weights are random.
+    """
+
+    cache: str
+    layer: str
+    metric: str
+    threshold: float
+    images: int
+    pairs: int
+    groups: tuple[Group, ...]
+    warning: str = ""
+
+    @property
+    def spare(self) -> int:
+        """Images that could go if one of each group stayed."""
+        return sum(len(group.members) - 1 for group in self.groups)
+
+
+@isolated()
+def duplicates(
+    cache: str | os.PathLike[str] | FeatureCache,
+    layer: str | None = None,
+    *,
+    threshold: float = 0.95,
+    metric: Metric = "cosine",
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Duplicates:
+    """Finds images that are nearly alike, all with all, and what groups they form.
+
+    Args:
+        cache: done rows are compared.
+        layer: a layer of vectors; may be left out where there is only one layer.
+        threshold: least cosine of a pair, or with metric `l2` its largest distance.
+        metric: `cosine` or `l2`.
+        on_progress: called with comparisons done, and all there are.
+
+    Raises:
+        UsageError: a layer, metric or threshold that makes no sense.
+        InputError: fewer than two rows are done.
+        CacheError: not a cache of ours, or without that layer.
+    """
+    opened = cache if isinstance(cache, FeatureCache) else open_cache(cache)
+    name = opened.canonical(layer) if layer is not None else the_layer(opened)
+    _check(threshold, metric)
+    rows = np.flatnonzero(opened.done)
+    if len(rows) < 2:  # noqa: PLR2004 a pair
+        raise InputError(
+            f"{counted(len(rows), 'image')} of cache {opened.path!r} {agree(len(rows), 'is')} "
+            "done; two make the first pair: extract more"
+        )
+    warning = warn_of_cache(opened)
+    task = _Task(opened, name, rows, metric, threshold)
+    found = _Groups(len(rows))
+    with single_threaded() as alone:
+        _Work(task, found, on_progress).run(usable_cores() if alone else 1)
+    groups = found.groups(task)
+    return Duplicates(opened.path, name, metric, threshold, len(rows), found.pairs, groups, warning)
+
+
+def warn_of_cache(cache: FeatureCache) -> str:
+    """Log what a reader of the cache must know of its features, and return it; mostly empty."""
+    warning = cache.header.provenance.warning
+    if warning:
+        _log.warning("cache %r: %s", cache.path, warning)
+    return warning
+
+
+def the_layer(cache: FeatureCache) -> str:
+    """The only layer of a cache.
+
+    Raises:
+        UsageError: it has several.
+    """
+    if len(cache.layers) > 1:
+        raise UsageError(
+            f"cache {cache.path!r} has several layers; name one with --layer: "
+            f"{', '.join(cache.layers)}"
+        )
+    return cache.layers[0]
+
+
+def _check(threshold: float, metric: str) -> None:
+    if metric not in ("cosine", "l2"):
+        raise UsageError(f"metric {metric!r} is none for duplicates; expected cosine or l2")
+    most = 1.0 if metric == "cosine" else math.inf
+    least = -1.0 if metric == "cosine" else 0.0
+    if not least <= threshold <= most or math.isinf(threshold):
+        room = "a cosine from -1 to 1" if metric == "cosine" else "a distance of 0 or more"
+        raise UsageError(f"threshold is {threshold:g}; expected {room}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Task:
+    """What is compared: the rows, int64 (n,), of a layer."""
+
+    cache: FeatureCache
+    layer: str
+    rows: Rows
+    metric: Metric
+    threshold: float
+
+    @property
+    def least(self) -> float:
+        """The threshold as a similarity: see `blocks.Kernel`."""
+        return self.threshold if self.metric == "cosine" else -self.threshold * self.threshold / 2
+
+    @property
+    def step(self) -> int:
+        """Rows compared with the outer ones at a time."""
+        return min(_OUTER_ROWS, block_rows(self.cache, [self.layer]))
+
+    def side(self, rows: Rows) -> Side:
+        """Rows as queries."""
+        asked = Asked(self.layer, self.cache.values(self.layer, rows))
+        (side,) = sides(self.cache, [asked], self.metric)
+        return side
+
+    def near(self, similarity: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Which pairs are near enough, by the scores as they are shown."""
+        scores, threshold = final_scores(similarity, self.metric), np.float32(self.threshold)
+        near: NDArray[np.bool_] = (
+            scores <= threshold if self.metric == "l2" else scores >= threshold
+        )
+        return near
+
+
+class _Work:
+    """All pairs, some blocks at a time."""
+
+    def __init__(
+        self, task: _Task, found: _Groups, on_progress: Callable[[int, int], None] | None
+    ) -> None:
+        self._task = task
+        self._found = found
+        self._on_progress = on_progress
+        self._lock = threading.Lock()
+
+    def run(self, threads: int) -> None:
+        """Compares every row with every one behind it."""
+        count = len(self._task.rows)
+        outer = range(0, count, _OUTER_ROWS)
+        # The triangle, with the blocks on its edge whole.
+        sizes = [min(_OUTER_ROWS, count - first) * (count - first) for first in outer]
+        with ThreadPoolExecutor(threads) as pool:
+            for number, first in enumerate(outer):
+                side = self._task.side(self._task.rows[first : first + _OUTER_ROWS])
+                compare = partial(self._compare, first, side)
+                list(pool.map(compare, range(first, count, self._task.step)))
+                if self._on_progress is not None:
+                    self._on_progress(sum(sizes[: number + 1]), sum(sizes))
+
+    def _compare(self, first: int, side: Side, start: int) -> None:
+        """Rows from place `start` on with the outer ones, which begin at place `first`."""
+        task = self._task
+        x = task.cache.values(task.layer, task.rows[start : start + task.step])  # (n, D)
+        scores, error = similarities(x @ side.vectors.T, row_squares(x), side, x.shape[1])
+        low = np.nextafter(np.float32(task.least - error), np.float32(-np.inf))
+        hits = np.flatnonzero(scores >= low)
+        at, which = np.divmod(hits, scores.shape[1])
+        values = scores.reshape(-1)[hits].astype(np.float64)
+        behind = start + at > first + which  # each pair once, none with itself
+        at, which, values = at[behind], which[behind], values[behind]
+        doubtful = np.flatnonzero(values < task.least + error)
+        for begin in range(0, len(doubtful), _DECIDED_AT_ONCE):
+            some = doubtful[begin : begin + _DECIDED_AT_ONCE]
+            rows = x[at[some]].astype(np.float64)
+            values[some] = exact_pairs(rows, side.exact[which[some]], side)
+        near = task.near(values)
+        with self._lock:
+            self._found.join(first + which[near], start + at[near], values[near])
+
+
+class _Groups:
+    """Which of `count` places belong together, and how near each is to another.
+
+    Args:
+        count: how many.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.pairs = 0
+        self._parents = np.arange(count)
+        self._best = np.full(count, -np.inf)
+        self._partners = np.full(count, count)
+
+    def join(self, a: Rows, b: Rows, similarity: NDArray[np.float64]) -> None:
+        """Takes in pairs of places, int64 (p,) each."""
+        self.pairs += len(a)
+        for one, other in ((a, b), (b, a)):
+            self._take(one, other, similarity)
+        while len(a):
+            roots, others = self._roots(a), self._roots(b)
+            apart = roots != others
+            a, b, roots, others = a[apart], b[apart], roots[apart], others[apart]
+            np.minimum.at(self._parents, np.maximum(roots, others), np.minimum(roots, others))
+
+    def _take(self, one: Rows, other: Rows, similarity: NDArray[np.float64]) -> None:
+        """Keeps the nearest partner of each, of equal ones the first."""
+        better = (similarity > self._best[one]) | (
+            (similarity == self._best[one]) & (other < self._partners[one])
+        )
+        one, other, similarity = one[better], other[better], similarity[better]
+        order = np.lexsort((-other, similarity))  # of several for one place the last stays
+        self._best[one[order]] = similarity[order]
+        self._partners[one[order]] = other[order]
+
+    def _roots(self, places: Rows) -> Rows:
+        roots = self._parents[places]
+        while True:
+            above = self._parents[roots]
+            if np.array_equal(above, roots):
+                self._parents[places] = roots
+                return roots
+            roots = above
+
+    def groups(self, task: _Task) -> tuple[Group, ...]:
+        """The groups of two and more, of the task whose rows the places are."""
+        places = np.flatnonzero(self._partners < len(task.rows))
+        roots = self._roots(places)
+        order = np.argsort(roots, kind="stable")
+        places, roots = places[order], roots[order]
+        rows = task.rows[places]
+        scores = _scores(task, rows, task.rows[self._partners[places]])
+        bounds = np.flatnonzero(np.diff(roots, prepend=-1, append=-1)).tolist()
+        found = [
+            _group(task, rows[start:stop], scores[start:stop]) for start, stop in pairwise(bounds)
+        ]
+        sign = 1 if task.metric == "l2" else -1
+        found.sort(key=lambda one: (-len(one.members), sign * one.score, one.members[0].row))
+        return tuple(found)
+
+
+def _scores(task: _Task, rows: Rows, partners: Rows) -> Values:
+    """Exact scores of pairs of rows, float32 (p,)."""
+    scores = np.empty(len(rows), np.float32)
+    for start in range(0, len(rows), _DECIDED_AT_ONCE):
+        part = slice(start, start + _DECIDED_AT_ONCE)
+        side = task.side(partners[part])
+        x = task.cache.values(task.layer, rows[part]).astype(np.float64)
+        scores[part] = final_scores(exact_pairs(x, side.exact, side), task.metric)
+    return scores
+
+
+def _group(task: _Task, rows: Rows, scores: Values) -> Group:
+    digests = [digest.tobytes() for digest in task.cache.digests[rows]]
+    often = Counter(digest for digest in digests if any(digest))
+    members = tuple(
+        Member(row, task.cache.name(row), score, often[digest] > 1)
+        for row, score, digest in zip(rows.tolist(), scores.tolist(), digests, strict=True)
+    )
+    best = scores.min() if task.metric == "l2" else scores.max()
+    return Group(float(best), members)

@@ -1,0 +1,275 @@
+"""The file of an index: what faiss writes, and behind it a record of what it was built from.
+
+faiss does not look behind its own part. So it is one file, which appears whole by one rename, and
+which faiss reads without us.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import struct
+import weakref
+import zlib
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vggfeat.errors import CacheError, SpaceError, UsageError
+from vggfeat.storage.atomic import atomic_path
+from vggfeat.storage.descriptors import open_descriptor
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from vggfeat.cache.reader import FeatureCache
+
+_END = struct.Struct("<QI8s")  # length of the record, its CRC-32, and what tells that it is ours
+_MAGIC = b"VGGFIDX1"
+_ID_BYTES = 8
+_LONGEST_RECORD = 1 << 20
+_READ_BYTES = 1 << 24
+
+
+@dataclass(frozen=True, slots=True)
+class IndexInfo:
+    """An index, and how well it finds.
+
+    Attributes:
+        kind: `flat`, every row is looked at; `ivf`, rows lie in lists around centroids and a query
+            looks into the nearest few.
+        rows: in it.
+        storage: of its rows, `float16` or `float32`.
+        lists: how many, 0 of a flat one.
+        probes: lists that a query looks into.
+        trained: rows that the centroids were found from.
+        recall: share of the `at` nearest rows that it finds, as measured.
+        at: how many nearest rows were looked for.
+        sample: rows of the cache that were the queries; 0 where there is only one row.
+    """
+
+    kind: str
+    rows: int
+    storage: str
+    lists: int
+    probes: int
+    trained: int
+    recall: float
+    at: int
+    sample: int
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What an index was built from.
+
+    Attributes:
+        fingerprint: of the cache's settings.
+        root: of its images.
+        layer: name in the cache.
+        metric: `cosine`, `l2` or `dot`.
+        rows: that were done.
+        digest: SHA-256 of their checksums, in order.
+    """
+
+    fingerprint: str
+    root: str
+    layer: str
+    metric: str
+    rows: int
+    digest: str
+
+    @classmethod
+    def of(cls, cache: FeatureCache, layer: str, metric: str, done: NDArray[np.bool_]) -> Source:
+        """That of a cache as it is now, with these rows done, bool (N,)."""
+        # Not which rows: entries count done rows, so that a cache may gain others between them.
+        checksums = np.ascontiguousarray(cache.checksums[done], "<u4")
+        header = cache.header
+        return cls(
+            header.identity.fingerprint(),
+            os.fsdecode(header.provenance.root).encode("utf-8", "backslashreplace").decode(),
+            layer,
+            metric,
+            int(done.sum()),
+            hashlib.sha256(checksums.tobytes()).hexdigest(),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What stands behind faiss's part of the file.
+
+    Attributes:
+        source: what the index was built from.
+        info: the index.
+        faiss_bytes: of faiss's part.
+        head_bytes: of it before the lists of rows; of a flat index all.
+        head_crc32: of these. Lists are mapped and not read at once, so that they have none; hits
+            are scored from the cache anyway.
+    """
+
+    source: Source
+    info: IndexInfo
+    faiss_bytes: int
+    head_bytes: int
+    head_crc32: int
+
+
+def load_faiss() -> Any:
+    """The library.
+
+    Raises:
+        UsageError: it is not installed; says how to.
+    """
+    try:
+        return importlib.import_module("faiss")
+    except ImportError as error:
+        raise UsageError(f"an index needs faiss ({error}): pip install 'vggfeat[faiss]'") from error
+
+
+def write_file(path: str, index: Any, source: Source, info: IndexInfo) -> None:
+    """Writes an index beside `path` and renames it there, whole or not at all.
+
+    The caller holds the lock of `path`: what an earlier run left half written is overwritten.
+
+    Raises:
+        SpaceError: it cannot be written.
+    """
+    try:
+        with atomic_path(path) as temporary:
+            load_faiss().write_index(index, temporary)
+            with open(temporary, "r+b") as file:
+                size = file.seek(0, os.SEEK_END)
+                head = size - info.rows * (index.code_size + _ID_BYTES) if info.lists else size
+                record = Record(source, info, size, head, _crc32(file, head))
+                data = json.dumps(asdict(record)).encode()
+                file.seek(size)
+                file.write(data + _END.pack(len(data), zlib.crc32(data), _MAGIC))
+    except UsageError:
+        raise
+    except (OSError, RuntimeError) as error:  # faiss says RuntimeError of a full disk
+        reason = (str(error).splitlines() or ["unknown"])[0]
+        raise SpaceError(
+            f"index {path!r} cannot be written: {reason}; name another place"
+        ) from error
+
+
+def read_record(path: str) -> Record | None:
+    """The record of an index; None where there is no file.
+
+    Raises:
+        CacheError: the file is no index of ours, or was cut short.
+    """
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _END.size))
+            end = file.read()
+            if len(end) < _END.size:
+                raise _not_ours(path)
+            length, crc32, magic = _END.unpack(end)
+            start = size - _END.size - length
+            if magic != _MAGIC or length > _LONGEST_RECORD or start < 0:
+                raise _not_ours(path)
+            file.seek(start)
+            data = file.read(length)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CacheError(f"index {path!r} cannot be read: {error.strerror}") from error
+    if zlib.crc32(data) != crc32:
+        raise damaged(path, "its record")
+    try:
+        fields = json.loads(data)
+        record = Record(Source(**fields.pop("source")), IndexInfo(**fields.pop("info")), **fields)
+    except (TypeError, KeyError, ValueError) as error:
+        raise CacheError(
+            f"index {path!r} was written by another version of vggfeat; delete it to have it built "
+            "anew"
+        ) from error
+    if record.faiss_bytes != start:
+        raise damaged(path, "its length")
+    return record
+
+
+class LengthGuard:
+    """Tells before a search whether a mapped file was cut short since it was opened.
+
+    Touching a page that is gone would be a SIGBUS. Reading the lists instead of mapping them would
+    take memory and time for the whole index, where a query looks into a few lists.
+
+    Args:
+        path: of the index.
+        size: bytes that it must have.
+    """
+
+    def __init__(self, path: str, size: int) -> None:
+        self._path, self._size = path, size
+        self._handle = open_descriptor(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._handle)
+
+    def check(self) -> None:
+        """Raise if the file is shorter now.
+
+        Raises:
+            CacheError: says so.
+        """
+        found = os.fstat(self._handle).st_size
+        if found < self._size:
+            raise CacheError(
+                f"index {self._path!r} was cut short while it was used: {found} of {self._size} "
+                "bytes are left; delete it to have it built anew"
+            )
+
+
+def read_index(path: str, record: Record) -> tuple[Any, LengthGuard | None]:
+    """The index as faiss has it; lists of rows are mapped, not read.
+
+    Returns:
+        the index, and what to ask before each search; None where nothing is mapped.
+
+    Raises:
+        CacheError: it is damaged.
+    """
+    faiss = load_faiss()
+    try:
+        guard = LengthGuard(path, record.faiss_bytes) if record.info.lists else None
+        with open(path, "rb") as file:
+            if _crc32(file, record.head_bytes) != record.head_crc32:
+                raise damaged(path, "its content")
+        index = faiss.read_index(path, faiss.IO_FLAG_MMAP if record.info.lists else 0)
+    except (OSError, RuntimeError) as error:
+        raise damaged(path, "its content") from error
+    if index.ntotal != record.info.rows:
+        raise damaged(path, "its number of rows")
+    return index, guard
+
+
+def damaged(path: str, what: str) -> CacheError:
+    """The error of an index whose parts do not fit together."""
+    return CacheError(
+        f"index {path!r} is damaged: {what} is wrong; delete it to have it built anew"
+    )
+
+
+def _not_ours(path: str) -> CacheError:
+    return CacheError(
+        f"file {path!r} is no index of vggfeat, or was cut short; name another, or delete it to "
+        "have one built"
+    )
+
+
+def _crc32(file: Any, count: int) -> int:
+    """CRC-32 of the first `count` bytes."""
+    file.seek(0)
+    crc32 = 0
+    while count > 0:
+        data = file.read(min(count, _READ_BYTES))
+        if not data:
+            break
+        crc32 = zlib.crc32(data, crc32)
+        count -= len(data)
+    return crc32

@@ -1,0 +1,364 @@
+"""`vggfeat search`: what images, or rows of a cache itself, find in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vggfeat.cache.format import RowState
+from vggfeat.cache.reader import FeatureCache
+from vggfeat.cache.sharded import open_cache
+from vggfeat.core.isolation import isolated
+from vggfeat.core.text import counted
+from vggfeat.errors import InputError, TooManyFailuresError, UsageError
+from vggfeat.retrieval.duplicates import the_layer, warn_of_cache
+from vggfeat.retrieval.exact_search import nearest
+from vggfeat.retrieval.faiss_index import open_index
+from vggfeat.retrieval.query_images import Queries, Undecodable, query_images
+from vggfeat.retrieval.similarity import Asked, sides
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from vggfeat.retrieval.exact_search import Nearest
+    from vggfeat.retrieval.faiss_index_file import IndexInfo
+    from vggfeat.retrieval.similarity import Metric
+
+    Values = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """An image that was found.
+
+    Attributes:
+        rank: from 1.
+        row: in the cache.
+        path: of the image, relative to the cache's root.
+        score: cosine, inner product, or with metric `l2` the distance.
+        similarity: the score, but of a distance d it is 1 / (1 + d).
+        is_self: whether it is the query itself: the image of the query's own path, or, where the
+            cache has none of that path, one of the same bytes.
+        identical: whether its file had the same bytes as the query has.
+    """
+
+    rank: int
+    row: int
+    path: str
+    score: float
+    similarity: float
+    is_self: bool = False
+    identical: bool = False
+
+    @property
+    def mark(self) -> str:
+        """What sets the hit apart, in words; mostly empty."""
+        if self.is_self:
+            return "the query itself"
+        return "identical file" if self.identical else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one query found.
+
+    Attributes:
+        query: path of the image, or its name in the cache.
+        row: of a query that is an image of the cache, else None.
+        hits: nearest first.
+    """
+
+    query: str
+    row: int | None
+    hits: tuple[Hit, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What a search came to.
+
+    Attributes:
+        cache: its path.
+        layers: searched by.
+        weights: of each layer, adding up to 1.
+        metric: `cosine`, `l2` or `dot`.
+        images: among which was searched.
+        answers: one a query, images before rows.
+        failures: queries that give no image.
+        index: that was searched, with the recall measured; None where the search was exact.
+        warning: what to know of the cache's features, such as that their weights are random.
+    """
+
+    cache: str
+    layers: tuple[str, ...]
+    weights: tuple[float, ...]
+    metric: str
+    images: int
+    answers: tuple[Answer, ...]
+    failures: tuple[Undecodable, ...]
+    index: IndexInfo | None = None
+    warning: str = ""
+
+
+@isolated()
+def search(
+    cache: str | os.PathLike[str] | FeatureCache,
+    queries: Sequence[str | os.PathLike[str]] = (),
+    *,
+    rows: Sequence[str | int] = (),
+    layers: Sequence[str] = (),
+    weights: Sequence[float] = (),
+    metric: Metric = "cosine",
+    top: int = 10,
+    device: str = "auto",
+    model_weights: str | os.PathLike[str] | None = None,
+    use: Sequence[str | os.PathLike[str]] = (),
+    index: str | os.PathLike[str] | None = None,
+    exclude_self: bool = False,
+) -> Findings:
+    """Finds the images of a cache that are nearest to others; exact but for an index.
+
+    A query that is an image of the cache finds itself, and the hit says so.
+
+    Args:
+        cache: what is searched: its rows that are done.
+        queries: images, folders, archives; see `querying.query_images`.
+        rows: images of the cache as queries, by name or row; each leaves itself out. Without
+            `queries` no network is needed, and torch is not imported.
+        layers: one or more; may be left out where the cache has one only.
+        weights: one a layer; equal by default. See `blocks.sides` for what several layers mean.
+        metric: `cosine`, `l2` or `dot`.
+        top: how many to find for each.
+        device: for the network, and for the search where it is CUDA.
+        model_weights: see `querying.query_images`.
+        use: likewise.
+        index: file of an index of the one layer; built where it is not there or of other rows, see
+            `indexing.open_index`. It may miss some images; scores are exact.
+        exclude_self: leave out hits that are the query itself; as many others are found.
+
+    Raises:
+        UsageError: choices that make no sense, no query, or faiss is not installed.
+        InputError: a query is missing, or nothing is done yet.
+        TooManyFailuresError: no query could be decoded.
+        WeightsError: the weights cannot be had.
+        CacheError: not a cache of ours, without such a layer, or made with other weights; an index
+            of another cache, or damaged.
+        DeviceError: no such device.
+        LockedError: another run builds the index.
+        SpaceError: the index cannot be written.
+    """
+    opened = cache if isinstance(cache, FeatureCache) else open_cache(cache)
+    names, shares = _layers(opened, layers, weights)
+    if not queries and not rows:
+        raise UsageError("no query; name images or folders, or an image of the cache with --row")
+    images = int(opened.done.sum())
+    if not images:
+        raise InputError(f"no image of cache {opened.path!r} is done; run vggfeat extract first")
+    own = [_row(opened, name) for name in rows]
+    _check(opened, names, shares, metric, top)
+    _check_index(names, index)
+    asked = Queries((), {}, ())
+    if queries:
+        asked = query_images(
+            opened, queries, names, device=device, model_weights=model_weights, use=use
+        )
+    findings = Findings(opened.path, names, shares, metric, images, (), asked.failures)
+    if not asked.paths and not own:
+        raise TooManyFailuresError(_none_decoded(asked.failures), findings)
+    known = _queries(opened, asked, own)
+    left_out = np.array([q.own if exclude_self or q.row is not None else -1 for q in known])
+    wanted = _asked(opened, names, shares, asked.vectors, own)
+    used = None if index is None else open_index(opened, names[0], metric, index)
+
+    def find(count: int) -> Nearest:
+        if used is not None:
+            return used.search(wanted[0].vectors, count, left_out=left_out)
+        place = device if queries else "cpu"
+        return nearest(opened, wanted, count, metric, left_out=left_out, device=place)
+
+    answers = _answers(opened, known, find, top, metric, exclude_self=exclude_self)
+    info = None if used is None else used.info
+    return replace(findings, answers=answers, index=info, warning=warn_of_cache(opened))
+
+
+@dataclass(frozen=True, slots=True)
+class _Query:
+    """What is known of a query.
+
+    Attributes:
+        label: what it is called.
+        row: of the cache that it was taken from, else None.
+        own: row of the image at its path, or -1.
+        digest: SHA-256 of its bytes, or zeros.
+    """
+
+    label: str
+    row: int | None
+    own: int
+    digest: bytes
+
+
+def _queries(cache: FeatureCache, asked: Queries, own: Sequence[int]) -> list[_Query]:
+    """Images first, then rows."""
+    images = [
+        _Query(path, None, _own_row(cache, place), digest)
+        for path, place, digest in zip(asked.paths, asked.places, asked.digests, strict=True)
+    ]
+    rows = [_Query(cache.name(row), row, row, cache.digests[row].tobytes()) for row in own]
+    return images + rows
+
+
+def _own_row(cache: FeatureCache, place: bytes) -> int:
+    """The row of the image at an absolute path or address; -1 without one."""
+    above = cache.header.provenance.root.rstrip(b"/") + b"/"
+    if not place.startswith(above):
+        return -1
+    try:
+        return cache.row(place[len(above) :])
+    except KeyError:
+        return -1
+
+
+def _answers(
+    cache: FeatureCache,
+    queries: Sequence[_Query],
+    find: Callable[[int], Nearest],
+    top: int,
+    metric: Metric,
+    *,
+    exclude_self: bool,
+) -> tuple[Answer, ...]:
+    """What each query found, `top` hits at most; asks for more where itself is to be left out."""
+    count = top
+    while True:
+        found = find(count)
+        hits = [
+            _hits(cache, query, rows, scores, metric)
+            for query, rows, scores in zip(queries, found.rows, found.scores, strict=True)
+        ]
+        if not exclude_self:
+            break
+        others = [[hit for hit in some if not hit.is_self] for some in hits]
+        # Files that are the same to the byte may be many, and stand first.
+        complete = all(
+            len(kept) >= top or len(some) < count for kept, some in zip(others, hits, strict=True)
+        )
+        hits = [
+            [replace(hit, rank=rank) for rank, hit in enumerate(kept[:top], 1)] for kept in others
+        ]
+        if complete:
+            break
+        count *= 2
+    return tuple(
+        Answer(query.label, query.row, tuple(some))
+        for query, some in zip(queries, hits, strict=True)
+    )
+
+
+def _layers(
+    cache: FeatureCache, layers: Sequence[str], weights: Sequence[float]
+) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """Canonical names, and weights that add up to 1."""
+    names = tuple(cache.canonical(layer) for layer in layers) or (the_layer(cache),)
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UsageError(f"layer {', '.join(twice)} is named twice; give it one weight")
+    if weights and len(weights) != len(names):
+        raise UsageError(
+            f"{counted(len(weights), 'weight')} for {counted(len(names), 'layer')} "
+            f"({', '.join(names)}); give one each"
+        )
+    given = tuple(weights) or (1.0,) * len(names)
+    total = sum(given)
+    return names, tuple(one / total for one in given) if total else given
+
+
+def _check(
+    cache: FeatureCache,
+    layers: Sequence[str],
+    weights: Sequence[float],
+    metric: Metric,
+    top: int,
+) -> None:
+    """Refuses what would fail later, before a network is made."""
+    if top < 1:
+        raise UsageError(f"top is {top}; expected at least 1")
+    nothing = [np.zeros((0, cache[layer].shape[1]), np.float32) for layer in layers]
+    sides(cache, [Asked(*one) for one in zip(layers, nothing, weights, strict=True)], metric)
+
+
+def _check_index(layers: Sequence[str], index: str | os.PathLike[str] | None) -> None:
+    if index is not None and len(layers) > 1:
+        raise UsageError(f"an index is of one layer, asked for {', '.join(layers)}; name one")
+
+
+def _row(cache: FeatureCache, name: str | int) -> int:
+    """The row of a query that is an image of the cache, which must be done."""
+    if isinstance(name, int):
+        if not 0 <= name < len(cache):
+            raise UsageError(
+                f"row {name} is not in cache {cache.path!r} of {counted(len(cache), 'row')}"
+            )
+        row = name
+    else:
+        try:
+            row = cache.row(name)
+        except KeyError:
+            raise UsageError(
+                f"image {name!r} is not in cache {cache.path!r}; expected a path as the cache has "
+                f"it, such as {cache.name(0)!r}"
+            ) from None
+    state = RowState(int(cache.state[row]))
+    if state != RowState.DONE:
+        raise UsageError(
+            f"image {cache.name(row)!r} of cache {cache.path!r} is {state.name.lower()}, not done: "
+            "it has no features to search with"
+        )
+    return row
+
+
+def _asked(
+    cache: FeatureCache,
+    layers: Sequence[str],
+    weights: Sequence[float],
+    vectors: Mapping[str, Values],
+    own: Sequence[int],
+) -> list[Asked]:
+    """Queries by each layer: images first, then rows."""
+    asked = []
+    for layer, weight in zip(layers, weights, strict=True):
+        parts = [cache.values(layer, np.array(own, np.int64))]
+        if layer in vectors:
+            parts.insert(0, vectors[layer])
+        asked.append(Asked(layer, np.concatenate(parts), weight))
+    return asked
+
+
+def _hits(
+    cache: FeatureCache, query: _Query, rows: NDArray[np.int64], scores: Values, metric: Metric
+) -> list[Hit]:
+    there = rows >= 0
+    rows, scores = rows[there], scores[there]
+    wanted = np.frombuffer(query.digest, np.uint8)
+    same = np.full(len(rows), any(query.digest))
+    same &= (np.asarray(cache.digests[rows]) == wanted).all(1)
+    itself = same if query.own < 0 else rows == query.own
+    return [
+        Hit(rank, row, cache.name(row), score, 1 / (1 + score) if metric == "l2" else score, *marks)
+        for rank, (row, score, *marks) in enumerate(
+            zip(rows.tolist(), scores.tolist(), itself.tolist(), same.tolist(), strict=True), 1
+        )
+    ]
+
+
+def _none_decoded(failures: Sequence[Undecodable]) -> str:
+    first = failures[0]
+    return (
+        f"none of {counted(len(failures), 'query image')} can be decoded; the first, "
+        f"{first.path!r}: {first.reason}"
+    )

@@ -1,0 +1,380 @@
+"""From one cache to another: rows read, changed, written, with a way back to where they came from.
+
+The new cache has the images of the old one, row for row. It can be gone on with like any cache:
+what is done stays, what the source has done anew since is done again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import os
+import signal
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from vggfeat._version import __version__
+from vggfeat.cache.background_writer import Sink
+from vggfeat.cache.format import IMAGES, RowState
+from vggfeat.cache.reader import FeatureCache
+from vggfeat.cache.row_copy import copy_rows
+from vggfeat.cache.sharded import open_cache
+from vggfeat.cache.writer import CacheWriter, create_cache, write_all
+from vggfeat.core.fusion_spec import as_step
+from vggfeat.core.quantization import encode, scales_digest, to_float16
+from vggfeat.core.records import Failure, FeatureBatch, Images, Progress
+from vggfeat.core.signals import StopFlag, how_to_go_on
+from vggfeat.core.text import agree, counted
+from vggfeat.errors import CacheMismatchError, InterruptedRunError, UsageError
+from vggfeat.extraction.resume import check_output
+from vggfeat.images.batch_plan import match_paths
+from vggfeat.storage.locks import hold, refuse_if_held, unless_read_only
+from vggfeat.transforms.base import Transform, blocks_of, find_scales
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from numpy.typing import NDArray
+
+    from vggfeat.cache.format import Header
+    from vggfeat.cache.identity import Identity
+    from vggfeat.core.quantization import Scales
+    from vggfeat.core.settings import Dtype
+
+    Values = NDArray[np.float32]
+    OnProgress = Callable[[Progress], None]
+
+Begin = Literal["resume", "update", "fresh"]
+
+_CHECKPOINT_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """What making one cache from another came to.
+
+    Attributes:
+        out: the new cache.
+        source: the cache it was made from.
+        rows: images in it.
+        done: rows with features.
+        failed: rows whose image failed.
+        pending: rows still to do, most likely because they are so in the source.
+        new_done: of `done`, from this run.
+        layers: name → width of each new layer.
+        dtype: of the stored features.
+        clamped: values beyond the stored type's range that were set to its largest, in this run.
+        seconds: of the whole run.
+        model: file with what was fitted; empty if nothing was.
+        notes: what the fit has to say of itself, a line each.
+    """
+
+    out: str
+    source: str
+    rows: int
+    done: int
+    failed: int
+    pending: int
+    new_done: int
+    layers: Mapping[str, int]
+    dtype: str
+    clamped: int
+    seconds: float
+    model: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def open_source(
+    source: str | os.PathLike[str], out: str, *, begin: Begin, settings: object, use: object
+) -> FeatureCache:
+    """Opens what is read, once it is clear that something may be written: a fit may take long.
+
+    Args:
+        source: the cache.
+        out: what is to be written.
+        begin: see `derive`.
+        settings: those given, if any.
+        use: a model file, if any, which has settings of its own.
+
+    Raises:
+        UsageError: settings and a model, or no place for `out`.
+        CacheError: `source`, or what would be replaced, is not a cache of ours.
+        LockedError: another run writes to `out`.
+    """
+    if use is not None and settings is not None:
+        raise UsageError("a model has settings of its own; give them or the model, not both")
+    cache = open_cache(source)
+    check_output(out, fresh=begin == "fresh")
+    refuse_if_held(out)
+    return cache
+
+
+def derive(
+    source: FeatureCache,
+    out: str,
+    transform: Transform,
+    *,
+    dtype: Dtype = "float16",
+    begin: Begin = "resume",
+    on_progress: OnProgress | None = None,
+) -> Derived:
+    """Makes a cache of changed features, or goes on with one.
+
+    Args:
+        source: where the features are.
+        out: the new cache.
+        transform: what makes new features of old ones.
+        dtype: of the stored features; for int8 the range of each dimension is found first, in a
+            pass of its own over the source.
+        begin: what to do if `out` is there: `resume`, go on with it; `update`, also bring in images
+            that are new in the source and leave out those that are gone; `fresh`, begin again.
+        on_progress: called after every block of rows.
+
+    Raises:
+        UsageError: `out` is the source itself, or there is no place for it.
+        CacheError: `out` is not a cache of ours, or damaged.
+        CacheMismatchError: `out` was made in another way, or of other images.
+        LockedError: another run writes to `out`.
+        SpaceError: the disk is full; rows written before are kept.
+        InterruptedRunError: SIGINT or SIGTERM; call again to go on.
+    """
+    started = time.perf_counter()
+    if os.path.exists(out) and os.path.samefile(out, source.path):
+        raise UsageError(f"output {out!r} is the cache that is read; choose another --out")
+    with unless_read_only(hold(out)) as refusal, StopFlag() as stop:
+        there = check_output(out, fresh=begin == "fresh")
+        if refusal is not None and not (there and _is_complete(source, FeatureCache(out))):
+            raise refusal
+        if there:
+            _check_way(source, FeatureCache(out), transform, dtype)
+            _check_images(source, FeatureCache(out), update=begin == "update")
+        else:
+            _begin(source, out, transform, dtype)
+        work = _Work(source, FeatureCache(out), transform, stop, on_progress)
+        if refusal is None:
+            work.do()
+    result = work.result(time.perf_counter() - started)
+    if stop and result.pending:
+        raise InterruptedRunError(
+            f"stopped by {signal.Signals(stop.signum).name}: {result.done} of "
+            f"{counted(result.rows, 'row')} {agree(result.done, 'is')} done; "
+            f"{how_to_go_on(fresh=begin == 'fresh')}",
+            stop.signum,
+            result,
+        )
+    return result
+
+
+def _begin(source: FeatureCache, out: str, transform: Transform, dtype: Dtype) -> None:
+    scales = find_scales(source, transform) if dtype == "int8" else {}
+    identity = _identity(source, transform, dtype, scales)
+    had = source.header.provenance
+    came_from = {
+        "path": os.path.abspath(source.path),
+        "fingerprint": source.header.identity.fingerprint(),
+        "created_utc": had.created_utc,
+    }
+    provenance = dataclasses.replace(
+        had,
+        created_utc=dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
+        tool_version=__version__,
+        sources=(*had.sources, *[{}] * (len(identity.steps) - 1 - len(had.sources)), came_from),
+    )
+    create_cache(
+        out,
+        Images(source.paths, source.sizes, source.mtimes),
+        {name: (width,) for name, width in transform.outputs.items()},
+        identity,
+        provenance,
+        scales=scales,
+    )
+
+
+def _identity(
+    source: FeatureCache, transform: Transform, dtype: str, scales: Mapping[str, Scales]
+) -> Identity:
+    had = source.header.identity
+    step = {**transform.step, "source": had.fingerprint()}
+    return dataclasses.replace(
+        had,
+        dtype=dtype,
+        layers=tuple(sorted(transform.outputs)),
+        scales=scales_digest(scales),
+        steps=(*had.steps, as_step(step)),
+    )
+
+
+def _check_way(
+    source: FeatureCache, target: FeatureCache, transform: Transform, dtype: Dtype
+) -> None:
+    """Refuses a target that was made in another way."""
+    asked = _identity(source, transform, dtype, target.header.scales)
+    differences = target.header.identity.differences(asked)
+    if differences:
+        raise CacheMismatchError(
+            f"cache {target.path!r} was made in another way: {'; '.join(differences)}. Ask for the "
+            "same, choose another --out, or --fresh to begin again"
+        )
+
+
+def _is_complete(source: FeatureCache, target: FeatureCache) -> bool:
+    """Return whether a target has the rows of its source as they are now."""
+    columns = ("paths", "state", "sizes", "mtimes", "digests")
+    return all(np.array_equal(getattr(source, one), getattr(target, one)) for one in columns)
+
+
+def _check_images(source: FeatureCache, target: FeatureCache, *, update: bool) -> None:
+    """Brings a target in line that has other images than the source, or refuses it."""
+    if np.array_equal(source.paths, target.paths):
+        return
+    if not update:
+        raise CacheMismatchError(
+            f"cache {target.path!r} has {counted(len(target), 'image')}, not those {len(source)} "
+            f"that {source.path!r} has now; --update brings it in line, --fresh begins again"
+        )
+    _take_over(source, target)
+
+
+def _take_over(source: FeatureCache, target: FeatureCache) -> None:
+    """A new file with the source's images over the old one; rows that are there come along."""
+    match = match_paths(target.paths, source.paths)
+    origin = np.full(len(source), -1, dtype=np.int64)
+    origin[match.listed] = match.rows
+    # Sizes and times are listed anew, so they are compared here; digests later, row by row.
+    same = (source.sizes == target.sizes[origin]) & (source.mtimes == target.mtimes[origin])
+    state = np.where((origin >= 0) & same, target.state[origin], RowState.PENDING)
+    header = target.header
+
+    def copy(handle: int, new: Header) -> None:
+        copy_rows(target.path, header, handle, new, origin)
+        write_all(handle, state.astype(np.uint8), new.runs[f"{IMAGES}/state"].offset)
+
+    create_cache(
+        target.path,
+        Images(source.paths, source.sizes, source.mtimes),
+        header.shapes,
+        header.identity,
+        header.provenance,
+        scales=header.scales,
+        fill=copy,
+    )
+
+
+class _Work:
+    """One run from a source into a target that is there."""
+
+    def __init__(
+        self,
+        source: FeatureCache,
+        target: FeatureCache,
+        transform: Transform,
+        stop: StopFlag,
+        on_progress: OnProgress | None,
+    ) -> None:
+        self._source = source
+        self._target = target
+        self._transform = transform
+        self._stop = stop
+        self._on_progress = on_progress
+        self._new_done = 0
+        self._clamped = 0
+
+    def do(self) -> None:
+        """Brings the target in line with the source and does the rows that are missing."""
+        state = np.array(self._source.state)  # before any feature: what is done by now is whole
+        writer = CacheWriter(self._target.path, self._target.header)
+        with Sink(writer, _CHECKPOINT_SECONDS) as sink:
+            todo, failed = self._bring_in_line(writer, state)
+            for batch in self._batches(todo):
+                sink.put(batch)
+                self._new_done += len(batch.rows)
+                self._clamped += batch.clamped
+                if self._on_progress is not None:
+                    self._on_progress(Progress(self._new_done, 0, len(todo)))
+            if not self._stop:
+                sink.put(self._failures(failed))
+
+    def _bring_in_line(
+        self, writer: CacheWriter, state: NDArray[np.uint8]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Sets states as the source has them; returns rows to do, and rows that failed there."""
+        source, target = self._source, self._target
+        had = np.array(target.state)
+        other = (source.sizes != target.sizes) | (source.mtimes != target.mtimes)
+        other |= (source.digests != target.digests).any(1) & (had != RowState.PENDING)
+        settled = np.isin(had, (RowState.DONE, RowState.FAILED))
+        stale = np.flatnonzero(settled & (other | (state != had)))
+        # States first and synced, as for any row that is to be written anew.
+        writer.set_states(stale, RowState.PENDING)
+        writer.set_states(np.flatnonzero(state == RowState.REMOVED), RowState.REMOVED)
+        writer.sync()
+        writer.clear_reasons(target.rows_with_reason(stale))
+        changed = np.flatnonzero(other)
+        writer.update_files(changed, source.sizes[changed], source.mtimes[changed])
+        had[stale] = RowState.PENDING
+        todo = np.flatnonzero((state == RowState.DONE) & (had != RowState.DONE))
+        return todo, np.flatnonzero((state == RowState.FAILED) & (had != RowState.FAILED))
+
+    def _batches(self, todo: NDArray[np.int64]) -> Iterator[FeatureBatch]:
+        for rows, layers in blocks_of(self._source, self._transform.inputs, todo):
+            if self._stop:
+                return
+            with np.errstate(all="ignore"):  # what comes out is looked at
+                values = self._transform(layers)
+            finite = np.all([np.isfinite(one).all(1) for one in values.values()], axis=0)
+            stored, clamped = {}, 0
+            for name, one in values.items():
+                stored[name], beyond = self._stored(name, one[finite])
+                clamped += beyond
+            yield FeatureBatch(
+                rows[finite],
+                np.asarray(self._source.digests[rows[finite]]),
+                stored,
+                tuple(
+                    Failure(row, f"{self._transform.step['step']} gave values that are not finite")
+                    for row in rows[~finite].tolist()
+                ),
+                clamped,
+            )
+
+    def _stored(self, name: str, values: Values) -> tuple[NDArray[np.generic], int]:
+        """Values in the target's dtype, and how many were beyond its range."""
+        dtype = self._target.header.identity.dtype
+        if dtype == "int8":
+            return encode(values, self._target.header.scales[name])
+        if dtype == "float32":
+            return values, 0
+        return to_float16(values)
+
+    def _failures(self, rows: NDArray[np.int64]) -> FeatureBatch:
+        """The source's failures as the target's."""
+        wanted = set(rows.tolist())
+        digests = self._source.digests
+        failures = tuple(
+            dataclasses.replace(failure, digest=digests[failure.row].tobytes())
+            for failure in self._source.failures()
+            if failure.row in wanted
+        )
+        nothing = np.empty(0, dtype=np.int64)
+        return FeatureBatch(nothing, np.empty((0, 32), np.uint8), {}, failures, 0)
+
+    def result(self, seconds: float) -> Derived:
+        """What the run came to."""
+        header: Header = self._target.header
+        counts = np.bincount(self._target.state, minlength=len(RowState)).tolist()
+        return Derived(
+            out=self._target.path,
+            source=self._source.path,
+            rows=header.rows,
+            done=counts[RowState.DONE],
+            failed=counts[RowState.FAILED],
+            pending=counts[RowState.PENDING],
+            new_done=self._new_done,
+            layers={name: shape[0] for name, shape in header.shapes.items()},
+            dtype=header.identity.dtype,
+            clamped=self._clamped,
+            seconds=seconds,
+        )

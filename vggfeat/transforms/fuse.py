@@ -1,0 +1,357 @@
+"""`vggfeat fuse`: fits what a fusion needs, keeps it in a model file, and applies it to a cache."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from vggfeat.cache.labels import UNLABELLED, labels_of
+from vggfeat.cache.sharded import open_cache
+from vggfeat.core.file_names import path_text
+from vggfeat.core.fusion_spec import FinalNorm, Method, Recipe, RowNorm, recipe_from
+from vggfeat.core.isolation import isolated
+from vggfeat.core.text import counted
+from vggfeat.errors import CacheError, InputError, UsageError
+from vggfeat.images.batch_plan import match_paths
+from vggfeat.retrieval.layer_ranking import spread
+from vggfeat.transforms.base import blocks_of, chosen_layers
+from vggfeat.transforms.derive import Derived, derive, open_source
+from vggfeat.transforms.fusion import Attention, Fusion, fit_fusion
+from vggfeat.transforms.model_file import Fitted, check_network, model_for, network_of, pack, unpack
+from vggfeat.transforms.pca import Pca, Standardisation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from vggfeat.cache.reader import FeatureCache
+    from vggfeat.core.settings import Dtype
+    from vggfeat.transforms.derive import Begin, OnProgress
+    from vggfeat.transforms.layer_weights import Examples, Learnt
+
+T = TypeVar("T")
+
+KIND = "fuse"
+FOLDERS = "folders"
+"""In place of a file of labels: the folder an image lies in is its label."""
+
+_MOST_ROWS = 20_000  # that are learnt from, spread evenly
+_MOST_BYTES = 1 << 30  # of them, as float32
+
+log = logging.getLogger("vggfeat")
+
+
+@dataclass(frozen=True, slots=True)
+class FuseSettings:
+    """How to fuse. Text as on the command line.
+
+    Attributes:
+        layers: layers of the cache, separated by commas, in the order they are joined in; None is
+            all that are vectors.
+        method, norm, final_norm, weights: see `recipes.Recipe`.
+        width: for `sum`, what layers are projected to by PCA before they are added.
+        name: of the new layer; the method's by default.
+        labels: learn the weights from a CSV file of labels, or from `folders`.
+        pairs: learn the weights from caches of altered versions of the same images.
+        device: where to learn: see `Settings.device`.
+    """
+
+    layers: str | None = None
+    method: Method = "concat"
+    norm: RowNorm = "l2"
+    final_norm: FinalNorm = "l2"
+    weights: tuple[float, ...] = ()
+    width: int | None = None
+    name: str | None = None
+    labels: str | None = None
+    pairs: tuple[str, ...] = ()
+    device: str = "auto"
+
+    @property
+    def learns(self) -> bool:
+        """Whether the weights are learnt."""
+        return self.labels is not None or bool(self.pairs)
+
+    @property
+    def fits(self) -> bool:
+        """Whether anything is fitted, so that there is a model to keep."""
+        return self.learns or self.norm == "standard" or self.width is not None
+
+    def check(self) -> None:
+        """Refuses what does not go together.
+
+        Raises:
+            UsageError: says what and why.
+        """
+        wrong = []
+        if self.labels is not None and self.pairs:
+            wrong.append("--labels and --pairs are two ways to learn; give one of them")
+        if self.method == "attention" and not self.learns:
+            wrong.append(
+                "the method attention is learnt: give --labels FILE.csv, --labels folders, or "
+                "--pairs with caches of altered versions (vggfeat extract --augment)"
+            )
+        if self.method == "concat" and self.learns:
+            wrong.append("concat has no weights to learn; the methods weighted and attention do")
+        if self.weights and self.learns:
+            wrong.append(
+                "weights are given or learnt; leave out --weights, or --labels and --pairs"
+            )
+        if self.name is not None and not _is_name(self.name):
+            wrong.append(f"name {self.name!r} must be of letters, digits, and . _ : + - in between")
+        if wrong:
+            raise UsageError("; ".join(wrong))
+
+
+def _is_name(text: str) -> bool:
+    return text[:1].isalnum() and all(c.isalnum() or c in "._:+-" for c in text) and text.isascii()
+
+
+@isolated()
+def fuse(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    settings: FuseSettings | None = None,
+    *,
+    use: str | os.PathLike[str] | None = None,
+    save: str | os.PathLike[str] | None = None,
+    dtype: Dtype = "float16",
+    begin: Begin = "resume",
+    on_progress: OnProgress | None = None,
+) -> Derived:
+    """Makes a cache with one vector an image from the layers of another, or goes on with one.
+
+    Args:
+        source: the cache with the layers.
+        out: the new cache.
+        settings: how; the default is the concatenation of all vectors, each of unit length.
+        use: a model file of an earlier fusion, applied as it is; settings are then its own.
+        save: where to keep what is fitted; by default beside `out`, as `<out>.model.h5`. What is
+            there already is used again if it was fitted to the same.
+        dtype: of the stored features: `float16`, `float32`, or `int8`.
+        begin: what to do if `out` is there: `resume`, go on with it; `update`, also bring in images
+            that are new in the source and leave out those that are gone; `fresh`, fit and begin
+            again.
+        on_progress: called after every block of rows.
+
+    Raises:
+        UsageError: settings that do not go together, or layers that the cache does not have.
+        InputError: too little to fit or learn from.
+        CacheError: a file is not ours, or damaged.
+        CacheMismatchError: `out` or the model was made from something else.
+        LockedError: another run writes to `out`.
+        SpaceError: the disk is full; rows written before are kept.
+        InterruptedRunError: SIGINT or SIGTERM; call again to go on.
+    """
+    started = time.perf_counter()
+    out = path_text(out)
+    cache = open_source(source, out, begin=begin, settings=settings, use=use)
+    settings = settings or FuseSettings()
+    settings.check()
+    fusion, path, notes = _fusion(cache, out, settings, use=use, save=save, fresh=begin == "fresh")
+    derived = derive(cache, out, fusion, dtype=dtype, begin=begin, on_progress=on_progress)
+    seconds = time.perf_counter() - started
+    return dataclasses.replace(derived, model=path, notes=notes, seconds=seconds)
+
+
+def _fusion(
+    cache: FeatureCache,
+    out: str,
+    settings: FuseSettings,
+    *,
+    use: str | os.PathLike[str] | None,
+    save: str | os.PathLike[str] | None,
+    fresh: bool,
+) -> tuple[Fusion, str, tuple[str, ...]]:
+    """The fusion, the model file it is kept in, if any, and what the fit has to say."""
+    if use is None and not settings.fits:
+        return fit_fusion(cache, _recipe(cache, settings), name=settings.name), "", ()
+    path = os.fspath(use if use is not None else save or default_model(out))
+    asked = _asked(cache, settings) if use is None else None
+    fitted = model_for(path, KIND, asked, lambda: _fit(cache, settings), fresh=fresh)
+    check_network(cache, fitted.parameters["network"], path)
+    return from_fitted(fitted), path, tuple(fitted.parameters["notes"])
+
+
+def default_model(out: str) -> str:
+    """Where the model of a new cache is kept if nothing else is said: `fused.model.h5`."""
+    return f"{out.removesuffix('.h5')}.model.h5"
+
+
+def _recipe(cache: FeatureCache, settings: FuseSettings) -> Recipe:
+    layers = chosen_layers(cache, settings.layers)
+    return Recipe(settings.method, layers, settings.norm, settings.final_norm, settings.weights)
+
+
+def _asked(cache: FeatureCache, settings: FuseSettings) -> dict[str, Any]:
+    """What a model must have been fitted to, to be used again."""
+    labels = settings.labels
+    if labels not in (None, FOLDERS):
+        labels = hashlib.sha256(_bytes_of(str(labels))).hexdigest()
+    return {
+        **_recipe(cache, settings).step(),
+        "width": settings.width,
+        "name": settings.name,
+        "labels": labels,
+        "pairs": [open_cache(pair).header.identity.fingerprint() for pair in settings.pairs],
+        "source": cache.header.identity.fingerprint(),
+    }
+
+
+def _bytes_of(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"labels {path!r} cannot be read: {error.strerror}; expected a CSV file of path,label, "
+            f"or the word {FOLDERS}"
+        ) from error
+
+
+def _fit(cache: FeatureCache, settings: FuseSettings) -> Fitted:
+    """Fits, and learns, all that the settings ask for."""
+    fusion = fit_fusion(cache, _recipe(cache, settings), width=settings.width, name=settings.name)
+    notes = [
+        f"{layer}: {pca.share:.1%} of the variance in {counted(len(pca.components), 'dimension')}"
+        for layer, pca in fusion.projections.items()
+    ]
+    if settings.learns:
+        from vggfeat.transforms.layer_weights import learn
+
+        examples = (
+            _from_pairs(cache, fusion, settings.pairs)
+            if settings.pairs
+            else _from_labels(cache, fusion, settings.labels, notes)
+        )
+        log.info("learning weights from %s", counted(len(examples.groups), "image"))
+        learnt = learn(fusion, examples, by_group=bool(settings.pairs), device=settings.device)
+        fusion, notes = learnt.fusion, [*notes, *_notes_of(learnt)]
+    return to_fitted(cache, fusion, _asked(cache, settings), notes)
+
+
+def _notes_of(learnt: Learnt) -> list[str]:
+    weights = ", ".join(f"{layer} {weight:.3f}" for layer, weight in learnt.mean_weights.items())
+    kind = "mean weights" if learnt.fusion.attention else "weights"
+    judged = (
+        f"learnt from {counted(learnt.images, 'image')}; on {learnt.held_out} held out, mean "
+        f"average precision {learnt.before:.4f} with equal weights, {learnt.after:.4f} with those "
+        "learnt"
+    )
+    return [judged, f"{kind}: {weights}"]
+
+
+def _most_rows(fusion: Fusion) -> int:
+    return min(_MOST_ROWS, _MOST_BYTES // (4 * sum(fusion.widths.values())))
+
+
+def _from_labels(
+    cache: FeatureCache, fusion: Fusion, labels: str | None, notes: list[str]
+) -> Examples:
+    from vggfeat.transforms.layer_weights import Examples
+
+    known = labels_of(cache, None if labels == FOLDERS else labels)
+    notes.extend(known.notes)
+    classes = known.classes
+    rows = spread(np.flatnonzero(cache.done & (classes != UNLABELLED)), _most_rows(fusion))
+    return Examples(_gathered([(cache, rows)], fusion), classes[rows])
+
+
+def _from_pairs(cache: FeatureCache, fusion: Fusion, pairs: Sequence[str]) -> Examples:
+    from vggfeat.transforms.layer_weights import Examples
+
+    parts, groups = [], []
+    originals = spread(np.flatnonzero(cache.done), _most_rows(fusion) // (1 + len(pairs)))
+    for path in pairs:
+        other = open_cache(path)
+        check_network(other, network_of(cache, fusion.inputs), cache.path)
+        match = match_paths(other.paths, cache.paths[originals])
+        done = other.done[match.rows]
+        parts.append((other, match.rows[done]))
+        groups.append(originals[match.listed[done]])
+    parts.append((cache, originals))
+    groups.append(originals)
+    return Examples(_gathered(parts, fusion), np.concatenate(groups))
+
+
+def _gathered(
+    parts: Sequence[tuple[FeatureCache, NDArray[np.int64]]], fusion: Fusion
+) -> dict[str, NDArray[np.float32]]:
+    """Rows of several caches, one below the other, as they go into the fusion."""
+
+    def blocks() -> Iterator[dict[str, NDArray[np.float32]]]:
+        for cache, rows in parts:
+            for _, layers in blocks_of(cache, fusion.inputs, rows):
+                yield fusion.normalised(layers)
+
+    found = list(blocks())
+    if not found:
+        raise InputError(
+            f"no row that is done and has company in {parts[0][0].path!r}; nothing can be learnt"
+        )
+    return {name: np.concatenate([block[name] for block in found]) for name in fusion.inputs}
+
+
+def to_fitted(
+    cache: FeatureCache, fusion: Fusion, asked: dict[str, Any], notes: Sequence[str]
+) -> Fitted:
+    """A fusion as it is kept in a model file."""
+    arrays: dict[str, NDArray[Any]] = {}
+    for layer, one in fusion.standard.items():
+        arrays |= pack(f"standard {layer}", one)
+    for layer, pca in fusion.projections.items():
+        arrays |= pack(f"projection {layer}", pca)
+    if fusion.attention is not None:
+        arrays |= {f"gate {layer}": gate for layer, gate in fusion.attention.gates.items()}
+        arrays["bias"] = fusion.attention.bias
+    parameters = {
+        "recipe": fusion.recipe.step(),
+        "widths": dict(fusion.widths),
+        "name": fusion.name,
+        "notes": list(notes),
+        "asked": asked,
+        "network": network_of(cache, fusion.inputs),
+    }
+    return Fitted(KIND, parameters, arrays)
+
+
+def from_fitted(fitted: Fitted) -> Fusion:
+    """The fusion that a model file keeps.
+
+    Raises:
+        CacheError: something is missing in it.
+    """
+    try:
+        recipe = recipe_from(fitted.parameters["recipe"])
+        arrays, layers = fitted.arrays, recipe.layers
+        attention = None
+        if "bias" in arrays:
+            gates = {layer: arrays[f"gate {layer}"] for layer in layers}
+            attention = Attention(gates, arrays["bias"])
+        return Fusion(
+            recipe,
+            fitted.parameters["widths"],
+            fitted.parameters["name"],
+            _unpacked(Standardisation, "standard", fitted, layers),
+            _unpacked(Pca, "projection", fitted, layers),
+            attention,
+            fitted.sha256,
+        )
+    except (KeyError, TypeError) as error:
+        raise CacheError(f"the model of a fusion is damaged: {error} is missing or odd") from error
+
+
+def _unpacked(kind: type[T], prefix: str, fitted: Fitted, layers: Sequence[str]) -> dict[str, T]:
+    return {
+        layer: unpack(kind, f"{prefix} {layer}", fitted.arrays)
+        for layer in layers
+        if any(name.startswith(f"{prefix} {layer}.") for name in fitted.arrays)
+    }

@@ -1,0 +1,272 @@
+"""What was fitted to features, in a file: saved once, applied to any number of caches.
+
+A plain HDF5 file: attributes `format` ("vggfeat-model"), `format_version`, `kind` and `parameters`
+(JSON), and one dataset an array. Its digest runs over what is in it, not over the file's bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+
+import h5py
+import numpy as np
+
+from vggfeat.core.file_names import foreign_ending
+from vggfeat.errors import CacheError, CacheMismatchError, SpaceError, UsageError
+from vggfeat.storage.atomic import atomic_file
+from vggfeat.storage.hdf5_file import checked_hdf5, reason_of
+from vggfeat.storage.marked_files import open_hdf5
+from vggfeat.storage.paths import check_place
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from vggfeat.cache.reader import FeatureCache
+
+T = TypeVar("T")
+
+FORMAT = "vggfeat-model"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fitted:
+    """What was fitted: numbers, and how they came about.
+
+    Attributes:
+        kind: `fuse`, `reduce` or `zeroshot`.
+        parameters: all that is no array, ready for JSON.
+        arrays: name → array.
+    """
+
+    kind: str
+    parameters: Mapping[str, Any]
+    arrays: Mapping[str, NDArray[Any]]
+
+    @property
+    def sha256(self) -> str:
+        """Digest over kind, parameters and arrays."""
+        digest = hashlib.sha256(self.kind.encode() + b"\0" + _json(self.parameters).encode())
+        for name, array in sorted(self.arrays.items()):
+            plain = np.ascontiguousarray(array)
+            digest.update(f"\0{name} {plain.dtype.str} {plain.shape}\0".encode())
+            digest.update(plain.tobytes())
+        return digest.hexdigest()
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    return json.dumps(dict(value), sort_keys=True)
+
+
+def save_fitted(path: str, fitted: Fitted) -> None:
+    """Writes a model file, whole or not at all; an older one of that name is replaced.
+
+    Raises:
+        SpaceError: it cannot be written.
+    """
+    try:
+        with atomic_file(path) as target:
+            with checked_hdf5(target, libver=("v110", "v110")) as (file, _):
+                file.attrs["format"] = FORMAT
+                file.attrs["format_version"] = FORMAT_VERSION
+                file.attrs["kind"] = fitted.kind
+                file.attrs["parameters"] = _json(fitted.parameters)
+                for name, array in fitted.arrays.items():
+                    file.create_dataset(name, data=array)
+            _check_as_written(target, fitted)
+    except (OSError, RuntimeError) as error:
+        raise SpaceError(f"model {path!r} cannot be written: {reason_of(error)}") from error
+
+
+def _check_as_written(target: BinaryIO, fitted: Fitted) -> None:
+    """Read a model back before it gets its name.
+
+    Raises:
+        OSError: it is another one.
+    """
+    with h5py.File(target, "r") as file:
+        found = _read(target.name, file, fitted.kind)
+    if found.sha256 != fitted.sha256:
+        raise OSError(errno.EIO, "it reads back otherwise than it was written")
+
+
+def load_fitted(path: str, kind: str) -> Fitted:
+    """Reads a model file.
+
+    Args:
+        path: the file.
+        kind: what it must be: `fuse`, `reduce` or `zeroshot`.
+
+    Raises:
+        CacheError: not there, not a model of ours, of a newer version, damaged or of another kind.
+    """
+    try:
+        with open_hdf5(path) as file:
+            fitted = _read(path, file, kind)
+    except FileNotFoundError:
+        raise CacheError(f"model {path!r} is not there; {_maker(kind)} makes one") from None
+    except CacheError:
+        raise
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        words = " ".join(str(error).split())
+        raise CacheError(f"model {path!r} is damaged, or no HDF5 file: {words}") from error
+    if fitted.kind != kind:
+        raise CacheError(
+            f"model {path!r} was made by vggfeat {fitted.kind}, expected one of vggfeat {kind}"
+        )
+    return fitted
+
+
+def _maker(kind: str) -> str:
+    return "vggfeat zeroshot fit" if kind == "zeroshot" else "--save of vggfeat fuse or reduce"
+
+
+def _read(path: str, file: h5py.File, kind: str) -> Fitted:
+    found, version = file.attrs.get("format"), file.attrs.get("format_version")
+    if not isinstance(found, str) or found != FORMAT or version != FORMAT_VERSION:
+        raise CacheError(
+            f"{path!r} is no model of ours: format {found!r} {version}, expected {FORMAT!r} "
+            f"{FORMAT_VERSION}; {_maker(kind)} makes one"
+        )
+    return Fitted(
+        str(file.attrs["kind"]),
+        json.loads(file.attrs["parameters"]),
+        {name: np.asarray(file[name]) for name in file},
+    )
+
+
+def model_for(
+    path: str,
+    kind: str,
+    asked: Mapping[str, Any] | None,
+    fit: Callable[[], Fitted],
+    *,
+    fresh: bool = False,
+) -> Fitted:
+    """The model of a file, or if there is none what is fitted now, which is then kept there.
+
+    So a run that goes on applies what it began with, also where the source has grown since.
+
+    Args:
+        path: the file.
+        kind: see `load_fitted`.
+        asked: what it must have been fitted to; None takes it as it is.
+        fit: fits; what it returns has `asked` among its parameters.
+        fresh: fit again even if it is there.
+
+    Raises:
+        UsageError: see `check_model_place`.
+        CacheError: see `load_fitted`.
+        CacheMismatchError: it was fitted to something else, and stays.
+        SpaceError: it cannot be written.
+    """
+    if asked is not None:
+        check_model_place(path)
+    if asked is None or (os.path.exists(path) and not fresh):
+        fitted = load_fitted(path, kind)
+        unlike = differences(fitted.parameters["asked"], asked) if asked is not None else []
+        if unlike:
+            raise CacheMismatchError(
+                f"model {path!r} was fitted to something else: {'; '.join(unlike)}. Ask for the "
+                "same, choose another --save, or --fresh to fit again; --use applies it as it is"
+            )
+        return fitted
+    check_replaceable(path, kind)
+    fitted = fit()
+    save_fitted(path, fitted)
+    return fitted
+
+
+def differences(had: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """What a model was fitted to and what is asked for, each `name: model a, asked b`."""
+    known, wanted = json.loads(_json(had)), json.loads(_json(asked))
+    return [
+        f"{name}: model {known.get(name)}, asked {wanted.get(name)}"
+        for name in sorted({*known, *wanted})
+        if known.get(name) != wanted.get(name)
+    ]
+
+
+def check_model_place(path: str) -> None:
+    """Refuse a place where no model can be.
+
+    Raises:
+        UsageError: no file can be there, or its name is that of another format.
+    """
+    check_place(path, "model")
+    if ending := foreign_ending(path):
+        raise UsageError(
+            f"model {path!r} is named like a file of another format, and a model is HDF5; name it "
+            f"{path[: -len(ending)] + 'h5'!r}"
+        )
+
+
+def check_replaceable(path: str, kind: str) -> None:
+    """Refuses a place where something else is than a model, such as a cache named by mistake.
+
+    Raises:
+        CacheError: says what to do.
+    """
+    if not os.path.lexists(path):
+        return
+    try:
+        load_fitted(path, kind)
+    except CacheError as error:
+        raise CacheError(
+            f"{error}. It is not replaced; name another place, or move it away"
+        ) from error
+
+
+def network_of(cache: FeatureCache, layers: Sequence[str]) -> dict[str, Any]:
+    """What features must have in common for a model of some to fit others."""
+    identity = cache.header.identity
+    return {
+        "model": identity.model,
+        "weights_sha256": identity.weights_sha256,
+        "steps": list(identity.ways),
+        "layers": {layer: list(cache.header.shapes[layer]) for layer in layers},
+    }
+
+
+def check_network(cache: FeatureCache, network: Mapping[str, Any], other: str) -> None:
+    """Refuses features of another network than `network`, or without some of its layers.
+
+    Raises:
+        CacheMismatchError: names all that differs.
+    """
+    missing = [layer for layer in network["layers"] if layer not in cache.layers]
+    wrong = [f"it has no {', '.join(missing)}"] if missing else []
+    found = network_of(cache, [layer for layer in network["layers"] if layer in cache.layers])
+    wrong += [
+        f"{name}: {found[name]}, expected {network[name]}"
+        for name in (["layers"] if not missing else []) + ["model", "weights_sha256", "steps"]
+        if found[name] != network[name]
+    ]
+    if wrong:
+        raise CacheMismatchError(
+            f"cache {cache.path!r} does not fit {other!r}: {'; '.join(wrong)}. Extract the same "
+            "layers with the same network"
+        )
+
+
+def pack(prefix: str, record: Any) -> dict[str, NDArray[Any]]:
+    """A dataclass of arrays and numbers as arrays: `prefix.field` → its value."""
+    return {
+        f"{prefix}.{item.name}": np.asarray(getattr(record, item.name))
+        for item in dataclasses.fields(record)
+    }
+
+
+def unpack(kind: type[T], prefix: str, arrays: Mapping[str, NDArray[Any]]) -> T:
+    """What `pack` packed."""
+    names = [item.name for item in dataclasses.fields(kind)]  # type: ignore[arg-type] # a dataclass
+    found = {name: arrays[f"{prefix}.{name}"] for name in names}
+    return kind(**{name: one if one.ndim else one.item() for name, one in found.items()})

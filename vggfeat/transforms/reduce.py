@@ -1,0 +1,306 @@
+"""`vggfeat reduce`: fewer dimensions, or standardised ones, of each layer of a cache by itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+
+from vggfeat.core.file_names import path_text
+from vggfeat.core.isolation import isolated
+from vggfeat.core.layer_spec import NORMS
+from vggfeat.core.text import counted
+from vggfeat.errors import CacheError, UsageError
+from vggfeat.transforms.base import blocks_of, chosen_layers
+from vggfeat.transforms.derive import Derived, derive, open_source
+from vggfeat.transforms.fuse import default_model
+from vggfeat.transforms.fusion import normalise, unit_length
+from vggfeat.transforms.model_file import Fitted, check_network, model_for, network_of, pack, unpack
+from vggfeat.transforms.pca import Pca, Standardisation, fit_pca, fit_standardisation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from numpy.typing import NDArray
+
+    from vggfeat.cache.reader import FeatureCache
+    from vggfeat.core.fusion_spec import FinalNorm
+    from vggfeat.core.layer_spec import Norm
+    from vggfeat.core.settings import Dtype
+    from vggfeat.transforms.derive import Begin, OnProgress
+
+    Values = NDArray[np.float32]
+
+ReduceMethod = Literal["pca", "standard", "keep"]
+REDUCE_METHODS: tuple[ReduceMethod, ...] = get_args(ReduceMethod)
+
+KIND = "reduce"
+
+_TAKES_A_WHILE = 10_000  # rows; then it is said what goes on
+
+log = logging.getLogger("vggfeat")
+
+
+@dataclass(frozen=True, slots=True)
+class ReduceSettings:
+    """How to reduce. Text as on the command line.
+
+    Attributes:
+        layers: layers of the cache, separated by commas; None is all that are vectors.
+        method: `pca`, fewer dimensions; `standard`, each dimension to mean 0 and deviation 1;
+            `keep`, as they are, for another dtype or norm alone.
+        dims: dimensions that PCA leaves, or as a number below 1 the share of the variance.
+        whiten: bring the dimensions PCA leaves to equal variance.
+        norm: of each vector before: `none`, `l2` or `ssr`.
+        final_norm: of each vector afterwards: `none`, `l2`, or None, which is `l2` with whitening,
+            as Jégou & Chum (ECCV 2012) do, else `none`.
+    """
+
+    layers: str | None = None
+    method: ReduceMethod = "pca"
+    dims: int | float = 128
+    whiten: bool = False
+    norm: Norm = "none"
+    final_norm: FinalNorm | None = None
+
+    @property
+    def final(self) -> FinalNorm:
+        """`final_norm` resolved."""
+        return self.final_norm or ("l2" if self.whiten else "none")
+
+    def check(self) -> None:
+        """Refuses what does not go together.
+
+        Raises:
+            UsageError: says what and why.
+        """
+        wrong = []
+        if self.method not in REDUCE_METHODS:
+            known = ", ".join(REDUCE_METHODS)
+            wrong.append(f"method {self.method!r} is not known; expected one of {known}")
+        if self.norm not in NORMS:
+            wrong.append(f"norm {self.norm!r} is not known; expected one of {', '.join(NORMS)}")
+        if self.final_norm not in (None, "none", "l2"):
+            wrong.append(f"final norm {self.final_norm!r} is not known; expected none or l2")
+        if self.whiten and self.method != "pca":
+            wrong.append(
+                f"whitening belongs to the method pca; {self.method} does not turn the axes"
+            )
+        if wrong:
+            raise UsageError("; ".join(wrong))
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A layer that stays as it is, of that width."""
+
+    width: int
+
+    def apply(self, x: Values) -> Values:
+        """`x` itself."""
+        return x
+
+
+Fit = Pca | Standardisation
+Part = Fit | Kept
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reduction:
+    """What was fitted to each layer: turns its rows into rows of new layers.
+
+    Attributes:
+        norm, final_norm: see `ReduceSettings`.
+        parts: layer → what was fitted to it.
+        model: digest of the model file; empty where nothing was fitted.
+    """
+
+    norm: Norm
+    final_norm: FinalNorm
+    parts: Mapping[str, Part]
+    model: str
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Layers that it reads."""
+        return tuple(self.parts)
+
+    @property
+    def outputs(self) -> dict[str, int]:
+        """Name of each new layer, `conv5_3:pca128`, and its width."""
+        return {_name(layer, part): _width(part) for layer, part in self.parts.items()}
+
+    @property
+    def step(self) -> dict[str, Any]:
+        """What a cache records of it."""
+        step = {
+            "step": KIND,
+            "layers": list(self.parts),
+            "outputs": list(self.outputs),
+            "whiten": any(isinstance(part, Pca) and part.whiten for part in self.parts.values()),
+            "norm": self.norm,
+            "final_norm": self.final_norm,
+        }
+        return {**step, "model_sha256": self.model} if self.model else step
+
+    def __call__(self, layers: Mapping[str, Values]) -> dict[str, Values]:
+        """New layers, float32 (n, width), of old ones, float32 (n, D)."""
+        new = {}
+        for layer, part in self.parts.items():
+            values = part.apply(normalise(layers[layer], self.norm))
+            new[_name(layer, part)] = unit_length(values) if self.final_norm == "l2" else values
+        return new
+
+
+def _name(layer: str, part: Part) -> str:
+    if isinstance(part, Kept):
+        return layer
+    return f"{layer}:pca{_width(part)}" if isinstance(part, Pca) else f"{layer}:standard"
+
+
+def _width(part: Part) -> int:
+    if isinstance(part, Kept):
+        return part.width
+    return len(part.components) if isinstance(part, Pca) else len(part.mean)
+
+
+@isolated()
+def reduce(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    settings: ReduceSettings | None = None,
+    *,
+    use: str | os.PathLike[str] | None = None,
+    save: str | os.PathLike[str] | None = None,
+    dtype: Dtype = "float16",
+    begin: Begin = "resume",
+    on_progress: OnProgress | None = None,
+) -> Derived:
+    """Makes a cache with shorter or standardised vectors of another's layers, or goes on with one.
+
+    Fitted in a stream to all rows that are done; the cache may be larger than memory.
+
+    Args:
+        source: the cache with the layers.
+        out: the new cache.
+        settings: how; the default is PCA to 128 dimensions of every vector.
+        use: a model file of an earlier reduction, applied as it is; settings are then its own.
+        save: where to keep what is fitted; by default beside `out`, as `<out>.model.h5`. What is
+            there already is used again if it was fitted to the same.
+        dtype: of the stored features: `float16`, `float32`, or `int8`.
+        begin: what to do if `out` is there: `resume`, go on with it; `update`, also bring in images
+            that are new in the source and leave out those that are gone; `fresh`, fit and begin
+            again.
+        on_progress: called after every block of rows.
+
+    Raises:
+        UsageError: settings that do not go together, layers that the cache does not have, or more
+            dimensions than there are.
+        InputError: too few rows to fit to.
+        CacheError: a file is not ours, or damaged.
+        CacheMismatchError: `out` or the model was made from something else.
+        LockedError: another run writes to `out`.
+        SpaceError: the disk is full; rows written before are kept.
+        InterruptedRunError: SIGINT or SIGTERM; call again to go on.
+    """
+    started = time.perf_counter()
+    out = path_text(out)
+    cache = open_source(source, out, begin=begin, settings=settings, use=use)
+    chosen = settings or ReduceSettings()
+    chosen.check()
+    if use is None and chosen.method == "keep":
+        kept = _kept(cache, chosen)
+        return derive(cache, out, kept, dtype=dtype, begin=begin, on_progress=on_progress)
+    path = os.fspath(use if use is not None else save or default_model(out))
+    fitted = model_for(
+        path,
+        KIND,
+        _asked(cache, chosen) if use is None else None,
+        lambda: _fit(cache, chosen),
+        fresh=begin == "fresh",
+    )
+    check_network(cache, fitted.parameters["network"], path)
+    reduction = reduction_from(fitted)
+    derived = derive(cache, out, reduction, dtype=dtype, begin=begin, on_progress=on_progress)
+    notes, seconds = tuple(fitted.parameters["notes"]), time.perf_counter() - started
+    return dataclasses.replace(derived, model=path, notes=notes, seconds=seconds)
+
+
+def _kept(cache: FeatureCache, settings: ReduceSettings) -> Reduction:
+    layers = chosen_layers(cache, settings.layers)
+    parts = {layer: Kept(cache.header.shapes[layer][0]) for layer in layers}
+    return Reduction(settings.norm, settings.final, parts, "")
+
+
+def _asked(cache: FeatureCache, settings: ReduceSettings) -> dict[str, Any]:
+    """What a model must have been fitted to, to be used again."""
+    return {
+        **dataclasses.asdict(settings),
+        "layers": list(chosen_layers(cache, settings.layers)),
+        "final_norm": settings.final,
+        "source": cache.header.identity.fingerprint(),
+    }
+
+
+def _fit(cache: FeatureCache, settings: ReduceSettings) -> Fitted:
+    layers = chosen_layers(cache, settings.layers)
+    parts: dict[str, Fit] = {}
+    count = int(cache.done.sum())
+    for layer in layers:
+        if count > _TAKES_A_WHILE:
+            log.info("fitting %s to %d rows of %s", settings.method, count, layer)
+        blocks = partial(_blocks, cache, layer, settings.norm)
+        if settings.method == "pca":
+            parts[layer] = fit_pca(blocks, settings.dims, whiten=settings.whiten)
+        else:
+            parts[layer] = fit_standardisation(blocks)
+    arrays: dict[str, NDArray[Any]] = {}
+    for layer, part in parts.items():
+        arrays |= pack(layer, part)
+    parameters = {
+        "method": settings.method,
+        "layers": list(layers),
+        "norm": settings.norm,
+        "final_norm": settings.final,
+        "notes": [_note(layer, part) for layer, part in parts.items()],
+        "asked": _asked(cache, settings),
+        "network": network_of(cache, layers),
+    }
+    return Fitted(KIND, parameters, arrays)
+
+
+def _blocks(cache: FeatureCache, layer: str, norm: Norm) -> Iterator[Values]:
+    """Done rows of a layer some at a time, normalised."""
+    for _, layers in blocks_of(cache, (layer,), np.flatnonzero(cache.done)):
+        yield normalise(layers[layer], norm)
+
+
+def _note(layer: str, part: Fit) -> str:
+    if isinstance(part, Standardisation):
+        return f"{layer}: mean and deviation of {counted(_width(part), 'dimension')}"
+    return (
+        f"{layer}: {len(part.mean)} -> {counted(_width(part), 'dimension')}, "
+        f"{part.share:.2%} of the variance, fitted to {counted(part.rows, 'row')}"
+    )
+
+
+def reduction_from(fitted: Fitted) -> Reduction:
+    """The reduction that a model file keeps.
+
+    Raises:
+        CacheError: something is missing in it.
+    """
+    try:
+        method = fitted.parameters["method"]
+        kind: type[Fit] = Pca if method == "pca" else Standardisation
+        parts = {layer: unpack(kind, layer, fitted.arrays) for layer in fitted.parameters["layers"]}
+        norm, final_norm = fitted.parameters["norm"], fitted.parameters["final_norm"]
+    except (KeyError, TypeError) as error:
+        raise CacheError(f"the model of a reduction is damaged: {error} is missing") from error
+    return Reduction(norm, final_norm, parts, fitted.sha256)

@@ -1,0 +1,307 @@
+"""Contact sheets: images with their names and scores, as a picture or as a page for a browser."""
+
+from __future__ import annotations
+
+import functools
+import io
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from PIL import Image, ImageDraw, ImageFont
+
+from vggfeat.cache.rows import describe, matching
+from vggfeat.cache.sharded import open_cache
+from vggfeat.core.file_names import printable
+from vggfeat.core.text import counted
+from vggfeat.errors import UsageError
+from vggfeat.extraction.monitoring import output_format, publish
+from vggfeat.visualization.contact_sheet_html import page
+from vggfeat.visualization.thumbnails import image_file
+from vggfeat.visualization.tiles import Group, Query, Result, Tile, groups_of, picture_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vggfeat.cache.reader import FeatureCache
+    from vggfeat.retrieval.search import Findings
+
+__all__ = [
+    "FORMATS",
+    "Query",
+    "Result",
+    "check_sheet",
+    "contact_sheet",
+    "results_of_rows",
+    "sheet_of_findings",
+]
+
+FORMATS: Final = ("png", "html")
+
+_SIDE = 176  # pixels of an image's longer side
+_GAP = 18
+_LINE = 18
+_NAME_LINES = 2
+_ACROSS = 8
+_MOST_PIXELS = 1 << 27  # of a picture; viewers give up on more
+_FONT_SIZE = 13
+_TITLE_SIZE = 18
+
+_WHITE = (255, 255, 255)
+_BACK = (242, 242, 242)
+_TEXT = (27, 27, 27)
+_SOFT = (90, 90, 90)
+_MARK = (0, 96, 168)
+
+
+def check_sheet(out: str) -> str:
+    """The one of `FORMATS` that the name of a sheet asks for; see `reports.output_format`."""
+    return output_format(out, "sheet", FORMATS)
+
+
+def contact_sheet(
+    title: str, queries: Sequence[Query], results: Sequence[Sequence[Result]], out: str
+) -> None:
+    """Writes queries and what was found for each of them as a contact sheet.
+
+        contact_sheet(
+            "nearest by conv5_3",
+            [Query("query.jpg", "query.jpg")],
+            [[Result(1, 0.97, "images/cats/tom.jpg", "cats/tom.jpg")]],
+            "sheet.html",
+        )
+
+    An image whose file is not there or cannot be read has a place that says so.
+
+    Args:
+        title: of the sheet.
+        queries: images that were searched for; none for a sheet of images alone.
+        results: for each query, best first; without queries each list stands by itself.
+        out: a name that ends in `.png` or `.html`.
+
+    Raises:
+        UsageError: another ending, no such folder, or a picture that would be too large.
+        ValueError: another number of lists than of queries.
+        SpaceError: the file cannot be written; what was there stays.
+    """
+    form = check_sheet(out)
+    groups = groups_of(queries, results)
+    publish(out, page(title, groups) if form == "html" else _png(title, groups))
+
+
+def results_of_rows(
+    cache: FeatureCache, pattern: str, *, most: int = 100, root: str | None = None
+) -> list[Result]:
+    """Images of a cache for a sheet, each with its state.
+
+    Args:
+        cache: any cache.
+        pattern: of paths, see `browsing.matching`.
+        most: how many at most.
+        root: where the images are now; by default where they were.
+
+    Raises:
+        UsageError: no image matches, or `most` is below 1.
+    """
+    if most < 1:
+        raise UsageError(f"most is {most}; expected 1 or more")
+    tones = cache.header.identity.preprocess.tones
+    return [
+        Result(
+            rank=place + 1,
+            score=None,
+            path=image_file(cache, one.row, root),
+            name=one.path,
+            note=f"{one.state}: {one.reason}" if one.reason else one.state,
+            tones=tones,
+        )
+        for place, one in enumerate(describe(cache, matching(cache, pattern)[:most]))
+    ]
+
+
+def sheet_of_findings(found: Findings, out: str, *, root: str | None = None) -> None:
+    """Writes what a search found as a contact sheet.
+
+    Args:
+        found: of `vggfeat.search`.
+        out: a name that ends in `.png` or `.html`.
+        root: where the images of the cache are now; by default where they were.
+
+    Raises:
+        UsageError: another ending, no such folder, or a picture that would be too large.
+        SpaceError: the file cannot be written; what was there stays.
+    """
+    cache = open_cache(found.cache)
+    tones = cache.header.identity.preprocess.tones
+    queries = [
+        Query(
+            answer.query if answer.row is None else image_file(cache, answer.row, root) or "",
+            answer.query,
+            tones,
+        )
+        for answer in found.answers
+    ]
+    results = [
+        [
+            Result(hit.rank, hit.score, image_file(cache, hit.row, root), hit.path, hit.mark, tones)
+            for hit in answer.hits
+        ]
+        for answer in found.answers
+    ]
+    title = f"{', '.join(found.layers)}, {found.metric}, {counted(found.images, 'image')}"
+    contact_sheet(title, queries, results, out)
+
+
+@functools.cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """One with more letters than Latin where it is installed, else Pillow's own."""
+    try:
+        return ImageFont.truetype("DejaVuSans.ttf", size)
+    except OSError:
+        return ImageFont.load_default(size)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """Where everything stands, in pixels.
+
+    Attributes:
+        across: results in a line.
+        down: from one line to the next.
+        indent: left of the results; a query stands there.
+        tops: upper edge of each group.
+        size: width and height of the sheet.
+    """
+
+    across: int
+    down: int
+    indent: int
+    tops: tuple[int, ...]
+    size: tuple[int, int]
+
+
+_STEP: Final = _SIDE + _GAP
+
+
+def _plan(groups: Sequence[Group]) -> _Plan:
+    across = max(1, min(_ACROSS, max((len(group.results) for group in groups), default=1)))
+    indent = _GAP + (_STEP + _GAP if any(group.query is not None for group in groups) else 0)
+    tiles = [tile for group in groups for tile in group.tiles]
+    lines = _NAME_LINES + any(tile.heading for tile in tiles) + any(tile.note for tile in tiles)
+    down = _SIDE + lines * _LINE + _GAP
+    top, tops = 2 * _GAP + _TITLE_SIZE, []
+    for group in groups:
+        tops.append(top)
+        top += max(1, math.ceil(len(group.results) / across)) * down
+    width = max(indent + across * _STEP, 2 * _STEP)
+    return _Plan(across, down, indent, tuple(tops), (width, top))
+
+
+def _png(title: str, groups: Sequence[Group]) -> bytes:
+    plan = _plan(groups)
+    if plan.size[0] * plan.size[1] > _MOST_PIXELS:
+        count = sum(len(group.tiles) for group in groups)
+        raise UsageError(
+            f"a PNG of {counted(count, 'image')} would have {plan.size[0]} x {plan.size[1]} "
+            "pixels; show fewer, or write .html"
+        )
+    sheet = Image.new("RGB", plan.size, _WHITE)
+    draw = ImageDraw.Draw(sheet)
+    font = _font(_TITLE_SIZE)
+    shown = _cut(printable(title), font, plan.size[0] - 2 * _GAP)
+    draw.text((_GAP, _GAP), shown, font=font, fill=_TEXT)
+    for top, group in zip(plan.tops, groups, strict=True):
+        if group.query is not None:
+            _draw_tile(sheet, draw, group.query, (_GAP, top))
+        for place, tile in enumerate(group.results):
+            left = plan.indent + place % plan.across * _STEP
+            _draw_tile(sheet, draw, tile, (left, top + place // plan.across * plan.down))
+    file = io.BytesIO()
+    sheet.save(file, "PNG")
+    return file.getvalue()
+
+
+def _draw_tile(
+    sheet: Image.Image, draw: ImageDraw.ImageDraw, tile: Tile, corner: tuple[int, int]
+) -> None:
+    left, top = corner
+    draw.rectangle((left, top, left + _SIDE - 1, top + _SIDE - 1), fill=_BACK)
+    with picture_of(tile, _SIDE) as picture:
+        if isinstance(picture, str):
+            for number, line in enumerate(_wrapped(picture, _font(_FONT_SIZE), _SIDE - 16, 4)):
+                draw.text((left + 8, top + 8 + number * _LINE), line, font=_font(_FONT_SIZE),
+                          fill=_SOFT)  # fmt: skip
+        else:
+            whole = _fitted(picture)
+            sheet.paste(
+                whole, (left + (_SIDE - whole.width) // 2, top + (_SIDE - whole.height) // 2)
+            )
+    if tile.is_query:
+        draw.rectangle((left - 3, top - 3, left + _SIDE + 2, top + _SIDE + 2), outline=_MARK,
+                       width=3)  # fmt: skip
+    _draw_texts(draw, tile, left, top + _SIDE + 4)
+
+
+def _fitted(picture: Image.Image) -> Image.Image:
+    """A small image at the largest whole multiple that fits, so that it can be seen."""
+    factor = _SIDE // max(picture.size)
+    if factor <= 1:
+        return picture
+    size = (picture.width * factor, picture.height * factor)
+    return picture.resize(size, Image.Resampling.NEAREST)
+
+
+def _draw_texts(draw: ImageDraw.ImageDraw, tile: Tile, left: int, top: int) -> None:
+    font = _font(_FONT_SIZE)
+    mark = _MARK if tile.is_query else _TEXT
+    lines = [(tile.heading, mark)] if tile.heading else []
+    lines += [(line, _TEXT) for line in _wrapped(tile.name, font, _SIDE, _NAME_LINES)]
+    lines += [(line, _SOFT) for line in _wrapped(tile.note, font, _SIDE, 1)]
+    for number, (line, colour) in enumerate(lines):
+        draw.text((left, top + number * _LINE), line, font=font, fill=colour)
+
+
+_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+def _wrapped(text: str, font: _Font, width: int, most: int) -> list[str]:
+    """Text in up to `most` lines of that many pixels; of a longer one the middle is left out."""
+    if not text:
+        return []
+    lines = _lines(text, font, width)
+    if len(lines) <= most:
+        return lines
+    if most == 1:
+        return [_cut(text, font, width)]
+    end = text
+    while font.getlength(f"...{end}") > width:
+        end = end[1:]
+    return [*lines[: most - 1], f"...{end}"]
+
+
+def _lines(text: str, font: _Font, width: int) -> list[str]:
+    """Lines of that many pixels, broken where a name may be, else anywhere."""
+    lines, rest = [], text
+    while rest:
+        length = _fitting(rest, font, width)
+        if length < len(rest):
+            at = max(rest.rfind(mark, 0, length) for mark in " /_-")
+            length = at + 1 if at >= length // 3 else length
+        lines.append(rest[:length].rstrip())
+        rest = rest[length:]
+    return lines
+
+
+def _fitting(text: str, font: _Font, width: int) -> int:
+    """Characters of a text that are no wider than that, at least one."""
+    length = len(text)
+    while length > 1 and font.getlength(text[:length]) > width:
+        length -= 1
+    return length
+
+
+def _cut(text: str, font: _Font, width: int) -> str:
+    """A text in one line; of a longer one the end is left out."""
+    if font.getlength(text) <= width:
+        return text
+    return f"{text[: _fitting(text, font, width - int(font.getlength('...')))]}..."

@@ -1,0 +1,258 @@
+"""Values and images of a cache as a picture: histograms and planes, by matplotlib."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal, get_args
+
+import numpy as np
+
+from vggfeat.core.file_names import printable
+from vggfeat.core.text import counted
+from vggfeat.errors import DecodeError, UsageError
+from vggfeat.visualization.plot_comparison import check_matplotlib
+from vggfeat.visualization.thumbnails import image_file, load_picture, shortened
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+    from PIL import Image
+
+    from vggfeat.visualization.projections import CacheView, Histogram, LayerView
+
+Marks = Literal["thumbnails", "folders"]
+MARKS: tuple[Marks, ...] = get_args(Marks)
+
+# Of Okabe and Ito, told apart by all eyes; the last for folders that have none of their own.
+_COLOURS: Final = (
+    "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#777777",
+)  # fmt: skip
+_OTHERS: Final = "other folders"
+_NO_FOLDER: Final = "(no folder)"
+_BARS: Final = "#0072b2"
+
+_HISTOGRAM_WIDTH = 4.4  # inches
+_PLANE_WIDTH = 7.4
+_LINE_HEIGHT = 5.0
+_LARGEST = 0.55  # inches of the longer side of a thumbnail
+_SMALLEST = 0.28
+_AT_LARGEST = 30  # images; of four times as many a thumbnail's side is half of that
+_PIXELS_AN_INCH = 300
+_NEAREST = 0.8  # of a thumbnail's side; what would lie nearer to another one is a dot
+_MOST_THUMBNAILS = 400
+_MARGIN = 0.08
+
+
+@dataclass(frozen=True, slots=True)
+class Colouring:
+    """Which colour each image has.
+
+    Attributes:
+        colours: one an image.
+        legend: colour by name of a folder; empty where there is nothing to tell apart.
+    """
+
+    colours: tuple[str, ...]
+    legend: dict[str, str]
+
+
+def check_marks(name: str) -> Marks:
+    """How images are shown.
+
+    Raises:
+        UsageError: not one of `MARKS`.
+    """
+    for known in MARKS:
+        if known == name:
+            return known
+    raise UsageError(f"marks {name!r} is none; expected one of {', '.join(MARKS)}")
+
+
+def colour_by_folder(paths: list[str]) -> Colouring:
+    """A colour for each of the folders with most images, and one for all others.
+
+    Args:
+        paths: relative, as a cache has them.
+    """
+    folders = [printable(os.path.dirname(path)) or _NO_FOLDER for path in paths]
+    common = [name for name, _ in sorted(Counter(folders).items(), key=lambda item: -item[1])]
+    own = len(_COLOURS) if len(common) <= len(_COLOURS) else len(_COLOURS) - 1
+    legend = dict(zip(sorted(common[:own]), _COLOURS, strict=False))
+    colours = tuple(legend.get(folder, _COLOURS[-1]) for folder in folders)
+    if len(common) > own:
+        legend[_OTHERS] = _COLOURS[-1]
+    return Colouring(colours, legend if len(common) > 1 else {})
+
+
+def draw_cache(view: CacheView, *, marks: Marks = "thumbnails", root: str | None = None) -> Figure:
+    """One line a layer: how often which values are, and the images in a plane.
+
+    Args:
+        view: the cache.
+        marks: `thumbnails` shows the images where their files are found, and dots where not or
+            where too many would lie on one another; `folders` shows dots alone. Both are coloured
+            by folder.
+        root: where the images are now; by default where they were.
+
+    Raises:
+        UsageError: matplotlib is not installed.
+    """
+    check_matplotlib()
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    count = len(view.layers)
+    size = (_HISTOGRAM_WIDTH + _PLANE_WIDTH, count * _LINE_HEIGHT + 0.6)
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
+    grid = figure.subplots(
+        count, 2, squeeze=False, gridspec_kw={"width_ratios": (_HISTOGRAM_WIDTH, _PLANE_WIDTH)}
+    )
+    colouring = colour_by_folder([view.cache.name(row) for row in view.rows.tolist()])
+    thumbnails = _thumbnails(view, root) if marks == "thumbnails" else {}
+    for (left, right), layer in zip(grid, view.layers, strict=True):
+        _draw_histogram(left, layer)
+        _draw_plane(right, layer, colouring, thumbnails)
+    _draw_legend(figure, colouring)
+    figure.suptitle(_title(view), parse_math=False, fontsize="medium")
+    return figure
+
+
+def _title(view: CacheView) -> str:
+    identity = view.cache.header.identity
+    name = os.path.basename(view.cache.path)
+    images = f"{len(view.rows)} of {counted(len(view.cache), 'image')} in the planes"
+    return f"{shortened(name)}  ({identity.model}, {shortened(identity.weights)}), {images}"
+
+
+def _draw_legend(figure: Figure, colouring: Colouring) -> None:
+    from matplotlib.lines import Line2D
+
+    if not colouring.legend:
+        return
+    handles = [
+        Line2D([], [], marker="o", linestyle="", color=colour)
+        for colour in colouring.legend.values()
+    ]
+    names = [shortened(name) for name in colouring.legend]
+    columns = max(1, min(len(names), 110 // (max(map(len, names)) + 6)))
+    drawn = figure.legend(
+        handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize="small"
+    )
+    for text in drawn.get_texts():
+        text.set_parse_math(False)
+
+
+def _draw_histogram(axes: Axes, layer: LayerView) -> None:
+    shape = " x ".join(map(str, layer.shape))
+    head = f"{shortened(layer.layer)}   {shape}, {layer.dtype}"
+    axes.spines[["top", "right"]].set_visible(False)
+    if layer.histogram is None:
+        axes.set_title(head, fontsize="medium", parse_math=False)
+        _say(axes, "no row is done")
+        return
+    found = layer.histogram
+    axes.stairs(found.counts, found.edges, fill=True, color=_BARS)
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=0.6)  # a single value is a bar
+    axes.set_title(f"{head}\n{_range(found)}", fontsize="medium", parse_math=False)
+    axes.set_xlabel(f"value, of {counted(found.rows, 'image')}")
+    axes.set_ylabel("how many, log scale")
+
+
+def _range(found: Histogram) -> str:
+    return f"{found.edges[0]:.4g} to {found.edges[-1]:.4g}, {found.zeros:.1%} zeros"
+
+
+def _say(axes: Axes, text: str) -> None:
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", wrap=True,
+              parse_math=False)  # fmt: skip
+
+
+def _draw_plane(
+    axes: Axes, layer: LayerView, colouring: Colouring, thumbnails: dict[int, Image.Image]
+) -> None:
+    plane = layer.plane
+    axes.set_title(
+        f"{shortened(layer.layer)}, images at unit length", fontsize="medium", parse_math=False
+    )
+    if plane.note:
+        _say(axes, plane.note)
+        return
+    points = plane.points
+    axes.set_xlabel(plane.axes[0])
+    axes.set_ylabel(plane.axes[1])
+    axes.margins(_MARGIN)
+    side = _side(len(points))
+    chosen = _apart(points, sorted(thumbnails), side)
+    hidden = np.isin(np.arange(len(points)), chosen)
+    # All points give the axes their range; under a thumbnail none is seen, and above one some are.
+    axes.scatter(
+        points[:, 0],
+        points[:, 1],
+        s=np.where(hidden, 0, 24),
+        c=list(colouring.colours),
+        linewidths=0.5,
+        edgecolors="white",
+        zorder=4,
+    )
+    for at in chosen:
+        colour = colouring.colours[at] if colouring.legend else "#999999"
+        _draw_thumbnail(axes, points[at], thumbnails[at], side, colour)
+
+
+def _side(images: int) -> float:
+    """Inches of the longer side of a thumbnail among that many."""
+    return float(np.clip(_LARGEST * (_AT_LARGEST / max(images, 1)) ** 0.5, _SMALLEST, _LARGEST))
+
+
+def _apart(points: NDArray[np.float32], candidates: list[int], side: float) -> list[int]:
+    """Those of the candidates that leave one another to be seen, the first ones first.
+
+    Distances are those on paper, as far as they are known before the axes are laid out.
+    """
+    span = np.ptp(points, axis=0)
+    paper = np.array([_PLANE_WIDTH, _LINE_HEIGHT]) * 0.85 / np.where(span > 0, span, 1)
+    places = points * paper
+    chosen: list[int] = []
+    for at in candidates:
+        far = np.abs(places[chosen] - places[at]).max(axis=1) > _NEAREST * side
+        if far.all() and len(chosen) < _MOST_THUMBNAILS:
+            chosen.append(at)
+    return chosen
+
+
+def _draw_thumbnail(
+    axes: Axes, point: NDArray[np.float32], image: Image.Image, side: float, colour: str
+) -> None:
+    from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+
+    zoom = 72 * side / max(image.size)
+    picture = OffsetImage(np.asarray(image), zoom=zoom)
+    box = AnnotationBbox(
+        picture,
+        (float(point[0]), float(point[1])),
+        pad=0.08,
+        bboxprops={"edgecolor": colour, "linewidth": 1.4, "boxstyle": "square,pad=0.08"},
+    )
+    axes.add_artist(box)
+
+
+def _thumbnails(view: CacheView, root: str | None) -> dict[int, Image.Image]:
+    """The pictures that can be had, by their place in `view.rows`."""
+    longest = round(_side(len(view.rows)) * _PIXELS_AN_INCH)
+    tones = view.cache.header.identity.preprocess.tones
+    found = {}
+    for at, row in enumerate(view.rows.tolist()):
+        path = image_file(view.cache, row, root)
+        if path is None:
+            continue
+        try:
+            found[at] = load_picture(path, longest, tones)
+        except DecodeError:  # changed since; then it is a dot
+            continue
+    return found

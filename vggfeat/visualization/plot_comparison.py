@@ -1,0 +1,111 @@
+"""A comparison as a picture, by matplotlib, which is an extra."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from vggfeat.core.text import counted
+from vggfeat.errors import UsageError
+from vggfeat.extraction.monitoring import output_format
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from vggfeat.retrieval.compare import Candidate, Comparison
+
+FORMATS: Final = ("png", "svg", "pdf")
+
+_LABEL_WIDTH = 34
+_LABEL_LINES = 3
+_BAR = 0.38
+_COLOURS = ("#0072b2", "#e69f00")  # of Okabe and Ito, told apart by all eyes and in grey
+
+
+def chart_format(path: str) -> str:
+    """The one of `FORMATS` that the name of a chart asks for; see `reports.output_format`."""
+    return output_format(path, "chart", FORMATS)
+
+
+def check_matplotlib() -> None:
+    """Fails where no chart can be drawn.
+
+    Raises:
+        UsageError: matplotlib is not installed; says how to.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            f"a chart needs matplotlib ({error}): pip install 'vggfeat[plot]'"
+        ) from error
+
+
+def draw(comparison: Comparison, form: str) -> bytes:
+    """Bars for each candidate: its mean average precision, and its nearest neighbours.
+
+    Args:
+        comparison: its candidates are drawn, best on top.
+        form: one of `FORMATS`.
+
+    Returns:
+        The picture file's bytes.
+
+    Raises:
+        UsageError: matplotlib is not installed.
+    """
+    check_matplotlib()
+    from matplotlib.figure import Figure
+
+    labels = [_label(candidate) for candidate in comparison.candidates]
+    lines = sum(max(2, label.count("\n") + 1) for label in labels)
+    figure = Figure(figsize=(9, 1.6 + 0.24 * lines), layout="constrained")
+    axes = figure.add_subplot()
+    _draw_bars(axes, comparison.candidates)
+    axes.set_yticks(range(len(labels)), labels, parse_math=False)
+    axes.margins(y=0.01)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.set_title(_title(comparison), parse_math=False, fontsize="medium")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    file = io.BytesIO()
+    figure.savefig(file, format=form, dpi=150)
+    return file.getvalue()
+
+
+def _draw_bars(axes: Axes, candidates: tuple[Candidate, ...]) -> None:
+    places = np.arange(len(candidates))
+    series = {
+        "mean average precision": [one.mean_average_precision for one in candidates],
+        "nearest neighbour is relevant": [one.nearest_neighbour for one in candidates],
+    }
+    for number, (name, values) in enumerate(series.items()):
+        offset = (number - 0.5) * _BAR
+        bars = axes.barh(places + offset, values, _BAR, label=name, color=_COLOURS[number])
+        axes.bar_label(bars, fmt="%.3f", padding=3, fontsize="small")
+
+
+def _label(candidate: Candidate) -> str:
+    """Name and width, on a few lines."""
+    text = candidate.name.encode(errors="backslashreplace").decode().replace(",", ", ")
+    lines = textwrap.wrap(
+        text, _LABEL_WIDTH, max_lines=_LABEL_LINES, placeholder=" ...", break_on_hyphens=False
+    )
+    return "\n".join([*lines[:-1], f"{lines[-1]}  ({candidate.width})"])
+
+
+def _title(comparison: Comparison) -> str:
+    one = comparison.candidates[0]
+    what = (
+        f"images of the same class, {counted(comparison.classes, 'class')}"
+        if comparison.by == "labels"
+        else "the image that a query was made of"
+    )
+    return (
+        f"Finding {what}\n{comparison.metric}, {counted(one.queries, 'query')}, "
+        f"{counted(one.images, 'image')}"
+    )

@@ -1,0 +1,250 @@
+"""What the values of a cache look like: a histogram and a plane for each layer, by NumPy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal, get_args
+
+import numpy as np
+
+from vggfeat.core.layer_spec import split_specs
+from vggfeat.core.ranking_metrics import unit_rows
+from vggfeat.core.text import counted
+from vggfeat.errors import InputError, UsageError
+from vggfeat.retrieval.layer_ranking import spread
+from vggfeat.transforms.pca import fit_pca
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from vggfeat.cache.reader import FeatureCache
+
+Projection = Literal["pca", "umap"]
+PROJECTIONS: tuple[Projection, ...] = get_args(Projection)
+
+BINS: Final = 60
+
+VALUES_BYTES: Final = 1 << 28
+"""Of values as float32 that a histogram reads of a layer; of a larger one it takes some rows."""
+
+_HELD_BYTES = 1 << 30  # of vectors as float32, of all images in a plane
+_BLOCK_BYTES = 1 << 26  # of maps that are read at once, to be averaged
+_NEIGHBOURS = 15  # UMAP's own default; fewer images have fewer neighbours
+_FEWEST = {"pca": 3, "umap": 5}
+_SEED = 0  # of UMAP, which starts from random numbers
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Histogram:
+    """How often values of a layer lie where.
+
+    Attributes:
+        counts: int64 (`BINS`,).
+        edges: float64 (`BINS` + 1,), from the lowest value to the highest.
+        zeros: share of values that are 0.
+        rows: images whose values they are.
+    """
+
+    counts: NDArray[np.int64]
+    edges: NDArray[np.float64]
+    zeros: float
+    rows: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plane:
+    """Images as points of a plane.
+
+    Attributes:
+        points: float32 (n, 2); empty where there are too few images, or all are the same.
+        axes: what the two directions are.
+        note: why there are no points, '' where there are.
+    """
+
+    points: NDArray[np.float32]
+    axes: tuple[str, str]
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerView:
+    """One layer of a cache, ready to be drawn.
+
+    Attributes:
+        layer: its name.
+        shape: of a row.
+        dtype: as stored.
+        histogram: of the values; None where no row is done.
+        plane: of the images in `CacheView.rows`.
+    """
+
+    layer: str
+    shape: tuple[int, ...]
+    dtype: str
+    histogram: Histogram | None
+    plane: Plane
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CacheView:
+    """A cache, ready to be drawn.
+
+    Attributes:
+        cache: it.
+        rows: int64 (n,), the images in the planes.
+        layers: one view each.
+        projection: how the planes were found.
+    """
+
+    cache: FeatureCache
+    rows: NDArray[np.int64]
+    layers: tuple[LayerView, ...]
+    projection: Projection
+
+
+def check_projection(name: str) -> Projection:
+    """The projection of that name, which can be computed here.
+
+    Raises:
+        UsageError: there is none of that name, or it needs a library that is not installed.
+    """
+    for known in PROJECTIONS:
+        if known == name:
+            if known == "umap":
+                _check_umap()
+            return known
+    raise UsageError(f"projection {name!r} is none; expected one of {', '.join(PROJECTIONS)}")
+
+
+def _check_umap() -> None:
+    try:
+        import umap  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            f"projection umap needs umap-learn ({error}): pip install 'vggfeat[umap]'"
+        ) from error
+
+
+def view_cache(
+    cache: FeatureCache,
+    *,
+    layers: str | None = None,
+    projection: Projection = "pca",
+    sample: int = 1000,
+) -> CacheView:
+    """Histograms and planes of some layers of a cache, over its done rows.
+
+    Histograms are of the values as they are. For the planes each vector is brought to unit length,
+    so that images lie near to one another that have a large cosine; of images as they are a few
+    with large values would press all others into a corner.
+
+    Args:
+        cache: any cache.
+        layers: specs separated by commas; all by default.
+        projection: see `plane_of`.
+        sample: images in a plane at most, spread over the cache.
+
+    Raises:
+        CacheError: the cache has no such layer.
+        UsageError: `sample` is below 1, or no layer is named.
+    """
+    if sample < 1:
+        raise UsageError(f"sample is {sample}; expected 1 or more")
+    names = cache.layers if layers is None else tuple(map(cache.canonical, split_specs(layers)))
+    if not names:
+        raise UsageError(f"no layers asked for; cache {cache.path!r} has {', '.join(cache.layers)}")
+    done = np.flatnonzero(cache.done)
+    rows = spread(done, min([sample, *(_held_rows(cache, name) for name in names)]))
+    views = [
+        LayerView(
+            layer=name,
+            shape=cache[name].shape[1:],
+            dtype=cache[name].dtype.name,
+            histogram=_histogram_of(cache, name, done),
+            plane=plane_of(unit_rows(_vectors(cache, name, rows)), projection),
+        )
+        for name in dict.fromkeys(names)
+    ]
+    return CacheView(cache, rows, tuple(views), projection)
+
+
+def _histogram_of(cache: FeatureCache, layer: str, done: NDArray[np.int64]) -> Histogram | None:
+    width = int(np.prod(cache[layer].shape[1:]))
+    values = cache.values(layer, spread(done, max(1, VALUES_BYTES // (4 * width))))
+    return histogram(values) if len(values) else None
+
+
+def histogram(values: NDArray[np.float32]) -> Histogram:
+    """Counts of values in `BINS` bins of equal width over their range.
+
+    Args:
+        values: float32 (n, ...), finite, at least one.
+    """
+    counts, edges = np.histogram(values, bins=BINS)
+    zeros = 1 - np.count_nonzero(values) / values.size
+    return Histogram(counts.astype(np.int64), edges.astype(np.float64), zeros, len(values))
+
+
+def _held_rows(cache: FeatureCache, layer: str) -> int:
+    """Rows whose vectors may be held at once."""
+    width = cache[layer].shape[1]  # of maps only the channels are held
+    return max(1, _HELD_BYTES // (4 * width))
+
+
+def _vectors(cache: FeatureCache, layer: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Rows of a layer as float32 (n, D); of maps the mean over their positions."""
+    shape = cache[layer].shape[1:]  # (D,) or (C, H, W)
+    if len(shape) == 1:
+        return cache.values(layer, rows)
+    step = max(1, _BLOCK_BYTES // (4 * int(np.prod(shape))))
+    positions = tuple(range(2, len(shape) + 1))
+    vectors = np.empty((len(rows), shape[0]), dtype=np.float32)
+    for start in range(0, len(rows), step):
+        part = rows[start : start + step]
+        vectors[start : start + step] = cache.values(layer, part).mean(axis=positions)
+    return vectors
+
+
+def plane_of(vectors: NDArray[np.float32], projection: Projection) -> Plane:
+    """Vectors as points of a plane.
+
+    Args:
+        vectors: float32 (n, D), finite.
+        projection: `pca`, the two principal components of these vectors; `umap`, that of McInnes,
+            Healy & Melville 2018 with its own defaults, by cosine, from a fixed seed.
+    """
+    nothing = np.empty((0, 2), dtype=np.float32)
+    axes = ("component 1", "component 2") if projection == "pca" else ("UMAP 1", "UMAP 2")
+    fewest = _FEWEST[projection]
+    if len(vectors) < fewest or vectors.shape[1] < 2:  # noqa: PLR2004 a plane
+        note = (
+            f"no plane: {counted(len(vectors), 'image')} of {counted(vectors.shape[1], 'value')}; "
+            f"{fewest} are needed"
+        )
+        return Plane(nothing, axes, note)
+    if projection == "umap":
+        return Plane(_umap(vectors), axes)
+    try:
+        pca = fit_pca(lambda: iter((vectors,)), 2)
+    except InputError as error:
+        return Plane(nothing, axes, f"no plane: {error}")
+    first, second = (
+        f"{axis}, {share:.0%} of the variance"
+        for axis, share in zip(axes, pca.explained, strict=True)
+    )
+    return Plane(pca.apply(vectors), (first, second))
+
+
+def _umap(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    import umap
+
+    # One job: a seed allows no more, and umap warns of it where it has to be told.
+    reducer = umap.UMAP(
+        n_neighbors=min(_NEIGHBOURS, len(vectors) - 1),
+        metric="cosine",
+        init="pca",
+        random_state=_SEED,
+        n_jobs=1,
+    )
+    points: NDArray[np.float32] = np.asarray(reducer.fit_transform(vectors), dtype=np.float32)
+    return points

@@ -1,0 +1,170 @@
+"""Which rows of a cache a model learns from, which test it, and how a later run knows them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vggfeat.cache.labels import UNLABELLED
+from vggfeat.core.class_names import ClassNames, class_key, clean
+from vggfeat.core.text import counted
+from vggfeat.errors import UsageError
+from vggfeat.storage.text_files import read_text
+from vggfeat.zeroshot.class_names import listed, nearest_names
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from vggfeat.cache.labels import Labels
+    from vggfeat.cache.reader import FeatureCache
+
+    Numbers = NDArray[np.int64]
+
+_KEY_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Classes:
+    """Classes of a task.
+
+    Attributes:
+        seen: those learnt from, sorted.
+        unseen: those that have a vector only, sorted.
+    """
+
+    seen: tuple[str, ...]
+    unseen: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All, the seen ones first."""
+        return (*self.seen, *self.unseen)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Labelled:
+    """Rows that are done and whose class is of the task.
+
+    Attributes:
+        rows: int64 (n,), ascending.
+        classes: of each, int64 (n,), an index into the names of the task.
+    """
+
+    rows: Numbers
+    classes: Numbers
+
+    def where(self, which: NDArray[np.bool_]) -> Labelled:
+        """Some of them."""
+        return Labelled(self.rows[which], self.classes[which])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def read_class_list(text: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Class names: the lines of a file, or names separated by commas where there is no such file.
+
+    UTF-8, or UTF-16 by its mark. Blank lines are skipped; of several spellings of one class the
+    first is taken.
+
+    Raises:
+        InputError: the file cannot be read.
+        UsageError: it is in another encoding, or there is no name.
+    """
+    path = os.fspath(text)
+    lines = path.split(",")
+    if os.path.lexists(path):
+        lines = io.StringIO(read_text(path, "classes"), newline=None).readlines()
+    by_key: dict[str, str] = {}
+    for line in lines:
+        by_key.setdefault(class_key(line), clean(line))
+    names = tuple(filter(None, by_key.values()))
+    if not names:
+        raise UsageError(f"classes {path!r}: no names in it; expected one a line")
+    return names
+
+
+def split_classes(
+    labelled: Sequence[str], seen: Sequence[str] | None, unseen: Sequence[str] | None
+) -> Classes:
+    """Seen and unseen classes of a task, of which one or neither is named.
+
+    Names are matched by the rule of `core.class_names`, and come out as the images have them.
+
+    Args:
+        labelled: classes that have images.
+        seen: the others of `labelled` are unseen.
+        unseen: may have no images; the others of `labelled` are seen. With neither all are seen.
+
+    Raises:
+        UsageError: both are given, a seen class has no images, or fewer than two are left.
+    """
+    if seen is not None and unseen is not None:
+        raise UsageError("--seen and --unseen name the same split; give one of them")
+    known = ClassNames(labelled)
+    without = [name for name in seen or () if name not in known]
+    if without:
+        near = {name: nearest_names(name, labelled) for name in without}
+        raise UsageError(
+            f"no image of {listed(without, near)} in the cache; seen classes are learnt from images"
+        )
+    if seen is not None:
+        seen = [known.find(name) or name for name in seen]
+    if unseen is not None:
+        unseen = [known.find(name) or name for name in unseen]
+    kept = set(labelled) - set(unseen or ()) if seen is None else set(seen)
+    if len(kept) < 2:  # noqa: PLR2004 one cannot be told from another
+        raise UsageError(
+            f"{counted(len(kept), 'seen class')} with images, expected two or more; name other "
+            "classes by --seen or --unseen, or give --labels"
+        )
+    rest = set(labelled) - kept if unseen is None else set(unseen)
+    return Classes(tuple(sorted(kept)), tuple(sorted(rest)))
+
+
+def labelled_classes(cache: FeatureCache, found: Labels) -> tuple[str, ...]:
+    """Classes of which the cache has rows that are done, sorted."""
+    present = np.unique(found.classes[cache.done])
+    return tuple(found.names[number] for number in present.tolist() if number != UNLABELLED)
+
+
+def labelled_rows(cache: FeatureCache, found: Labels, names: Sequence[str]) -> Labelled:
+    """The done rows of some classes, numbered as in `names`."""
+    index = ClassNames(names)
+    numbers = {name: number for number, name in enumerate(names)}
+    meant = [index.find(name) for name in found.names]
+    translated = np.array(
+        [UNLABELLED if name is None else numbers[name] for name in meant], dtype=np.int64
+    )
+    classes = np.where(found.classes == UNLABELLED, UNLABELLED, translated[found.classes])
+    rows = np.flatnonzero(cache.done & (classes != UNLABELLED))
+    return Labelled(rows, classes[rows])
+
+
+def image_keys(cache: FeatureCache, rows: Numbers) -> NDArray[np.uint64]:
+    """A number for each image by which it is known again, also in another cache, uint64 (n,).
+
+    The beginning of the SHA-256 of the image file; where the cache has none, of its path.
+    """
+    digests = np.array(cache.digests[rows][:, :_KEY_BYTES])
+    for at in np.flatnonzero(~digests.any(1)).tolist():
+        path = bytes(cache.paths[rows[at]])
+        digests[at] = np.frombuffer(hashlib.sha256(path).digest()[:_KEY_BYTES], dtype=np.uint8)
+    keys: NDArray[np.uint64] = np.ascontiguousarray(digests).view("<u8")[:, 0]
+    return keys
+
+
+def held_out(classes: Numbers, share: float, noise: np.random.Generator) -> NDArray[np.bool_]:
+    """Which rows are held out, bool (n,): that share of each class, but never all of it."""
+    chosen = np.zeros(len(classes), dtype=bool)
+    for number in np.unique(classes).tolist():
+        members = noise.permutation(np.flatnonzero(classes == number))
+        chosen[members[: min(round(share * len(members)), len(members) - 1)]] = True
+    return chosen

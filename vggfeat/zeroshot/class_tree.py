@@ -1,0 +1,202 @@
+"""A tree over classes, as of WordNet: how far classes are apart, and what mistakes cost."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vggfeat.core.class_names import ClassNames, class_key
+from vggfeat.core.text import counted
+from vggfeat.errors import UsageError
+from vggfeat.storage.text_files import read_text
+from vggfeat.zeroshot.class_names import Index, identifier, listed, nearest_names
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+_HEAD = ["child", "parent"]
+_SHOWN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class ClassTree:
+    """A tree, or a forest under a root that has no name.
+
+    Attributes:
+        parents: node → the node above it; roots have none.
+    """
+
+    parents: Mapping[str, str]
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """All of them, children before those that are only parents."""
+        return tuple(dict.fromkeys([*self.parents, *self.parents.values()]))
+
+    def lineage(self, node: str) -> tuple[str, ...]:
+        """The nodes from a root down to `node`; in a forest from the root without a name."""
+        up = [node]
+        while up[-1] in self.parents:
+            up.append(self.parents[up[-1]])
+        return (*([""] if self.forest else []), *reversed(up))
+
+    @property
+    def forest(self) -> bool:
+        """Whether there are several roots."""
+        return len(set(self.parents.values()) - set(self.parents)) > 1
+
+    def find(self, names: Sequence[str]) -> tuple[str, ...]:
+        """The node of each class: its name in any case, or the identifier in front of it.
+
+        Raises:
+            UsageError: names all that are not in the tree.
+        """
+        nodes = self.nodes
+        index = Index(nodes)
+        found = [index.find_whole(name) or index.find(identifier(name)) or "" for name in names]
+        missing = [name for name, node in zip(names, found, strict=True) if not node]
+        if missing:
+            near = {name: nearest_names(name, nodes) for name in missing}
+            raise UsageError(
+                f"the class tree lacks {listed(missing, near)}; add child,parent lines"
+            )
+        return tuple(found)
+
+    def above(self, names: Sequence[str]) -> ClassTree:
+        """The part of the tree that holds these classes and all above them."""
+        kept = dict.fromkeys(node for one in self.find(names) for node in self.lineage(one))
+        return ClassTree({node: self.parents[node] for node in kept if node in self.parents})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TreeDistances:
+    """Distances between classes.
+
+    Attributes:
+        hops: edges between two classes, int64 (z, z).
+        height: of their lowest common ancestor, edges down to its deepest leaf, int64 (z, z); 0 on
+            the diagonal.
+        tallest: height of the root.
+    """
+
+    hops: NDArray[np.int64]
+    height: NDArray[np.int64]
+    tallest: int
+
+    def costs(self, beta: float) -> NDArray[np.float64]:
+        """What it costs to take one class for another, float64 (z, z), 0 to 1, 0 on the diagonal.
+
+        1 - exp(-beta d), with d the height of the lowest common ancestor over the tree's
+        (Bertinetto et al., CVPR 2020, whose soft labels fall as exp(-beta d)). With a large beta
+        all mistakes cost 1, as without a tree.
+        """
+        return 1 - np.exp(-beta * self.height / max(self.tallest, 1))
+
+
+def flat_costs(count: int) -> NDArray[np.float64]:
+    """Costs without a tree, float64 (count, count): every mistake is the same."""
+    return 1 - np.eye(count)
+
+
+def tree_distances(tree: ClassTree, names: Sequence[str]) -> TreeDistances:
+    """Distances between classes of a tree.
+
+    Raises:
+        UsageError: see `ClassTree.find`.
+    """
+    lines = [tree.lineage(node) for node in tree.find(names)]
+    heights = _heights(tree)
+    numbers = {node: number for number, node in enumerate(heights)}
+    deepest = max(map(len, lines), default=1)
+    padded = [[*(numbers[node] for node in line), *[-1] * (deepest - len(line))] for line in lines]
+    down = np.array(padded, dtype=np.int64).reshape(len(lines), deepest)  # (z, levels)
+    level = np.array([len(line) - 1 for line in lines], dtype=np.int64)
+    shared = np.zeros((len(lines), len(lines)), dtype=np.int64)  # levels that two have in common
+    for column in down.T:
+        shared += (column[:, None] == column) & (column >= 0)
+    common = np.take_along_axis(down, shared - 1, 1)  # (z, z)
+    height = np.array(list(heights.values()), dtype=np.int64)[common]
+    np.fill_diagonal(height, 0)
+    hops = level[:, None] + level - 2 * (shared - 1)
+    return TreeDistances(hops, height, max(heights.values(), default=1))
+
+
+def _heights(tree: ClassTree) -> dict[str, int]:
+    heights: dict[str, int] = {}
+    for node in tree.nodes:
+        for up, above in enumerate(reversed(tree.lineage(node))):
+            heights[above] = max(heights.get(above, 0), up)
+    return heights
+
+
+def read_tree(path: str | os.PathLike[str]) -> ClassTree:
+    """A tree from a CSV file of `child,parent` lines (RFC 4180; UTF-8, or UTF-16 by its mark).
+
+    A head is skipped.
+
+    Raises:
+        InputError: the file cannot be read.
+        UsageError: a line has not two columns, a child has two parents, or goes round in a circle.
+    """
+    path = os.fspath(path)
+    parents, wrong = _parse(io.StringIO(read_text(path, "class tree"), newline=""))
+    wrong = wrong or _circles(parents)
+    if wrong:
+        more = [f"and {len(wrong) - _SHOWN} more"] if len(wrong) > _SHOWN else []
+        problems = "; ".join([*wrong[:_SHOWN], *more])
+        raise UsageError(f"class tree {path!r}, expected lines of child,parent: {problems}")
+    return ClassTree(parents)
+
+
+def _parse(lines: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    parents: dict[str, str] = {}
+    wrong = []
+    reader = csv.reader(lines, strict=True)
+    try:
+        for number, row in enumerate(filter(None, reader)):
+            cells = [cell.strip() for cell in row]
+            if number == 0 and [cell.lower() for cell in cells] == _HEAD:
+                continue
+            if len(cells) != len(_HEAD) or not all(cells):
+                wrong.append(
+                    f"line {reader.line_num}: {counted(len([c for c in cells if c]), 'name')}"
+                )
+            elif parents.setdefault(cells[0], cells[1]) != cells[1]:
+                both = f"{parents[cells[0]]!r} and {cells[1]!r}"
+                wrong.append(f"line {reader.line_num}: {cells[0]!r} has two parents, {both}")
+    except csv.Error as error:
+        wrong.append(f"line {reader.line_num}: {error}")
+    return _joined(parents), wrong or ([] if parents else ["no classes in it"])
+
+
+def _joined(parents: Mapping[str, str]) -> dict[str, str]:
+    """The tree with each parent under the name that it has as a child, or else has first."""
+    known = ClassNames(parents)
+    first: dict[str, str] = {}
+    joined = {}
+    for child, parent in parents.items():
+        key = class_key(parent)
+        node = known.find(parent) or first.setdefault(key, parent)
+        # A genus may be the parent of a species of its name: Bison of bison.
+        joined[child] = parent if key == class_key(child) else node
+    return joined
+
+
+def _circles(parents: Mapping[str, str]) -> list[str]:
+    good: set[str] = set()
+    for node in parents:
+        seen: list[str] = []
+        while node in parents and node not in good:
+            if node in seen:
+                return [f"{' under '.join([*seen[seen.index(node) :], node])} is a circle"]
+            seen.append(node)
+            node = parents[node]  # noqa: PLW2901 on the way up
+        good.update(seen)
+    return []

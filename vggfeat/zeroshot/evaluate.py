@@ -1,0 +1,282 @@
+"""`vggfeat zeroshot evaluate`: the protocol of Xian et al. 2018, beside what it must beat."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vggfeat.cache.labels import labels_of
+from vggfeat.cache.sharded import open_cache
+from vggfeat.core.isolation import isolated
+from vggfeat.core.ranking_metrics import nearness
+from vggfeat.core.text import agree, counted
+from vggfeat.errors import UsageError
+from vggfeat.transforms.base import blocks_of
+from vggfeat.zeroshot.class_split import Labelled, image_keys, labelled_rows
+from vggfeat.zeroshot.class_tree import read_tree
+from vggfeat.zeroshot.metrics import Judged, harmonic_mean, joined, judge, per_class, trade_off
+from vggfeat.zeroshot.model import ZeroShotModel
+from vggfeat.zeroshot.predict import bias_of
+from vggfeat.zeroshot.tree_distance import TreeMistakes, tree_mistakes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from vggfeat.cache.labels import Labels
+    from vggfeat.cache.reader import FeatureCache
+
+    Numbers = NDArray[np.int64]
+    Values = NDArray[np.float32]
+
+SEEN, UNSEEN = "seen", "unseen"
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One accuracy, averaged over classes, and what it is to be held against.
+
+    Attributes:
+        of: whose images: `seen` (held out of the fit) or `unseen`.
+        among: which classes were to choose from: `seen`, `unseen` or `all`.
+        top: an image counts as right if its class is among so many.
+        accuracy: 0 to 1.
+        chance: of guessing.
+        majority: of always answering the classes with most images that were learnt from; where
+            only unseen ones are to choose from, any.
+        class_mean: of the nearest mean of a seen class's images in feature space; it knows no
+            unseen ones. None where it has no meaning.
+    """
+
+    of: str
+    among: str
+    top: int
+    accuracy: float
+    chance: float
+    majority: float
+    class_mean: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Generalised:
+    """The generalised task, top 1.
+
+    Attributes:
+        bias: that was taken from the scores of seen classes.
+        seen: accuracy on images of seen classes among all classes.
+        unseen: likewise of unseen ones.
+        harmonic: their harmonic mean H.
+    """
+
+    bias: float
+    seen: float
+    unseen: float
+    harmonic: float
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """How good a model is on a cache.
+
+    Attributes:
+        model, cache: files.
+        seen_classes, unseen_classes: that have images to judge by.
+        seen_images, unseen_images: judged by.
+        figures: accuracies and their baselines.
+        generalised: without a bias; None unless there are images of both kinds.
+        calibrated: with the bias asked for; None where none was.
+        area: under the curve of seen over unseen accuracy over all biases (AUSUC); None likewise.
+        mistakes: distances in the class tree; empty without a tree.
+        notes: what a user should know.
+    """
+
+    model: str
+    cache: str
+    seen_classes: int
+    unseen_classes: int
+    seen_images: int
+    unseen_images: int
+    figures: tuple[Figure, ...]
+    generalised: Generalised | None
+    calibrated: Generalised | None
+    area: float | None
+    mistakes: tuple[TreeMistakes, ...]
+    notes: tuple[str, ...]
+
+
+@isolated()
+def evaluate_zeroshot(
+    model: str | os.PathLike[str],
+    source: str | os.PathLike[str],
+    *,
+    labels: str | os.PathLike[str] | None = None,
+    tree: str | os.PathLike[str] | None = None,
+    top: Sequence[int] = (1, 5),
+    calibrate: float | str | None = None,
+) -> Evaluation:
+    """Judges a model by the images of a cache that it has not learnt from.
+
+    Images of seen classes count unless the fit used them, which is known by their content; so the
+    cache may be the one the model was fitted to, or another.
+
+    Args:
+        model: a file of `fit_zeroshot`.
+        source: a cache of the same network and layers.
+        labels: as for `fit_zeroshot`.
+        tree: over the classes, CSV of child,parent; by default the one the model was fitted with.
+        top: numbers of classes that may be answered.
+        calibrate: a bias to take from seen classes' scores (Chao et al. 2016), or `auto`.
+
+    Raises:
+        UsageError: choices that make no sense, or no image to judge by.
+        InputError: a file cannot be read.
+        CacheError: the model or cache is none of ours, damaged, or they do not fit.
+    """
+    path, cache = os.fspath(model), open_cache(source)
+    loaded = ZeroShotModel.load(path)
+    loaded.check(cache, path)
+    bias = None if calibrate is None else bias_of(loaded, calibrate)
+    if not top or min(top) < 1:
+        raise UsageError(f"top {list(top)}: expected numbers of 1 or more, as in 1,5")
+    classes = loaded.tree if tree is None else read_tree(tree).above(loaded.names)
+    known = labels_of(cache, labels)
+    labelled, left_out = _untrained(cache, loaded, known)
+    if not len(labelled):
+        raise UsageError(_nothing_to_judge_by(cache, loaded, left_out))
+    found, shifted = _scored(cache, loaded, labelled, (0.0, bias or 0.0))
+    return Evaluation(
+        path,
+        cache.path,
+        *found.counts,
+        found.figures(top),
+        found.generalised(0.0),
+        shifted.generalised(bias) if bias is not None else None,
+        found.area,
+        tree_mistakes(classes, loaded.names, found.judged, loaded.seen) if classes.parents else (),
+        (*_notes(loaded, labelled, left_out), *known.notes),
+    )
+
+
+def _untrained(cache: FeatureCache, model: ZeroShotModel, labels: Labels) -> tuple[Labelled, int]:
+    """Rows of the model's classes that it has not learnt from, and how many it has."""
+    labelled = labelled_rows(cache, labels, model.names)
+    known = np.isin(image_keys(cache, labelled.rows), model.trained)
+    learnt = known & model.seen[labelled.classes]
+    return labelled.where(~learnt), int(learnt.sum())
+
+
+def _nothing_to_judge_by(cache: FeatureCache, model: ZeroShotModel, left_out: int) -> str:
+    some = ", ".join(model.names[:3])
+    return (
+        f"no image of cache {cache.path!r} to judge by: of the model's "
+        f"{counted(len(model.names), 'class')} "
+        f"({some}, ...) it has {left_out} that were learnt from, and no others; give --labels if "
+        "folders do not name the classes, or fit with --held-out or --unseen"
+    )
+
+
+def _notes(model: ZeroShotModel, labelled: Labelled, left_out: int) -> list[str]:
+    notes = (
+        [f"{counted(left_out, 'image')} of the training {agree(left_out, 'is')} left out"]
+        if left_out
+        else []
+    )
+    present = set(labelled.classes.tolist())
+    without = [name for at, name in enumerate(model.names) if at not in present]
+    if without:
+        notes.append(f"classes without images to judge by: {', '.join(without)}")
+    return notes
+
+
+def _scored(
+    cache: FeatureCache, model: ZeroShotModel, labelled: Labelled, biases: Sequence[float]
+) -> list[_Findings]:
+    """What the scores of the rows say at each bias, with the nearest class mean of each row."""
+    judged: list[list[Judged]] = [[] for _ in biases]
+    nearest, start = [], 0
+    for rows, layers in blocks_of(cache, model.inputs.layers, labelled.rows):
+        x = model.inputs(layers)
+        classes = labelled.classes[start : start + len(rows)]
+        scores = x @ model.map @ model.vectors.T
+        for found, bias in zip(judged, biases, strict=True):
+            found.append(judge(scores, classes, model.seen, bias))
+        nearest.append(nearness(x, model.means).argmax(1))
+        start += len(rows)
+    return [_Findings(model, joined(found), np.concatenate(nearest)) for found in judged]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Findings:
+    """Rows judged, and the nearest class mean of each."""
+
+    model: ZeroShotModel
+    judged: Judged
+    nearest: Numbers
+
+    @property
+    def is_seen(self) -> NDArray[np.bool_]:
+        """Whether each row is of a seen class, bool (n,)."""
+        kinds: NDArray[np.bool_] = self.model.seen[self.judged.classes]
+        return kinds
+
+    @property
+    def counts(self) -> tuple[int, int, int, int]:
+        """Classes and images, seen and unseen."""
+        kinds, classes = self.is_seen, self.judged.classes
+        present = [len(np.unique(classes[which])) for which in (kinds, ~kinds)]
+        return present[0], present[1], int(kinds.sum()), int((~kinds).sum())
+
+    def _both(self) -> tuple[Judged, Judged]:
+        return self.judged.where(self.is_seen), self.judged.where(~self.is_seen)
+
+    @property
+    def area(self) -> float | None:
+        """AUSUC; None unless there are rows of both kinds."""
+        seen, unseen = self._both()
+        if not len(seen.classes) or not len(unseen.classes):
+            return None
+        return trade_off(seen, unseen).area
+
+    def generalised(self, bias: float) -> Generalised | None:
+        """Accuracies among all classes; None unless there are rows of both kinds."""
+        seen, unseen = self._both()
+        if not len(seen.classes) or not len(unseen.classes):
+            return None
+        a = per_class(seen.among_all(1), seen.classes)
+        b = per_class(unseen.among_all(1), unseen.classes)
+        return Generalised(bias, a, b, harmonic_mean(a, b))
+
+    def figures(self, tops: Sequence[int]) -> tuple[Figure, ...]:
+        """Each kind of rows among its own classes, and among all where there are both kinds."""
+        seen = self.model.seen
+        kinds = [(SEEN, SEEN), (UNSEEN, UNSEEN)]
+        if seen.any() and not seen.all():
+            kinds += [(SEEN, "all"), (UNSEEN, "all")]
+        found = (self._figure(of, among, top) for of, among in kinds for top in sorted(set(tops)))
+        return tuple(figure for figure in found if figure is not None)
+
+    def _figure(self, of: str, among: str, top: int) -> Figure | None:
+        mine = self.is_seen == (of == SEEN)
+        count = (
+            len(self.model.seen) if among == "all" else int((self.model.seen == (of == SEEN)).sum())
+        )
+        if not mine.any() or top >= count > 1:
+            return None  # all answers are right
+        judged = self.judged.where(mine)
+        right = judged.among_all(top) if among == "all" else judged.within(top)
+        mean = None
+        if top == 1 and (of, among) != (UNSEEN, UNSEEN):
+            mean = per_class(self.nearest[mine] == judged.classes, judged.classes)
+        accuracy = per_class(right, judged.classes)
+        majority = self._majority(judged.classes, of, among, top)
+        return Figure(of, among, top, accuracy, min(1.0, top / count), majority, mean)
+
+    def _majority(self, classes: Numbers, of: str, among: str, top: int) -> float:
+        if (of, among) == (UNSEEN, UNSEEN):
+            return min(1.0, top / len(np.unique(classes)))
+        largest = np.argsort(-self.model.counts, kind="stable")[:top]
+        return per_class(np.isin(classes, largest), classes)

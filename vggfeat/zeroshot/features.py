@@ -1,0 +1,143 @@
+"""Layers of a cache as the one vector an image that a model starts from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+
+from vggfeat.core.fusion_spec import Recipe
+from vggfeat.transforms.base import blocks_of
+from vggfeat.transforms.fusion import Attention, Fusion, normalise, unit_length
+from vggfeat.transforms.model_file import pack, unpack
+from vggfeat.transforms.pca import Standardisation, fit_standardisation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from numpy.typing import NDArray
+
+    from vggfeat.cache.reader import FeatureCache
+    from vggfeat.transforms.model_file import Fitted
+
+    Values = NDArray[np.float32]
+
+InputNorm = Literal["standard", "l2", "ssr"]
+INPUT_NORMS: tuple[InputNorm, ...] = get_args(InputNorm)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Inputs:
+    """One layer, or several joined end to end, each normalised, the whole at unit length.
+
+    Attributes:
+        layers: of the cache, canonical.
+        widths: layer → its dimensions.
+        norm: of each layer: see `recipes.Recipe.norm`.
+        standard: layer → mean and deviation, where the norm is `standard`.
+        attention: weights of the layers that each image decides itself; without it they are equal.
+    """
+
+    layers: tuple[str, ...]
+    widths: Mapping[str, int]
+    norm: InputNorm
+    standard: Mapping[str, Standardisation] = field(default_factory=lambda: MappingProxyType({}))
+    attention: Attention | None = None
+
+    @property
+    def width(self) -> int:
+        """Dimensions of the joined vector."""
+        return sum(self.widths[layer] for layer in self.layers)
+
+    def parts(self, layers: Mapping[str, Values]) -> dict[str, Values]:
+        """Each layer normalised, float32 (n, D)."""
+        return {
+            name: normalise(layers[name], self.norm, self.standard.get(name))
+            for name in self.layers
+        }
+
+    def __call__(self, layers: Mapping[str, Values]) -> Values:
+        """The joined vectors, float32 (n, width), of rows of each layer, float32 (n, D)."""
+        parts = self.parts(layers)
+        if self.attention is not None:
+            roots = np.sqrt(self.attention.weights(parts))  # (n, layers)
+            parts = {name: part * roots[:, [at]] for at, (name, part) in enumerate(parts.items())}
+        return unit_length(np.concatenate(list(parts.values()), axis=1))
+
+    def fusion(self) -> Fusion:
+        """The same as `vggfeat fuse` has it, for what learns the weights of layers."""
+        recipe = Recipe("attention", self.layers, self.norm)
+        return Fusion(recipe, self.widths, "attention", self.standard, attention=self.attention)
+
+    def to_parameters(self) -> dict[str, Any]:
+        """All of it that is no array."""
+        return {"layers": list(self.layers), "widths": dict(self.widths), "norm": self.norm}
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Its arrays by name."""
+        arrays: dict[str, NDArray[Any]] = {}
+        for layer, one in self.standard.items():
+            arrays |= pack(f"standard {layer}", one)
+        if self.attention is not None:
+            arrays |= {f"gate {layer}": gate for layer, gate in self.attention.gates.items()}
+            arrays["bias"] = self.attention.bias
+        return arrays
+
+
+def inputs_from(fitted: Fitted) -> Inputs:
+    """What `Inputs.to_parameters` and `to_arrays` gave; a KeyError where something is missing."""
+    known, arrays = fitted.parameters["inputs"], fitted.arrays
+    layers = tuple(known["layers"])
+    standard = (
+        {layer: unpack(Standardisation, f"standard {layer}", arrays) for layer in layers}
+        if known["norm"] == "standard"
+        else {}
+    )
+    attention = None
+    if "bias" in arrays:
+        gates = {layer: arrays[f"gate {layer}"] for layer in layers}
+        attention = Attention(gates, arrays["bias"])
+    return Inputs(layers, known["widths"], known["norm"], standard, attention)
+
+
+def fit_inputs(
+    cache: FeatureCache, layers: tuple[str, ...], norm: InputNorm, rows: NDArray[np.int64]
+) -> Inputs:
+    """What layers need before they are joined, fitted to some rows; no attention yet.
+
+    Raises:
+        InputError: too few rows to fit to.
+    """
+    widths = {layer: cache.header.shapes[layer][0] for layer in layers}
+    if norm != "standard":
+        return Inputs(layers, widths, norm)
+    standard = {
+        layer: fit_standardisation(partial(_rows_of, cache, layer, rows)) for layer in layers
+    }
+    return Inputs(layers, widths, norm, standard)
+
+
+def _rows_of(cache: FeatureCache, layer: str, rows: NDArray[np.int64]) -> Iterator[Values]:
+    for _, layers in blocks_of(cache, (layer,), rows):
+        yield layers[layer]
+
+
+def joined_blocks(
+    cache: FeatureCache, inputs: Inputs, rows: NDArray[np.int64]
+) -> Iterator[tuple[NDArray[np.int64], Values]]:
+    """Rows some at a time: positions within `rows`, and their joined vectors float32 (n, width)."""
+    start = 0
+    for part, layers in blocks_of(cache, inputs.layers, rows):
+        yield np.arange(start, start + len(part)), inputs(layers)
+        start += len(part)
+
+
+def joined_rows(cache: FeatureCache, inputs: Inputs, rows: NDArray[np.int64]) -> Values:
+    """The joined vectors of some rows, float32 (len(rows), width)."""
+    found = np.empty((len(rows), inputs.width), dtype=np.float32)
+    for at, x in joined_blocks(cache, inputs, rows):
+        found[at] = x
+    return found

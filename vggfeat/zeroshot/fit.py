@@ -1,0 +1,291 @@
+"""`vggfeat zeroshot fit`: learns from the images of seen classes, and keeps the model in a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import os
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vggfeat.cache.labels import labels_of
+from vggfeat.cache.sharded import open_cache
+from vggfeat.core.file_names import path_text
+from vggfeat.core.isolation import isolated
+from vggfeat.core.text import counted
+from vggfeat.errors import CacheMismatchError, InputError, UsageError
+from vggfeat.transforms.base import chosen_layers
+from vggfeat.transforms.model_file import (
+    check_model_place,
+    check_replaceable,
+    differences,
+    load_fitted,
+    network_of,
+    save_fitted,
+)
+from vggfeat.zeroshot.class_names import identifier, listed, nearest_names
+from vggfeat.zeroshot.class_split import (
+    Classes,
+    Labelled,
+    held_out,
+    image_keys,
+    labelled_classes,
+    labelled_rows,
+    read_class_list,
+    split_classes,
+)
+from vggfeat.zeroshot.class_tree import ClassTree, read_tree
+from vggfeat.zeroshot.class_vectors import ClassVectors, class_vectors
+from vggfeat.zeroshot.features import fit_inputs
+from vggfeat.zeroshot.model import KIND, ZeroShotModel
+from vggfeat.zeroshot.settings import ZeroShotSettings
+from vggfeat.zeroshot.train import Learner, Learnt
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from vggfeat.cache.reader import FeatureCache
+
+_SUGGESTED = 20  # names without images for which others are suggested: looking takes time
+
+log = logging.getLogger("vggfeat")
+
+
+@dataclass(frozen=True, slots=True)
+class Fitting:
+    """What a fit came to.
+
+    Attributes:
+        out: the model file.
+        method: `eszsl` or `devise`.
+        layers: it starts from.
+        seen, unseen: classes.
+        images: learnt from.
+        held_out: images of seen classes kept for `evaluate`.
+        dims: of the class vectors.
+        calibration: bias of seen classes found on classes held out; None where none were.
+        notes: how it was fitted, and what a user should know.
+        anew: whether it was fitted now; else the file was there already, fitted to the same.
+        seconds: of this call.
+    """
+
+    out: str
+    method: str
+    layers: tuple[str, ...]
+    seen: tuple[str, ...]
+    unseen: tuple[str, ...]
+    images: int
+    held_out: int
+    dims: int
+    calibration: float | None
+    notes: tuple[str, ...]
+    anew: bool
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Task:
+    """All that a fit works on."""
+
+    cache: FeatureCache
+    settings: ZeroShotSettings
+    layers: tuple[str, ...]
+    classes: Classes
+    vectors: ClassVectors
+    tree: ClassTree
+    train: Labelled
+    spared: int
+    notes: tuple[str, ...]
+
+    def asked(self, keys: NDArray[np.uint64]) -> dict[str, Any]:
+        """What a model must have been fitted to, to be taken for this one."""
+        parents = sorted(self.tree.parents.items())
+        settings = dataclasses.asdict(self.settings)
+        for name in ("labels", "seen", "unseen", "device"):  # what came of them is below
+            del settings[name]
+        return {
+            **settings,
+            "layers": list(self.layers),
+            "tree": hashlib.sha256(repr(parents).encode()).hexdigest() if parents else None,
+            "vectors": self.vectors.sha256,
+            "images": hashlib.sha256(keys.tobytes() + self.train.classes.tobytes()).hexdigest(),
+            "source": self.cache.header.identity.fingerprint(),
+        }
+
+
+@isolated()
+def fit_zeroshot(
+    source: str | os.PathLike[str],
+    vectors: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    settings: ZeroShotSettings | None = None,
+    *,
+    fresh: bool = False,
+) -> Fitting:
+    """Fits a model from images of seen classes and the vectors of all classes.
+
+    The rows are read through the memory map, a block or batch at a time.
+
+    Args:
+        source: the cache.
+        vectors: word vectors or a table: see `vectors.class_vectors`.
+        out: the model file; one that was fitted to the same is left as it is.
+        settings: how; the default is ESZSL on all layers that are vectors.
+        fresh: fit again, whatever is there.
+
+    Raises:
+        UsageError: settings that do not go together, classes or layers that are not there, or a
+            file with mistakes.
+        InputError: a file cannot be read, or there is no image to learn from.
+        CacheError: a file is not ours, or damaged.
+        CacheMismatchError: `out` was fitted to something else.
+        DeviceError: no such device.
+        SpaceError: the model cannot be written.
+    """
+    started = time.perf_counter()
+    settings, out = settings or ZeroShotSettings(), path_text(out)
+    settings.check()
+    _check_out(out)
+    check_replaceable(out, KIND)
+    task = _task(open_cache(source), os.fspath(vectors), settings)
+    keys = image_keys(task.cache, task.train.rows)
+    asked = task.asked(keys)
+    anew = fresh or not _is_there(out, asked)
+    if anew:
+        model = _fit(task, keys, asked)
+        save_fitted(out, model.to_fitted())
+    else:
+        model = ZeroShotModel.load(out)
+    return _summary(out, model, anew=anew, seconds=time.perf_counter() - started)
+
+
+def _check_out(out: str) -> None:
+    folder = os.path.dirname(out) or os.curdir
+    if not os.path.isdir(folder):
+        raise UsageError(f"model {out!r}: there is no folder {folder!r}; make it first")
+    check_model_place(out)
+
+
+def _is_there(out: str, asked: dict[str, Any]) -> bool:
+    if not os.path.exists(out):
+        return False
+    unlike = differences(load_fitted(out, KIND).parameters.get("asked", {}), asked)
+    if unlike:
+        raise CacheMismatchError(
+            f"model {out!r} was fitted to something else: {'; '.join(unlike)}. Choose another "
+            "--out, or --fresh to fit again"
+        )
+    return True
+
+
+def _task(cache: FeatureCache, vectors: str, settings: ZeroShotSettings) -> _Task:
+    layers = chosen_layers(cache, settings.layers)
+    if settings.attention and len(layers) < 2:  # noqa: PLR2004 one weighs all
+        raise UsageError(
+            f"attention weighs several layers, found {', '.join(layers)} alone; name more by "
+            "--layers, or leave it out"
+        )
+    if not cache.done.any():
+        raise InputError(f"no image of cache {cache.path!r} is done; run vggfeat extract first")
+    labels = labels_of(cache, settings.labels)
+    labelled = labelled_classes(cache, labels)
+    lists = [
+        None if one is None else read_class_list(one) for one in (settings.seen, settings.unseen)
+    ]
+    classes = split_classes(labelled, *lists)
+    found = class_vectors(vectors, classes.names)
+    _check_apart(found, classes, vectors)
+    tree = ClassTree({}) if settings.tree is None else read_tree(settings.tree).above(classes.names)
+    rows = labelled_rows(cache, labels, classes.seen)
+    spared = held_out(rows.classes, settings.held_out, np.random.default_rng(settings.seed))
+    train = rows.where(~spared)
+    notes = (*labels.notes, *_without_images(classes, labelled))
+    return _Task(cache, settings, layers, classes, found, tree, train, int(spared.sum()), notes)
+
+
+def _check_apart(vectors: ClassVectors, classes: Classes, path: str) -> None:
+    """Refuse an unseen class that is a seen one by another name: it would have been learnt from.
+
+    Two identifiers are two classes, as the two cranes of ImageNet.
+    """
+    seen: dict[tuple[str, ...], list[str]] = {}
+    for name, words in zip(vectors.names, vectors.found_as, strict=True):
+        if name in classes.seen:
+            seen.setdefault(words, []).append(name)
+    wrong = [
+        f"{name!r} is {other!r}"
+        for name, words in zip(vectors.names, vectors.found_as, strict=True)
+        if name in classes.unseen
+        for other in seen.get(words, ())
+        if not (identifier(name) and identifier(other))
+    ]
+    if wrong:
+        raise UsageError(
+            f"unseen classes are seen ones by another name, of one vector in {path!r}: "
+            f"{'; '.join(wrong)}; name each as the labels do, or leave it out"
+        )
+
+
+def _without_images(classes: Classes, labelled: Sequence[str]) -> list[str]:
+    without = [name for name in classes.unseen if name not in labelled]
+    if not without:
+        return []
+    near = {name: nearest_names(name, labelled) for name in without[:_SUGGESTED]}
+    return [f"unseen classes without images here: {listed(without, near)}"]
+
+
+def _fit(task: _Task, keys: NDArray[np.uint64], asked: dict[str, Any]) -> ZeroShotModel:
+    settings, count = task.settings, len(task.classes.seen)
+    inputs = fit_inputs(task.cache, task.layers, settings.norm, task.train.rows)
+    learner = Learner(task.cache, settings, inputs, task.train, task.vectors.unit[:count])
+    log.info(
+        "fitting %s to %s of %s",
+        settings.method,
+        counted(len(task.train), "image"),
+        counted(count, "class"),
+    )
+    learnt = learner(task.tree, task.classes.seen)
+    return ZeroShotModel(
+        settings.method,
+        learnt.inputs,
+        learnt.map,
+        task.classes.names,
+        np.arange(len(task.classes.names)) < count,
+        task.vectors.unit,
+        learnt.means,
+        np.bincount(task.train.classes, minlength=count),
+        np.sort(keys),
+        learnt.bias,
+        task.tree,
+        network_of(task.cache, task.layers),
+        {"asked": asked, "notes": _notes(task, learnt), "held_out": task.spared, **learnt.figures},
+    )
+
+
+def _notes(task: _Task, learnt: Learnt) -> list[str]:
+    form = f"class vectors: {task.vectors.form}"
+    return [*learnt.notes, form, *task.vectors.notes, *task.notes]
+
+
+def _summary(out: str, model: ZeroShotModel, *, anew: bool, seconds: float) -> Fitting:
+    seen = int(model.seen.sum())
+    return Fitting(
+        out,
+        model.method,
+        model.inputs.layers,
+        model.names[:seen],
+        model.names[seen:],
+        len(model.trained),
+        model.record["held_out"],
+        model.vectors.shape[1],
+        model.bias,
+        tuple(model.record["notes"]),
+        anew,
+        seconds,
+    )

@@ -1,0 +1,204 @@
+"""`vggfeat zeroshot predict`: the classes that images most likely are of, seen, unseen or new."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vggfeat.cache.sharded import open_cache
+from vggfeat.core.class_names import ClassNames
+from vggfeat.core.isolation import isolated
+from vggfeat.errors import CacheError, InputError, TooManyFailuresError, UsageError
+from vggfeat.transforms.base import blocks_of
+from vggfeat.zeroshot.class_split import read_class_list
+from vggfeat.zeroshot.class_vectors import class_vectors
+from vggfeat.zeroshot.model import ZeroShotModel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from vggfeat.cache.reader import FeatureCache
+    from vggfeat.retrieval.query_images import Undecodable
+
+    Numbers = NDArray[np.int64]
+    Values = NDArray[np.float32]
+
+WHICH = ("all", "seen", "unseen")
+"""Of the model's classes; anything else names a list of classes."""
+
+AUTO = "auto"
+"""The bias of seen classes that was found on classes held out when the model was fitted."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Predictions:
+    """Classes of images, best first.
+
+    Attributes:
+        model: its file.
+        names: of the classes that were to choose from.
+        paths: of the images, n of them.
+        classes: int64 (n, top), indices into `names`.
+        scores: float32 (n, top), without the bias taken from seen classes.
+        bias: that was taken.
+        failures: images that could not be decoded.
+    """
+
+    model: str
+    names: tuple[str, ...]
+    paths: tuple[str, ...]
+    classes: Numbers
+    scores: Values
+    bias: float
+    failures: tuple[Undecodable, ...]
+
+    def of(self, position: int) -> list[tuple[str, float]]:
+        """Class and score of one image, best first."""
+        pairs = zip(self.classes[position].tolist(), self.scores[position].tolist(), strict=True)
+        return [(self.names[number], score) for number, score in pairs]
+
+
+@isolated()
+def predict_zeroshot(
+    model: str | os.PathLike[str],
+    source: str | os.PathLike[str],
+    images: Sequence[str | os.PathLike[str]] = (),
+    *,
+    classes: str = "all",
+    vectors: str | os.PathLike[str] | None = None,
+    top: int = 5,
+    calibrate: float | str = 0.0,
+    device: str = "auto",
+    model_weights: str | os.PathLike[str] | None = None,
+    use: Sequence[str | os.PathLike[str]] = (),
+) -> Predictions:
+    """Classes of the done rows of a cache, or of images taken through its network.
+
+    Args:
+        model: a file of `fit_zeroshot`.
+        source: a cache of the same network and layers as the model was fitted to.
+        images: images, folders, archives, which go the way the cache's images went; none takes
+            the cache's rows.
+        classes: `all`, `seen` or `unseen` of the model's; or a list, a file with one a line or
+            names separated by commas.
+        vectors: where new classes of that list have their vectors.
+        top: classes an image.
+        calibrate: a bias to take from seen classes' scores (Chao et al. 2016), or `auto`.
+        device: for images: see `querying.query_images`.
+        model_weights: likewise.
+        use: likewise.
+
+    Raises:
+        UsageError: choices that make no sense, or classes without a vector.
+        InputError: nothing is done yet, or an image is missing.
+        TooManyFailuresError: no image could be decoded.
+        CacheError: the model or cache is none of ours, damaged, or they do not fit.
+        WeightsError: the weights for images cannot be had.
+        DeviceError: no such device.
+    """
+    path, cache = os.fspath(model), open_cache(source)
+    chosen = _chosen(ZeroShotModel.load(path), classes, vectors)
+    chosen.check(cache, path)
+    if top < 1:
+        raise UsageError(f"top {top}: expected 1 or more")
+    bias = bias_of(chosen, calibrate)
+    rank = _Ranking(chosen, min(top, len(chosen.names)), bias)
+    if not images:
+        return _of_rows(path, cache, rank)
+    from vggfeat.retrieval.query_images import query_images
+
+    layers = chosen.inputs.layers
+    asked = query_images(cache, images, layers, device=device, model_weights=model_weights, use=use)
+    found = rank([asked.vectors] if asked.paths else [])
+    predictions = Predictions(path, chosen.names, asked.paths, *found, bias, asked.failures)
+    if not asked.paths:
+        reasons = "; ".join(f"{failure.path}: {failure.reason}" for failure in asked.failures[:3])
+        raise TooManyFailuresError(f"no image could be decoded: {reasons}", predictions)
+    return predictions
+
+
+def _of_rows(path: str, cache: FeatureCache, rank: _Ranking) -> Predictions:
+    rows = np.flatnonzero(cache.done)
+    if not len(rows):
+        raise InputError(f"no image of cache {cache.path!r} is done; run vggfeat extract first")
+    blocks = (layers for _, layers in blocks_of(cache, rank.model.inputs.layers, rows))
+    classes, scores = rank(blocks)
+    paths = tuple(os.fsdecode(bytes(name)) for name in cache.paths[rows])
+    return Predictions(path, rank.model.names, paths, classes, scores, rank.bias, ())
+
+
+def bias_of(model: ZeroShotModel, calibrate: float | str) -> float:
+    """The bias that `calibrate` asks for.
+
+    Raises:
+        UsageError: it is neither a number nor `auto`.
+        CacheError: `auto`, and the model has none.
+    """
+    if calibrate == AUTO:
+        if model.bias is None:
+            raise CacheError(
+                "the model has no calibration, for too few classes were seen to hold some out; "
+                "give --calibrate a number"
+            )
+        return model.bias
+    try:
+        bias = float(calibrate)
+    except ValueError:
+        bias = float("nan")
+    if not np.isfinite(bias):
+        raise UsageError(f"calibrate {calibrate!r}: expected a number or {AUTO}")
+    return bias
+
+
+def _chosen(
+    model: ZeroShotModel, classes: str, vectors: str | os.PathLike[str] | None
+) -> ZeroShotModel:
+    """The model with the classes that are to choose from."""
+    if classes in WHICH:
+        if vectors is not None:
+            raise UsageError("--vectors belongs to a list of new classes; name them by --classes")
+        kept = (
+            np.ones(len(model.seen), bool)
+            if classes == "all"
+            else model.seen == (classes == "seen")
+        )
+        names = [name for name, keep in zip(model.names, kept.tolist(), strict=True) if keep]
+        if not names:
+            raise UsageError(
+                f"the model has no {classes} classes; name new ones by --classes with --vectors"
+            )
+        return model.among(names)
+    names = list(read_class_list(classes))
+    if vectors is not None:
+        known = ClassNames(model.names)
+        new = [name for name in names if name not in known]
+        model = model.with_classes(class_vectors(vectors, new)) if new else model
+    return model.among(names)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ranking:
+    """Ranks a model's classes for images, and keeps the first few."""
+
+    model: ZeroShotModel
+    top: int
+    bias: float
+
+    def __call__(self, blocks: Iterable[Mapping[str, Values]]) -> tuple[Numbers, Values]:
+        """Classes int64 (n, top) and scores float32 (n, top); equal scores in the model's order."""
+        parts = [self._rank(layers) for layers in blocks]
+        if not parts:
+            return np.empty((0, self.top), np.int64), np.empty((0, self.top), np.float32)
+        classes, scores = zip(*parts, strict=True)
+        return np.concatenate(classes), np.concatenate(scores)
+
+    def _rank(self, layers: Mapping[str, Values]) -> tuple[Numbers, Values]:
+        scores = self.model.scores(layers)
+        ranked = scores - np.float32(self.bias) * self.model.seen
+        order = np.argsort(-ranked, axis=1, kind="stable")[:, : self.top]
+        return order, np.take_along_axis(scores, order, 1)

@@ -1,0 +1,109 @@
+"""The models as torch modules: layers in, a score for each class out, float32."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from vggfeat.transforms.layer_weights import LayerWeigher
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from vggfeat.zeroshot.features import Inputs
+
+    Values = NDArray[np.float32]
+
+
+class NormalisedLayers(nn.Module):
+    """Each layer normalised by itself, as `Inputs.parts` does in NumPy."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        super().__init__()
+        self.norm, self.names = inputs.norm, inputs.layers
+        for at, one in enumerate(inputs.standard[name] for name in inputs.standard):
+            self.register_buffer(f"mean{at}", torch.from_numpy(one.mean))
+            self.register_buffer(f"scale{at}", torch.from_numpy(one.scale))
+
+    def forward(self, layers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Layer → float32 (n, D), of layer → float32 (n, D)."""
+        return {name: self._normal(at, layers[name]) for at, name in enumerate(self.names)}
+
+    def _normal(self, at: int, x: Tensor) -> Tensor:
+        if self.norm == "standard":
+            mean, scale = self.get_buffer(f"mean{at}"), self.get_buffer(f"scale{at}")
+            standard: Tensor = (x - mean) / scale / x.shape[1] ** 0.5
+            return standard.float()
+        return normalize(x.sign() * x.abs().sqrt() if self.norm == "ssr" else x, dim=1)
+
+
+class BilinearScores(nn.Module):
+    """The score of a class, `xᵀ V s`: of ESZSL, and of DeViSE, whose map is trained.
+
+    Args:
+        map_: V, float32 (d, a).
+        vectors: of the classes, float32 (z, a); others may be put in their place.
+    """
+
+    def __init__(self, map_: Tensor, vectors: Tensor) -> None:
+        super().__init__()
+        self.map = nn.Parameter(map_)
+        self.vectors: Tensor
+        self.register_buffer("vectors", vectors)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float32 (n, z), of float32 (n, d)."""
+        return x @ self.map @ self.vectors.T
+
+
+class ZeroShotNetwork(nn.Module):
+    """Normalised layers, joined with equal weights or by attention, then bilinear scores.
+
+    Args:
+        inputs: which layers, and how they are joined.
+        map_: V, float32 (d, a).
+        vectors: of the classes at unit length, float32 (z, a).
+        attention: whether each image weighs its layers itself.
+    """
+
+    def __init__(self, inputs: Inputs, map_: Values, vectors: Values, *, attention: bool) -> None:
+        super().__init__()
+        self.normalised = NormalisedLayers(inputs)
+        self.weigher = LayerWeigher(inputs.fusion(), inputs.widths) if attention else None
+        self.scores = BilinearScores(torch.tensor(map_), torch.tensor(vectors))
+
+    def forward(self, layers: Mapping[str, Tensor]) -> Tensor:
+        """Scores float32 (n, z), of each layer as a cache has it, float32 (n, D)."""
+        scores: Tensor = self.scores(self.joined(layers))
+        return scores
+
+    def joined(self, layers: Mapping[str, Tensor]) -> Tensor:
+        """One vector of unit length an image, float32 (n, d)."""
+        parts = self.normalised(layers)
+        if self.weigher is not None:
+            fused: Tensor = self.weigher(parts)
+            return fused
+        return normalize(torch.cat(list(parts.values()), 1), dim=1)
+
+
+def ranking_loss(scores: Tensor, classes: Tensor, margins: Tensor) -> Tensor:
+    """DeViSE's hinge rank loss (Frome et al., NeurIPS 2013), a scalar.
+
+    Σ over wrong classes of max(0, margin - score of the right one + score of the wrong one),
+    averaged over the images.
+
+    Args:
+        scores: (n, z).
+        classes: int64 (n,), the right ones.
+        margins: (z, z), from the right class to a wrong one; 0 on the diagonal. With all others
+            equal this is the paper's; larger ones for worse mistakes rescale the margin, as in
+            hierarchical support vector machines (Cai & Hofmann, CIKM 2004).
+    """
+    own = scores.gather(1, classes[:, None])  # (n, 1)
+    return (margins[classes] - own + scores).clamp(min=0).sum(1).mean()

@@ -1,0 +1,210 @@
+"""From rows of seen classes to a map: ESZSL or DeViSE, with what is chosen on classes held out."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vggfeat.core.text import counted
+from vggfeat.retrieval.layer_ranking import spread
+from vggfeat.transforms.base import blocks_of
+from vggfeat.zeroshot.class_tree import flat_costs, tree_distances
+from vggfeat.zeroshot.cross_validation import FEWEST_CLASSES, GRID, Sample, choose_regularisers
+from vggfeat.zeroshot.eszsl import solve_eszsl, spanning_basis, sum_rows, targets_of
+from vggfeat.zeroshot.features import Inputs, joined_blocks, joined_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from vggfeat.cache.reader import FeatureCache
+    from vggfeat.transforms.fusion import Attention
+    from vggfeat.zeroshot.class_split import Labelled
+    from vggfeat.zeroshot.class_tree import ClassTree
+    from vggfeat.zeroshot.cross_validation import Choice
+    from vggfeat.zeroshot.eszsl import Sums
+    from vggfeat.zeroshot.settings import ZeroShotSettings
+
+    Values = NDArray[np.float32]
+    Matrix = NDArray[np.float64]
+
+_MOST_ROWS = 20_000  # that attention is learnt from, spread evenly
+_CHOOSING_ROWS = 3000  # that regularisers are chosen by, likewise, or so many of each class:
+_OF_EACH = 10
+_MOST_BYTES = 1 << 29  # of either, as float32
+_BY_CLASS = 10  # classes from which attention is judged by classes held out, not by images
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Learnt:
+    """What was learnt.
+
+    Attributes:
+        inputs: with attention, where it was asked for.
+        map: float32 (d, a).
+        means: of each class, float32 (z, d).
+        bias: see `model.ZeroShotModel.bias`.
+        notes: for people.
+        figures: for the model's record.
+    """
+
+    inputs: Inputs
+    map: Values
+    means: Values
+    bias: float | None
+    notes: list[str]
+    figures: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Learner:
+    """What there is to learn from.
+
+    Attributes:
+        cache: read in a stream.
+        settings: how to learn.
+        inputs: the layers, without attention yet.
+        train: rows and their classes.
+        vectors: of the seen classes at unit length, float32 (z, a).
+    """
+
+    cache: FeatureCache
+    settings: ZeroShotSettings
+    inputs: Inputs
+    train: Labelled
+    vectors: Values
+
+    def __call__(self, tree: ClassTree, names: Sequence[str]) -> Learnt:
+        """Learns; `tree` has no parents where none was given."""
+        costs = flat_costs(len(names))
+        if tree.parents:
+            costs = tree_distances(tree, names).costs(self.settings.beta)
+        return self._devise(costs) if self.settings.method == "devise" else self._eszsl(costs)
+
+    def _devise(self, costs: Matrix) -> Learnt:
+        from vggfeat.zeroshot.devise import Task, train_devise
+
+        settings = self.settings
+        margins = (settings.margin * costs).astype(np.float32)
+        trained = train_devise(
+            Task(
+                self.cache, self.inputs, self.train, self.vectors, margins,
+                settings.attention, settings.seed, settings.device,
+            )
+        )  # fmt: skip
+        inputs = dataclasses.replace(self.inputs, attention=trained.attention)
+        notes = [f"trained for {counted(trained.epochs, 'epoch')}"]
+        if trained.accuracy is None:
+            notes.append(_TOO_FEW)
+        else:
+            notes[0] += f"; {_reached(trained.accuracy, trained.chance)} when some were held out"
+        means = self._sum_classes(inputs)
+        figures = {"epochs": trained.epochs, "margin": settings.margin}
+        return Learnt(inputs, trained.map, means, trained.bias, notes, figures)
+
+    def _sum_classes(self, inputs: Inputs) -> Values:
+        """Mean of each class, float32 (z, d), in a stream."""
+        total = np.zeros((len(self.vectors), inputs.width))
+        for at, x in joined_blocks(self.cache, inputs, self.train.rows):
+            np.add.at(total, self.train.classes[at], x)
+        counts = np.bincount(self.train.classes, minlength=len(total))
+        means: Values = (total / np.maximum(counts, 1)[:, None]).astype(np.float32)
+        return means
+
+    def _eszsl(self, costs: Matrix) -> Learnt:
+        inputs, notes = self.inputs, list[str]()
+        if self.settings.attention:
+            attention, notes = self._attention()
+            inputs = dataclasses.replace(inputs, attention=attention)
+        gamma, lambda_, choice = self._regularisers(inputs, costs)
+        notes.append(f"gamma {gamma:.4g}, lambda {lambda_:.4g}")
+        if choice is None:
+            notes.append(_TOO_FEW)
+        else:
+            notes[-1] += (
+                f"; {_reached(choice.accuracy, choice.chance)} in {choice.folds} folds in which "
+                "some were held out"
+            )
+        map_, means = self._closed_form(inputs, costs, gamma, lambda_)
+        bias = None if choice is None else choice.bias
+        figures = {"gamma": gamma, "lambda": lambda_}
+        return Learnt(inputs, map_.astype(np.float32), means, bias, notes, figures)
+
+    def _sample(self, most: int) -> NDArray[np.int64]:
+        """Positions of the rows that something is chosen by."""
+        held = _MOST_BYTES // (4 * self.inputs.width)
+        return spread(np.arange(len(self.train)), min(most, held))
+
+    def _attention(self) -> tuple[Attention | None, list[str]]:
+        from vggfeat.transforms.layer_weights import Examples, learn
+
+        at = self._sample(_MOST_ROWS)
+        blocks = [
+            self.inputs.parts(layers)
+            for _, layers in blocks_of(self.cache, self.inputs.layers, self.train.rows[at])
+        ]
+        parts = {
+            name: np.concatenate([block[name] for block in blocks]) for name in self.inputs.layers
+        }
+        learnt = learn(
+            self.inputs.fusion(),
+            Examples(parts, self.train.classes[at]),
+            by_group=len(self.vectors) >= _BY_CLASS,
+            device=self.settings.device,
+        )
+        weights = ", ".join(f"{name} {weight:.3f}" for name, weight in learnt.mean_weights.items())
+        return learnt.fusion.attention, [f"mean weights of the layers: {weights}"]
+
+    def _regularisers(self, inputs: Inputs, costs: Matrix) -> tuple[float, float, Choice | None]:
+        gamma, lambda_ = self.settings.gamma, self.settings.lambda_
+        if len(self.vectors) < FEWEST_CLASSES:
+            return gamma or 1.0, lambda_ or 1.0, None
+        at = self._sample(max(_CHOOSING_ROWS, _OF_EACH * len(self.vectors)))
+        scale = len(self.train) / len(at)  # gamma counts against the sum over all rows
+        x = joined_rows(self.cache, inputs, self.train.rows[at])
+        sample = Sample(x, self.train.classes[at], self.vectors.astype(np.float64), costs)
+        choice = choose_regularisers(
+            sample,
+            GRID if gamma is None else (gamma / scale,),
+            GRID if lambda_ is None else (lambda_,),
+            self.settings.seed,
+        )
+        return choice.gamma * scale, choice.lambda_, choice
+
+    def _closed_form(
+        self, inputs: Inputs, costs: Matrix, gamma: float, lambda_: float
+    ) -> tuple[Matrix, Values]:
+        """The map, float64 (d, a), and the mean of each class, float32 (z, d)."""
+        vectors, targets = self.vectors.astype(np.float64), targets_of(costs)
+        if len(self.train) >= inputs.width:
+            blocks = joined_blocks(self.cache, inputs, self.train.rows)
+            sums = self._sums(blocks, inputs.width)
+            return solve_eszsl(sums, vectors, targets, gamma, lambda_), sums.means
+        x = joined_rows(self.cache, inputs, self.train.rows)
+        basis = spanning_basis(x)
+        assert basis is not None  # noqa: S101 there are fewer rows than dimensions
+        small = x @ basis  # (n, n)
+        sums = self._sums(iter([(np.arange(len(x)), small)]), len(x))
+        map_: Matrix = basis @ solve_eszsl(sums, vectors, targets, gamma, lambda_)
+        return map_, (sums.means.astype(np.float64) @ basis.T).astype(np.float32)
+
+    def _sums(
+        self, blocks: Iterator[tuple[NDArray[np.int64], NDArray[np.floating[Any]]]], width: int
+    ) -> Sums:
+        classes = self.train.classes
+        return sum_rows(((x, classes[at]) for at, x in blocks), width, len(self.vectors))
+
+
+_TOO_FEW = (
+    f"fewer than {FEWEST_CLASSES} seen classes: none could be held out, so nothing was chosen by "
+    "cross-validation and there is no calibration"
+)
+
+
+def _reached(accuracy: float, chance: float | None) -> str:
+    return f"{accuracy:.1%} of images right (chance {chance or 0:.1%}) among seen classes"
