@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import h5py
 import pytest
-from test_cli import SMALL, assert_one_line, vggfeat, write_images
+from command_line import SMALL, assert_one_line, vggfeat, write_images
 
 import vggfeat as library
 from vggfeat.errors import CacheError

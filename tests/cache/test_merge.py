@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 import pytest
+from command_line import assert_one_line, vggfeat, write_images
 from killing import SETTINGS, contents
-from test_cli import assert_one_line, vggfeat, write_images
 
 import vggfeat as library
 from vggfeat.errors import CacheError, CacheMismatchError, InputError, UsageError

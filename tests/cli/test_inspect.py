@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import h5py
 import numpy as np
 import pytest
+from command_line import assert_one_line, vggfeat, write_images
 from sklearn.metrics.pairwise import cosine_similarity
-from test_cli import assert_one_line, vggfeat, write_images
 
 if TYPE_CHECKING:
     from pathlib import Path

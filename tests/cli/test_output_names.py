@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import h5py
 import pytest
+from command_line import SMALL, assert_one_line, vggfeat, write_images
 from publishing import PublishServer
-from test_cli import SMALL, assert_one_line, vggfeat, write_images
 
 import vggfeat as library
 from vggfeat.core.file_names import other_format

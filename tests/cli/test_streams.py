@@ -11,7 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from test_cli import write_images
+from command_line import write_images
 
 from vggfeat.cache.verify import verify
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from test_cli import SMALL, assert_one_line, vggfeat, write_images
+from command_line import SMALL, assert_one_line, vggfeat, write_images
 
 from vggfeat.cache.labels import labels_of_paths, read_labels
 from vggfeat.cache.shard_manifest import read_manifest

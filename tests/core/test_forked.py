@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from test_cli import write_images
+from command_line import write_images
 
 import vggfeat
 

@@ -9,10 +9,10 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from command_line import SMALL, assert_one_line, vggfeat, write_images
 from hypothesis import given
 from hypothesis import strategies as st
 from killing import contents
-from test_cli import SMALL, assert_one_line, vggfeat, write_images
 
 import vggfeat as library
 from vggfeat.core.quantization import NAN_CODE, Scales, decode_codes, encode, scales_digest

@@ -8,9 +8,9 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from command_line import assert_one_line, vggfeat, write_images
 from hypothesis import given
 from hypothesis import strategies as st
-from test_cli import assert_one_line, vggfeat, write_images
 from torchvision.models import VGG16_Weights
 
 from vggfeat.cache.identity import Identity

@@ -22,9 +22,9 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 import webdataset
+from command_line import assert_one_line, vggfeat, write_images
 from safetensors.numpy import load_file
 from sklearn.preprocessing import normalize
-from test_cli import assert_one_line, vggfeat, write_images
 
 from vggfeat.cache.format import Provenance, lay_out
 from vggfeat.cache.identity import Identity

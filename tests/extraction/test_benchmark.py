@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
-from test_cli import assert_one_line, vggfeat, write_images
+from command_line import assert_one_line, vggfeat, write_images
 
 from vggfeat.core.resources import usable_cores
 from vggfeat.core.settings import Settings

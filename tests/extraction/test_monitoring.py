@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 import PIL.Image
 import pytest
+from exposition import figures
 
 from vggfeat.storage.locks import hold
 
@@ -23,7 +24,6 @@ SETTINGS = [
     "--layers", "conv1_1", "--model", "vgg11", "--weights", "random:0", "--size", "32",
     "--precision", "float32", "--device", "cpu", "--workers", "0", "--batch-size", "2",
 ]  # fmt: skip
-LINE = re.compile(r'(vggfeat_\w+)\{((?:\w+="(?:[^"\\\n]|\\.)*",?)+)\} (\S+)')
 
 
 @pytest.fixture
@@ -49,21 +49,6 @@ def run(images: Path, *more: str, umask: int = 0o022) -> subprocess.CompletedPro
         words(images, *more),
         capture_output=True, text=True, check=False, timeout=120, cwd=images.parent, umask=umask,
     )  # fmt: skip
-
-
-def figures(path: Path) -> dict[tuple[str, str], float]:
-    """Every sample of a metrics file by name and labels; a line of another form is an error."""
-    found: dict[tuple[str, str], float] = {}
-    typed: set[str] = set()
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if line.startswith("# TYPE "):
-            typed.add(line.split()[2])
-        elif not line.startswith("# HELP "):
-            match = LINE.fullmatch(line)
-            assert match, line
-            assert match[1] in typed
-            found[match[1], match[2]] = float(match[3])
-    return found
 
 
 def test_all_three_files(images: Path) -> None:

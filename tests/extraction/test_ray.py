@@ -18,8 +18,8 @@ import h5py
 import numpy as np
 import pytest
 import stores
-from test_cli import vggfeat as run_vggfeat
-from test_cli import write_images
+from command_line import vggfeat as run_vggfeat
+from command_line import write_images
 
 import vggfeat
 from vggfeat.errors import DeviceError, UsageError

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from test_cli import write_images
+from command_line import write_images
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

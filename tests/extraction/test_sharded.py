@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 import pytest
+from documents import blocks
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import basic_indices
 from killing import LAYERS, ROWS, SETTINGS, KillServer, contents, make_images
-from test_docs import blocks
 
 import vggfeat as library
 from vggfeat.cache.shard_manifest import is_ours, read_manifest

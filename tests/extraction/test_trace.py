@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from command_line import assert_one_line, vggfeat
 from PIL import Image
 from safetensors.torch import save_file
-from test_cli import assert_one_line, vggfeat
 from torch import nn
 from torchvision.transforms import functional as F  # noqa: N812 as in the documentation
 

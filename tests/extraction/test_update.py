@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 import pytest
+from command_line import assert_one_line, vggfeat, write_images
 from killing import SETTINGS, KillServer, contents
 from PIL import Image
-from test_cli import assert_one_line, vggfeat, write_images
 
 import vggfeat as library
 from vggfeat.cache.reader import FeatureCache

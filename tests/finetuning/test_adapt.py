@@ -20,13 +20,13 @@ import safetensors
 import safetensors.torch
 import torch
 from adapting_child import AdaptServer
+from classes import CLASSES, write_classes
+from command_line import assert_one_line, vggfeat
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
-from test_cli import assert_one_line, vggfeat
 
 import vggfeat as package
 from vggfeat.core.settings import Settings
@@ -52,26 +52,11 @@ if TYPE_CHECKING:
     from vggfeat.finetuning import Adapted
 
 FIRST = "features.0.weight"
-CLASSES = ("left", "right")
 NETWORK: dict[str, Any] = {
     "layers": "conv3_1", "model": "vgg11", "weights": "random:0", "channels": 1, "size": 64,
     "crop": "squash", "workers": 0, "device": "cpu", "checkpoint_seconds": 0,
 }  # fmt: skip
 TRAINING: dict[str, Any] = {"epochs": 3, "batch_size": 8, "lr": 1e-2}
-
-
-def write_classes(folder: Path, each: int) -> Path:
-    """Stripes that lean left or right, faint in noise, grey, in a folder each."""
-    chance = np.random.default_rng(5)
-    rows, columns = np.indices((64, 64))
-    for name, sign in zip(CLASSES, (1, -1), strict=True):
-        (folder / name).mkdir(parents=True)
-        for number in range(each):
-            stripes = np.sin((rows + sign * columns + chance.uniform(0, 64)) / 2)
-            pixels = 128 + 12 * stripes + 25 * chance.standard_normal((64, 64))
-            image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
-            image.save(folder / name / f"{number:02}.png")
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 import pytest
+from command_line import SMALL, assert_one_line, vggfeat, write_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from killing import contents
 from PIL import Image
 from places import REPOSITORY
 from skimage.filters import gaussian
-from test_cli import SMALL, assert_one_line, vggfeat, write_images
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as reference
 

@@ -6,18 +6,16 @@ import io
 import shutil
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pydicom
 import pytest
+from command_line import vggfeat
+from dicom_files import VALUES, file_of, made, pixels
 from PIL import Image
-from pydicom.data import get_testdata_file
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi_lut
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import UID, ExplicitVRLittleEndian
-from test_cli import vggfeat
 from test_domain import FAST
 
 import vggfeat as library
@@ -28,40 +26,11 @@ from vggfeat.images.decode import decode
 from vggfeat.images.sources import discover
 from vggfeat.visualization.thumbnails import load_picture
 
-
-def file_of(name: str) -> Path:
-    found = get_testdata_file(name, download=False)
-    assert isinstance(found, str)
-    return Path(found)
-
-
-def pixels(data: bytes, **how: Any) -> np.ndarray[Any, Any]:
-    settings = Settings(layers="fc7", **{"crop": "none", **how})
-    return decode(io.BytesIO(data), settings.preprocess(), 10**7)
-
-
-def made(values: np.ndarray[Any, Any], **elements: Any) -> bytes:
-    """A small DICOM file of ours: unsigned or signed words, one frame."""
-    dataset = pydicom.Dataset()
-    dataset.file_meta = pydicom.dataset.FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = pydicom.uid.CTImageStorage
-    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = UID("1.2.3")
-    dataset.Rows, dataset.Columns = values.shape[-2:]
-    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
-    dataset.BitsAllocated = dataset.BitsStored = 16
-    dataset.HighBit, dataset.PixelRepresentation = 15, int(values.dtype.kind == "i")
-    for name, value in elements.items():
-        setattr(dataset, name, value)
-    dataset.PixelData = values.tobytes()
-    stream = io.BytesIO()
-    pydicom.dcmwrite(stream, dataset, enforce_file_format=True)
-    return stream.getvalue()
-
+if TYPE_CHECKING:
+    from pathlib import Path
 
 CT = file_of("CT_small.dcm")
 MR = file_of("MR_small.dcm")
-VALUES = np.random.default_rng(2).integers(-900, 2000, (40, 36), np.int16)
 
 
 def test_a_window_in_hounsfield_units() -> None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pydicom
 import pytest
+from dicom_files import VALUES, file_of, made, pixels
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from test_dicom import VALUES, file_of, made, pixels
 
 import vggfeat as library
 from vggfeat.core.settings import Settings

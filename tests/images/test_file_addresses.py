@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from test_cli import SMALL, assert_one_line, vggfeat, write_images
+from command_line import SMALL, assert_one_line, vggfeat, write_images
 
 import vggfeat as package
 from vggfeat.core.file_names import absolute_place, local_path, path_text

@@ -7,7 +7,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 import pytest
-from test_cli import SMALL, assert_one_line, vggfeat, write_images
+from command_line import SMALL, assert_one_line, vggfeat, write_images
 
 if TYPE_CHECKING:
     from pathlib import Path

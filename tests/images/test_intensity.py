@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from command_line import assert_one_line, vggfeat
 from corpus import modes, png, sound
 from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 from PIL import Image
-from test_cli import assert_one_line, vggfeat
 from torchvision.transforms import functional as reference
 
 import vggfeat as library

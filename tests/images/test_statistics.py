@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import assert_one_line, vggfeat
 from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 from PIL import Image
-from test_cli import assert_one_line, vggfeat
 
 import vggfeat as library
 from vggfeat.core.settings import Settings, make_settings

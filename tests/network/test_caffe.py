@@ -11,8 +11,8 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision
+from command_line import assert_one_line, vggfeat
 from PIL import Image
-from test_cli import assert_one_line, vggfeat
 from torchvision.models.vgg import cfgs, make_layers
 
 from vggfeat.core.preprocessing import NORMALISATIONS

@@ -16,8 +16,8 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision
+from command_line import assert_one_line, vggfeat
 from PIL import Image
-from test_cli import assert_one_line, vggfeat
 from torch import nn
 
 from vggfeat.core.settings import Settings

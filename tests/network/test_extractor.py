@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from accelerator import needs_cuda
 from torch.nn import functional
 from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 FLOAT16_MAX = 65504.0
 
 gpu = pytest.mark.gpu
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 
 
 def random_tensor(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:

@@ -9,9 +9,9 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from command_line import assert_one_line, vggfeat, write_images
 from killing import contents
 from PIL import Image
-from test_cli import assert_one_line, vggfeat, write_images
 from torch.nn import functional
 from torchvision.models import get_model
 from torchvision.models.feature_extraction import create_feature_extractor

@@ -8,9 +8,9 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from accelerator import needs_cuda
+from command_line import write_images
 from killing import SETTINGS, contents
-from test_cli import write_images
-from test_extractor import needs_cuda
 
 import vggfeat
 from vggfeat.core.settings import Settings

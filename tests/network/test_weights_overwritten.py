@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from command_line import assert_one_line, vggfeat
 from PIL import Image
-from test_cli import assert_one_line, vggfeat
 from torchvision.models.vgg import cfgs, make_layers
 
 from vggfeat.core.vgg_layers import layer_table

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 import pytest
+from command_line import assert_one_line, vggfeat
 from PIL import Image
 from sklearn.metrics import average_precision_score, pairwise, top_k_accuracy_score
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import normalize
-from test_cli import assert_one_line, vggfeat
 
 from vggfeat.cache.reader import FeatureCache
 from vggfeat.cli.compare import compare as command

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from caches_to_search import cache_of, noise, scored
+from command_line import SMALL, assert_one_line, vggfeat, write_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse.csgraph import connected_components
-from test_cli import SMALL, assert_one_line, vggfeat, write_images
-from test_search import cache_of, noise, scored
 
 import vggfeat as library
 from vggfeat.errors import InputError, UsageError

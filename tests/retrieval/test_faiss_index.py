@@ -15,8 +15,8 @@ import faiss
 import h5py
 import numpy as np
 import pytest
-from test_cli import SMALL, assert_one_line, vggfeat, write_images
-from test_search import cache_of, noise, scored
+from caches_to_search import cache_of, noise, scored
+from command_line import SMALL, assert_one_line, vggfeat, write_images
 
 import vggfeat as library
 from vggfeat.cache.reader import FeatureCache

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import h5py
 import numpy as np
 import pytest
+from command_line import SMALL, assert_one_line, vggfeat, write_images
+from noise_caches import blow_up
 from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.neighbors import NearestNeighbors
-from test_cli import SMALL, assert_one_line, vggfeat, write_images
-from test_fuse import blow_up
 
 import vggfeat as library
 from vggfeat.errors import UsageError

@@ -10,23 +10,18 @@ import shutil
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 import pytest
 import torch
+from caches_to_search import cache_of, noise, scored
+from command_line import SMALL, assert_one_line, vggfeat, write_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import normalize
-from test_cli import SMALL, assert_one_line, vggfeat, write_images
 
 import vggfeat as library
-from vggfeat.cache.format import Provenance, lay_out
-from vggfeat.cache.identity import Identity
-from vggfeat.cache.reader import FeatureCache
-from vggfeat.core.preprocessing import Preprocess
-from vggfeat.core.quantization import Scales, encode, scales_digest
 from vggfeat.errors import CacheError, UsageError
 from vggfeat.retrieval import exact_search as scan
 from vggfeat.retrieval import similarity as blocks
@@ -35,59 +30,11 @@ from vggfeat.retrieval.exact_search import nearest, top_k
 from vggfeat.retrieval.similarity import Asked
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
 LAYERS = ("conv1_1", "conv2_1:max")
-
-
-def cache_of(
-    path: Path,
-    layers: Mapping[str, NDArray[np.float32]],
-    dtype: str = "float16",
-    states: Sequence[int] | None = None,
-) -> FeatureCache:
-    """A cache with these rows; all are done unless `states` says otherwise."""
-    count = len(next(iter(layers.values())))
-    scales = {
-        name: Scales.over(rows.min(0), rows.max(0)) for name, rows in layers.items()
-    } if dtype == "int8" else {}  # fmt: skip
-    identity = Identity(
-        "vgg11", "w", "00" * 32, "float32", dtype, Preprocess(), tuple(sorted(layers)),
-        scales=scales_digest(scales),
-    )  # fmt: skip
-    provenance = Provenance(b"/", {"batch_size": 1}, "2026-01-02T03:04:05+00:00", "1", {})
-    path.unlink(missing_ok=True)
-    shapes = {name: rows.shape[1:] for name, rows in layers.items()}
-    lay_out(
-        str(path), count, 12, shapes=shapes, identity=identity, provenance=provenance,
-        scales=scales,
-    )  # fmt: skip
-    with h5py.File(path, "r+") as file:
-        file["images/path"][:] = [f"{row:06}.png".encode() for row in range(count)]
-        file["images/state"][:] = 1 if states is None else states
-        for name, rows in layers.items():
-            stored = encode(rows, scales[name])[0] if scales else rows
-            file["features"][name][:] = stored
-    return FeatureCache(path)
-
-
-def noise(rows: int, width: int, seed: int = 0) -> NDArray[np.float32]:
-    return np.random.default_rng(seed).standard_normal((rows, width), np.float32)
-
-
-def scored(x: NDArray[Any], queries: NDArray[Any], metric: str) -> NDArray[np.float64]:
-    """Scores (q, n) in float64, more is nearer."""
-    x, queries = x.astype(np.float64), queries.astype(np.float64)
-    if metric == "l2":
-        distances: NDArray[np.float64] = np.sqrt(((queries[:, None] - x[None]) ** 2).sum(-1))
-        return -distances
-    if metric == "cosine":
-        x, queries = normalize(x), normalize(queries)
-    products: NDArray[np.float64] = queries @ x.T
-    return products
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "int8"])

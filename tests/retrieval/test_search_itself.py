@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from command_line import SMALL, vggfeat, write_images
 from PIL import Image
 from sklearn.preprocessing import normalize
-from test_cli import SMALL, vggfeat, write_images
 
 import vggfeat as library
 

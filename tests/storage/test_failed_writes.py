@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import h5py
 import numpy as np
 import pytest
+from command_line import SMALL, vggfeat, write_images
 from places import TESTS
-from test_cli import SMALL, vggfeat, write_images
-from test_disk import mounted
+from small_disks import mounted
 
 from vggfeat.cache.format import Provenance, lay_out
 from vggfeat.cache.identity import Identity

@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from test_cli import write_images
+from command_line import write_images
 
 from vggfeat.core.settings import Settings
 from vggfeat.errors import LockedError, SpaceError, UsageError

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 import pytest
+from command_line import write_images
 from PIL import Image
-from test_cli import write_images
 
 import vggfeat
 from vggfeat.errors import LockedError

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import pytest
 import stores
-from test_cli import SMALL, assert_one_line, write_images
-from test_cli import vggfeat as run_vggfeat
+from command_line import SMALL, assert_one_line, write_images
+from command_line import vggfeat as run_vggfeat
 
 import vggfeat
 from vggfeat import Settings, Sharding, Wish, extract

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import stores
+from command_line import vggfeat as run_vggfeat
+from command_line import write_images
 from places import DOCS
-from test_cli import vggfeat as run_vggfeat
-from test_cli import write_images
 
 import vggfeat
 from vggfeat.cache.shard_manifest import read_manifest

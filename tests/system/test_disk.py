@@ -11,28 +11,14 @@ from typing import TYPE_CHECKING
 
 import h5py
 import pytest
-from test_cli import SMALL, vggfeat, write_images
+from command_line import SMALL, vggfeat, write_images
+from small_disks import mounted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 MAPS = [*SMALL[:3], "conv1_1:map", *SMALL[4:]]  # 131 kB a row: a few images fill a small disk
-
-
-@contextlib.contextmanager
-def mounted(folder: Path, *words: str) -> Iterator[Path]:
-    """A file system mounted at `folder`; skips where that may not be done."""
-    folder.mkdir()
-    done = subprocess.run(
-        ["mount", *words, str(folder)], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        pytest.skip(f"cannot mount: {done.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.fixture

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import commands
 import pytest
+from classes import write_classes
+from command_line import write_images
+from documents import blocks
 from places import REPOSITORY
-from test_adapt import write_classes
-from test_cli import write_images
 from typer.main import get_command
 
 from vggfeat.cli import app
@@ -32,12 +33,6 @@ QUICK = "--weights random:0 --model vgg11 --size 32 --workers 0"
 PAGES_OF_INSTALLED_COMMANDS = ("docs/IMAGES.md", "docs/ADAPT.md")
 PAGES_OF_WHOLE_BLOCKS = ("docs/ZEROSHOT.md",)  # which also write the tables that they use
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
-
-
-def blocks(page: str, language: str) -> list[str]:
-    """The fenced blocks of that language."""
-    text = (REPOSITORY / page).read_text()
-    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
 def run(words: list[str], folder: Path, env: dict[str, str] | None = None) -> str:

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from command_line import write_images
+from documents import blocks
+from exposition import figures
 from killing import contents
 from places import REPOSITORY
-from test_cli import write_images
-from test_docs import blocks
-from test_reports import figures
 from typer.main import get_command
 
 from vggfeat.cache.format import Provenance, RowState, image_fields, lay_out, read_header

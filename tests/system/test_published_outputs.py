@@ -16,8 +16,8 @@ import pandas as pd
 import pyarrow.dataset
 import pyarrow.parquet
 import pytest
+from command_line import SMALL, vggfeat, write_images
 from publishing import Call, PublishServer
-from test_cli import SMALL, vggfeat, write_images
 
 import vggfeat as library
 

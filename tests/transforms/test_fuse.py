@@ -14,10 +14,11 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from command_line import SMALL, assert_one_line, vggfeat, write_images
 from killing import contents
+from noise_caches import WIDE, blow_up
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler, normalize
-from test_cli import SMALL, assert_one_line, vggfeat, write_images
 
 import vggfeat as library
 from vggfeat.core.fusion_spec import Recipe
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LAYERS = ("conv1_1", "conv2_1:max")
-WIDE = [*SMALL, "--dtype", "float32"]
 
 
 @pytest.fixture(scope="module")
@@ -295,27 +295,6 @@ def test_killed_at_any_time_it_goes_on_to_the_same_bytes(tmp_path: Path) -> None
     assert kills
     assert vggfeat(*words, "cut.h5", cwd=tmp_path).returncode == 0
     assert contents(tmp_path / "cut.h5") == contents(tmp_path / "whole.h5")
-
-
-def blow_up(small: Path, large: Path, count: int) -> None:
-    """A cache of `count` rows of noise, made of one of two."""
-    from vggfeat.cache.format import read_header
-    from vggfeat.cache.writer import create_cache, row_checksums
-    from vggfeat.core.records import Images
-
-    header = read_header(str(small))
-    paths = np.array([f"{row:06}.png" for row in range(count)], dtype=np.bytes_)
-    numbers = np.arange(count, dtype=np.int64)
-    create_cache(str(large), Images(paths, numbers, numbers), header.shapes, header.identity,
-                 header.provenance)  # fmt: skip
-    noise = np.random.default_rng(0)
-    with h5py.File(large, "r+") as file:
-        values = {name: noise.random(data.shape, np.float32) for name, data in
-                  file["features"].items()}  # fmt: skip
-        for name, array in values.items():
-            file["features"][name][:] = array
-        file["images/checksum"][:] = row_checksums([values[name] for name in sorted(values)], count)
-        file["images/state"][:] = 1
 
 
 @pytest.mark.parametrize(
@@ -624,16 +603,6 @@ def test_fitting_reads_only_rows_that_are_done(workplace: Path) -> None:
     fusion = fit_fusion(cache, recipe)
     right = StandardScaler().fit(rows_of(workplace / "feats.h5")["conv1_1"])
     np.testing.assert_allclose(fusion.standard["conv1_1"].mean, right.mean_, rtol=1e-4)
-
-
-@pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache of many rows, which takes a while."""
-    folder = tmp_path_factory.mktemp("large")
-    write_images(folder / "images", 2)
-    assert vggfeat("extract", "images", *WIDE, "--out", "small.h5", cwd=folder).returncode == 0
-    blow_up(folder / "small.h5", folder / "feats.h5", 400_000)
-    return folder
 
 
 def test_a_signal_ends_a_run_that_then_goes_on(large: Path, tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import h5py
 import numpy as np
 import pytest
+from command_line import SMALL, assert_one_line, vggfeat, write_images
 from killing import contents
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler, normalize
-from test_cli import SMALL, assert_one_line, vggfeat, write_images
 
 import vggfeat as library
 from vggfeat.transforms.reduce import ReduceSettings

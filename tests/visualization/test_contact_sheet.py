@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from browser import Browser
+from command_line import SMALL, assert_one_line, vggfeat, write_images
 from PIL import Image
-from test_cli import SMALL, assert_one_line, vggfeat, write_images
 
 from vggfeat.errors import UsageError
 from vggfeat.visualization.contact_sheet import Query, Result, contact_sheet

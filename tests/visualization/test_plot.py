@@ -11,12 +11,12 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from command_line import assert_one_line, vggfeat
 from matplotlib.offsetbox import AnnotationBbox
 from matplotlib.patches import StepPatch
 from PIL import Image
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import normalize
-from test_cli import assert_one_line, vggfeat
 from torch.nn.functional import interpolate
 from torchvision.models import vgg11
 from torchvision.transforms import v2

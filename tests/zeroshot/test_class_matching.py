@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from command_line import assert_one_line, vggfeat
 from PIL import Image
-from test_cli import assert_one_line, vggfeat
-from test_zeroshot import write_cache, write_vectors
+from zeroshot_caches import write_cache, write_vectors
 
 import vggfeat as library
 from vggfeat.cache.labels import labels_of

@@ -18,6 +18,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from command_line import SMALL, assert_one_line, vggfeat, write_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import REPOSITORY
@@ -26,12 +27,9 @@ from scipy.sparse.csgraph import shortest_path
 from sklearn.metrics import auc, balanced_accuracy_score
 from sklearn.neighbors import NearestCentroid
 from sklearn.preprocessing import StandardScaler, normalize
-from test_cli import SMALL, assert_one_line, vggfeat, write_images
+from zeroshot_caches import NAMES, write_cache, write_vectors
 
 import vggfeat as library
-from vggfeat.cache.format import Provenance, lay_out
-from vggfeat.cache.identity import Identity
-from vggfeat.core.preprocessing import Preprocess
 from vggfeat.errors import CacheError, CacheMismatchError, InputError, UsageError
 from vggfeat.zeroshot.class_split import image_keys, split_classes
 from vggfeat.zeroshot.class_tree import ClassTree, flat_costs, read_tree, tree_distances
@@ -41,7 +39,6 @@ from vggfeat.zeroshot.metrics import harmonic_mean, judge, per_class, trade_off
 from vggfeat.zeroshot.torch_model import ranking_loss
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -49,27 +46,8 @@ if TYPE_CHECKING:
     Values = NDArray[np.float32]
 
 WIDTH, DIMS, PER_CLASS = 24, 6, 8
-NAMES = tuple(f"class{number:02}" for number in range(40))
 SEEN = NAMES[:-6]
 UNSEEN = NAMES[-6:]
-
-
-def write_cache(path: Path, layers: Mapping[str, Values], paths: list[str]) -> Path:
-    """A cache of these features under these paths, which must be sorted."""
-    assert paths == sorted(paths)
-    identity = Identity(
-        "vgg16", "w", "00" * 32, "float32", "float32", Preprocess(), tuple(layers)
-    )  # fmt: skip
-    provenance = Provenance(b"/", {"batch_size": 1}, "2026-01-02T03:04:05+00:00", "1", {})
-    shapes = {name: values.shape[1:] for name, values in layers.items()}
-    lay_out(str(path), len(paths), max(map(len, paths)), shapes=shapes, identity=identity,
-            provenance=provenance)  # fmt: skip
-    with h5py.File(path, "r+") as file:
-        file["images/path"][:] = [os.fsencode(name) for name in paths]
-        file["images/state"][:] = 1
-        for name, values in layers.items():
-            file[f"features/{name}"][:] = values
-    return path
 
 
 def made_up(noise: float = 0.6, seed: int = 0) -> tuple[Values, Values, list[str]]:
@@ -81,14 +59,6 @@ def made_up(noise: float = 0.6, seed: int = 0) -> tuple[Values, Values, list[str
     features = rows + noise * drawn.standard_normal(rows.shape)
     paths = [f"{name}/{at:02}.png" for name in NAMES for at in range(PER_CLASS)]
     return vectors.astype(np.float32), features.astype(np.float32), paths
-
-
-def write_vectors(path: Path, vectors: Values, names: tuple[str, ...] = NAMES) -> Path:
-    lines = [
-        ",".join([name, *map(str, row)]) for name, row in zip(names, vectors.tolist(), strict=True)
-    ]
-    path.write_text("\n".join(lines) + "\n")
-    return path
 
 
 @pytest.fixture(scope="module")

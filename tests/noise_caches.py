@@ -1,0 +1,47 @@
+"""Large caches of noise, made of a small one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import h5py
+import numpy as np
+import pytest
+from command_line import SMALL, vggfeat, write_images
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+WIDE = [*SMALL, "--dtype", "float32"]
+
+
+def blow_up(small: Path, large: Path, count: int) -> None:
+    """A cache of `count` rows of noise, made of one of two."""
+    from vggfeat.cache.format import read_header
+    from vggfeat.cache.writer import create_cache, row_checksums
+    from vggfeat.core.records import Images
+
+    header = read_header(str(small))
+    paths = np.array([f"{row:06}.png" for row in range(count)], dtype=np.bytes_)
+    numbers = np.arange(count, dtype=np.int64)
+    create_cache(str(large), Images(paths, numbers, numbers), header.shapes, header.identity,
+                 header.provenance)  # fmt: skip
+    noise = np.random.default_rng(0)
+    with h5py.File(large, "r+") as file:
+        values = {name: noise.random(data.shape, np.float32) for name, data in
+                  file["features"].items()}  # fmt: skip
+        for name, array in values.items():
+            file["features"][name][:] = array
+        file["images/checksum"][:] = row_checksums([values[name] for name in sorted(values)], count)
+        file["images/state"][:] = 1
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of many rows, which takes a while."""
+    folder = tmp_path_factory.mktemp("large")
+    write_images(folder / "images", 2)
+    assert vggfeat("extract", "images", *WIDE, "--out", "small.h5", cwd=folder).returncode == 0
+    blow_up(folder / "small.h5", folder / "feats.h5", 400_000)
+    return folder
