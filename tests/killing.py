@@ -109,7 +109,7 @@ class KillServer:
             torn: half of that call's bytes, if it is a write, still get through.
             kill_after: SIGKILL after so many seconds; 0 is never.
             log: file that receives every call and its bytes.
-            options: of `Wish`.
+            options: of `UpdatePolicy`.
             sharding: of `Sharding`.
             **settings: over `SETTINGS`.
 
@@ -188,7 +188,7 @@ def _child(command: dict[str, Any]) -> int:
     from vggfeat.core.settings import Settings
     from vggfeat.errors import VggfeatError
     from vggfeat.extraction.api import extract
-    from vggfeat.extraction.update import Wish
+    from vggfeat.extraction.update import UpdatePolicy
 
     tracer = _Tracer(command["kill_at"], command["log"], torn=command["torn"])
     tracer.install()
@@ -197,7 +197,7 @@ def _child(command: dict[str, Any]) -> int:
         signal.setitimer(signal.ITIMER_REAL, command["kill_after"])
     try:
         settings = Settings(**command["settings"])
-        wish, sharding = Wish(**command["options"]), Sharding(**command["sharding"])
+        wish, sharding = UpdatePolicy(**command["options"]), Sharding(**command["sharding"])
         extract(command["images"], command["out"], settings, wish=wish, sharding=sharding)
     except VggfeatError as error:
         sys.stderr.write(f"{error}\n")

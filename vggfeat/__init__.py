@@ -7,172 +7,191 @@
     cache = vggfeat.open("feats.h5")
     cache["fc7"]     # (N, 4096) float16, memory-mapped
 
-Names are looked up when first used, so that reading a cache never loads torch.
+Begin with `extraction/api.py`, the way of all images through the package; docs/ARCHITECTURE.md
+shows the rooms. Names are loaded when they are first used: reading a cache never loads torch.
 """
 
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
-from vggfeat._version import __version__
+from vggfeat._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from vggfeat.cache.merge import Merged, merge
-    from vggfeat.cache.reader import FeatureCache
-    from vggfeat.cache.sharded import ShardedCache
-    from vggfeat.cache.sharded import open_cache as open  # noqa: A004 `vggfeat.open`, as in gzip.open
-    from vggfeat.cache.sharding import Sharding
-    from vggfeat.cache.torch_dataset import FeatureDataset, as_tensor
-    from vggfeat.cache.verify import Verification, verify
-    from vggfeat.core.records import Progress, Summary
-    from vggfeat.core.settings import Settings, load_config
-    from vggfeat.errors import VggfeatError
-    from vggfeat.exporters import Exported, export
-    from vggfeat.extraction.api import extract
-    from vggfeat.extraction.benchmark import Bench, bench
-    from vggfeat.extraction.calibration import calibrate
-    from vggfeat.extraction.ray_cluster import RayCluster
-    from vggfeat.extraction.trace import trace
-    from vggfeat.extraction.update import Wish
-    from vggfeat.finetuning import Adapted, AdaptSettings
-    from vggfeat.finetuning.adapt import adapt
-    from vggfeat.images.statistics import PixelStats, stats
-    from vggfeat.network.extractor import Extractor
-    from vggfeat.retrieval.compare import Comparison, compare
-    from vggfeat.retrieval.duplicates import Duplicates, duplicates
-    from vggfeat.retrieval.quantization_loss import measure_loss
-    from vggfeat.retrieval.search import Findings, search
-    from vggfeat.transforms.derive import Derived
-    from vggfeat.transforms.fuse import FuseSettings, fuse
-    from vggfeat.transforms.reduce import ReduceSettings, reduce
-    from vggfeat.zeroshot import (
-        Evaluation,
-        Fitting,
-        Predictions,
-        ZeroShotModel,
-        ZeroShotSettings,
-        class_vectors,
-        evaluate_zeroshot,
-        fit_zeroshot,
-        predict_zeroshot,
-    )
+    from vggfeat.cache.merge import MergeReport as MergeReport
+    from vggfeat.cache.merge import merge as merge
+    from vggfeat.cache.reader import FeatureCache as FeatureCache
+    from vggfeat.cache.sharded import ShardedCache as ShardedCache
+    from vggfeat.cache.sharded import open_cache
+    from vggfeat.cache.sharding import Sharding as Sharding
+    from vggfeat.cache.torch_dataset import FeatureDataset as FeatureDataset
+    from vggfeat.cache.torch_dataset import as_tensor as as_tensor
+    from vggfeat.cache.verify import VerifyReport as VerifyReport
+    from vggfeat.cache.verify import verify as verify
+    from vggfeat.config import load_config as load_config
+    from vggfeat.core.records import Progress as Progress
+    from vggfeat.core.records import Summary as Summary
+    from vggfeat.core.settings import Settings as Settings
+    from vggfeat.errors import VggfeatError as VggfeatError
+    from vggfeat.exporters.export import ExportReport as ExportReport
+    from vggfeat.exporters.export import export as export
+    from vggfeat.extraction.api import extract as extract
+    from vggfeat.extraction.benchmark import Bench as Bench
+    from vggfeat.extraction.benchmark import bench as bench
+    from vggfeat.extraction.calibration import calibrate as calibrate
+    from vggfeat.extraction.ray_cluster import RayCluster as RayCluster
+    from vggfeat.extraction.trace import trace as trace
+    from vggfeat.extraction.update import UpdatePolicy as UpdatePolicy
+    from vggfeat.finetuning.adapt import adapt as adapt
+    from vggfeat.finetuning.report import FinetuneReport as FinetuneReport
+    from vggfeat.finetuning.settings import AdaptSettings as AdaptSettings
+    from vggfeat.images.statistics import PixelStats as PixelStats
+    from vggfeat.images.statistics import stats as stats
+    from vggfeat.network.extractor import Extractor as Extractor
+    from vggfeat.retrieval.compare import Comparison as Comparison
+    from vggfeat.retrieval.compare import compare as compare
+    from vggfeat.retrieval.duplicates import Duplicates as Duplicates
+    from vggfeat.retrieval.duplicates import duplicates as duplicates
+    from vggfeat.retrieval.quantization_loss import measure_loss as measure_loss
+    from vggfeat.retrieval.search import SearchResult as SearchResult
+    from vggfeat.retrieval.search import search as search
+    from vggfeat.transforms.derive import TransformReport as TransformReport
+    from vggfeat.transforms.fuse import FuseSettings as FuseSettings
+    from vggfeat.transforms.fuse import fuse as fuse
+    from vggfeat.transforms.reduce import ReduceSettings as ReduceSettings
+    from vggfeat.transforms.reduce import reduce as reduce
+    from vggfeat.zeroshot.class_vectors import class_vectors as class_vectors
+    from vggfeat.zeroshot.evaluate import Evaluation as Evaluation
+    from vggfeat.zeroshot.evaluate import evaluate_zeroshot as evaluate_zeroshot
+    from vggfeat.zeroshot.fit import ZeroShotFitReport as ZeroShotFitReport
+    from vggfeat.zeroshot.fit import fit_zeroshot as fit_zeroshot
+    from vggfeat.zeroshot.model import ZeroShotModel as ZeroShotModel
+    from vggfeat.zeroshot.predict import Predictions as Predictions
+    from vggfeat.zeroshot.predict import predict_zeroshot as predict_zeroshot
+    from vggfeat.zeroshot.settings import ZeroShotSettings as ZeroShotSettings
+
+    open = open_cache  # noqa: A001 as in gzip.open
 
 _HOMES = {
-    "AdaptSettings": ("vggfeat.finetuning", "AdaptSettings"),
-    "Adapted": ("vggfeat.finetuning", "Adapted"),
-    "Bench": ("vggfeat.extraction.benchmark", "Bench"),
-    "Comparison": ("vggfeat.retrieval.compare", "Comparison"),
-    "Derived": ("vggfeat.transforms.derive", "Derived"),
-    "Duplicates": ("vggfeat.retrieval.duplicates", "Duplicates"),
-    "Evaluation": ("vggfeat.zeroshot", "Evaluation"),
-    "Exported": ("vggfeat.exporters", "Exported"),
-    "Extractor": ("vggfeat.network.extractor", "Extractor"),
-    "FeatureCache": ("vggfeat.cache.reader", "FeatureCache"),
-    "FeatureDataset": ("vggfeat.cache.torch_dataset", "FeatureDataset"),
-    "Findings": ("vggfeat.retrieval.search", "Findings"),
-    "Fitting": ("vggfeat.zeroshot", "Fitting"),
-    "FuseSettings": ("vggfeat.transforms.fuse", "FuseSettings"),
-    "Merged": ("vggfeat.cache.merge", "Merged"),
-    "PixelStats": ("vggfeat.images.statistics", "PixelStats"),
-    "Predictions": ("vggfeat.zeroshot", "Predictions"),
-    "Progress": ("vggfeat.core.records", "Progress"),
-    "RayCluster": ("vggfeat.extraction.ray_cluster", "RayCluster"),
-    "ReduceSettings": ("vggfeat.transforms.reduce", "ReduceSettings"),
-    "Settings": ("vggfeat.core.settings", "Settings"),
-    "ShardedCache": ("vggfeat.cache.sharded", "ShardedCache"),
-    "Sharding": ("vggfeat.cache.sharding", "Sharding"),
-    "Summary": ("vggfeat.core.records", "Summary"),
-    "Verification": ("vggfeat.cache.verify", "Verification"),
-    "VggfeatError": ("vggfeat.errors", "VggfeatError"),
-    "Wish": ("vggfeat.extraction.update", "Wish"),
-    "ZeroShotModel": ("vggfeat.zeroshot", "ZeroShotModel"),
-    "ZeroShotSettings": ("vggfeat.zeroshot", "ZeroShotSettings"),
-    "adapt": ("vggfeat.finetuning.adapt", "adapt"),
-    "as_tensor": ("vggfeat.cache.torch_dataset", "as_tensor"),
-    "bench": ("vggfeat.extraction.benchmark", "bench"),
-    "calibrate": ("vggfeat.extraction.calibration", "calibrate"),
-    "class_vectors": ("vggfeat.zeroshot", "class_vectors"),
-    "compare": ("vggfeat.retrieval.compare", "compare"),
-    "duplicates": ("vggfeat.retrieval.duplicates", "duplicates"),
-    "evaluate_zeroshot": ("vggfeat.zeroshot", "evaluate_zeroshot"),
-    "export": ("vggfeat.exporters", "export"),
-    "extract": ("vggfeat.extraction.api", "extract"),
-    "fit_zeroshot": ("vggfeat.zeroshot", "fit_zeroshot"),
-    "fuse": ("vggfeat.transforms.fuse", "fuse"),
-    "load_config": ("vggfeat.core.settings", "load_config"),
-    "measure_loss": ("vggfeat.retrieval.quantization_loss", "measure_loss"),
-    "merge": ("vggfeat.cache.merge", "merge"),
-    "open": ("vggfeat.cache.sharded", "open_cache"),
-    "predict_zeroshot": ("vggfeat.zeroshot", "predict_zeroshot"),
-    "reduce": ("vggfeat.transforms.reduce", "reduce"),
-    "search": ("vggfeat.retrieval.search", "search"),
-    "stats": ("vggfeat.images.statistics", "stats"),
-    "trace": ("vggfeat.extraction.trace", "trace"),
-    "verify": ("vggfeat.cache.verify", "verify"),
+    "_version": ("__version__",),
+    "cache.merge": (
+        "MergeReport",
+        "merge",
+    ),
+    "cache.reader": ("FeatureCache",),
+    "cache.sharded": (
+        "ShardedCache",
+        "open",
+    ),
+    "cache.sharding": ("Sharding",),
+    "cache.torch_dataset": (
+        "FeatureDataset",
+        "as_tensor",
+    ),
+    "cache.verify": (
+        "VerifyReport",
+        "verify",
+    ),
+    "config": ("load_config",),
+    "core.records": (
+        "Progress",
+        "Summary",
+    ),
+    "core.settings": ("Settings",),
+    "errors": ("VggfeatError",),
+    "exporters.export": (
+        "ExportReport",
+        "export",
+    ),
+    "extraction.api": ("extract",),
+    "extraction.benchmark": (
+        "Bench",
+        "bench",
+    ),
+    "extraction.calibration": ("calibrate",),
+    "extraction.ray_cluster": ("RayCluster",),
+    "extraction.trace": ("trace",),
+    "extraction.update": ("UpdatePolicy",),
+    "finetuning.adapt": ("adapt",),
+    "finetuning.report": ("FinetuneReport",),
+    "finetuning.settings": ("AdaptSettings",),
+    "images.statistics": (
+        "PixelStats",
+        "stats",
+    ),
+    "network.extractor": ("Extractor",),
+    "retrieval.compare": (
+        "Comparison",
+        "compare",
+    ),
+    "retrieval.duplicates": (
+        "Duplicates",
+        "duplicates",
+    ),
+    "retrieval.quantization_loss": ("measure_loss",),
+    "retrieval.search": (
+        "SearchResult",
+        "search",
+    ),
+    "transforms.derive": ("TransformReport",),
+    "transforms.fuse": (
+        "FuseSettings",
+        "fuse",
+    ),
+    "transforms.reduce": (
+        "ReduceSettings",
+        "reduce",
+    ),
+    "zeroshot.class_vectors": ("class_vectors",),
+    "zeroshot.evaluate": (
+        "Evaluation",
+        "evaluate_zeroshot",
+    ),
+    "zeroshot.fit": (
+        "ZeroShotFitReport",
+        "fit_zeroshot",
+    ),
+    "zeroshot.model": ("ZeroShotModel",),
+    "zeroshot.predict": (
+        "Predictions",
+        "predict_zeroshot",
+    ),
+    "zeroshot.settings": ("ZeroShotSettings",),
 }
+"""Public names by the module that defines them."""
 
-__all__ = [
-    "AdaptSettings",
-    "Adapted",
-    "Bench",
-    "Comparison",
-    "Derived",
-    "Duplicates",
-    "Evaluation",
-    "Exported",
-    "Extractor",
-    "FeatureCache",
-    "FeatureDataset",
-    "Findings",
-    "Fitting",
-    "FuseSettings",
-    "Merged",
-    "PixelStats",
-    "Predictions",
-    "Progress",
-    "RayCluster",
-    "ReduceSettings",
-    "Settings",
-    "ShardedCache",
-    "Sharding",
-    "Summary",
-    "Verification",
-    "VggfeatError",
-    "Wish",
-    "ZeroShotModel",
-    "ZeroShotSettings",
-    "__version__",
-    "adapt",
-    "as_tensor",
-    "bench",
-    "calibrate",
-    "class_vectors",
-    "compare",
-    "duplicates",
-    "evaluate_zeroshot",
-    "export",
-    "extract",
-    "fit_zeroshot",
-    "fuse",
-    "load_config",
-    "measure_loss",
-    "merge",
-    "open",
-    "predict_zeroshot",
-    "reduce",
-    "search",
-    "stats",
-    "trace",
-    "verify",
-]
+_MODULES = {name: module for module, names in _HOMES.items() for name in names}
+
+_RENAMED = {
+    "Adapted": "FinetuneReport",
+    "Derived": "TransformReport",
+    "Exported": "ExportReport",
+    "Findings": "SearchResult",
+    "Fitting": "ZeroShotFitReport",
+    "Merged": "MergeReport",
+    "Verification": "VerifyReport",
+    "Wish": "UpdatePolicy",
+}
+"""Names of before the rooms, which stay for one release."""
+
+__all__ = sorted(_MODULES)  # noqa: PLE0605 the names above are named once
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name in _RENAMED:
+        now = _RENAMED[name]
+        warnings.warn(
+            f"vggfeat.{name} is now vggfeat.{now}; the old name goes with the next release",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        name = now
+    if name not in _MODULES:
         raise AttributeError(f"module 'vggfeat' has no attribute {name!r}")
-    module, attribute = _HOMES[name]
-    return getattr(importlib.import_module(module), attribute)
+    home = importlib.import_module(f"vggfeat.{_MODULES[name]}")
+    return getattr(home, "open_cache" if name == "open" else name)
 
 
 def __dir__() -> list[str]:

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from torch.nn import functional
 
 from vggfeat.core.settings import Settings
-from vggfeat.extraction.calibration import SAMPLE, calibrate
+from vggfeat.extraction.calibration import CALIBRATION_SAMPLE, calibrate
 from vggfeat.images.decode import decode
 from vggfeat.network.extractor import Extractor
 
@@ -55,12 +55,14 @@ def compare_precisions(exact: Settings, photos: list[Image.Image]) -> None:
     networks = {
         "float32": Extractor(exact),
         "bfloat16": Extractor(dataclasses.replace(exact, precision="bfloat16")),
-        "int8": Extractor(eight_bits, activations=calibrate(eight_bits, images[:SAMPLE])),
+        "int8": Extractor(
+            eight_bits, activations=calibrate(eight_bits, images[:CALIBRATION_SAMPLE])
+        ),
     }
     found = {name: features_of(network, images) for name, network in networks.items()}
     print("| layer | int8, least | int8, median | bfloat16, least |\n|---|---|---|---|")
     for layer, right in found["float32"].items():
-        int8 = torch.cosine_similarity(found["int8"][layer], right)[SAMPLE:]
+        int8 = torch.cosine_similarity(found["int8"][layer], right)[CALIBRATION_SAMPLE:]
         half = torch.cosine_similarity(found["bfloat16"][layer], right)
         print(f"| {layer} | {int8.min():.5f} | {int8.median():.5f} | {half.min():.6f} |")
     for name in ("float32", "int8"):

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 import vggfeat
-from vggfeat.core.preprocessing import ALTERATIONS
+from vggfeat.core.preprocessing import CORRUPTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,7 +49,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(given.keep or temporary)
         folder.mkdir(exist_ok=True)
-        for name in ("original", *ALTERATIONS):
+        for name in ("original", *CORRUPTIONS):
             extract(given.weights, given.photos, folder, name)
         print_alterations(folder, BLOCKS)
         print_alterations(folder, tuple(spec.replace(":avg", "") for spec in DEEP))
@@ -69,7 +69,7 @@ def extract(weights: str, photos: str, folder: Path, name: str) -> None:
 def print_alterations(folder: Path, layers: tuple[str, ...]) -> None:
     """Mean average precision of each layer for each alteration; queries are the altered ones."""
     print(f"\n| alteration | {' | '.join(layers)} |\n|{'---|' * (len(layers) + 1)}")
-    for name in ALTERATIONS:
+    for name in CORRUPTIONS:
         found = found_again(folder / "original.h5", folder / f"{name}.h5")
         cells = [
             f"{found[layer].mean_average_precision:.2f} ({found[layer].nearest_neighbour:.0%})"

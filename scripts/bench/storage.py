@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 import vggfeat
-from vggfeat.core.preprocessing import ALTERATIONS
+from vggfeat.core.preprocessing import CORRUPTIONS
 from vggfeat.images.corruptions import alter
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def write_versions(photos: Path, folder: Path) -> None:
         place = folder / path.stem
         place.mkdir(parents=True)
         image.save(place / "original.png")
-        for name in ALTERATIONS:
+        for name in CORRUPTIONS:
             alter(image, (name,)).save(place / f"{name}.png")
 
 

@@ -20,7 +20,7 @@ from vggfeat.cache.identity import Identity
 from vggfeat.cache.writer import create_cache
 from vggfeat.core.preprocessing import Preprocess
 from vggfeat.errors import CacheError
-from vggfeat.images.sources import Manifest
+from vggfeat.images.sources import ImageList
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,9 +58,9 @@ PREPROCESS = {
 }
 
 
-def manifest(paths: tuple[bytes, ...] = PATHS) -> Manifest:
+def manifest(paths: tuple[bytes, ...] = PATHS) -> ImageList:
     numbers = np.arange(len(paths), dtype=np.int64)
-    return Manifest(b"/data", paths, numbers + 1000, numbers * 10**15, {})
+    return ImageList(b"/data", paths, numbers + 1000, numbers * 10**15, {})
 
 
 def create(folder: Path) -> str:
@@ -288,13 +288,13 @@ CREATE = """
 import os, resource, sys
 import numpy as np
 sys.path[:0] = {path!r}
-import test_schema
+import test_format
 from vggfeat.errors import SpaceError
 {before}
 try:
-    test_schema.create_cache(
-        "f.h5", test_schema.manifest(), test_schema.SHAPES, test_schema.IDENTITY,
-        test_schema.PROVENANCE,
+    test_format.create_cache(
+        "f.h5", test_format.manifest(), test_format.SHAPES, test_format.IDENTITY,
+        test_format.PROVENANCE,
     )
 except SpaceError as error:
     print(error)

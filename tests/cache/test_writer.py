@@ -25,7 +25,7 @@ from vggfeat.cache.writer import CacheWriter, create_cache
 from vggfeat.core.preprocessing import Preprocess
 from vggfeat.core.records import Failure, FeatureBatch
 from vggfeat.errors import SpaceError
-from vggfeat.images.sources import Manifest
+from vggfeat.images.sources import ImageList
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -43,7 +43,7 @@ def create(
 ) -> Header:
     numbers = np.arange(rows, dtype=np.int64)
     paths = tuple(b"%06d.jpg" % row for row in range(rows))
-    manifest = Manifest(b"/data", paths, numbers, numbers, {})
+    manifest = ImageList(b"/data", paths, numbers, numbers, {})
     layers = tuple(sorted(shapes))
     identity = Identity("vgg16", "w", "00" * 32, "float32", dtype, Preprocess(), layers)
     provenance = Provenance(b"/data", {"batch_size": 4}, "2026-01-02T03:04:05+00:00", "1", {})

@@ -13,7 +13,7 @@ from command_line import SMALL, assert_one_line, vggfeat, write_images
 
 from vggfeat.cache.labels import labels_of_paths, read_labels
 from vggfeat.cache.shard_manifest import read_manifest
-from vggfeat.core.settings import load_config
+from vggfeat.config import load_config
 from vggfeat.errors import CacheError, UsageError
 from vggfeat.zeroshot.attribute_table import read_table
 from vggfeat.zeroshot.class_split import read_class_list

@@ -14,14 +14,8 @@ from sklearn.metrics import average_precision_score, pairwise, top_k_accuracy_sc
 from sklearn.model_selection import LeaveOneOut, cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier
 
-from vggfeat.core.ranking_metrics import (
-    average_precision,
-    first_relevant,
-    inner_products,
-    nearness,
-    recall_at,
-    unit_rows,
-)
+from vggfeat.core.arrays import inner_products, nearness, unit_rows
+from vggfeat.core.ranking_metrics import average_precision, first_relevant, recall_at
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -14,15 +14,9 @@ from hypothesis import strategies as st
 from torchvision.models import VGG16_Weights
 
 from vggfeat.cache.identity import Identity
+from vggfeat.config import PRESETS, load_config
 from vggfeat.core.preprocessing import Preprocess
-from vggfeat.core.settings import (
-    LARGEST_SIZE,
-    PRESETS,
-    SETTING_NAMES,
-    SMALLEST_SIZE,
-    Settings,
-    load_config,
-)
+from vggfeat.core.settings import LARGEST_SIZE, SETTING_NAMES, SMALLEST_SIZE, Settings
 from vggfeat.errors import UsageError
 
 if TYPE_CHECKING:

@@ -29,10 +29,11 @@ from sklearn.preprocessing import normalize
 from vggfeat.cache.format import Provenance, lay_out
 from vggfeat.cache.identity import Identity
 from vggfeat.cache.reader import FeatureCache
-from vggfeat.cache.rows import blocks
 from vggfeat.cache.verify import verify
+from vggfeat.core.arrays import blocks
 from vggfeat.core.preprocessing import Preprocess
-from vggfeat.exporters import FORMATS, export
+from vggfeat.exporters.export import export
+from vggfeat.exporters.registry import EXPORT_FORMATS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -286,10 +287,10 @@ def test_small_blocks_change_nothing(
     workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Read a few rows at a time, every format of one file comes out the same, byte for byte."""
-    forms = [name for name, form in FORMATS.items() if not form.is_folder and name != "npz"]
+    forms = [name for name, form in EXPORT_FORMATS.items() if not form.is_folder and name != "npz"]
     for name in forms:
         export(workplace / "float16.h5", tmp_path / f"whole.{name}", to=name)
-    monkeypatch.setattr("vggfeat.cache.rows.BLOCK_BYTES", 3 * 4 * (64 + 128 + 2048))
+    monkeypatch.setattr("vggfeat.core.arrays.BLOCK_BYTES", 3 * 4 * (64 + 128 + 2048))
     assert blocks(10, 4 * (64 + 128 + 2048)) == [(0, 3), (3, 6), (6, 9), (9, 10)]
     for name in set(forms) - {"parquet"}:  # which makes a group of rows of each block
         export(workplace / "float16.h5", tmp_path / f"parts.{name}", to=name)

@@ -27,7 +27,7 @@ from vggfeat.errors import (
     SpaceError,
     TooManyFailuresError,
 )
-from vggfeat.extraction.update import Wish, apply_changes, find_changes
+from vggfeat.extraction.update import UpdatePolicy, apply_changes, find_changes
 from vggfeat.images.batch_plan import match_paths
 from vggfeat.images.sources import discover
 
@@ -70,7 +70,7 @@ def change_folder(folder: Path, *, with_new: bool) -> None:
 
 def extract(images: Path, out: Path, *, max_removed: str | None = None, **wish: bool) -> Summary:
     settings = library.Settings(**SETTINGS, max_removed=max_removed)
-    return library.extract(images, out, settings, wish=Wish(**wish))
+    return library.extract(images, out, settings, wish=UpdatePolicy(**wish))
 
 
 def rows_of(path: Path) -> dict[bytes, tuple[Any, ...]]:
@@ -174,7 +174,7 @@ def test_asking_for_less_removes_nothing(images: Path, tmp_path: Path) -> None:
     extract(images, out)
     settings = library.Settings(**SETTINGS)
     summary = library.extract(
-        images / "sub", out, settings, wish=Wish(update=True), root=str(images)
+        images / "sub", out, settings, wish=UpdatePolicy(update=True), root=str(images)
     )
     assert summary.gone == summary.removed == 0
 
@@ -203,7 +203,7 @@ def test_an_archive_that_is_not_asked_for_keeps_its_rows(images: Path, tmp_path:
     shutil.make_archive(str(tmp_path / "more"), "zip", images)
     settings = library.Settings(**SETTINGS)
     library.extract([images, archive], out, settings)
-    update = Wish(update=True)
+    update = UpdatePolicy(update=True)
     alone = library.extract([images], out, settings, wish=update, root=str(tmp_path))
     assert alone.gone == 0
     (images / "000.png").unlink()
@@ -220,7 +220,7 @@ def test_a_list_that_names_what_is_gone(images: Path, tmp_path: Path) -> None:
     (images / REMOVED[0]).unlink()
     assert extract(images, out, update=True).gone == 1
     settings = library.Settings(**SETTINGS)
-    for wish in (Wish(), Wish(update=True), Wish(retry_failed=True)):
+    for wish in (UpdatePolicy(), UpdatePolicy(update=True), UpdatePolicy(retry_failed=True)):
         summary = library.extract(f"@{listed}", out, settings, wish=wish, root=str(images))
         assert (summary.removed, summary.failed, summary.changed) == (1, 1, 0)
 
@@ -244,7 +244,7 @@ def test_other_settings_change_nothing(images: Path, tmp_path: Path) -> None:
     before = out.read_bytes()
     settings = library.Settings(**{**SETTINGS, "weights": "random:1"})
     with pytest.raises(CacheMismatchError, match="random:1"):
-        library.extract(images, out, settings, wish=Wish(update=True))
+        library.extract(images, out, settings, wish=UpdatePolicy(update=True))
     assert out.read_bytes() == before
 
 
@@ -267,7 +267,7 @@ def test_no_room_for_the_new_file(images: Path, tmp_path: Path) -> None:
     save(images / "new.png", 9)
     cache, manifest = FeatureCache(out), discover([str(images)])
     match = match_paths(cache.paths, manifest.paths)
-    changes = find_changes(cache, manifest, match, Wish(update=True))
+    changes = find_changes(cache, manifest, match, UpdatePolicy(update=True))
     # The kernel refuses to let files grow beyond the limit, as it does on a full disk.
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from vggfeat.finetuning import Adapted
+    from vggfeat.finetuning.report import FinetuneReport
 
 FIRST = "features.0.weight"
 NETWORK: dict[str, Any] = {
@@ -73,7 +73,7 @@ class Done:
     """A finished adaptation."""
 
     out: Path
-    found: Adapted
+    found: FinetuneReport
 
     @property
     def tensors(self) -> dict[str, Tensor]:

@@ -30,9 +30,9 @@ from vggfeat.core.file_names import NOT_REGULAR, UNSAFE_NAME
 from vggfeat.core.settings import Settings
 from vggfeat.errors import DecodeError, InputError
 from vggfeat.extraction.api import extract
-from vggfeat.extraction.update import Wish
-from vggfeat.images.sources import Manifest, discover
-from vggfeat.images.streams import Source, close_archives
+from vggfeat.extraction.update import UpdatePolicy
+from vggfeat.images.sources import ImageList, discover
+from vggfeat.images.streams import ArchiveReader, close_archives
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -93,7 +93,7 @@ def made(path: Path, data: bytes) -> Path:
     return path
 
 
-def contents(manifest: Manifest, rows: Any = None) -> dict[str, bytes | str]:
+def contents(manifest: ImageList, rows: Any = None) -> dict[str, bytes | str]:
     """Path → bytes of the image, or why it cannot be had."""
     found: dict[str, bytes | str] = {}
     for row in range(len(manifest)) if rows is None else rows:
@@ -106,7 +106,7 @@ def contents(manifest: Manifest, rows: Any = None) -> dict[str, bytes | str]:
     return found
 
 
-def reason(manifest: Manifest) -> str:
+def reason(manifest: ImageList) -> str:
     """Why the only image cannot be had."""
     (found,) = contents(manifest).values()
     assert isinstance(found, str)
@@ -832,18 +832,18 @@ def test_a_compressed_tar_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.M
     made(tmp_path / "x.tar.gz", gzip.compress(tar_bytes(members)))
     made(tmp_path / "x.tar", tar_bytes(members))
     begun = []
-    unpacking = Source._unpacking
+    unpacking = ArchiveReader._unpacking
 
-    def counted(source: Source) -> Any:
+    def counted(source: ArchiveReader) -> Any:
         begun.append(source)
         return unpacking(source)
 
-    monkeypatch.setattr(Source, "_unpacking", counted)
+    monkeypatch.setattr(ArchiveReader, "_unpacking", counted)
     settings = Settings(
         layers="conv1_1", model="vgg11", weights="random:0", size=32, batch_size=4, workers=0,
         device="cpu", precision="float32",
     )  # fmt: skip
-    for wish in (Wish(), Wish(update=True, by_digest=True)):
+    for wish in (UpdatePolicy(), UpdatePolicy(update=True, by_digest=True)):
         begun.clear()
         extract(tmp_path / "x.tar.gz", tmp_path / "packed.h5", settings, wish=wish)
         assert len(begun) == 2  # once to list it, once to read it

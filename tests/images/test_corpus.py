@@ -77,7 +77,7 @@ sys.exit(ended)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Run:
+class DatasetExtent:
     """What a run left: states, reasons and features by path, and what it took."""
 
     states: Mapping[bytes, str]
@@ -89,7 +89,7 @@ class Run:
     reads_all: bool
 
 
-def extract(sources: Sequence[Path], out: Path, *more: str) -> Run:
+def extract(sources: Sequence[Path], out: Path, *more: str) -> DatasetExtent:
     """Runs the program, which must end with 0 in time, and reads its file by h5py alone."""
     note = out.with_suffix(".note")
     words = [sys.executable, "-m", "vggfeat", "extract", *map(str, sources), "--out", str(out)]
@@ -106,7 +106,7 @@ def extract(sources: Sequence[Path], out: Path, *more: str) -> Run:
         states = [known[number] for number in file["images/state"][()]]
         reasons = [bytes(reason).decode() for reason in file["images/error"][()]]
         features = {name: data[()] for name, data in file["features"].items()}
-    return Run(
+    return DatasetExtent(
         states=dict(zip(paths, states, strict=True)),
         reasons=dict(zip(paths, reasons, strict=True)),
         rows={path: row for row, path in enumerate(paths)},
@@ -125,7 +125,7 @@ def corpus(folder: Path) -> tuple[Item, ...]:
 
 
 @pytest.fixture(scope="module")
-def run(folder: Path, corpus: tuple[Item, ...]) -> Run:
+def run(folder: Path, corpus: tuple[Item, ...]) -> DatasetExtent:
     """The run that everything is asked of, over the whole corpus, by two decoding processes."""
     assert corpus
     options = ("--workers", "2", "--batch-size", "4", "--failures", str(folder / "f.csv"))
@@ -133,7 +133,7 @@ def run(folder: Path, corpus: tuple[Item, ...]) -> Run:
 
 
 @pytest.fixture(scope="module")
-def expected(corpus: tuple[Item, ...], run: Run) -> dict[bytes, Item]:
+def expected(corpus: tuple[Item, ...], run: DatasetExtent) -> dict[bytes, Item]:
     """Every file that has a row, by name."""
     items = {item.name: item for item in corpus if item.state != "skipped"}
     if run.reads_all:
@@ -149,7 +149,7 @@ def peak(folder: Path) -> int:
     return extract([folder / "dot.png"], folder / "dot.h5", "--workers", "1").peak + PEAK
 
 
-def misfits(run: Run, items: Mapping[bytes, Item]) -> dict[bytes, str]:
+def misfits(run: DatasetExtent, items: Mapping[bytes, Item]) -> dict[bytes, str]:
     """Reasons that are not as the corpus says; what is done must have none."""
     wanted = {path: item.reason if item.state == "failed" else "$" for path, item in items.items()}
     return {
@@ -182,18 +182,20 @@ def test_there_is_enough_of_everything(corpus: tuple[Item, ...], folder: Path) -
     assert sum(path.lstat().st_size for path in (folder / "images").rglob("*")) < 60_000_000
 
 
-def test_every_file_is_in_the_state_it_must_be(run: Run, expected: dict[bytes, Item]) -> None:
+def test_every_file_is_in_the_state_it_must_be(
+    run: DatasetExtent, expected: dict[bytes, Item]
+) -> None:
     """Whatever lies in a folder, the run ends well, and exactly the sound images are done."""
     assert run.states == {path: item.state for path, item in expected.items()}
 
 
-def test_reasons_say_what_is_wrong(run: Run, expected: dict[bytes, Item]) -> None:
+def test_reasons_say_what_is_wrong(run: DatasetExtent, expected: dict[bytes, Item]) -> None:
     """Each failed row has its reason in one printable line, and no other row has one."""
     assert misfits(run, expected) == {}
     assert all(reason.isprintable() for reason in run.reasons.values())
 
 
-def test_failures_are_listed_outside_too(run: Run, folder: Path) -> None:
+def test_failures_are_listed_outside_too(run: DatasetExtent, folder: Path) -> None:
     """The CSV names the failed rows in their order, bytes that are no UTF-8 escaped."""
     with open(folder / "f.csv", newline="", encoding="utf-8") as file:
         listed = list(csv.reader(file))[1:]
@@ -204,7 +206,9 @@ def test_failures_are_listed_outside_too(run: Run, folder: Path) -> None:
     ]  # fmt: skip
 
 
-def test_done_rows_are_those_of_the_pictures(run: Run, expected: dict[bytes, Item]) -> None:
+def test_done_rows_are_those_of_the_pictures(
+    run: DatasetExtent, expected: dict[bytes, Item]
+) -> None:
     """Every done row is what the picture alone gives, decoded and cut without our decoder."""
     items = [item for item in expected.values() if item.picture is not None]
     images = torch.stack([seen(item.picture) for item in items if item.picture is not None])
@@ -218,7 +222,7 @@ def test_done_rows_are_those_of_the_pictures(run: Run, expected: dict[bytes, Ite
         assert wrong == {}, name
 
 
-def test_failed_rows_hold_nothing(run: Run) -> None:
+def test_failed_rows_hold_nothing(run: DatasetExtent) -> None:
     """Failed rows are NaN throughout, and no other row has one."""
     failed = np.array([run.states[path] == "failed" for path in run.rows])
     for features in run.features.values():
@@ -227,17 +231,17 @@ def test_failed_rows_hold_nothing(run: Run) -> None:
         np.testing.assert_array_equal(empty.any(axis=1), failed)
 
 
-def test_memory_stays_bounded(run: Run, peak: int) -> None:
+def test_memory_stays_bounded(run: DatasetExtent, peak: int) -> None:
     """No process takes memory for pixels that a header only claims, or that a bomb unpacks to."""
     assert run.peak < peak
 
 
-def test_nothing_but_our_own_lines_is_told(run: Run) -> None:
+def test_nothing_but_our_own_lines_is_told(run: DatasetExtent) -> None:
     """With --quiet nothing is written to standard error, whatever the images are."""
     assert run.stderr == b""
 
 
-def test_the_same_without_workers(run: Run, folder: Path, peak: int) -> None:
+def test_the_same_without_workers(run: DatasetExtent, folder: Path, peak: int) -> None:
     """Decoded in the main process, states, reasons and features are the same to the bit."""
     options = ("--workers", "0", "--batch-size", "4")
     single = extract([folder / "images"], folder / "single.h5", *options)
@@ -264,7 +268,7 @@ def packed_zip(items: Iterable[Item], path: Path) -> None:
 
 
 def test_the_same_out_of_archives(
-    run: Run, corpus: tuple[Item, ...], folder: Path, peak: int
+    run: DatasetExtent, corpus: tuple[Item, ...], folder: Path, peak: int
 ) -> None:
     """Packed in a tar or a zip, each file fares as it does in the folder."""
     members = [item for item in corpus if item.data is not None and item.name[:8] != b"special/"]

@@ -21,8 +21,9 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as reference
 
 import vggfeat as library
-from vggfeat.core.preprocessing import ALTERATIONS, Preprocess, check_alterations
-from vggfeat.core.settings import Settings, make_settings
+from vggfeat.config import make_settings
+from vggfeat.core.preprocessing import CORRUPTIONS, Preprocess, parse_corruptions
+from vggfeat.core.settings import Settings
 from vggfeat.errors import DecodeError, UsageError
 from vggfeat.images import corruptions as module
 from vggfeat.images.corruptions import alter
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from vggfeat.core.preprocessing import Alteration
+    from vggfeat.core.preprocessing import Corruption
 
     Pixels = NDArray[np.uint8]
 
@@ -51,7 +52,7 @@ def picture(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray((smooth + noise).clip(0, 255).astype(np.uint8))
 
 
-def pixels(image: Image.Image, *names: Alteration) -> Pixels:
+def pixels(image: Image.Image, *names: Corruption) -> Pixels:
     return np.asarray(alter(image, names))
 
 
@@ -61,7 +62,7 @@ def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
     return stream.getvalue()
 
 
-REFERENCES: dict[Alteration, Callable[[Image.Image], Image.Image]] = {
+REFERENCES: dict[Corruption, Callable[[Image.Image], Image.Image]] = {
     "mirror": reference.hflip,
     "flip": reference.vflip,
     "grey": lambda image: reference.rgb_to_grayscale(image, num_output_channels=3),
@@ -76,7 +77,7 @@ REFERENCES: dict[Alteration, Callable[[Image.Image], Image.Image]] = {
 
 
 @pytest.mark.parametrize("name", REFERENCES)
-def test_as_torchvision_does_it(name: Alteration) -> None:
+def test_as_torchvision_does_it(name: Corruption) -> None:
     """What torchvision can do as well comes out the same, pixel for pixel."""
     image = picture(200, 120)
     np.testing.assert_array_equal(pixels(image, name), np.asarray(REFERENCES[name](image)))
@@ -215,11 +216,11 @@ def test_occluding_hides_the_middle() -> None:
 
 @settings(deadline=None)
 @given(
-    names=st.lists(st.sampled_from(ALTERATIONS), min_size=1, max_size=3),
+    names=st.lists(st.sampled_from(CORRUPTIONS), min_size=1, max_size=3),
     width=st.integers(1, 70),
     height=st.integers(1, 70),
 )
-def test_any_alteration_of_any_image(names: list[Alteration], width: int, height: int) -> None:
+def test_any_alteration_of_any_image(names: list[Corruption], width: int, height: int) -> None:
     """Alterations repeat exactly, go in order, keep the size or cut, and leave their input."""
     image, twin = picture(width, height), picture(width, height)
     altered = alter(image, tuple(names))
@@ -235,8 +236,8 @@ def test_any_alteration_of_any_image(names: list[Alteration], width: int, height
     np.testing.assert_array_equal(np.asarray(image), np.asarray(picture(width, height)))
 
 
-@pytest.mark.parametrize("name", ALTERATIONS)
-def test_each_alteration_alters(name: Alteration) -> None:
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_each_alteration_alters(name: Corruption) -> None:
     """No name stands for doing nothing."""
     image = picture(64, 48)
     altered = pixels(image, name)
@@ -253,8 +254,8 @@ def test_the_table_of_the_documents_is_the_list() -> None:
     """Each alteration has its function and its line, in one order."""
     page = (REPOSITORY / "docs" / "IMAGES.md").read_text()
     section = page.partition("## Alterations")[2].partition("\n## ")[0]
-    assert tuple(re.findall(r"^\| `(\w+)`", section, flags=re.MULTILINE)) == ALTERATIONS
-    assert tuple(module._STEPS) == ALTERATIONS
+    assert tuple(re.findall(r"^\| `(\w+)`", section, flags=re.MULTILINE)) == CORRUPTIONS
+    assert tuple(module._STEPS) == CORRUPTIONS
 
 
 @pytest.mark.parametrize(
@@ -263,16 +264,16 @@ def test_the_table_of_the_documents_is_the_list() -> None:
 )
 def test_names_are_read_in_their_order(text: str, names: tuple[str, ...]) -> None:
     """Names keep their order and may repeat; blanks and empty parts count for nothing."""
-    assert check_alterations(text) == names
+    assert parse_corruptions(text) == names
 
 
 def test_unknown_names_come_in_one_message() -> None:
     """Every unknown name is told, with the one it is close to, and what there is."""
     with pytest.raises(UsageError) as caught:
-        check_alterations("mirorr,crop,sepia")
+        parse_corruptions("mirorr,crop,sepia")
     assert str(caught.value) == (
         "augment 'mirorr' (did you mean mirror?), 'sepia' is not known; expected any of "
-        + ", ".join(ALTERATIONS)
+        + ", ".join(CORRUPTIONS)
     )
 
 
@@ -307,7 +308,7 @@ def test_only_alterations_that_are_set_are_recorded() -> None:
 
 
 @pytest.mark.parametrize("name", ["crop", "mirror", "noise", "shuffle"])
-def test_the_upright_image_is_altered_before_it_is_resized(name: Alteration) -> None:
+def test_the_upright_image_is_altered_before_it_is_resized(name: Corruption) -> None:
     """Decoding with an alteration is decoding the altered file, whatever the EXIF orientation."""
     image = picture(150, 100)
     exif = Image.Exif()
@@ -322,7 +323,7 @@ def test_fast_decoding_keeps_every_pixel_for_alterations() -> None:
     """With an alteration a JPEG is not shrunk while it is decoded, as it is without."""
     data = saved(picture(1200, 900), "JPEG")
 
-    def decoded(how: Any, *names: Alteration) -> Pixels:
+    def decoded(how: Any, *names: Corruption) -> Pixels:
         wanted = Preprocess(size=64, resize=64, decode=how, augment=names)
         return decode(io.BytesIO(data), wanted, LIMIT)
 

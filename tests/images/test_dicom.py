@@ -16,7 +16,6 @@ from dicom_files import VALUES, file_of, made, pixels
 from PIL import Image
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi_lut
 from pydicom.pixels.utils import pixel_array
-from test_domain import FAST
 
 import vggfeat as library
 from vggfeat.core.settings import Settings
@@ -28,6 +27,8 @@ from vggfeat.visualization.thumbnails import load_picture
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+FAST = ("--model", "vgg11", "--weights", "random:0", "--layers", "conv1_1:max", "--size", "32")
 
 CT = file_of("CT_small.dcm")
 MR = file_of("MR_small.dcm")

@@ -25,8 +25,9 @@ from PIL import Image
 from torchvision.transforms import functional as reference
 
 import vggfeat as library
+from vggfeat.config import load_config, make_settings
 from vggfeat.core.preprocessing import Preprocess
-from vggfeat.core.settings import Settings, load_config, make_settings
+from vggfeat.core.settings import Settings
 from vggfeat.errors import DecodeError, UsageError
 from vggfeat.images.clahe import equalise
 from vggfeat.images.decode import as_decode_errors, decode, finish

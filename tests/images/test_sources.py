@@ -18,7 +18,7 @@ from places import REPOSITORY
 from vggfeat.core.file_names import IMAGE_EXTENSIONS, NOT_REGULAR
 from vggfeat.core.records import ImageRef
 from vggfeat.errors import InputError
-from vggfeat.images.sources import Manifest, discover
+from vggfeat.images.sources import ImageList, discover
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +33,7 @@ def make(folder: Path, *names: str) -> Path:
     return folder
 
 
-def names(manifest: Manifest) -> list[str]:
+def names(manifest: ImageList) -> list[str]:
     return [os.fsdecode(path) for path in manifest.paths]
 
 
@@ -63,7 +63,7 @@ def test_rows_carry_size_and_time(tmp_path: Path) -> None:
 def test_manifest_travels_to_workers(tmp_path: Path) -> None:
     """A manifest can be pickled, and ends like any sequence."""
     manifest = discover([make(tmp_path, "a.jpg", "b.jpg")])
-    copy: Manifest = pickle.loads(pickle.dumps(manifest))
+    copy: ImageList = pickle.loads(pickle.dumps(manifest))
     assert [copy[row] for row in range(2)] == [manifest[row] for row in range(2)]
     with pytest.raises(IndexError):
         manifest[2]

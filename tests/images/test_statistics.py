@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import vggfeat as library
-from vggfeat.core.settings import Settings, make_settings
+from vggfeat.config import make_settings
+from vggfeat.core.settings import Settings
 from vggfeat.errors import InputError
 from vggfeat.images.decode import decode_file
-from vggfeat.images.histogram import Histogram, count_values
+from vggfeat.images.histogram import ValueHistogram, count_values
 from vggfeat.images.statistics import PERCENTILES, as_config
 
 COUNT = 13
@@ -98,7 +99,7 @@ def test_values_in_the_files(folder: Path) -> None:
 )
 def test_percentiles_of_whole_numbers_are_exact(images: list[list[int]]) -> None:
     """However whole numbers are dealt to images, and in whatever type, NumPy finds the same."""
-    histogram = Histogram()
+    histogram = ValueHistogram()
     for number, image in enumerate(images):
         histogram.add(count_values(np.array(image, np.float64 if number % 2 else np.int32)))
     together = np.concatenate(images)
@@ -113,7 +114,7 @@ def test_percentiles_of_whole_numbers_are_exact(images: list[list[int]]) -> None
 
 def test_percentiles_of_floats_are_near() -> None:
     """Of many floats a sample is kept, which is near, says so, and does not grow for ever."""
-    histogram = Histogram()
+    histogram = ValueHistogram()
     own = np.random.default_rng(0)
     everything = []
     for _ in range(300):
@@ -129,7 +130,7 @@ def test_percentiles_of_floats_are_near() -> None:
 
 def test_nothing_but_nan() -> None:
     """An image without a finite value adds nothing."""
-    histogram = Histogram()
+    histogram = ValueHistogram()
     histogram.add(count_values(np.array([np.nan, np.inf])))
     assert np.isnan(histogram.percentiles([50])).all()
     histogram.add(count_values(np.array([3.0, np.nan])))

@@ -177,14 +177,16 @@ def test_stopped_time_does_not_count() -> None:
     program = f"""
 import sys, time
 sys.path[:0] = {sys.path!r}
-import test_workers, numpy as np
+import test_worker_pool, numpy as np
 from vggfeat.images.worker_pool import decode_batches
 def slow(row):
     print(row, flush=True)
     time.sleep(0.6)
-    return test_workers.decode_row(row, {{}})
+    return test_worker_pool.decode_row(row, {{}})
 plan = np.arange(6).reshape(6, 1)
-found = decode_batches(plan, test_workers.SHAPE, slow, workers=1, timeout=2.0, goes_on=lambda: True)
+found = decode_batches(
+    plan, test_worker_pool.SHAPE, slow, workers=1, timeout=2.0, goes_on=lambda: True
+)
 print([image.reason for images, _ in found for image in images])
 """
     with subprocess.Popen(

@@ -17,8 +17,9 @@ from accelerator import needs_cuda
 from torch.nn import functional
 from torchvision.models.feature_extraction import create_feature_extractor
 
+from vggfeat.config import make_settings
 from vggfeat.core.records import DecodedBatch, Failure
-from vggfeat.core.settings import Settings, make_settings
+from vggfeat.core.settings import Settings
 from vggfeat.core.vgg_layers import VARIANTS, layer_table
 from vggfeat.errors import DeviceError
 from vggfeat.network.checkpoint_reader import read_checkpoint

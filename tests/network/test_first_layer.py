@@ -17,15 +17,16 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from vggfeat.config import make_settings
 from vggfeat.core.layer_spec import parse_specs
-from vggfeat.core.settings import Settings, make_settings
-from vggfeat.core.vgg_parameters import parameter_shapes
+from vggfeat.core.settings import Settings
+from vggfeat.core.vgg_parameters import Entry, parameter_shapes
 from vggfeat.errors import CacheMismatchError, UsageError, WeightsError
 from vggfeat.extraction.api import extract
 from vggfeat.extraction.trace import trace
 from vggfeat.network.device import cpu_has_vnni
 from vggfeat.network.extractor import Extractor
-from vggfeat.network.first_layer import Entry, inflate, start_adapter
+from vggfeat.network.first_layer import inflate, start_adapter
 from vggfeat.network.vgg import needed_layers
 from vggfeat.network.weights import find_weights, load_tensors
 

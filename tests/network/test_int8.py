@@ -20,7 +20,7 @@ import vggfeat as library
 from vggfeat.core.settings import Settings
 from vggfeat.core.vgg_layers import layer_table
 from vggfeat.errors import CacheMismatchError, DeviceError, UsageError
-from vggfeat.extraction.calibration import SAMPLE, calibrate
+from vggfeat.extraction.calibration import CALIBRATION_SAMPLE, calibrate
 from vggfeat.network.device import choose_precision, cpu_has_vnni
 from vggfeat.network.extractor import Extractor
 
@@ -281,12 +281,12 @@ def test_real_weights_keep_their_meaning(test_data: Path) -> None:
     common = {"weights": weights, "transform": "features"}
     asked = settings("conv3_3,conv5_3", "vgg16", **common)
     images = photographs(test_data / "photos")
-    network = Extractor(asked, activations=calibrate(asked, images[:SAMPLE]))
+    network = Extractor(asked, activations=calibrate(asked, images[:CALIBRATION_SAMPLE]))
     exact = Extractor(settings("conv3_3,conv5_3", "vgg16", precision="float32", **common))
     mine, right = ([one(part) for part in torch.split(images, 10)] for one in (network, exact))
     for spec in ("conv3_3", "conv5_3"):
         a, b = (torch.cat([part[spec] for part in parts]) for parts in (mine, right))
-        assert float(torch.cosine_similarity(a, b)[SAMPLE:].min()) > 0.997, spec
+        assert float(torch.cosine_similarity(a, b)[CALIBRATION_SAMPLE:].min()) > 0.997, spec
         a, b = functional.normalize(a), functional.normalize(b)
         assert ((a @ b.T).argmax(1) == torch.arange(60)).all()
         self_apart = 2 * torch.eye(60)

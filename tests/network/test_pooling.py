@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from vggfeat.core.layer_spec import LayerSpec, parse_specs
-from vggfeat.network.pooling import quantise, reduce
+from vggfeat.network.pooling import quantise, reduce_map
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -169,7 +169,7 @@ def normalised(rows: Array, norm: str) -> Array:
 def test_every_pool_and_norm_is_its_definition(pool: str, norm: str, size: tuple[int, int]) -> None:
     """Each pool with each norm equals the paper's definition, on maps of any shape."""
     x = maps(*size)
-    found = reduce(x, spec(f"conv5_3:{pool}:{norm}"))
+    found = reduce_map(x, spec(f"conv5_3:{pool}:{norm}"))
     expected = normalised(pooled(as_float64(x), pool), norm)
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, rtol=3e-6, atol=3e-6)
@@ -183,7 +183,7 @@ def test_dtype_and_memory_format_change_no_value(
 ) -> None:
     """Half-precision and channels-last input gives what its own values come to in float64."""
     x = maps(14, 9).to(dtype).to(memory_format=memory)
-    found = reduce(x, spec(f"conv5_3:{pool}"))
+    found = reduce_map(x, spec(f"conv5_3:{pool}"))
     assert found.dtype == torch.float32
     assert found.is_contiguous()
     np.testing.assert_allclose(found, pooled(as_float64(x), pool), rtol=3e-6, atol=3e-6)
@@ -194,7 +194,7 @@ def test_dtype_and_memory_format_change_no_value(
 def test_vectors_are_only_normalised(norm: str, dtype: torch.dtype) -> None:
     """A layer without positions is normalised over its whole length and not pooled."""
     x = maps(1, 50, n=4).flatten(1).to(dtype)
-    found = reduce(x, spec(f"fc7:{norm}"))
+    found = reduce_map(x, spec(f"fc7:{norm}"))
     assert found.dtype == torch.float32
     np.testing.assert_allclose(found, normalised(as_float64(x), norm), rtol=3e-6, atol=1e-7)
 
@@ -205,7 +205,7 @@ def test_vectors_are_only_normalised(norm: str, dtype: torch.dtype) -> None:
 def test_result_survives_its_input(pool: str | None, norm: str, side: int) -> None:
     """Overwriting the input in place, as torchvision's ReLUs do, leaves the rows as they were."""
     x = maps(side, side) if pool else maps(side, side).flatten(1)
-    found = reduce(x, spec(f"conv5_3:{pool}:{norm}" if pool else f"fc7:{norm}"))
+    found = reduce_map(x, spec(f"conv5_3:{pool}:{norm}" if pool else f"fc7:{norm}"))
     before = found.clone()
     x.fill_(math.nan)
     assert torch.equal(found, before)
@@ -217,7 +217,7 @@ def test_row_shape_is_the_specs_and_no_value_is_read_back(pool: str, size: tuple
     """Rows have the shape that the spec announces, also on a device that holds no values at all."""
     asked = spec(f"conv5_3:{pool}:ssr")
     x = torch.empty((2, 512, *asked.layer.grid(*size)), dtype=torch.float16, device="meta")
-    rows = reduce(x, asked)
+    rows = reduce_map(x, asked)
     assert rows.device.type == "meta"
     assert rows.shape == (2, *asked.output_shape(*size, classes=1000))
     stored, clamped, finite = quantise(rows, "float16")
@@ -229,7 +229,7 @@ def test_spp_bins_are_those_of_adaptive_pooling(size: tuple[int, int]) -> None:
     """Each level of the pyramid equals torch's adaptive max pooling, bit for bit."""
     x = maps(*size)
     levels = [torch.nn.functional.adaptive_max_pool2d(x, n).flatten(1) for n in (1, 2, 4)]
-    assert torch.equal(reduce(x, spec("conv5_3:spp(1,2,4)")), torch.cat(levels, 1))
+    assert torch.equal(reduce_map(x, spec("conv5_3:spp(1,2,4)")), torch.cat(levels, 1))
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_spp_bins_are_those_of_adaptive_pooling(size: tuple[int, int]) -> None:
 def test_rmac_counts_its_regions(size: tuple[int, int], regions: int) -> None:
     """R-MAC takes 1 + 4 + 9 regions of a square map, and l * (l + m - 1) at scale l of others."""
     one_channel = torch.ones((1, 1, *size))  # each region's unit vector is (1,)
-    assert reduce(one_channel, spec("conv5_3:rmac")).item() == regions
+    assert reduce_map(one_channel, spec("conv5_3:rmac")).item() == regions
 
 
 @pytest.mark.parametrize("text", ["conv5_3:map:l2", "conv5_3:flatten:l2", "conv5_3:gem:ssr"])
@@ -248,14 +248,14 @@ def test_rmac_counts_its_regions(size: tuple[int, int], regions: int) -> None:
 def test_no_scale_leaves_float32(text: str, scale: float) -> None:
     """Unit length is reached from values whose squares float32 cannot hold."""
     x = maps(4, 4).abs() * scale if scale >= 1 or "gem" not in text else maps(4, 4).abs()
-    lengths = torch.linalg.vector_norm(reduce(x, spec(text)), dim=1)
+    lengths = torch.linalg.vector_norm(reduce_map(x, spec(text)), dim=1)
     torch.testing.assert_close(lengths, torch.ones_like(lengths))
 
 
 def test_gem_of_large_activations_stays_finite() -> None:
     """A high exponent does not overflow on activations in the thousands."""
     x = torch.tensor([9000.0, 3000.0, 0.0, 10.0]).reshape(1, 1, 2, 2)
-    found = reduce(x, spec("conv5_3:gem(p=50)")).item()
+    found = reduce_map(x, spec("conv5_3:gem(p=50)")).item()
     assert found == pytest.approx(9000 * (1 / 4) ** (1 / 50), rel=1e-5)
 
 
@@ -264,7 +264,7 @@ def test_gem_of_large_activations_stays_finite() -> None:
 def test_zeros_stay_zero(text: str, norm: str) -> None:
     """A vector of zeros has no direction and stays as it is, neither NaN nor anything else."""
     x = torch.zeros((2, 5)) if text == "fc7" else torch.zeros((2, 5, 3, 3))
-    assert not reduce(x, spec(f"{text}:{norm}")).any()
+    assert not reduce_map(x, spec(f"{text}:{norm}")).any()
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -274,7 +274,7 @@ def test_a_bad_value_shows_in_its_own_row_only(pool: str, norm: str, bad: float)
     """NaN and infinity in an activation come through every pool and norm, and stay in their row."""
     x = maps(7, 7)
     x[1, 2, 3, 3] = bad
-    _, _, finite = quantise(reduce(x, spec(f"conv5_3:{pool}:{norm}")), "float16")
+    _, _, finite = quantise(reduce_map(x, spec(f"conv5_3:{pool}:{norm}")), "float16")
     assert finite.tolist() == [True, False, True]
 
 
@@ -282,13 +282,13 @@ def test_a_bad_value_shows_in_its_own_row_only(pool: str, norm: str, bad: float)
 def test_wrong_number_of_dimensions_is_refused(text: str, shape: tuple[int, ...]) -> None:
     """A map for a vector layer, or the reverse, is an error that names both."""
     with pytest.raises(ValueError, match=rf"{text}: expected \d dimensions, found shape \(2, 3"):
-        reduce(torch.zeros(shape), spec(text))
+        reduce_map(torch.zeros(shape), spec(text))
 
 
 @given(x=MAPS)
 def test_l2_gives_length_one_or_zero(x: np.ndarray[Any, np.dtype[np.float32]]) -> None:
     """Each position's channel vector has length one after l2, or was zero."""
-    rows = reduce(torch.from_numpy(x), spec("conv5_3:map:l2"))
+    rows = reduce_map(torch.from_numpy(x), spec("conv5_3:map:l2"))
     lengths = np.linalg.norm(as_float64(rows), axis=1)
     np.testing.assert_allclose(lengths, np.abs(x).max(axis=1) > 0, atol=1e-6)
 
@@ -296,7 +296,7 @@ def test_l2_gives_length_one_or_zero(x: np.ndarray[Any, np.dtype[np.float32]]) -
 @given(x=VECTORS)
 def test_ssr_keeps_signs_and_has_length_one(x: np.ndarray[Any, np.dtype[np.float32]]) -> None:
     """The signed square root turns no sign round, and its vectors have length one or are zero."""
-    rows = as_float64(reduce(torch.from_numpy(x), spec("fc7:ssr")))
+    rows = as_float64(reduce_map(torch.from_numpy(x), spec("fc7:ssr")))
     assert (rows * np.sign(x) >= 0).all()
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), np.abs(x).max(axis=1) > 0, atol=1e-6)
 
@@ -306,7 +306,7 @@ def test_gem_lies_between_avg_and_max(x: np.ndarray[Any, np.dtype[np.float32]], 
     """For non-negative maps the generalised mean is no less than the mean, no more than the max."""
     positive = torch.from_numpy(np.abs(x)).clamp(min=1e-6)
     low, middle, high = (
-        as_float64(reduce(positive, spec(f"conv5_3:{pool}")))
+        as_float64(reduce_map(positive, spec(f"conv5_3:{pool}")))
         for pool in ("avg", f"gem(p={p})", "max")
     )
     assert (low <= middle * (1 + 1e-5)).all()
@@ -316,7 +316,7 @@ def test_gem_lies_between_avg_and_max(x: np.ndarray[Any, np.dtype[np.float32]], 
 @given(x=MAPS)
 def test_gem_of_exponent_one_is_the_mean(x: np.ndarray[Any, np.dtype[np.float32]]) -> None:
     """With p = 1 the generalised mean is the mean of the values clamped to 1e-6."""
-    found = reduce(torch.from_numpy(x), spec("conv5_3:gem(p=1)"))
+    found = reduce_map(torch.from_numpy(x), spec("conv5_3:gem(p=1)"))
     expected = np.maximum(x.astype(np.float64), 1e-6).mean((2, 3))
     np.testing.assert_allclose(found, expected, rtol=2e-6)
 
@@ -327,7 +327,9 @@ def test_flatten_is_numpys_reshape(
 ) -> None:
     """Flattening goes by channel, row, column whatever the memory format."""
     memory = torch.channels_last if channels_last else torch.contiguous_format
-    found = reduce(torch.from_numpy(x).contiguous(memory_format=memory), spec("conv5_3:flatten"))
+    found = reduce_map(
+        torch.from_numpy(x).contiguous(memory_format=memory), spec("conv5_3:flatten")
+    )
     np.testing.assert_array_equal(found, x.reshape(len(x), -1))
 
 
@@ -336,8 +338,10 @@ def test_rows_do_not_depend_on_their_company(
     x: np.ndarray[Any, np.dtype[np.float32]], pool: str
 ) -> None:
     """Each image reduced alone gives its row of the batch."""
-    batch = reduce(torch.from_numpy(x), spec(f"conv5_3:{pool}"))
-    alone = [reduce(torch.from_numpy(x[i : i + 1]), spec(f"conv5_3:{pool}")) for i in range(len(x))]
+    batch = reduce_map(torch.from_numpy(x), spec(f"conv5_3:{pool}"))
+    alone = [
+        reduce_map(torch.from_numpy(x[i : i + 1]), spec(f"conv5_3:{pool}")) for i in range(len(x))
+    ]
     torch.testing.assert_close(batch, torch.cat(alone), rtol=1e-6, atol=1e-6)
 
 

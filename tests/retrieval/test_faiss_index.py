@@ -22,7 +22,7 @@ import vggfeat as library
 from vggfeat.cache.reader import FeatureCache
 from vggfeat.errors import CacheError, CacheMismatchError, InputError, LockedError, UsageError
 from vggfeat.retrieval import faiss_index as indexing
-from vggfeat.retrieval.faiss_index import Index, build_index, open_index
+from vggfeat.retrieval.faiss_index import FaissIndex, build_index, open_index
 from vggfeat.storage.locks import hold
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def test_recall_is_what_is_reported(
     x = cache.values("conv1_1", rows)
     right, scores = nearest_others(x, own, metric, 10)
 
-    def recall(index: Index) -> float:
+    def recall(index: FaissIndex) -> float:
         found = index.search(x[own], 10, left_out=rows[own]).rows
         return float(np.mean([np.isin(rows[a], b).mean() for a, b in
                               zip(right, found, strict=True)]))  # fmt: skip

@@ -27,7 +27,7 @@ from vggfeat.retrieval import exact_search as scan
 from vggfeat.retrieval import similarity as blocks
 from vggfeat.retrieval.blas_threads import single_threaded
 from vggfeat.retrieval.exact_search import nearest, top_k
-from vggfeat.retrieval.similarity import Asked
+from vggfeat.retrieval.similarity import LayerQuery
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -100,7 +100,7 @@ def test_ties_stand_by_row_whatever_the_blocks_and_threads(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocks, "BLOCK_VALUES", 2 * size)
         patch.setattr(scan, "_MOST_KEPT", kept)
-        found = nearest(cache, [Asked("conv1_1", queries)], k, metric, threads=threads)
+        found = nearest(cache, [LayerQuery("conv1_1", queries)], k, metric, threads=threads)
     values_found = np.take_along_axis(shown, found.rows, 1) * (-1 if metric == "l2" else 1)
     np.testing.assert_allclose(found.scores, values_found, atol=1e-6)
     # Rows equal to the bit are ordered by row; others within a rounding error may be either way.
@@ -144,7 +144,7 @@ def test_only_rows_that_are_done_and_asked_for(tmp_path: Path) -> None:
         assert np.isfinite(scores).all()
     rows, _ = top_k(cache, "conv1_1", x[:1], 5, rows=np.array([30, 7, 7, 12]))
     assert sorted(rows[0].tolist()) == [7, 12, 30]
-    found = nearest(cache, [Asked("conv1_1", x[:2])], 37, left_out=np.array([0, -1]))
+    found = nearest(cache, [LayerQuery("conv1_1", x[:2])], 37, left_out=np.array([0, -1]))
     assert found.rows[0, -1] == -1
     assert 0 not in found.rows[0]
     assert found.rows[1].min() == 0
@@ -162,7 +162,7 @@ def test_several_layers_are_a_weighted_mean(tmp_path: Path) -> None:
     """Scores are the mean of cosines, or the distance of the vectors that fuse would make."""
     layers = {"conv1_1": noise(300, 16), "conv2_1:max": noise(300, 48, seed=1)}
     cache = cache_of(tmp_path / "f.h5", layers, "float32")
-    asked = [Asked(name, rows[:4], weight) for (name, rows), weight in
+    asked = [LayerQuery(name, rows[:4], weight) for (name, rows), weight in
              zip(layers.items(), (3, 1), strict=True)]  # fmt: skip
     joined = np.hstack(
         [np.sqrt(share) * normalize(rows.astype(np.float64)) for rows, share in
@@ -477,7 +477,7 @@ def test_searching_changes_nothing(workplace: Path, tmp_path: Path) -> None:
 def test_a_gpu_finds_what_a_cpu_finds(tmp_path: Path, metric: Any) -> None:
     """Products computed on a GPU lead to the same rows and scores."""
     cache = cache_of(tmp_path / "f.h5", {"conv1_1": noise(5000, 64)})
-    asked = [Asked("conv1_1", noise(7, 64, seed=1))]
+    asked = [LayerQuery("conv1_1", noise(7, 64, seed=1))]
     one = nearest(cache, asked, 10, metric)
     other = nearest(cache, asked, 10, metric, device="cuda")
     np.testing.assert_array_equal(one.rows, other.rows)

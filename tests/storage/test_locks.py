@@ -18,7 +18,7 @@ from command_line import write_images
 from vggfeat.core.settings import Settings
 from vggfeat.errors import LockedError, SpaceError, UsageError
 from vggfeat.extraction.api import extract
-from vggfeat.extraction.update import Wish
+from vggfeat.extraction.update import UpdatePolicy
 from vggfeat.storage.locks import SharedLock, hold, refuse_if_held, take_turns
 
 if TYPE_CHECKING:
@@ -102,7 +102,10 @@ def test_a_process_is_kept_from_itself(tmp_path: Path) -> None:
 
 def held_against_others(out: str, options: str = "") -> bool:
     """Whether a new process is refused."""
-    code = f"import sys\nfrom vggfeat.storage.locks import hold\nwith hold(sys.argv[1], {options}): pass"
+    code = (
+        "import sys\nfrom vggfeat.storage.locks import hold\n"
+        f"with hold(sys.argv[1], {options}): pass"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code, out], check=False, capture_output=True, text=True
     )
@@ -445,8 +448,8 @@ def test_a_file_system_with_posix_locks_alone(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("wish", [Wish(), Wish(update=True, by_digest=True)])
-def test_an_image_that_is_the_lock(tmp_path: Path, wish: Wish) -> None:
+@pytest.mark.parametrize("wish", [UpdatePolicy(), UpdatePolicy(update=True, by_digest=True)])
+def test_an_image_that_is_the_lock(tmp_path: Path, wish: UpdatePolicy) -> None:
     """A run among whose images its own lock file is fails that row and keeps its lock."""
     out = str(tmp_path / "o.h5")
     images = write_images(tmp_path / "images", 3)

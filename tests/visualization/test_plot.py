@@ -26,7 +26,7 @@ from vggfeat.core.settings import Settings
 from vggfeat.errors import InputError, UsageError
 from vggfeat.visualization.feature_maps import (
     Channels,
-    check_channels,
+    check_map_channels,
     last_convolutions,
     parse_channels,
     see,
@@ -423,7 +423,7 @@ def test_channels_that_cannot_be(workplace: Path) -> None:
         with pytest.raises(UsageError, match=words):
             parse_channels(text)
     with pytest.raises(UsageError, match=r"channel 64 is not in every layer: conv1_1 has 0 to 63$"):
-        check_channels(parse_channels("3,64"), settings(workplace))
+        check_map_channels(parse_channels("3,64"), settings(workplace))
     with pytest.raises(UsageError, match=r"conv1_1:gem, fc7 has no map to draw"):
         see("a.png", settings(workplace, layers="conv1_1:gem,conv2_1,fc7"))
     with pytest.raises(InputError, match=r"'no\.png' cannot be plotted: .*; expected an image or"):

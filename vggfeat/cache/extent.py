@@ -17,7 +17,7 @@ _CHUNKS_LOOKED_AT = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class DatasetExtent:
     """One dataset as one run of bytes in the file.
 
     Attributes:
@@ -78,7 +78,9 @@ def _link_words(link: object) -> str:
     return "a link of a kind that is not known"
 
 
-def mappable(name: str, dataset: h5py.Dataset, wrong: list[str]) -> Iterator[tuple[str, Run]]:
+def mappable(
+    name: str, dataset: h5py.Dataset, wrong: list[str]
+) -> Iterator[tuple[str, DatasetExtent]]:
     """Yield a dataset's name and run; one that cannot be mapped goes to `wrong` instead."""
     offset = find_offset(dataset)
     if offset is None:
@@ -89,7 +91,7 @@ def mappable(name: str, dataset: h5py.Dataset, wrong: list[str]) -> Iterator[tup
         return
     # Little-endian in the file, whatever this machine is.
     dtype = dataset.dtype.newbyteorder("<").str
-    yield name, Run(dtype, tuple(dataset.shape), offset)
+    yield name, DatasetExtent(dtype, tuple(dataset.shape), offset)
 
 
 def find_offset(dataset: h5py.Dataset) -> int | None:

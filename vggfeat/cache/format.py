@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 from h5py import h5d, h5f, h5p, h5s, h5t
 
-from vggfeat.cache.extent import Run, elsewhere, mappable
+from vggfeat.cache.extent import DatasetExtent, elsewhere, mappable
 from vggfeat.cache.identity import Identity
 from vggfeat.core.preprocessing import preprocess_from
 from vggfeat.core.quantization import Scales, scales_digest
@@ -104,10 +104,10 @@ class Header:
     identity: Identity
     provenance: Provenance
     rows: int
-    runs: Mapping[str, Run]
+    runs: Mapping[str, DatasetExtent]
     scales: Mapping[str, Scales] = field(default_factory=dict)
 
-    def feature(self, spec: str) -> Run:
+    def feature(self, spec: str) -> DatasetExtent:
         """The run of `/features/<spec>`."""
         return self.runs[f"{FEATURES}/{spec}"]
 
@@ -312,7 +312,7 @@ def _check_format(file_name: str, file: h5py.File) -> None:
         )
 
 
-def _runs(file: h5py.File, wrong: list[str]) -> Iterator[tuple[str, Run]]:
+def _runs(file: h5py.File, wrong: list[str]) -> Iterator[tuple[str, DatasetExtent]]:
     """Each dataset's run; what is missing or cannot be mapped goes to `wrong`."""
     fields = image_fields(1)
     for column in _IMAGE_FIELDS:
@@ -344,7 +344,7 @@ def _runs(file: h5py.File, wrong: list[str]) -> Iterator[tuple[str, Run]]:
 
 
 def _scales(
-    file: h5py.File, runs: Mapping[str, Run], wrong: list[str]
+    file: h5py.File, runs: Mapping[str, DatasetExtent], wrong: list[str]
 ) -> Iterator[tuple[str, Scales]]:
     """Scale and offset of each layer of codes; what is missing or of another shape is wrong."""
     for name, run in runs.items():
@@ -365,7 +365,7 @@ def _row_words(shape: tuple[int, ...]) -> str:
 
 
 def _read_attributes(
-    file: h5py.File, runs: Mapping[str, Run], scales: Mapping[str, Scales]
+    file: h5py.File, runs: Mapping[str, DatasetExtent], scales: Mapping[str, Scales]
 ) -> tuple[Identity, Provenance]:
     attributes = file.attrs
     derived = json.loads(attributes.get("derived", "[]"))

@@ -35,7 +35,7 @@ _BEST_FIRST = (RowState.DONE, RowState.FAILED, RowState.PENDING)
 
 
 @dataclass(frozen=True, slots=True)
-class Merged:
+class MergeReport:
     """What a merge came to.
 
     Attributes:
@@ -84,7 +84,7 @@ def merge(
     out: str | os.PathLike[str],
     *,
     keep_paths: bool = False,
-) -> Merged:
+) -> MergeReport:
     """Makes one cache of several, with every image once.
 
     An image that several have is taken from where it is done, else failed, else pending, and of
@@ -126,7 +126,7 @@ def merge(
         _check_images(caches, rows)
         _write(caches, kept, root, out)
     counts = np.bincount(kept.state, minlength=len(RowState)).tolist()
-    return Merged(
+    return MergeReport(
         out=out,
         sources=len(caches),
         rows=len(kept.paths),
@@ -137,13 +137,13 @@ def merge(
     )
 
 
-def _joined(source: ShardedCache, out: str) -> Merged:
+def _joined(source: ShardedCache, out: str) -> MergeReport:
     with hold(out):
         refuse_replacing(out)
         counts = join_shards(source, out)
     rows = sum(counts) - counts[RowState.REMOVED]
     done, failed, pending = (counts[state] for state in _BEST_FIRST)
-    return Merged(out, 1, rows, done, failed, pending, shared=0)
+    return MergeReport(out, 1, rows, done, failed, pending, shared=0)
 
 
 def _check_settings(caches: Sequence[FeatureCache]) -> None:

@@ -17,8 +17,8 @@ from vggfeat.core.text import counted
 from vggfeat.errors import CacheError, SpaceError
 from vggfeat.storage.atomic import TEMPORARY_SUFFIX, atomic_file
 
-FORMAT = "vggfeat-shards"
-FORMAT_VERSION = 1
+MANIFEST_FORMAT = "vggfeat-shards"
+MANIFEST_VERSION = 1
 MANIFEST = SHARD_MANIFEST
 
 # What a user keeps beside them, such as manifest.json.bak, is none of ours, and is never removed.
@@ -75,8 +75,8 @@ class ShardManifest:
     def as_json(self) -> str:
         """The file's text; bytes that are no UTF-8 as lone surrogates, escaped."""
         fields = {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
+            "format": MANIFEST_FORMAT,
+            "format_version": MANIFEST_VERSION,
             "created_utc": self.created_utc,
             "tool_version": self.tool_version,
             "fingerprint": self.fingerprint,
@@ -138,13 +138,15 @@ def read_manifest(folder: str) -> ShardManifest:
 
 def _check_format(path: str, found: Any) -> None:
     name = found.get("format") if isinstance(found, dict) else None
-    if name != FORMAT:
-        raise CacheError(f"{path!r} is not one of ours: format is {name!r}, expected {FORMAT!r}")
-    version = found.get("format_version")
-    if type(version) is not int or version != FORMAT_VERSION:
-        newer = type(version) is int and version > FORMAT_VERSION
+    if name != MANIFEST_FORMAT:
         raise CacheError(
-            f"{path!r} has format version {version}, this vggfeat reads {FORMAT_VERSION}; "
+            f"{path!r} is not one of ours: format is {name!r}, expected {MANIFEST_FORMAT!r}"
+        )
+    version = found.get("format_version")
+    if type(version) is not int or version != MANIFEST_VERSION:
+        newer = type(version) is int and version > MANIFEST_VERSION
+        raise CacheError(
+            f"{path!r} has format version {version}, this vggfeat reads {MANIFEST_VERSION}; "
             f"{'upgrade it' if newer else 'it is damaged'}"
         )
 

@@ -33,7 +33,7 @@ from vggfeat.storage.paths import check_place
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vggfeat.cache.extent import Run
+    from vggfeat.cache.extent import DatasetExtent
     from vggfeat.cache.format import Header
 
 _SHOWN = 3
@@ -211,6 +211,6 @@ def _text_encoding(cache: ShardedCache) -> str:
     return found.pop() if found else TEXT_ENCODING
 
 
-def _stored_type(run: Run, encoding: str) -> Any:
+def _stored_type(run: DatasetExtent, encoding: str) -> Any:
     kind: np.dtype[Any] = np.dtype(run.dtype)
     return h5py.string_dtype(encoding, kind.itemsize) if kind.kind == "S" else kind

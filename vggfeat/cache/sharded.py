@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vggfeat.cache.extent import Run
+from vggfeat.cache.extent import DatasetExtent
 from vggfeat.cache.format import IMAGES, Header, read_header
 from vggfeat.cache.reader import FeatureCache, Part
 from vggfeat.cache.shard_manifest import Shard, ShardManifest, read_manifest
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _MAPS_KEPT = 256
 """Each map keeps a file descriptor, of which a process often has 1024."""
 
-_NOWHERE = -1  # `Run.offset` of rows that lie in several files
+_NOWHERE = -1  # `DatasetExtent.offset` of rows that lie in several files
 
 
 class ShardedCache(FeatureCache):
@@ -145,7 +145,7 @@ class ShardedCache(FeatureCache):
             )
         rows = sum(shard.rows for shard in self.shards)
         runs = {
-            name: Run(run.dtype, (rows, *run.shape[1:]), _NOWHERE)
+            name: DatasetExtent(run.dtype, (rows, *run.shape[1:]), _NOWHERE)
             for name, run in first.runs.items()
         }
         path = f"{IMAGES}/path"

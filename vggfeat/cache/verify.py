@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from vggfeat.cache.extent import Run
+    from vggfeat.cache.extent import DatasetExtent
 
 _BLOCK_BYTES = 1 << 24  # of features that a thread holds at once
 _SETTLED = (RowState.DONE, RowState.FAILED)
@@ -45,7 +45,7 @@ class BadRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Verification:
+class VerifyReport:
     """What a look at every row found.
 
     Attributes:
@@ -77,7 +77,7 @@ class Verification:
 
 
 @isolated()
-def verify(path: str | os.PathLike[str], *, repair: bool = False) -> Verification:
+def verify(path: str | os.PathLike[str], *, repair: bool = False) -> VerifyReport:
     """Reads a whole cache and compares each done or failed row with its checksum and its state.
 
     It may run beside an extraction into the same file. Memory stays flat, whatever the size.
@@ -105,10 +105,10 @@ def verify(path: str | os.PathLike[str], *, repair: bool = False) -> Verificatio
     return replace(found, seconds=time.perf_counter() - started)
 
 
-def _verify_shards(path: str, *, repair: bool) -> Verification:
+def _verify_shards(path: str, *, repair: bool) -> VerifyReport:
     """All shards that are there, one after the other; rows are numbered over all of them."""
     cache = ShardedCache(path)
-    found = Verification(path, len(cache), 0, 0, 0, 0, (), 0, 0, 0.0, tuple(cache.missing))
+    found = VerifyReport(path, len(cache), 0, 0, 0, 0, (), 0, 0, 0.0, tuple(cache.missing))
     last = b""
     for number, shard in enumerate(cache.shards):
         header = cache.shard_header(number)
@@ -137,7 +137,7 @@ def _verify_shards(path: str, *, repair: bool) -> Verification:
     return found
 
 
-def _verify_file(path: str, header: Header | None = None, *, repair: bool) -> Verification:
+def _verify_file(path: str, header: Header | None = None, *, repair: bool) -> VerifyReport:
     if not repair or not os.path.isfile(path):
         return _look(FeatureCache(path, header))
     with hold(path):  # first, for an update may put another file in the place of an opened one
@@ -151,7 +151,7 @@ def _verify_file(path: str, header: Header | None = None, *, repair: bool) -> Ve
         return replace(found, repaired=len(found.bad))
 
 
-def _look(cache: FeatureCache) -> Verification:
+def _look(cache: FeatureCache) -> VerifyReport:
     rows = _Rows(cache)
     states = rows.read(f"{IMAGES}/state", 0, len(cache))
     counts = np.bincount(states, minlength=len(RowState)).tolist()
@@ -165,7 +165,7 @@ def _look(cache: FeatureCache) -> Verification:
         for problem in [rows.problem(row)]
         if problem
     ]
-    return Verification(
+    return VerifyReport(
         path=cache.path,
         rows=len(cache),
         done=counts[RowState.DONE],
@@ -201,7 +201,7 @@ class _Rows:
         if hasattr(self, "_handle"):
             os.close(self._handle)
 
-    def _runs(self) -> list[Run]:
+    def _runs(self) -> list[DatasetExtent]:
         return list(self._header.runs.values())
 
     def _check_order(self) -> None:
@@ -228,7 +228,7 @@ class _Rows:
         """Rows `start` to `stop` of a dataset, (stop - start, …)."""
         return self._read(self._header.runs[name], start, stop)
 
-    def _read(self, run: Run, start: int, stop: int) -> NDArray[np.generic]:
+    def _read(self, run: DatasetExtent, start: int, stop: int) -> NDArray[np.generic]:
         wanted, at, parts = (stop - start) * run.row_bytes, run.offset + start * run.row_bytes, []
         while wanted:
             part = os.pread(self._handle, wanted, at)

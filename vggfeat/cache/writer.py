@@ -39,12 +39,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from vggfeat.cache.extent import Run
+    from vggfeat.cache.extent import DatasetExtent
     from vggfeat.cache.format import Provenance
     from vggfeat.cache.identity import Identity
     from vggfeat.core.quantization import Scales
-    from vggfeat.core.records import Failure, FeatureBatch, Images
-    from vggfeat.images.sources import Manifest
+    from vggfeat.core.records import Failure, FeatureBatch, ImageColumns
 
 
 _IMAGES_AT_ONCE = 1 << 16  # written: as an array paths take several times what they do as a tuple
@@ -52,7 +51,7 @@ _IMAGES_AT_ONCE = 1 << 16  # written: as an array paths take several times what 
 
 def create_cache(
     out: str,
-    images: Images | Manifest,
+    images: ImageColumns,
     shapes: Mapping[str, tuple[int, ...]],
     identity: Identity,
     provenance: Provenance,
@@ -137,7 +136,7 @@ def _longest(paths: Sequence[bytes] | NDArray[np.bytes_]) -> int:
     return max(int(np.char.str_len(paths[at : at + _IMAGES_AT_ONCE]).max()) for at in blocks)
 
 
-def _write_images(handle: int, header: Header, images: Images | Manifest) -> None:
+def _write_images(handle: int, header: Header, images: ImageColumns) -> None:
     columns: Mapping[str, Sequence[bytes] | NDArray[np.generic]] = {
         "path": images.paths,
         "size": images.sizes,
@@ -304,7 +303,7 @@ class CacheWriter:
     def _put(self, name: str, rows: NDArray[np.int64], values: NDArray[np.generic]) -> None:
         if not len(rows):
             return
-        run: Run = self._header.runs[name]
+        run: DatasetExtent = self._header.runs[name]
         values = np.ascontiguousarray(values, dtype=run.dtype)
         for start, stop in _consecutive(rows):
             offset = run.offset + int(rows[start]) * run.row_bytes

@@ -1,4 +1,8 @@
-"""The command line: options only. Each command's work is a call of the library."""
+"""The command line: options only. Each command's work is a call of the library.
+
+Begin with `extract.py`; a command is one file here. `terminal.py` has what they share: errors to
+exit codes, log lines, tables, the progress bar.
+"""
 
 from __future__ import annotations
 

@@ -35,10 +35,11 @@ from vggfeat.core.signals import how_to_go_on
 from vggfeat.core.text import counted
 from vggfeat.errors import InterruptedRunError
 from vggfeat.finetuning.augmentation import AUGMENTATIONS
-from vggfeat.finetuning.settings import DEFAULTS, PRECISIONS
+from vggfeat.finetuning.settings import DEFAULTS, TRAINING_PRECISIONS
 
 if TYPE_CHECKING:
-    from vggfeat.finetuning import Adapted, AdaptSettings
+    from vggfeat.finetuning.report import FinetuneReport
+    from vggfeat.finetuning.settings import AdaptSettings
 
 _CLASSES_SHOWN = 20
 
@@ -176,7 +177,7 @@ def adapt(
         str | None,
         typer.Option(
             help="Type of products in training. auto: bfloat16 on CUDA that has it, else "
-            f"float32. One of {', '.join(PRECISIONS)}. [default: auto]",
+            f"float32. One of {', '.join(TRAINING_PRECISIONS)}. [default: auto]",
             metavar="TYPE",
             show_default=False,
         ),
@@ -251,7 +252,7 @@ def _run(
     from vggfeat.finetuning.adapt import adapt as adapt_network
 
     bar = Bar(quiet=quiet or as_json)
-    found: Adapted | None = None
+    found: FinetuneReport | None = None
     try:
         found = adapt_network(
             sources, out, settings, labels=labels, root=root, fresh=fresh, on_progress=bar.update
@@ -264,7 +265,7 @@ def _run(
         _show(found, fresh=fresh, quiet=quiet, as_json=as_json)
 
 
-def _show(found: Adapted | None, *, fresh: bool, quiet: bool, as_json: bool) -> None:
+def _show(found: FinetuneReport | None, *, fresh: bool, quiet: bool, as_json: bool) -> None:
     if found is None:
         return
     if as_json:
@@ -273,7 +274,7 @@ def _show(found: Adapted | None, *, fresh: bool, quiet: bool, as_json: bool) -> 
         typer.echo("\n".join(_lines(found, fresh=fresh)))
 
 
-def _lines(found: Adapted, *, fresh: bool) -> list[str]:
+def _lines(found: FinetuneReport, *, fresh: bool) -> list[str]:
     held_out, trained = sum(found.held_out), ", ".join(found.trained)
     lines = [
         f"{printable(found.out)}: {counted(len(found.classes), 'class')}, trained {trained}",
@@ -300,7 +301,7 @@ def _lines(found: Adapted, *, fresh: bool) -> list[str]:
     return lines
 
 
-def _class_lines(found: Adapted) -> list[str]:
+def _class_lines(found: FinetuneReport) -> list[str]:
     """A line a class, those recognised least first, as far as they are shown."""
     if found.before is None or found.after is None:
         return []

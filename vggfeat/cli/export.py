@@ -77,7 +77,7 @@ def export(
     """
     with exit_codes():
         from vggfeat.core.layer_spec import split_specs
-        from vggfeat.exporters import export as export_cache
+        from vggfeat.exporters.export import export as export_cache
 
         made = export_cache(
             cache, out, to=to, layers=split_specs(layers), rows=rows,

@@ -32,14 +32,8 @@ from vggfeat.cli.options import (
     setting,
 )
 from vggfeat.cli.terminal import Quiet, exit_codes, set_up_logging
-from vggfeat.core.settings import (
-    DTYPES,
-    ON_ERRORS,
-    PRECISIONS,
-    PRESETS,
-    SETTING_NAMES,
-    make_settings,
-)
+from vggfeat.config import PRESETS, make_settings
+from vggfeat.core.settings import DTYPES, ON_ERRORS, PRECISIONS, SETTING_NAMES
 
 
 def extract(

@@ -104,14 +104,15 @@ def inspect(
 def _find(
     cache: FeatureCache, pattern: str | None, most: int, near: str | None, *, as_json: bool
 ) -> None:
-    from vggfeat.cache.rows import describe, matching, nearest
+    from vggfeat.cache.rows import matching, matching_rows
+    from vggfeat.retrieval.nearest_images import nearest_images
 
     if most < 1:
         raise UsageError(f"most is {most}; expected 1 row or more")
     numbers = matching(cache, pattern) if pattern is not None else None
-    found = nearest(cache, near) if near is not None else ()
+    found = nearest_images(cache, near) if near is not None else ()
     if as_json:
-        everything = describe(cache, numbers) if numbers is not None else ()
+        everything = matching_rows(cache, numbers) if numbers is not None else ()
         print_json(
             {
                 "path": cache.path,
@@ -121,7 +122,7 @@ def _find(
         )
         return
     if pattern is not None and numbers is not None:
-        lines = row_lines(describe(cache, numbers[:most]), pattern, len(numbers))
+        lines = row_lines(matching_rows(cache, numbers[:most]), pattern, len(numbers))
         typer.echo("\n".join(lines))
     for line in nearest_lines(found)[pattern is None :]:
         typer.echo(line)

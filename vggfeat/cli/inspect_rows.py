@@ -11,7 +11,8 @@ from vggfeat.core.text import agree, counted
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vggfeat.cache.rows import MatchingRow, Nearest
+    from vggfeat.cache.rows import MatchingRow
+    from vggfeat.retrieval.nearest_images import NearestImages
 
 _STATE_WIDTH = 7
 
@@ -38,7 +39,7 @@ def row_lines(rows: Sequence[MatchingRow], pattern: str, matches: int) -> list[s
     ]
 
 
-def nearest_lines(found: Sequence[Nearest]) -> list[str]:
+def nearest_lines(found: Sequence[NearestImages]) -> list[str]:
     """A table a layer."""
     lines = []
     for one in found:

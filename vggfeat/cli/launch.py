@@ -14,24 +14,24 @@ if TYPE_CHECKING:
     from vggfeat.core.records import Progress
     from vggfeat.core.settings import Settings
     from vggfeat.extraction.ray_cluster import RayCluster
-    from vggfeat.extraction.update import Wish
+    from vggfeat.extraction.update import UpdatePolicy
 
 ENGINES = ("local", "ray")
 
 
-def make_wish(*, fresh: bool, update: bool, by_digest: bool, retry: bool) -> Wish:
+def make_wish(*, fresh: bool, update: bool, by_digest: bool, retry: bool) -> UpdatePolicy:
     """What `--update`, `--by-digest` and `--retry-failed` come to.
 
     Raises:
         UsageError: they do not go together.
     """
-    from vggfeat.extraction.update import Wish
+    from vggfeat.extraction.update import UpdatePolicy
 
     if by_digest and not update:
         raise UsageError("--by-digest says how --update finds changed images; give both")
     if fresh and (update or retry):
         raise UsageError("--fresh does every image anew; give it without --update, --retry-failed")
-    return Wish(update=update, by_digest=by_digest, retry_failed=retry)
+    return UpdatePolicy(update=update, by_digest=by_digest, retry_failed=retry)
 
 
 def make_cluster(engine: str, *, actors: int | None, address: str | None) -> RayCluster | None:
@@ -58,7 +58,7 @@ def launch(
     watch: Watch,
     *,
     fresh: bool,
-    wish: Wish,
+    wish: UpdatePolicy,
     root: str | None,
     sharding: Sharding,
     scratch: str | None,

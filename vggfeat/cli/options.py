@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from vggfeat.core.preprocessing import ALTERATIONS, CROPS, DECODES, EXIFS, TRANSFORMS
+from vggfeat.core.preprocessing import CORRUPTIONS, CROPS, DECODES, EXIFS, TRANSFORMS
 from vggfeat.core.settings import Settings
+from vggfeat.core.vgg_parameters import FIRST_LAYERS
 from vggfeat.errors import UsageError
-from vggfeat.network.first_layer import FIRST_LAYERS
 
 _DEFAULTS = Settings(layers="fc7")
 
@@ -82,7 +82,7 @@ Augment = Annotated[
     str | None,
     setting(
         "--augment",
-        f"Alter every image before it is resized, by any of {', '.join(ALTERATIONS)}; several "
+        f"Alter every image before it is resized, by any of {', '.join(CORRUPTIONS)}; several "
         "are applied in the order given.",
         "NAME,...",
     ),

@@ -173,10 +173,10 @@ def _refuse(given: Mapping[str, Any], names: tuple[str, ...], what: str) -> None
 
 def _of_image(given: Mapping[str, Any]) -> Figure:
     _refuse(given, _FOR_CACHES, "caches")
-    from vggfeat.core.settings import load_config, make_settings
+    from vggfeat.config import load_config, make_settings
     from vggfeat.visualization.feature_maps import (
         MEAN,
-        check_channels,
+        check_map_channels,
         last_convolutions,
         parse_channels,
         see,
@@ -191,7 +191,7 @@ def _of_image(given: Mapping[str, Any]) -> Figure:
     settings = make_settings(config, {**network, "layers": named or "pool5"})
     if named is None:
         settings = replace(settings, layers=last_convolutions(settings.model))
-    check_channels(channels, settings)
+    check_map_channels(channels, settings)
     return draw_maps(see(given["file"], settings), channels, overlay="overlay" in given)
 
 

@@ -14,7 +14,7 @@ from vggfeat.core.file_names import printable
 from vggfeat.core.text import counted
 
 if TYPE_CHECKING:
-    from vggfeat.retrieval.search import Answer, Findings
+    from vggfeat.retrieval.search import Answer, SearchResult
     from vggfeat.retrieval.similarity import Metric
 
 _LEAST_PATH = 16
@@ -157,7 +157,7 @@ def search(
             typer.echo(_csv(found) if as_csv else "\n".join(_lines(found)), nl=not as_csv)
 
 
-def _plain(found: Findings) -> dict[str, Any]:
+def _plain(found: SearchResult) -> dict[str, Any]:
     """The findings for JSON, where `is_self` of a hit is `self`."""
     plain = asdict(found)
     for answer in plain["answers"]:
@@ -166,7 +166,7 @@ def _plain(found: Findings) -> dict[str, Any]:
     return plain
 
 
-def _csv(found: Findings) -> str:
+def _csv(found: SearchResult) -> str:
     r"""One line a hit (RFC 4180); bytes of a path that are no UTF-8 as `\xNN`."""
     text = io.StringIO(newline="")
     lines = csv.writer(text)
@@ -188,7 +188,7 @@ def _csv(found: Findings) -> str:
     return plain.decode("utf-8", "backslashreplace")
 
 
-def _lines(found: Findings) -> list[str]:
+def _lines(found: SearchResult) -> list[str]:
     by = ", ".join(
         layer if len(found.layers) == 1 else f"{layer} {weight:.2g}"
         for layer, weight in zip(found.layers, found.weights, strict=True)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from vggfeat.core.records import Progress
-    from vggfeat.transforms.derive import Derived
+    from vggfeat.transforms.derive import TransformReport
 
 Source = Annotated[
     str,
@@ -74,7 +74,7 @@ Json = Annotated[bool, typer.Option("--json", help="The summary as JSON.")]
 
 
 def run(
-    command: Callable[..., Derived],
+    command: Callable[..., TransformReport],
     settings: Callable[..., Any],
     given: Mapping[str, Any],
     *,
@@ -100,7 +100,7 @@ def run(
         raise UsageError("--fresh makes all rows anew; give it without --update")
     begin = "update" if update else "resume" if resume else "fresh"
     bar = _LateBar(quiet=quiet or as_json)
-    derived: Derived | None = None
+    derived: TransformReport | None = None
     try:
         derived = command(
             source,
@@ -137,7 +137,7 @@ class _LateBar:
             self._bar.close()
 
 
-def _show(derived: Derived, *, as_json: bool, quiet: bool) -> None:
+def _show(derived: TransformReport, *, as_json: bool, quiet: bool) -> None:
     if as_json:
         print_json(derived)
     elif not quiet:
@@ -145,7 +145,7 @@ def _show(derived: Derived, *, as_json: bool, quiet: bool) -> None:
             typer.echo(line)
 
 
-def _lines(derived: Derived) -> list[str]:
+def _lines(derived: TransformReport) -> list[str]:
     counts = f"{derived.done} done, {derived.failed} failed"
     if derived.pending:
         counts += f", {derived.pending} left"

@@ -13,7 +13,7 @@ from vggfeat.core.units import byte_count, duration
 from vggfeat.errors import CacheError
 
 if TYPE_CHECKING:
-    from vggfeat.cache.verify import Verification
+    from vggfeat.cache.verify import VerifyReport
 
 _SHOWN = 20
 
@@ -56,7 +56,7 @@ def verify(
             )
 
 
-def _lines(found: Verification) -> list[str]:
+def _lines(found: VerifyReport) -> list[str]:
     lines = [
         f"  bad      row {bad.row}, {printable(bad.path)}: {bad.problem}"
         for bad in found.bad[:_SHOWN]

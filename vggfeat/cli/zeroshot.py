@@ -146,7 +146,8 @@ def fit(
     with exit_codes():
         set_up_logging(quiet=quiet or as_json, verbose=False)
         from vggfeat.cli.zeroshot_report import fitting_lines
-        from vggfeat.zeroshot import ZeroShotSettings, fit_zeroshot
+        from vggfeat.zeroshot.fit import fit_zeroshot
+        from vggfeat.zeroshot.settings import ZeroShotSettings
 
         given: dict[str, Any] = {
             "layers": layers,
@@ -238,7 +239,7 @@ def predict(
     with exit_codes():
         set_up_logging(quiet=as_json or as_csv, verbose=False)
         from vggfeat.cli.zeroshot_report import one_form, prediction_lines, predictions_plain
-        from vggfeat.zeroshot import predict_zeroshot
+        from vggfeat.zeroshot.predict import predict_zeroshot
 
         one_form(as_json=as_json, as_csv=as_csv)
         found = predict_zeroshot(
@@ -283,7 +284,7 @@ def evaluate(
     with exit_codes():
         set_up_logging(quiet=as_json or as_csv, verbose=False)
         from vggfeat.cli.zeroshot_report import evaluation_csv, evaluation_lines, one_form, whole
-        from vggfeat.zeroshot import evaluate_zeroshot
+        from vggfeat.zeroshot.evaluate import evaluate_zeroshot
 
         one_form(as_json=as_json, as_csv=as_csv)
         found = evaluate_zeroshot(

@@ -15,8 +15,9 @@ from vggfeat.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from vggfeat.zeroshot import Evaluation, Fitting, Predictions
-    from vggfeat.zeroshot.evaluate import Figure, Generalised
+    from vggfeat.zeroshot.evaluate import Evaluation, Figure, Generalised
+    from vggfeat.zeroshot.fit import ZeroShotFitReport
+    from vggfeat.zeroshot.predict import Predictions
     from vggfeat.zeroshot.tree_distance import TreeMistakes
 
 _NAMES_SHOWN = 8
@@ -36,7 +37,7 @@ def whole(text: str) -> tuple[int, ...]:
     return tuple(int(word) for word in words)
 
 
-def fitting_lines(done: Fitting) -> list[str]:
+def fitting_lines(done: ZeroShotFitReport) -> list[str]:
     """What a fit came to."""
     this_run = f"fitted in {duration(done.seconds)}" if done.anew else "fitted already"
     layers = printable(", ".join(done.layers))

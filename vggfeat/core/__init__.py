@@ -1,4 +1,7 @@
-"""Vocabulary that every other part of the package shares: no torch, no input or output.
+"""Vocabulary that every room shares: settings, layer specs, VGG's tables, records, small helpers.
 
-Begin with `text`.
+No torch and no files of the user. Begin with `settings.py`, all that an extraction can be asked
+for, and `layer_spec.py`, the grammar of `conv5_3:gem:l2`.
+
+Public: `vggfeat.Settings`, `vggfeat.Progress`, `vggfeat.Summary`.
 """

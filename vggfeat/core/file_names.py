@@ -32,14 +32,14 @@ ZIP_SUFFIX: Final = b"zip"
 """Likewise, of those that are read as zip archives."""
 
 NOT_REGULAR: Final = "not a regular file"
-"""Key in `Manifest.skipped` for sockets, FIFOs and devices that are named like an image, and for
+"""Key in `ImageList.skipped` for sockets, FIFOs and devices that are named like an image, and for
 links and sparse files in archives."""
 
 UNSAFE_NAME: Final = "unsafe name"
-"""Key in `Manifest.skipped` for members of archives whose names lead out of it or nowhere."""
+"""Key in `ImageList.skipped` for members of archives whose names lead out of it or nowhere."""
 
 HIDDEN_IMAGE: Final = "hidden image"
-"""Key in `Manifest.skipped` for images by extension whose names begin with a dot."""
+"""Key in `ImageList.skipped` for images by extension whose names begin with a dot."""
 
 HIDDEN_FOLDER: Final = "hidden folder"
 """Likewise, of folders whose names begin with a dot, which are not looked into, and `__MACOSX`."""
@@ -130,7 +130,7 @@ def is_hidden(name: bytes) -> bool:
 
 
 def hidden_kind(name: bytes) -> tuple[str, bytes]:
-    """Say what hides a member of plain name `name`: a key of `Manifest.skipped`, and what it is of.
+    """Say what hides a member of plain name `name`: a key of `ImageList.skipped`, and its path.
 
     A hidden folder is named by its own path, so that its members count once; `("", b"")` stands for
     a hidden file that has not the extension of an image, such as `.DS_Store`.
@@ -143,7 +143,7 @@ def hidden_kind(name: bytes) -> tuple[str, bytes]:
 
 
 def hidden_text(skipped: Mapping[str, int]) -> str:
-    """`2 hidden images and 1 hidden folder` of `Manifest.skipped`; '' for none."""
+    """`2 hidden images and 1 hidden folder` of `ImageList.skipped`; '' for none."""
     counts = [(skipped.get(kind, 0), kind) for kind in (HIDDEN_IMAGE, HIDDEN_FOLDER)]
     shown = [counted(count, kind) for count, kind in counts if count]
     return " and ".join(shown) + " (names that begin with a dot)" if shown else ""

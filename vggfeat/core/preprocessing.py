@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 Crop = Literal["center", "none", "pad", "squash"]
 Exif = Literal["apply", "ignore"]
 Decode = Literal["exact", "fast"]
-Transform = Literal["auto", "imagenet", "features", "caffe"]
-Alteration = Literal[
+TransformName = Literal["auto", "imagenet", "features", "caffe"]
+Corruption = Literal[
     "mirror", "flip", "crop", "zoom", "rotate", "grey", "recolour", "invert", "darken", "blur",
     "noise", "jpeg", "shuffle", "occlude",
 ]  # fmt: skip
 Depth = Literal[8, 16]
 Colour = tuple[float, float, float]
 
-ALTERATIONS: tuple[Alteration, ...] = get_args(Alteration)
+CORRUPTIONS: tuple[Corruption, ...] = get_args(Corruption)
 CROPS: tuple[Crop, ...] = get_args(Crop)
 DECODES: tuple[Decode, ...] = get_args(Decode)
 EXIFS: tuple[Exif, ...] = get_args(Exif)
-TRANSFORMS: tuple[Transform, ...] = get_args(Transform)
+TRANSFORMS: tuple[TransformName, ...] = get_args(TransformName)
 
 RGB = 3
 """Channels of a colour image, and of what published weights were trained on."""
@@ -71,7 +71,7 @@ class Preprocess:
     interpolation: Literal["bilinear"] = "bilinear"
     background: Literal["white"] = "white"
     decode: Decode = "exact"
-    augment: tuple[Alteration, ...] = ()
+    augment: tuple[Corruption, ...] = ()
     channels: int = 3
     depth: Depth = 8
     window: tuple[float, float] | None = None
@@ -135,7 +135,7 @@ def preprocess_from(recorded: Mapping[str, Any]) -> Preprocess:
     return Preprocess(**fields)
 
 
-def check_alterations(text: str) -> tuple[Alteration, ...]:
+def parse_corruptions(text: str) -> tuple[Corruption, ...]:
     """The alterations that `text` names, in its order.
 
     Args:
@@ -144,7 +144,7 @@ def check_alterations(text: str) -> tuple[Alteration, ...]:
     Raises:
         UsageError: names every one that is not known, and what may have been meant.
     """
-    known: Mapping[str, Alteration] = {name: name for name in ALTERATIONS}
+    known: Mapping[str, Corruption] = {name: name for name in CORRUPTIONS}
     names = [part.strip() for part in text.split(",") if part.strip()]
     unknown = [_with_guess(name) for name in names if name not in known]
     if unknown:
@@ -155,7 +155,7 @@ def check_alterations(text: str) -> tuple[Alteration, ...]:
 
 
 def _with_guess(name: str) -> str:
-    near = difflib.get_close_matches(name, ALTERATIONS, n=1)
+    near = difflib.get_close_matches(name, CORRUPTIONS, n=1)
     return f"{name!r} (did you mean {near[0]}?)" if near else repr(name)
 
 

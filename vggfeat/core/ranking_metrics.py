@@ -67,35 +67,3 @@ def recall_at(k: int, scores: NDArray[np.float32], relevant: NDArray[np.bool_]) 
     """
     position = first_relevant(scores, relevant)
     return position if math.isnan(position) else float(position < k)
-
-
-def unit_rows(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows of length 1, float32 (n, D); a row of zeros stays as it is. Overwrites `x`."""
-    length = np.sqrt(np.einsum("nd,nd->n", x, x, dtype=np.float64))
-    length[length == 0] = 1
-    x /= length.astype(np.float32)[:, None]
-    return x
-
-
-def inner_products(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Of each row of `a` with each of `b`, (p, D) and (q, D): (p, q); cosines for unit rows."""
-    products: NDArray[np.float32] = a @ b.T
-    return products
-
-
-def nearness(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Minus the squared distance of each row of `a` to each of `b`, (p, D) and (q, D): (p, q).
-
-    By |a|² - 2ab + |b|², in which digits cancel where the rows are far from the origin: what they
-    have in common is better subtracted before.
-    """
-    products = inner_products(a, b)
-    products *= 2
-    products -= _squares(a)[:, None]
-    products -= _squares(b)
-    return products
-
-
-def _squares(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    squares: NDArray[np.float64] = np.einsum("nd,nd->n", x, x, dtype=np.float64)
-    return squares.astype(np.float32)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
     import torch
@@ -35,6 +35,25 @@ class ImageRef:
     def name(self) -> str:
         """The path as text; bytes that are no UTF-8 as surrogate escapes."""
         return os.fsdecode(self.path)
+
+
+class ImageColumns(Protocol):
+    """Images as a cache is made of them: one entry a row in each column."""
+
+    @property
+    def paths(self) -> Sequence[bytes] | NDArray[np.bytes_]:
+        """Relative to the root."""
+        raise NotImplementedError
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """In bytes, int64 (N,)."""
+        raise NotImplementedError
+
+    @property
+    def mtimes(self) -> NDArray[np.int64]:
+        """In nanoseconds since 1970, int64 (N,)."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +203,7 @@ class Summary:
         images_per_second: of this run's images, from the first batch asked for to the last written.
         stages: where the time went.
         share: of a sharded cache, the share that all counts are of; empty for all of it.
-        skipped: files that the listing of this run skipped, by kind: see `Manifest.skipped`;
+        skipped: files that the listing of this run skipped, by kind: see `ImageList.skipped`;
             empty where nothing was listed.
     """
 

@@ -22,10 +22,10 @@ from vggfeat.core.preprocessing import (
     EXIFS,
     RGB,
     TRANSFORMS,
-    check_alterations,
+    parse_corruptions,
 )
+from vggfeat.core.vgg_parameters import FIRST_LAYERS
 from vggfeat.errors import UsageError
-from vggfeat.network.first_layer import FIRST_LAYERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -105,7 +105,7 @@ def wrong_texts(settings: Settings) -> list[str]:
 
 # What is text here and has a grammar of its own, with what reads it.
 _GRAMMARS: Mapping[str, Callable[[str], object]] = {
-    "augment": check_alterations,
+    "augment": parse_corruptions,
     "window": parse_window,
     "clip": parse_clip,
     "clahe": parse_clahe,

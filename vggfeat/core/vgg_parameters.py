@@ -2,13 +2,42 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
 
 from vggfeat.core.vgg_layers import VARIANTS, Layer, layer_table
-from vggfeat.network.first_layer import COLOURS, CONV1_1
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+
+FirstLayer = Literal["sum", "kaiming"]
+FIRST_LAYERS: tuple[FirstLayer, ...] = get_args(FirstLayer)
+
+COLOURS = 3
+CONV1_1 = "features.0.weight"
+CONV1_1_BIAS = "features.0.bias"
+ADAPTER = "adapter.weight"
+ADAPTER_BIAS = "adapter.bias"
+HEAD = ("head.weight", "head.bias")
+"""A linear classifier that `adapt` writes beside the network; extraction does not look at it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What comes into the network, and how it is made to fit.
+
+    Attributes:
+        channels: of the images.
+        first_layer: `sum` rebuilds the first convolution from the pretrained filters where the
+            channels are not three; `kaiming` draws it anew, whatever they are.
+    """
+
+    channels: int = COLOURS
+    first_layer: FirstLayer = "sum"
+
+
+RGB_ENTRY = Entry()
 
 
 def parameter_shapes(

@@ -1,8 +1,6 @@
-"""A cache in the formats of others: streamed in blocks, whole or not at all."""
+"""Cache → formats of other tools: streamed in blocks, whole or not at all.
 
-from __future__ import annotations
+Begin with `export.py`, the command; a format is one file here and one line in `registry.py`.
 
-from vggfeat.exporters.export import Exported, export
-from vggfeat.exporters.registry import FORMATS, Format
-
-__all__ = ["FORMATS", "Exported", "Format", "export"]
+Public: `vggfeat.export`, `vggfeat.ExportReport`.
+"""

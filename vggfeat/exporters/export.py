@@ -13,7 +13,7 @@ from vggfeat.core.layer_spec import NORMS
 from vggfeat.core.text import agree, counted
 from vggfeat.errors import SpaceError, UsageError, VggfeatError
 from vggfeat.exporters.options import COMPRESSIONS, INDEX_METRICS, Compress, IndexMetric, Options
-from vggfeat.exporters.registry import FORMATS, Format
+from vggfeat.exporters.registry import EXPORT_FORMATS, Format
 from vggfeat.exporters.selection import select
 from vggfeat.storage.atomic import TEMPORARY_SUFFIX, atomic_folder, atomic_path
 from vggfeat.storage.hdf5_file import reason_of
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Exported:
+class ExportReport:
     """What an export came to.
 
     Attributes:
         out: the file or folder.
-        format: one of `FORMATS`.
+        format: one of `EXPORT_FORMATS`.
         rows: images in it.
         layers: canonical specs.
         bytes: of the file, or of all files of the folder.
@@ -61,7 +61,7 @@ def export(
     compress: Compress = "none",
     metric: IndexMetric = "cosine",
     norm: Norm | None = None,
-) -> Exported:
+) -> ExportReport:
     """Writes a cache in another format; it appears whole or not at all, and memory is bounded.
 
     Only a faiss index is held in memory whole, as faiss does.
@@ -69,7 +69,7 @@ def export(
     Args:
         cache: a cache.
         out: file or folder to make; must not be there yet.
-        to: one of `FORMATS`.
+        to: one of `EXPORT_FORMATS`.
         layers: specs; empty for all.
         rows: `done`, `all` (NaN where not done), or a shell pattern of paths.
         compress: see `Options`.
@@ -94,17 +94,17 @@ def export(
             raise _exists(place)
         _put(content, place, form, Options(compress, metric))
     notes = tuple(_notes(content, form, to, compress))
-    return Exported(place, to, len(content), content.layers, _size(place), notes, norm)
+    return ExportReport(place, to, len(content), content.layers, _size(place), notes, norm)
 
 
 def _check(to: str, place: str, compress: str, metric: str, norm: str | None) -> Format:
-    form = FORMATS.get(to)
+    form = EXPORT_FORMATS.get(to)
     if form is None:
-        raise UsageError(f"format {to!r} is not known; expected one of {', '.join(FORMATS)}")
+        raise UsageError(f"format {to!r} is not known; expected one of {', '.join(EXPORT_FORMATS)}")
     if compress not in COMPRESSIONS:
         raise UsageError(f"compress is {compress!r}; expected one of {', '.join(COMPRESSIONS)}")
     if compress != "none" and compress not in form.compressions:
-        able = [name for name, one in FORMATS.items() if compress in one.compressions]
+        able = [name for name, one in EXPORT_FORMATS.items() if compress in one.compressions]
         raise UsageError(f"compress {compress} is not for {to}; it is for {' and '.join(able)}")
     if metric not in INDEX_METRICS:
         raise UsageError(f"metric is {metric!r}; expected one of {', '.join(INDEX_METRICS)}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vggfeat.core.ranking_metrics import unit_rows
+from vggfeat.core.arrays import unit_rows
 from vggfeat.errors import UsageError
 from vggfeat.exporters.numpy import write_lines
 from vggfeat.exporters.options import need

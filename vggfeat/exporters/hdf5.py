@@ -10,8 +10,8 @@ import h5py
 import numpy as np
 
 from vggfeat.cache.format import FEATURES, IMAGES, OFFSETS, SCALES, attributes_of
-from vggfeat.cache.rows import blocks
 from vggfeat.cache.writer import row_checksums
+from vggfeat.core.arrays import blocks
 from vggfeat.core.layer_spec import parse_specs
 from vggfeat.core.quantization import scales_digest
 from vggfeat.errors import UsageError
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from vggfeat.cache.extent import Run
+    from vggfeat.cache.extent import DatasetExtent
     from vggfeat.exporters.options import Options
     from vggfeat.exporters.selection import Content
 
@@ -134,7 +134,7 @@ def _filters(options: Options) -> Mapping[str, Any]:
 
 
 def _create(
-    new: h5py.File, name: str, like: Run, rows: int, how: Mapping[str, Any]
+    new: h5py.File, name: str, like: DatasetExtent, rows: int, how: Mapping[str, Any]
 ) -> h5py.Dataset:
     """A dataset of as many rows and the same type, filtered in chunks of whole rows."""
     chunk = None

@@ -43,7 +43,7 @@ class Format:
     descriptor_norm: Norm = "none"
 
 
-FORMATS: Mapping[str, Format] = {
+EXPORT_FORMATS: Mapping[str, Format] = {
     "npy": Format(write_npy, is_folder=True),
     "npz": Format(write_npz, exact_paths=True),
     "parquet": Format(write_parquet, compressions=("gzip", "zstd")),

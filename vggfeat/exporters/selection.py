@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vggfeat.cache.format import RowState
-from vggfeat.cache.rows import blocks, matching
+from vggfeat.cache.rows import matching
+from vggfeat.core.arrays import blocks
 from vggfeat.errors import UsageError
 from vggfeat.exporters.normalization import normalised
 
@@ -25,7 +26,7 @@ _FLOAT32_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ExportPart:
     """Some rows that follow one another in the export.
 
     Attributes:
@@ -82,12 +83,12 @@ class Content:
         for start, stop in blocks(len(self), self.width(layer) * _FLOAT32_BYTES):
             yield self.read(layer, self.rows[start:stop])
 
-    def parts(self) -> Iterator[Part]:
+    def parts(self) -> Iterator[ExportPart]:
         """All rows with all layers, some at a time."""
         row_bytes = sum(map(self.width, self.layers)) * _FLOAT32_BYTES
         for start, stop in blocks(len(self), row_bytes):
             rows = self.rows[start:stop]
-            yield Part(start, rows, {layer: self.read(layer, rows) for layer in self.layers})
+            yield ExportPart(start, rows, {layer: self.read(layer, rows) for layer in self.layers})
 
     def read(self, layer: str, rows: NDArray[np.int64]) -> NDArray[np.floating[Any]]:
         """Some rows of the cache, int64 (n,), as they are exported, (n, …); NaN where not done."""

@@ -13,7 +13,7 @@ from vggfeat.exporters.numpy import file_name, npy_bytes
 
 if TYPE_CHECKING:
     from vggfeat.exporters.options import Options
-    from vggfeat.exporters.selection import Content, Part
+    from vggfeat.exporters.selection import Content, ExportPart
 
 SHARD_BYTES: Final = 1 << 28
 """After so many bytes of features the next shard begins; of the size that loaders like."""
@@ -44,7 +44,7 @@ def write_webdataset(content: Content, folder: str, _options: Options) -> None:
                 _add_image(shard, part, at, paths[part.start + at], states[part.start + at])
 
 
-def _add_image(shard: tarfile.TarFile, part: Part, at: int, path: str, state: str) -> None:
+def _add_image(shard: tarfile.TarFile, part: ExportPart, at: int, path: str, state: str) -> None:
     key = f"{int(part.rows[at]):010}"
     for layer, values in part.values.items():
         _add(shard, f"{key}.{file_name(layer)}.npy", npy_bytes(values[at]))

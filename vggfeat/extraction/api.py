@@ -15,7 +15,7 @@ from vggfeat.extraction import ray_driver as dealing
 from vggfeat.extraction import sharded as extraction
 from vggfeat.extraction.remote_output import extract_to_store, scratch_place
 from vggfeat.extraction.request import ExtractRequest
-from vggfeat.extraction.update import Wish
+from vggfeat.extraction.update import UpdatePolicy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -48,7 +48,7 @@ def extract(
     settings: Settings,
     *,
     fresh: bool = False,
-    wish: Wish = Wish(),  # noqa: B008 frozen
+    wish: UpdatePolicy = UpdatePolicy(),  # noqa: B008 frozen
     root: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     sharding: Sharding | None = None,
@@ -97,7 +97,7 @@ def extract(
 
     def extract_here(request: ExtractRequest) -> Summary:
         if cluster is None:
-            return extraction.extract(request, on_progress)
+            return extraction.extract_here(request, on_progress)
         return dealing.extract_on_ray(request, cluster, on_progress)
 
     if work == os.fspath(out):

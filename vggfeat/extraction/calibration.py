@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vggfeat.core.settings import Settings
-    from vggfeat.images.sources import Manifest
+    from vggfeat.images.sources import ImageList
     from vggfeat.network.multi_device import Replicas
     from vggfeat.network.weights import Weights
 
-SAMPLE = 32
+CALIBRATION_SAMPLE = 32
 """Images that a run is calibrated on."""
 
 RANGE_SAMPLE = 128
@@ -93,22 +93,24 @@ def _largest(
 
 
 def calibrate_on_sample(
-    settings: Settings, manifest: Manifest, weights: Weights
+    settings: Settings, manifest: ImageList, weights: Weights
 ) -> dict[str, float]:
     """`calibrate` on images spread evenly over a run's, the same ones for the same manifest.
 
     Raises:
         InputError: none of them can be decoded.
     """
-    log.info("calibrating 8-bit integers on %s", counted(min(SAMPLE, len(manifest)), "image"))
-    images = _sample(settings, manifest, SAMPLE, "precision")
+    log.info(
+        "calibrating 8-bit integers on %s", counted(min(CALIBRATION_SAMPLE, len(manifest)), "image")
+    )
+    images = _sample(settings, manifest, CALIBRATION_SAMPLE, "precision")
     if settings.crop == "none":  # shapes differ
         return _largest(settings, images, weights)
     return calibrate(settings, torch.cat(images), weights)
 
 
 def scales_on_sample(
-    settings: Settings, manifest: Manifest, replicas: Replicas
+    settings: Settings, manifest: ImageList, replicas: Replicas
 ) -> dict[str, Scales]:
     """Scales for features stored as int8, from images spread evenly over a run's.
 
@@ -152,7 +154,7 @@ def _widened(values: Tensor) -> Scales:
     return Scales.over((low - down).numpy(), (high + more - down).numpy())
 
 
-def _sample(settings: Settings, manifest: Manifest, count: int, what: str) -> list[Tensor]:
+def _sample(settings: Settings, manifest: ImageList, count: int, what: str) -> list[Tensor]:
     """Up to `count` images, uint8 or uint16 (1, C, H, W) each."""
     # In an order of which every beginning is spread as well, as most will do with the first few.
     order = np.random.default_rng(0).permutation(manifest.spread(_TRIED * count))

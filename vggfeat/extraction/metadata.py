@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vggfeat.cache.identity import Identity
     from vggfeat.core.quantization import Scales
     from vggfeat.core.settings import Settings
-    from vggfeat.images.sources import Manifest
+    from vggfeat.images.sources import ImageList
     from vggfeat.network.multi_device import Replicas
     from vggfeat.network.weights import Weights
 
@@ -40,7 +40,7 @@ class Description:
     scales: Mapping[str, Scales]
 
 
-def describe(settings: Settings, manifest: Manifest) -> Description:
+def describe_cache(settings: Settings, manifest: ImageList) -> Description:
     """What a cache of these images is to say of itself, found without doing one of them.
 
     Raises:
@@ -60,7 +60,7 @@ def describe(settings: Settings, manifest: Manifest) -> Description:
 
 
 def describe_with(
-    settings: Settings, manifest: Manifest, weights: Weights, replicas: Replicas, batch_size: int
+    settings: Settings, manifest: ImageList, weights: Weights, replicas: Replicas, batch_size: int
 ) -> Description:
     """The same where the weights are found and the networks are up."""
     size = settings.preprocess().size
@@ -75,7 +75,7 @@ def describe_with(
     )
 
 
-def _scales(settings: Settings, manifest: Manifest, replicas: Replicas) -> dict[str, Scales]:
+def _scales(settings: Settings, manifest: ImageList, replicas: Replicas) -> dict[str, Scales]:
     """Scales for features stored as int8, which the networks then know; else none."""
     if settings.dtype != "int8":
         return {}
@@ -87,7 +87,7 @@ def _scales(settings: Settings, manifest: Manifest, replicas: Replicas) -> dict[
 
 
 def calibrating(
-    settings: Settings, manifest: Manifest, weights: Weights
+    settings: Settings, manifest: ImageList, weights: Weights
 ) -> Callable[[], Mapping[str, float]] | None:
     """What finds out, once decoding is under way, how large activations get; None if not needed."""
     if settings.precision != "int8":

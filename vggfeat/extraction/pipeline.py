@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     from vggfeat.core.records import DecodedBatch, Failure
     from vggfeat.core.settings import Settings
     from vggfeat.extraction.request import ExtractRequest
-    from vggfeat.extraction.update import Wish
+    from vggfeat.extraction.update import UpdatePolicy
     from vggfeat.images.loader import OpenImage
-    from vggfeat.images.sources import Manifest
+    from vggfeat.images.sources import ImageList
     from vggfeat.network.extractor import Pending
     from vggfeat.network.multi_device import Replicas
     from vggfeat.network.weights import Weights
@@ -128,9 +128,9 @@ def extract_file(
 def go_on(
     out: str,
     settings: Settings,
-    manifest: Manifest,
+    manifest: ImageList,
     watch: RunWatch,
-    wish: Wish,
+    wish: UpdatePolicy,
 ) -> None:
     """Does what is left in a cache that is there, whose lock the caller holds.
 
@@ -172,7 +172,7 @@ def go_on(
 def _begin(
     out: str,
     settings: Settings,
-    manifest: Manifest,
+    manifest: ImageList,
     watch: RunWatch,
 ) -> None:
     from vggfeat.network.device import choose_batch_size

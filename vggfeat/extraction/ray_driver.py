@@ -34,8 +34,8 @@ from vggfeat.errors import DeviceError, ShardsHeldError, TooManyFailuresError, U
 from vggfeat.extraction.pipeline import raise_if_cut_short
 from vggfeat.extraction.ray_cluster import connected, import_ray
 from vggfeat.extraction.ray_placement import plan_slots
-from vggfeat.extraction.ray_pool import LOST, Workers
-from vggfeat.extraction.ray_worker import Asked, Board, Errand, Outcome, ShardWorker
+from vggfeat.extraction.ray_pool import LOST, ActorPool
+from vggfeat.extraction.ray_worker import Asked, Board, Outcome, ShardWorker, TaskContext
 from vggfeat.extraction.report import FAILURES_NAMED, Tally, summarise_run
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from vggfeat.extraction.ray_cluster import RayCluster
     from vggfeat.extraction.ray_placement import Slots
     from vggfeat.extraction.request import ExtractRequest
-    from vggfeat.extraction.update import Wish
+    from vggfeat.extraction.update import UpdatePolicy
 
 _DEATHS = 4  # of workers in a row that finished no batch of a shard, until it is given up
 _HELD_RETRIES = 20
@@ -123,10 +123,10 @@ class _Driver:
     _ray: Any = field(default_factory=import_ray)
     _board: Any = None
 
-    def run(self, *, fresh: bool, wish: Wish) -> None:
+    def run(self, *, fresh: bool, wish: UpdatePolicy) -> None:
         """Has the plan made, then every shard done that is not."""
         started = time.perf_counter()
-        workers = Workers(self._ray, self._start())
+        workers = ActorPool(self._ray, self._start())
         self._plan(workers, fresh=fresh, wish=wish)
         self.tally.discover = time.perf_counter() - started
         if not self._goes_on():
@@ -184,10 +184,10 @@ class _Driver:
         return [worker.remote() for _ in range(self.slots.actors)]
 
     @property
-    def _errand(self) -> Errand:
-        return Errand(self.asked, self._board, self.slots.device)
+    def _errand(self) -> TaskContext:
+        return TaskContext(self.asked, self._board, self.slots.device)
 
-    def _plan(self, workers: Workers, *, fresh: bool, wish: Wish) -> None:
+    def _plan(self, workers: ActorPool, *, fresh: bool, wish: UpdatePolicy) -> None:
         """Has whichever actor is there first make the plan."""
         began = time.monotonic()
         for _ in range(_DEATHS):
@@ -217,7 +217,7 @@ class _Driver:
         if time.monotonic() - began > _NOTICE_SECONDS:
             self._tell(logging.INFO, f"waiting for the cluster to have {self.slots.free} free")
 
-    def _deal(self, workers: Workers, cache: ShardedCache) -> None:
+    def _deal(self, workers: ActorPool, cache: ShardedCache) -> None:
         """A shard to each actor that has none, until none is left or the run is to stop."""
         mark = os.stat(os.path.join(self.asked.out, MANIFEST)).st_mtime
         count, waiting = len(cache.shards), deque(sorted(self._left))
@@ -242,7 +242,7 @@ class _Driver:
             self._show()
         self._halt(workers)
 
-    def _halt(self, workers: Workers) -> None:
+    def _halt(self, workers: ActorPool) -> None:
         """Has every actor stop behind its batch, and waits for that."""
         until = time.monotonic() + _STOP_SECONDS
         while workers.busy and time.monotonic() < until:

@@ -21,7 +21,7 @@ _POLL_SECONDS = 0.3
 
 
 @dataclass(slots=True)
-class Workers:
+class ActorPool:
     """The actors: those that start, those that are free, and what the others do."""
 
     ray: Any

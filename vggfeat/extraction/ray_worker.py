@@ -16,8 +16,8 @@ from vggfeat.cache.sharding import Sharding
 from vggfeat.errors import InterruptedRunError, TooManyFailuresError, VggfeatError
 from vggfeat.extraction.ray_cluster import import_ray
 from vggfeat.extraction.request import ExtractRequest
-from vggfeat.extraction.sharded import extract
-from vggfeat.extraction.update import Wish
+from vggfeat.extraction.sharded import extract_here
+from vggfeat.extraction.update import UpdatePolicy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,7 +77,7 @@ class Board:
 
 
 @dataclass(frozen=True, slots=True)
-class Errand:
+class TaskContext:
     """What comes with every task, since an actor that is restarted knows nothing.
 
     Attributes:
@@ -104,12 +104,12 @@ class ShardWorker:
     def __init__(self) -> None:
         self._told = 0.0
 
-    def plan(self, errand: Errand, *, fresh: bool, wish: Wish) -> Outcome:
+    def plan(self, errand: TaskContext, *, fresh: bool, wish: UpdatePolicy) -> Outcome:
         """Lists the images and lays the shards out, or brings them in line."""
         sharding = Sharding(errand.asked.shards, plan_only=True)
         return _extract(errand, sharding, wish, None, fresh=fresh)
 
-    def do(self, errand: Errand, shard: int, count: int, mark: float) -> Outcome:
+    def do(self, errand: TaskContext, shard: int, count: int, mark: float) -> Outcome:
         """Does what is left of a shard.
 
         Args:
@@ -121,7 +121,7 @@ class ShardWorker:
         problem = _not_shared(errand.asked.out, mark)
         if problem:
             return Outcome(None, "UsageError", problem)
-        wish = Wish(retry_failed=errand.asked.retry_failed)
+        wish = UpdatePolicy(retry_failed=errand.asked.retry_failed)
         sharding = Sharding(share=f"{shard}/{count}")
 
         def report(progress: Progress) -> None:
@@ -147,9 +147,9 @@ def _not_shared(out: str, mark: float) -> str:
 
 
 def _extract(
-    errand: Errand,
+    errand: TaskContext,
     sharding: Sharding,
-    wish: Wish,
+    wish: UpdatePolicy,
     on_progress: Callable[[Progress], None] | None,
     *,
     fresh: bool = False,
@@ -163,7 +163,7 @@ def _extract(
         request = ExtractRequest(
             asked.sources, asked.out, errand.settings, fresh, wish, asked.root, sharding
         )
-        summary = extract(request, on_progress)
+        summary = extract_here(request, on_progress)
     except (InterruptedRunError, TooManyFailuresError) as error:
         # How many failed is the driver's to judge, by all shards.
         fatal = (

@@ -41,7 +41,7 @@ from vggfeat.storage.object_store import (
     look_up,
     remove_object,
 )
-from vggfeat.storage.transfer import download, upload
+from vggfeat.storage.transfer import download_object, upload
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -224,7 +224,7 @@ class _Output:
         for name in sorted(self.stored, key=lambda name: name == self.anchor):  # that one last
             known = self._stamps.get(name)
             if not (self.is_stored(name) and known and known.tag == self.stored[name].tag):
-                download(self.stored[name], self.path(name))
+                download_object(self.stored[name], self.path(name))
                 self._stamp(name, self.stored[name].tag)
 
     def _names_here(self) -> list[str]:

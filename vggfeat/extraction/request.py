@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vggfeat.cache.sharding import Sharding
-from vggfeat.extraction.update import Wish
+from vggfeat.extraction.update import UpdatePolicy
 
 if TYPE_CHECKING:
     import os
@@ -32,6 +32,6 @@ class ExtractRequest:
     out: str
     settings: Settings
     fresh: bool = False
-    wish: Wish = field(default_factory=Wish)
+    wish: UpdatePolicy = field(default_factory=UpdatePolicy)
     root: str | None = None
     sharding: Sharding = field(default_factory=Sharding)

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
     from vggfeat.core.quantization import Scales
     from vggfeat.core.settings import Precision, Settings
-    from vggfeat.extraction.update import Changes, Wish
-    from vggfeat.images.sources import Manifest
+    from vggfeat.extraction.update import Changes, UpdatePolicy
+    from vggfeat.images.sources import ImageList
     from vggfeat.network.weights import Weights
 
 log = logging.getLogger("vggfeat")
@@ -95,7 +95,7 @@ def check_output(out: str, *, fresh: bool) -> bool:
 
 
 def resume(
-    out: str, settings: Settings, manifest: Manifest, wish: Wish
+    out: str, settings: Settings, manifest: ImageList, wish: UpdatePolicy
 ) -> tuple[Resumed, Weights | None]:
     """Opens an existing cache, brings it in line as wished, and finds what is left to do in it.
 
@@ -142,7 +142,7 @@ def resume(
     ), weights
 
 
-def is_complete(out: str, manifest: Manifest, wish: Wish) -> bool:
+def is_complete(out: str, manifest: ImageList, wish: UpdatePolicy) -> bool:
     """Return whether a run would write nothing to an existing cache.
 
     Raises:
@@ -259,7 +259,7 @@ def make_identity(
     )
 
 
-def _check_images(cache: FeatureCache, match: Match, manifest: Manifest) -> None:
+def _check_images(cache: FeatureCache, match: Match, manifest: ImageList) -> None:
     returned = match.listed[has_returned(cache, manifest, match)]
     unknown = np.sort(np.concatenate([match.unknown, returned]))
     if len(unknown):
@@ -289,7 +289,7 @@ def _tell_changed(count: int) -> None:
 
 
 def make_provenance(
-    settings: Settings, manifest: Manifest, weights: Weights, *, batch_size: int, precision: str
+    settings: Settings, manifest: ImageList, weights: Weights, *, batch_size: int, precision: str
 ) -> Provenance:
     """What a new cache says about its making."""
     now = dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds")

@@ -45,9 +45,15 @@ from vggfeat.errors import (
 )
 from vggfeat.extraction.resume import check_removals, check_settings
 from vggfeat.extraction.shard_folder import remove_files, remove_leftovers
-from vggfeat.extraction.update import Changes, Wish, apply_changes, find_changes, join_changes
+from vggfeat.extraction.update import (
+    Changes,
+    UpdatePolicy,
+    apply_changes,
+    find_changes,
+    join_changes,
+)
 from vggfeat.images.batch_plan import match_paths
-from vggfeat.images.sources import Manifest, discover
+from vggfeat.images.sources import ImageList, discover
 from vggfeat.storage.locks import hold
 
 if TYPE_CHECKING:
@@ -73,7 +79,7 @@ class Planner:
     """
 
     out: str
-    images: Manifest
+    images: ImageList
     sources: tuple[str, ...]
     stop: StopFlag
     token: str = dataclasses.field(default_factory=lambda: secrets.token_hex(4))
@@ -185,7 +191,7 @@ class Planner:
             self._remove_own()
             raise
 
-    def update(self, had: ShardManifest, settings: Settings, wish: Wish) -> Changes:
+    def update(self, had: ShardManifest, settings: Settings, wish: UpdatePolicy) -> Changes:
         """Brings all shards in line with the images, and the manifest with the shards.
 
         First everything is found out; shards that get images are then written anew under other
@@ -226,7 +232,7 @@ class Planner:
             self._publish(manifest, replace=True)
         return join_changes([one.changes for one in found if one.changes is not None])
 
-    def is_up_to_date(self, had: ShardManifest, settings: Settings, wish: Wish) -> bool:
+    def is_up_to_date(self, had: ShardManifest, settings: Settings, wish: UpdatePolicy) -> bool:
         """Return whether `update` has nothing to write; write nothing.
 
         Raises:
@@ -238,7 +244,9 @@ class Planner:
         same_place = (had.root, had.sources) == (self.images.root, self.sources)
         return same_place and not missing and not changed
 
-    def _find_changes(self, had: ShardManifest, settings: Settings, wish: Wish) -> list[_Piece]:
+    def _find_changes(
+        self, had: ShardManifest, settings: Settings, wish: UpdatePolicy
+    ) -> list[_Piece]:
         found = [self._look_at(piece, wish) for piece in self._pieces(had)]
         self._check(found, had, settings)
         return found
@@ -268,7 +276,7 @@ class Planner:
             yield _Piece(number, shard, caches[number], part_of(self.images, start, stop))
             start = stop
 
-    def _look_at(self, piece: _Piece, wish: Wish) -> _Piece:
+    def _look_at(self, piece: _Piece, wish: UpdatePolicy) -> _Piece:
         self._end_if_stopped()
         if piece.cache is None:
             return piece
@@ -341,12 +349,12 @@ class _Piece:
     number: int
     shard: Shard
     cache: FeatureCache | None
-    images: Manifest
+    images: ImageList
     match: Match | None = None
     changes: Changes | None = None
 
 
-def part_of(images: Manifest, start: int, stop: int) -> Manifest:
+def part_of(images: ImageList, start: int, stop: int) -> ImageList:
     """Some of the images, as a manifest of their own."""
     places = images.places
     return dataclasses.replace(
@@ -360,7 +368,7 @@ def part_of(images: Manifest, start: int, stop: int) -> Manifest:
     )
 
 
-def list_shard(cache: FeatureCache, root: bytes) -> Manifest | None:
+def list_shard(cache: FeatureCache, root: bytes) -> ImageList | None:
     """List the images of one shard as they are now; those that are gone have size 0, and will fail.
 
     Rows that were removed are no images of it any more, whether their files are there or not.
@@ -377,7 +385,7 @@ def list_shard(cache: FeatureCache, root: bytes) -> Manifest | None:
         return None
     paths = tuple(map(bytes, cache.paths[rows]))
     if remote_scheme(root):
-        return Manifest(root, paths, cache.sizes[rows], cache.mtimes[rows], {})
+        return ImageList(root, paths, cache.sizes[rows], cache.mtimes[rows], {})
     listing = b"\0".join([*(os.path.join(root, path) for path in paths), b""])
     images = discover(["-"], root=os.fsdecode(root), stdin=io.BytesIO(listing))
     if not (images.sizes.any() or images.mtimes.any()):

@@ -18,7 +18,7 @@ from vggfeat.core.signals import StopFlag
 from vggfeat.core.text import agree, counted
 from vggfeat.errors import CacheError, LockedError, ShardsHeldError, UsageError
 from vggfeat.extraction import pipeline as run
-from vggfeat.extraction.metadata import describe
+from vggfeat.extraction.metadata import describe_cache
 from vggfeat.extraction.report import Tally, summarise_run
 from vggfeat.extraction.resume import check_settings
 from vggfeat.extraction.shard_folder import (
@@ -28,7 +28,7 @@ from vggfeat.extraction.shard_folder import (
     remove_leftovers,
 )
 from vggfeat.extraction.shard_planner import Planner, list_shard
-from vggfeat.extraction.update import Wish
+from vggfeat.extraction.update import UpdatePolicy
 from vggfeat.images.sources import discover, tell_skipped
 from vggfeat.storage.locks import SharedLock, hold, remove_left_lock, unless_read_only
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from vggfeat.errors import SpaceError
     from vggfeat.extraction.request import ExtractRequest
     from vggfeat.extraction.update import Changes
-    from vggfeat.images.sources import Manifest
+    from vggfeat.images.sources import ImageList
 
 log = logging.getLogger("vggfeat")
 
@@ -50,7 +50,7 @@ def is_sharded(out: str | os.PathLike[str], sharding: Sharding) -> bool:
     return sharding != Sharding() or os.fspath(out).endswith("/") or os.path.isdir(out)
 
 
-def extract(
+def extract_here(
     request: ExtractRequest, on_progress: Callable[[Progress], None] | None = None
 ) -> Summary:
     """Extracts features of images into a cache, or goes on with a cache begun earlier.
@@ -155,7 +155,7 @@ def _prepare_plan(
 def _beginning(request: ExtractRequest, tally: Tally) -> Callable[[StopFlag], None]:
     images = _discover(request, tally)
     shards = request.sharding.count_for(len(images))
-    made = describe(request.settings, images)
+    made = describe_cache(request.settings, images)
 
     def begin(stop: StopFlag) -> None:
         Planner(request.out, images, named_sources(request.sources), stop).begin(made, shards)
@@ -197,7 +197,7 @@ def _no_plan(
     return refuse_changes
 
 
-def _discover(request: ExtractRequest, tally: Tally) -> Manifest:
+def _discover(request: ExtractRequest, tally: Tally) -> ImageList:
     images = discover(request.sources, root=request.root)
     tell_skipped(images)
     tally.skipped = images.skipped
@@ -277,5 +277,5 @@ class _Work:
         images = list_shard(FeatureCache(path), self._cache.manifest.root)
         if images is None:
             return
-        wish = Wish(retry_failed=self._retry)
+        wish = UpdatePolicy(retry_failed=self._retry)
         run.go_on(path, self._request.settings, images, self._watch, wish)

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from vggfeat.config import make_settings
 from vggfeat.core.isolation import isolated
-from vggfeat.core.settings import SMALLEST_SIZE, Settings, make_settings
+from vggfeat.core.settings import SMALLEST_SIZE, Settings
 from vggfeat.core.vgg_layers import CLASSES, GRID, Layer, layer_table
-from vggfeat.core.vgg_parameters import parameter_shapes
+from vggfeat.core.vgg_parameters import COLOURS, parameter_shapes
 from vggfeat.errors import DecodeError, UsageError
 from vggfeat.images.decode import as_decode_errors, finish
 from vggfeat.images.pillow import pillow_to_ourselves
@@ -27,8 +28,13 @@ from vggfeat.images.raw_values import read_raster
 from vggfeat.images.resize import with_shorter_side
 from vggfeat.images.streams import open_file
 from vggfeat.network.checkpoint_reader import open_checkpoint
-from vggfeat.network.first_layer import COLOURS
-from vggfeat.network.weight_check import Checkpoint, Fit, Problem, cannot_be_multiplied, check_fit
+from vggfeat.network.weight_check import (
+    Checkpoint,
+    Problem,
+    WeightFit,
+    cannot_be_multiplied,
+    check_fit,
+)
 from vggfeat.network.weight_metadata import LAYER
 from vggfeat.network.weights import find_weights
 
@@ -290,7 +296,7 @@ def trace_network(
     Raises:
         UsageError: no such model.
     """
-    fit = check_fit(checkpoint, model) if checkpoint else Fit((), ())
+    fit = check_fit(checkpoint, model) if checkpoint else WeightFit((), ())
     layers = checkpoint.layers(model) if checkpoint else layer_table(model)
     small = _too_small(layers, sides)
     problems = [*((small,) if small else ()), *fit.problems]

@@ -36,14 +36,14 @@ if TYPE_CHECKING:
     from vggfeat.cache.format import Header
     from vggfeat.cache.reader import FeatureCache
     from vggfeat.images.batch_plan import Match
-    from vggfeat.images.sources import Manifest
+    from vggfeat.images.sources import ImageList
 
 _HASHED_AT_ONCE = 4096
 _LOOKED_FOR_AT_ONCE = 16  # files that are not listed; a network's delay is what it takes
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class UpdatePolicy:
     """What a run may do to rows that are there already.
 
     Attributes:
@@ -101,7 +101,9 @@ def join_changes(changes: Sequence[Changes]) -> Changes:
     )
 
 
-def find_changes(cache: FeatureCache, manifest: Manifest, match: Match, wish: Wish) -> Changes:
+def find_changes(
+    cache: FeatureCache, manifest: ImageList, match: Match, wish: UpdatePolicy
+) -> Changes:
     """Finds out what `wish` comes to; changes nothing.
 
     An image of the cache that is not listed is gone only if its file is: asking for one folder of
@@ -132,13 +134,13 @@ def find_changes(cache: FeatureCache, manifest: Manifest, match: Match, wish: Wi
     )
 
 
-def files_differ(cache: FeatureCache, manifest: Manifest, match: Match) -> NDArray[np.bool_]:
+def files_differ(cache: FeatureCache, manifest: ImageList, match: Match) -> NDArray[np.bool_]:
     """For each image in both, whether size or time of its file are others than the cache's."""
     sizes = manifest.sizes[match.listed] != cache.sizes[match.rows]
     return np.asarray(sizes | (manifest.mtimes[match.listed] != cache.mtimes[match.rows]))
 
 
-def has_returned(cache: FeatureCache, manifest: Manifest, match: Match) -> NDArray[np.bool_]:
+def has_returned(cache: FeatureCache, manifest: ImageList, match: Match) -> NDArray[np.bool_]:
     """For each image in both, whether its row was removed and its file is there again.
 
     A list may well name what is gone for good: that is no image, and its row stays removed.
@@ -147,7 +149,7 @@ def has_returned(cache: FeatureCache, manifest: Manifest, match: Match) -> NDArr
     return np.asarray(there & (cache.state[match.rows] == RowState.REMOVED))
 
 
-def _check_root(cache: FeatureCache, manifest: Manifest, match: Match) -> None:
+def _check_root(cache: FeatureCache, manifest: ImageList, match: Match) -> None:
     root = cache.header.provenance.root
     if root != manifest.root and not len(match.rows):
         raise CacheMismatchError(
@@ -158,7 +160,7 @@ def _check_root(cache: FeatureCache, manifest: Manifest, match: Match) -> None:
 
 
 def _contents_differ(
-    cache: FeatureCache, manifest: Manifest, match: Match, looked_at: NDArray[np.bool_]
+    cache: FeatureCache, manifest: ImageList, match: Match, looked_at: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
     """For each image in both, whether its bytes are others than those its row was made from.
 
@@ -183,7 +185,7 @@ def _contents_differ(
     return differs
 
 
-def _digest(manifest: Manifest, position: int) -> bytes:
+def _digest(manifest: ImageList, position: int) -> bytes:
     """SHA-256 of an image's bytes; empty, like no image's, where they cannot be read."""
     try:
         with manifest.open(position) as stream:
@@ -192,7 +194,7 @@ def _digest(manifest: Manifest, position: int) -> bytes:
         return b""
 
 
-def _gone(cache: FeatureCache, manifest: Manifest, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+def _gone(cache: FeatureCache, manifest: ImageList, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """Those of `rows`, not removed yet, whose file is no longer there."""
     rows = rows[cache.state[rows] != RowState.REMOVED]
     paths = cache.paths
@@ -223,7 +225,7 @@ def _is_file(path: bytes) -> bool:
 
 def apply_changes(
     cache: FeatureCache,
-    manifest: Manifest,
+    manifest: ImageList,
     match: Match,
     changes: Changes,
     *,
@@ -244,7 +246,7 @@ def apply_changes(
 
 
 def _change_in_place(
-    cache: FeatureCache, manifest: Manifest, match: Match, changes: Changes
+    cache: FeatureCache, manifest: ImageList, match: Match, changes: Changes
 ) -> None:
     listed = np.concatenate([changes.changed, changes.returned, changes.touched])
     if not (len(listed) or len(changes.retried) or len(changes.removed)):
@@ -264,7 +266,7 @@ def _change_in_place(
 
 
 def _rewrite(
-    cache: FeatureCache, manifest: Manifest, match: Match, changes: Changes, out: str
+    cache: FeatureCache, manifest: ImageList, match: Match, changes: Changes, out: str
 ) -> None:
     """A new file with the added images, over the old one; what was removed is left out."""
     images, origin = _join(cache, manifest, match, changes)
@@ -289,7 +291,7 @@ def _rewrite(
 
 
 def _join(
-    cache: FeatureCache, manifest: Manifest, match: Match, changes: Changes
+    cache: FeatureCache, manifest: ImageList, match: Match, changes: Changes
 ) -> tuple[Images, NDArray[np.int64]]:
     """All images of the new file in their order, and the old row of each, or -1."""
     state = cache.state.copy()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vggfeat.core.records import Failure
-    from vggfeat.images.sources import Manifest
+    from vggfeat.images.sources import ImageList
 
 _LOOKED_FOR = 32  # images of a source, at even distances
 
@@ -41,7 +41,7 @@ class SourceGuard:
 
     def __init__(
         self,
-        manifest: Manifest,
+        manifest: ImageList,
         sources: Sequence[str | os.PathLike[str]],
         position: Callable[[int], int],
     ) -> None:

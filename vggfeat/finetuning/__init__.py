@@ -1,12 +1,6 @@
-"""Adapting a network to other images: parts of it are fine-tuned on images of known classes.
+"""Adapt the network to other images: a linear probe, then fine-tuning on known classes.
 
-`adapt` is in `vggfeat.finetuning.adapt`: the command line reads the defaults from here, and
-`--help` must not load what reads images.
+Begin with `adapt.py`, the command, then `trainer.py`, the loop; `settings.py` has every choice.
+
+Public: `vggfeat.adapt`, `vggfeat.AdaptSettings`, `vggfeat.FinetuneReport`.
 """
-
-from __future__ import annotations
-
-from vggfeat.finetuning.report import Adapted
-from vggfeat.finetuning.settings import AdaptSettings
-
-__all__ = ["AdaptSettings", "Adapted"]

@@ -23,10 +23,10 @@ from vggfeat.core.text import agree, counted
 from vggfeat.errors import InterruptedRunError, UsageError
 from vggfeat.extraction.pipeline import extract_file
 from vggfeat.extraction.request import ExtractRequest
-from vggfeat.extraction.update import Wish
+from vggfeat.extraction.update import UpdatePolicy
 from vggfeat.finetuning.batch_order import batch_count
 from vggfeat.finetuning.metadata import IDENTITY, REPORT, identity_of, preprocessing_metadata
-from vggfeat.finetuning.report import Adapted
+from vggfeat.finetuning.report import FinetuneReport
 from vggfeat.finetuning.resume import (
     Job,
     OutputFiles,
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from vggfeat.finetuning.dataset import TrainingData
     from vggfeat.finetuning.evaluation import Metrics
     from vggfeat.finetuning.settings import AdaptSettings
-    from vggfeat.images.sources import Manifest
+    from vggfeat.images.sources import ImageList
     from vggfeat.network.weights import Weights
 
 log = logging.getLogger("vggfeat")
@@ -76,7 +76,7 @@ class _Task:
     settings: AdaptSettings
     sources: Sequence[str | os.PathLike[str]]
     root: str | None
-    manifest: Manifest
+    manifest: ImageList
     labels: Labels
     weights: Weights
     files: OutputFiles
@@ -126,7 +126,7 @@ def adapt(
     fresh: bool = False,
     root: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
-) -> Adapted:
+) -> FinetuneReport:
     """Fine-tunes parts of a network on images of known classes, or resumes it.
 
     First a linear probe is fitted to the features of the untouched network; then the parts asked
@@ -194,7 +194,7 @@ def _check_request(out: str, sources: Sequence[str | os.PathLike[str]]) -> None:
     check_place(out)
 
 
-def _run(task: _Task, *, fresh: bool) -> Adapted:
+def _run(task: _Task, *, fresh: bool) -> FinetuneReport:
     """Whatever is left to do."""
     settings, files = task.settings, task.files
     request = Request(task.identity, settings.network.precision)
@@ -222,7 +222,7 @@ def _run(task: _Task, *, fresh: bool) -> Adapted:
     return report
 
 
-def _train(task: _Task, job: Job, data: TrainingData) -> Adapted:
+def _train(task: _Task, job: Job, data: TrainingData) -> FinetuneReport:
     """Trains to the end, and writes the weights, or to where it is stopped, and is saved."""
     from vggfeat.finetuning.build import build_network, initial_tensors
     from vggfeat.finetuning.checkpointing import Checkpointer
@@ -284,7 +284,7 @@ def _untouched_features(task: _Task) -> FeatureCache | None:
         tuple(task.sources),
         task.files.untouched_features,
         network,
-        wish=Wish(update=True),
+        wish=UpdatePolicy(update=True),
         root=task.root,
     )
     summary = extract_file(request, task.notice_extraction)
@@ -322,14 +322,14 @@ def _report(
     before: Metrics | None = None,
     *,
     stopped: str,
-) -> Adapted:
+) -> FinetuneReport:
     settings, classes = task.settings, task.labels.classes
     network, best = settings.network, job.state.best
     split = data.split if data else Split(np.zeros(0, np.int64), np.zeros(0, np.int64))
     held_out = np.bincount(classes[split.validation], minlength=len(task.labels.names))
     taken = len(split.train) + len(split.validation)
     known = int((classes != UNLABELLED).sum())
-    return Adapted(
+    return FinetuneReport(
         out=task.files.out,
         model=network.model,
         weights=task.weights.name,
@@ -351,7 +351,7 @@ def _report(
     )
 
 
-def _warn_without_gain(report: Adapted) -> None:
+def _warn_without_gain(report: FinetuneReport) -> None:
     before, after = report.before, report.after
     if before and after and after.accuracy <= before.accuracy:
         log.warning(

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vggfeat.core.text import counted
+from vggfeat.core.vgg_parameters import ADAPTER, COLOURS, CONV1_1, Entry
 from vggfeat.errors import WeightsError
 from vggfeat.finetuning.lr_schedule import LearningRateSchedule
 from vggfeat.finetuning.model import FineTunedNetwork
 from vggfeat.network.device import choose_device, cuda_has_bfloat16
-from vggfeat.network.first_layer import ADAPTER, COLOURS, CONV1_1, Entry, start_adapter
+from vggfeat.network.first_layer import start_adapter
 from vggfeat.network.vgg import needed_layers, network_of
 from vggfeat.network.weights import load_tensors
 

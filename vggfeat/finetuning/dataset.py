@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vggfeat.core.records import DecodedBatch
     from vggfeat.core.settings import Settings
     from vggfeat.finetuning.split import Split
-    from vggfeat.images.sources import Manifest
+    from vggfeat.images.sources import ImageList
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,7 +36,7 @@ class TrainingData:
         validation_features: float32 (v, D), likewise, of the validation rows.
     """
 
-    manifest: Manifest
+    manifest: ImageList
     classes: NDArray[np.int64]
     class_count: int
     split: Split
@@ -53,7 +53,7 @@ class BatchLoader:
         device: of the network.
     """
 
-    def __init__(self, manifest: Manifest, network: Settings, device: torch.device) -> None:
+    def __init__(self, manifest: ImageList, network: Settings, device: torch.device) -> None:
         self._manifest, self._network, self._device = manifest, network, device
         self._normalise = Normaliser(network.preprocess(), device)
 

@@ -52,7 +52,7 @@ def identity_of(settings: AdaptSettings, weights_sha256: str, images: str) -> di
     }
 
 
-def differences(had: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+def request_differences(had: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
     """What is asked for otherwise than a file has it, a line each."""
     asked = json.loads(json.dumps(asked))  # lists for tuples, as the file has them
     return [

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Adapted:
+class FinetuneReport:
     """What `adapt` did.
 
     Attributes:
@@ -66,8 +66,8 @@ class Adapted:
         return json.dumps(fields)
 
 
-def report_from_json(out: str, text: str) -> Adapted:
-    """What `Adapted.to_json` wrote.
+def report_from_json(out: str, text: str) -> FinetuneReport:
+    """What `FinetuneReport.to_json` wrote.
 
     Raises:
         ValueError, TypeError, KeyError: it is something else.
@@ -82,4 +82,4 @@ def report_from_json(out: str, text: str) -> Adapted:
         "after": metrics_from(fields["after"]),
         "epochs": epochs_from(fields["epochs"]),
     }
-    return Adapted(**known)
+    return FinetuneReport(**known)

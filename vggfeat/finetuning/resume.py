@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vggfeat.errors import CacheError, CacheMismatchError, UsageError, VggfeatError
-from vggfeat.finetuning.metadata import IDENTITY, REPORT, STATE, differences
+from vggfeat.finetuning.metadata import IDENTITY, REPORT, STATE, request_differences
 from vggfeat.finetuning.progress import TrainingState, state_from_json
-from vggfeat.finetuning.report import Adapted, report_from_json
+from vggfeat.finetuning.report import FinetuneReport, report_from_json
 from vggfeat.storage.atomic import TEMPORARY_SUFFIX, remove_leftover
 from vggfeat.storage.locks import remove_left_lock
-from vggfeat.storage.safetensors import read_header
+from vggfeat.storage.safetensors import read_safetensors_header
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -87,7 +87,7 @@ class Request:
             CacheMismatchError: names all that differs.
         """
         precision = had.get("precision") if self.precision == "auto" else self.precision
-        unlike = differences(had, {**self.identity, "precision": precision})
+        unlike = request_differences(had, {**self.identity, "precision": precision})
         if unlike:
             raise CacheMismatchError(
                 f"{path!r} was begun otherwise: {'; '.join(unlike)}. Ask for the same, choose "
@@ -119,7 +119,7 @@ class Job:
         return {IDENTITY: json.dumps(self.identity), STATE: state.to_json()}
 
 
-def finished_report(out: str, request: Request, *, fresh: bool) -> Adapted | None:
+def finished_report(out: str, request: Request, *, fresh: bool) -> FinetuneReport | None:
     """The report of an earlier run, if its weights are there and are those asked for.
 
     Raises:
@@ -129,7 +129,7 @@ def finished_report(out: str, request: Request, *, fresh: bool) -> Adapted | Non
     if not os.path.lexists(out):
         return None
     with as_cache_error(out, "is there and no weight file of adapt; choose another --out"):
-        metadata = read_header(out).metadata
+        metadata = read_safetensors_header(out).metadata
         found = report_from_json(out, metadata[REPORT])
         had = json.loads(metadata[IDENTITY])
     if fresh:
@@ -159,7 +159,7 @@ def start_or_resume(path: str, request: Request, precision: str) -> Job:
             "move it away, or choose another --out"
         )
     with as_cache_error(path):
-        metadata = read_header(path).metadata
+        metadata = read_safetensors_header(path).metadata
         had, state = json.loads(metadata[IDENTITY]), state_from_json(metadata[STATE])
     request.check(path, had)
     log.info("going on in epoch %d, batch %d", len(state.epochs) + 1, state.batches + 1)

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vggfeat.core.settings import load_config, make_settings
+from vggfeat.config import load_config, make_settings
 from vggfeat.core.vgg_layers import VARIANTS, layer_table
 from vggfeat.errors import UsageError
 from vggfeat.finetuning.augmentation import parse_jitter
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vggfeat.core.layer_spec import LayerSpec
     from vggfeat.core.settings import Settings
 
-PRECISIONS = ("auto", "float32", "bfloat16")
+TRAINING_PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +109,10 @@ def _wrong_network(network: Settings) -> list[str]:
             f"layer {network.specs[0]} is no vector that a head could stand on; take a pool such "
             "as avg, or a layer in front of prob"
         )
-    if network.precision not in PRECISIONS:
+    if network.precision not in TRAINING_PRECISIONS:
         wrong.append(
-            f"precision {network.precision} cannot be trained in; expected {', '.join(PRECISIONS)}"
+            f"precision {network.precision} cannot be trained in; expected "
+            f"{', '.join(TRAINING_PRECISIONS)}"
         )
     for name, usual in (("fuse", ""), ("augment", ""), ("decode", "exact")):
         if getattr(network, name) != usual:

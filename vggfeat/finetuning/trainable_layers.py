@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vggfeat.core.vgg_layers import Layer, layer_table
+from vggfeat.core.vgg_parameters import ADAPTER, ADAPTER_BIAS
 from vggfeat.errors import UsageError
-from vggfeat.network.first_layer import ADAPTER, ADAPTER_BIAS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

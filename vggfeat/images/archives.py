@@ -28,9 +28,9 @@ from vggfeat.core.timestamps import clamp_ns
 from vggfeat.images.streams import (
     MISSING,
     TAR_MEMBER,
+    ArchiveReader,
     DamagedError,
     Place,
-    Source,
     Stamp,
     open_member,
 )
@@ -180,7 +180,7 @@ def list_archive(path: bytes, *, whole: bool, wanted: Collection[bytes]) -> List
     chosen = _Chosen(whole, wanted)
     damage = ""
     is_zip = archive_suffix(path) == ZIP_SUFFIX
-    source = Source(path, tar=not is_zip)
+    source = ArchiveReader(path, tar=not is_zip)
     try:
         for found in _zip_members(source) if is_zip else _tar_members(source):
             chosen.look_at(found)
@@ -244,7 +244,7 @@ class _Chosen:
 
 
 def _why_not(found: _Found, name: bytes) -> str | None:
-    """Why a member is no image to take, as a key of `Manifest.skipped`; None for one that is."""
+    """Why a member is no image to take, as a key of `ImageList.skipped`; None for one that is."""
     kind = extension(found.name.rpartition(b"/")[2])
     if kind not in IMAGE_EXTENSIONS:
         return os.fsdecode(kind)
@@ -253,13 +253,13 @@ def _why_not(found: _Found, name: bytes) -> str | None:
     return None if found.regular else NOT_REGULAR
 
 
-def _tar_members(source: Source) -> Iterator[_Found]:
+def _tar_members(source: ArchiveReader) -> Iterator[_Found]:
     for member in read_tar(source):
         place = (0, member.offset, member.size, member.size, 0, TAR_MEMBER, 0)
         yield _Found(member.name, member.regular, place)
 
 
-def _zip_members(source: Source) -> Iterator[_Found]:
+def _zip_members(source: ArchiveReader) -> Iterator[_Found]:
     """The members of a zip but its folders, as its central directory lists them."""
     try:
         with zipfile.ZipFile(source.file) as archive:

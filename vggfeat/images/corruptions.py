@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from vggfeat.core.preprocessing import Alteration
+    from vggfeat.core.preprocessing import Corruption
 
 _ANGLE = math.radians(15)
 _QUALITY = 10
@@ -46,7 +46,7 @@ _INVERTED: Final = [255 - level for level in range(256)] * 3
 _DARKENED: Final = [level // 2 for level in range(256)] * 3
 
 
-def alter(image: Image.Image, names: tuple[Alteration, ...]) -> Image.Image:
+def alter(image: Image.Image, names: tuple[Corruption, ...]) -> Image.Image:
     """An image altered by each of `names` in turn.
 
     Args:
@@ -182,7 +182,7 @@ def _occlude(image: Image.Image) -> Image.Image:
     return hidden
 
 
-_STEPS: Mapping[Alteration, Callable[[Image.Image], Image.Image]] = {
+_STEPS: Mapping[Corruption, Callable[[Image.Image], Image.Image]] = {
     "mirror": _mirror,
     "flip": _flip,
     "crop": _crop,

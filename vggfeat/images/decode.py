@@ -21,7 +21,7 @@ from vggfeat.images.corruptions import alter
 from vggfeat.images.intensity import develop
 from vggfeat.images.pillow import load_rgb, pillow_to_ourselves
 from vggfeat.images.raw_values import is_of_values, read_raster
-from vggfeat.images.resize import fit, fit_pixels, too_large
+from vggfeat.images.resize import fit_inside, fit_pixels, too_large
 from vggfeat.images.streams import open_file
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def decode(stream: BinaryIO, preprocess: Preprocess, max_pixels: int) -> NDArray
     with as_decode_errors(stream, max_pixels):
         if preprocess.usual and not is_of_values(stream):
             image = alter(load_rgb(stream, preprocess), preprocess.augment)
-            return np.array(fit(image, preprocess, max_pixels, preprocess.fill))
+            return np.array(fit_inside(image, preprocess, max_pixels, preprocess.fill))
         raster = read_raster(stream, preprocess, max_pixels)
         return finish(raster, preprocess, max_pixels)
 

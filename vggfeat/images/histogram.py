@@ -60,7 +60,7 @@ def _are_whole(flat: NDArray[Any]) -> bool:
     return flat.dtype.kind != "f" or bool((np.floor(flat) == flat).all())
 
 
-class Histogram:
+class ValueHistogram:
     """The values of many images together."""
 
     def __init__(self) -> None:

@@ -23,14 +23,14 @@ Up to here a resize is torchvision's to the byte; beyond, to within one grey lev
 
 
 def fit_pixels(pixels: NDArray[Any], preprocess: Preprocess, max_pixels: int) -> NDArray[Any]:
-    """Resize and cut an array of any number of channels as `fit` does an image.
+    """Resize and cut an array of any number of channels as `fit_inside` does an image.
 
     Args:
         pixels: uint8 or uint16 (H, W, C). Eight bits of one channel or of RGB are resized as
             integers, as torchvision has it; all others as floats, a channel by itself, and then
             rounded.
         preprocess: its size, crop and resize.
-        max_pixels: see `fit`.
+        max_pixels: see `fit_inside`.
 
     Returns:
         The same type, C-contiguous and writable.
@@ -39,10 +39,12 @@ def fit_pixels(pixels: NDArray[Any], preprocess: Preprocess, max_pixels: int) ->
     if pixels.dtype == np.uint8 and channels in (1, RGB):
         image = Image.fromarray(pixels[..., 0] if channels == 1 else np.ascontiguousarray(pixels))
         fill = preprocess.fill[0] if channels == 1 else preprocess.fill
-        fitted = fit(image, preprocess, max_pixels, fill)
+        fitted = fit_inside(image, preprocess, max_pixels, fill)
         return np.array(fitted).reshape(fitted.height, fitted.width, channels)
     planes = [
-        np.asarray(fit(Image.fromarray(plane), preprocess, max_pixels, fill))  # (h, w) float32
+        np.asarray(
+            fit_inside(Image.fromarray(plane), preprocess, max_pixels, fill)
+        )  # (h, w) float32
         for plane, fill in zip(
             np.moveaxis(pixels, 2, 0).astype(np.float32), preprocess.fill, strict=True
         )
@@ -51,7 +53,7 @@ def fit_pixels(pixels: NDArray[Any], preprocess: Preprocess, max_pixels: int) ->
     return np.asarray(rounded, pixels.dtype)
 
 
-def fit(
+def fit_inside(
     image: Image.Image, preprocess: Preprocess, max_pixels: int, fill: int | tuple[int, ...]
 ) -> Image.Image:
     """Resize and cut an image as `preprocess.crop` says.

@@ -51,7 +51,7 @@ log = logging.getLogger("vggfeat")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Manifest:
+class ImageList:
     """All images of a run, in the order of their rows.
 
     Attributes:
@@ -116,7 +116,7 @@ def discover(
     *,
     root: str | None = None,
     stdin: BinaryIO | None = None,
-) -> Manifest:
+) -> ImageList:
     """List the images that `sources` name.
 
     Args:
@@ -161,7 +161,7 @@ def discover(
     return _manifest(found, listings, base, dict(sorted(skipped.items())))
 
 
-def tell_skipped(manifest: Manifest) -> None:
+def tell_skipped(manifest: ImageList) -> None:
     """Note in the log what was skipped in folders, archives and object stores."""
     hidden = hidden_text(manifest.skipped)
     others = {kind: n for kind, n in manifest.skipped.items() if kind not in _HIDDEN}
@@ -176,7 +176,7 @@ def tell_skipped(manifest: Manifest) -> None:
 
 def _discover_objects(
     named: _Named, sources: Sequence[str | os.PathLike[str]], root: str | None
-) -> Manifest:
+) -> ImageList:
     local = sorted({*named.folders, *named.files, *named.whole, *named.wanted})
     if local:
         raise UsageError(
@@ -195,7 +195,7 @@ def _manifest(
     listings: Sequence[Listing],
     root: bytes,
     skipped: Mapping[str, int],
-) -> Manifest:
+) -> ImageList:
     """Sort absolute paths, make them relative, and bring all else into their order."""
     paths, facts = found.paths, found.facts()  # (N,), (N, 2)
     places = None
@@ -209,7 +209,7 @@ def _manifest(
             "root that holds all images, or leave it out"
         )
     order = sorted_order(paths)
-    return Manifest(
+    return ImageList(
         root=root,
         paths=taken_in_order(paths, order, len(prefix)),
         sizes=facts[order, 0],

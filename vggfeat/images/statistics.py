@@ -18,7 +18,7 @@ from vggfeat.core.text import counted
 from vggfeat.errors import InputError
 from vggfeat.images.batch_plan import plan_batches
 from vggfeat.images.decode import as_decode_errors, finish
-from vggfeat.images.histogram import Histogram, ValueCounts, count_values
+from vggfeat.images.histogram import ValueCounts, ValueHistogram, count_values
 from vggfeat.images.pillow_state import own_plugins
 from vggfeat.images.raw_values import read_raster
 from vggfeat.images.sources import discover, tell_skipped
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from vggfeat.core.preprocessing import Preprocess
     from vggfeat.core.settings import Settings
-    from vggfeat.images.sources import Manifest
+    from vggfeat.images.sources import ImageList
 
 PERCENTILES: Final = (0.1, 0.5, 1.0, 5.0, 25.0, 50.0, 75.0, 95.0, 99.0, 99.5, 99.9)
 """Of the files' values."""
@@ -184,7 +184,7 @@ class _Measured:
     bits: int
 
 
-def _measuring(manifest: Manifest, settings: Settings) -> Callable[[int], tuple[bytes, _Measured]]:
+def _measuring(manifest: ImageList, settings: Settings) -> Callable[[int], tuple[bytes, _Measured]]:
     preprocess, max_pixels = settings.preprocess(), settings.max_pixels
     own_plugins()  # here, and not in every process anew
 
@@ -217,7 +217,7 @@ class _Sums:
         # Of any size: Python's own integers.
         self._sums, self._squares = [0] * channels, [0] * channels
         self._lowest, self._highest = [math.inf] * channels, [-math.inf] * channels
-        self._values = Histogram()
+        self._values = ValueHistogram()
         self._kinds: Counter[str] = Counter()
         self._bits: Counter[str] = Counter()
 

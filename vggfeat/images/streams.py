@@ -181,7 +181,7 @@ def _regular(path: bytes, buffering: int) -> Any:
     return open(path, "rb", buffering=buffering, opener=open_descriptor)
 
 
-class Source:
+class ArchiveReader:
     """An archive opened for reading at any offset.
 
     Args:
@@ -328,16 +328,16 @@ def _zstd(path: bytes) -> Any:
     return module
 
 
-_open_archives: OrderedDict[bytes, Source] = OrderedDict()
+_open_archives: OrderedDict[bytes, ArchiveReader] = OrderedDict()
 
 
-def _kept_open(path: bytes, stamp: Stamp, *, packed: bool) -> Source:
+def _kept_open(path: bytes, stamp: Stamp, *, packed: bool) -> ArchiveReader:
     source = _open_archives.get(path)
     if source is None or source.stamp != stamp or source.changed():
         _forget(path)
         while len(_open_archives) >= _KEPT_OPEN:
             _forget(next(iter(_open_archives)))
-        source = _open_archives[path] = Source(path, tar=packed)
+        source = _open_archives[path] = ArchiveReader(path, tar=packed)
     _open_archives.move_to_end(path)
     if source.stamp != stamp:
         _forget(path)
@@ -361,14 +361,14 @@ os.register_at_fork(after_in_child=close_archives)
 atexit.register(close_archives)
 
 
-def _tar_member(source: Source, place: Place) -> bytes:
+def _tar_member(source: ArchiveReader, place: Place) -> bytes:
     data = source.read(place.offset, place.size)
     if len(data) < place.size:
         raise DamagedError(f"{counted(len(data), 'byte')}, expected {place.size}")
     return data
 
 
-def _zip_member(source: Source, place: Place) -> bytes:
+def _zip_member(source: ArchiveReader, place: Place) -> bytes:
     header = source.read(place.offset, _LOCAL_HEADER) if place.offset >= 0 else b""
     if len(header) < _LOCAL_HEADER or not header.startswith(b"PK\3\4"):
         raise DamagedError(f"no member at byte {place.offset}")

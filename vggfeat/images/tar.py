@@ -15,7 +15,7 @@ from vggfeat.images.streams import DamagedError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vggfeat.images.streams import Source
+    from vggfeat.images.streams import ArchiveReader
 
 _BLOCK = 512
 _LARGEST_HEADER = 2**22  # bytes of a long name or of pax records
@@ -64,7 +64,7 @@ class _Said:
         return any(key.startswith(b"GNU.sparse.") for key in self.records)
 
 
-def read_tar(source: Source) -> Iterator[TarMember]:
+def read_tar(source: ArchiveReader) -> Iterator[TarMember]:
     """All members but folders, in the order of the archive, several archives in a row included.
 
     Raises:
@@ -90,7 +90,7 @@ def read_tar(source: Source) -> Iterator[TarMember]:
             yield member
 
 
-def _behind_zeros(source: Source, offset: int) -> int:
+def _behind_zeros(source: ArchiveReader, offset: int) -> int:
     """The first block from `offset` on that is not zero, or the end."""
     while stretch := source.read(offset, _STRETCH):
         rest = stretch.lstrip(b"\0")
@@ -113,7 +113,7 @@ def _checked(block: bytes, offset: int) -> bytes:
     return block[156:157]
 
 
-def _read_extension(source: Source, block: bytes, offset: int, said: _Said) -> int:
+def _read_extension(source: ArchiveReader, block: bytes, offset: int, said: _Said) -> int:
     """Take over what the header at `offset` says about others, and return where the next is."""
     size = _number(block[124:136], offset)
     data = source.read(offset + _BLOCK, size) if size <= _LARGEST_HEADER else b""
@@ -131,7 +131,9 @@ def _read_extension(source: Source, block: bytes, offset: int, said: _Said) -> i
     return offset + _BLOCK + _padded(size)
 
 
-def _member(source: Source, block: bytes, offset: int, said: _Said) -> tuple[TarMember | None, int]:
+def _member(
+    source: ArchiveReader, block: bytes, offset: int, said: _Said
+) -> tuple[TarMember | None, int]:
     """The member whose header is at `offset`, None for a folder, and where the next header is."""
     kind, data = block[156:157], offset + _BLOCK
     size = _number(said.get(b"size") or block[124:136], offset, decimal=bool(said.get(b"size")))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from vggfeat.network.first_layer import COLOURS, CONV1_1
+from vggfeat.core.vgg_parameters import COLOURS, CONV1_1
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -143,12 +143,12 @@ _FILTERS: Mapping[int, tuple[float, ...]] = {
     ),
 }
 _ALIKE = 0.99  # cosine; of filters that have nothing to do with each other it is below 0.6
-TRANSFORMS: Mapping[str, str] = {"rgb": "features", "bgr": "caffe"}
+CAFFE_TRANSFORMS: Mapping[str, str] = {"rgb": "features", "bgr": "caffe"}
 """Which preprocessing goes with weights that take colours in this order."""
 
 JOHNSONS = ("00b39a1b", "d01eb7cb")
 """Beginnings of the SHA-256 of vgg16-00b39a1b.pth and vgg19-d01eb7cb.pth, which take BGR."""
-FEATURES = "88682ab5"
+FEATURES_ORDER = "88682ab5"
 """Of torchvision's IMAGENET1K_FEATURES, whose classifier holds no values."""
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from vggfeat.core.text import counted
 from vggfeat.errors import WeightsError
-from vggfeat.network.containers.records import ITEM_BYTES, MoreThanTensorsError, RefusedError
+from vggfeat.network.containers.records import VALUE_BYTES, MoreThanTensorsError, RefusedError
 from vggfeat.network.containers.registry import read_contents
 from vggfeat.network.containers.safetensors_file import read_safetensors
 from vggfeat.network.dialects.registry import translate
@@ -205,7 +205,7 @@ def _values(file: CheckedFile, contents: Contents, names: Iterable[str]) -> dict
         stored = contents.tensors[name]
         begin, length = contents.locate(stored.storage)
         first, count = _extent(stored)
-        item = ITEM_BYTES[stored.dtype]
+        item = VALUE_BYTES[stored.dtype]
         if first < 0 or (first + count) * item > length:
             raise ValueError(
                 f"{name} of shape {list(stored.shape)} does not fit its {counted(length, 'byte')}"

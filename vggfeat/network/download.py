@@ -28,7 +28,7 @@ _PORTS = {"http": 80, "https": 443}
 log = logging.getLogger("vggfeat")
 
 
-def download(url: str, path: str, digest_prefix: str) -> str | None:
+def download_weights(url: str, path: str, digest_prefix: str) -> str | None:
     """Fetches `url` into the new file `path` and returns the SHA-256 of its bytes.
 
     Of several runs that want the same file one fetches it and the others wait.

@@ -13,6 +13,7 @@ from vggfeat.core.forked import note_computing, refuse_broken_threads
 from vggfeat.core.isolation import isolated
 from vggfeat.core.records import DecodedBatch, Failure, FeatureBatch
 from vggfeat.core.text import counted
+from vggfeat.core.vgg_parameters import ADAPTER
 from vggfeat.errors import DeviceError, UsageError
 from vggfeat.network.device import (
     Compute,
@@ -21,11 +22,10 @@ from vggfeat.network.device import (
     device_errors,
     to_host,
 )
-from vggfeat.network.first_layer import ADAPTER
 from vggfeat.network.input_checks import check_images
 from vggfeat.network.int8 import Int8Vgg
 from vggfeat.network.normalization import Normaliser
-from vggfeat.network.pooling import fuse, quantise
+from vggfeat.network.pooling import fuse_vectors, quantise
 from vggfeat.network.vgg import TappedVgg, needed_layers, network_of
 from vggfeat.network.weight_metadata import check_carried
 from vggfeat.network.weights import Weights, find_weights, load_tensors
@@ -254,7 +254,7 @@ class Extractor:
                 images = self._normalise(images).to(next(network.parameters()).dtype)
             features, finite = network(images)
             if self._recipe is not None:
-                features = {self._recipe.method: fuse(features, self._recipe)}
+                features = {self._recipe.method: fuse_vectors(features, self._recipe)}
         return cast("dict[str, Tensor]", features), cast("Tensor", finite)
 
 

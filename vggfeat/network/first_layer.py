@@ -6,10 +6,16 @@ adapter, a convolution of 1 x 1 from C channels to 3, stands in front of the unt
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 from vggfeat.core.text import counted
+from vggfeat.core.vgg_parameters import (
+    ADAPTER,
+    ADAPTER_BIAS,
+    COLOURS,
+    CONV1_1,
+    Entry,
+)
 from vggfeat.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -18,34 +24,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     Shapes = Mapping[str, tuple[int, ...]]
-
-FirstLayer = Literal["sum", "kaiming"]
-FIRST_LAYERS: tuple[FirstLayer, ...] = get_args(FirstLayer)
-
-COLOURS = 3
-CONV1_1 = "features.0.weight"
-CONV1_1_BIAS = "features.0.bias"
-ADAPTER = "adapter.weight"
-ADAPTER_BIAS = "adapter.bias"
-HEAD = ("head.weight", "head.bias")
-"""A linear classifier that `adapt` writes beside the network; extraction does not look at it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """What comes into the network, and how it is made to fit.
-
-    Attributes:
-        channels: of the images.
-        first_layer: `sum` rebuilds the first convolution from the pretrained filters where the
-            channels are not three; `kaiming` draws it anew, whatever they are.
-    """
-
-    channels: int = COLOURS
-    first_layer: FirstLayer = "sum"
-
-
-RGB = Entry()
 
 
 def file_channels(shapes: Shapes) -> int | None:

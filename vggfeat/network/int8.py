@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from vggfeat.network.pooling import reduce
+from vggfeat.network.pooling import reduce_map
 from vggfeat.network.vgg import TappedVgg
 
 if TYPE_CHECKING:
@@ -131,10 +131,10 @@ class Int8Vgg(nn.Module):
             else:
                 convolution = self._convolutions[layer.name]
                 for spec in self._specs_at(layer, pre=True):
-                    taken[str(spec)] = reduce(convolution(x, rectified=False), spec)
+                    taken[str(spec)] = reduce_map(convolution(x, rectified=False), spec)
                 x, scale = convolution(x, rectified=True), convolution.scale_out
             for spec in self._specs_at(layer, pre=False):
-                taken[str(spec)] = reduce(x.float() * scale, spec)
+                taken[str(spec)] = reduce_map(x.float() * scale, spec)
         if self.head is not None:
             taken |= self.head(x.float() * scale)[0]
         ordered = {str(spec): taken[str(spec)] for spec in self.specs}

@@ -30,7 +30,7 @@ _RMAC_OVERLAP = Fraction(2, 5)
 _Span = tuple[int, int]
 
 
-def reduce(x: Tensor, spec: LayerSpec) -> Tensor:
+def reduce_map(x: Tensor, spec: LayerSpec) -> Tensor:
     """Rows of features from a batch of a layer's outputs: pooled, then normalised.
 
     Args:
@@ -66,7 +66,7 @@ def quantise(
     65520) that rounding to nearest would have brought back to it.
 
     Args:
-        x: (N, ...) float32, as `reduce` returns it.
+        x: (N, ...) float32, as `reduce_map` returns it.
         dtype: `float16`, `float32` or `int8`.
         scales: for int8, scale and offset that go with `x`: see `quantisation.Scales.along`.
 
@@ -93,7 +93,7 @@ def _codes(x: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
     return ((x - offset) / torch.where(scale > 0, scale, torch.inf)).round()
 
 
-def fuse(features: Mapping[str, Tensor], recipe: Recipe) -> Tensor:
+def fuse_vectors(features: Mapping[str, Tensor], recipe: Recipe) -> Tensor:
     """One vector of several, as `fusion.Fusion` makes it of a cache's rows.
 
     Args:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 the name the whole field knows it by
 
 from vggfeat.core.vgg_layers import GRID, Layer, layer_table
-from vggfeat.network.first_layer import ADAPTER, COLOURS, CONV1_1
-from vggfeat.network.pooling import reduce
+from vggfeat.core.vgg_parameters import ADAPTER, COLOURS, CONV1_1
+from vggfeat.network.pooling import reduce_map
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -70,14 +70,14 @@ class TappedVgg(nn.Module):
         for layer in self.layers:
             x = self._linear_part(layer, x)
             before = [spec for spec in self.specs if spec.layer is layer and spec.pre]
-            taken.update({str(spec): reduce(x, spec) for spec in before})
+            taken.update({str(spec): reduce_map(x, spec) for spec in before})
             if before and x.dtype == torch.float16:
                 finite = finite & torch.isfinite(x).all()
             if layer.relu_index is not None:
                 # In place only when nobody has looked at x; both give the same bits.
                 x = torch.relu(x) if before else torch.relu_(x)
             after = [spec for spec in self.specs if spec.layer is layer and not spec.pre]
-            taken.update({str(spec): reduce(x, spec) for spec in after})
+            taken.update({str(spec): reduce_map(x, spec) for spec in after})
             ends_block = layer.kind in ("pool", "fc") or layer is self.layers[-1]
             if ends_block and x.dtype == torch.float16:
                 finite = finite & torch.isfinite(x).all()

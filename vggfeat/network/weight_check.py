@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 from vggfeat.core.text import agree, counted
 from vggfeat.core.vgg_layers import CLASSES, GRID, Layer, find_layer, layer_table
-from vggfeat.core.vgg_parameters import parameter_shapes, variant_of
-from vggfeat.network.first_layer import (
+from vggfeat.core.vgg_parameters import (
     ADAPTER,
     ADAPTER_BIAS,
     COLOURS,
     HEAD,
-    adapter_problem,
-    file_channels,
+    parameter_shapes,
+    variant_of,
 )
-from vggfeat.network.first_layer import CONV1_1 as _FIRST
+from vggfeat.core.vgg_parameters import CONV1_1 as _FIRST
+from vggfeat.network.first_layer import adapter_problem, file_channels
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -86,7 +86,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True)
-class Fit:
+class WeightFit:
     """How a weight file fits a network.
 
     Attributes:
@@ -113,7 +113,7 @@ def remedy_for(checkpoint: Checkpoint, model: str, layers: Sequence[Layer]) -> s
     return next((problem.remedy for problem in problems if problem.stage in names), "")
 
 
-def check_fit(checkpoint: Checkpoint, model: str) -> Fit:
+def check_fit(checkpoint: Checkpoint, model: str) -> WeightFit:
     """Compares the tensors of a weight file with those of `model`; no value is looked at."""
     notes = list(checkpoint.told)
     problems: list[Problem] = []
@@ -133,7 +133,7 @@ def check_fit(checkpoint: Checkpoint, model: str) -> Fit:
     notes += _end(checkpoint, found)
     told = HEAD if checkpoint.ends else ()
     notes += _unexpected({n: s for n, s in found.items() if n not in told}, model, problems)
-    return Fit(tuple(problems), tuple(notes))
+    return WeightFit(tuple(problems), tuple(notes))
 
 
 def _without_prefix(shapes: Shapes) -> tuple[Shapes, str]:

@@ -12,12 +12,12 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from vggfeat.core.vgg_layers import VARIANTS
+from vggfeat.core.vgg_parameters import COLOURS
 from vggfeat.errors import WeightsError
-from vggfeat.network.caffe import TRANSFORMS as CAFFE_TRANSFORMS
-from vggfeat.network.caffe import caffe_order
+from vggfeat.network.caffe import CAFFE_TRANSFORMS, caffe_order
 from vggfeat.network.checkpoint_reader import WeightFile, open_checkpoint
 from vggfeat.network.dialects.johnson import JOHNSON
-from vggfeat.network.first_layer import COLOURS, file_channels
+from vggfeat.network.first_layer import file_channels
 from vggfeat.storage.digests import file_digests
 
 if TYPE_CHECKING:

@@ -14,22 +14,22 @@ from typing import TYPE_CHECKING
 from vggfeat.core.resources import user_cache
 from vggfeat.core.text import agree, counted
 from vggfeat.core.vgg_layers import GRID, Layer
-from vggfeat.core.vgg_parameters import parameter_shapes, variant_of
-from vggfeat.errors import UsageError, WeightsError
-from vggfeat.network.caffe import FEATURES, caffe_order
-from vggfeat.network.checkpoint_reader import open_checkpoint
-from vggfeat.network.dialects.johnson import JOHNSON
-from vggfeat.network.download import download
-from vggfeat.network.first_layer import (
+from vggfeat.core.vgg_parameters import (
     ADAPTER,
     ADAPTER_BIAS,
     COLOURS,
     CONV1_1,
     CONV1_1_BIAS,
-    RGB,
-    check_channels,
-    inflate,
+    RGB_ENTRY,
+    parameter_shapes,
+    variant_of,
 )
+from vggfeat.errors import UsageError, WeightsError
+from vggfeat.network.caffe import FEATURES_ORDER, caffe_order
+from vggfeat.network.checkpoint_reader import open_checkpoint
+from vggfeat.network.dialects.johnson import JOHNSON
+from vggfeat.network.download import download_weights
+from vggfeat.network.first_layer import check_channels, inflate
 from vggfeat.network.weight_check import Checkpoint, remedy_for
 from vggfeat.network.weight_metadata import LAYER
 from vggfeat.storage.checked_file import FileChangedError
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from vggfeat.network.first_layer import Entry
+    from vggfeat.core.vgg_parameters import Entry
     from vggfeat.storage.checked_file import FileDigest
 
 BASE_URL = "https://download.pytorch.org/models"
@@ -155,7 +155,7 @@ def find_weights(name: str, model: str) -> Weights:
         os.path.basename(name),
         digest.sha256,
         path=name,
-        convolutions_only=digest.sha256.startswith(FEATURES),
+        convolutions_only=digest.sha256.startswith(FEATURES_ORDER),
         caution=_caution(name, digest),
         digest=digest,
     )
@@ -199,7 +199,7 @@ def _published_weights(name: str, file: str) -> Weights:
 def _fetch_published(file: str, path: str, prefix: str) -> None:
     url = f"{(os.environ.get(BASE_URL_VARIABLE) or BASE_URL).rstrip('/')}/{file}"
     try:
-        download(url, path, prefix)
+        download_weights(url, path, prefix)
     except WeightsError as error:
         raise WeightsError(
             f"weights {file} are not at {path} and could not be had: {error}. Put the file there, "
@@ -209,7 +209,7 @@ def _fetch_published(file: str, path: str, prefix: str) -> None:
 
 
 def load_tensors(
-    weights: Weights, model: str, layers: tuple[Layer, ...], entry: Entry = RGB
+    weights: Weights, model: str, layers: tuple[Layer, ...], entry: Entry = RGB_ENTRY
 ) -> dict[str, torch.Tensor]:
     """Float32 tensors of `layers` by torchvision's names, in memory that is no file's.
 

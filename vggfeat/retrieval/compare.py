@@ -12,20 +12,20 @@ import numpy as np
 
 from vggfeat.cache.labels import UNLABELLED, labels_of
 from vggfeat.cache.sharded import open_cache
+from vggfeat.core.arrays import spread
 from vggfeat.core.isolation import isolated
 from vggfeat.core.text import agree, counted
 from vggfeat.errors import CacheMismatchError, UsageError
 from vggfeat.images.batch_plan import match_paths
 from vggfeat.retrieval.layer_ranking import (
     FUSIONS,
-    METRICS,
+    RANKING_METRICS,
     Database,
     Found,
     Plan,
-    Queries,
+    RankingQueries,
     plan_candidates,
-    search,
-    spread,
+    rank_database,
 )
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ _log = logging.getLogger("vggfeat")
 RANKS = (5, 10)
 """The k of recall at k, unless told otherwise."""
 
-SAMPLE = 2000
+QUERY_SAMPLE = 2000
 """Queries at most, unless told otherwise."""
 
 
@@ -92,7 +92,7 @@ class Comparison:
     """What a comparison found.
 
     Attributes:
-        metric: one of `METRICS`.
+        metric: one of `RANKING_METRICS`.
         by: what is relevant to a query: images of its class, or the image it was made of.
         classes: how many classes the images searched have; 0 by queries.
         candidates: best mean average precision first; of several query caches, over all queries.
@@ -118,7 +118,7 @@ def compare(
     metric: str = "cosine",
     k: Sequence[int] = RANKS,
     fusions: str = "all",
-    sample: int = SAMPLE,
+    sample: int = QUERY_SAMPLE,
 ) -> Comparison:
     """Measures how well each vector layer of each cache finds what is relevant.
 
@@ -159,7 +159,7 @@ def compare(
         known = labels_of(opened[0], labels)
         notes += known.notes
         database, asked = _by_labels(opened, known, sample)
-    found = [search(database, one, plan) for one in asked]
+    found = [rank_database(database, one, plan) for one in asked]
     pooled = Found(
         np.concatenate([one.precision for one in found], axis=1),
         np.concatenate([one.ahead for one in found], axis=1),
@@ -179,8 +179,8 @@ def compare(
 
 def _check_choices(metric: str, fusions: str, sample: int, k: Sequence[int]) -> None:
     wrong = []
-    if metric not in METRICS:
-        wrong.append(f"metric {metric!r} is none; expected one of {', '.join(METRICS)}")
+    if metric not in RANKING_METRICS:
+        wrong.append(f"metric {metric!r} is none; expected one of {', '.join(RANKING_METRICS)}")
     if fusions not in FUSIONS:
         wrong.append(f"fusions {fusions!r} are none; expected one of {', '.join(FUSIONS)}")
     if sample < 1:
@@ -235,7 +235,7 @@ def _doubts(caches: Sequence[FeatureCache]) -> list[str]:
 
 def _by_labels(
     caches: tuple[FeatureCache, ...], known: Labels, sample: int
-) -> tuple[Database, list[Queries]]:
+) -> tuple[Database, list[RankingQueries]]:
     rows = _common_rows(caches)
     classes = known.classes[rows[0]]
     labelled = classes != UNLABELLED
@@ -250,12 +250,12 @@ def _by_labels(
         )
     places = spread(np.flatnonzero(members[database.classes] > 1), sample)
     asked = tuple(one[places] for one in database.rows)
-    return database, [Queries(caches, asked, database.classes[places], places)]
+    return database, [RankingQueries(caches, asked, database.classes[places], places)]
 
 
 def _by_queries(
     cache: FeatureCache, altered: Sequence[FeatureCache], plan: Plan, sample: int
-) -> tuple[Database, list[Queries]]:
+) -> tuple[Database, list[RankingQueries]]:
     (rows,) = _common_rows((cache,))
     database = Database((cache,), (rows,), np.arange(len(rows)))
     return database, [_asked(cache, rows, other, plan, sample) for other in altered]
@@ -267,12 +267,12 @@ def _asked(
     altered: FeatureCache,
     plan: Plan,
     sample: int,
-) -> Queries:
+) -> RankingQueries:
     _check_queries(cache, altered, plan)
     of_cache, of_altered = _common_rows((cache, altered))
     mine = spread(of_altered, sample)
     originals = np.searchsorted(rows, spread(of_cache, sample))
-    return Queries((altered,), (mine,), originals, np.full(len(mine), -1))
+    return RankingQueries((altered,), (mine,), originals, np.full(len(mine), -1))
 
 
 def _check_queries(cache: FeatureCache, altered: FeatureCache, plan: Plan) -> None:

@@ -27,7 +27,7 @@ from vggfeat.core.text import agree, counted
 from vggfeat.errors import InputError, UsageError
 from vggfeat.retrieval.blas_threads import single_threaded
 from vggfeat.retrieval.similarity import (
-    Asked,
+    LayerQuery,
     block_rows,
     exact_pairs,
     final_scores,
@@ -68,7 +68,7 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class DuplicateGroup:
     """Images of which each is near another; any two are joined by a chain of near ones.
 
     Attributes:
@@ -101,7 +101,7 @@ class Duplicates:
     threshold: float
     images: int
     pairs: int
-    groups: tuple[Group, ...]
+    groups: tuple[DuplicateGroup, ...]
     warning: str = ""
 
     @property
@@ -205,7 +205,7 @@ class _Task:
 
     def side(self, rows: Rows) -> Side:
         """Rows as queries."""
-        asked = Asked(self.layer, self.cache.values(self.layer, rows))
+        asked = LayerQuery(self.layer, self.cache.values(self.layer, rows))
         (side,) = sides(self.cache, [asked], self.metric)
         return side
 
@@ -307,7 +307,7 @@ class _Groups:
                 return roots
             roots = above
 
-    def groups(self, task: _Task) -> tuple[Group, ...]:
+    def groups(self, task: _Task) -> tuple[DuplicateGroup, ...]:
         """The groups of two and more, of the task whose rows the places are."""
         places = np.flatnonzero(self._partners < len(task.rows))
         roots = self._roots(places)
@@ -335,7 +335,7 @@ def _scores(task: _Task, rows: Rows, partners: Rows) -> Values:
     return scores
 
 
-def _group(task: _Task, rows: Rows, scores: Values) -> Group:
+def _group(task: _Task, rows: Rows, scores: Values) -> DuplicateGroup:
     digests = [digest.tobytes() for digest in task.cache.digests[rows]]
     often = Counter(digest for digest in digests if any(digest))
     members = tuple(
@@ -343,4 +343,4 @@ def _group(task: _Task, rows: Rows, scores: Values) -> Group:
         for row, score, digest in zip(rows.tolist(), scores.tolist(), digests, strict=True)
     )
     best = scores.min() if task.metric == "l2" else scores.max()
-    return Group(float(best), members)
+    return DuplicateGroup(float(best), members)

@@ -19,8 +19,8 @@ from vggfeat.core.resources import usable_cores
 from vggfeat.errors import UsageError
 from vggfeat.retrieval.blas_threads import single_threaded
 from vggfeat.retrieval.similarity import (
-    Asked,
     Kernel,
+    LayerQuery,
     block_rows,
     exact_similarities,
     final_scores,
@@ -81,13 +81,13 @@ def top_k(
         UsageError: queries, k, rows or metric that make no sense.
         CacheError: no such layer.
     """
-    found = nearest(cache, [Asked(layer, queries)], k, metric, rows=rows)
+    found = nearest(cache, [LayerQuery(layer, queries)], k, metric, rows=rows)
     return found.rows, found.scores
 
 
 def nearest(
     cache: FeatureCache,
-    asked: Sequence[Asked],
+    asked: Sequence[LayerQuery],
     k: int,
     metric: Metric = "cosine",
     *,

@@ -17,23 +17,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vggfeat.core.arrays import spread, unit_rows
 from vggfeat.core.file_names import foreign_ending
-from vggfeat.core.ranking_metrics import unit_rows
 from vggfeat.core.text import counted
 from vggfeat.errors import CacheMismatchError, InputError, LockedError, UsageError
 from vggfeat.retrieval.exact_search import Nearest, nearest, ranked
 from vggfeat.retrieval.faiss_index_file import (
+    IndexedLayer,
     IndexInfo,
     LengthGuard,
-    Source,
     damaged,
     load_faiss,
     read_index,
     read_record,
     write_file,
 )
-from vggfeat.retrieval.layer_ranking import spread
-from vggfeat.retrieval.similarity import Asked, sides
+from vggfeat.retrieval.similarity import LayerQuery, sides
 from vggfeat.storage.locks import hold
 from vggfeat.storage.paths import check_place
 
@@ -67,7 +66,7 @@ _BLOCK_BYTES = 1 << 26  # of rows added at a time
 _LARGEST_HALF = 65504.0
 
 
-class Index:
+class FaissIndex:
     """Rows of a cache that can be searched without looking at them all.
 
     Args:
@@ -82,7 +81,7 @@ class Index:
     def __init__(
         self,
         cache: FeatureCache,
-        source: Source,
+        source: IndexedLayer,
         info: IndexInfo,
         index: Any,
         rows: Rows,
@@ -117,7 +116,7 @@ class Index:
         if k < 1:
             raise UsageError(f"top is {k}; expected at least 1")
         metric: Metric = self._source.metric  # type: ignore[assignment] # checked when built
-        queries_ready = sides(self._cache, [Asked(self._source.layer, queries)], metric)
+        queries_ready = sides(self._cache, [LayerQuery(self._source.layer, queries)], metric)
         count = min(len(self._rows), 2 * k + 1)
         places = self._places(queries_ready[0].vectors, count)
         which, rank = np.nonzero((places >= 0) & (places < len(self._rows)))
@@ -148,7 +147,7 @@ def open_index(
     path: str | os.PathLike[str],
     *,
     on_progress: OnProgress | None = None,
-) -> Index:
+) -> FaissIndex:
     """Opens the index of a layer, and builds it first where there is none, or of other rows.
 
     Args:
@@ -183,7 +182,7 @@ def open_index(
                 "run that fills it is over"
             )
     index, guard = _read(path, record, cache)
-    return Index(cache, source, record.info, index, np.flatnonzero(done), guard=guard)
+    return FaissIndex(cache, source, record.info, index, np.flatnonzero(done), guard=guard)
 
 
 def build_index(
@@ -234,13 +233,15 @@ def _check_path(path: str) -> None:
         )
 
 
-def _source(cache: FeatureCache, layer: str, metric: Metric, done: NDArray[np.bool_]) -> Source:
+def _source(
+    cache: FeatureCache, layer: str, metric: Metric, done: NDArray[np.bool_]
+) -> IndexedLayer:
     nothing = np.zeros((0, cache[layer].shape[-1]), np.float32)
-    (side,) = sides(cache, [Asked(layer, nothing)], metric)  # refuses maps and unknown metrics
-    return Source.of(cache, side.layer, metric, done)
+    (side,) = sides(cache, [LayerQuery(layer, nothing)], metric)  # refuses maps and unknown metrics
+    return IndexedLayer.of(cache, side.layer, metric, done)
 
 
-def _current(path: str, source: Source) -> Record | None:
+def _current(path: str, source: IndexedLayer) -> Record | None:
     """The record of the index if it is of the rows that are done now."""
     record = read_record(path)
     if record is None:
@@ -257,7 +258,7 @@ def _current(path: str, source: Source) -> Record | None:
     return None
 
 
-def _refuse_another(path: str, found: Source, wanted: Source) -> None:
+def _refuse_another(path: str, found: IndexedLayer, wanted: IndexedLayer) -> None:
     for field, name in (
         ("layer", "layer"),
         ("metric", "metric"),
@@ -279,7 +280,7 @@ def _read(path: str, record: Record, cache: FeatureCache) -> tuple[Any, LengthGu
 
 
 def _built(
-    cache: FeatureCache, source: Source, rows: Rows, path: str, on_progress: OnProgress | None
+    cache: FeatureCache, source: IndexedLayer, rows: Rows, path: str, on_progress: OnProgress | None
 ) -> IndexInfo:
     _log.info("building index %r of %s by %s", path, counted(len(rows), "image"), source.layer)
     index, info = _trained(cache, source, rows)
@@ -289,7 +290,7 @@ def _built(
         added += len(x)
         if on_progress is not None:
             on_progress(added, len(rows))
-    info = _measured(Index(cache, source, info, index, rows), cache, source, rows)
+    info = _measured(FaissIndex(cache, source, info, index, rows), cache, source, rows)
     write_file(path, index, source, info)
     _log.info("index %r is built: %s, recall at %d is %.3f", path, info.kind, info.at, info.recall)
     if info.recall < RECALL:
@@ -297,7 +298,7 @@ def _built(
     return info
 
 
-def _trained(cache: FeatureCache, source: Source, rows: Rows) -> tuple[Any, IndexInfo]:
+def _trained(cache: FeatureCache, source: IndexedLayer, rows: Rows) -> tuple[Any, IndexInfo]:
     """An index without rows, and what it is but for probes and recall."""
     faiss = load_faiss()
     width, count = cache[source.layer].shape[1], len(rows)
@@ -322,7 +323,7 @@ def _trained(cache: FeatureCache, source: Source, rows: Rows) -> tuple[Any, Inde
     return index, IndexInfo("ivf", count, storage, lists, lists, len(sample), 1.0, 0, 0)
 
 
-def _fits_float16(cache: FeatureCache, source: Source) -> bool:
+def _fits_float16(cache: FeatureCache, source: IndexedLayer) -> bool:
     """Whether no value can be too large for float16."""
     if source.metric == "cosine" or cache[source.layer].dtype == np.float16:
         return True
@@ -332,19 +333,21 @@ def _fits_float16(cache: FeatureCache, source: Source) -> bool:
     return bool(np.all(np.abs(scales.offset) + 128 * np.abs(scales.scale) < _LARGEST_HALF))
 
 
-def _blocks(cache: FeatureCache, source: Source, rows: Rows) -> Iterator[Values]:
+def _blocks(cache: FeatureCache, source: IndexedLayer, rows: Rows) -> Iterator[Values]:
     step = max(1, _BLOCK_BYTES // (4 * cache[source.layer].shape[1]))
     for start in range(0, len(rows), step):
         yield _ready(cache, source, rows[start : start + step])
 
 
-def _ready(cache: FeatureCache, source: Source, rows: Rows) -> Values:
+def _ready(cache: FeatureCache, source: IndexedLayer, rows: Rows) -> Values:
     """Rows as the index has them, float32 (n, D); for cosines of unit length."""
     x = cache.values(source.layer, rows)
     return unit_rows(x) if source.metric == "cosine" else x
 
 
-def _measured(index: Index, cache: FeatureCache, source: Source, rows: Rows) -> IndexInfo:
+def _measured(
+    index: FaissIndex, cache: FeatureCache, source: IndexedLayer, rows: Rows
+) -> IndexInfo:
     """The index with as few probes, a power of two, as reach the recall, or with all lists.
 
     A row that is as near as the last one wanted counts as found: which of equal rows is shown does
@@ -356,7 +359,7 @@ def _measured(index: Index, cache: FeatureCache, source: Source, rows: Rows) -> 
         return index.info
     queries = cache.values(source.layer, own)
     metric: Metric = source.metric  # type: ignore[assignment] # checked by `sides`
-    exact = nearest(cache, [Asked(source.layer, queries)], at, metric, left_out=own)
+    exact = nearest(cache, [LayerQuery(source.layer, queries)], at, metric, left_out=own)
     sign = -1 if metric == "l2" else 1
     info = index.info
     for power in itertools.count():

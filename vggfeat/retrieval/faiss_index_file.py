@@ -63,7 +63,7 @@ class IndexInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class IndexedLayer:
     """What an index was built from.
 
     Attributes:
@@ -83,7 +83,9 @@ class Source:
     digest: str
 
     @classmethod
-    def of(cls, cache: FeatureCache, layer: str, metric: str, done: NDArray[np.bool_]) -> Source:
+    def of(
+        cls, cache: FeatureCache, layer: str, metric: str, done: NDArray[np.bool_]
+    ) -> IndexedLayer:
         """That of a cache as it is now, with these rows done, bool (N,)."""
         # Not which rows: entries count done rows, so that a cache may gain others between them.
         checksums = np.ascontiguousarray(cache.checksums[done], "<u4")
@@ -111,7 +113,7 @@ class Record:
             are scored from the cache anyway.
     """
 
-    source: Source
+    source: IndexedLayer
     info: IndexInfo
     faiss_bytes: int
     head_bytes: int
@@ -130,7 +132,7 @@ def load_faiss() -> Any:
         raise UsageError(f"an index needs faiss ({error}): pip install 'vggfeat[faiss]'") from error
 
 
-def write_file(path: str, index: Any, source: Source, info: IndexInfo) -> None:
+def write_file(path: str, index: Any, source: IndexedLayer, info: IndexInfo) -> None:
     """Writes an index beside `path` and renames it there, whole or not at all.
 
     The caller holds the lock of `path`: what an earlier run left half written is overwritten.
@@ -184,7 +186,9 @@ def read_record(path: str) -> Record | None:
         raise damaged(path, "its record")
     try:
         fields = json.loads(data)
-        record = Record(Source(**fields.pop("source")), IndexInfo(**fields.pop("info")), **fields)
+        record = Record(
+            IndexedLayer(**fields.pop("source")), IndexInfo(**fields.pop("info")), **fields
+        )
     except (TypeError, KeyError, ValueError) as error:
         raise CacheError(
             f"index {path!r} was written by another version of vggfeat; delete it to have it built "

@@ -15,13 +15,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from vggfeat.core.ranking_metrics import (
-    average_precision,
-    first_relevant,
-    inner_products,
-    nearness,
-    unit_rows,
-)
+from vggfeat.core.arrays import inner_products, nearness, spread, unit_rows
+from vggfeat.core.ranking_metrics import average_precision, first_relevant
 from vggfeat.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,7 +28,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("vggfeat")
 
-METRICS: Final = ("cosine", "l2")
+RANKING_METRICS: Final = ("cosine", "l2")
 FUSIONS: Final = ("all", "pairs", "none")
 
 _SCORE_BYTES = 1 << 29
@@ -42,7 +37,7 @@ _CENTRE_ROWS = 1000  # whose mean is subtracted before distances; any point woul
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class RankedLayer:
     """A layer of vectors of `width` numbers, in the cache with number `source`."""
 
     name: str
@@ -56,7 +51,7 @@ class Plan:
 
     Attributes:
         layers: those of the first cache first.
-        metric: one of `METRICS`.
+        metric: one of `RANKING_METRICS`.
         fused: how many layers, from the first, take part in fusions; 0 or at least 2.
         pairs: whether each pair is a fusion.
         names: of the candidates: each layer, behind it its pairs with earlier ones, and behind
@@ -65,7 +60,7 @@ class Plan:
         sources: likewise.
     """
 
-    layers: tuple[Layer, ...]
+    layers: tuple[RankedLayer, ...]
     metric: str
     fused: int
     pairs: bool
@@ -90,7 +85,7 @@ class Database:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Queries:
+class RankingQueries:
     """Queries to a database.
 
     Attributes:
@@ -124,7 +119,7 @@ def plan_candidates(caches: Sequence[FeatureCache], metric: str, fusions: str) -
 
     Args:
         caches: whose layers; those that hold maps are left out.
-        metric: one of `METRICS`.
+        metric: one of `RANKING_METRICS`.
         fusions: one of `FUSIONS`.
 
     Raises:
@@ -134,7 +129,7 @@ def plan_candidates(caches: Sequence[FeatureCache], metric: str, fusions: str) -
     first = sum(layer.source == 0 for layer in layers)
     fused = first if first > 1 and fusions != "none" else 0
     pairs = fusions == "pairs" and fused > 2  # noqa: PLR2004 of two layers the pair is all
-    groups: list[tuple[Layer, ...]] = []
+    groups: list[tuple[RankedLayer, ...]] = []
     for number, layer in enumerate(layers):
         groups.append((layer,))
         if pairs and number < fused:
@@ -152,13 +147,13 @@ def plan_candidates(caches: Sequence[FeatureCache], metric: str, fusions: str) -
     )
 
 
-def _vector_layers(caches: Sequence[FeatureCache]) -> tuple[Layer, ...]:
-    layers: list[Layer] = []
+def _vector_layers(caches: Sequence[FeatureCache]) -> tuple[RankedLayer, ...]:
+    layers: list[RankedLayer] = []
     for source, cache in enumerate(caches):
         for name in cache.layers:
             shape = cache[name].shape[1:]
             if len(shape) == 1:
-                layers.append(Layer(name, source, shape[0]))
+                layers.append(RankedLayer(name, source, shape[0]))
             else:
                 _log.info("%s of %s holds maps, not vectors: left out", name, cache.path)
     if not layers:
@@ -169,7 +164,9 @@ def _vector_layers(caches: Sequence[FeatureCache]) -> tuple[Layer, ...]:
     return tuple(layers)
 
 
-def _name(group: Sequence[Layer], layers: Sequence[Layer], caches: Sequence[FeatureCache]) -> str:
+def _name(
+    group: Sequence[RankedLayer], layers: Sequence[RankedLayer], caches: Sequence[FeatureCache]
+) -> str:
     if len(group) > 1:
         return f"concat({','.join(layer.name for layer in group)})"
     (layer,) = group
@@ -180,14 +177,7 @@ def _name(group: Sequence[Layer], layers: Sequence[Layer], caches: Sequence[Feat
     return f"{layer.name} in {caches[layer.source].path if alike else files[layer.source]}"
 
 
-def spread(items: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """All items, or `most` of them at even distances."""
-    count = min(most, len(items))
-    chosen: NDArray[np.int64] = items[np.arange(count) * len(items) // count]
-    return chosen
-
-
-def search(database: Database, queries: Queries, plan: Plan) -> Found:
+def rank_database(database: Database, queries: RankingQueries, plan: Plan) -> Found:
     """Scores every image of the database for every query by every candidate, and judges."""
     count, images = len(queries.classes), len(database.classes)
     held = 1 + (2 if plan.fused else 0) + (plan.fused if plan.pairs else 0)
@@ -228,7 +218,7 @@ def _judge(
 
 
 def _candidate_scores(
-    database: Database, queries: Queries, plan: Plan, part: slice
+    database: Database, queries: RankingQueries, plan: Plan, part: slice
 ) -> Iterator[NDArray[np.float32]]:
     """Scores (q, n) of some queries by each candidate, in the order of the plan.
 
@@ -254,8 +244,8 @@ def _candidate_scores(
 
 def _scores(
     database: Database,
-    queries: Queries,
-    layer: Layer,
+    queries: RankingQueries,
+    layer: RankedLayer,
     part: slice,
     metric: str,
     *,

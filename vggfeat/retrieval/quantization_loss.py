@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vggfeat.core.arrays import inner_products, spread, unit_rows
 from vggfeat.core.isolation import isolated
 from vggfeat.core.quantization import Scales, decode_codes, encode, to_float16
-from vggfeat.core.ranking_metrics import inner_products, unit_rows
 from vggfeat.core.text import counted
 from vggfeat.errors import CacheMismatchError, UsageError
 from vggfeat.images.batch_plan import match_paths
-from vggfeat.retrieval.layer_ranking import spread
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
     Values = NDArray[np.float32]
 
-SAMPLE = 1000
+LOSS_SAMPLE = 1000
 """Rows that are looked at unless told otherwise."""
 
 NEIGHBOURS = 10
@@ -59,7 +58,7 @@ class LayerLoss:
 
 @isolated()
 def measure_loss(
-    cache: FeatureCache, *, against: FeatureCache | None = None, sample: int = SAMPLE
+    cache: FeatureCache, *, against: FeatureCache | None = None, sample: int = LOSS_SAMPLE
 ) -> tuple[LayerLoss, ...]:
     """What fewer bits would cost a cache, or what its own have cost.
 

@@ -17,7 +17,7 @@ from vggfeat.retrieval.duplicates import the_layer, warn_of_cache
 from vggfeat.retrieval.exact_search import nearest
 from vggfeat.retrieval.faiss_index import open_index
 from vggfeat.retrieval.query_images import Queries, Undecodable, query_images
-from vggfeat.retrieval.similarity import Asked, sides
+from vggfeat.retrieval.similarity import LayerQuery, sides
 
 if TYPE_CHECKING:
     import os
@@ -79,7 +79,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Findings:
+class SearchResult:
     """What a search came to.
 
     Attributes:
@@ -120,7 +120,7 @@ def search(
     use: Sequence[str | os.PathLike[str]] = (),
     index: str | os.PathLike[str] | None = None,
     exclude_self: bool = False,
-) -> Findings:
+) -> SearchResult:
     """Finds the images of a cache that are nearest to others; exact but for an index.
 
     A query that is an image of the cache finds itself, and the hit says so.
@@ -167,7 +167,7 @@ def search(
         asked = query_images(
             opened, queries, names, device=device, model_weights=model_weights, use=use
         )
-    findings = Findings(opened.path, names, shares, metric, images, (), asked.failures)
+    findings = SearchResult(opened.path, names, shares, metric, images, (), asked.failures)
     if not asked.paths and not own:
         raise TooManyFailuresError(_none_decoded(asked.failures), findings)
     known = _queries(opened, asked, own)
@@ -289,7 +289,7 @@ def _check(
     if top < 1:
         raise UsageError(f"top is {top}; expected at least 1")
     nothing = [np.zeros((0, cache[layer].shape[1]), np.float32) for layer in layers]
-    sides(cache, [Asked(*one) for one in zip(layers, nothing, weights, strict=True)], metric)
+    sides(cache, [LayerQuery(*one) for one in zip(layers, nothing, weights, strict=True)], metric)
 
 
 def _check_index(layers: Sequence[str], index: str | os.PathLike[str] | None) -> None:
@@ -328,14 +328,14 @@ def _asked(
     weights: Sequence[float],
     vectors: Mapping[str, Values],
     own: Sequence[int],
-) -> list[Asked]:
+) -> list[LayerQuery]:
     """Queries by each layer: images first, then rows."""
     asked = []
     for layer, weight in zip(layers, weights, strict=True):
         parts = [cache.values(layer, np.array(own, np.int64))]
         if layer in vectors:
             parts.insert(0, vectors[layer])
-        asked.append(Asked(layer, np.concatenate(parts), weight))
+        asked.append(LayerQuery(layer, np.concatenate(parts), weight))
     return asked
 
 

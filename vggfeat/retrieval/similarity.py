@@ -38,7 +38,7 @@ _UNIT = 2.0**-24  # rounding error of float32
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Asked:
+class LayerQuery:
     """Queries by one layer.
 
     Attributes:
@@ -75,7 +75,7 @@ class Side:
     metric: Metric
 
 
-def sides(cache: FeatureCache, asked: Sequence[Asked], metric: Metric) -> tuple[Side, ...]:
+def sides(cache: FeatureCache, asked: Sequence[LayerQuery], metric: Metric) -> tuple[Side, ...]:
     """Checks queries and makes them ready.
 
     Args:
@@ -101,7 +101,9 @@ def sides(cache: FeatureCache, asked: Sequence[Asked], metric: Metric) -> tuple[
     return tuple(_side(cache, one, one.weight / total, metric, unit=unit) for one in asked)
 
 
-def _side(cache: FeatureCache, asked: Asked, share: float, metric: Metric, *, unit: bool) -> Side:
+def _side(
+    cache: FeatureCache, asked: LayerQuery, share: float, metric: Metric, *, unit: bool
+) -> Side:
     shape = cache[asked.layer].shape[1:]
     if len(shape) != 1:
         raise UsageError(

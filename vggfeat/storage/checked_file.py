@@ -214,7 +214,7 @@ class CheckedFile(io.RawIOBase):
         return self.failure
 
 
-class Window(io.RawIOBase):
+class FileWindow(io.RawIOBase):
     """A part of a file, as a file: a member of an archive that is stored as it is.
 
     Args:

@@ -24,7 +24,7 @@ _ERRNO = re.compile(r"errno = (\d+)")  # in the texts of libhdf5
 _DEFERRED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class CheckedFile:
+class Hdf5Output:
     """A file for h5py's `fileobj` driver that remembers the first error instead of raising it.
 
     Args:
@@ -136,7 +136,7 @@ def reason_of(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def checked_hdf5(target: BinaryIO, **options: Any) -> Iterator[tuple[h5py.File, CheckedFile]]:
+def checked_hdf5(target: BinaryIO, **options: Any) -> Iterator[tuple[h5py.File, Hdf5Output]]:
     """Write an HDF5 file into `target` and raise if any byte of it could not be written.
 
     Args:
@@ -144,12 +144,12 @@ def checked_hdf5(target: BinaryIO, **options: Any) -> Iterator[tuple[h5py.File, 
         **options: of `h5py.File`, such as `libver`.
 
     Yields:
-        the HDF5 file, and its `CheckedFile`, whose `check` a long loop calls to end early.
+        the HDF5 file, and its `Hdf5Output`, whose `check` a long loop calls to end early.
 
     Raises:
         OSError: a write failed; HDF5 itself knows nothing of it.
     """
-    checked = CheckedFile(target.fileno())
+    checked = Hdf5Output(target.fileno())
     try:
         with checked.defer_signals(), h5py.File(checked, "w", **options) as file:
             yield file, checked

@@ -15,7 +15,7 @@ from vggfeat.errors import InputError, SpaceError, VggfeatError
 from vggfeat.storage.atomic import atomic_folder
 from vggfeat.storage.locks import take_turns
 from vggfeat.storage.object_store import RemoteEntry, RemoteError, list_folder, look_up
-from vggfeat.storage.transfer import download
+from vggfeat.storage.transfer import download_object
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,7 +79,7 @@ def _file(entry: RemoteEntry) -> str:
         os.makedirs(place, exist_ok=True)
         with take_turns(place, lambda: log.info("another run is fetching %s", entry.address)):
             if not os.path.exists(path):
-                download(entry, path)
+                download_object(entry, path)
                 _remove_others(place, os.path.dirname(path))
     except VggfeatError:
         raise

@@ -90,7 +90,7 @@ def parse_header(text: bytes) -> TensorHeader:
     return TensorHeader(entries, texts, 8 + len(text))
 
 
-def read_header(path: str) -> TensorHeader:
+def read_safetensors_header(path: str) -> TensorHeader:
     """The header of the file at `path`.
 
     Raises:

@@ -23,7 +23,7 @@ _BLOCK = 1 << 24
 log = logging.getLogger("vggfeat")
 
 
-def download(entry: RemoteEntry, path: str) -> None:
+def download_object(entry: RemoteEntry, path: str) -> None:
     """Fetches an object into the file `path`, over what is there, in one step.
 
     Args:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     Values = NDArray[np.float32]
 
-BLOCK_BYTES = 1 << 25
+READ_BYTES = 1 << 25
 """Of features, as float32, that are held at once."""
 
 
@@ -71,7 +71,7 @@ def blocks_of(
 ) -> Iterator[tuple[NDArray[np.int64], dict[str, Values]]]:
     """Rows of several layers some at a time: their numbers, and layer → (n, D) float32."""
     width = sum(source.header.feature(layer).shape[1] for layer in layers)
-    size = max(1, BLOCK_BYTES // (4 * width))
+    size = max(1, READ_BYTES // (4 * width))
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
         yield part, {layer: source.values(layer, part) for layer in layers}

@@ -53,7 +53,7 @@ _CHECKPOINT_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Derived:
+class TransformReport:
     """What making one cache from another came to.
 
     Attributes:
@@ -120,7 +120,7 @@ def derive(
     dtype: Dtype = "float16",
     begin: Begin = "resume",
     on_progress: OnProgress | None = None,
-) -> Derived:
+) -> TransformReport:
     """Makes a cache of changed features, or goes on with one.
 
     Args:
@@ -361,11 +361,11 @@ class _Work:
         nothing = np.empty(0, dtype=np.int64)
         return FeatureBatch(nothing, np.empty((0, 32), np.uint8), {}, failures, 0)
 
-    def result(self, seconds: float) -> Derived:
+    def result(self, seconds: float) -> TransformReport:
         """What the run came to."""
         header: Header = self._target.header
         counts = np.bincount(self._target.state, minlength=len(RowState)).tolist()
-        return Derived(
+        return TransformReport(
             out=self._target.path,
             source=self._source.path,
             rows=header.rows,

@@ -15,17 +15,24 @@ import numpy as np
 
 from vggfeat.cache.labels import UNLABELLED, labels_of
 from vggfeat.cache.sharded import open_cache
+from vggfeat.core.arrays import spread
 from vggfeat.core.file_names import path_text
 from vggfeat.core.fusion_spec import FinalNorm, Method, Recipe, RowNorm, recipe_from
 from vggfeat.core.isolation import isolated
 from vggfeat.core.text import counted
 from vggfeat.errors import CacheError, InputError, UsageError
 from vggfeat.images.batch_plan import match_paths
-from vggfeat.retrieval.layer_ranking import spread
 from vggfeat.transforms.base import blocks_of, chosen_layers
-from vggfeat.transforms.derive import Derived, derive, open_source
+from vggfeat.transforms.derive import TransformReport, derive, open_source
 from vggfeat.transforms.fusion import Attention, Fusion, fit_fusion
-from vggfeat.transforms.model_file import Fitted, check_network, model_for, network_of, pack, unpack
+from vggfeat.transforms.model_file import (
+    Fitted,
+    check_network,
+    model_for,
+    network_record,
+    pack,
+    unpack,
+)
 from vggfeat.transforms.pca import Pca, Standardisation
 
 if TYPE_CHECKING:
@@ -36,11 +43,11 @@ if TYPE_CHECKING:
     from vggfeat.cache.reader import FeatureCache
     from vggfeat.core.settings import Dtype
     from vggfeat.transforms.derive import Begin, OnProgress
-    from vggfeat.transforms.layer_weights import Examples, Learnt
+    from vggfeat.transforms.layer_weights import Examples, LearnedWeights
 
 T = TypeVar("T")
 
-KIND = "fuse"
+FUSION_KIND = "fuse"
 FOLDERS = "folders"
 """In place of a file of labels: the folder an image lies in is its label."""
 
@@ -127,7 +134,7 @@ def fuse(
     dtype: Dtype = "float16",
     begin: Begin = "resume",
     on_progress: OnProgress | None = None,
-) -> Derived:
+) -> TransformReport:
     """Makes a cache with one vector an image from the layers of another, or goes on with one.
 
     Args:
@@ -177,7 +184,7 @@ def _fusion(
         return fit_fusion(cache, _recipe(cache, settings), name=settings.name), "", ()
     path = os.fspath(use if use is not None else save or default_model(out))
     asked = _asked(cache, settings) if use is None else None
-    fitted = model_for(path, KIND, asked, lambda: _fit(cache, settings), fresh=fresh)
+    fitted = model_for(path, FUSION_KIND, asked, lambda: _fit(cache, settings), fresh=fresh)
     check_network(cache, fitted.parameters["network"], path)
     return from_fitted(fitted), path, tuple(fitted.parameters["notes"])
 
@@ -238,7 +245,7 @@ def _fit(cache: FeatureCache, settings: FuseSettings) -> Fitted:
     return to_fitted(cache, fusion, _asked(cache, settings), notes)
 
 
-def _notes_of(learnt: Learnt) -> list[str]:
+def _notes_of(learnt: LearnedWeights) -> list[str]:
     weights = ", ".join(f"{layer} {weight:.3f}" for layer, weight in learnt.mean_weights.items())
     kind = "mean weights" if learnt.fusion.attention else "weights"
     judged = (
@@ -272,7 +279,7 @@ def _from_pairs(cache: FeatureCache, fusion: Fusion, pairs: Sequence[str]) -> Ex
     originals = spread(np.flatnonzero(cache.done), _most_rows(fusion) // (1 + len(pairs)))
     for path in pairs:
         other = open_cache(path)
-        check_network(other, network_of(cache, fusion.inputs), cache.path)
+        check_network(other, network_record(cache, fusion.inputs), cache.path)
         match = match_paths(other.paths, cache.paths[originals])
         done = other.done[match.rows]
         parts.append((other, match.rows[done]))
@@ -318,9 +325,9 @@ def to_fitted(
         "name": fusion.name,
         "notes": list(notes),
         "asked": asked,
-        "network": network_of(cache, fusion.inputs),
+        "network": network_record(cache, fusion.inputs),
     }
-    return Fitted(KIND, parameters, arrays)
+    return Fitted(FUSION_KIND, parameters, arrays)
 
 
 def from_fitted(fitted: Fitted) -> Fusion:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vggfeat.core.ranking_metrics import unit_rows
+from vggfeat.core.arrays import unit_rows
 from vggfeat.errors import UsageError
 from vggfeat.transforms.base import blocks_of
 from vggfeat.transforms.pca import fit_pca, fit_standardisation

@@ -69,7 +69,7 @@ class Examples:
 
 
 @dataclass(frozen=True, slots=True)
-class Learnt:
+class LearnedWeights:
     """A fusion with learnt weights, and whether they help on images they were not learnt from.
 
     Attributes:
@@ -89,7 +89,9 @@ class Learnt:
     mean_weights: Mapping[str, float]
 
 
-def learn(fusion: Fusion, examples: Examples, *, by_group: bool, device: str = "auto") -> Learnt:
+def learn(
+    fusion: Fusion, examples: Examples, *, by_group: bool, device: str = "auto"
+) -> LearnedWeights:
     """Learns the weights of a fusion's layers; the same examples give the same weights.
 
     Args:
@@ -112,7 +114,7 @@ def learn(fusion: Fusion, examples: Examples, *, by_group: bool, device: str = "
     before = weigher.judged(tensors, examples.groups, judge)
     _train(weigher, tensors, groups, (train, judge))
     after = weigher.judged(tensors, examples.groups, judge)
-    return Learnt(
+    return LearnedWeights(
         fusion=weigher.learnt(),
         images=len(train),
         held_out=len(judge),

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-FORMAT = "vggfeat-model"
-FORMAT_VERSION = 1
+MODEL_FORMAT = "vggfeat-model"
+MODEL_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,8 +75,8 @@ def save_fitted(path: str, fitted: Fitted) -> None:
     try:
         with atomic_file(path) as target:
             with checked_hdf5(target, libver=("v110", "v110")) as (file, _):
-                file.attrs["format"] = FORMAT
-                file.attrs["format_version"] = FORMAT_VERSION
+                file.attrs["format"] = MODEL_FORMAT
+                file.attrs["format_version"] = MODEL_VERSION
                 file.attrs["kind"] = fitted.kind
                 file.attrs["parameters"] = _json(fitted.parameters)
                 for name, array in fitted.arrays.items():
@@ -131,10 +131,10 @@ def _maker(kind: str) -> str:
 
 def _read(path: str, file: h5py.File, kind: str) -> Fitted:
     found, version = file.attrs.get("format"), file.attrs.get("format_version")
-    if not isinstance(found, str) or found != FORMAT or version != FORMAT_VERSION:
+    if not isinstance(found, str) or found != MODEL_FORMAT or version != MODEL_VERSION:
         raise CacheError(
-            f"{path!r} is no model of ours: format {found!r} {version}, expected {FORMAT!r} "
-            f"{FORMAT_VERSION}; {_maker(kind)} makes one"
+            f"{path!r} is no model of ours: format {found!r} {version}, expected {MODEL_FORMAT!r} "
+            f"{MODEL_VERSION}; {_maker(kind)} makes one"
         )
     return Fitted(
         str(file.attrs["kind"]),
@@ -172,7 +172,7 @@ def model_for(
         check_model_place(path)
     if asked is None or (os.path.exists(path) and not fresh):
         fitted = load_fitted(path, kind)
-        unlike = differences(fitted.parameters["asked"], asked) if asked is not None else []
+        unlike = model_differences(fitted.parameters["asked"], asked) if asked is not None else []
         if unlike:
             raise CacheMismatchError(
                 f"model {path!r} was fitted to something else: {'; '.join(unlike)}. Ask for the "
@@ -185,7 +185,7 @@ def model_for(
     return fitted
 
 
-def differences(had: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+def model_differences(had: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
     """What a model was fitted to and what is asked for, each `name: model a, asked b`."""
     known, wanted = json.loads(_json(had)), json.loads(_json(asked))
     return [
@@ -225,7 +225,7 @@ def check_replaceable(path: str, kind: str) -> None:
         ) from error
 
 
-def network_of(cache: FeatureCache, layers: Sequence[str]) -> dict[str, Any]:
+def network_record(cache: FeatureCache, layers: Sequence[str]) -> dict[str, Any]:
     """What features must have in common for a model of some to fit others."""
     identity = cache.header.identity
     return {
@@ -244,7 +244,7 @@ def check_network(cache: FeatureCache, network: Mapping[str, Any], other: str) -
     """
     missing = [layer for layer in network["layers"] if layer not in cache.layers]
     wrong = [f"it has no {', '.join(missing)}"] if missing else []
-    found = network_of(cache, [layer for layer in network["layers"] if layer in cache.layers])
+    found = network_record(cache, [layer for layer in network["layers"] if layer in cache.layers])
     wrong += [
         f"{name}: {found[name]}, expected {network[name]}"
         for name in (["layers"] if not missing else []) + ["model", "weights_sha256", "steps"]

@@ -1,6 +1,6 @@
 """Fewer dimensions, or all on one scale: PCA with whitening, and standardisation, from a stream.
 
-Data is read in passes, so that it may be far larger than memory; `vggfeat.transforms.pca_solvers` says how the
+Data is read in passes, so that it may be far larger than memory; `pca_solvers` says how the
 components are found, and how exactly.
 """
 

@@ -1,4 +1,4 @@
-"""The mathematics under `vggfeat.transforms.pca`: passes over data, its moments, principal components.
+"""The mathematics under `pca`: passes over data, its moments, principal components.
 
 All sums are float64. Data is worked on in pieces of one size, whatever blocks it comes in: how rows
 are cut into blocks changes no bit of what is computed. Principal components are found in one of

@@ -18,10 +18,17 @@ from vggfeat.core.layer_spec import NORMS
 from vggfeat.core.text import counted
 from vggfeat.errors import CacheError, UsageError
 from vggfeat.transforms.base import blocks_of, chosen_layers
-from vggfeat.transforms.derive import Derived, derive, open_source
+from vggfeat.transforms.derive import TransformReport, derive, open_source
 from vggfeat.transforms.fuse import default_model
 from vggfeat.transforms.fusion import normalise, unit_length
-from vggfeat.transforms.model_file import Fitted, check_network, model_for, network_of, pack, unpack
+from vggfeat.transforms.model_file import (
+    Fitted,
+    check_network,
+    model_for,
+    network_record,
+    pack,
+    unpack,
+)
 from vggfeat.transforms.pca import Pca, Standardisation, fit_pca, fit_standardisation
 
 if TYPE_CHECKING:
@@ -40,7 +47,7 @@ if TYPE_CHECKING:
 ReduceMethod = Literal["pca", "standard", "keep"]
 REDUCE_METHODS: tuple[ReduceMethod, ...] = get_args(ReduceMethod)
 
-KIND = "reduce"
+REDUCTION_KIND = "reduce"
 
 _TAKES_A_WHILE = 10_000  # rows; then it is said what goes on
 
@@ -107,8 +114,8 @@ class Kept:
         return x
 
 
-Fit = Pca | Standardisation
-Part = Fit | Kept
+ReductionFit = Pca | Standardisation
+LayerPart = ReductionFit | Kept
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,7 +130,7 @@ class Reduction:
 
     norm: Norm
     final_norm: FinalNorm
-    parts: Mapping[str, Part]
+    parts: Mapping[str, LayerPart]
     model: str
 
     @property
@@ -140,7 +147,7 @@ class Reduction:
     def step(self) -> dict[str, Any]:
         """What a cache records of it."""
         step = {
-            "step": KIND,
+            "step": REDUCTION_KIND,
             "layers": list(self.parts),
             "outputs": list(self.outputs),
             "whiten": any(isinstance(part, Pca) and part.whiten for part in self.parts.values()),
@@ -158,13 +165,13 @@ class Reduction:
         return new
 
 
-def _name(layer: str, part: Part) -> str:
+def _name(layer: str, part: LayerPart) -> str:
     if isinstance(part, Kept):
         return layer
     return f"{layer}:pca{_width(part)}" if isinstance(part, Pca) else f"{layer}:standard"
 
 
-def _width(part: Part) -> int:
+def _width(part: LayerPart) -> int:
     if isinstance(part, Kept):
         return part.width
     return len(part.components) if isinstance(part, Pca) else len(part.mean)
@@ -181,7 +188,7 @@ def reduce(
     dtype: Dtype = "float16",
     begin: Begin = "resume",
     on_progress: OnProgress | None = None,
-) -> Derived:
+) -> TransformReport:
     """Makes a cache with shorter or standardised vectors of another's layers, or goes on with one.
 
     Fitted in a stream to all rows that are done; the cache may be larger than memory.
@@ -220,7 +227,7 @@ def reduce(
     path = os.fspath(use if use is not None else save or default_model(out))
     fitted = model_for(
         path,
-        KIND,
+        REDUCTION_KIND,
         _asked(cache, chosen) if use is None else None,
         lambda: _fit(cache, chosen),
         fresh=begin == "fresh",
@@ -250,7 +257,7 @@ def _asked(cache: FeatureCache, settings: ReduceSettings) -> dict[str, Any]:
 
 def _fit(cache: FeatureCache, settings: ReduceSettings) -> Fitted:
     layers = chosen_layers(cache, settings.layers)
-    parts: dict[str, Fit] = {}
+    parts: dict[str, ReductionFit] = {}
     count = int(cache.done.sum())
     for layer in layers:
         if count > _TAKES_A_WHILE:
@@ -270,9 +277,9 @@ def _fit(cache: FeatureCache, settings: ReduceSettings) -> Fitted:
         "final_norm": settings.final,
         "notes": [_note(layer, part) for layer, part in parts.items()],
         "asked": _asked(cache, settings),
-        "network": network_of(cache, layers),
+        "network": network_record(cache, layers),
     }
-    return Fitted(KIND, parameters, arrays)
+    return Fitted(REDUCTION_KIND, parameters, arrays)
 
 
 def _blocks(cache: FeatureCache, layer: str, norm: Norm) -> Iterator[Values]:
@@ -281,7 +288,7 @@ def _blocks(cache: FeatureCache, layer: str, norm: Norm) -> Iterator[Values]:
         yield normalise(layers[layer], norm)
 
 
-def _note(layer: str, part: Fit) -> str:
+def _note(layer: str, part: ReductionFit) -> str:
     if isinstance(part, Standardisation):
         return f"{layer}: mean and deviation of {counted(_width(part), 'dimension')}"
     return (
@@ -298,7 +305,7 @@ def reduction_from(fitted: Fitted) -> Reduction:
     """
     try:
         method = fitted.parameters["method"]
-        kind: type[Fit] = Pca if method == "pca" else Standardisation
+        kind: type[ReductionFit] = Pca if method == "pca" else Standardisation
         parts = {layer: unpack(kind, layer, fitted.arrays) for layer in fitted.parameters["layers"]}
         norm, final_norm = fitted.parameters["norm"], fitted.parameters["final_norm"]
     except (KeyError, TypeError) as error:

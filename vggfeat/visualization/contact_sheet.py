@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from PIL import Image, ImageDraw, ImageFont
 
-from vggfeat.cache.rows import describe, matching
+from vggfeat.cache.rows import matching, matching_rows
 from vggfeat.cache.sharded import open_cache
 from vggfeat.core.file_names import printable
 from vggfeat.core.text import counted
@@ -18,16 +18,16 @@ from vggfeat.errors import UsageError
 from vggfeat.extraction.monitoring import output_format, publish
 from vggfeat.visualization.contact_sheet_html import page
 from vggfeat.visualization.thumbnails import image_file
-from vggfeat.visualization.tiles import Group, Query, Result, Tile, groups_of, picture_of
+from vggfeat.visualization.tiles import Query, Result, Tile, TileGroup, groups_of, picture_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vggfeat.cache.reader import FeatureCache
-    from vggfeat.retrieval.search import Findings
+    from vggfeat.retrieval.search import SearchResult
 
 __all__ = [
-    "FORMATS",
+    "SHEET_FORMATS",
     "Query",
     "Result",
     "check_sheet",
@@ -36,7 +36,7 @@ __all__ = [
     "sheet_of_findings",
 ]
 
-FORMATS: Final = ("png", "html")
+SHEET_FORMATS: Final = ("png", "html")
 
 _SIDE = 176  # pixels of an image's longer side
 _GAP = 18
@@ -55,8 +55,8 @@ _MARK = (0, 96, 168)
 
 
 def check_sheet(out: str) -> str:
-    """The one of `FORMATS` that the name of a sheet asks for; see `reports.output_format`."""
-    return output_format(out, "sheet", FORMATS)
+    """The one of `SHEET_FORMATS` that the name of a sheet asks for; see `reports.output_format`."""
+    return output_format(out, "sheet", SHEET_FORMATS)
 
 
 def contact_sheet(
@@ -115,11 +115,11 @@ def results_of_rows(
             note=f"{one.state}: {one.reason}" if one.reason else one.state,
             tones=tones,
         )
-        for place, one in enumerate(describe(cache, matching(cache, pattern)[:most]))
+        for place, one in enumerate(matching_rows(cache, matching(cache, pattern)[:most]))
     ]
 
 
-def sheet_of_findings(found: Findings, out: str, *, root: str | None = None) -> None:
+def sheet_of_findings(found: SearchResult, out: str, *, root: str | None = None) -> None:
     """Writes what a search found as a contact sheet.
 
     Args:
@@ -183,7 +183,7 @@ class _Plan:
 _STEP: Final = _SIDE + _GAP
 
 
-def _plan(groups: Sequence[Group]) -> _Plan:
+def _plan(groups: Sequence[TileGroup]) -> _Plan:
     across = max(1, min(_ACROSS, max((len(group.results) for group in groups), default=1)))
     indent = _GAP + (_STEP + _GAP if any(group.query is not None for group in groups) else 0)
     tiles = [tile for group in groups for tile in group.tiles]
@@ -197,7 +197,7 @@ def _plan(groups: Sequence[Group]) -> _Plan:
     return _Plan(across, down, indent, tuple(tops), (width, top))
 
 
-def _png(title: str, groups: Sequence[Group]) -> bytes:
+def _png(title: str, groups: Sequence[TileGroup]) -> bytes:
     plan = _plan(groups)
     if plan.size[0] * plan.size[1] > _MOST_PIXELS:
         count = sum(len(group.tiles) for group in groups)

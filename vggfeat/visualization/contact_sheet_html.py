@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
-    from vggfeat.visualization.tiles import Group, Tile
+    from vggfeat.visualization.tiles import Tile, TileGroup
 
 LONGEST: Final = 640
 """Pixels of the longer side of an image within the file, which its large view shows."""
@@ -133,7 +133,7 @@ document.querySelector('.hint').hidden = false;
 """
 
 
-def page(title: str, groups: Sequence[Group]) -> bytes:
+def page(title: str, groups: Sequence[TileGroup]) -> bytes:
     """The file of a contact sheet, UTF-8.
 
     Args:
@@ -143,7 +143,7 @@ def page(title: str, groups: Sequence[Group]) -> bytes:
     return "".join(_parts(title, groups)).encode()
 
 
-def _parts(title: str, groups: Sequence[Group]) -> Iterator[str]:
+def _parts(title: str, groups: Sequence[TileGroup]) -> Iterator[str]:
     name = html.escape(printable(title))
     yield (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -162,7 +162,7 @@ def _parts(title: str, groups: Sequence[Group]) -> Iterator[str]:
     )
 
 
-def _section(group: Group) -> Iterator[str]:
+def _section(group: TileGroup) -> Iterator[str]:
     yield "<section>\n"
     if group.query is not None:
         yield f"<h2>{html.escape(group.query.name)}</h2>\n"

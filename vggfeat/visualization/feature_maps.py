@@ -198,7 +198,7 @@ def parse_channels(text: str) -> Channels:
     return Channels(top=numbers[0]) if top else Channels(numbers=numbers)
 
 
-def check_channels(channels: Channels, settings: Settings) -> None:
+def check_map_channels(channels: Channels, settings: Settings) -> None:
     """Fails where a layer has no such channel.
 
     Raises:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from vggfeat.retrieval.compare import Candidate, Comparison
 
-FORMATS: Final = ("png", "svg", "pdf")
+FIGURE_FORMATS: Final = ("png", "svg", "pdf")
 
 _LABEL_WIDTH = 34
 _LABEL_LINES = 3
@@ -26,8 +26,8 @@ _COLOURS = ("#0072b2", "#e69f00")  # of Okabe and Ito, told apart by all eyes an
 
 
 def chart_format(path: str) -> str:
-    """The one of `FORMATS` that the name of a chart asks for; see `reports.output_format`."""
-    return output_format(path, "chart", FORMATS)
+    """Return the one of `FIGURE_FORMATS` that the name of a chart asks for."""
+    return output_format(path, "chart", FIGURE_FORMATS)
 
 
 def check_matplotlib() -> None:
@@ -49,7 +49,7 @@ def draw(comparison: Comparison, form: str) -> bytes:
 
     Args:
         comparison: its candidates are drawn, best on top.
-        form: one of `FORMATS`.
+        form: one of `FIGURE_FORMATS`.
 
     Returns:
         The picture file's bytes.

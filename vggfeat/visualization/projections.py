@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Final, Literal, get_args
 
 import numpy as np
 
+from vggfeat.core.arrays import spread, unit_rows
 from vggfeat.core.layer_spec import split_specs
-from vggfeat.core.ranking_metrics import unit_rows
 from vggfeat.core.text import counted
 from vggfeat.errors import InputError, UsageError
-from vggfeat.retrieval.layer_ranking import spread
 from vggfeat.transforms.pca import fit_pca
 
 if TYPE_CHECKING:

@@ -87,7 +87,7 @@ class Tile:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class TileGroup:
     """A query and its results; without a query, images alone."""
 
     query: Tile | None
@@ -99,7 +99,9 @@ class Group:
         return (self.query, *self.results) if self.query is not None else self.results
 
 
-def groups_of(queries: Sequence[Query], results: Sequence[Sequence[Result]]) -> tuple[Group, ...]:
+def groups_of(
+    queries: Sequence[Query], results: Sequence[Sequence[Result]]
+) -> tuple[TileGroup, ...]:
     """Queries with their results, as tiles.
 
     Args:
@@ -114,7 +116,7 @@ def groups_of(queries: Sequence[Query], results: Sequence[Sequence[Result]]) -> 
     heads: list[Tile | None] = [_query_tile(query) for query in queries]
     heads = heads or [None] * len(results)
     return tuple(
-        Group(head, tuple(map(_result_tile, found)))
+        TileGroup(head, tuple(map(_result_tile, found)))
         for head, found in zip(heads, results, strict=True)
     )
 

@@ -1,23 +1,8 @@
-"""Zero-shot learning: classes of which there is no image, known by a vector for their name."""
+"""Zero-shot learning: classes of which there is no image, known by a vector for their name.
 
-from __future__ import annotations
+Begin with `fit.py`, `predict.py` and `evaluate.py`, the three commands; `eszsl.py` and `devise.py`
+are the methods, `word_vectors.py` and `attribute_table.py` read what stands for a class.
 
-from vggfeat.zeroshot.class_vectors import ClassVectors, class_vectors
-from vggfeat.zeroshot.evaluate import Evaluation, evaluate_zeroshot
-from vggfeat.zeroshot.fit import Fitting, fit_zeroshot
-from vggfeat.zeroshot.model import ZeroShotModel
-from vggfeat.zeroshot.predict import Predictions, predict_zeroshot
-from vggfeat.zeroshot.settings import ZeroShotSettings
-
-__all__ = [
-    "ClassVectors",
-    "Evaluation",
-    "Fitting",
-    "Predictions",
-    "ZeroShotModel",
-    "ZeroShotSettings",
-    "class_vectors",
-    "evaluate_zeroshot",
-    "fit_zeroshot",
-    "predict_zeroshot",
-]
+Public: `vggfeat.fit_zeroshot`, `vggfeat.predict_zeroshot`, `vggfeat.evaluate_zeroshot`,
+`vggfeat.class_vectors`, `vggfeat.ZeroShotModel`, `vggfeat.ZeroShotSettings`, and their reports.
+"""

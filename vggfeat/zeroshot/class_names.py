@@ -72,7 +72,7 @@ def all_words(names: Iterable[str]) -> frozenset[str]:
     return frozenset(map(fold, every))
 
 
-class Index:
+class ClassIndex:
     """Finds words whatever their case: as written before lower case before the first of the others.
 
     An identifier may stand in front of the class, of the word, or of neither.

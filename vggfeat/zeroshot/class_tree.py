@@ -14,7 +14,7 @@ from vggfeat.core.class_names import ClassNames, class_key
 from vggfeat.core.text import counted
 from vggfeat.errors import UsageError
 from vggfeat.storage.text_files import read_text
-from vggfeat.zeroshot.class_names import Index, identifier, listed, nearest_names
+from vggfeat.zeroshot.class_names import ClassIndex, identifier, listed, nearest_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -59,7 +59,7 @@ class ClassTree:
             UsageError: names all that are not in the tree.
         """
         nodes = self.nodes
-        index = Index(nodes)
+        index = ClassIndex(nodes)
         found = [index.find_whole(name) or index.find(identifier(name)) or "" for name in names]
         missing = [name for name, node in zip(names, found, strict=True) if not node]
         if missing:

@@ -14,7 +14,7 @@ from vggfeat.core.text import counted
 from vggfeat.errors import UsageError
 from vggfeat.zeroshot.attribute_files import is_matrix, read_mat, read_matrix
 from vggfeat.zeroshot.attribute_table import read_table
-from vggfeat.zeroshot.class_names import Index, all_words, listed, nearest_names
+from vggfeat.zeroshot.class_names import ClassIndex, all_words, listed, nearest_names
 from vggfeat.zeroshot.word_vectors import Words, read_words, similar_words
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def class_vectors(path: str | os.PathLike[str], names: Sequence[str]) -> ClassVe
     read = _reader_of(path)
     table = read is not None
     words = read_words(path, all_words(names)) if read is None else read(path)
-    index = Index(words.vectors)
+    index = ClassIndex(words.vectors)
     found: dict[str, tuple[str, ...]] = {}
     for name in names:
         whole = index.find_whole(name)
@@ -106,7 +106,7 @@ def class_vectors(path: str | os.PathLike[str], names: Sequence[str]) -> ClassVe
 
 
 def _refuse_ambiguous(
-    path: str, words: Words, found: Mapping[str, tuple[str, ...]], index: Index
+    path: str, words: Words, found: Mapping[str, tuple[str, ...]], index: ClassIndex
 ) -> None:
     """Refuse a class for which a table has two rows that differ, neither of exactly its name."""
     by_key: dict[str, list[str]] = {}

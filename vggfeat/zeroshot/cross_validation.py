@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     Values = NDArray[np.float32]
     Matrix = NDArray[np.float64]
 
-GRID = tuple(10.0**power for power in range(-3, 4))
+REGULARIZERS = tuple(10.0**power for power in range(-3, 4))
 """Of either regulariser, as in Romera-Paredes & Torr 2015."""
 
 FEWEST_CLASSES = 4

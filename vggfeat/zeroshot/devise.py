@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vggfeat.core.arrays import spread
 from vggfeat.core.text import counted
 from vggfeat.network.device import choose_device
-from vggfeat.retrieval.layer_ranking import spread
 from vggfeat.zeroshot.class_split import Labelled, held_out
 from vggfeat.zeroshot.cross_validation import FEW_CLASSES, FEWEST_CLASSES, class_folds
 from vggfeat.zeroshot.metrics import judge, per_class, trade_off

@@ -10,8 +10,8 @@ import numpy as np
 
 from vggfeat.cache.labels import labels_of
 from vggfeat.cache.sharded import open_cache
+from vggfeat.core.arrays import nearness
 from vggfeat.core.isolation import isolated
-from vggfeat.core.ranking_metrics import nearness
 from vggfeat.core.text import agree, counted
 from vggfeat.errors import UsageError
 from vggfeat.transforms.base import blocks_of

@@ -22,9 +22,9 @@ from vggfeat.transforms.base import chosen_layers
 from vggfeat.transforms.model_file import (
     check_model_place,
     check_replaceable,
-    differences,
     load_fitted,
-    network_of,
+    model_differences,
+    network_record,
     save_fitted,
 )
 from vggfeat.zeroshot.class_names import identifier, listed, nearest_names
@@ -41,9 +41,9 @@ from vggfeat.zeroshot.class_split import (
 from vggfeat.zeroshot.class_tree import ClassTree, read_tree
 from vggfeat.zeroshot.class_vectors import ClassVectors, class_vectors
 from vggfeat.zeroshot.features import fit_inputs
-from vggfeat.zeroshot.model import KIND, ZeroShotModel
+from vggfeat.zeroshot.model import ZEROSHOT_KIND, ZeroShotModel
 from vggfeat.zeroshot.settings import ZeroShotSettings
-from vggfeat.zeroshot.train import Learner, Learnt
+from vggfeat.zeroshot.train import Learner, TrainedMap
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,7 +58,7 @@ log = logging.getLogger("vggfeat")
 
 
 @dataclass(frozen=True, slots=True)
-class Fitting:
+class ZeroShotFitReport:
     """What a fit came to.
 
     Attributes:
@@ -127,7 +127,7 @@ def fit_zeroshot(
     settings: ZeroShotSettings | None = None,
     *,
     fresh: bool = False,
-) -> Fitting:
+) -> ZeroShotFitReport:
     """Fits a model from images of seen classes and the vectors of all classes.
 
     The rows are read through the memory map, a block or batch at a time.
@@ -152,7 +152,7 @@ def fit_zeroshot(
     settings, out = settings or ZeroShotSettings(), path_text(out)
     settings.check()
     _check_out(out)
-    check_replaceable(out, KIND)
+    check_replaceable(out, ZEROSHOT_KIND)
     task = _task(open_cache(source), os.fspath(vectors), settings)
     keys = image_keys(task.cache, task.train.rows)
     asked = task.asked(keys)
@@ -175,7 +175,7 @@ def _check_out(out: str) -> None:
 def _is_there(out: str, asked: dict[str, Any]) -> bool:
     if not os.path.exists(out):
         return False
-    unlike = differences(load_fitted(out, KIND).parameters.get("asked", {}), asked)
+    unlike = model_differences(load_fitted(out, ZEROSHOT_KIND).parameters.get("asked", {}), asked)
     if unlike:
         raise CacheMismatchError(
             f"model {out!r} was fitted to something else: {'; '.join(unlike)}. Choose another "
@@ -263,19 +263,19 @@ def _fit(task: _Task, keys: NDArray[np.uint64], asked: dict[str, Any]) -> ZeroSh
         np.sort(keys),
         learnt.bias,
         task.tree,
-        network_of(task.cache, task.layers),
+        network_record(task.cache, task.layers),
         {"asked": asked, "notes": _notes(task, learnt), "held_out": task.spared, **learnt.figures},
     )
 
 
-def _notes(task: _Task, learnt: Learnt) -> list[str]:
+def _notes(task: _Task, learnt: TrainedMap) -> list[str]:
     form = f"class vectors: {task.vectors.form}"
     return [*learnt.notes, form, *task.vectors.notes, *task.notes]
 
 
-def _summary(out: str, model: ZeroShotModel, *, anew: bool, seconds: float) -> Fitting:
+def _summary(out: str, model: ZeroShotModel, *, anew: bool, seconds: float) -> ZeroShotFitReport:
     seen = int(model.seen.sum())
-    return Fitting(
+    return ZeroShotFitReport(
         out,
         model.method,
         model.inputs.layers,

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     Values = NDArray[np.float32]
 
-KIND = "zeroshot"
+ZEROSHOT_KIND = "zeroshot"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,7 +76,7 @@ class ZeroShotModel:
         Raises:
             CacheError: not there, damaged, or no zero-shot model.
         """
-        return model_from(load_fitted(str(path), KIND))
+        return model_from(load_fitted(str(path), ZEROSHOT_KIND))
 
     @isolated()
     def embed(self, layers: Mapping[str, Values]) -> Values:
@@ -173,7 +173,7 @@ class ZeroShotModel:
             "tree": dict(self.tree.parents),
             "network": self.network,
         }
-        return Fitted(KIND, parameters, {**self.inputs.to_arrays(), **arrays})
+        return Fitted(ZEROSHOT_KIND, parameters, {**self.inputs.to_arrays(), **arrays})
 
 
 def model_from(fitted: Fitted) -> ZeroShotModel:

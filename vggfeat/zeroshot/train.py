@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vggfeat.core.arrays import spread
 from vggfeat.core.text import counted
-from vggfeat.retrieval.layer_ranking import spread
 from vggfeat.transforms.base import blocks_of
 from vggfeat.zeroshot.class_tree import flat_costs, tree_distances
-from vggfeat.zeroshot.cross_validation import FEWEST_CLASSES, GRID, Sample, choose_regularisers
+from vggfeat.zeroshot.cross_validation import (
+    FEWEST_CLASSES,
+    REGULARIZERS,
+    Sample,
+    choose_regularisers,
+)
 from vggfeat.zeroshot.eszsl import solve_eszsl, spanning_basis, sum_rows, targets_of
 from vggfeat.zeroshot.features import Inputs, joined_blocks, joined_rows
 
@@ -41,7 +46,7 @@ _BY_CLASS = 10  # classes from which attention is judged by classes held out, no
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Learnt:
+class TrainedMap:
     """What was learnt.
 
     Attributes:
@@ -79,14 +84,14 @@ class Learner:
     train: Labelled
     vectors: Values
 
-    def __call__(self, tree: ClassTree, names: Sequence[str]) -> Learnt:
+    def __call__(self, tree: ClassTree, names: Sequence[str]) -> TrainedMap:
         """Learns; `tree` has no parents where none was given."""
         costs = flat_costs(len(names))
         if tree.parents:
             costs = tree_distances(tree, names).costs(self.settings.beta)
         return self._devise(costs) if self.settings.method == "devise" else self._eszsl(costs)
 
-    def _devise(self, costs: Matrix) -> Learnt:
+    def _devise(self, costs: Matrix) -> TrainedMap:
         from vggfeat.zeroshot.devise import Task, train_devise
 
         settings = self.settings
@@ -105,7 +110,7 @@ class Learner:
             notes[0] += f"; {_reached(trained.accuracy, trained.chance)} when some were held out"
         means = self._sum_classes(inputs)
         figures = {"epochs": trained.epochs, "margin": settings.margin}
-        return Learnt(inputs, trained.map, means, trained.bias, notes, figures)
+        return TrainedMap(inputs, trained.map, means, trained.bias, notes, figures)
 
     def _sum_classes(self, inputs: Inputs) -> Values:
         """Mean of each class, float32 (z, d), in a stream."""
@@ -116,7 +121,7 @@ class Learner:
         means: Values = (total / np.maximum(counts, 1)[:, None]).astype(np.float32)
         return means
 
-    def _eszsl(self, costs: Matrix) -> Learnt:
+    def _eszsl(self, costs: Matrix) -> TrainedMap:
         inputs, notes = self.inputs, list[str]()
         if self.settings.attention:
             attention, notes = self._attention()
@@ -133,7 +138,7 @@ class Learner:
         map_, means = self._closed_form(inputs, costs, gamma, lambda_)
         bias = None if choice is None else choice.bias
         figures = {"gamma": gamma, "lambda": lambda_}
-        return Learnt(inputs, map_.astype(np.float32), means, bias, notes, figures)
+        return TrainedMap(inputs, map_.astype(np.float32), means, bias, notes, figures)
 
     def _sample(self, most: int) -> NDArray[np.int64]:
         """Positions of the rows that something is chosen by."""
@@ -170,8 +175,8 @@ class Learner:
         sample = Sample(x, self.train.classes[at], self.vectors.astype(np.float64), costs)
         choice = choose_regularisers(
             sample,
-            GRID if gamma is None else (gamma / scale,),
-            GRID if lambda_ is None else (lambda_,),
+            REGULARIZERS if gamma is None else (gamma / scale,),
+            REGULARIZERS if lambda_ is None else (lambda_,),
             self.settings.seed,
         )
         return choice.gamma * scale, choice.lambda_, choice

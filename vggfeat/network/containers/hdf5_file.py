@@ -7,7 +7,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 import h5py
 import numpy as np
 
-from vggfeat.network.containers.records import ITEM_BYTES, Contents, RefusedError, StoredTensor
+from vggfeat.network.containers.records import VALUE_BYTES, Contents, RefusedError, StoredTensor
 
 if TYPE_CHECKING:
     from vggfeat.storage.checked_file import CheckedFile
@@ -49,7 +49,7 @@ def hdf5_contents(stream: IO[bytes], base: int, name: str) -> Contents:
                 "point in one piece, as Keras writes it"
             )
         tensors[path] = StoredTensor(dtype, tuple(map(int, item.shape)), path)
-        places[path] = (base + offset, int(np.prod(item.shape)) * ITEM_BYTES[dtype])
+        places[path] = (base + offset, int(np.prod(item.shape)) * VALUE_BYTES[dtype])
 
     try:
         with h5py.File(stream, "r") as file:

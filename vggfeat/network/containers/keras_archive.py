@@ -7,7 +7,7 @@ from typing import IO, TYPE_CHECKING, cast
 
 from vggfeat.network.containers.hdf5_file import hdf5_contents
 from vggfeat.network.containers.torch_archive import ZIP_HEAD, member_place
-from vggfeat.storage.checked_file import Window
+from vggfeat.storage.checked_file import FileWindow
 
 if TYPE_CHECKING:
     from vggfeat.network.containers.records import Contents
@@ -38,4 +38,4 @@ def read_keras_archive(file: CheckedFile) -> Contents:
     with zipfile.ZipFile(file) as archive:
         member = archive.getinfo(_WEIGHTS)
     begin, size = member_place(file, member)
-    return hdf5_contents(cast("IO[bytes]", Window(file, begin, size)), begin, "Keras archive")
+    return hdf5_contents(cast("IO[bytes]", FileWindow(file, begin, size)), begin, "Keras archive")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-ITEM_BYTES: Mapping[str, int] = {
+VALUE_BYTES: Mapping[str, int] = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1,
     "BOOL": 1,
 }  # fmt: skip
@@ -28,7 +28,7 @@ class StoredTensor:
     """One tensor of a file.
 
     Attributes:
-        dtype: a key of `ITEM_BYTES`.
+        dtype: a key of `VALUE_BYTES`.
         shape: of the tensor.
         storage: what `Contents.locate` knows the place of its values by.
         offset: of its first value in the storage, in values.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _HEAD_BYTES = 16
 
 # Safetensors come last, for those too damaged to be known by their beginning go by their name.
-FORMATS: tuple[
+CONTAINERS: tuple[
     tuple[Callable[[CheckedFile, bytes], bool], Callable[[CheckedFile], Contents]], ...
 ] = (
     (is_hdf5, read_hdf5),
@@ -40,10 +40,10 @@ def read_contents(file: CheckedFile) -> Contents | None:
     """
     file.seek(0)
     head = file.read(_HEAD_BYTES) or b""
-    for knows, read in FORMATS:
+    for knows, read in CONTAINERS:
         if knows(file, head):
             return read(file)
     return None
 
 
-__all__ = ["FORMATS", "RefusedError", "read_contents"]
+__all__ = ["CONTAINERS", "RefusedError", "read_contents"]

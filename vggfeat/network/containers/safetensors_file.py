@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from vggfeat.core.text import counted
-from vggfeat.network.containers.records import ITEM_BYTES, Contents, StoredTensor
+from vggfeat.network.containers.records import VALUE_BYTES, Contents, StoredTensor
 from vggfeat.storage.safetensors import header_length, parse_header
 
 if TYPE_CHECKING:
@@ -61,11 +61,11 @@ def _check_cover(header: Mapping[str, Any], size: int) -> None:
 
 def _entry(entry: Mapping[str, Any], name: str) -> StoredTensor:
     dtype = entry["dtype"]
-    if dtype not in ITEM_BYTES:
+    if dtype not in VALUE_BYTES:
         raise ValueError(f"{name} has dtype {dtype}, which no VGG weight has")
     begin, end = entry["data_offsets"]
     shape = tuple(entry["shape"])
     sides = all(type(side) is int and 0 <= side < _LARGEST for side in shape)
-    if not sides or not 0 <= begin <= end or end - begin != math.prod(shape) * ITEM_BYTES[dtype]:
+    if not sides or not 0 <= begin <= end or end - begin != math.prod(shape) * VALUE_BYTES[dtype]:
         raise ValueError(f"{name} of shape {list(shape)} does not fit its bytes {begin} to {end}")
     return StoredTensor(dtype, shape, name)

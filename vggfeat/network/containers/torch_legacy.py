@@ -6,7 +6,7 @@ import io
 import pickle
 from typing import TYPE_CHECKING, Any
 
-from vggfeat.network.containers.records import ITEM_BYTES, Contents
+from vggfeat.network.containers.records import VALUE_BYTES, Contents
 from vggfeat.network.containers.tensor_pickle import load_noted, named_tensors
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def _storage_places(
     for key in keys:
         file.seek(at)
         count = int.from_bytes(file.read(8) or b"", "little")
-        length = count * ITEM_BYTES[dtypes[key]]
+        length = count * VALUE_BYTES[dtypes[key]]
         places[key] = (at + 8, length)
         at += 8 + length
         if at > file.size:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vggfeat.network.dialects.records import Dialect, Source
+from vggfeat.network.dialects.records import Dialect, TensorSource
 from vggfeat.network.dialects.torchvision import FIRST
 
 if TYPE_CHECKING:
@@ -20,14 +20,14 @@ _MODULES: Mapping[str, str] = {"classifier.1": "classifier.0", "classifier.4": "
 _MATRIX = 2  # axes
 
 
-def _translate(shapes: Mapping[str, Shape]) -> dict[str, Source] | None:
+def _translate(shapes: Mapping[str, Shape]) -> dict[str, TensorSource] | None:
     own = all(len(shapes.get(f"{name}.weight", ())) == _MATRIX for name in _MODULES)
     if FIRST not in shapes or not own or "classifier.0.weight" in shapes:
         return None
     sources = {}
     for name, shape in shapes.items():
         module, _, part = name.rpartition(".")
-        sources[f"{_MODULES.get(module, module)}.{part}"] = Source(name, shape)
+        sources[f"{_MODULES.get(module, module)}.{part}"] = TensorSource(name, shape)
     return sources
 
 

@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING
 
 from vggfeat.core.vgg_layers import GRID, layer_table
-from vggfeat.network.dialects.records import Dialect, Source
+from vggfeat.network.dialects.records import Dialect, TensorSource
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,7 +29,7 @@ _OPTIMIZER = ("optimizer_weights/", "optimizer/")
 _MATRIX, _KERNEL = 2, 4  # axes
 
 
-def _translate(shapes: Mapping[str, Shape]) -> dict[str, Source] | None:
+def _translate(shapes: Mapping[str, Shape]) -> dict[str, TensorSource] | None:
     named = {
         path: shape for path, shape in shapes.items()
         if "/" in path and not path.startswith(_OPTIMIZER)
@@ -81,7 +81,7 @@ def _by_number(shapes: Mapping[str, Shape]) -> dict[str, list[str]]:
 
 def _sources(
     layers: Mapping[str, list[str]], shapes: Mapping[str, Shape], table: Mapping[str, Layer]
-) -> dict[str, Source]:
+) -> dict[str, TensorSource]:
     sources = {}
     for name, paths in layers.items():
         layer = table[name]
@@ -92,15 +92,15 @@ def _sources(
     return sources
 
 
-def _source(path: str, shape: Shape, layer: Layer) -> Source:
+def _source(path: str, shape: Shape, layer: Layer) -> TensorSource:
     if len(shape) == _KERNEL:
         rows, columns, inputs, outputs = shape
         convert = _first_kernel if layer.name == "conv1_1" else _kernel
-        return Source(path, (outputs, inputs, rows, columns), convert)
+        return TensorSource(path, (outputs, inputs, rows, columns), convert)
     if len(shape) == _MATRIX:
         whole = layer.name == "fc6" and shape[0] == layer.in_channels
-        return Source(path, shape[::-1], _fc6 if whole else _matrix)
-    return Source(path, shape)
+        return TensorSource(path, shape[::-1], _fc6 if whole else _matrix)
+    return TensorSource(path, shape)
 
 
 def _kernel(weight: Tensor) -> Tensor:

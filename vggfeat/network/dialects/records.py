@@ -14,7 +14,7 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class TensorSource:
     """One of torchvision's tensors in a file of another make.
 
     Attributes:
@@ -42,7 +42,7 @@ class Dialect:
     """
 
     name: str
-    translate: Callable[[Mapping[str, Shape]], dict[str, Source] | None]
+    translate: Callable[[Mapping[str, Shape]], dict[str, TensorSource] | None]
     transform: str = ""
     note: str = ""
 
@@ -59,7 +59,7 @@ class Reading:
     """
 
     dialect: str
-    sources: Mapping[str, Source]
+    sources: Mapping[str, TensorSource]
     transform: str = ""
     notes: tuple[str, ...] = ()
     shapes: Mapping[str, Shape] = field(init=False)
@@ -69,6 +69,6 @@ class Reading:
         object.__setattr__(self, "shapes", shapes)
 
 
-def kept(shapes: Mapping[str, Shape]) -> dict[str, Source]:
+def kept(shapes: Mapping[str, Shape]) -> dict[str, TensorSource]:
     """Return sources that are just what the file has."""
-    return {name: Source(name, shape) for name, shape in shapes.items()}
+    return {name: TensorSource(name, shape) for name, shape in shapes.items()}

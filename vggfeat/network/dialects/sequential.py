@@ -6,14 +6,14 @@ import re
 from typing import TYPE_CHECKING
 
 from vggfeat.core.vgg_layers import VARIANTS, layer_table
-from vggfeat.network.dialects.records import Dialect, Source
+from vggfeat.network.dialects.records import Dialect, TensorSource
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vggfeat.network.dialects.records import Shape
 
-FIRST = "0.weight"
+FIRST_NUMBERED = "0.weight"
 _FIRST_CHANNELS = 64
 _KERNEL = 4  # axes
 _NUMBERED = re.compile(r"\d+\.\w+")
@@ -24,11 +24,11 @@ def is_first_kernel(shape: Shape) -> bool:
     return (shape[:1], shape[2:]) == ((_FIRST_CHANNELS,), (3, 3))
 
 
-def _translate(shapes: Mapping[str, Shape]) -> dict[str, Source] | None:
-    if not is_first_kernel(shapes.get(FIRST, ())) or not _is_vgg(shapes):
+def _translate(shapes: Mapping[str, Shape]) -> dict[str, TensorSource] | None:
+    if not is_first_kernel(shapes.get(FIRST_NUMBERED, ())) or not _is_vgg(shapes):
         return None
     return {
-        f"features.{name}" if _NUMBERED.fullmatch(name) else name: Source(name, shape)
+        f"features.{name}" if _NUMBERED.fullmatch(name) else name: TensorSource(name, shape)
         for name, shape in shapes.items()
     }
 

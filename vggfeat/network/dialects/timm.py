@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from vggfeat.network.dialects.records import Dialect, Source
+from vggfeat.network.dialects.records import Dialect, TensorSource
 from vggfeat.network.dialects.torchvision import FIRST
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ FC_NAMES: Mapping[str, str] = {
 """timm's modules, and torchvision's that compute the same."""
 
 
-def _translate(shapes: Mapping[str, Shape]) -> dict[str, Source] | None:
+def _translate(shapes: Mapping[str, Shape]) -> dict[str, TensorSource] | None:
     if FIRST not in shapes or not any(name.startswith("pre_logits.fc") for name in shapes):
         return None
     sources = {}
@@ -32,9 +32,9 @@ def _translate(shapes: Mapping[str, Shape]) -> dict[str, Source] | None:
         own = f"{FC_NAMES[module]}.{part}" if module in FC_NAMES else name
         if module in FC_NAMES and len(shape) > 1:
             # A convolution that covers the whole map reads it channel by channel, as flatten does.
-            sources[own] = Source(name, (shape[0], math.prod(shape[1:])), _flat)
+            sources[own] = TensorSource(name, (shape[0], math.prod(shape[1:])), _flat)
         else:
-            sources[own] = Source(name, shape)
+            sources[own] = TensorSource(name, shape)
     return sources
 
 

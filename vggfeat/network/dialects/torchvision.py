@@ -9,12 +9,12 @@ from vggfeat.network.dialects.records import Dialect, kept
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from vggfeat.network.dialects.records import Shape, Source
+    from vggfeat.network.dialects.records import Shape, TensorSource
 
 FIRST = "features.0.weight"
 
 
-def _translate(shapes: Mapping[str, Shape]) -> dict[str, Source] | None:
+def _translate(shapes: Mapping[str, Shape]) -> dict[str, TensorSource] | None:
     return kept(shapes) if FIRST in shapes else None
 
 

@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vggfeat.errors import WeightsError
-from vggfeat.network.dialects.records import Reading, Source
-from vggfeat.network.dialects.sequential import FIRST as FIRST_OF_SEQUENTIAL
+from vggfeat.network.dialects.records import Reading, TensorSource
+from vggfeat.network.dialects.sequential import FIRST_NUMBERED as FIRST_OF_SEQUENTIAL
 from vggfeat.network.dialects.sequential import is_first_kernel
 from vggfeat.network.dialects.torchvision import FIRST
 
@@ -75,4 +75,6 @@ def _listed(names: Iterable[str]) -> str:
 
 def kept_plain(shapes: Mapping[str, Shape]) -> Reading:
     """Read names that no dialect knows as they are, but for the parts that mean nothing."""
-    return Reading("", {without_wrappers(name): Source(name, s) for name, s in shapes.items()})
+    return Reading(
+        "", {without_wrappers(name): TensorSource(name, s) for name, s in shapes.items()}
+    )

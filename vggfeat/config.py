@@ -1,0 +1,107 @@
+"""Presets and configuration files, options, and what a weight file records, as `Settings`."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vggfeat.core.settings import SETTING_NAMES, Settings
+from vggfeat.core.text import decode_text
+from vggfeat.errors import UsageError
+from vggfeat.network.weight_metadata import with_carried
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PRESETS = ("overall", "pyramid", "same-picture", "similar-colour", "similar-style")
+
+
+def load_config(name: str) -> dict[str, Any]:
+    """Settings by name from a TOML file, or from the preset of that name.
+
+    Keys may be spelt as settings are, `batch_size`, or as options are, `batch-size`.
+
+    Raises:
+        UsageError: no such file or preset, not TOML, a key that is no setting, or one given in
+            both spellings.
+    """
+    path = _config_path(name)
+    try:
+        values = tomllib.loads(
+            decode_text(path.read_bytes(), f"config {name!r} cannot be read as TOML: it")
+        )
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"config {name!r} cannot be read as TOML: {error}") from error
+    return {key: _as_text(key, value) for key, value in _by_name(name, values).items()}
+
+
+def _by_name(config: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values by the names of settings: `batch-size`, as options are spelt, is `batch_size`.
+
+    Raises:
+        UsageError: a key is no setting, or both spellings are given; all such keys are named.
+    """
+    spelt = {key: key.replace("-", "_") for key in values}
+    unknown = [key for key, setting in spelt.items() if setting not in SETTING_NAMES]
+    if unknown:
+        near = [difflib.get_close_matches(spelt[key], SETTING_NAMES, n=1) for key in unknown]
+        meant = ", ".join(dict.fromkeys(match for matches in near for match in matches))
+        hint = f"; did you mean {meant}?" if meant else ""
+        raise UsageError(
+            f"config {config!r} has unknown settings {', '.join(unknown)}{hint}; expected any of "
+            f"{', '.join(SETTING_NAMES)}"
+        )
+    twice = [key for key, setting in spelt.items() if key != setting and setting in values]
+    if twice:
+        both = ", ".join(f"{spelt[key]} and {key}" for key in twice)
+        raise UsageError(f"config {config!r} gives {both}, which are one setting; keep one of them")
+    return {setting: values[key] for key, setting in spelt.items()}
+
+
+def _as_text(key: str, value: Any) -> Any:
+    """What TOML writes more naturally, a list or a number, as on the command line."""
+    if key in ("layers", "augment") and isinstance(value, list):
+        return ",".join(value) if all(isinstance(item, str) for item in value) else value
+    if key in ("window", "clip", "clahe", "mean", "std"):
+        items = value if isinstance(value, list) else [value]
+        return ",".join(map(str, items)) if all(map(_is_number, items)) else value
+    return str(value) if key == "max_failures" and type(value) is int else value
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float)
+
+
+def make_settings(config: str | None, flags: Mapping[str, Any]) -> Settings:
+    """Settings from a configuration file or preset, with the flags that were given over it.
+
+    What neither says, a weight file may: see `carried`.
+
+    Args:
+        config: see `load_config`; None for defaults alone.
+        flags: setting names to values; None stands for not given.
+    """
+    values = load_config(config) if config is not None else {}
+    given = {name: value for name, value in flags.items() if value is not None}
+    return Settings(**with_carried({**values, **given}))
+
+
+def _config_path(name: str) -> Path:
+    if os.sep in name or name.endswith(".toml"):
+        return Path(name)
+    package = Path(__file__).parent
+    for folder in (package / "configs", package.parent / "configs"):
+        if (folder / f"{name}.toml").is_file():
+            return folder / f"{name}.toml"
+    raise UsageError(
+        f"config {name!r} is not a preset; expected one of {', '.join(PRESETS)}, "
+        "or the path of a .toml file"
+    )
