@@ -58,6 +58,7 @@ WITH_TORCH = {
     "finetuning.linear_probe",
     "finetuning.model",
     "images.loader",
+    "network.calibration",
     "network.device",
     "network.extractor",
     "network.input_checks",

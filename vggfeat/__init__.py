@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from vggfeat.extraction.api import extract as extract
     from vggfeat.extraction.benchmark import Bench as Bench
     from vggfeat.extraction.benchmark import bench as bench
-    from vggfeat.extraction.calibration import calibrate as calibrate
     from vggfeat.extraction.ray_cluster import RayCluster as RayCluster
     from vggfeat.extraction.trace import trace as trace
     from vggfeat.extraction.update import UpdatePolicy as UpdatePolicy
@@ -49,6 +48,7 @@ if TYPE_CHECKING:
     from vggfeat.finetuning.settings import AdaptSettings as AdaptSettings
     from vggfeat.images.statistics import PixelStats as PixelStats
     from vggfeat.images.statistics import stats as stats
+    from vggfeat.network.calibration import calibrate as calibrate
     from vggfeat.network.extractor import Extractor as Extractor
     from vggfeat.retrieval.compare import Comparison as Comparison
     from vggfeat.retrieval.compare import compare as compare
@@ -110,7 +110,6 @@ _HOMES = {
         "Bench",
         "bench",
     ),
-    "extraction.calibration": ("calibrate",),
     "extraction.ray_cluster": ("RayCluster",),
     "extraction.trace": ("trace",),
     "extraction.update": ("UpdatePolicy",),
@@ -121,6 +120,7 @@ _HOMES = {
         "PixelStats",
         "stats",
     ),
+    "network.calibration": ("calibrate",),
     "network.extractor": ("Extractor",),
     "retrieval.compare": (
         "Comparison",

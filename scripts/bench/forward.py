@@ -15,7 +15,7 @@ from common import pick_device
 
 from vggfeat.core.resources import keep_freed_memory
 from vggfeat.core.settings import Settings
-from vggfeat.extraction.calibration import calibrate
+from vggfeat.network.calibration import calibrate
 from vggfeat.network.extractor import Extractor
 from vggfeat.network.vgg import needed_layers
 

@@ -20,7 +20,8 @@ import vggfeat as library
 from vggfeat.core.settings import Settings
 from vggfeat.core.vgg_layers import layer_table
 from vggfeat.errors import CacheMismatchError, DeviceError, UsageError
-from vggfeat.extraction.calibration import CALIBRATION_SAMPLE, calibrate
+from vggfeat.extraction.calibration import CALIBRATION_SAMPLE
+from vggfeat.network.calibration import calibrate
 from vggfeat.network.device import choose_precision, cpu_has_vnni
 from vggfeat.network.extractor import Extractor
 

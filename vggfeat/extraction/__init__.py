@@ -5,5 +5,5 @@ Begin with `api.py`, the one entry, then `pipeline.py`, the loop: decode, comput
 folder of shards.
 
 Public: `vggfeat.extract`, `vggfeat.UpdatePolicy`, `vggfeat.RayCluster`, `vggfeat.bench`,
-`vggfeat.calibrate`, `vggfeat.trace`.
+`vggfeat.trace`.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vggfeat.cache.sharding import Sharding
@@ -11,10 +12,8 @@ from vggfeat.core.file_names import path_text, remote_scheme
 from vggfeat.core.forked import refuse_broken_threads
 from vggfeat.core.isolation import isolated
 from vggfeat.errors import UsageError
-from vggfeat.extraction import ray_driver as dealing
-from vggfeat.extraction import sharded as extraction
 from vggfeat.extraction.remote_output import extract_to_store, scratch_place
-from vggfeat.extraction.request import ExtractRequest
+from vggfeat.extraction.sharded import extract_here, is_sharded
 from vggfeat.extraction.update import UpdatePolicy
 
 if TYPE_CHECKING:
@@ -25,20 +24,17 @@ if TYPE_CHECKING:
     from vggfeat.extraction.ray_cluster import RayCluster
 
 
-def working_place(out: str | os.PathLike[str], scratch: str | None = None) -> str:
-    """Where the cache lies while a run is under way: `out`, or its place in the scratch folder.
+@dataclass(frozen=True, slots=True)
+class ExtractRequest:
+    """The arguments of `extract`, as every later step gets them; `out` is a path here."""
 
-    Raises:
-        UsageError: a scratch folder for an output that needs none; see also `scratch_place`.
-    """
-    text = path_text(out)
-    if not (isinstance(out, str) and remote_scheme(text)):
-        if scratch is not None:
-            raise UsageError(
-                f"--scratch is for outputs in an object store, and {text!r} is a path; leave it out"
-            )
-        return text
-    return scratch_place(text, scratch)
+    sources: tuple[str | os.PathLike[str], ...]
+    out: str
+    settings: Settings
+    fresh: bool = False
+    policy: UpdatePolicy = field(default_factory=UpdatePolicy)
+    root: str | None = None
+    sharding: Sharding = field(default_factory=Sharding)
 
 
 @isolated()
@@ -55,57 +51,85 @@ def extract(
     scratch: str | None = None,
     cluster: RayCluster | None = None,
 ) -> Summary:
-    """Extracts features of images into a cache, or goes on with a cache begun earlier.
+    """Extract features of images into a cache, or resume a cache begun earlier.
 
     Args:
         sources: folders, files, `@list.txt`, or `-` for a list on standard input; or folders and
             objects in an object store, `s3://bucket/folder`.
-        out: the cache, one HDF5 file; or a folder, which gets a sharded cache: one that is there,
-            a name that ends in `/`, or with `sharding` any name. Either may be in an object store:
-            it is then made in `scratch`, and put there when it is complete.
-        settings: which layers of which network, and how.
-        fresh: begin again even if `out` is there.
-        wish: what to do about images that are new to `out`, changed, gone, or failed.
+        out: the cache, one HDF5 file; or a folder, which gets a sharded cache: an existing one, a
+            name that ends in `/`, or with `sharding` any name. Either may be in an object store:
+            it is then made in `scratch` and uploaded when it is complete.
+        settings: layers, network, preprocessing, storage.
+        fresh: begin again even if `out` exists.
+        wish: what to do about images that are new, changed, removed or failed since `out` was made.
         root: directory that the recorded paths are relative to.
-        on_progress: called after every batch; with a cluster, now and then.
-        sharding: of a folder, how it is split and which of its shards to do.
-        scratch: folder that an output in an object store is made in; by default one in the user's
-            cache. The same one again goes on with what is there.
-        cluster: have the shards done by Ray; `out` is then a folder that all its machines share.
+        on_progress: called after every batch; with a cluster, several times a second.
+        sharding: of a folder, how it is split and which of its shards to process.
+        scratch: folder in which an output for an object store is made; by default one in the
+            user's cache. A later run with the same folder resumes what it finds there.
+        cluster: process the shards with Ray; `out` is then a folder that all nodes share.
 
     Returns:
-        what was done, and what the cache now holds, or the share of it that was asked for.
+        what was done, and what the cache, or the requested share of it, now holds.
 
     Raises:
-        UsageError: `out` can be no cache, or what is asked for does not go together.
-        InputError: a source is missing, or there is no image; or its store does not answer.
-        WeightsError: the weights cannot be had.
-        CacheError: `out` is not ours, damaged, or made with other settings or of other images.
-        LockedError: another run writes to `out`; of a folder, to shards that are left.
+        UsageError: `out` cannot be a cache, or the arguments contradict each other.
+        InputError: a source is missing, there is no image, or the store of a source does not
+            answer.
+        WeightsError: the weights were not found and could not be downloaded.
+        CacheError: `out` is not a cache of vggfeat, damaged, or made with other settings or of
+            other images.
+        LockedError: another run writes to `out`; of a folder, to all shards that are left.
         SpaceError: the disk is full, or the store refuses. All rows written before are kept.
-        DeviceError: the device is missing or failed, or workers of the cluster end again and again.
+        DeviceError: the device is missing or failed, or workers of the cluster die repeatedly.
             All rows written before are kept.
-        TooManyFailuresError: more images failed than `settings.max_failures`, the rest is done;
-            or one failed, and `settings.on_error` is `stop`.
-        InterruptedRunError: SIGINT or SIGTERM; call again to go on.
+        TooManyFailuresError: more images failed than `settings.max_failures`, and all others are
+            done; or one failed, and `settings.on_error` is `stop`.
+        InterruptedRunError: SIGINT or SIGTERM; call again to resume.
     """
     out = path_text(out) if isinstance(out, str) else out
     refuse_broken_threads()
     work = working_place(out, scratch)
     listed = (sources,) if isinstance(sources, str | os.PathLike) else tuple(sources)
     request = ExtractRequest(listed, work, settings, fresh, wish, root, sharding or Sharding())
-
-    def extract_here(request: ExtractRequest) -> Summary:
-        if cluster is None:
-            return extraction.extract_here(request, on_progress)
-        return dealing.extract_on_ray(request, cluster, on_progress)
-
     if work == os.fspath(out):
-        return extract_here(request)
+        return _run(request, cluster, on_progress)
     named = os.fspath(out).endswith("/")
-    sharded = named or cluster is not None or extraction.is_sharded(work, request.sharding)
+    sharded = named or cluster is not None or is_sharded(work, request.sharding)
     if sharded:
         request = dataclasses.replace(request, out=f"{work}/")
     return extract_to_store(
-        os.fspath(out), work, lambda: extract_here(request), sharded=sharded, fresh=fresh
+        os.fspath(out),
+        work,
+        lambda: _run(request, cluster, on_progress),
+        sharded=sharded,
+        fresh=fresh,
     )
+
+
+def working_place(out: str | os.PathLike[str], scratch: str | None = None) -> str:
+    """Return the path where the cache is made: `out`, or its place in the scratch folder.
+
+    Raises:
+        UsageError: a scratch folder for an output that needs none; see also `scratch_place`.
+    """
+    text = path_text(out)
+    if not (isinstance(out, str) and remote_scheme(text)):
+        if scratch is not None:
+            raise UsageError(
+                f"--scratch is for outputs in an object store, and {text!r} is a path; leave it out"
+            )
+        return text
+    return scratch_place(text, scratch)
+
+
+def _run(
+    request: ExtractRequest,
+    cluster: RayCluster | None,
+    on_progress: Callable[[Progress], None] | None,
+) -> Summary:
+    if cluster is None:
+        return extract_here(request, on_progress)
+    from vggfeat.extraction.ray_driver import extract_on_ray
+
+    return extract_on_ray(request, cluster, on_progress)

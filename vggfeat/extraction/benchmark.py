@@ -159,11 +159,11 @@ def _limit(
 
 def _sample(sources: Sequence[str | os.PathLike[str]]) -> list[bytes]:
     """Files of images spread evenly over all that the sources name."""
-    manifest = discover(sources)
+    images = discover(sources)
     files = []
-    for position in manifest.spread(_SAMPLE).tolist():
+    for position in images.spread(_SAMPLE).tolist():
         try:
-            with manifest.open(position) as stream:
+            with images.open(position) as stream:
                 files.append(stream.read())
         except DecodeError:
             continue  # a run would mark it failed

@@ -1,36 +1,44 @@
-"""What a new cache says of itself, before its first row: shapes, identity, provenance, scales."""
+"""What a new cache records about itself before its first row: shapes, identity, provenance."""
 
 from __future__ import annotations
 
+import datetime as dt
+import importlib.metadata
 import logging
+import platform
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from vggfeat.extraction.resume import make_identity, make_provenance
-from vggfeat.network.weights import find_weights
+from vggfeat._version import __version__
+from vggfeat.cache.format import Provenance
+from vggfeat.cache.identity import Identity
+from vggfeat.core.fusion_spec import as_step
+from vggfeat.core.quantization import scales_digest
+from vggfeat.network.weights import find_weights, weights_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from vggfeat.cache.format import Provenance
-    from vggfeat.cache.identity import Identity
     from vggfeat.core.quantization import Scales
     from vggfeat.core.settings import Settings
     from vggfeat.images.sources import ImageList
     from vggfeat.network.multi_device import Replicas
     from vggfeat.network.weights import Weights
 
+_LIBRARIES = ("torch", "torchvision", "pillow", "numpy", "h5py")
+
 log = logging.getLogger("vggfeat")
 
 
 @dataclass(frozen=True, slots=True)
-class Description:
-    """What a new cache says of itself.
+class CacheMetadata:
+    """What a new cache records about itself.
 
     Attributes:
         shapes: canonical spec → shape of one row.
-        identity: what another run must agree in.
-        provenance: how it is made.
+        identity: what a run that resumes the cache must agree in.
+        provenance: how the cache was made.
         scales: of each layer, for int8; else empty.
     """
 
@@ -40,62 +48,107 @@ class Description:
     scales: Mapping[str, Scales]
 
 
-def describe_cache(settings: Settings, manifest: ImageList) -> Description:
-    """What a cache of these images is to say of itself, found without doing one of them.
+@dataclass(frozen=True, slots=True)
+class NewCache:
+    """A cache to be made of `images`: what must be known before the networks are built.
 
-    Raises:
-        WeightsError: the weights cannot be had.
-        DeviceError: the device is missing.
+    Attributes:
+        calibrate: measures the activations for precision int8; None for others. It decodes images,
+            so it is called only once the decoding of the run has begun.
     """
+
+    settings: Settings
+    images: ImageList
+    weights: Weights
+    batch_size: int
+    calibrate: Callable[[], Mapping[str, float]] | None
+
+    def describe(self, replicas: Replicas) -> CacheMetadata:
+        """Return the metadata of the cache, which only the networks know in full."""
+        size = self.settings.preprocess().size
+        scales = self._scales(replicas)
+        return CacheMetadata(
+            shapes=replicas.output_shapes(size, size),
+            identity=make_identity(
+                self.settings, replicas.precision, self.weights, replicas.activations, scales
+            ),
+            provenance=self._provenance(replicas.precision),
+            scales=scales,
+        )
+
+    def _scales(self, replicas: Replicas) -> dict[str, Scales]:
+        """Return the scales of features stored as int8, and have the networks apply them."""
+        if self.settings.dtype != "int8":
+            return {}
+        from vggfeat.extraction.calibration import scales_on_sample
+
+        scales = scales_on_sample(self.settings, self.images, replicas)
+        replicas.scale_to(scales)
+        return scales
+
+    def _provenance(self, precision: str) -> Provenance:
+        chosen = {"batch_size": self.batch_size, "precision": precision}
+        libraries = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+        return Provenance(
+            root=self.images.root,
+            config={**self.settings.as_dict(), **chosen},
+            created_utc=dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
+            tool_version=__version__,
+            versions={"python": platform.python_version(), **libraries},
+            warning=self.weights.warning or "",
+        )
+
+
+def prepare_cache(settings: Settings, images: ImageList) -> NewCache:
+    """Find the weights and choose the batch size of a new cache."""
     from vggfeat.network.device import choose_batch_size
-    from vggfeat.network.multi_device import Replicas
 
     weights = find_weights(settings.weights, settings.model)
     if weights.warning:
         log.warning(weights.warning)
-    batch_size = choose_batch_size(settings, len(manifest))
-    calibrate = calibrating(settings, manifest, weights)
-    replicas = Replicas(settings, weights, calibrate() if calibrate is not None else None)
-    return describe_with(settings, manifest, weights, replicas, batch_size)
-
-
-def describe_with(
-    settings: Settings, manifest: ImageList, weights: Weights, replicas: Replicas, batch_size: int
-) -> Description:
-    """The same where the weights are found and the networks are up."""
-    size = settings.preprocess().size
-    scales = _scales(settings, manifest, replicas)
-    return Description(
-        shapes=replicas.output_shapes(size, size),
-        identity=make_identity(settings, replicas.precision, weights, replicas.activations, scales),
-        provenance=make_provenance(
-            settings, manifest, weights, batch_size=batch_size, precision=replicas.precision
-        ),
-        scales=scales,
-    )
-
-
-def _scales(settings: Settings, manifest: ImageList, replicas: Replicas) -> dict[str, Scales]:
-    """Scales for features stored as int8, which the networks then know; else none."""
-    if settings.dtype != "int8":
-        return {}
-    from vggfeat.extraction.calibration import scales_on_sample
-
-    scales = scales_on_sample(settings, manifest, replicas)
-    replicas.scale_to(scales)
-    return scales
-
-
-def calibrating(
-    settings: Settings, manifest: ImageList, weights: Weights
-) -> Callable[[], Mapping[str, float]] | None:
-    """What finds out, once decoding is under way, how large activations get; None if not needed."""
-    if settings.precision != "int8":
-        return None
 
     def calibrate() -> Mapping[str, float]:
         from vggfeat.extraction.calibration import calibrate_on_sample
 
-        return calibrate_on_sample(settings, manifest, weights)
+        return calibrate_on_sample(settings, images, weights)
 
-    return calibrate
+    return NewCache(
+        settings,
+        images,
+        weights,
+        choose_batch_size(settings, len(images)),
+        calibrate if settings.precision == "int8" else None,
+    )
+
+
+def describe_cache(settings: Settings, images: ImageList) -> CacheMetadata:
+    """Return the metadata of a cache of these images without extracting any of them."""
+    from vggfeat.network.multi_device import Replicas
+
+    new = prepare_cache(settings, images)
+    replicas = Replicas(settings, new.weights, new.calibrate() if new.calibrate else None)
+    return new.describe(replicas)
+
+
+def make_identity(
+    settings: Settings,
+    precision: str,
+    weights: Weights | None,
+    activations: Mapping[str, float] = MappingProxyType({}),
+    scales: Mapping[str, Scales] = MappingProxyType({}),
+) -> Identity:
+    """Return the identity of a run with these settings; without weights their digest is empty."""
+    recipe = settings.recipe
+    return Identity(
+        model=settings.model,
+        weights=weights.name if weights else weights_name(settings.weights, settings.model),
+        weights_sha256=weights.sha256 if weights else "",
+        precision=precision,
+        dtype=settings.dtype,
+        preprocess=settings.preprocess(),
+        layers=tuple(sorted(settings.stored)),
+        first_layer="" if settings.first_layer == "sum" else settings.first_layer,
+        activations=tuple(activations.items()),
+        scales=scales_digest(scales),
+        steps=(as_step(recipe.step()),) if recipe else (),
+    )

@@ -22,13 +22,12 @@ from vggfeat.core.records import FeatureBatch, Progress, Summary
 from vggfeat.core.signals import StopFlag, how_to_go_on
 from vggfeat.core.text import agree, counted
 from vggfeat.errors import InterruptedRunError, TooManyFailuresError
-from vggfeat.extraction.metadata import calibrating, describe_with
-from vggfeat.extraction.report import Tally, summarise_run
-from vggfeat.extraction.resume import check_output, is_complete, resume
+from vggfeat.extraction.metadata import prepare_cache
+from vggfeat.extraction.report import RunStats, summarise_run
+from vggfeat.extraction.resume import check_output, is_complete, plan_resume
 from vggfeat.extraction.vanishing import SourceGuard
 from vggfeat.images.batch_plan import EMPTY, plan_batches
 from vggfeat.images.sources import discover, tell_skipped
-from vggfeat.network.weights import find_weights
 from vggfeat.storage.locks import hold, refuse_if_held, unless_read_only
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
 
     from vggfeat.core.records import DecodedBatch, Failure
     from vggfeat.core.settings import Settings
-    from vggfeat.extraction.request import ExtractRequest
+    from vggfeat.extraction.api import ExtractRequest
     from vggfeat.extraction.update import UpdatePolicy
     from vggfeat.images.loader import OpenImage
     from vggfeat.images.sources import ImageList
@@ -50,10 +49,10 @@ log = logging.getLogger("vggfeat")
 
 
 @dataclass(frozen=True, slots=True)
-class RunWatch:
+class RunContext:
     """What looks at the run from outside the loop: the counts, the signals, the caller."""
 
-    tally: Tally
+    stats: RunStats
     stop: StopFlag
     request: ExtractRequest
     on_progress: Callable[[Progress], None] | None
@@ -65,12 +64,12 @@ class RunWatch:
 
     def goes_on(self) -> bool:
         """Whether another batch may begin."""
-        return self.tally.fatal is None and self.stop.allows(self.tally.slowest)
+        return self.stats.fatal is None and self.stop.allows(self.stats.slowest)
 
     def report(self) -> None:
         """Tells the caller how far the run is."""
         if self.on_progress is not None:
-            self.on_progress(self.tally.progress())
+            self.on_progress(self.stats.progress())
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,113 +100,115 @@ def extract_file(
         see `engines.extract`.
     """
     started = time.perf_counter()
-    tally = Tally()
+    stats = RunStats()
     out, settings = request.out, request.settings
     check_output(out, fresh=request.fresh)  # before a listing that may take minutes
     refuse_if_held(out)
-    manifest = discover(request.sources, root=request.root)
-    tell_skipped(manifest)
-    tally.skipped = manifest.skipped
-    tally.discover = time.perf_counter() - started
+    images = discover(request.sources, root=request.root)
+    tell_skipped(images)
+    stats.skipped = images.skipped
+    stats.discover = time.perf_counter() - started
     limit = settings.seconds_allowed
-    limit = limit and limit - tally.discover
+    limit = limit and limit - stats.discover
     with unless_read_only(hold(out)) as refusal, StopFlag(limit) as stop:
-        watch = RunWatch(tally, stop, request, on_progress)
+        context = RunContext(stats, stop, request, on_progress)
         there = check_output(out, fresh=request.fresh)
-        if refusal is not None and not (there and is_complete(out, manifest, request.wish)):
+        if refusal is not None and not (there and is_complete(out, images, request.policy)):
             raise refusal
         if there:
-            go_on(out, settings, manifest, watch, request.wish)
+            resume_cache(out, settings, images, context, request.policy)
         else:
-            _begin(out, settings, manifest, watch)
-    summary = summarise_run(out, tally, time.perf_counter() - started, stop.reason)
-    raise_if_cut_short(summary, request, stop.signum, tally.fatal)
+            _begin(out, settings, images, context)
+    summary = summarise_run(out, stats, time.perf_counter() - started, stop.reason)
+    raise_if_cut_short(summary, request, stop.signum, stats.fatal)
     return summary
 
 
-def go_on(
+def resume_cache(
     out: str,
     settings: Settings,
-    manifest: ImageList,
-    watch: RunWatch,
-    wish: UpdatePolicy,
+    images: ImageList,
+    context: RunContext,
+    policy: UpdatePolicy,
 ) -> None:
     """Does what is left in a cache that is there, whose lock the caller holds.
 
     Args:
         out: the cache.
         settings: as asked for.
-        manifest: the images asked for.
-        watch: counts, and says when to stop.
-        wish: what may be done about images that are new, changed, gone, or failed.
+        images: the images asked for.
+        context: counts, and says when to stop.
+        policy: what may be done about images that are new, changed, gone, or failed.
     """
-    resumed, weights = resume(out, settings, manifest, wish)
-    watch.tally.note(resumed.changes)
+    resumed, weights = plan_resume(out, settings, images, policy)
+    context.stats.note(resumed.changes)
     if not len(resumed.todo) or weights is None:
         return
     cache = resumed.cache
     batch_size = int(cache.header.provenance.config["batch_size"])
     places = dict(zip(resumed.todo.tolist(), resumed.positions.tolist(), strict=True))
-    ranks = manifest.reading_ranks()
+    ranks = images.reading_ranks()
     work = _Work(
         resumed.settings,
-        lambda row: manifest.open(places[row]),
+        lambda row: images.open(places[row]),
         plan_batches(resumed.todo, batch_size, None if ranks is None else ranks[resumed.positions]),
         weights,
-        SourceGuard(manifest, watch.request.sources, lambda row: places[row]),
+        SourceGuard(images, context.request.sources, lambda row: places[row]),
         lambda: dict(cache.header.identity.activations),
     )
-    loader, replicas = _start(work, watch)
+    loader, replicas = _start(work, context)
     with contextlib.closing(loader):
         replicas.scale_to(cache.header.scales)
         writer = CacheWriter(out, cache.header)
         writer.reserve(out)
         writer.clear_reasons(cache.rows_with_reason(resumed.todo))
         writer.update_files(
-            resumed.stale, manifest.sizes[resumed.listed], manifest.mtimes[resumed.listed]
+            resumed.stale, images.sizes[resumed.listed], images.mtimes[resumed.listed]
         )
-        _loop(loader, replicas, writer, work.guard, watch)
+        _loop(loader, replicas, writer, work.guard, context)
 
 
-def _begin(
-    out: str,
-    settings: Settings,
-    manifest: ImageList,
-    watch: RunWatch,
-) -> None:
-    from vggfeat.network.device import choose_batch_size
-
-    weights = find_weights(settings.weights, settings.model)
-    if weights.warning:
-        log.warning(weights.warning)
-    batch_size = choose_batch_size(settings, len(manifest))
-    plan = plan_batches(np.arange(len(manifest)), batch_size, manifest.reading_ranks())
-    guard = SourceGuard(manifest, watch.request.sources, lambda row: row)
-    activations = calibrating(settings, manifest, weights)
-    work = _Work(settings, manifest.open, plan, weights, guard, activations)
-    loader, replicas = _start(work, watch)
+def _begin(out: str, settings: Settings, images: ImageList, context: RunContext) -> None:
+    """Make a new cache, whose lock the caller holds, and extract all rows."""
+    new = prepare_cache(settings, images)
+    work = _Work(
+        settings,
+        images.open,
+        plan_batches(np.arange(len(images)), new.batch_size, images.reading_ranks()),
+        new.weights,
+        SourceGuard(images, context.request.sources, lambda row: row),
+        new.calibrate,
+    )
+    loader, replicas = _start(work, context)
     with contextlib.closing(loader):
-        made = describe_with(settings, manifest, weights, replicas, batch_size)
-        _end_if_stopped(out, watch)
+        metadata = new.describe(replicas)
+        _end_if_stopped(out, context)
         header = create_cache(
-            out, manifest, made.shapes, made.identity, made.provenance, scales=made.scales
+            out,
+            images,
+            metadata.shapes,
+            metadata.identity,
+            metadata.provenance,
+            scales=metadata.scales,
         )
-        _loop(loader, replicas, CacheWriter(out, header), guard, watch)
+        _loop(loader, replicas, CacheWriter(out, header), work.guard, context)
 
 
-def _end_if_stopped(out: str, watch: RunWatch) -> None:
+def _end_if_stopped(out: str, context: RunContext) -> None:
     """End a run to which a signal came while it was getting ready: `out` stays as it is."""
-    if watch.stop:
+    if context.stop:
         there = f"{out!r} is as it was" if os.path.exists(out) else f"{out!r} is not made yet"
         raise InterruptedRunError(
-            f"stopped by {watch.stop.reason} before the first image: {there}; run the same command "
-            "again",
-            watch.stop.signum,
+            f"stopped by {context.stop.reason} before the first image: {there}; run the same "
+            "command again",
+            context.stop.signum,
             None,
         )
 
 
-def _start(work: _Work, watch: RunWatch) -> tuple[Generator[DecodedBatch, None, None], Replicas]:
+def _start(
+    work: _Work, context: RunContext
+) -> tuple[Generator[DecodedBatch, None, None], Replicas]:
     """Starts decoding first, then brings the network up beside it."""
     started = time.perf_counter()
     from vggfeat.images.loader import choose_workers, load_batches
@@ -223,7 +224,7 @@ def _start(work: _Work, watch: RunWatch) -> tuple[Generator[DecodedBatch, None, 
         work.settings,
         workers=workers,
         pin="cuda" in kinds,
-        goes_on=watch.goes_on,
+        goes_on=context.goes_on,
     )
     try:
         activations = work.activations() if work.activations is not None else None
@@ -231,10 +232,10 @@ def _start(work: _Work, watch: RunWatch) -> tuple[Generator[DecodedBatch, None, 
     except BaseException:
         loader.close()
         raise
-    tally = watch.tally
-    tally.total = max(tally.total, tally.done + tally.failed + todo)  # known before of many shards
-    tally.workers, tally.device = workers, replicas.devices
-    tally.prepare += time.perf_counter() - started
+    stats = context.stats
+    stats.total = max(stats.total, stats.done + stats.failed + todo)  # known before of many shards
+    stats.workers, stats.device = workers, replicas.devices
+    stats.prepare += time.perf_counter() - started
     return loader, replicas
 
 
@@ -243,48 +244,48 @@ def _loop(
     replicas: Replicas,
     writer: CacheWriter,
     guard: SourceGuard,
-    watch: RunWatch,
+    context: RunContext,
 ) -> None:
     """Batch after batch until none is left, a signal asks to stop, or a source is gone."""
     under_way: deque[Pending] = deque()
-    tally = watch.tally
+    stats = context.stats
     with Sink(writer, replicas.settings.checkpoint_seconds) as sink:
-        outlet = _Outlet(sink, guard, watch)
-        while watch.goes_on():
+        outlet = _Outlet(sink, guard, context)
+        while context.goes_on():
             started = time.perf_counter()
             decoded = next(loader, None)
-            tally.wait += time.perf_counter() - started
+            stats.wait += time.perf_counter() - started
             if decoded is None:
                 break
-            tally.decode += decoded.seconds
+            stats.decode += decoded.seconds
             if len(decoded.rows):
-                under_way.append(_launch(replicas, decoded, tally))
+                under_way.append(_launch(replicas, decoded, stats))
             else:
                 outlet.put(_nothing_but_failures(decoded))
             if len(under_way) > replicas.overlap:
                 _finish(under_way.popleft(), outlet)
-            tally.slowest = max(tally.slowest, time.perf_counter() - started)
-            watch.report()
+            stats.slowest = max(stats.slowest, time.perf_counter() - started)
+            context.report()
         while under_way:
             _finish(under_way.popleft(), outlet)
         outlet.close()
         closing = time.perf_counter()
-    tally.write += time.perf_counter() - closing
-    tally.redone += replicas.redone
-    watch.report()
+    stats.write += time.perf_counter() - closing
+    stats.redone += replicas.redone
+    context.report()
 
 
-def _launch(replicas: Replicas, decoded: DecodedBatch, tally: Tally) -> Pending:
+def _launch(replicas: Replicas, decoded: DecodedBatch, stats: RunStats) -> Pending:
     started = time.perf_counter()
     pending = replicas.launch(decoded)
-    tally.network += time.perf_counter() - started
+    stats.network += time.perf_counter() - started
     return pending
 
 
 def _finish(pending: Pending, outlet: _Outlet) -> None:
     started = time.perf_counter()
     batch = pending.collect()
-    outlet.watch.tally.network += time.perf_counter() - started
+    outlet.context.stats.network += time.perf_counter() - started
     outlet.put(batch)
 
 
@@ -294,7 +295,7 @@ class _Outlet:
 
     sink: Sink
     guard: SourceGuard
-    watch: RunWatch
+    context: RunContext
 
     def put(self, batch: FeatureBatch) -> None:
         """Hand a batch over; images that cannot be found wait until their source is known to be.
@@ -306,7 +307,7 @@ class _Outlet:
         self._write(dataclasses.replace(batch, failures=failures))
         if len(failures) < len(batch.failures):
             self.guard.check()
-            if self.watch.stop_on_error:
+            if self.context.stop_on_error:
                 self.close()
 
     def close(self) -> None:
@@ -320,15 +321,15 @@ class _Outlet:
             self._write(_failed(failures))
 
     def _write(self, batch: FeatureBatch) -> None:
-        tally = self.watch.tally
-        if self.watch.stop_on_error and batch.failures:
+        stats = self.context.stats
+        if self.context.stop_on_error and batch.failures:
             # Left pending and not failed: once it is mended, the same command does it.
-            tally.fatal = tally.fatal or tally.placed(batch.failures[0])
+            stats.fatal = stats.fatal or stats.placed(batch.failures[0])
             batch = dataclasses.replace(batch, failures=())
         started = time.perf_counter()
         self.sink.put(batch)
-        tally.write += time.perf_counter() - started
-        tally.add(batch)
+        stats.write += time.perf_counter() - started
+        stats.add(batch)
 
 
 def _failed(failures: tuple[Failure, ...]) -> FeatureBatch:

@@ -36,15 +36,15 @@ from vggfeat.extraction.ray_cluster import connected, import_ray
 from vggfeat.extraction.ray_placement import plan_slots
 from vggfeat.extraction.ray_pool import LOST, ActorPool
 from vggfeat.extraction.ray_worker import Asked, Board, Outcome, ShardWorker, TaskContext
-from vggfeat.extraction.report import FAILURES_NAMED, Tally, summarise_run
+from vggfeat.extraction.report import FAILURES_NAMED, RunStats, summarise_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vggfeat.core.records import FailedImage, Summary
+    from vggfeat.extraction.api import ExtractRequest
     from vggfeat.extraction.ray_cluster import RayCluster
     from vggfeat.extraction.ray_placement import Slots
-    from vggfeat.extraction.request import ExtractRequest
     from vggfeat.extraction.update import UpdatePolicy
 
 _DEATHS = 4  # of workers in a row that finished no batch of a shard, until it is given up
@@ -80,14 +80,14 @@ def extract_on_ray(
         request.settings,
         None if request.root is None else absolute_place(request.root),
         request.sharding.shards,
-        request.wish.retry_failed and not request.wish.update,
+        request.policy.retry_failed and not request.policy.update,
     )
     started = time.perf_counter()
-    tally = Tally()
+    stats = RunStats()
     with connected(cluster) as nodes, StopFlag(request.settings.seconds_allowed) as stop:
         slots = plan_slots(nodes, request.settings.device, cluster.actors)
-        driver = _Driver(asked, slots, stop, tally, on_progress)
-        driver.run(fresh=request.fresh, wish=request.wish)
+        driver = _Driver(asked, slots, stop, stats, on_progress)
+        driver.run(fresh=request.fresh, policy=request.policy)
     driver.raise_before_a_plan()
     summary = driver.summary(request.out, time.perf_counter() - started)
     driver.raise_what_came(summary)
@@ -110,7 +110,7 @@ class _Driver:
     asked: Asked
     slots: Slots
     stop: StopFlag
-    tally: Tally
+    stats: RunStats
     on_progress: Callable[[Progress], None] | None
     failures: list[FailedImage] = field(default_factory=list)
     planned: Summary | None = None
@@ -123,12 +123,12 @@ class _Driver:
     _ray: Any = field(default_factory=import_ray)
     _board: Any = None
 
-    def run(self, *, fresh: bool, wish: UpdatePolicy) -> None:
+    def run(self, *, fresh: bool, policy: UpdatePolicy) -> None:
         """Has the plan made, then every shard done that is not."""
         started = time.perf_counter()
         workers = ActorPool(self._ray, self._start())
-        self._plan(workers, fresh=fresh, wish=wish)
-        self.tally.discover = time.perf_counter() - started
+        self._plan(workers, fresh=fresh, policy=policy)
+        self.stats.discover = time.perf_counter() - started
         if not self._goes_on():
             return
         before = ShardedCache(self.asked.out)
@@ -138,16 +138,16 @@ class _Driver:
             for number in range(len(before.shards))
             if (rows := self._rows_left(before, number))
         }
-        self.tally.total = sum(self._left.values())
+        self.stats.total = sum(self._left.values())
         started = time.perf_counter()
         self._deal(workers, before)
-        self.tally.wait = time.perf_counter() - started
+        self.stats.wait = time.perf_counter() - started
         after = ShardedCache(self.asked.out)
         left = sum(_count(after.state, state) for state in self._unfinished)
-        self.tally.done = _count(after.state, RowState.DONE) - done
-        self.tally.failed = max(0, self.tally.total - self.tally.done - left)
+        self.stats.done = _count(after.state, RowState.DONE) - done
+        self.stats.failed = max(0, self.stats.total - self.stats.done - left)
         if self.asked.retry_failed:  # those that failed again are among what is left
-            self.tally.failed = self._failed
+            self.stats.failed = self._failed
 
     @property
     def _unfinished(self) -> tuple[RowState, ...]:
@@ -180,14 +180,14 @@ class _Driver:
             max_restarts=-1,
             max_task_retries=0,
         )(ShardWorker)
-        self.tally.device = f"{self.slots.actors} Ray actors, {self.slots.device}"
+        self.stats.device = f"{self.slots.actors} Ray actors, {self.slots.device}"
         return [worker.remote() for _ in range(self.slots.actors)]
 
     @property
     def _errand(self) -> TaskContext:
         return TaskContext(self.asked, self._board, self.slots.device)
 
-    def _plan(self, workers: ActorPool, *, fresh: bool, wish: UpdatePolicy) -> None:
+    def _plan(self, workers: ActorPool, *, fresh: bool, policy: UpdatePolicy) -> None:
         """Has whichever actor is there first make the plan."""
         began = time.monotonic()
         for _ in range(_DEATHS):
@@ -196,7 +196,9 @@ class _Driver:
                 self._notice_waiting(began)
             if not self._goes_on():
                 return
-            workers.begin(lambda actor: actor.plan.remote(self._errand, fresh=fresh, wish=wish), 0)
+            workers.begin(
+                lambda actor: actor.plan.remote(self._errand, fresh=fresh, policy=policy), 0
+            )
             ended: list[tuple[int, Outcome]] = []
             while not ended and self._goes_on():
                 ended = workers.wait()
@@ -276,10 +278,10 @@ class _Driver:
         self._note(outcome)
         if outcome.summary is not None:
             self.failures += outcome.summary.failures[: FAILURES_NAMED - len(self.failures)]
-            self.tally.clamped += outcome.summary.clamped
-            self.tally.redone += outcome.summary.redone
-            self.tally.decode += outcome.summary.stages.decode
-            self.tally.workers = outcome.summary.workers * self.slots.actors
+            self.stats.clamped += outcome.summary.clamped
+            self.stats.redone += outcome.summary.redone
+            self.stats.decode += outcome.summary.stages.decode
+            self.stats.workers = outcome.summary.workers * self.slots.actors
         return False
 
     def _note(self, outcome: Outcome) -> None:
@@ -292,9 +294,9 @@ class _Driver:
         for level, text in notes:
             self._tell(level, text)
         self._failed = sum(failed for _, failed in reported.values())
-        if self.on_progress is not None and self.tally.total:
+        if self.on_progress is not None and self.stats.total:
             left = sum(reported.get(shard, (rows, 0))[0] for shard, rows in self._left.items())
-            total = self.tally.total
+            total = self.stats.total
             done = max(0, total - left - self._failed)
             self.on_progress(Progress(done, self._failed, total))
 
@@ -323,7 +325,7 @@ class _Driver:
     def summary(self, out: str, seconds: float) -> Summary:
         """What was done by all actors, and what the cache holds now."""
         shards = ShardedCache(self.asked.out)
-        summary = summarise_run(out, self.tally, seconds, self.stop.reason, shards=shards)
+        summary = summarise_run(out, self.stats, seconds, self.stop.reason, shards=shards)
         found = self.planned or summary
         return dataclasses.replace(
             summary,

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from vggfeat.cache.shard_manifest import MANIFEST
 from vggfeat.cache.sharding import Sharding
 from vggfeat.errors import InterruptedRunError, TooManyFailuresError, VggfeatError
+from vggfeat.extraction.api import ExtractRequest
 from vggfeat.extraction.ray_cluster import import_ray
-from vggfeat.extraction.request import ExtractRequest
 from vggfeat.extraction.sharded import extract_here
 from vggfeat.extraction.update import UpdatePolicy
 
@@ -104,10 +104,10 @@ class ShardWorker:
     def __init__(self) -> None:
         self._told = 0.0
 
-    def plan(self, errand: TaskContext, *, fresh: bool, wish: UpdatePolicy) -> Outcome:
+    def plan(self, errand: TaskContext, *, fresh: bool, policy: UpdatePolicy) -> Outcome:
         """Lists the images and lays the shards out, or brings them in line."""
         sharding = Sharding(errand.asked.shards, plan_only=True)
-        return _extract(errand, sharding, wish, None, fresh=fresh)
+        return _extract(errand, sharding, policy, None, fresh=fresh)
 
     def do(self, errand: TaskContext, shard: int, count: int, mark: float) -> Outcome:
         """Does what is left of a shard.
@@ -121,7 +121,7 @@ class ShardWorker:
         problem = _not_shared(errand.asked.out, mark)
         if problem:
             return Outcome(None, "UsageError", problem)
-        wish = UpdatePolicy(retry_failed=errand.asked.retry_failed)
+        policy = UpdatePolicy(retry_failed=errand.asked.retry_failed)
         sharding = Sharding(share=f"{shard}/{count}")
 
         def report(progress: Progress) -> None:
@@ -132,7 +132,7 @@ class ShardWorker:
             if import_ray().get(errand.board.report.remote(shard, left, progress.failed)):
                 signal.raise_signal(signal.SIGTERM)  # caught by the run, which then stops cleanly
 
-        return _extract(errand, sharding, wish, report)
+        return _extract(errand, sharding, policy, report)
 
 
 def _not_shared(out: str, mark: float) -> str:
@@ -149,7 +149,7 @@ def _not_shared(out: str, mark: float) -> str:
 def _extract(
     errand: TaskContext,
     sharding: Sharding,
-    wish: UpdatePolicy,
+    policy: UpdatePolicy,
     on_progress: Callable[[Progress], None] | None,
     *,
     fresh: bool = False,
@@ -161,7 +161,7 @@ def _extract(
     logger.addHandler(sender)
     try:
         request = ExtractRequest(
-            asked.sources, asked.out, errand.settings, fresh, wish, asked.root, sharding
+            asked.sources, asked.out, errand.settings, fresh, policy, asked.root, sharding
         )
         summary = extract_here(request, on_progress)
     except (InterruptedRunError, TooManyFailuresError) as error:

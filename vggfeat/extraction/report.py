@@ -24,7 +24,7 @@ FAILURES_NAMED = 100
 
 
 @dataclass(slots=True)
-class Tally:
+class RunStats:
     """Counts and seconds of the run in progress.
 
     Attributes not in `Summary`: `slowest`, seconds of the slowest turn of the loop; `fatal`, the
@@ -76,7 +76,7 @@ class Tally:
 
 def summarise_run(
     out: str,
-    tally: Tally,
+    stats: RunStats,
     seconds: float,
     stopped: str,
     *,
@@ -86,7 +86,7 @@ def summarise_run(
 
     Args:
         out: the cache, as it was named.
-        tally: of the run.
+        stats: of the run.
         seconds: of the run.
         stopped: a signal or the time limit that ended it with rows left; '' for none, as where it
             was asked for some of the images only.
@@ -95,8 +95,8 @@ def summarise_run(
     cache = FeatureCache(out) if shards is None else shards
     counts = np.bincount(cache.state, minlength=len(RowState)).tolist()
     identity, provenance = cache.header.identity, cache.header.provenance
-    changes = tally.changes
-    busy = tally.wait + tally.network + tally.write
+    changes = stats.changes
+    busy = stats.wait + stats.network + stats.write
     return Summary(
         out=out,
         rows=len(cache),
@@ -108,28 +108,28 @@ def summarise_run(
         changed=len(changes.changed) + len(changes.returned) if changes else 0,
         retried=len(changes.retried) if changes else 0,
         gone=len(changes.removed) if changes else 0,
-        stopped=(stopped or ("a failed image" if tally.fatal else ""))
+        stopped=(stopped or ("a failed image" if stats.fatal else ""))
         if counts[RowState.PENDING]
         else "",
-        new_done=tally.done,
-        new_failed=tally.failed,
-        failures=tuple(FailedImage(cache.name(row), why) for row, why in tally.failures),
-        clamped=tally.clamped,
-        redone=tally.redone,
+        new_done=stats.done,
+        new_failed=stats.failed,
+        failures=tuple(FailedImage(cache.name(row), why) for row, why in stats.failures),
+        clamped=stats.clamped,
+        redone=stats.redone,
         layers=cache.header.shapes,
         model=identity.model,
         weights=identity.weights,
         warning=provenance.warning,
-        device=tally.device,
+        device=stats.device,
         precision=identity.precision,
         dtype=identity.dtype,
         batch_size=int(provenance.config["batch_size"]),
-        workers=tally.workers,
+        workers=stats.workers,
         seconds=seconds,
-        images_per_second=(tally.done + tally.failed) / busy if busy else 0.0,
+        images_per_second=(stats.done + stats.failed) / busy if busy else 0.0,
         stages=Stages(
-            tally.discover, tally.prepare, tally.wait, tally.network, tally.write, tally.decode
+            stats.discover, stats.prepare, stats.wait, stats.network, stats.write, stats.decode
         ),
-        skipped=tally.skipped,
+        skipped=stats.skipped,
         share="" if shards is None else shards.share,
     )

@@ -3,37 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime as dt
-import importlib.metadata
 import logging
 import os
-import platform
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from vggfeat._version import __version__
-from vggfeat.cache.format import Provenance, RowState, read_header
-from vggfeat.cache.identity import Identity
+from vggfeat.cache.format import RowState, read_header
 from vggfeat.cache.reader import FeatureCache
 from vggfeat.core.file_names import other_format, remote_scheme
-from vggfeat.core.fusion_spec import as_step, recipe_of
-from vggfeat.core.quantization import scales_digest
+from vggfeat.core.fusion_spec import recipe_of
 from vggfeat.core.text import agree, counted
 from vggfeat.errors import CacheError, CacheMismatchError, InputError, UsageError
+from vggfeat.extraction.metadata import make_identity
 from vggfeat.extraction.update import apply_changes, files_differ, find_changes, has_returned
 from vggfeat.images.batch_plan import Match, match_paths
 from vggfeat.network.weights import find_weights, weights_name
 from vggfeat.storage.paths import check_place
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import NDArray
 
-    from vggfeat.core.quantization import Scales
+    from vggfeat.cache.identity import Identity
     from vggfeat.core.settings import Precision, Settings
     from vggfeat.extraction.update import Changes, UpdatePolicy
     from vggfeat.images.sources import ImageList
@@ -50,9 +42,9 @@ class Resumed:
         cache: opened.
         settings: those asked for, with what the file fixes taken over from it.
         todo: int64, rows still to do, ascending.
-        positions: of the `todo` rows in the manifest.
+        positions: of the `todo` rows in the image list.
         stale: of `todo`, rows whose file has changed since it was listed.
-        listed: positions in the manifest of the `stale` rows.
+        listed: positions in the image list of the `stale` rows.
         changes: what was brought in line with the images before.
     """
 
@@ -94,16 +86,16 @@ def check_output(out: str, *, fresh: bool) -> bool:
     return not fresh
 
 
-def resume(
-    out: str, settings: Settings, manifest: ImageList, wish: UpdatePolicy
+def plan_resume(
+    out: str, settings: Settings, images: ImageList, policy: UpdatePolicy
 ) -> tuple[Resumed, Weights | None]:
     """Opens an existing cache, brings it in line as wished, and finds what is left to do in it.
 
     Args:
         out: the cache.
         settings: as asked for; what they leave to `auto` is the file's.
-        manifest: the images asked for.
-        wish: what may be done about images that are new, changed, gone, or failed.
+        images: the images asked for.
+        policy: what may be done about images that are new, changed, gone, or failed.
 
     Returns:
         what is left, and the weights, which are not looked for when nothing is.
@@ -115,19 +107,19 @@ def resume(
         WeightsError: there is work, and the weights cannot be had.
     """
     cache = FeatureCache(out)
-    match = match_paths(cache.paths, manifest.paths)
-    changes = find_changes(cache, manifest, match, wish)
+    match = match_paths(cache.paths, images.paths)
+    changes = find_changes(cache, images, match, policy)
     _check_removed(cache, changes, settings)
     work = changes.makes_work or bool((cache.state[match.rows] == RowState.PENDING).any())
     weights = check_settings(cache, settings, work=work)
-    if not wish.update:
-        _check_images(cache, match, manifest)
-    apply_changes(cache, manifest, match, changes)
+    if not policy.update:
+        _check_images(cache, match, images)
+    apply_changes(cache, images, match, changes)
     if len(changes.added):  # the file is another one now
         cache = FeatureCache(out)
-        match = match_paths(cache.paths, manifest.paths)
+        match = match_paths(cache.paths, images.paths)
     pending = cache.state[match.rows] == RowState.PENDING
-    changed = files_differ(cache, manifest, match)
+    changed = files_differ(cache, images, match)
     removed = cache.state[match.rows] == RowState.REMOVED
     _tell_changed(int((changed & ~pending & ~removed).sum()))
     stale = changed & pending
@@ -142,7 +134,7 @@ def resume(
     ), weights
 
 
-def is_complete(out: str, manifest: ImageList, wish: UpdatePolicy) -> bool:
+def is_complete(out: str, images: ImageList, policy: UpdatePolicy) -> bool:
     """Return whether a run would write nothing to an existing cache.
 
     Raises:
@@ -150,8 +142,8 @@ def is_complete(out: str, manifest: ImageList, wish: UpdatePolicy) -> bool:
         CacheMismatchError: of another folder altogether.
     """
     cache = FeatureCache(out)
-    match = match_paths(cache.paths, manifest.paths)
-    changes = find_changes(cache, manifest, match, wish)
+    match = match_paths(cache.paths, images.paths)
+    changes = find_changes(cache, images, match, policy)
     if not changes.is_empty:
         return False
     return not bool((cache.state[match.rows] == RowState.PENDING).any())
@@ -235,38 +227,14 @@ def _check_identity(cache: FeatureCache, asked: Identity) -> None:
         )
 
 
-def make_identity(
-    settings: Settings,
-    precision: str,
-    weights: Weights | None,
-    activations: Mapping[str, float] = MappingProxyType({}),
-    scales: Mapping[str, Scales] = MappingProxyType({}),
-) -> Identity:
-    """The identity of a run with these settings; without weights their digest stays empty."""
-    recipe = settings.recipe
-    return Identity(
-        model=settings.model,
-        weights=weights.name if weights else weights_name(settings.weights, settings.model),
-        weights_sha256=weights.sha256 if weights else "",
-        precision=precision,
-        dtype=settings.dtype,
-        preprocess=settings.preprocess(),
-        layers=tuple(sorted(settings.stored)),
-        first_layer="" if settings.first_layer == "sum" else settings.first_layer,
-        activations=tuple(activations.items()),
-        scales=scales_digest(scales),
-        steps=(as_step(recipe.step()),) if recipe else (),
-    )
-
-
-def _check_images(cache: FeatureCache, match: Match, manifest: ImageList) -> None:
-    returned = match.listed[has_returned(cache, manifest, match)]
+def _check_images(cache: FeatureCache, match: Match, images: ImageList) -> None:
+    returned = match.listed[has_returned(cache, images, match)]
     unknown = np.sort(np.concatenate([match.unknown, returned]))
     if len(unknown):
-        first = manifest[int(unknown[0])].name
+        first = images[int(unknown[0])].name
         raise CacheMismatchError(
             f"cache {cache.path!r} was made of other images: {len(unknown)} of the "
-            f"{len(manifest)} asked for are not in it, the first is {first!r}. --update brings "
+            f"{len(images)} asked for are not in it, the first is {first!r}. --update brings "
             "them in; or choose another --out, or --fresh to begin again"
         )
     others = int((cache.state[match.unlisted] != RowState.REMOVED).sum())
@@ -286,23 +254,3 @@ def _tell_changed(count: int) -> None:
             counted(count, "image"),
             agree(count, "has"),
         )
-
-
-def make_provenance(
-    settings: Settings, manifest: ImageList, weights: Weights, *, batch_size: int, precision: str
-) -> Provenance:
-    """What a new cache says about its making."""
-    now = dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds")
-    return Provenance(
-        root=manifest.root,
-        config={**settings.as_dict(), "batch_size": batch_size, "precision": precision},
-        created_utc=now,
-        tool_version=__version__,
-        versions={"python": platform.python_version(), **_library_versions()},
-        warning=weights.warning or "",
-    )
-
-
-def _library_versions() -> dict[str, str]:
-    names = ("torch", "torchvision", "pillow", "numpy", "h5py")
-    return {name: importlib.metadata.version(name) for name in names}

@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 
     from vggfeat.core.settings import Settings
     from vggfeat.core.signals import StopFlag
-    from vggfeat.extraction.metadata import Description
+    from vggfeat.extraction.metadata import CacheMetadata
     from vggfeat.images.batch_plan import Match
 
 
@@ -84,7 +84,7 @@ class Planner:
     stop: StopFlag
     token: str = dataclasses.field(default_factory=lambda: secrets.token_hex(4))
 
-    def begin(self, made: Description, shards: int) -> ShardManifest:
+    def begin(self, made: CacheMetadata, shards: int) -> ShardManifest:
         """Lays out all shards with every row pending and publishes their manifest.
 
         Args:
@@ -120,7 +120,7 @@ class Planner:
             self._publish(manifest, replace=replace)
         return read_manifest(self.out)
 
-    def _lay_out(self, made: Description, number: int, start: int, stop: int) -> Shard:
+    def _lay_out(self, made: CacheMetadata, number: int, start: int, stop: int) -> Shard:
         self._end_if_stopped()
         if start == stop:
             return Shard("", start, 0)
@@ -191,7 +191,7 @@ class Planner:
             self._remove_own()
             raise
 
-    def update(self, had: ShardManifest, settings: Settings, wish: UpdatePolicy) -> Changes:
+    def update(self, had: ShardManifest, settings: Settings, policy: UpdatePolicy) -> Changes:
         """Brings all shards in line with the images, and the manifest with the shards.
 
         First everything is found out; shards that get images are then written anew under other
@@ -200,7 +200,7 @@ class Planner:
         Args:
             had: the manifest that is there.
             settings: as asked for.
-            wish: what may be done.
+            policy: what may be done.
 
         Returns:
             what has changed, over all shards; only the counts mean anything.
@@ -214,7 +214,7 @@ class Planner:
                 place, which are pending.
         """
         remove_leftovers(self.out, had)
-        found = self._find_changes(had, settings, wish)
+        found = self._find_changes(had, settings, policy)
         with self._own_files_removed_on_error():
             laid = [self._apply(one) for one in found]
             renumbered, first = [], 0
@@ -232,22 +232,22 @@ class Planner:
             self._publish(manifest, replace=True)
         return join_changes([one.changes for one in found if one.changes is not None])
 
-    def is_up_to_date(self, had: ShardManifest, settings: Settings, wish: UpdatePolicy) -> bool:
+    def is_up_to_date(self, had: ShardManifest, settings: Settings, policy: UpdatePolicy) -> bool:
         """Return whether `update` has nothing to write; write nothing.
 
         Raises:
             see `update`.
         """
-        found = self._find_changes(had, settings, wish)
+        found = self._find_changes(had, settings, policy)
         missing = any(one.shard.name and one.cache is None for one in found)
         changed = any(one.changes is not None and not one.changes.is_empty for one in found)
         same_place = (had.root, had.sources) == (self.images.root, self.sources)
         return same_place and not missing and not changed
 
     def _find_changes(
-        self, had: ShardManifest, settings: Settings, wish: UpdatePolicy
+        self, had: ShardManifest, settings: Settings, policy: UpdatePolicy
     ) -> list[_Piece]:
-        found = [self._look_at(piece, wish) for piece in self._pieces(had)]
+        found = [self._look_at(piece, policy) for piece in self._pieces(had)]
         self._check(found, had, settings)
         return found
 
@@ -276,16 +276,16 @@ class Planner:
             yield _Piece(number, shard, caches[number], part_of(self.images, start, stop))
             start = stop
 
-    def _look_at(self, piece: _Piece, wish: UpdatePolicy) -> _Piece:
+    def _look_at(self, piece: _Piece, policy: UpdatePolicy) -> _Piece:
         self._end_if_stopped()
         if piece.cache is None:
             return piece
         match = match_paths(piece.cache.paths, piece.images.paths)
         if not len(match.rows):  # else another root would be another folder
             moved = dataclasses.replace(piece.images, root=piece.cache.header.provenance.root)
-            changes = find_changes(piece.cache, moved, match, wish)
+            changes = find_changes(piece.cache, moved, match, policy)
         else:
-            changes = find_changes(piece.cache, piece.images, match, wish)
+            changes = find_changes(piece.cache, piece.images, match, policy)
         piece.cache.release()
         return dataclasses.replace(piece, match=match, changes=changes)
 

@@ -17,9 +17,14 @@ from vggfeat.cache.sharding import Sharding
 from vggfeat.core.signals import StopFlag
 from vggfeat.core.text import agree, counted
 from vggfeat.errors import CacheError, LockedError, ShardsHeldError, UsageError
-from vggfeat.extraction import pipeline as run
 from vggfeat.extraction.metadata import describe_cache
-from vggfeat.extraction.report import Tally, summarise_run
+from vggfeat.extraction.pipeline import (
+    RunContext,
+    extract_file,
+    raise_if_cut_short,
+    resume_cache,
+)
+from vggfeat.extraction.report import RunStats, summarise_run
 from vggfeat.extraction.resume import check_settings
 from vggfeat.extraction.shard_folder import (
     check_plan,
@@ -38,7 +43,7 @@ if TYPE_CHECKING:
     from vggfeat.cache.shard_manifest import ShardManifest
     from vggfeat.core.records import Progress, Summary
     from vggfeat.errors import SpaceError
-    from vggfeat.extraction.request import ExtractRequest
+    from vggfeat.extraction.api import ExtractRequest
     from vggfeat.extraction.update import Changes
     from vggfeat.images.sources import ImageList
 
@@ -66,8 +71,8 @@ def extract_here(
         see `engines.extract`.
     """
     if not is_sharded(request.out, request.sharding):
-        return run.extract_file(request, on_progress)
-    if request.sharding.share and (request.fresh or request.wish.update):
+        return extract_file(request, on_progress)
+    if request.sharding.share and (request.fresh or request.policy.update):
         option = "--fresh" if request.fresh else "--update"
         raise UsageError(
             f"{option} is about all shards and --shard {request.sharding.share} about some; run "
@@ -81,36 +86,36 @@ def _extract_shards(
     request: ExtractRequest, on_progress: Callable[[Progress], None] | None
 ) -> Summary:
     started = time.perf_counter()
-    tally = Tally()
+    stats = RunStats()
     lock = SharedLock(os.path.join(request.out, MANIFEST))
     with unless_read_only(lock) as refusal:
         # A signal ends the waiting and the listing at once. From then on it is looked at between
         # shards, as the loop does between batches: a plan is either put in place whole or not.
         if refusal is None:
-            plan = _prepare_plan(request, lock, tally)
+            plan = _prepare_plan(request, lock, stats)
         else:
-            plan = _no_plan(request, refusal, tally)
+            plan = _no_plan(request, refusal, stats)
         limit = request.settings.seconds_allowed
         with StopFlag(limit and limit - (time.perf_counter() - started)) as stop:
             changes = plan(stop)
             if changes is not None:
-                tally.note(changes)
+                stats.note(changes)
             if refusal is None:
                 lock.share(_nobody_to_wait_for)
-            tally.discover = time.perf_counter() - started
-            watch = run.RunWatch(tally, stop, request, on_progress)
+            stats.discover = time.perf_counter() - started
+            context = RunContext(stats, stop, request, on_progress)
             cache = ShardedCache(request.out, request.sharding.share)
-            work = _Work(request, cache, watch)
+            work = _Work(request, cache, context)
             if refusal is not None and any(work.rows_left()):
                 raise refusal
             left = [] if request.sharding.plan_only else work.do()
     reason = "plan only" if request.sharding.plan_only else stop.reason
     seconds = time.perf_counter() - started
-    summary = summarise_run(request.out, tally, seconds, reason, shards=cache)
+    summary = summarise_run(request.out, stats, seconds, reason, shards=cache)
     if work.damaged:
         raise CacheError("; ".join(work.damaged))
-    run.raise_if_cut_short(summary, request, stop.signum, tally.fatal)
-    if left and watch.goes_on():
+    raise_if_cut_short(summary, request, stop.signum, stats.fatal)
+    if left and context.goes_on():
         raise ShardsHeldError(
             f"{counted(len(left), 'shard')} of {request.out!r} {agree(len(left), 'is')} held by "
             f"other runs, the first is {left[0]!r}; all others are done. Wait, and run again to "
@@ -125,7 +130,7 @@ def _nobody_to_wait_for() -> None:
 
 
 def _prepare_plan(
-    request: ExtractRequest, lock: SharedLock, tally: Tally
+    request: ExtractRequest, lock: SharedLock, stats: RunStats
 ) -> Callable[[StopFlag], Changes | None]:
     """List the images where a plan is to be made, or brought in line; change nothing yet.
 
@@ -138,22 +143,22 @@ def _prepare_plan(
         log.info("another run makes the plan of %s; waiting for it", request.out)
 
     lock.share(tell)
-    if request.fresh or request.wish.update:
+    if request.fresh or request.policy.update:
         lock.own()
     elif not os.path.exists(path):
         lock.own(tell)
     if request.fresh or not os.path.exists(path):
-        return _beginning(request, tally)
+        return _beginning(request, stats)
     had = read_manifest(request.out)
-    if request.wish.update:
-        return _updating(request, tally, had)
+    if request.policy.update:
+        return _updating(request, stats, had)
     check_plan(request.out, had, request.sources, request.root, request.sharding)
     remove_leftovers(request.out, had)
     return lambda _: None
 
 
-def _beginning(request: ExtractRequest, tally: Tally) -> Callable[[StopFlag], None]:
-    images = _discover(request, tally)
+def _beginning(request: ExtractRequest, stats: RunStats) -> Callable[[StopFlag], None]:
+    images = _discover(request, stats)
     shards = request.sharding.count_for(len(images))
     made = describe_cache(request.settings, images)
 
@@ -164,55 +169,55 @@ def _beginning(request: ExtractRequest, tally: Tally) -> Callable[[StopFlag], No
 
 
 def _updating(
-    request: ExtractRequest, tally: Tally, had: ShardManifest
+    request: ExtractRequest, stats: RunStats, had: ShardManifest
 ) -> Callable[[StopFlag], Changes]:
     request.sharding.check_count(request.out, len(had.shards))
-    images = _discover(request, tally)
+    images = _discover(request, stats)
 
     def update(stop: StopFlag) -> Changes:
         planner = Planner(request.out, images, named_sources(request.sources), stop)
-        return planner.update(had, request.settings, request.wish)
+        return planner.update(had, request.settings, request.policy)
 
     return update
 
 
 def _no_plan(
-    request: ExtractRequest, refusal: SpaceError, tally: Tally
+    request: ExtractRequest, refusal: SpaceError, stats: RunStats
 ) -> Callable[[StopFlag], None]:
     """Refuse what needs another plan than that which is there, in a folder that is read only."""
     if request.fresh or not os.path.exists(os.path.join(request.out, MANIFEST)):
         raise refusal
     had = read_manifest(request.out)
-    if not request.wish.update:
+    if not request.policy.update:
         check_plan(request.out, had, request.sources, request.root, request.sharding)
         return lambda _: None
     request.sharding.check_count(request.out, len(had.shards))
-    images = _discover(request, tally)
+    images = _discover(request, stats)
 
     def refuse_changes(stop: StopFlag) -> None:
         planner = Planner(request.out, images, named_sources(request.sources), stop)
-        if not planner.is_up_to_date(had, request.settings, request.wish):
+        if not planner.is_up_to_date(had, request.settings, request.policy):
             raise refusal
 
     return refuse_changes
 
 
-def _discover(request: ExtractRequest, tally: Tally) -> ImageList:
+def _discover(request: ExtractRequest, stats: RunStats) -> ImageList:
     images = discover(request.sources, root=request.root)
     tell_skipped(images)
-    tally.skipped = images.skipped
+    stats.skipped = images.skipped
     return images
 
 
 class _Work:
     """The shards that one process is to do."""
 
-    def __init__(self, request: ExtractRequest, cache: ShardedCache, watch: run.RunWatch) -> None:
+    def __init__(self, request: ExtractRequest, cache: ShardedCache, context: RunContext) -> None:
         self.damaged: list[str] = []
         self._request = request
         self._cache = cache
-        self._watch = watch
-        self._retry = request.wish.retry_failed and not request.wish.update
+        self._context = context
+        self._retry = request.policy.retry_failed and not request.policy.update
 
     def do(self) -> list[str]:
         """Does what is left, shard by shard; those that others hold are tried again at the end.
@@ -228,11 +233,11 @@ class _Work:
         for number in there:
             if not left[number]:  # else this run takes the lock anyway
                 remove_left_lock(cache.shard_path(number))
-        self._watch.tally.total = sum(left[number] for number in waiting)
+        self._context.stats.total = sum(left[number] for number in waiting)
         if there:
             first = FeatureCache(cache.shard_path(there[0]))
             check_settings(first, self._request.settings, work=bool(waiting))
-        while waiting and self._watch.goes_on():
+        while waiting and self._context.goes_on():
             held = [number for number in waiting if not self._try(number)]
             if len(held) == len(waiting):
                 break
@@ -260,7 +265,7 @@ class _Work:
 
     def _try(self, number: int) -> bool:
         """Does one shard unless another run holds it; whether it does not have to be done again."""
-        if not self._watch.goes_on():
+        if not self._context.goes_on():
             return True
         path = self._cache.shard_path(number)
         try:
@@ -273,9 +278,9 @@ class _Work:
         return True
 
     def _do(self, path: str, first: int) -> None:
-        self._watch.tally.base = first
+        self._context.stats.base = first
         images = list_shard(FeatureCache(path), self._cache.manifest.root)
         if images is None:
             return
-        wish = UpdatePolicy(retry_failed=self._retry)
-        run.go_on(path, self._request.settings, images, self._watch, wish)
+        policy = UpdatePolicy(retry_failed=self._retry)
+        resume_cache(path, self._request.settings, images, self._context, policy)

@@ -62,7 +62,7 @@ class Changes:
     """How the images differ from what a cache has. All int64, ascending.
 
     Attributes:
-        added: positions in the manifest of images that the cache does not have.
+        added: positions in the image list of images that the cache does not have.
         changed: cache rows whose file is another one now.
         touched: cache rows whose file has another size or time, but the same content.
         returned: cache rows that were removed, and whose file is there again.
@@ -102,9 +102,9 @@ def join_changes(changes: Sequence[Changes]) -> Changes:
 
 
 def find_changes(
-    cache: FeatureCache, manifest: ImageList, match: Match, wish: UpdatePolicy
+    cache: FeatureCache, images: ImageList, match: Match, policy: UpdatePolicy
 ) -> Changes:
-    """Finds out what `wish` comes to; changes nothing.
+    """Finds out what `policy` comes to; changes nothing.
 
     An image of the cache that is not listed is gone only if its file is: asking for one folder of
     several removes nothing.
@@ -115,92 +115,92 @@ def find_changes(
     nothing = np.empty(0, dtype=np.int64)
     state = cache.state[match.rows]
     failed = state == RowState.FAILED
-    retried = failed if wish.retry_failed else np.zeros(len(state), dtype=bool)
-    if not wish.update:
+    retried = failed if policy.retry_failed else np.zeros(len(state), dtype=bool)
+    if not policy.update:
         return Changes(nothing, nothing, nothing, nothing, match.rows[retried], nothing)
-    _check_root(cache, manifest, match)
-    differs = files_differ(cache, manifest, match)
+    _check_root(cache, images, match)
+    differs = files_differ(cache, images, match)
     settled = failed | (state == RowState.DONE)
     changed = settled & differs
-    if wish.by_digest:
-        changed = settled & _contents_differ(cache, manifest, match, settled)
+    if policy.by_digest:
+        changed = settled & _contents_differ(cache, images, match, settled)
     return Changes(
         added=match.unknown,
         changed=match.rows[changed],
         touched=match.rows[settled & differs & ~changed],
-        returned=match.rows[has_returned(cache, manifest, match)],
+        returned=match.rows[has_returned(cache, images, match)],
         retried=match.rows[retried & ~changed],
-        removed=_gone(cache, manifest, match.unlisted),
+        removed=_gone(cache, images, match.unlisted),
     )
 
 
-def files_differ(cache: FeatureCache, manifest: ImageList, match: Match) -> NDArray[np.bool_]:
+def files_differ(cache: FeatureCache, images: ImageList, match: Match) -> NDArray[np.bool_]:
     """For each image in both, whether size or time of its file are others than the cache's."""
-    sizes = manifest.sizes[match.listed] != cache.sizes[match.rows]
-    return np.asarray(sizes | (manifest.mtimes[match.listed] != cache.mtimes[match.rows]))
+    sizes = images.sizes[match.listed] != cache.sizes[match.rows]
+    return np.asarray(sizes | (images.mtimes[match.listed] != cache.mtimes[match.rows]))
 
 
-def has_returned(cache: FeatureCache, manifest: ImageList, match: Match) -> NDArray[np.bool_]:
+def has_returned(cache: FeatureCache, images: ImageList, match: Match) -> NDArray[np.bool_]:
     """For each image in both, whether its row was removed and its file is there again.
 
     A list may well name what is gone for good: that is no image, and its row stays removed.
     """
-    there = (manifest.sizes[match.listed] != 0) | (manifest.mtimes[match.listed] != 0)
+    there = (images.sizes[match.listed] != 0) | (images.mtimes[match.listed] != 0)
     return np.asarray(there & (cache.state[match.rows] == RowState.REMOVED))
 
 
-def _check_root(cache: FeatureCache, manifest: ImageList, match: Match) -> None:
+def _check_root(cache: FeatureCache, images: ImageList, match: Match) -> None:
     root = cache.header.provenance.root
-    if root != manifest.root and not len(match.rows):
+    if root != images.root and not len(match.rows):
         raise CacheMismatchError(
             f"cache {cache.path!r} is of images below {os.fsdecode(root)!r}, and none of those "
-            f"asked for, below {os.fsdecode(manifest.root)!r}, is in it; name the same folder, "
+            f"asked for, below {os.fsdecode(images.root)!r}, is in it; name the same folder, "
             "set --root, or choose another --out"
         )
 
 
 def _contents_differ(
-    cache: FeatureCache, manifest: ImageList, match: Match, looked_at: NDArray[np.bool_]
+    cache: FeatureCache, images: ImageList, match: Match, looked_at: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
     """For each image in both, whether its bytes are others than those its row was made from.
 
     Where the size differs, or the cache knows no digest, size and time decide and nothing is read.
     """
-    differs = files_differ(cache, manifest, match)
+    differs = files_differ(cache, images, match)
     had = np.asarray(cache.digests[match.rows])
-    same_size = manifest.sizes[match.listed] == cache.sizes[match.rows]
+    same_size = images.sizes[match.listed] == cache.sizes[match.rows]
     to_read = np.flatnonzero(looked_at & same_size & had.any(axis=1))
-    ranks = manifest.reading_ranks()
+    ranks = images.reading_ranks()
     if ranks is not None:
         to_read = to_read[np.argsort(ranks[match.listed[to_read]])]
     # Archives are read by one thread at a time, which costs little beside the reading.
-    threads = usable_cores() if manifest.places is None else 1
+    threads = usable_cores() if images.places is None else 1
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(to_read), _HASHED_AT_ONCE):
             part = to_read[start : start + _HASHED_AT_ONCE].tolist()
             places = match.listed[part].tolist()
-            digests = pool.map(_digest, itertools.repeat(manifest), places)
+            digests = pool.map(_digest, itertools.repeat(images), places)
             for index, digest in zip(part, digests, strict=False):
                 differs[index] = digest != had[index].tobytes()
     return differs
 
 
-def _digest(manifest: ImageList, position: int) -> bytes:
+def _digest(images: ImageList, position: int) -> bytes:
     """SHA-256 of an image's bytes; empty, like no image's, where they cannot be read."""
     try:
-        with manifest.open(position) as stream:
+        with images.open(position) as stream:
             return read_digest(stream)[0]
     except DecodeError:
         return b""
 
 
-def _gone(cache: FeatureCache, manifest: ImageList, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+def _gone(cache: FeatureCache, images: ImageList, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """Those of `rows`, not removed yet, whose file is no longer there."""
     rows = rows[cache.state[rows] != RowState.REMOVED]
     paths = cache.paths
-    archives = {path.partition(MEMBER_MARK)[0] for path in manifest.paths if MEMBER_MARK in path}
+    archives = {path.partition(MEMBER_MARK)[0] for path in images.paths if MEMBER_MARK in path}
     with ThreadPoolExecutor(_LOOKED_FOR_AT_ONCE) as pool:
-        gone = pool.map(lambda row: _is_gone(manifest.root, bytes(paths[row]), archives), rows)
+        gone = pool.map(lambda row: _is_gone(images.root, bytes(paths[row]), archives), rows)
         return np.array(list(itertools.compress(rows.tolist(), gone)), dtype=np.int64)
 
 
@@ -225,7 +225,7 @@ def _is_file(path: bytes) -> bool:
 
 def apply_changes(
     cache: FeatureCache,
-    manifest: ImageList,
+    images: ImageList,
     match: Match,
     changes: Changes,
     *,
@@ -240,13 +240,13 @@ def apply_changes(
         SpaceError: no room for the new file; the old one is as it was.
     """
     if len(changes.added):
-        _rewrite(cache, manifest, match, changes, out or cache.path)
+        _rewrite(cache, images, match, changes, out or cache.path)
     else:
-        _change_in_place(cache, manifest, match, changes)
+        _change_in_place(cache, images, match, changes)
 
 
 def _change_in_place(
-    cache: FeatureCache, manifest: ImageList, match: Match, changes: Changes
+    cache: FeatureCache, images: ImageList, match: Match, changes: Changes
 ) -> None:
     listed = np.concatenate([changes.changed, changes.returned, changes.touched])
     if not (len(listed) or len(changes.retried) or len(changes.removed)):
@@ -261,15 +261,15 @@ def _change_in_place(
         writer.set_states(changes.removed, RowState.REMOVED)
         writer.sync()
         at = positions[listed]
-        writer.update_files(listed, manifest.sizes[at], manifest.mtimes[at])
+        writer.update_files(listed, images.sizes[at], images.mtimes[at])
         writer.sync()
 
 
 def _rewrite(
-    cache: FeatureCache, manifest: ImageList, match: Match, changes: Changes, out: str
+    cache: FeatureCache, images: ImageList, match: Match, changes: Changes, out: str
 ) -> None:
     """A new file with the added images, over the old one; what was removed is left out."""
-    images, origin = _join(cache, manifest, match, changes)
+    joined, origin = _join(cache, images, match, changes)
     state = cache.state.copy()
     state[changes.pending] = RowState.PENDING
     states = np.where(origin >= 0, state[origin], RowState.PENDING).astype(np.uint8)
@@ -281,17 +281,17 @@ def _rewrite(
 
     create_cache(
         out,
-        images,
+        joined,
         header.shapes,
         header.identity,
-        dataclasses.replace(header.provenance, root=manifest.root),
+        dataclasses.replace(header.provenance, root=images.root),
         scales=header.scales,
         fill=take_over,
     )
 
 
 def _join(
-    cache: FeatureCache, manifest: ImageList, match: Match, changes: Changes
+    cache: FeatureCache, images: ImageList, match: Match, changes: Changes
 ) -> tuple[Images, NDArray[np.int64]]:
     """All images of the new file in their order, and the old row of each, or -1."""
     state = cache.state.copy()
@@ -299,16 +299,16 @@ def _join(
     state[changes.removed] = RowState.REMOVED
     kept = np.flatnonzero(state != RowState.REMOVED)
     sizes, mtimes = cache.sizes.copy(), cache.mtimes.copy()
-    sizes[match.rows] = manifest.sizes[match.listed]
-    mtimes[match.rows] = manifest.mtimes[match.listed]
+    sizes[match.rows] = images.sizes[match.listed]
+    mtimes[match.rows] = images.mtimes[match.listed]
     added = changes.added
-    fresh = np.asarray([manifest.paths[position] for position in added.tolist()], dtype=np.bytes_)
+    fresh = np.asarray([images.paths[position] for position in added.tolist()], dtype=np.bytes_)
     paths = np.concatenate([np.asarray(cache.paths[kept]), fresh])
     order = np.argsort(paths, kind="stable")
     origin = np.concatenate([kept, np.full(len(added), -1, dtype=np.int64)])[order]
-    images = Images(
+    joined = Images(
         paths[order],
-        np.concatenate([sizes[kept], manifest.sizes[added]])[order],
-        np.concatenate([mtimes[kept], manifest.mtimes[added]])[order],
+        np.concatenate([sizes[kept], images.sizes[added]])[order],
+        np.concatenate([mtimes[kept], images.mtimes[added]])[order],
     )
-    return images, origin
+    return joined, origin

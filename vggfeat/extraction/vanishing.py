@@ -33,24 +33,24 @@ class SourceGuard:
     Objects in a store are not looked for: the run ends by itself where that does not answer.
 
     Args:
-        manifest: the images, as they were listed.
+        images: the images, as they were listed.
         sources: what was named; folders and archives among them are looked at by themselves, all
             else together.
-        position: of a cache row in the manifest.
+        position: of a cache row in the image list.
     """
 
     def __init__(
         self,
-        manifest: ImageList,
+        images: ImageList,
         sources: Sequence[str | os.PathLike[str]],
         position: Callable[[int], int],
     ) -> None:
-        self._manifest = manifest
+        self._images = images
         named = {os.fsencode(absolute_place(os.fspath(one))) for one in sources}
         self._folders = sorted((one.rstrip(b"/") + b"/" for one in named), key=len)
         self._position = position
         self._held: list[Failure] = []
-        self._watched = not remote_scheme(manifest.root)
+        self._watched = not remote_scheme(images.root)
 
     def certain(self, failures: Sequence[Failure]) -> tuple[Failure, ...]:
         """Return the failures that say something about an image; hold back the others."""
@@ -86,21 +86,21 @@ class SourceGuard:
         return self._was_there(position) and not _is_readable(self._file(position))
 
     def _was_there(self, position: int) -> bool:
-        places = self._manifest.places
+        places = self._images.places
         if places is not None and places.is_member(position):
             return int(places.table["offset"][position]) != MISSING
-        return bool(self._manifest.sizes[position] or self._manifest.mtimes[position])
+        return bool(self._images.sizes[position] or self._images.mtimes[position])
 
     def _file(self, position: int) -> bytes:
         """The file that an image is, or that it is a member of."""
-        places = self._manifest.places
+        places = self._images.places
         if places is not None and places.is_member(position):
             return places.archives[int(places.table["archive"][position])]
-        return self._manifest.absolute(position)
+        return self._images.absolute(position)
 
     def _source_of(self, position: int) -> bytes:
         """The archive or the innermost named folder that an image is in; b"" for neither."""
-        path, file = self._manifest.absolute(position), self._file(position)
+        path, file = self._images.absolute(position), self._file(position)
         if path != file:
             return file
         return next((one for one in reversed(self._folders) if path.startswith(one)), b"")
@@ -111,8 +111,8 @@ class SourceGuard:
             looked_for = [held]
         if any(_is_readable(self._file(position)) for position in looked_for):
             return
-        first = os.fsdecode(self._manifest.absolute(looked_for[0]))
-        name = os.fsdecode(source.rstrip(b"/") or self._manifest.root)
+        first = os.fsdecode(self._images.absolute(looked_for[0]))
+        name = os.fsdecode(source.rstrip(b"/") or self._images.root)
         raise InputError(
             f"source {name!r} has gone since the run began: of "
             f"{counted(len(looked_for), 'image')} looked for "
@@ -123,12 +123,12 @@ class SourceGuard:
 
     def _some_of(self, source: bytes) -> list[int]:
         """Positions, at even distances, of images of a folder that were there when listed."""
-        manifest = self._manifest
-        first, stop = 0, len(manifest)
-        prefix = source[len(manifest.root.rstrip(b"/")) + 1 :]
+        images = self._images
+        first, stop = 0, len(images)
+        prefix = source[len(images.root.rstrip(b"/")) + 1 :]
         if prefix:
-            first = bisect.bisect_left(manifest.paths, prefix)
-            stop = bisect.bisect_left(manifest.paths, prefix[:-1] + b"0")  # what follows a slash
+            first = bisect.bisect_left(images.paths, prefix)
+            stop = bisect.bisect_left(images.paths, prefix[:-1] + b"0")  # what follows a slash
         spread = np.unique(np.linspace(first, stop - 1, _LOOKED_FOR).astype(np.int64)).tolist()
         return [position for position in spread if self._was_there(position)]
 

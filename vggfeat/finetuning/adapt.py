@@ -21,8 +21,8 @@ from vggfeat.core.records import Progress
 from vggfeat.core.signals import StopFlag, how_to_go_on
 from vggfeat.core.text import agree, counted
 from vggfeat.errors import InterruptedRunError, UsageError
+from vggfeat.extraction.api import ExtractRequest
 from vggfeat.extraction.pipeline import extract_file
-from vggfeat.extraction.request import ExtractRequest
 from vggfeat.extraction.update import UpdatePolicy
 from vggfeat.finetuning.batch_order import batch_count
 from vggfeat.finetuning.metadata import IDENTITY, REPORT, identity_of, preprocessing_metadata
@@ -284,7 +284,7 @@ def _untouched_features(task: _Task) -> FeatureCache | None:
         tuple(task.sources),
         task.files.untouched_features,
         network,
-        wish=UpdatePolicy(update=True),
+        policy=UpdatePolicy(update=True),
         root=task.root,
     )
     summary = extract_file(request, task.notice_extraction)
