@@ -17,7 +17,7 @@ from killing import contents
 import vggfeat as library
 from vggfeat.core.quantization import NAN_CODE, Scales, decode_codes, encode, scales_digest
 from vggfeat.errors import CacheError
-from vggfeat.network.pooling import quantise
+from vggfeat.network.storage_dtype import quantise
 
 if TYPE_CHECKING:
     from pathlib import Path

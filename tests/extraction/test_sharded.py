@@ -22,8 +22,8 @@ from hypothesis.extra.numpy import basic_indices
 from killing import LAYERS, ROWS, SETTINGS, KillServer, contents, make_images
 
 import vggfeat as library
+from vggfeat.cache.hdf5_view import view_shards
 from vggfeat.cache.shard_manifest import is_ours, read_manifest
-from vggfeat.cache.shard_merge import view_shards
 from vggfeat.cache.sharded_array import ShardedArray
 from vggfeat.cache.sharding import Sharding, split_rows
 from vggfeat.errors import CacheError, CacheMismatchError, InputError, LockedError, UsageError

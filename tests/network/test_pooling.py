@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from vggfeat.core.layer_spec import LayerSpec, parse_specs
-from vggfeat.network.pooling import quantise, reduce_map
+from vggfeat.network.pooling import reduce_map
+from vggfeat.network.storage_dtype import quantise
 
 if TYPE_CHECKING:
     from collections.abc import Callable

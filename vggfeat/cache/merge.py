@@ -5,20 +5,21 @@ from __future__ import annotations
 import dataclasses
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vggfeat.cache.format import IMAGES, RowState
+from vggfeat.cache.reader import FeatureCache
 from vggfeat.cache.row_copy import copy_rows
-from vggfeat.cache.shard_merge import all_removed, check_whole, join_shards, refuse_replacing
 from vggfeat.cache.sharded import ShardedCache, open_cache
+from vggfeat.cache.sharded_array import ShardedArray
 from vggfeat.cache.writer import create_cache, write_all
-from vggfeat.core.file_names import path_text
+from vggfeat.core.file_names import other_format, path_text
 from vggfeat.core.isolation import isolated
 from vggfeat.core.records import Images
 from vggfeat.core.text import agree, counted
-from vggfeat.errors import CacheMismatchError, UsageError
+from vggfeat.errors import CacheError, CacheMismatchError, InputError, UsageError
 from vggfeat.storage.locks import hold
 from vggfeat.storage.paths import check_place
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vggfeat.cache.format import Header
-    from vggfeat.cache.reader import FeatureCache
 
 _SHOWN = 3
 _BEST_FIRST = (RowState.DONE, RowState.FAILED, RowState.PENDING)
@@ -121,7 +121,7 @@ def merge(
         root, prefixes = _common_root(caches, keep_paths=keep_paths)
         rows = _all_rows(caches, prefixes)
         if not len(rows.paths):
-            raise all_removed(caches)
+            raise _all_removed(caches)
         kept = _first_of_each(rows)
         _check_images(caches, rows)
         _write(caches, kept, root, out)
@@ -140,7 +140,7 @@ def merge(
 def _joined(source: ShardedCache, out: str) -> MergeReport:
     with hold(out):
         refuse_replacing(out)
-        counts = join_shards(source, out)
+        counts = _join_shards(source, out)
     rows = sum(counts) - counts[RowState.REMOVED]
     done, failed, pending = (counts[state] for state in _BEST_FIRST)
     return MergeReport(out, 1, rows, done, failed, pending, shared=0)
@@ -251,3 +251,101 @@ def _copy_settled(
             origin = np.full(int(rows[stop - 1]) + 1 - first, -1, dtype=np.int64)
             origin[rows[start:stop] - first] = olds[start:stop] - part.first
             copy_rows(part.path, part.header, handle, new, origin, first=first)
+
+
+def refuse_replacing(out: str) -> None:
+    """Raises if there is anything at `out`, nothing can be, or it has another format's name.
+
+    Raises:
+        UsageError: says which.
+    """
+    if wrong := other_format(out):
+        raise UsageError(wrong)
+    check_place(out)
+    if os.path.lexists(out):
+        raise UsageError(f"output {out!r} is there already; choose another --out or delete it")
+
+
+def check_whole(caches: Sequence[FeatureCache]) -> None:
+    """Refuses sharded caches of which a shard is not there: its rows would be lost in silence.
+
+    Raises:
+        CacheError: names the shards.
+    """
+    lacking = [cache for cache in caches if isinstance(cache, ShardedCache) and cache.missing]
+    if lacking:
+        each = "; ".join(
+            f"{len(cache.missing)} of {cache.path!r}: {', '.join(cache.missing[:_SHOWN])}"
+            for cache in lacking
+        )
+        raise CacheError(
+            f"shards are not there, {each}; restore them from a backup, or `vggfeat extract "
+            "--update` takes their images into the shards beside"
+        )
+
+
+def _all_removed(caches: Sequence[FeatureCache]) -> InputError:
+    """Return the error of caches that have no image left to merge."""
+    names = ", ".join(repr(cache.path) for cache in caches)
+    return InputError(
+        f"nothing to merge: the images of all rows of {names} are gone, and so given up; `vggfeat "
+        "extract --update` takes in those that are there again"
+    )
+
+
+def _join_shards(source: ShardedCache, out: str) -> list[int]:
+    """Makes one file of all shards, within the kernel where it can; the caller holds its lock.
+
+    Rows of images that are gone are left out. In memory are columns of one shard at a time, and 9
+    bytes a row.
+
+    Args:
+        source: all of whose shards are there.
+        out: the new file; whole or not at all.
+
+    Returns:
+        rows in each `RowState`, by number; states as they were when this began.
+
+    Raises:
+        InputError: no row is left.
+        SpaceError: no room; nothing is left.
+    """
+    parts = source.parts()
+    # Opened again for each column, since a process has fewer file descriptors than we have maps.
+    # States come before any feature: what is done by then is whole.
+    states = [np.array(FeatureCache(part.path).state) for part in parts]
+    kept = [np.flatnonzero(state != RowState.REMOVED) for state in states]
+    firsts = np.cumsum([0, *map(len, kept)]).tolist()
+    if not firsts[-1]:
+        raise _all_removed([source])
+
+    def take_over(handle: int, new: Header) -> None:
+        run = new.runs[f"{IMAGES}/state"]
+        for part, state, rows, first in zip(parts, states, kept, firsts[:-1], strict=True):
+            origin = np.where(state[rows] == RowState.PENDING, -1, rows)
+            copy_rows(part.path, part.header, handle, new, origin, first=first)
+            write_all(handle, state[rows], run.offset + first * run.row_bytes)
+
+    def column(name: str) -> Any:
+        run = source.header.runs[f"{IMAGES}/{name}"]
+        return ShardedArray(
+            firsts,
+            run.shape[1:],
+            run.dtype,
+            lambda at: FeatureCache(parts[at].path).column(name)[kept[at]],
+        )
+
+    header = source.header
+    create_cache(
+        out,
+        Images(column("path"), column("size"), column("mtime_ns")),
+        header.shapes,
+        header.identity,
+        header.provenance,
+        scales=header.scales,
+        fill=take_over,
+    )
+    counts: list[int] = sum(
+        np.bincount(state, minlength=len(RowState)) for state in states
+    ).tolist()  # type: ignore[union-attr] # there is at least one shard
+    return counts

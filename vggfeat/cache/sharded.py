@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vggfeat.cache.extent import DatasetExtent
-from vggfeat.cache.format import IMAGES, Header, read_header
+from vggfeat.cache.format import IMAGES, DatasetExtent, Header, read_header
 from vggfeat.cache.reader import FeatureCache, Part
 from vggfeat.cache.shard_manifest import Shard, ShardManifest, read_manifest
 from vggfeat.cache.sharded_array import ShardedArray

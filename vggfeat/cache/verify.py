@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from vggfeat.cache.extent import DatasetExtent
+    from vggfeat.cache.format import DatasetExtent
 
 _BLOCK_BYTES = 1 << 24  # of features that a thread holds at once
 _SETTLED = (RowState.DONE, RowState.FAILED)

@@ -39,8 +39,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from vggfeat.cache.extent import DatasetExtent
-    from vggfeat.cache.format import Provenance
+    from vggfeat.cache.format import DatasetExtent, Provenance
     from vggfeat.cache.identity import Identity
     from vggfeat.core.quantization import Scales
     from vggfeat.core.records import Failure, FeatureBatch, ImageColumns

@@ -60,7 +60,7 @@ def merge(
 
 
 def _view(caches: list[str], out: str, *, keep_paths: bool, as_json: bool) -> None:
-    from vggfeat.cache.shard_merge import view_shards
+    from vggfeat.cache.hdf5_view import view_shards
 
     if len(caches) != 1 or keep_paths:
         raise UsageError("--virtual is about one folder of shards; name it alone")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from vggfeat.cache.extent import DatasetExtent
+    from vggfeat.cache.format import DatasetExtent
     from vggfeat.exporters.options import Options
     from vggfeat.exporters.selection import Content
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vggfeat.images.loader import choose_workers, load_batches
-from vggfeat.network.normalization import Normaliser
+from vggfeat.network.vgg import Normaliser
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

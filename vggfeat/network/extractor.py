@@ -24,9 +24,9 @@ from vggfeat.network.device import (
 )
 from vggfeat.network.input_checks import check_images
 from vggfeat.network.int8 import Int8Vgg
-from vggfeat.network.normalization import Normaliser
-from vggfeat.network.pooling import fuse_vectors, quantise
-from vggfeat.network.vgg import TappedVgg, needed_layers, network_of
+from vggfeat.network.pooling import fuse_vectors
+from vggfeat.network.storage_dtype import quantise
+from vggfeat.network.vgg import Normaliser, TappedVgg, needed_layers, network_of
 from vggfeat.network.weight_metadata import check_carried
 from vggfeat.network.weights import Weights, find_weights, load_tensors
 

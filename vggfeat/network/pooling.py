@@ -1,4 +1,4 @@
-"""From a layer's output to rows of features: pool, normalise, quantise.
+"""From a layer's output to rows of features: pool, normalise, fuse.
 
 Pure functions of tensors. They run on the tensor's own device and never wait for it: nothing here
 reads a value back. All arithmetic is in float32, whatever precision the network ran in.
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from vggfeat.core.quantization import LARGEST_CODE
 from vggfeat.core.text import counted
 
 if TYPE_CHECKING:
@@ -21,9 +20,7 @@ if TYPE_CHECKING:
 
     from vggfeat.core.fusion_spec import Recipe
     from vggfeat.core.layer_spec import LayerSpec, Norm, Pool
-    from vggfeat.core.settings import Dtype
 
-_FLOAT16_MAX = torch.finfo(torch.float16).max
 _GEM_FLOOR = 1e-6
 _RMAC_OVERLAP = Fraction(2, 5)
 
@@ -53,44 +50,6 @@ def reduce_map(x: Tensor, spec: LayerSpec) -> Tensor:
         )
     rows = _own_copy(x) if spec.pool is None else _pool(x, spec.pool)  # (N, D) or (N, C, H, W)
     return _normalise(rows, spec.norm).contiguous()
-
-
-def quantise(
-    x: Tensor, dtype: Dtype, scales: tuple[Tensor, Tensor] | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows in the dtype they are stored in, and what that cost.
-
-    Finite values of a magnitude above the dtype's largest finite value (65504 for float16) are
-    set to it, so that none turns into an infinity; for int8, values beyond the range of the scales
-    are set to its end. All of these are counted, for float16 also those just above it (up to
-    65520) that rounding to nearest would have brought back to it.
-
-    Args:
-        x: (N, ...) float32, as `reduce_map` returns it.
-        dtype: `float16`, `float32` or `int8`.
-        scales: for int8, scale and offset that go with `x`: see `quantisation.Scales.along`.
-
-    Returns:
-        The values in `dtype`, shaped as `x` (`x` itself for `float32`); how many were
-        set to the largest, an int64 scalar; and for each row whether all its values were finite
-        in `x`, bool (N,). What becomes of an infinity or a NaN is not defined: the third result
-        is there to discard its row.
-    """
-    finite = torch.isfinite(x)
-    rows_finite = finite.flatten(1).all(1)  # (N,)
-    if dtype == "float32":
-        return x, torch.zeros((), dtype=torch.int64, device=x.device), rows_finite
-    if scales is not None:
-        codes = _codes(x, *scales)
-        beyond = (finite & (codes.abs() > LARGEST_CODE)).sum()  # ()
-        return codes.clamp(-LARGEST_CODE, LARGEST_CODE).to(torch.int8), beyond, rows_finite
-    clamped = (finite & (x.abs() > _FLOAT16_MAX)).sum()  # ()
-    return x.clamp(-_FLOAT16_MAX, _FLOAT16_MAX).half(), clamped, rows_finite
-
-
-def _codes(x: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
-    """`quantisation.encode` on the device, before codes beyond the range are set to its end."""
-    return ((x - offset) / torch.where(scale > 0, scale, torch.inf)).round()
 
 
 def fuse_vectors(features: Mapping[str, Tensor], recipe: Recipe) -> Tensor:

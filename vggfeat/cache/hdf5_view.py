@@ -1,0 +1,108 @@
+"""All shards of a folder as one HDF5 file of virtual datasets, for other tools: no copy is made."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+
+from vggfeat.cache.format import (
+    IMAGES,
+    OFFSETS,
+    SCALES,
+    TEXT_ENCODING,
+    VIEW_FORMAT,
+    attributes_of,
+)
+from vggfeat.cache.merge import refuse_replacing
+from vggfeat.cache.sharded import ShardedCache, open_cache
+from vggfeat.core.file_names import path_text
+from vggfeat.errors import SpaceError, UsageError
+from vggfeat.storage.atomic import atomic_file
+from vggfeat.storage.hdf5_file import checked_hdf5
+from vggfeat.storage.locks import hold
+from vggfeat.storage.paths import check_place
+
+if TYPE_CHECKING:
+    from vggfeat.cache.format import DatasetExtent
+
+
+def view_shards(source: str | os.PathLike[str], out: str | os.PathLike[str]) -> int:
+    """Makes a file in which HDF5 tools see all shards as one: virtual datasets, no copy.
+
+    It names the shards by their place relative to it, and must be made anew after an update. Shards
+    that are not there show as zeros.
+
+    Args:
+        source: a folder of shards.
+        out: the new file; must not be there yet.
+
+    Returns:
+        rows.
+
+    Raises:
+        UsageError: `source` is a file, or `out` is there.
+        CacheError: `source` is no sharded cache.
+        LockedError: another run holds `out`.
+        SpaceError: it cannot be written.
+    """
+    cache, out = open_cache(source), path_text(out)
+    if not isinstance(cache, ShardedCache):
+        raise UsageError(f"cache {cache.path!r} is one file already; --virtual is for shards")
+    check_place(out)
+    with hold(out):
+        refuse_replacing(out)
+        try:
+            with atomic_file(out) as target, checked_hdf5(target, libver="v110") as (file, _):
+                _fill_view(file, cache, os.path.dirname(os.path.realpath(out)))
+        except OSError as error:
+            reason = " ".join(str(error.strerror or error).split())
+            raise SpaceError(error.errno, f"{out!r} cannot be written: {reason}") from error
+    return len(cache)
+
+
+def _fill_view(file: h5py.File, cache: ShardedCache, folder: str) -> None:
+    header = cache.header
+    file.attrs.update(attributes_of(header.identity, header.provenance))
+    file.attrs["format"] = VIEW_FORMAT
+    encoding = _text_encoding(cache)
+    for name, run in header.runs.items():
+        layout = h5py.VirtualLayout(run.shape, _stored_type(run, encoding))
+        for number, shard in enumerate(cache.shards):
+            own = cache.shard_header(number)
+            if own is not None and name in own.runs:
+                place = os.path.relpath(cache.shard_path(number), folder)
+                dtype = _stored_type(own.runs[name], encoding)
+                part = h5py.VirtualSource(place, name, own.runs[name].shape, dtype)
+                layout[shard.first : shard.first + shard.rows] = part
+        file.create_virtual_dataset(name, layout)
+    for layer, one in header.scales.items():
+        file[f"{SCALES}/{layer}"] = one.scale.astype("<f4")
+        file[f"{OFFSETS}/{layer}"] = one.offset.astype("<f4")
+
+
+def _text_encoding(cache: ShardedCache) -> str:
+    """Return the character set that all shards declare for their texts, `ascii` or `utf-8`.
+
+    Raises:
+        UsageError: it differs between shards, and HDF5 converts none into the other.
+    """
+    found = set()
+    for number in range(len(cache.shards)):
+        if cache.shard_header(number) is not None:
+            with h5py.File(cache.shard_path(number), "r", locking=False) as file:
+                found.add(h5py.check_string_dtype(file[f"{IMAGES}/path"].dtype).encoding)
+    if len(found) > 1:
+        raise UsageError(
+            f"shards of {cache.path!r} were made by different versions of vggfeat, which declare "
+            "paths as ASCII and as UTF-8, and HDF5 cannot show these as one dataset; merge "
+            "without --virtual"
+        )
+    return found.pop() if found else TEXT_ENCODING
+
+
+def _stored_type(run: DatasetExtent, encoding: str) -> Any:
+    kind: np.dtype[Any] = np.dtype(run.dtype)
+    return h5py.string_dtype(encoding, kind.itemsize) if kind.kind == "S" else kind
