@@ -67,7 +67,6 @@ WITH_TORCH = {
     "network.pooling",
     "network.storage_dtype",
     "network.vgg",
-    "storage.safetensors_writer",
     "transforms.layer_weights",
     "visualization.feature_maps",
     "zeroshot.devise",

@@ -19,7 +19,7 @@ from PIL import Image
 
 import vggfeat
 from vggfeat.core.preprocessing import CORRUPTIONS
-from vggfeat.images.corruptions import alter
+from vggfeat.images.corruptions import corrupt
 
 if TYPE_CHECKING:
     from vggfeat.core.settings import Dtype
@@ -56,7 +56,7 @@ def write_versions(photos: Path, folder: Path) -> None:
         place.mkdir(parents=True)
         image.save(place / "original.png")
         for name in CORRUPTIONS:
-            alter(image, (name,)).save(place / f"{name}.png")
+            corrupt(image, (name,)).save(place / f"{name}.png")
 
 
 def print_table(folder: Path) -> None:

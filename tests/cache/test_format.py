@@ -20,7 +20,7 @@ from vggfeat.cache.identity import Identity
 from vggfeat.cache.writer import create_cache
 from vggfeat.core.preprocessing import Preprocess
 from vggfeat.errors import CacheError
-from vggfeat.images.sources import ImageList
+from vggfeat.images.image_list import ImageList
 
 if TYPE_CHECKING:
     from collections.abc import Callable

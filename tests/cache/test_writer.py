@@ -25,7 +25,7 @@ from vggfeat.cache.writer import CacheWriter, create_cache
 from vggfeat.core.preprocessing import Preprocess
 from vggfeat.core.records import Failure, FeatureBatch
 from vggfeat.errors import SpaceError
-from vggfeat.images.sources import ImageList
+from vggfeat.images.image_list import ImageList
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

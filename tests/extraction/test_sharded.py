@@ -735,7 +735,7 @@ def test_nobody_plans_while_others_work(server: KillServer, images: Path, tmp_pa
     assert server.run(images, out, sharding={**COUNTS, "plan_only": True})[0] == 0
     code = (
         "import sys\nfrom vggfeat.storage.locks import SharedLock\n"
-        "with SharedLock(sys.argv[1]) as lock:\n    lock.share(print)\n"
+        "with SharedLock(sys.argv[1]) as lock:\n    lock.acquire_shared(print)\n"
         "    print('held', flush=True)\n    sys.stdin.read()"
     )
     with subprocess.Popen(

@@ -19,6 +19,7 @@ from PIL import Image
 
 import vggfeat as library
 from vggfeat.cache.reader import FeatureCache
+from vggfeat.cache.rows import match_paths
 from vggfeat.cache.sharding import Sharding
 from vggfeat.errors import (
     CacheMismatchError,
@@ -28,7 +29,6 @@ from vggfeat.errors import (
     TooManyFailuresError,
 )
 from vggfeat.extraction.update import UpdatePolicy, apply_changes, find_changes
-from vggfeat.images.batch_plan import match_paths
 from vggfeat.images.sources import discover
 
 if TYPE_CHECKING:

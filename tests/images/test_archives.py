@@ -31,11 +31,13 @@ from vggfeat.core.settings import Settings
 from vggfeat.errors import DecodeError, InputError
 from vggfeat.extraction.api import extract
 from vggfeat.extraction.update import UpdatePolicy
-from vggfeat.images.sources import ImageList, discover
-from vggfeat.images.streams import ArchiveReader, close_archives
+from vggfeat.images.archive_reader import ArchiveReader, close_archives
+from vggfeat.images.sources import discover
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+
+    from vggfeat.images.image_list import ImageList
 
 TAR = shutil.which("tar")
 ZIP = shutil.which("zip")

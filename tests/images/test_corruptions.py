@@ -26,7 +26,7 @@ from vggfeat.core.preprocessing import CORRUPTIONS, Preprocess, parse_corruption
 from vggfeat.core.settings import Settings
 from vggfeat.errors import DecodeError, UsageError
 from vggfeat.images import corruptions as module
-from vggfeat.images.corruptions import alter
+from vggfeat.images.corruptions import corrupt
 from vggfeat.images.decode import decode
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def picture(width: int, height: int, seed: int = 0) -> Image.Image:
 
 
 def pixels(image: Image.Image, *names: Corruption) -> Pixels:
-    return np.asarray(alter(image, names))
+    return np.asarray(corrupt(image, names))
 
 
 def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -223,7 +223,7 @@ def test_occluding_hides_the_middle() -> None:
 def test_any_alteration_of_any_image(names: list[Corruption], width: int, height: int) -> None:
     """Alterations repeat exactly, go in order, keep the size or cut, and leave their input."""
     image, twin = picture(width, height), picture(width, height)
-    altered = alter(image, tuple(names))
+    altered = corrupt(image, tuple(names))
     assert altered.mode == "RGB"
     assert 1 <= altered.width <= width
     assert 1 <= altered.height <= height
@@ -231,7 +231,7 @@ def test_any_alteration_of_any_image(names: list[Corruption], width: int, height
         assert altered.size == image.size
     one_by_one = twin
     for name in names:
-        one_by_one = alter(one_by_one, (name,))
+        one_by_one = corrupt(one_by_one, (name,))
     np.testing.assert_array_equal(np.asarray(altered), np.asarray(one_by_one))
     np.testing.assert_array_equal(np.asarray(image), np.asarray(picture(width, height)))
 
@@ -247,7 +247,7 @@ def test_each_alteration_alters(name: Corruption) -> None:
 def test_no_alteration_is_the_image_itself() -> None:
     """Without names nothing is copied."""
     image = picture(9, 9)
-    assert alter(image, ()) is image
+    assert corrupt(image, ()) is image
 
 
 def test_the_table_of_the_documents_is_the_list() -> None:
@@ -315,7 +315,7 @@ def test_the_upright_image_is_altered_before_it_is_resized(name: Corruption) -> 
     exif[0x0112] = 6
     lying = saved(image.rotate(90, expand=True), "PNG", exif=exif)
     plain, altered = Preprocess(size=64, resize=80), Preprocess(size=64, resize=80, augment=(name,))
-    expected = decode(io.BytesIO(saved(alter(image, (name,)), "PNG")), plain, LIMIT)
+    expected = decode(io.BytesIO(saved(corrupt(image, (name,)), "PNG")), plain, LIMIT)
     np.testing.assert_array_equal(decode(io.BytesIO(lying), altered, LIMIT), expected)
 
 

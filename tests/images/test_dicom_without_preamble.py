@@ -16,8 +16,8 @@ from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRL
 import vggfeat as library
 from vggfeat.core.settings import Settings
 from vggfeat.errors import DecodeError
+from vggfeat.images.dicom import is_dicom
 from vggfeat.images.sources import discover
-from vggfeat.images.streams import is_dicom
 
 if TYPE_CHECKING:
     from pathlib import Path

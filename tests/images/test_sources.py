@@ -18,10 +18,12 @@ from places import REPOSITORY
 from vggfeat.core.file_names import IMAGE_EXTENSIONS, NOT_REGULAR
 from vggfeat.core.records import ImageRef
 from vggfeat.errors import InputError
-from vggfeat.images.sources import ImageList, discover
+from vggfeat.images.sources import discover
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from vggfeat.images.image_list import ImageList
 
 
 def make(folder: Path, *names: str) -> Path:

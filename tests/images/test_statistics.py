@@ -23,8 +23,7 @@ from vggfeat.config import make_settings
 from vggfeat.core.settings import Settings
 from vggfeat.errors import InputError
 from vggfeat.images.decode import decode_file
-from vggfeat.images.histogram import ValueHistogram, count_values
-from vggfeat.images.statistics import PERCENTILES, as_config
+from vggfeat.images.statistics import PERCENTILES, ValueHistogram, as_config, count_values
 
 COUNT = 13
 

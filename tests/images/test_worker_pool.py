@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from vggfeat.images.worker_pool import Image
+    from vggfeat.images.worker_pool import DecodedImage
 
 SHAPE = (2, 3, 3)
 KILL, FAULT, HANG, SHORT, BROKEN, DEFECT = 101, 102, 103, 104, 105, 106
@@ -66,7 +66,7 @@ def decode(
     timeout: float = 60.0,
     marks: Path | None = None,
     goes_on: Callable[[], bool] = lambda: True,
-) -> list[Image]:
+) -> list[DecodedImage]:
     """All images of all batches, in the order in which they came."""
     decoded = decode_batches(
         plan_batches(rows, batch),
@@ -86,7 +86,7 @@ def decode(
     return found
 
 
-def check(found: list[Image], rows: NDArray[np.int64], failed: dict[int, str]) -> None:
+def check(found: list[DecodedImage], rows: NDArray[np.int64], failed: dict[int, str]) -> None:
     assert [image.row for image in found] == rows.tolist()
     reasons = {image.row: image.reason for image in found if image.pixels is None}
     assert reasons == failed

@@ -19,7 +19,7 @@ from vggfeat.core.settings import Settings
 from vggfeat.errors import LockedError, SpaceError, UsageError
 from vggfeat.extraction.api import extract
 from vggfeat.extraction.update import UpdatePolicy
-from vggfeat.storage.locks import SharedLock, hold, refuse_if_held, take_turns
+from vggfeat.storage.locks import SharedLock, hold, refuse_if_held, wait_for_lock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -258,11 +258,11 @@ def lasting(path: Path) -> tuple[object, ...]:
 
 def use(user: Any, out: str) -> None:
     if user == "turns":
-        with take_turns(out, lambda: None):
+        with wait_for_lock(out, lambda: None):
             pass
     elif user is SharedLock:
         with SharedLock(out) as lock:
-            lock.share(lambda: None)
+            lock.acquire_shared(lambda: None)
     else:
         with user(out):
             pass
@@ -272,7 +272,7 @@ def use(user: Any, out: str) -> None:
 RACER = """
 import contextlib, os, random, sys, time
 from vggfeat.errors import LockedError
-from vggfeat.storage.locks import SharedLock, hold, take_turns
+from vggfeat.storage.locks import SharedLock, hold, wait_for_lock
 from vggfeat.extraction.update import Wish
 
 out, how, times, seed = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
@@ -290,13 +290,13 @@ def work():
 def shared():
     with SharedLock(out) as lock:
         for _ in range(3):
-            lock.share(lambda: None)
+            lock.acquire_shared(lambda: None)
             assert not os.path.exists(out + ".alone"), "shared beside an owner"
             open(out).close()
         if chance.random() < 0.5:
-            lock.own(lambda: None)
+            lock.acquire_exclusive(lambda: None)
             work()
-            lock.share(lambda: None)
+            lock.acquire_shared(lambda: None)
             assert not os.path.exists(out + ".alone"), "shared beside an owner"
             return 1
     return 0
@@ -304,7 +304,7 @@ def shared():
 done = 0
 while done < times:
     if how == "turns":
-        with take_turns(out, lambda: None):
+        with wait_for_lock(out, lambda: None):
             work()
         done += 1
     elif how == "shared":
@@ -339,8 +339,8 @@ def test_processes_race_with_those_that_are_killed(tmp_path: Path) -> None:
     """Racers killed at any instant keep nobody out, and what they leave the next removes."""
     out = tmp_path / "count"
     out.write_text("0")
-    code = "import sys\nfrom vggfeat.storage.locks import take_turns\nwhile True:\n    use()\n"
-    code = code.replace("use()", "with take_turns(sys.argv[1], lambda: None): pass")
+    code = "import sys\nfrom vggfeat.storage.locks import wait_for_lock\nwhile True:\n    use()\n"
+    code = code.replace("use()", "with wait_for_lock(sys.argv[1], lambda: None): pass")
     doomed = [subprocess.Popen([sys.executable, "-c", code, str(out)]) for _ in range(3)]
     racer = [sys.executable, "-c", RACER, str(out), "turns", "200", "0"]
     racers = [subprocess.Popen(racer, stderr=subprocess.PIPE, text=True) for _ in range(2)]
@@ -349,7 +349,7 @@ def test_processes_race_with_those_that_are_killed(tmp_path: Path) -> None:
         stop(process)
     assert [process.communicate()[1] for process in racers] == ["", ""]
     assert out.read_text() == "400"
-    with take_turns(str(out), lambda: None):
+    with wait_for_lock(str(out), lambda: None):
         pass
     assert os.listdir(tmp_path) == ["count"]
 

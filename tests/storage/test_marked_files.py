@@ -16,7 +16,7 @@ from PIL import Image
 
 import vggfeat
 from vggfeat.errors import LockedError
-from vggfeat.storage.marked_files import is_marked
+from vggfeat.storage.hdf5_file import is_marked
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -24,7 +24,7 @@ from vggfeat.core.quantization import Scales, scales_digest
 from vggfeat.core.settings import DTYPES
 from vggfeat.core.text import counted
 from vggfeat.errors import CacheError
-from vggfeat.storage.marked_files import open_hdf5
+from vggfeat.storage.hdf5_file import open_hdf5
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

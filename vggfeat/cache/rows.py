@@ -1,4 +1,4 @@
-"""Looking into a cache: rows whose path matches a pattern, and their states."""
+"""Find rows of a cache by their paths: those of a list of images, or that match a pattern."""
 
 from __future__ import annotations
 
@@ -14,9 +14,46 @@ from vggfeat.cache.format import RowState
 from vggfeat.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from vggfeat.cache.reader import FeatureCache
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """Rows of a cache for a list of images.
+
+    Attributes:
+        rows: int64 (images in both,), cache rows, ascending.
+        listed: int64 (images in both,), the same images' positions in the list.
+        unknown: positions in the list of images that the cache does not have.
+        unlisted: cache rows that are not in the list.
+    """
+
+    rows: NDArray[np.int64]
+    listed: NDArray[np.int64]
+    unknown: NDArray[np.int64]
+    unlisted: NDArray[np.int64]
+
+
+def match_paths(cached: NDArray[np.bytes_], listed: Sequence[bytes] | NDArray[np.bytes_]) -> Match:
+    """Find each listed path among the cached ones; both are sorted by their bytes, each once."""
+    wanted = np.asarray(listed, dtype=np.bytes_)
+    places = np.searchsorted(cached, wanted)
+    found = np.zeros(len(wanted), dtype=bool)
+    inside = places < len(cached)
+    found[inside] = cached[places[inside]] == wanted[inside]
+    rows = places[found].astype(np.int64)
+    requested = np.zeros(len(cached), dtype=bool)
+    requested[rows] = True
+    return Match(
+        rows=rows,
+        listed=np.flatnonzero(found),
+        unknown=np.flatnonzero(~found),
+        unlisted=np.flatnonzero(~requested),
+    )
 
 
 @dataclass(frozen=True, slots=True)

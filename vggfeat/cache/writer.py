@@ -31,8 +31,7 @@ from vggfeat.core.units import byte_count
 from vggfeat.errors import SpaceError, VggfeatError
 from vggfeat.storage.atomic import atomic_path
 from vggfeat.storage.descriptors import open_descriptor
-from vggfeat.storage.hdf5_file import reason_of
-from vggfeat.storage.marked_files import refuse_if_open_elsewhere
+from vggfeat.storage.hdf5_file import reason_of, refuse_if_open_elsewhere
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

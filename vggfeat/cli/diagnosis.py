@@ -132,8 +132,8 @@ def _locks() -> Finding:
 
     def share(place: str) -> None:
         with SharedLock(place) as lock:
-            lock.share(lambda: None)
-            lock.own()
+            lock.acquire_shared(lambda: None)
+            lock.acquire_exclusive()
 
     def own(place: str) -> None:
         with hold(place):

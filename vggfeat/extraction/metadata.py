@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from vggfeat.core.quantization import Scales
     from vggfeat.core.settings import Settings
-    from vggfeat.images.sources import ImageList
+    from vggfeat.images.image_list import ImageList
     from vggfeat.network.multi_device import Replicas
     from vggfeat.network.weights import Weights
 

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from vggfeat.core.settings import Settings
     from vggfeat.extraction.api import ExtractRequest
     from vggfeat.extraction.update import UpdatePolicy
+    from vggfeat.images.image_list import ImageList
     from vggfeat.images.loader import OpenImage
-    from vggfeat.images.sources import ImageList
     from vggfeat.network.extractor import Pending
     from vggfeat.network.multi_device import Replicas
     from vggfeat.network.weights import Weights

@@ -12,13 +12,13 @@ import numpy as np
 
 from vggfeat.cache.format import RowState, read_header
 from vggfeat.cache.reader import FeatureCache
+from vggfeat.cache.rows import Match, match_paths
 from vggfeat.core.file_names import other_format, remote_scheme
 from vggfeat.core.fusion_spec import recipe_of
 from vggfeat.core.text import agree, counted
 from vggfeat.errors import CacheError, CacheMismatchError, InputError, UsageError
 from vggfeat.extraction.metadata import make_identity
 from vggfeat.extraction.update import apply_changes, files_differ, find_changes, has_returned
-from vggfeat.images.batch_plan import Match, match_paths
 from vggfeat.network.weights import find_weights, weights_name
 from vggfeat.storage.paths import check_place
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from vggfeat.cache.identity import Identity
     from vggfeat.core.settings import Precision, Settings
     from vggfeat.extraction.update import Changes, UpdatePolicy
-    from vggfeat.images.sources import ImageList
+    from vggfeat.images.image_list import ImageList
     from vggfeat.network.weights import Weights
 
 log = logging.getLogger("vggfeat")

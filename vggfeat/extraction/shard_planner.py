@@ -22,6 +22,7 @@ import numpy as np
 from vggfeat._version import __version__
 from vggfeat.cache.format import RowState
 from vggfeat.cache.reader import FeatureCache
+from vggfeat.cache.rows import match_paths
 from vggfeat.cache.shard_manifest import (
     MANIFEST,
     Shard,
@@ -52,17 +53,17 @@ from vggfeat.extraction.update import (
     find_changes,
     join_changes,
 )
-from vggfeat.images.batch_plan import match_paths
-from vggfeat.images.sources import ImageList, discover
+from vggfeat.images.image_list import ImageList
+from vggfeat.images.sources import discover
 from vggfeat.storage.locks import hold
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from vggfeat.cache.rows import Match
     from vggfeat.core.settings import Settings
     from vggfeat.core.signals import StopFlag
     from vggfeat.extraction.metadata import CacheMetadata
-    from vggfeat.images.batch_plan import Match
 
 
 @dataclass(frozen=True, slots=True)

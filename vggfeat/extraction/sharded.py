@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from vggfeat.errors import SpaceError
     from vggfeat.extraction.api import ExtractRequest
     from vggfeat.extraction.update import Changes
-    from vggfeat.images.sources import ImageList
+    from vggfeat.images.image_list import ImageList
 
 log = logging.getLogger("vggfeat")
 
@@ -101,7 +101,7 @@ def _extract_shards(
             if changes is not None:
                 stats.note(changes)
             if refusal is None:
-                lock.share(_nobody_to_wait_for)
+                lock.acquire_shared(_nobody_to_wait_for)
             stats.discover = time.perf_counter() - started
             context = RunContext(stats, stop, request, on_progress)
             cache = ShardedCache(request.out, request.sharding.share)
@@ -142,11 +142,11 @@ def _prepare_plan(
     def tell() -> None:
         log.info("another run makes the plan of %s; waiting for it", request.out)
 
-    lock.share(tell)
+    lock.acquire_shared(tell)
     if request.fresh or request.policy.update:
-        lock.own()
+        lock.acquire_exclusive()
     elif not os.path.exists(path):
-        lock.own(tell)
+        lock.acquire_exclusive(tell)
     if request.fresh or not os.path.exists(path):
         return _beginning(request, stats)
     had = read_manifest(request.out)

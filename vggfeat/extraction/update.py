@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
     from vggfeat.cache.format import Header
     from vggfeat.cache.reader import FeatureCache
-    from vggfeat.images.batch_plan import Match
-    from vggfeat.images.sources import ImageList
+    from vggfeat.cache.rows import Match
+    from vggfeat.images.image_list import ImageList
 
 _HASHED_AT_ONCE = 4096
 _LOOKED_FOR_AT_ONCE = 16  # files that are not listed; a network's delay is what it takes

@@ -16,13 +16,13 @@ import numpy as np
 from vggfeat.core.file_names import absolute_place, remote_scheme
 from vggfeat.core.text import counted
 from vggfeat.errors import InputError
-from vggfeat.images.streams import MISSING
+from vggfeat.images.archive_reader import MISSING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vggfeat.core.records import Failure
-    from vggfeat.images.sources import ImageList
+    from vggfeat.images.image_list import ImageList
 
 _LOOKED_FOR = 32  # images of a source, at even distances
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from vggfeat.cache.labels import UNLABELLED, labels_of_paths
 from vggfeat.cache.reader import FeatureCache
+from vggfeat.cache.rows import match_paths
 from vggfeat.core.file_names import path_text
 from vggfeat.core.isolation import isolated
 from vggfeat.core.records import Progress
@@ -36,7 +37,6 @@ from vggfeat.finetuning.resume import (
     start_or_resume,
 )
 from vggfeat.finetuning.split import Split, stratified_split
-from vggfeat.images.batch_plan import match_paths
 from vggfeat.images.sources import discover, tell_skipped
 from vggfeat.network.weights import find_weights
 from vggfeat.storage.locks import hold, refuse_if_held
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from vggfeat.finetuning.dataset import TrainingData
     from vggfeat.finetuning.evaluation import Metrics
     from vggfeat.finetuning.settings import AdaptSettings
-    from vggfeat.images.sources import ImageList
+    from vggfeat.images.image_list import ImageList
     from vggfeat.network.weights import Weights
 
 log = logging.getLogger("vggfeat")
@@ -230,7 +230,7 @@ def _train(task: _Task, job: Job, data: TrainingData) -> FinetuneReport:
     from vggfeat.finetuning.linear_probe import best_probe
     from vggfeat.finetuning.trainer import Trainer
     from vggfeat.network.checkpoint_reader import read_own_safetensors
-    from vggfeat.storage.safetensors_writer import write_tensors
+    from vggfeat.storage.safetensors import write_tensors
 
     settings, files, split = task.settings, task.files, data.split
     probe = best_probe(data)

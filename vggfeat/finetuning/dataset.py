@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vggfeat.core.records import DecodedBatch
     from vggfeat.core.settings import Settings
     from vggfeat.finetuning.split import Split
-    from vggfeat.images.sources import ImageList
+    from vggfeat.images.image_list import ImageList
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -25,9 +25,10 @@ from vggfeat.core.file_names import (
     member_name,
 )
 from vggfeat.core.timestamps import clamp_ns
-from vggfeat.images.streams import (
+from vggfeat.images.archive_reader import (
     MISSING,
-    TAR_MEMBER,
+    PLACE,
+    ArchiveMember,
     ArchiveReader,
     DamagedError,
     Place,
@@ -44,19 +45,6 @@ if TYPE_CHECKING:
 
 NO_ARCHIVE: Final = -1
 """Value of `archive` in a row of places that is a file of its own."""
-
-PLACE = np.dtype(
-    [
-        ("archive", np.int32),
-        ("offset", np.int64),
-        ("size", np.int64),
-        ("packed", np.int64),
-        ("crc", np.uint32),
-        ("method", np.int32),
-        ("flags", np.uint16),
-    ]
-)
-"""A row of `Place`, after the position of its archive among others."""
 
 _UTF8_NAME = 0x800  # bit of a zip member's flags
 _MADE_ON_UNIX = (3, 19)  # systems that give names as bytes of their own: Unix and macOS
@@ -108,8 +96,8 @@ class Places:
 
     def open(self, row: int) -> AbstractContextManager[BinaryIO]:
         """The bytes of the member that is `row`; see `open_member`."""
-        archive, *place = self.table[row].item()
-        return open_member(self.archives[archive], self.stamps[archive], Place(*place))
+        place = Place(*self.table[row].item())
+        return open_member(self.archives[place.archive], self.stamps[place.archive], place)
 
     def reading_ranks(self) -> NDArray[np.int64]:
         """The place of each row, int64 (N,), in an order that reads every archive forward."""
@@ -182,14 +170,14 @@ def list_archive(path: bytes, *, whole: bool, wanted: Collection[bytes]) -> List
     is_zip = archive_suffix(path) == ZIP_SUFFIX
     source = ArchiveReader(path, tar=not is_zip)
     try:
-        for found in _zip_members(source) if is_zip else _tar_members(source):
-            chosen.look_at(found)
+        for member in _zip_members(source) if is_zip else read_tar(source):
+            chosen.look_at(member)
     except DamagedError as error:
         damage = str(error)
     finally:
         source.close()
     for name in wanted:
-        chosen.places.setdefault(name, (0, MISSING, 0, 0, 0, TAR_MEMBER, 0))
+        chosen.places.setdefault(name, Place(MISSING, 0, 0))
     table = np.array(list(chosen.places.values()), PLACE)
     return Listing(
         path,
@@ -202,26 +190,17 @@ def list_archive(path: bytes, *, whole: bool, wanted: Collection[bytes]) -> List
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """A member as the archive names it, and its row in a table of places."""
-
-    name: bytes
-    regular: bool
-    place: tuple[int, int, int, int, int, int, int]
-
-
 @dataclass(slots=True)
 class _Chosen:
     """The members that are taken, by plain name, and how many of what were not."""
 
     whole: bool
     wanted: Collection[bytes]
-    places: dict[bytes, tuple[int, int, int, int, int, int, int]] = field(default_factory=dict)
+    places: dict[bytes, Place] = field(default_factory=dict)
     skipped: Counter[str] = field(default_factory=Counter)
     _hidden: set[bytes] = field(default_factory=set)
 
-    def look_at(self, found: _Found) -> None:
+    def look_at(self, found: ArchiveMember) -> None:
         """Take `found`, or count it."""
         name = member_name(found.name)
         if not (found.regular and name and name in self.wanted):
@@ -243,7 +222,7 @@ class _Chosen:
             self.skipped[kind] += 1
 
 
-def _why_not(found: _Found, name: bytes) -> str | None:
+def _why_not(found: ArchiveMember, name: bytes) -> str | None:
     """Why a member is no image to take, as a key of `ImageList.skipped`; None for one that is."""
     kind = extension(found.name.rpartition(b"/")[2])
     if kind not in IMAGE_EXTENSIONS:
@@ -253,13 +232,7 @@ def _why_not(found: _Found, name: bytes) -> str | None:
     return None if found.regular else NOT_REGULAR
 
 
-def _tar_members(source: ArchiveReader) -> Iterator[_Found]:
-    for member in read_tar(source):
-        place = (0, member.offset, member.size, member.size, 0, TAR_MEMBER, 0)
-        yield _Found(member.name, member.regular, place)
-
-
-def _zip_members(source: ArchiveReader) -> Iterator[_Found]:
+def _zip_members(source: ArchiveReader) -> Iterator[ArchiveMember]:
     """The members of a zip but its folders, as its central directory lists them."""
     try:
         with zipfile.ZipFile(source.file) as archive:
@@ -270,8 +243,7 @@ def _zip_members(source: ArchiveReader) -> Iterator[_Found]:
     for entry in entries:
         if entry.filename.endswith("/"):  # a folder; its own `is_dir` stumbles over no name
             continue
-        place = (
-            0,
+        place = Place(
             entry.header_offset,
             min(entry.file_size, _LARGEST),
             min(entry.compress_size, _LARGEST),
@@ -280,7 +252,7 @@ def _zip_members(source: ArchiveReader) -> Iterator[_Found]:
             entry.flag_bits,
         )
         kind = stat.S_IFMT(entry.external_attr >> 16) if entry.create_system in _MADE_ON_UNIX else 0
-        yield _Found(_zip_name(entry), kind in (0, stat.S_IFREG), place)
+        yield ArchiveMember(_zip_name(entry), kind in (0, stat.S_IFREG), place)
 
 
 def _zip_name(entry: zipfile.ZipInfo) -> bytes:

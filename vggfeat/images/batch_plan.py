@@ -1,54 +1,16 @@
-"""Pure planning: which rows are to do, and in which batch and slot each is done. No I/O."""
+"""Plan in which batch and slot each row is computed. Pure; no I/O."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
 
 EMPTY = -1
 """A slot of a batch that holds no row."""
-
-
-@dataclass(frozen=True, slots=True)
-class Match:
-    """How the images asked for lie in a cache.
-
-    Attributes:
-        rows: int64 (images in both,), cache rows, ascending.
-        listed: int64 (images in both,), the same images' positions in the manifest.
-        unknown: positions in the manifest of images that the cache does not have.
-        unlisted: cache rows that were not asked for.
-    """
-
-    rows: NDArray[np.int64]
-    listed: NDArray[np.int64]
-    unknown: NDArray[np.int64]
-    unlisted: NDArray[np.int64]
-
-
-def match_paths(cached: NDArray[np.bytes_], listed: Sequence[bytes] | NDArray[np.bytes_]) -> Match:
-    """Finds each listed path among the cached ones; both are sorted by their bytes, each once."""
-    wanted = np.asarray(listed, dtype=np.bytes_)
-    places = np.searchsorted(cached, wanted)
-    found = np.zeros(len(wanted), dtype=bool)
-    inside = places < len(cached)
-    found[inside] = cached[places[inside]] == wanted[inside]
-    rows = places[found].astype(np.int64)
-    asked = np.zeros(len(cached), dtype=bool)
-    asked[rows] = True
-    return Match(
-        rows=rows,
-        listed=np.flatnonzero(found),
-        unknown=np.flatnonzero(~found),
-        unlisted=np.flatnonzero(~asked),
-    )
 
 
 def plan_batches(

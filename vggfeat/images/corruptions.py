@@ -46,7 +46,7 @@ _INVERTED: Final = [255 - level for level in range(256)] * 3
 _DARKENED: Final = [level // 2 for level in range(256)] * 3
 
 
-def alter(image: Image.Image, names: tuple[Corruption, ...]) -> Image.Image:
+def corrupt(image: Image.Image, names: tuple[Corruption, ...]) -> Image.Image:
     """An image altered by each of `names` in turn.
 
     Args:

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from vggfeat.errors import DecodeError
-from vggfeat.images.corruptions import alter
+from vggfeat.images.corruptions import corrupt
 from vggfeat.images.intensity import develop
 from vggfeat.images.pillow import load_rgb, pillow_to_ourselves
 from vggfeat.images.raw_values import is_of_values, read_raster
@@ -89,7 +89,7 @@ def decode(stream: BinaryIO, preprocess: Preprocess, max_pixels: int) -> NDArray
     """
     with as_decode_errors(stream, max_pixels):
         if preprocess.usual and not is_of_values(stream):
-            image = alter(load_rgb(stream, preprocess), preprocess.augment)
+            image = corrupt(load_rgb(stream, preprocess), preprocess.augment)
             return np.array(fit_inside(image, preprocess, max_pixels, preprocess.fill))
         raster = read_raster(stream, preprocess, max_pixels)
         return finish(raster, preprocess, max_pixels)
@@ -99,7 +99,7 @@ def finish(raster: Raster, preprocess: Preprocess, max_pixels: int) -> NDArray[A
     """What `decode` makes of an image's values; see there."""
     pixels = develop(raster, preprocess)
     if preprocess.augment:  # which settings allow for 8-bit RGB alone
-        pixels = np.asarray(alter(Image.fromarray(pixels), preprocess.augment))
+        pixels = np.asarray(corrupt(Image.fromarray(pixels), preprocess.augment))
     return fit_pixels(pixels, preprocess, max_pixels)
 
 

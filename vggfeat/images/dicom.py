@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from vggfeat.core.dicom_head import HEAD_BYTES, is_dicom_head
 from vggfeat.errors import DecodeError
 from vggfeat.images.intensity import Range, Raster
 from vggfeat.images.resize import too_large
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
     from vggfeat.core.preprocessing import Preprocess
 
 _LONGEST = 150  # characters of a reason
+
+
+def is_dicom(stream: BinaryIO) -> bool:
+    """Return whether a seekable stream begins as DICOM files do; see `core.dicom_head`."""
+    stream.seek(0)
+    return is_dicom_head(stream.read(HEAD_BYTES))
 
 
 def read_dicom(stream: BinaryIO, preprocess: Preprocess, max_pixels: int) -> Raster:

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from vggfeat.core.dicom_head import HEAD_BYTES, is_dicom_head
 from vggfeat.core.file_names import (
     HIDDEN_FOLDER,
     HIDDEN_IMAGE,
@@ -17,8 +18,9 @@ from vggfeat.core.file_names import (
     extension,
     quoted,
 )
+from vggfeat.errors import DecodeError
 from vggfeat.images.image_list import FileList
-from vggfeat.images.streams import is_unnamed_dicom
+from vggfeat.images.streams import open_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -91,7 +93,7 @@ class FolderWalk:
 
     def _take(self, entry: os.DirEntry[bytes]) -> None:
         kind = extension(entry.name)
-        if kind not in IMAGE_EXTENSIONS and not is_unnamed_dicom(entry.path):
+        if kind not in IMAGE_EXTENSIONS and not _is_unnamed_dicom(entry.path):
             self.skipped[os.fsdecode(archive_suffix(entry.name) or kind)] += 1
             return
         try:
@@ -103,3 +105,18 @@ class FolderWalk:
             self.found.add(entry.path, status.st_size, status.st_mtime_ns)
         else:
             self.skipped[NOT_REGULAR] += 1
+
+
+def _is_unnamed_dicom(path: bytes) -> bool:
+    """Return whether a file is DICOM although its name does not say so, as scanners name them.
+
+    Only files without an extension, or with one of digits, are opened.
+    """
+    kind = extension(os.path.basename(path))
+    if kind and not kind.isdigit():
+        return False
+    try:
+        with open_file(path) as stream:
+            return is_dicom_head(stream.read(HEAD_BYTES))
+    except DecodeError:
+        return False

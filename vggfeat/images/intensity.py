@@ -70,6 +70,11 @@ class Raster:
         return self.values if self.padding is None else self.values[~self.padding]
 
 
+def in_native_order(values: NDArray[Any]) -> NDArray[Any]:
+    """Return the values in the byte order of this machine."""
+    return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
 def develop(raster: Raster, preprocess: Preprocess) -> NDArray[Any]:
     """Levels of as many channels as the network takes.
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vggfeat.core.settings import Settings
-    from vggfeat.images.worker_pool import Image
+    from vggfeat.images.worker_pool import DecodedImage
 
 OpenImage = Callable[[int], AbstractContextManager[BinaryIO]]
 
@@ -90,7 +90,7 @@ class _Empty:
     pin: bool
 
 
-def _as_batch(images: list[Image], seconds: float, empty: _Empty) -> DecodedBatch:
+def _as_batch(images: list[DecodedImage], seconds: float, empty: _Empty) -> DecodedBatch:
     """Copies what decoded into a tensor of its own; slots without an image are zero."""
     good = [image for image in images if image.pixels is not None]
     slots, *usual = empty.shape

@@ -14,6 +14,7 @@ from PIL import Image, PngImagePlugin
 from vggfeat.errors import DecodeError
 from vggfeat.images.intensity import WORD, Range, grey_bytes
 from vggfeat.images.pillow_state import pillow_as_installed
+from vggfeat.images.pillow_tiles import is_uncompressed, raw_mode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -150,7 +151,7 @@ def open_image(stream: BinaryIO) -> ImageFile.ImageFile:
     image = Image.open(stream)
     if image.format == "EPS":
         raise DecodeError("EPS, a program for Ghostscript; it is not run")
-    if has_planes(image) and bits_of(image) == _SIXTEEN and image.tile[0][0] == "raw":
+    if has_planes(image) and bits_of(image) == _SIXTEEN and is_uncompressed(image):
         raise DecodeError("TIFF with 16-bit channels in separate planes; expected interleaved ones")
     return image
 
@@ -170,14 +171,6 @@ def bits_of(image: Image.Image) -> int:
     if image.mode.startswith("I;16") or ";16" in raw_mode(image):
         return _SIXTEEN
     return _LONG if image.mode in ("I", "F") else _EIGHT
-
-
-def raw_mode(image: Image.Image) -> str:
-    """How pixels lie in the file, as Pillow names it; empty where it does not say."""
-    tile: Any = getattr(image, "tile", None)
-    arguments = tile[0][3] if tile else ""
-    raw = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
-    return raw if isinstance(raw, str) else ""
 
 
 def scale_of(image: Image.Image) -> Range | None:

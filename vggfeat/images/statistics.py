@@ -7,7 +7,7 @@ import math
 import os
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -18,7 +18,6 @@ from vggfeat.core.text import counted
 from vggfeat.errors import InputError
 from vggfeat.images.batch_plan import plan_batches
 from vggfeat.images.decode import as_decode_errors, finish
-from vggfeat.images.histogram import ValueCounts, ValueHistogram, count_values
 from vggfeat.images.pillow_state import own_plugins
 from vggfeat.images.raw_values import read_raster
 from vggfeat.images.sources import discover, tell_skipped
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
     from vggfeat.core.preprocessing import Preprocess
     from vggfeat.core.settings import Settings
-    from vggfeat.images.sources import ImageList
+    from vggfeat.images.image_list import ImageList
 
 PERCENTILES: Final = (0.1, 0.5, 1.0, 5.0, 25.0, 50.0, 75.0, 95.0, 99.0, 99.5, 99.9)
 """Of the files' values."""
@@ -40,6 +39,11 @@ FAILURES_KEPT: Final = 100
 
 _SLOTS = 64  # images that are given out together
 _WINDOWED = (0.5, 99.5)  # percentiles that a window is proposed from
+_LOWEST: Final = -(1 << 15)
+_HIGHEST: Final = (1 << 16) - 1
+
+_SAMPLE = 4096  # values kept of an image whose values are no integers of 16 bits
+_MOST_KEPT = 1 << 20  # of all images
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,3 +310,87 @@ def as_config(found: PixelStats) -> str:
         shown = json.dumps(list(value) if isinstance(value, tuple) else value)
         lines.append(f"{name} = {shown}")
     return "\n".join(lines) + "\n"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ValueCounts:
+    """The values of one image, or a sample of them.
+
+    Attributes:
+        values: float64 (k,).
+        counts: float64 (k,), how often each of them occurs, or how many values each stands for.
+        exact: they are all values, and whole numbers from `_LOWEST` to `_HIGHEST`.
+        lowest, highest: of all finite values; NaN if there are none.
+    """
+
+    values: NDArray[np.float64]
+    counts: NDArray[np.float64]
+    exact: bool
+    lowest: float
+    highest: float
+
+
+def count_values(values: NDArray[Any]) -> ValueCounts:
+    """Counts finite values, (…) of any numbers; of those that are not whole a spread sample."""
+    flat = values.reshape(-1)
+    if flat.dtype.kind == "f":
+        flat = flat[np.isfinite(flat)]
+    if not flat.size:
+        nothing = np.empty(0)
+        return ValueCounts(nothing, nothing, exact=True, lowest=np.nan, highest=np.nan)
+    lowest, highest = float(flat.min()), float(flat.max())
+    if lowest >= _LOWEST and highest <= _HIGHEST and _are_whole(flat):
+        counts = np.bincount(flat.astype(np.int64) - int(lowest))
+        places = np.flatnonzero(counts)
+        found = places.astype(np.float64) + np.float64(lowest)
+        return ValueCounts(found, counts[places].astype(np.float64), True, lowest, highest)
+    some = np.linspace(0, flat.size - 1, min(_SAMPLE, flat.size)).astype(np.int64)
+    share = np.full(len(some), flat.size / len(some))
+    return ValueCounts(flat[some].astype(np.float64), share, False, lowest, highest)
+
+
+def _are_whole(flat: NDArray[Any]) -> bool:
+    return flat.dtype.kind != "f" or bool((np.floor(flat) == flat).all())
+
+
+class ValueHistogram:
+    """The values of many images together."""
+
+    def __init__(self) -> None:
+        self.exact = True
+        self.lowest, self.highest = np.inf, -np.inf
+        self._whole = np.zeros(_HIGHEST - _LOWEST + 1)
+        self._others: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
+        self._kept = 0
+
+    def add(self, found: ValueCounts) -> None:
+        """Adds those of an image."""
+        self.exact = self.exact and found.exact
+        if not len(found.values):
+            return
+        self.lowest = min(self.lowest, found.lowest)
+        self.highest = max(self.highest, found.highest)
+        if found.exact:
+            self._whole[found.values.astype(np.int64) - _LOWEST] += found.counts
+            return
+        self._others.append((found.values, found.counts))
+        self._kept += len(found.values)
+        while self._kept > _MOST_KEPT:  # every other one, for twice as many
+            self._others = [(values[::2], 2 * counts[::2]) for values, counts in self._others]
+            self._kept = sum(len(values) for values, _ in self._others)
+
+    def percentiles(self, wanted: Sequence[float]) -> list[float]:
+        """Linear between neighbouring values, as `numpy.percentile` has it; NaN of nothing."""
+        places = np.flatnonzero(self._whole)
+        values = np.concatenate([places + float(_LOWEST), *(one for one, _ in self._others)])
+        counts = np.concatenate([self._whole[places], *(one for _, one in self._others)])
+        if not len(values):
+            return [float("nan")] * len(wanted)
+        order = np.argsort(values, kind="stable")
+        values, upto = values[order], counts[order].cumsum()
+        at = np.asarray(wanted, np.float64) / 100 * (upto[-1] - 1)
+        below, above = (
+            values[np.searchsorted(upto, edge, side="right").clip(max=len(values) - 1)]
+            for edge in (np.floor(at), np.ceil(at))
+        )
+        return [float(value) for value in below + (above - below) * (at - np.floor(at))]

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vggfeat.core.text import counted
-from vggfeat.images.streams import DamagedError
+from vggfeat.images.archive_reader import ArchiveMember, DamagedError, Place
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vggfeat.images.streams import ArchiveReader
+    from vggfeat.images.archive_reader import ArchiveReader
 
 _BLOCK = 512
 _LARGEST_HEADER = 2**22  # bytes of a long name or of pax records
@@ -27,23 +27,6 @@ _FOLDER = b"5"
 _WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders, FIFOs
 _PAX, _PAX_FOR_ALL, _LONG_NAME, _LONG_LINK = (b"x", b"X"), b"g", b"L", b"K"
 _SPARSE = b"S"
-
-
-@dataclass(frozen=True, slots=True)
-class TarMember:
-    """A file in the archive, or what is neither file nor folder.
-
-    Attributes:
-        name: as the archive has it, the bytes of the file system it was made from.
-        regular: whether it is a file of its own, not a link, device or file with holes.
-        offset: of its first byte in the unpacked archive.
-        size: in bytes.
-    """
-
-    name: bytes
-    regular: bool
-    offset: int
-    size: int
 
 
 @dataclass(slots=True)
@@ -64,7 +47,7 @@ class _Said:
         return any(key.startswith(b"GNU.sparse.") for key in self.records)
 
 
-def read_tar(source: ArchiveReader) -> Iterator[TarMember]:
+def read_tar(source: ArchiveReader) -> Iterator[ArchiveMember]:
     """All members but folders, in the order of the archive, several archives in a row included.
 
     Raises:
@@ -133,7 +116,7 @@ def _read_extension(source: ArchiveReader, block: bytes, offset: int, said: _Sai
 
 def _member(
     source: ArchiveReader, block: bytes, offset: int, said: _Said
-) -> tuple[TarMember | None, int]:
+) -> tuple[ArchiveMember | None, int]:
     """The member whose header is at `offset`, None for a folder, and where the next header is."""
     kind, data = block[156:157], offset + _BLOCK
     size = _number(said.get(b"size") or block[124:136], offset, decimal=bool(said.get(b"size")))
@@ -141,14 +124,14 @@ def _member(
     if kind == _FOLDER or (kind == _FILES[1] and name.endswith(b"/")):
         return None, data
     if kind in _WITHOUT_DATA:
-        return TarMember(name, regular=False, offset=data, size=0), data
+        return ArchiveMember(name, False, Place(data, 0, 0)), data
     more = kind == _SPARSE and block[482] != 0
     while more:
         extension = source.read(data, _BLOCK)
         data += _BLOCK
         more = len(extension) == _BLOCK and extension[504] != 0
     regular = kind in _FILES and not said.is_sparse()
-    return TarMember(name, regular, data, size), data + _padded(size)
+    return ArchiveMember(name, regular, Place(data, size, size)), data + _padded(size)
 
 
 def _own_name(block: bytes) -> bytes:

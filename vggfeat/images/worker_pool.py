@@ -43,7 +43,7 @@ _AT_REST = -1
 
 
 @dataclass(frozen=True, slots=True)
-class Image:
+class DecodedImage:
     """What came of one image.
 
     Attributes:
@@ -90,7 +90,7 @@ def decode_batches(
     timeout: float,
     goes_on: Callable[[], bool],
     dtype: type[np.generic] = np.uint8,
-) -> Iterator[tuple[list[Image], float]]:
+) -> Iterator[tuple[list[DecodedImage], float]]:
     """Starts decoding at the call, and yields the batches in the order of the plan.
 
     Args:
@@ -119,7 +119,7 @@ def decode_batches(
 
 def _decode_here(
     plan: NDArray[np.int64], decode_row: DecodeRow
-) -> Iterator[tuple[list[Image], float]]:
+) -> Iterator[tuple[list[DecodedImage], float]]:
     for batch in plan:
         started = time.perf_counter()
         images = [_decode(decode_row, slot, row) for slot, row in _filled(batch)]
@@ -130,12 +130,12 @@ def _filled(batch: NDArray[np.int64]) -> list[tuple[int, int]]:
     return [(slot, row) for slot, row in enumerate(batch.tolist()) if row != EMPTY]
 
 
-def _decode(decode_row: DecodeRow, slot: int, row: int) -> Image:
+def _decode(decode_row: DecodeRow, slot: int, row: int) -> DecodedImage:
     try:
         digest, pixels = decode_row(row)
     except DecodeError as error:
-        return Image(slot, row, error.digest, str(error), None)
-    return Image(slot, row, digest, "", pixels)
+        return DecodedImage(slot, row, error.digest, str(error), None)
+    return DecodedImage(slot, row, digest, "", pixels)
 
 
 class _Pool:
@@ -165,7 +165,7 @@ class _Pool:
         self._next_batch = 0  # the first whose tasks are not made yet
         self._given = 0  # batches that were yielded
         self._waiting: deque[_Task] = deque()
-        self._images: dict[int, list[Image]] = {}
+        self._images: dict[int, list[DecodedImage]] = {}
         self._missing: dict[int, int] = {}
         self._seconds: Counter[int] = Counter()
         self._deaths: Counter[int] = Counter()
@@ -180,13 +180,13 @@ class _Pool:
             self._close()
             raise
 
-    def batches(self) -> Iterator[tuple[list[Image], float]]:
+    def batches(self) -> Iterator[tuple[list[DecodedImage], float]]:
         """See `decode_batches`."""
         batches = self._batches()
         next(batches)  # so that closing it, or losing sight of it, ends the processes
         return batches
 
-    def _batches(self) -> Generator[tuple[list[Image], float], None, None]:
+    def _batches(self) -> Generator[tuple[list[DecodedImage], float], None, None]:
         try:
             yield [], 0.0
             for batch in range(len(self._plan)):
@@ -270,9 +270,9 @@ class _Pool:
         for slot, row, digest, reason, pixels in images:
             if not reason and self._pixels is not None:
                 pixels = self._pixels[task.batch % self._buffers, slot]  # noqa: PLW2901 same thing
-            self._keep(task.batch, Image(slot, row, digest, reason, pixels))
+            self._keep(task.batch, DecodedImage(slot, row, digest, reason, pixels))
 
-    def _keep(self, batch: int, image: Image) -> None:
+    def _keep(self, batch: int, image: DecodedImage) -> None:
         self._images[batch].append(image)
         self._missing[batch] -= 1
 
@@ -310,7 +310,7 @@ class _Pool:
         again = [_Task(task.batch, others)] if others else []
         if at_once or self._deaths[row] >= _ATTEMPTS:
             reason = why if at_once else f"its decoding process {why}, {_ATTEMPTS} times"
-            self._keep(task.batch, Image(guilty[0][0], row, b"", reason, None))
+            self._keep(task.batch, DecodedImage(guilty[0][0], row, b"", reason, None))
         else:
             again.append(_Task(task.batch, tuple(guilty)))
         return again

@@ -15,7 +15,7 @@ from typing import BinaryIO
 from vggfeat.core.text import counted
 from vggfeat.errors import WeightsError
 from vggfeat.storage.atomic import atomic_file
-from vggfeat.storage.locks import take_turns
+from vggfeat.storage.locks import wait_for_lock
 
 OFFLINE_VARIABLE = "VGGFEAT_OFFLINE"
 """Environment variable; set to anything but 0, nothing is ever fetched."""
@@ -48,7 +48,7 @@ def download_weights(url: str, path: str, digest_prefix: str) -> str | None:
     _check_reachable(url)
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        with take_turns(path, lambda: log.info("another run is fetching %s: waiting", path)):
+        with wait_for_lock(path, lambda: log.info("another run is fetching %s: waiting", path)):
             if os.path.exists(path):
                 return None
             return _fetch_into_place(url, path, digest_prefix)

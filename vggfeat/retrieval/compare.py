@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from vggfeat.cache.labels import UNLABELLED, labels_of
+from vggfeat.cache.rows import match_paths
 from vggfeat.cache.sharded import open_cache
 from vggfeat.core.arrays import spread
 from vggfeat.core.isolation import isolated
 from vggfeat.core.text import agree, counted
 from vggfeat.errors import CacheMismatchError, UsageError
-from vggfeat.images.batch_plan import match_paths
 from vggfeat.retrieval.layer_ranking import (
     FUSIONS,
     RANKING_METRICS,

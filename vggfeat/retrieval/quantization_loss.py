@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vggfeat.cache.rows import match_paths
 from vggfeat.core.arrays import inner_products, spread, unit_rows
 from vggfeat.core.isolation import isolated
 from vggfeat.core.quantization import Scales, decode_codes, encode, to_float16
 from vggfeat.core.text import counted
 from vggfeat.errors import CacheMismatchError, UsageError
-from vggfeat.images.batch_plan import match_paths
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -1,14 +1,22 @@
-"""HDF5 files written so that no failed write goes unnoticed.
+"""HDF5 files: written so that no failed write goes unnoticed, read also while others write them.
 
-HDF5 keeps what it is given and writes much of it on closing, h5py drops the errors of closing, and
-libhdf5 itself may crash when a write fails there. So HDF5 does not write to the disk here: it hands
-its bytes to a file object of ours, which never fails towards HDF5 and remembers its first error.
-For the same reason signals wait while HDF5 is at work: an exception must not pass through it.
+*Writing.* HDF5 buffers what it is given and writes much of it on closing, h5py drops errors of
+closing, and libhdf5 itself may crash when a write fails there. So HDF5 does not write to the disk
+here: it hands its bytes to a file object of ours, which never fails towards HDF5 and keeps its
+first error. For the same reason signals wait while HDF5 runs: no exception may pass through it.
+
+*Reading.* A program that opens a file for writing marks it so in its superblock, and removes the
+mark when it closes the file. HDF5 refuses marked files, also after that program was killed. Only
+metadata is read through HDF5 here, each piece of which has a checksum, and rows by a memory map;
+so a mark is reported and is no reason to refuse the file.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import functools
+import logging
 import os
 import re
 import signal
@@ -17,11 +25,20 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import h5py
 
+from vggfeat.errors import LockedError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+log = logging.getLogger("vggfeat")
+
 _ERRNO = re.compile(r"errno = (\d+)")  # in the texts of libhdf5
 _DEFERRED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_VERSION_AT, _FLAGS_AT = 8, 11
+_FIRST_MARKED = 3  # version of the superblock
+_MARKS = 0x01 | 0x04  # open for writing, and for several readers beside a writer
 
 
 class Hdf5Output:
@@ -158,3 +175,72 @@ def checked_hdf5(target: BinaryIO, **options: Any) -> Iterator[tuple[h5py.File, 
         checked.check()
         raise
     checked.check()
+
+
+@contextlib.contextmanager
+def open_hdf5(file_name: str) -> Iterator[h5py.File]:
+    """Open an HDF5 file for reading, without a lock, also if it is marked as open for writing.
+
+    Raises:
+        OSError: there is no such file, or it is no HDF5 file.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            file = h5py.File(file_name, "r", locking=False)
+        except OSError:
+            if not is_marked(file_name):
+                raise
+            _tell(file_name)
+            # HDF5 looks for the mark only where it reads files by itself.
+            stream = stack.enter_context(open(file_name, "rb"))
+            file = h5py.File(stream, "r")
+        yield stack.enter_context(file)
+
+
+def is_marked(file_name: str) -> bool:
+    """Whether a file says that a program has it open for writing; that may have been killed."""
+    try:
+        with open(file_name, "rb") as file:
+            start = file.read(_FLAGS_AT + 1)
+    except OSError:
+        return False
+    return (
+        start.startswith(_SIGNATURE)
+        and len(start) > _FLAGS_AT
+        and start[_VERSION_AT] >= _FIRST_MARKED
+        and bool(start[_FLAGS_AT] & _MARKS)
+    )
+
+
+def refuse_if_open_elsewhere(handle: int, path: str) -> None:
+    """Refuse to write to a file that an HDF5 program has open for writing just now.
+
+    It would write back what it remembers of the rows. It is known by HDF5's own lock.
+
+    Args:
+        handle: of the file, open.
+        path: for the message.
+
+    Raises:
+        LockedError: a program holds HDF5's lock for writing.
+    """
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise LockedError(
+            f"cache {path!r} is open for writing in another program, which uses HDF5; close it "
+            "there and run again"
+        ) from error
+    except OSError:  # a file system without such locks
+        return
+    fcntl.flock(handle, fcntl.LOCK_UN)  # decoding processes inherit the handle, and would keep it
+
+
+@functools.cache
+def _tell(file_name: str) -> None:
+    log.warning(
+        "%r is marked as open for writing: another program has it open, or was killed. It is read "
+        "all the same; `h5clear -s %s` takes the mark away, which other HDF5 programs need",
+        file_name,
+        file_name,
+    )

@@ -13,7 +13,7 @@ from vggfeat.core.file_names import SHARD_MANIFEST
 from vggfeat.core.resources import user_cache
 from vggfeat.errors import InputError, SpaceError, VggfeatError
 from vggfeat.storage.atomic import atomic_folder
-from vggfeat.storage.locks import take_turns
+from vggfeat.storage.locks import wait_for_lock
 from vggfeat.storage.object_store import RemoteEntry, RemoteError, list_folder, look_up
 from vggfeat.storage.transfer import download_object
 
@@ -77,7 +77,7 @@ def _file(entry: RemoteEntry) -> str:
         return path
     try:
         os.makedirs(place, exist_ok=True)
-        with take_turns(place, lambda: log.info("another run is fetching %s", entry.address)):
+        with wait_for_lock(place, lambda: log.info("another run is fetching %s", entry.address)):
             if not os.path.exists(path):
                 download_object(entry, path)
                 _remove_others(place, os.path.dirname(path))
@@ -98,7 +98,7 @@ def _folder(address: str, files: Sequence[RemoteEntry]) -> str:
     copies = [_file(one) for one in files]
     try:
         os.makedirs(place, exist_ok=True)
-        with take_turns(place, lambda: log.info("another run is fetching %s", address)):
+        with wait_for_lock(place, lambda: log.info("another run is fetching %s", address)):
             if not os.path.exists(path):
                 _link(copies, path)
                 _remove_others(place, os.path.dirname(path))

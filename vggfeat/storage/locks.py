@@ -113,7 +113,7 @@ def lock_path(out: str, *, hidden: bool = False) -> str:
 
 
 @contextlib.contextmanager
-def take_turns(path: str, notice: Callable[[], None]) -> Iterator[None]:
+def wait_for_lock(path: str, notice: Callable[[], None]) -> Iterator[None]:
     """Run the block while no other process is in one for the same `path`; wait for its turn.
 
     Args:
@@ -169,7 +169,7 @@ class SharedLock:
     ) -> None:
         self._stack.close()
 
-    def share(self, notice: Callable[[], None]) -> None:
+    def acquire_shared(self, notice: Callable[[], None]) -> None:
         """Hold it beside others who share; wait for one who owns it, and say so once.
 
         Raises:
@@ -177,7 +177,7 @@ class SharedLock:
         """
         self._take(SHARED, notice)
 
-    def own(self, notice: Callable[[], None] | None = None) -> None:
+    def acquire_exclusive(self, notice: Callable[[], None] | None = None) -> None:
         """Hold it alone; wait for all others, having said so, where there is a `notice`.
 
         What was shared before is given back first: two that both wait to own would wait forever.

@@ -1,4 +1,7 @@
-"""Where an output may go: asked before the work, and before a lock file is made beside it."""
+"""What lies at a path: whether an output may go there, and why a file cannot be found there.
+
+`check_place` is called before the work starts, and before a lock file is made beside the output.
+"""
 
 from __future__ import annotations
 
@@ -90,3 +93,20 @@ def _kind(mode: int) -> str:
         (stat.S_ISREG, "a file"),
     )
     return next((word for test, word in kinds if test(mode)), "a device, pipe or socket")
+
+
+def dangling_link(path: bytes, error: OSError) -> str:
+    """Say which link is why a file does not exist: the file itself or a folder above it; else "".
+
+    Args:
+        path: the file.
+        error: that opening it ended with.
+    """
+    if error.errno != errno.ENOENT:  # of others a loop of links
+        return ""
+    while path and path != os.path.dirname(path):
+        if os.path.islink(path) and not os.path.exists(path):
+            target = os.fsdecode(os.readlink(path))
+            return f"a symbolic link to {target!r}, which does not exist"
+        path = os.path.dirname(path)
+    return ""

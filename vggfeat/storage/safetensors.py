@@ -1,7 +1,7 @@
-"""The header of a safetensors file: what lies where in it, and what it says of itself.
+"""Safetensors files: their headers, and writing tensors to a new one.
 
-The format of huggingface.co/docs/safetensors: 8 bytes of length, JSON, raw values. Neither torch
-nor the values are touched here.
+The format is that of huggingface.co/docs/safetensors: 8 bytes of length, JSON, raw values. Only
+`write_tensors` is given tensors; nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -12,15 +12,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vggfeat.core.text import counted
+from vggfeat.errors import SpaceError
+from vggfeat.storage.atomic import atomic_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    import torch
 
 _LONGEST_HEADER = 100_000_000  # the limit that the format sets itself
 _ALIGNMENT = 8
 _METADATA = "__metadata__"
 ITEM_BYTES: Mapping[str, int] = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "U8": 1}
 """Bytes of a value of each type that is written here."""
+
+_DTYPES: Mapping[str, str] = {"torch.float32": "F32"}  # by text, so that torch is not imported
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,3 +125,34 @@ def header_bytes(entries: Iterable[TensorEntry], metadata: Mapping[str, str]) ->
     text = json.dumps(table).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
+
+
+def write_tensors(
+    path: str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Write float32 tensors as a file that appears whole, synced, or not at all.
+
+    Args:
+        path: where to; what was there is replaced.
+        tensors: by name, on any device.
+        metadata: texts by name.
+
+    Raises:
+        SpaceError: it cannot be written; what was there stays.
+    """
+    entries = [
+        TensorEntry(name, _DTYPES[str(tensor.dtype)], tuple(tensor.shape))
+        for name, tensor in tensors.items()
+    ]
+    try:
+        with atomic_file(path) as file:
+            file.write(header_bytes(entries, metadata))
+            file.writelines(
+                tensor.detach().cpu().contiguous().numpy().data for tensor in tensors.values()
+            )
+    except OSError as error:
+        raise SpaceError(
+            error.errno,
+            f"{path!r} cannot be written: {error.strerror}; what was there before is whole, run "
+            "again once the disk has room",
+        ) from error

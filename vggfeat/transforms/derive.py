@@ -21,6 +21,7 @@ from vggfeat.cache.background_writer import Sink
 from vggfeat.cache.format import IMAGES, RowState
 from vggfeat.cache.reader import FeatureCache
 from vggfeat.cache.row_copy import copy_rows
+from vggfeat.cache.rows import match_paths
 from vggfeat.cache.sharded import open_cache
 from vggfeat.cache.writer import CacheWriter, create_cache, write_all
 from vggfeat.core.fusion_spec import as_step
@@ -30,7 +31,6 @@ from vggfeat.core.signals import StopFlag, how_to_go_on
 from vggfeat.core.text import agree, counted
 from vggfeat.errors import CacheMismatchError, InterruptedRunError, UsageError
 from vggfeat.extraction.resume import check_output
-from vggfeat.images.batch_plan import match_paths
 from vggfeat.storage.locks import hold, refuse_if_held, unless_read_only
 from vggfeat.transforms.base import Transform, blocks_of, find_scales
 

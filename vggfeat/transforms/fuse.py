@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from vggfeat.cache.labels import UNLABELLED, labels_of
+from vggfeat.cache.rows import match_paths
 from vggfeat.cache.sharded import open_cache
 from vggfeat.core.arrays import spread
 from vggfeat.core.file_names import path_text
@@ -21,7 +22,6 @@ from vggfeat.core.fusion_spec import FinalNorm, Method, Recipe, RowNorm, recipe_
 from vggfeat.core.isolation import isolated
 from vggfeat.core.text import counted
 from vggfeat.errors import CacheError, InputError, UsageError
-from vggfeat.images.batch_plan import match_paths
 from vggfeat.transforms.base import blocks_of, chosen_layers
 from vggfeat.transforms.derive import TransformReport, derive, open_source
 from vggfeat.transforms.fusion import Attention, Fusion, fit_fusion

@@ -20,8 +20,7 @@ import numpy as np
 from vggfeat.core.file_names import foreign_ending
 from vggfeat.errors import CacheError, CacheMismatchError, SpaceError, UsageError
 from vggfeat.storage.atomic import atomic_file
-from vggfeat.storage.hdf5_file import checked_hdf5, reason_of
-from vggfeat.storage.marked_files import open_hdf5
+from vggfeat.storage.hdf5_file import checked_hdf5, open_hdf5, reason_of
 from vggfeat.storage.paths import check_place
 
 if TYPE_CHECKING:

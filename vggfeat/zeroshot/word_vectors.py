@@ -24,7 +24,7 @@ import numpy as np
 from vggfeat.core.class_names import fold
 from vggfeat.core.text import counted
 from vggfeat.errors import InputError, UsageError
-from vggfeat.storage.text_streams import as_utf8
+from vggfeat.storage.text_files import as_utf8
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator

@@ -1,0 +1,353 @@
+"""Tar and zip archives opened for reading: the bytes of one member, found by its `Place`.
+
+The archives used last stay open in each process, so that one member after the other can be read.
+They are closed in a forked process, which opens its own.
+"""
+
+from __future__ import annotations
+
+import atexit
+import bz2
+import contextlib
+import gzip
+import io
+import lzma
+import os
+import zlib
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
+
+import numpy as np
+
+from vggfeat.core.text import counted
+from vggfeat.errors import DecodeError, InputError
+from vggfeat.images.streams import GONE, open_regular, reason_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LARGEST_MEMBER: Final = 2**30
+"""Bytes of the largest member that is read; it is held in memory while it is decoded."""
+
+TAR_MEMBER: Final = -1
+"""`Place.method` of a tar's members; those of a zip have the number of their compression."""
+
+MISSING: Final = -1
+"""`Place.offset` of a member that was asked for and is not in the archive."""
+
+_KEPT_OPEN = 8  # archives in each process
+_UNPACKED_AT_MOST = (2**30, 200)  # bytes, and times the file's own size on top
+_BLOCK = 2**20  # bytes that are unpacked at once on the way forward
+
+_CHANGED = "archive gone or changed since it was listed"
+
+_ENCRYPTED = 1  # bit of a zip member's flags
+_STORED, _DEFLATED, _BZIPPED = 0, 8, 12  # methods of compression in a zip
+_LOCAL_HEADER = 30  # bytes, without the name and the extra fields that follow
+
+
+class DamagedError(Exception):
+    """An archive is not as its format wants it; the text says what was found."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What tells an archive from a changed one: bytes, and nanoseconds since 1970."""
+
+    size: int
+    mtime_ns: int
+
+
+class Place(NamedTuple):
+    """Where a member lies in its archive. It has no name, and is a row of a table of `PLACE`.
+
+    Attributes:
+        offset: of the data in an unpacked tar, of the local header in a zip; or `MISSING`.
+        size: bytes, unpacked.
+        packed: bytes in the archive.
+        crc: CRC-32 of the unpacked bytes; 0 in a tar, which has none.
+        method: `TAR_MEMBER`, or the number of the compression in a zip.
+        flags: of a zip's member; 0 in a tar.
+        archive: position of the archive among several; 0 where there is only one.
+    """
+
+    offset: int
+    size: int
+    packed: int
+    crc: int = 0
+    method: int = TAR_MEMBER
+    flags: int = 0
+    archive: int = 0
+
+
+PLACE: Final = np.dtype(
+    [
+        ("offset", np.int64),
+        ("size", np.int64),
+        ("packed", np.int64),
+        ("crc", np.uint32),
+        ("method", np.int32),
+        ("flags", np.uint16),
+        ("archive", np.int32),
+    ]
+)
+"""A `Place` in an array: a listing of millions of members needs 42 bytes for each."""
+
+
+class ArchiveMember(NamedTuple):
+    """What an archive holds under a name; folders are left out.
+
+    Attributes:
+        name: as the archive has it, the bytes of the file system that it was made from.
+        regular: whether it is a file of its own, not a link, device or file with holes.
+        place: of its bytes.
+    """
+
+    name: bytes
+    regular: bool
+    place: Place
+
+
+@contextlib.contextmanager
+def open_member(archive: bytes, stamp: Stamp, place: Place) -> Iterator[BinaryIO]:
+    """The bytes of one member of the file `archive`, which was as `stamp` says when listed.
+
+    Raises:
+        DecodeError: the archive is gone or another one by now, or the member is missing,
+            encrypted, damaged, too large, or compressed in a way that is not known.
+    """
+    if place.offset == MISSING:
+        raise DecodeError("no such member in the archive")
+    if place.flags & _ENCRYPTED:
+        raise DecodeError("encrypted archive member")
+    if max(place.size, place.packed) > LARGEST_MEMBER:
+        raise DecodeError(f"larger than {LARGEST_MEMBER} bytes once unpacked: {place.size}")
+    try:
+        source = _kept_open(archive, stamp, packed=place.method == TAR_MEMBER)
+        data = _tar_member(source, place) if source.is_tar else _zip_member(source, place)
+    except DamagedError as error:
+        raise DecodeError(f"damaged in the archive: {error}") from error
+    except OSError as error:
+        reason = reason_for(error)
+        raise DecodeError(_CHANGED if reason == GONE else reason) from error
+    yield io.BytesIO(data)
+
+
+class ArchiveReader:
+    """An archive opened for reading at any offset.
+
+    Args:
+        path: the archive.
+        tar: whether to look through the compression of the whole, as tar archives have it.
+
+    Offsets are those of the unpacked tar. Through a compression reading goes forward only, and
+    begins anew for an offset that lies behind.
+
+    Raises:
+        OSError: the archive cannot be opened.
+        DecodeError: it is not a regular file.
+        InputError: it is compressed by zstd, and nothing is installed that unpacks it.
+    """
+
+    def __init__(self, path: bytes, *, tar: bool) -> None:
+        self.is_tar = tar
+        self.file: io.FileIO = open_regular(path, buffering=0)
+        self._stream: Any = None
+        self._position = 0
+        try:
+            status = os.fstat(self.file.fileno())
+            self.stamp = Stamp(status.st_size, status.st_mtime_ns)
+            self.compression = _compression(os.pread(self.file.fileno(), 6, 0)) if tar else ""
+            self._module: Any = _zstd(path) if self.compression == "zstd" else None
+        except BaseException:
+            self.file.close()
+            raise
+
+    def changed(self) -> bool:
+        """Whether the open file was written to since."""
+        status = os.fstat(self.file.fileno())
+        return Stamp(status.st_size, status.st_mtime_ns) != self.stamp
+
+    def read(self, offset: int, count: int) -> bytes:
+        """`count` bytes from `offset`, or fewer where the archive ends.
+
+        Raises:
+            DamagedError: they cannot be unpacked.
+            OSError: they cannot be read.
+        """
+        if not self.compression:
+            return self._read_plain(offset, count)
+        try:
+            return self._read_through(offset, count)
+        except BaseException as error:
+            self._rewind()
+            if isinstance(error, self._unpacking_errors()) and not getattr(error, "errno", None):
+                raise DamagedError(str(error) or type(error).__name__) from error
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        self._rewind()
+        self.file.close()
+
+    def _read_plain(self, offset: int, count: int) -> bytes:
+        left = min(count, self.stamp.size - offset)  # nothing is allocated for what is not there
+        parts = []
+        while left > 0:
+            part = os.pread(self.file.fileno(), left, offset)
+            if not part:
+                break
+            parts.append(part)
+            left, offset = left - len(part), offset + len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _read_through(self, offset: int, count: int) -> bytes:
+        if self._stream is None or offset < self._position:
+            self._rewind()
+            self.file.seek(0)
+            self._stream = self._unpacking()
+        while self._position < offset:
+            if not self._advance(min(_BLOCK, offset - self._position)):
+                return b""
+        parts = []
+        end = offset + count
+        while self._position < end:
+            part = self._advance(min(_BLOCK, end - self._position))
+            if not part:
+                break
+            parts.append(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _advance(self, count: int) -> bytes:
+        part: bytes = self._stream.read(count)
+        self._position += len(part)
+        base, factor = _UNPACKED_AT_MOST
+        if self._position > base + factor * self.stamp.size:
+            raise DamagedError(f"a bomb: {self.stamp.size} bytes become {self._position} and more")
+        return part
+
+    def _rewind(self) -> None:
+        if self._stream is not None:
+            with contextlib.suppress(*self._unpacking_errors()):
+                self._stream.close()
+        self._stream, self._position = None, 0
+
+    def _unpacking(self) -> Any:
+        """The unpacked bytes as a stream; closing it leaves the file open."""
+        if self.compression == "gzip":
+            return gzip.GzipFile(fileobj=self.file)
+        if self.compression == "bzip2":
+            return bz2.BZ2File(self.file)
+        if self.compression == "xz":
+            return lzma.LZMAFile(self.file)
+        if hasattr(self._module, "ZstdFile"):
+            return self._module.ZstdFile(self.file)
+        return self._module.ZstdDecompressor().stream_reader(
+            self.file, read_across_frames=True, closefd=False
+        )
+
+    def _unpacking_errors(self) -> tuple[type[Exception], ...]:
+        errors: tuple[type[Exception], ...] = (zlib.error, lzma.LZMAError, EOFError, OSError)
+        return errors if self._module is None else (*errors, self._module.ZstdError)
+
+
+_MAGICS = (
+    (b"\x1f\x8b", "gzip"),
+    (b"BZh", "bzip2"),
+    (b"\xfd7zXZ\0", "xz"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"\x50\x2a\x4d\x18", "zstd"),  # a frame to skip, with which pzstd begins
+)
+
+
+def _compression(beginning: bytes) -> str:
+    """How a file is compressed, by its first bytes, since names are often wrong; '' for not."""
+    return next((name for magic, name in _MAGICS if beginning.startswith(magic)), "")
+
+
+def _zstd(path: bytes) -> Any:
+    """The module that unpacks zstd: the standard library's own, or the package `zstandard`."""
+    try:
+        import compression.zstd as module  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:
+        try:
+            import zstandard as module
+        except ImportError as error:
+            raise InputError(
+                f"{os.fsdecode(path)!r} is compressed by zstd, which needs a package that is not "
+                "installed: pip install zstandard"
+            ) from error
+    return module
+
+
+_open_archives: OrderedDict[bytes, ArchiveReader] = OrderedDict()
+
+
+def _kept_open(path: bytes, stamp: Stamp, *, packed: bool) -> ArchiveReader:
+    source = _open_archives.get(path)
+    if source is None or source.stamp != stamp or source.changed():
+        _forget(path)
+        while len(_open_archives) >= _KEPT_OPEN:
+            _forget(next(iter(_open_archives)))
+        source = _open_archives[path] = ArchiveReader(path, tar=packed)
+    _open_archives.move_to_end(path)
+    if source.stamp != stamp:
+        _forget(path)
+        raise DecodeError(_CHANGED)
+    return source
+
+
+def _forget(path: bytes) -> None:
+    if path in _open_archives:
+        _open_archives.pop(path).close()
+
+
+def close_archives() -> None:
+    """Close what `open_member` keeps open in this process; it is opened again when needed."""
+    for path in list(_open_archives):
+        _forget(path)
+
+
+# A file opened before a fork has one position for both processes.
+os.register_at_fork(after_in_child=close_archives)
+atexit.register(close_archives)
+
+
+def _tar_member(source: ArchiveReader, place: Place) -> bytes:
+    data = source.read(place.offset, place.size)
+    if len(data) < place.size:
+        raise DamagedError(f"{counted(len(data), 'byte')}, expected {place.size}")
+    return data
+
+
+def _zip_member(source: ArchiveReader, place: Place) -> bytes:
+    header = source.read(place.offset, _LOCAL_HEADER) if place.offset >= 0 else b""
+    if len(header) < _LOCAL_HEADER or not header.startswith(b"PK\3\4"):
+        raise DamagedError(f"no member at byte {place.offset}")
+    name_and_extra = sum(int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
+    packed = source.read(place.offset + _LOCAL_HEADER + name_and_extra, place.packed)
+    if len(packed) < place.packed:
+        raise DamagedError(f"{counted(len(packed), 'packed byte')}, expected {place.packed}")
+    data = _unpacked(packed, place)
+    if len(data) != place.size:
+        found = "more bytes" if len(data) > place.size else counted(len(data), "byte")
+        raise DamagedError(f"{found}, expected {place.size}")
+    if zlib.crc32(data) != place.crc:
+        raise DamagedError("CRC differs")
+    return data
+
+
+def _unpacked(packed: bytes, place: Place) -> bytes:
+    """The bytes of a zip's member; of more than it says to have, one."""
+    at_most = place.size + 1
+    try:
+        if place.method == _STORED:
+            return packed
+        if place.method == _DEFLATED:
+            return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, at_most)
+        if place.method == _BZIPPED:
+            return bz2.BZ2Decompressor().decompress(packed, at_most)
+    except (zlib.error, OSError, EOFError) as error:
+        raise DamagedError(str(error)) from error
+    raise DecodeError(f"compressed by a method that is not supported ({place.method})")
