@@ -20,7 +20,7 @@ import numpy as np
 from caches import new_cache
 
 from vggfeat.cache.reader import FeatureCache
-from vggfeat.core.units import byte_count
+from vggfeat.core.text import byte_count
 from vggfeat.retrieval.exact_search import top_k
 from vggfeat.retrieval.faiss_index import open_index
 

@@ -11,7 +11,7 @@ from command_line import SMALL, assert_one_line, vggfeat, write_images
 from publishing import PublishServer
 
 import vggfeat as library
-from vggfeat.core.file_names import other_format
+from vggfeat.core.file_types import other_format
 from vggfeat.errors import CacheError
 
 if TYPE_CHECKING:

@@ -26,12 +26,12 @@ from hypothesis import strategies as st
 from places import REPOSITORY
 
 from vggfeat.cache.reader import FeatureCache
-from vggfeat.core.file_names import NOT_REGULAR, UNSAFE_NAME
 from vggfeat.core.settings import Settings
 from vggfeat.errors import DecodeError, InputError
 from vggfeat.extraction.api import extract
 from vggfeat.extraction.update import UpdatePolicy
 from vggfeat.images.archive_reader import ArchiveReader, close_archives
+from vggfeat.images.skipped import NOT_REGULAR, UNSAFE_NAME
 from vggfeat.images.sources import discover
 
 if TYPE_CHECKING:

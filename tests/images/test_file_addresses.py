@@ -10,9 +10,9 @@ import pytest
 from command_line import SMALL, assert_one_line, vggfeat, write_images
 
 import vggfeat as package
-from vggfeat.core.file_names import absolute_place, local_path, path_text
 from vggfeat.errors import UsageError
 from vggfeat.images.sources import discover
+from vggfeat.storage.paths import absolute_place, local_path, path_text
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from places import REPOSITORY
 
-from vggfeat.core.file_names import IMAGE_EXTENSIONS, NOT_REGULAR
+from vggfeat.core.file_types import IMAGE_EXTENSIONS
 from vggfeat.core.records import ImageRef
 from vggfeat.errors import InputError
+from vggfeat.images.skipped import NOT_REGULAR
 from vggfeat.images.sources import discover
 
 if TYPE_CHECKING:

@@ -17,8 +17,7 @@ from torchvision.models.vgg import cfgs, make_layers
 
 from vggfeat.core.preprocessing import NORMALISATIONS
 from vggfeat.core.settings import Settings
-from vggfeat.core.vgg_layers import layer_table
-from vggfeat.core.vgg_parameters import parameter_shapes
+from vggfeat.core.vgg_layers import layer_table, parameter_shapes
 from vggfeat.errors import WeightsError
 from vggfeat.network.caffe import caffe_order, colour_order
 from vggfeat.network.checkpoint_reader import open_checkpoint

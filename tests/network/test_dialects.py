@@ -21,8 +21,7 @@ from PIL import Image
 from torch import nn
 
 from vggfeat.core.settings import Settings
-from vggfeat.core.vgg_layers import VARIANTS, layer_table
-from vggfeat.core.vgg_parameters import parameter_shapes
+from vggfeat.core.vgg_layers import VARIANTS, layer_table, parameter_shapes
 from vggfeat.errors import WeightsError
 from vggfeat.extraction.trace import trace
 from vggfeat.network.checkpoint_reader import open_checkpoint, read_checkpoint

@@ -20,7 +20,7 @@ from torch.nn import functional
 from vggfeat.config import make_settings
 from vggfeat.core.layer_spec import parse_specs
 from vggfeat.core.settings import Settings
-from vggfeat.core.vgg_parameters import Entry, parameter_shapes
+from vggfeat.core.vgg_layers import Entry, parameter_shapes
 from vggfeat.errors import CacheMismatchError, UsageError, WeightsError
 from vggfeat.extraction.api import extract
 from vggfeat.extraction.trace import trace

@@ -31,8 +31,7 @@ from hypothesis import strategies as st
 from vggfeat.core.layer_spec import parse_specs
 from vggfeat.core.preprocessing import NORMALISATIONS
 from vggfeat.core.settings import Settings
-from vggfeat.core.vgg_layers import VARIANTS, layer_table
-from vggfeat.core.vgg_parameters import parameter_shapes
+from vggfeat.core.vgg_layers import VARIANTS, layer_table, parameter_shapes
 from vggfeat.errors import UsageError, WeightsError
 from vggfeat.network import download as download_module
 from vggfeat.network import weights as weights_module

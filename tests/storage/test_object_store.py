@@ -18,7 +18,6 @@ from command_line import vggfeat as run_vggfeat
 
 import vggfeat
 from vggfeat import Settings, Sharding, UpdatePolicy, extract
-from vggfeat.core.file_names import remote_scheme
 from vggfeat.errors import (
     CacheMismatchError,
     DecodeError,
@@ -28,6 +27,7 @@ from vggfeat.errors import (
     UsageError,
 )
 from vggfeat.images.sources import discover
+from vggfeat.storage.paths import remote_scheme
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

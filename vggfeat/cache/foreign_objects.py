@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import h5py
 
 from vggfeat.cache.format import ATTRIBUTES, FEATURES, IMAGES, OFFSETS, SCALES, image_fields
-from vggfeat.core.file_names import first_few, printable
+from vggfeat.core.text import first_few, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

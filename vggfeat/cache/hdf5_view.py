@@ -18,12 +18,11 @@ from vggfeat.cache.format import (
 )
 from vggfeat.cache.merge import refuse_replacing
 from vggfeat.cache.sharded import ShardedCache, open_cache
-from vggfeat.core.file_names import path_text
 from vggfeat.errors import SpaceError, UsageError
 from vggfeat.storage.atomic import atomic_file
 from vggfeat.storage.hdf5_file import checked_hdf5
 from vggfeat.storage.locks import hold
-from vggfeat.storage.paths import check_place
+from vggfeat.storage.paths import check_place, path_text
 
 if TYPE_CHECKING:
     from vggfeat.cache.format import DatasetExtent

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vggfeat.core.class_names import class_key, one_line, unify
-from vggfeat.core.file_names import MEMBER_MARK, archive_suffix
+from vggfeat.core.file_types import MEMBER_MARK, archive_suffix
 from vggfeat.core.image_paths import PathIndex
 from vggfeat.core.text import agree, counted, is_text
 from vggfeat.errors import UsageError

@@ -15,13 +15,13 @@ from vggfeat.cache.row_copy import copy_rows
 from vggfeat.cache.sharded import ShardedCache, open_cache
 from vggfeat.cache.sharded_array import ShardedArray
 from vggfeat.cache.writer import create_cache, write_all
-from vggfeat.core.file_names import other_format, path_text
+from vggfeat.core.file_types import other_format
 from vggfeat.core.isolation import isolated
 from vggfeat.core.records import Images
 from vggfeat.core.text import agree, counted
 from vggfeat.errors import CacheError, CacheMismatchError, InputError, UsageError
 from vggfeat.storage.locks import hold
-from vggfeat.storage.paths import check_place
+from vggfeat.storage.paths import check_place, path_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vggfeat.cache.format import DIGEST_BYTES, FEATURES, IMAGES, Header, RowState, read_header
-from vggfeat.core.file_names import path_text, remote_scheme
 from vggfeat.core.layer_spec import parse_specs
 from vggfeat.core.quantization import decode_codes
 from vggfeat.core.records import Failure
 from vggfeat.core.text import counted
 from vggfeat.errors import CacheError, UsageError
 from vggfeat.storage.local_copies import local_copy
+from vggfeat.storage.paths import path_text, remote_scheme
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

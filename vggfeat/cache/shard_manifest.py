@@ -12,10 +12,10 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from vggfeat.core.file_names import SHARD_MANIFEST
 from vggfeat.core.text import counted
 from vggfeat.errors import CacheError, SpaceError
 from vggfeat.storage.atomic import TEMPORARY_SUFFIX, atomic_file
+from vggfeat.storage.paths import SHARD_MANIFEST
 
 MANIFEST_FORMAT = "vggfeat-shards"
 MANIFEST_VERSION = 1

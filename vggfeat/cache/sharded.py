@@ -17,10 +17,10 @@ from vggfeat.cache.reader import FeatureCache, Part
 from vggfeat.cache.shard_manifest import Shard, ShardManifest, read_manifest
 from vggfeat.cache.sharded_array import ShardedArray
 from vggfeat.cache.sharding import Share, parse_share
-from vggfeat.core.file_names import local_path, remote_scheme
 from vggfeat.core.text import counted
 from vggfeat.errors import CacheError, UsageError
 from vggfeat.storage.local_copies import local_copy
+from vggfeat.storage.paths import local_path, remote_scheme
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

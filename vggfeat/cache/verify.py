@@ -15,7 +15,6 @@ from vggfeat.cache.format import IMAGES, Header, RowState
 from vggfeat.cache.reader import FeatureCache
 from vggfeat.cache.sharded import ShardedCache
 from vggfeat.cache.writer import CacheWriter, row_checksums
-from vggfeat.core.file_names import path_text, remote_scheme
 from vggfeat.core.isolation import isolated
 from vggfeat.core.resources import usable_cores
 from vggfeat.core.text import counted
@@ -23,6 +22,7 @@ from vggfeat.errors import CacheError, UsageError
 from vggfeat.storage.descriptors import open_descriptor
 from vggfeat.storage.local_copies import local_copy
 from vggfeat.storage.locks import hold
+from vggfeat.storage.paths import path_text, remote_scheme
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -27,7 +27,7 @@ from vggfeat.cache.format import (
     read_header,
 )
 from vggfeat.core.quantization import NAN_CODE
-from vggfeat.core.units import byte_count
+from vggfeat.core.text import byte_count
 from vggfeat.errors import SpaceError, VggfeatError
 from vggfeat.storage.atomic import atomic_path
 from vggfeat.storage.descriptors import open_descriptor

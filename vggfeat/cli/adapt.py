@@ -29,10 +29,9 @@ from vggfeat.cli.options import (
     setting,
 )
 from vggfeat.cli.terminal import Bar, Quiet, exit_codes, print_json, set_up_logging, table
-from vggfeat.core.file_names import printable
 from vggfeat.core.settings import SETTING_NAMES
 from vggfeat.core.signals import how_to_go_on
-from vggfeat.core.text import counted
+from vggfeat.core.text import counted, printable
 from vggfeat.errors import InterruptedRunError
 from vggfeat.finetuning.augmentation import AUGMENTATIONS
 from vggfeat.finetuning.settings import DEFAULTS, TRAINING_PRECISIONS

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vggfeat.cli.terminal import exit_codes, print_json
-from vggfeat.core.text import counted
-from vggfeat.core.units import byte_count, duration
+from vggfeat.core.text import byte_count, counted, duration
 
 if TYPE_CHECKING:
     from vggfeat.extraction.benchmark import Bench

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vggfeat.cli.terminal import exit_codes, output_width, print_json, set_up_logging, table
-from vggfeat.core.file_names import printable
-from vggfeat.core.text import counted
+from vggfeat.core.text import counted, printable
 from vggfeat.errors import UsageError
 
 if TYPE_CHECKING:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from vggfeat.cli.terminal import exit_codes, print_json, set_up_logging
-from vggfeat.core.file_names import printable
-from vggfeat.core.text import counted
+from vggfeat.core.text import counted, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable

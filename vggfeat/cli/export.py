@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from vggfeat.cli.terminal import exit_codes, print_json
-from vggfeat.core.file_names import printable
-from vggfeat.core.text import counted
-from vggfeat.core.units import byte_count
+from vggfeat.core.text import byte_count, counted, printable
 
 if TYPE_CHECKING:
     from vggfeat.core.layer_spec import Norm

@@ -309,9 +309,9 @@ def extract(
     with exit_codes():
         set_up_logging(quiet=quiet or as_json, verbose=verbose)
         from vggfeat.cli.monitoring import Watch
-        from vggfeat.core.file_names import path_text
         from vggfeat.core.resources import keep_freed_memory
         from vggfeat.extraction.api import working_place
+        from vggfeat.storage.paths import path_text
 
         out = path_text(out)
         sharding = Sharding(shards, shard or "", plan_only)

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from vggfeat.cli.terminal import print_json, shape_text
-from vggfeat.core.file_names import hidden_text, printable
-from vggfeat.core.text import counted
-from vggfeat.core.units import duration
+from vggfeat.core.text import counted, duration, printable
+from vggfeat.images.skipped import hidden_text
 
 if TYPE_CHECKING:
     from vggfeat.core.records import Summary

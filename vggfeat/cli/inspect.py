@@ -11,9 +11,7 @@ import typer
 from vggfeat.cli.inspect_rows import nearest_lines, row_lines
 from vggfeat.cli.terminal import exit_codes, print_json, shape_text
 from vggfeat.cli.terminal_style import fitting_table, folded, painted, painted_state
-from vggfeat.core.file_names import printable
-from vggfeat.core.text import agree, counted
-from vggfeat.core.units import byte_count
+from vggfeat.core.text import agree, byte_count, counted, printable
 from vggfeat.errors import UsageError
 
 if TYPE_CHECKING:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vggfeat.cli.terminal_style import fitting_table, painted_state
-from vggfeat.core.file_names import printable
-from vggfeat.core.text import agree, counted
+from vggfeat.core.text import agree, counted, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

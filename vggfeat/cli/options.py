@@ -8,7 +8,7 @@ import typer
 
 from vggfeat.core.preprocessing import CORRUPTIONS, CROPS, DECODES, EXIFS, TRANSFORMS
 from vggfeat.core.settings import Settings
-from vggfeat.core.vgg_parameters import FIRST_LAYERS
+from vggfeat.core.vgg_layers import FIRST_LAYERS
 from vggfeat.errors import UsageError
 
 _DEFAULTS = Settings(layers="fc7")

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vggfeat.cli.terminal import exit_codes, set_up_logging
-from vggfeat.core.file_names import printable
 from vggfeat.core.preprocessing import CROPS, TRANSFORMS
+from vggfeat.core.text import printable
 from vggfeat.errors import UsageError
 
 if TYPE_CHECKING:

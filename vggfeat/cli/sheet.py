@@ -9,8 +9,7 @@ from typing import Annotated
 import typer
 
 from vggfeat.cli.terminal import exit_codes, set_up_logging
-from vggfeat.core.file_names import printable
-from vggfeat.core.text import counted
+from vggfeat.core.text import counted, printable
 
 
 def sheet(

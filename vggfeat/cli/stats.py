@@ -25,8 +25,8 @@ from vggfeat.cli.options import (
 )
 from vggfeat.cli.terminal import Bar, Quiet, exit_codes, print_json, set_up_logging, table
 from vggfeat.config import make_settings
-from vggfeat.core.file_names import printable
 from vggfeat.core.settings import SETTING_NAMES
+from vggfeat.core.text import printable
 from vggfeat.errors import UsageError
 from vggfeat.storage.paths import check_place, refuse_standard_output
 

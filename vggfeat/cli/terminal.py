@@ -15,8 +15,7 @@ import typer
 
 from vggfeat.core.exhaustion import exhaustion_of
 from vggfeat.core.signals import ended_by_signals
-from vggfeat.core.text import counted
-from vggfeat.core.units import duration
+from vggfeat.core.text import counted, duration
 from vggfeat.errors import InterruptedRunError, VggfeatError
 
 if TYPE_CHECKING:

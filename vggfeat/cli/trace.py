@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vggfeat.cli.terminal import exit_codes, output_width, print_json, shape_text, table
-from vggfeat.core.file_names import printable
 from vggfeat.core.preprocessing import CROPS
-from vggfeat.core.text import counted
-from vggfeat.core.units import byte_count
+from vggfeat.core.text import byte_count, counted, printable
 from vggfeat.errors import UsageError
 
 if TYPE_CHECKING:

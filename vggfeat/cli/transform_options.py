@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vggfeat.cli.terminal import Bar, print_json
-from vggfeat.core.file_names import printable
 from vggfeat.core.settings import DTYPES
-from vggfeat.core.text import counted
-from vggfeat.core.units import duration
+from vggfeat.core.text import counted, duration, printable
 from vggfeat.errors import InterruptedRunError, UsageError
 
 if TYPE_CHECKING:

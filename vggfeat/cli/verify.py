@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vggfeat.cli.terminal import exit_codes, print_json
-from vggfeat.core.file_names import printable
-from vggfeat.core.text import agree, counted
-from vggfeat.core.units import byte_count, duration
+from vggfeat.core.text import agree, byte_count, counted, duration, printable
 from vggfeat.errors import CacheError
 
 if TYPE_CHECKING:

@@ -7,9 +7,7 @@ import io
 from typing import TYPE_CHECKING, Any
 
 from vggfeat.cli.terminal import table
-from vggfeat.core.file_names import printable
-from vggfeat.core.text import counted
-from vggfeat.core.units import duration
+from vggfeat.core.text import counted, duration, printable
 from vggfeat.errors import UsageError
 
 if TYPE_CHECKING:

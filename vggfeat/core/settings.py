@@ -7,13 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from vggfeat.core.fusion_spec import Recipe, parse_fuse
-from vggfeat.core.intensity_options import (
-    parse_clahe,
-    parse_clip,
-    parse_mean,
-    parse_std,
-    parse_window,
-)
 from vggfeat.core.layer_spec import LayerSpec, parse_specs
 from vggfeat.core.preprocessing import (
     NORMALISATIONS,
@@ -23,7 +16,12 @@ from vggfeat.core.preprocessing import (
     Exif,
     Preprocess,
     TransformName,
+    parse_clahe,
+    parse_clip,
     parse_corruptions,
+    parse_mean,
+    parse_std,
+    parse_window,
 )
 from vggfeat.core.validation import (
     DTYPES,
@@ -40,7 +38,7 @@ from vggfeat.core.validation import (
     wrong_texts,
     wrong_values,
 )
-from vggfeat.core.vgg_parameters import Entry, FirstLayer
+from vggfeat.core.vgg_layers import Entry, FirstLayer
 from vggfeat.errors import UsageError
 
 __all__ = [

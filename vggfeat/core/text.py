@@ -1,10 +1,15 @@
-"""Decoding of text that somebody gives us: UTF-8, or UTF-16 where a byte order mark says so."""
+"""Text: how that of a file is decoded, and how counts, names and figures are shown."""
 
 from __future__ import annotations
 
 import codecs
+import os
+from typing import TYPE_CHECKING
 
 from vggfeat.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 def decode_text(data: bytes, name: str, *, with_paths: bool = False) -> str:
@@ -67,3 +72,43 @@ def agree(count: int, verb: str) -> str:
         return verb
     odd = {"is": "are", "was": "were", "has": "have", "does": "do", "matches": "match"}
     return odd.get(verb, verb.removesuffix("s"))
+
+
+def byte_count(count: float) -> str:
+    """`1.2 MB`, in powers of a thousand."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:  # noqa: PLR2004 the step between units
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """`9.3 s`, `4 min 10 s` or `2 h 05 min`."""
+    if seconds < 60:  # noqa: PLR2004 a minute
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:  # noqa: PLR2004 an hour
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def printable(text: str) -> str:
+    """Text that can be shown and encoded: control characters and undecodable bytes escaped."""
+    safe = text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in safe)
+
+
+_SHOWN = 5  # offenders that an error message names; it counts the others
+
+
+def quoted(path: bytes) -> str:
+    """A path as an error message shows it."""
+    return repr(os.fsdecode(path))
+
+
+def first_few(offenders: Iterable[str]) -> str:
+    """The first five, and how many more there are."""
+    names = list(offenders)
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

@@ -7,24 +7,22 @@ from fractions import Fraction
 from functools import partial
 from typing import TYPE_CHECKING, Literal, get_args
 
-from vggfeat.core.intensity_options import (
+from vggfeat.core.preprocessing import (
+    CROPS,
+    DECODES,
     DEPTHS,
+    EXIFS,
     MOST_CHANNELS,
+    RGB,
+    TRANSFORMS,
     parse_clahe,
     parse_clip,
+    parse_corruptions,
     parse_mean,
     parse_std,
     parse_window,
 )
-from vggfeat.core.preprocessing import (
-    CROPS,
-    DECODES,
-    EXIFS,
-    RGB,
-    TRANSFORMS,
-    parse_corruptions,
-)
-from vggfeat.core.vgg_parameters import FIRST_LAYERS
+from vggfeat.core.vgg_layers import FIRST_LAYERS
 from vggfeat.errors import UsageError
 
 if TYPE_CHECKING:

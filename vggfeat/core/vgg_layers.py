@@ -2,7 +2,7 @@
 
 Pure tables, no torch. Configurations A, B, D and E of Simonyan & Zisserman, "Very Deep
 Convolutional Networks for Large-Scale Image Recognition" (ICLR 2015), with torchvision's module
-numbering.
+numbering. With the tensors that the layers need: their names in torchvision's model, and shapes.
 """
 
 from __future__ import annotations
@@ -10,12 +10,25 @@ from __future__ import annotations
 import difflib
 import functools
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from vggfeat.core.foreign_names import explain_name
 from vggfeat.errors import UsageError
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
 Kind = Literal["conv", "pool", "fc", "prob"]
+FirstLayer = Literal["sum", "kaiming"]
+FIRST_LAYERS: tuple[FirstLayer, ...] = get_args(FirstLayer)
+
+COLOURS = 3
+CONV1_1 = "features.0.weight"
+CONV1_1_BIAS = "features.0.bias"
+ADAPTER = "adapter.weight"
+ADAPTER_BIAS = "adapter.bias"
+HEAD = ("head.weight", "head.bias")
+"""A linear classifier that `adapt` writes beside the network; extraction does not look at it."""
 
 VARIANTS = ("vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn")
 
@@ -248,3 +261,65 @@ def _resolve_alias(name: str) -> str:
 def _did_you_mean(word: str, known: list[str] | tuple[str, ...]) -> str:
     near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
     return f"; did you mean {', '.join(near)}?" if near else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What comes into the network, and how it is made to fit.
+
+    Attributes:
+        channels: of the images.
+        first_layer: `sum` rebuilds the first convolution from the pretrained filters where the
+            channels are not three; `kaiming` draws it anew, whatever they are.
+    """
+
+    channels: int = COLOURS
+    first_layer: FirstLayer = "sum"
+
+
+RGB_ENTRY = Entry()
+
+
+def parameter_shapes(
+    layers: Iterable[Layer], classes: int, channels: int = COLOURS
+) -> dict[str, tuple[int, ...]]:
+    """Names, as torchvision has them, and shapes of all that `layers` need from a weight file.
+
+    Args:
+        layers: of a variant.
+        classes: outputs of fc8.
+        channels: inputs of conv1_1.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for layer in layers:
+        name = f"{layer.container}.{layer.index}"
+        if layer.kind == "conv":
+            inputs = channels if layer.name == "conv1_1" else layer.in_channels
+            shapes[f"{name}.weight"] = (layer.channels, inputs, 3, 3)
+            shapes[f"{name}.bias"] = (layer.channels,)
+        elif layer.kind == "fc":
+            out = classes if layer.name == "fc8" else layer.channels
+            shapes[f"{name}.weight"] = (out, layer.in_channels)
+            shapes[f"{name}.bias"] = (out,)
+        if layer.norm_index is not None:
+            for part in ("weight", "bias", "running_mean", "running_var"):
+                shapes[f"{layer.container}.{layer.norm_index}.{part}"] = (layer.channels,)
+    return shapes
+
+
+def variant_of(found: Mapping[str, tuple[int, ...]]) -> str:
+    """The variant whose convolutions are exactly those of a file, by names and shapes; or ''.
+
+    The first may take any number of channels.
+    """
+    have = {
+        name: shape
+        for name, shape in found.items()
+        if name.startswith("features.") and "num_batches" not in name
+    }
+    channels = have.get(CONV1_1, (0, COLOURS))[1:2] or (COLOURS,)
+    for model in VARIANTS:
+        convolutions = [layer for layer in layer_table(model) if layer.kind == "conv"]
+        if parameter_shapes(convolutions, 0, channels[0]) == have:
+            return model
+    return ""

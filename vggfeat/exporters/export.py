@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vggfeat.cache.sharded import open_cache
-from vggfeat.core.file_names import path_text
 from vggfeat.core.isolation import isolated
 from vggfeat.core.layer_spec import NORMS
 from vggfeat.core.text import agree, counted
@@ -18,7 +17,7 @@ from vggfeat.exporters.selection import select
 from vggfeat.storage.atomic import TEMPORARY_SUFFIX, atomic_folder, atomic_path
 from vggfeat.storage.hdf5_file import reason_of
 from vggfeat.storage.locks import hold
-from vggfeat.storage.paths import check_place
+from vggfeat.storage.paths import check_place, path_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

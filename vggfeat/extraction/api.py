@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vggfeat.cache.sharding import Sharding
-from vggfeat.core.file_names import path_text, remote_scheme
 from vggfeat.core.forked import refuse_broken_threads
 from vggfeat.core.isolation import isolated
 from vggfeat.errors import UsageError
 from vggfeat.extraction.remote_output import extract_to_store, scratch_place
 from vggfeat.extraction.sharded import extract_here, is_sharded
 from vggfeat.extraction.update import UpdatePolicy
+from vggfeat.storage.paths import path_text, remote_scheme
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

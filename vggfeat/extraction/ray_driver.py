@@ -26,7 +26,6 @@ from vggfeat.cache.format import RowState
 from vggfeat.cache.reader import FeatureCache
 from vggfeat.cache.shard_manifest import MANIFEST
 from vggfeat.cache.sharded import ShardedCache
-from vggfeat.core.file_names import absolute_place
 from vggfeat.core.records import Progress
 from vggfeat.core.signals import StopFlag, TerminatedError
 from vggfeat.core.text import agree, counted
@@ -37,6 +36,7 @@ from vggfeat.extraction.ray_placement import plan_slots
 from vggfeat.extraction.ray_pool import LOST, ActorPool
 from vggfeat.extraction.ray_worker import Asked, Board, Outcome, ShardWorker, TaskContext
 from vggfeat.extraction.report import FAILURES_NAMED, RunStats, summarise_run
+from vggfeat.storage.paths import absolute_place
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 from vggfeat.cache.format import RowState
 from vggfeat.cache.reader import FeatureCache
 from vggfeat.cache.shard_manifest import MANIFEST, is_ours, read_manifest
-from vggfeat.core.file_names import member_name, remote_scheme
 from vggfeat.core.resources import user_cache
 from vggfeat.core.text import counted
 from vggfeat.errors import (
@@ -32,6 +31,7 @@ from vggfeat.errors import (
     UsageError,
     VggfeatError,
 )
+from vggfeat.images.skipped import member_name
 from vggfeat.storage.atomic import write_bytes
 from vggfeat.storage.locks import hold
 from vggfeat.storage.object_store import (
@@ -41,6 +41,7 @@ from vggfeat.storage.object_store import (
     look_up,
     remove_object,
 )
+from vggfeat.storage.paths import remote_scheme
 from vggfeat.storage.transfer import download_object, upload
 
 if TYPE_CHECKING:

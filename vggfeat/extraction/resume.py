@@ -13,14 +13,14 @@ import numpy as np
 from vggfeat.cache.format import RowState, read_header
 from vggfeat.cache.reader import FeatureCache
 from vggfeat.cache.rows import Match, match_paths
-from vggfeat.core.file_names import other_format, remote_scheme
+from vggfeat.core.file_types import other_format
 from vggfeat.core.fusion_spec import recipe_of
 from vggfeat.core.text import agree, counted
 from vggfeat.errors import CacheError, CacheMismatchError, InputError, UsageError
 from vggfeat.extraction.metadata import make_identity
 from vggfeat.extraction.update import apply_changes, files_differ, find_changes, has_returned
 from vggfeat.network.weights import find_weights, weights_name
-from vggfeat.storage.paths import check_place
+from vggfeat.storage.paths import check_place, remote_scheme
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

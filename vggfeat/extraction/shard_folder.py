@@ -8,11 +8,10 @@ import os
 from typing import TYPE_CHECKING
 
 from vggfeat.cache.shard_manifest import MANIFEST, ShardManifest, is_ours
-from vggfeat.core.file_names import absolute_place
 from vggfeat.core.text import counted
 from vggfeat.errors import CacheMismatchError, SpaceError, UsageError
 from vggfeat.storage.atomic import TEMPORARY_SUFFIX, sync_directory
-from vggfeat.storage.paths import check_place, refuse_standard_output
+from vggfeat.storage.paths import absolute_place, check_place, refuse_standard_output
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

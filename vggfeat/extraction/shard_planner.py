@@ -34,9 +34,7 @@ from vggfeat.cache.shard_manifest import (
 )
 from vggfeat.cache.sharding import split_rows
 from vggfeat.cache.writer import create_cache
-from vggfeat.core.file_names import remote_scheme
-from vggfeat.core.text import counted
-from vggfeat.core.units import byte_count
+from vggfeat.core.text import byte_count, counted
 from vggfeat.errors import (
     CacheError,
     CacheMismatchError,
@@ -56,6 +54,7 @@ from vggfeat.extraction.update import (
 from vggfeat.images.image_list import ImageList
 from vggfeat.images.sources import discover
 from vggfeat.storage.locks import hold
+from vggfeat.storage.paths import remote_scheme
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -19,8 +19,7 @@ from PIL import Image
 from vggfeat.config import make_settings
 from vggfeat.core.isolation import isolated
 from vggfeat.core.settings import SMALLEST_SIZE, Settings
-from vggfeat.core.vgg_layers import CLASSES, GRID, Layer, layer_table
-from vggfeat.core.vgg_parameters import COLOURS, parameter_shapes
+from vggfeat.core.vgg_layers import CLASSES, COLOURS, GRID, Layer, layer_table, parameter_shapes
 from vggfeat.errors import DecodeError, UsageError
 from vggfeat.images.decode import as_decode_errors, finish
 from vggfeat.images.pillow import pillow_to_ourselves

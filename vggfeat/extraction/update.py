@@ -21,12 +21,13 @@ import numpy as np
 from vggfeat.cache.format import IMAGES, RowState
 from vggfeat.cache.row_copy import copy_rows
 from vggfeat.cache.writer import CacheWriter, create_cache, write_all
-from vggfeat.core.file_names import MEMBER_MARK, remote_scheme
+from vggfeat.core.file_types import MEMBER_MARK
 from vggfeat.core.records import Images
 from vggfeat.core.resources import usable_cores
 from vggfeat.errors import CacheMismatchError, DecodeError
 from vggfeat.images.decode import read_digest
 from vggfeat.storage.object_store import is_there
+from vggfeat.storage.paths import remote_scheme
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vggfeat.core.file_names import absolute_place, remote_scheme
 from vggfeat.core.text import counted
 from vggfeat.errors import InputError
 from vggfeat.images.archive_reader import MISSING
+from vggfeat.storage.paths import absolute_place, remote_scheme
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

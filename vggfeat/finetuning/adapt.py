@@ -16,7 +16,6 @@ import numpy as np
 from vggfeat.cache.labels import UNLABELLED, labels_of_paths
 from vggfeat.cache.reader import FeatureCache
 from vggfeat.cache.rows import match_paths
-from vggfeat.core.file_names import path_text
 from vggfeat.core.isolation import isolated
 from vggfeat.core.records import Progress
 from vggfeat.core.signals import StopFlag, how_to_go_on
@@ -40,7 +39,7 @@ from vggfeat.finetuning.split import Split, stratified_split
 from vggfeat.images.sources import discover, tell_skipped
 from vggfeat.network.weights import find_weights
 from vggfeat.storage.locks import hold, refuse_if_held
-from vggfeat.storage.paths import check_place
+from vggfeat.storage.paths import check_place, path_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vggfeat.core.text import counted
-from vggfeat.core.vgg_parameters import ADAPTER, COLOURS, CONV1_1, Entry
+from vggfeat.core.vgg_layers import ADAPTER, COLOURS, CONV1_1, Entry
 from vggfeat.errors import WeightsError
 from vggfeat.finetuning.lr_schedule import LearningRateSchedule
 from vggfeat.finetuning.model import FineTunedNetwork

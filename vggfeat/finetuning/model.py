@@ -22,7 +22,7 @@ from torch.nn import functional as F  # noqa: N812 the name the whole field know
 
 from vggfeat.core.forked import note_computing
 from vggfeat.core.text import counted
-from vggfeat.core.vgg_parameters import HEAD
+from vggfeat.core.vgg_layers import HEAD
 from vggfeat.errors import DeviceError
 from vggfeat.finetuning.evaluation import MetricSums
 from vggfeat.finetuning.linear_probe import LinearHead, Scaling

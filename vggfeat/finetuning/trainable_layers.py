@@ -6,8 +6,7 @@ import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vggfeat.core.vgg_layers import Layer, layer_table
-from vggfeat.core.vgg_parameters import ADAPTER, ADAPTER_BIAS
+from vggfeat.core.vgg_layers import ADAPTER, ADAPTER_BIAS, Layer, layer_table
 from vggfeat.errors import UsageError
 
 if TYPE_CHECKING:

@@ -12,17 +12,12 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 
 import numpy as np
 
-from vggfeat.core.file_names import (
+from vggfeat.core.file_types import (
     IMAGE_EXTENSIONS,
     MEMBER_MARK,
-    NOT_REGULAR,
-    UNSAFE_NAME,
     ZIP_SUFFIX,
     archive_suffix,
     extension,
-    hidden_kind,
-    is_hidden,
-    member_name,
 )
 from vggfeat.core.timestamps import clamp_ns
 from vggfeat.images.archive_reader import (
@@ -35,6 +30,7 @@ from vggfeat.images.archive_reader import (
     Stamp,
     open_member,
 )
+from vggfeat.images.skipped import NOT_REGULAR, UNSAFE_NAME, hidden_kind, is_hidden, member_name
 from vggfeat.images.tar import read_tar
 
 if TYPE_CHECKING:

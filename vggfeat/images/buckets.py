@@ -8,20 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
-from vggfeat.core.file_names import (
-    HIDDEN_FOLDER,
-    HIDDEN_IMAGE,
-    IMAGE_EXTENSIONS,
-    UNSAFE_NAME,
-    archive_suffix,
-    extension,
-    first_few,
-    member_name,
-    remote_scheme,
-)
+from vggfeat.core.file_types import IMAGE_EXTENSIONS, archive_suffix, extension
+from vggfeat.core.text import first_few
 from vggfeat.errors import InputError, UsageError
 from vggfeat.images.image_list import FileList
+from vggfeat.images.skipped import HIDDEN_FOLDER, HIDDEN_IMAGE, UNSAFE_NAME, member_name
 from vggfeat.storage.object_store import RemoteEntry, RemoteError, list_folder, look_up
+from vggfeat.storage.paths import remote_scheme
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -9,17 +9,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vggfeat.core.dicom_head import HEAD_BYTES, is_dicom_head
-from vggfeat.core.file_names import (
-    HIDDEN_FOLDER,
-    HIDDEN_IMAGE,
-    IMAGE_EXTENSIONS,
-    NOT_REGULAR,
-    archive_suffix,
-    extension,
-    quoted,
-)
+from vggfeat.core.file_types import IMAGE_EXTENSIONS, archive_suffix, extension
+from vggfeat.core.text import quoted
 from vggfeat.errors import DecodeError
 from vggfeat.images.image_list import FileList
+from vggfeat.images.skipped import HIDDEN_FOLDER, HIDDEN_IMAGE, NOT_REGULAR
 from vggfeat.images.streams import open_file
 
 if TYPE_CHECKING:

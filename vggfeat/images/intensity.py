@@ -18,8 +18,7 @@ from vggfeat.images.clahe import equalise
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from vggfeat.core.intensity_options import Tones
-    from vggfeat.core.preprocessing import Preprocess
+    from vggfeat.core.preprocessing import Preprocess, Tones
 
 BYTE: Final = 255
 WORD: Final = 65535

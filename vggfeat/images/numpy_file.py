@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 import numpy as np
 from numpy.lib import format as npy
 
-from vggfeat.core.intensity_options import MOST_CHANNELS
+from vggfeat.core.preprocessing import MOST_CHANNELS
 from vggfeat.errors import DecodeError
 from vggfeat.images.intensity import BYTE, WORD, Range, Raster, in_native_order
 from vggfeat.images.resize import too_large

@@ -9,30 +9,25 @@ import sys
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, BinaryIO
 
-from vggfeat.core.file_names import (
-    HIDDEN_FOLDER,
-    HIDDEN_IMAGE,
-    MEMBER_MARK,
-    NOT_REGULAR,
-    UNSAFE_NAME,
-    archive_suffix,
-    first_few,
-    hidden_text,
-    local_path,
-    member_name,
-    path_text,
-    quoted,
-    remote_scheme,
-)
+from vggfeat.core.file_types import MEMBER_MARK, archive_suffix
 from vggfeat.core.path_list import read_paths
-from vggfeat.core.text import counted
+from vggfeat.core.text import counted, first_few, quoted
 from vggfeat.errors import DecodeError, InputError, UsageError, VggfeatError
 from vggfeat.images.archives import Listing, list_archive, with_members
 from vggfeat.images.buckets import find_objects
 from vggfeat.images.folders import FolderWalk
 from vggfeat.images.image_list import FileList, ImageList, sorted_order, taken_in_order
+from vggfeat.images.skipped import (
+    HIDDEN_FOLDER,
+    HIDDEN_IMAGE,
+    NOT_REGULAR,
+    UNSAFE_NAME,
+    hidden_text,
+    member_name,
+)
 from vggfeat.storage.lock_file import refuse_open_lock
 from vggfeat.storage.object_store import read_object
+from vggfeat.storage.paths import local_path, path_text, remote_scheme
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

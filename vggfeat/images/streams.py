@@ -13,12 +13,11 @@ import stat
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from vggfeat.core.exhaustion import exhaustion_of
-from vggfeat.core.file_names import local_path, remote_scheme
 from vggfeat.errors import DecodeError
 from vggfeat.storage.descriptors import open_descriptor
 from vggfeat.storage.lock_file import is_open_lock
 from vggfeat.storage.object_store import read_object
-from vggfeat.storage.paths import dangling_link
+from vggfeat.storage.paths import dangling_link, local_path, remote_scheme
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

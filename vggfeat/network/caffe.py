@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from vggfeat.core.vgg_parameters import COLOURS, CONV1_1
+from vggfeat.core.vgg_layers import COLOURS, CONV1_1
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -13,7 +13,7 @@ from vggfeat.core.forked import note_computing, refuse_broken_threads
 from vggfeat.core.isolation import isolated
 from vggfeat.core.records import DecodedBatch, Failure, FeatureBatch
 from vggfeat.core.text import counted
-from vggfeat.core.vgg_parameters import ADAPTER
+from vggfeat.core.vgg_layers import ADAPTER
 from vggfeat.errors import DeviceError, UsageError
 from vggfeat.network.device import (
     Compute,

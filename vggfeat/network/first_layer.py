@@ -9,13 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vggfeat.core.text import counted
-from vggfeat.core.vgg_parameters import (
-    ADAPTER,
-    ADAPTER_BIAS,
-    COLOURS,
-    CONV1_1,
-    Entry,
-)
+from vggfeat.core.vgg_layers import ADAPTER, ADAPTER_BIAS, COLOURS, CONV1_1, Entry
 from vggfeat.errors import WeightsError
 
 if TYPE_CHECKING:

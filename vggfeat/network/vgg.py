@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 the name the whole field knows it by
 
-from vggfeat.core.vgg_layers import GRID, Layer, layer_table
-from vggfeat.core.vgg_parameters import ADAPTER, COLOURS, CONV1_1
+from vggfeat.core.vgg_layers import ADAPTER, COLOURS, CONV1_1, GRID, Layer, layer_table
 from vggfeat.network.pooling import reduce_map
 
 if TYPE_CHECKING:

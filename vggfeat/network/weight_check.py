@@ -7,16 +7,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vggfeat.core.text import agree, counted
-from vggfeat.core.vgg_layers import CLASSES, GRID, Layer, find_layer, layer_table
-from vggfeat.core.vgg_parameters import (
+from vggfeat.core.vgg_layers import (
     ADAPTER,
     ADAPTER_BIAS,
+    CLASSES,
     COLOURS,
+    GRID,
     HEAD,
+    Layer,
+    find_layer,
+    layer_table,
     parameter_shapes,
     variant_of,
 )
-from vggfeat.core.vgg_parameters import CONV1_1 as _FIRST
+from vggfeat.core.vgg_layers import CONV1_1 as _FIRST
 from vggfeat.network.first_layer import adapter_problem, file_channels
 
 if TYPE_CHECKING:

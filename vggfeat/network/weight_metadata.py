@@ -11,8 +11,7 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
-from vggfeat.core.vgg_layers import VARIANTS
-from vggfeat.core.vgg_parameters import COLOURS
+from vggfeat.core.vgg_layers import COLOURS, VARIANTS
 from vggfeat.errors import WeightsError
 from vggfeat.network.caffe import CAFFE_TRANSFORMS, caffe_order
 from vggfeat.network.checkpoint_reader import WeightFile, open_checkpoint

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING
 
 from vggfeat.core.resources import user_cache
 from vggfeat.core.text import agree, counted
-from vggfeat.core.vgg_layers import GRID, Layer
-from vggfeat.core.vgg_parameters import (
+from vggfeat.core.vgg_layers import (
     ADAPTER,
     ADAPTER_BIAS,
     COLOURS,
     CONV1_1,
     CONV1_1_BIAS,
+    GRID,
     RGB_ENTRY,
+    Layer,
     parameter_shapes,
     variant_of,
 )
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from vggfeat.core.vgg_parameters import Entry
+    from vggfeat.core.vgg_layers import Entry
     from vggfeat.storage.checked_file import FileDigest
 
 BASE_URL = "https://download.pytorch.org/models"

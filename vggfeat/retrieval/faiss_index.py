@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vggfeat.core.arrays import spread, unit_rows
-from vggfeat.core.file_names import foreign_ending
+from vggfeat.core.file_types import foreign_ending
 from vggfeat.core.text import counted
 from vggfeat.errors import CacheMismatchError, InputError, LockedError, UsageError
 from vggfeat.retrieval.exact_search import Nearest, nearest, ranked

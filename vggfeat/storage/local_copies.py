@@ -9,12 +9,12 @@ import shutil
 import time
 from typing import TYPE_CHECKING
 
-from vggfeat.core.file_names import SHARD_MANIFEST
 from vggfeat.core.resources import user_cache
 from vggfeat.errors import InputError, SpaceError, VggfeatError
 from vggfeat.storage.atomic import atomic_folder
 from vggfeat.storage.locks import wait_for_lock
 from vggfeat.storage.object_store import RemoteEntry, RemoteError, list_folder, look_up
+from vggfeat.storage.paths import SHARD_MANIFEST
 from vggfeat.storage.transfer import download_object
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from vggfeat.core.file_names import remote_scheme
 from vggfeat.core.text import counted
 from vggfeat.errors import DecodeError, InputError, UsageError
+from vggfeat.storage.paths import remote_scheme
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,11 +8,20 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import stat
+from typing import TYPE_CHECKING, Final, overload
+from urllib.parse import unquote_to_bytes
 
 from vggfeat.errors import UsageError
 
+if TYPE_CHECKING:
+    from os import PathLike
+
 STANDARD_OUTPUT = "-"
+
+SHARD_MANIFEST: Final = "manifest.json"
+"""Name of the file that says which shards a sharded cache is made of."""
 
 
 def check_place(out: str, what: str = "output") -> None:
@@ -110,3 +119,60 @@ def dangling_link(path: bytes, error: OSError) -> str:
             return f"a symbolic link to {target!r}, which does not exist"
         path = os.path.dirname(path)
     return ""
+
+
+_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*)://")
+
+
+def remote_scheme(path: str | bytes | PathLike[str]) -> str:
+    """`s3` of `s3://bucket/folder`, lower case; '' for a path of this machine.
+
+    Only text can be an address: a `Path` never is one, since it folds the two slashes.
+    """
+    text = path.decode(errors="surrogateescape") if isinstance(path, bytes) else path
+    found = _ADDRESS.match(text.lower()) if isinstance(text, str) else None
+    return found[1] if found else ""
+
+
+_FILE_ADDRESS = re.compile(rb"file:(?://([^/]*))?(/.*)?", re.IGNORECASE | re.DOTALL)
+
+
+@overload
+def local_path(text: str) -> str: ...
+@overload
+def local_path(text: bytes) -> bytes: ...
+def local_path(text: str | bytes) -> str | bytes:
+    """Return the path of this machine that a `file:` address names; other text as it is.
+
+    RFC 8089: `file:///a%20b/c.jpg`, `file://localhost/…` and `file:/…`. A folder called `file:` is
+    `./file:`.
+
+    Raises:
+        UsageError: the address is of another host, or names no path.
+    """
+    data = text if isinstance(text, bytes) else os.fsencode(text)
+    found = _FILE_ADDRESS.fullmatch(data)
+    if found is None or (found[1] is None and found[2] is None):
+        return text
+    host, path = (found[1] or b"").lower(), unquote_to_bytes(found[2] or b"")
+    if host not in (b"", b"localhost") or not path or b"\0" in path:
+        raise UsageError(
+            f"{os.fsdecode(data)!r} names no file of this machine; expected file:///folder/name, "
+            "with %20 for a space, or a plain path"
+        )
+    return path if isinstance(text, bytes) else os.fsdecode(path)
+
+
+def path_text(path: str | PathLike[str]) -> str:
+    """Return a user's path as text; a `file:` address, which only text can be, as its path.
+
+    Raises:
+        UsageError: see `local_path`.
+    """
+    return local_path(path) if isinstance(path, str) else os.fspath(path)
+
+
+def absolute_place(path: str) -> str:
+    """A path made absolute; an address in an object store as it is, without a slash at its end."""
+    path = local_path(path)
+    return path.rstrip("/") if remote_scheme(path) else os.path.abspath(path)

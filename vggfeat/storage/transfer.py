@@ -9,8 +9,7 @@ import os
 import shutil
 from typing import TYPE_CHECKING, Any
 
-from vggfeat.core.text import counted
-from vggfeat.core.units import byte_count
+from vggfeat.core.text import byte_count, counted
 from vggfeat.errors import InputError, SpaceError, VggfeatError
 from vggfeat.storage.atomic import atomic_path
 from vggfeat.storage.object_store import RemoteEntry, RemoteError, explained, file_system, look_up

@@ -17,11 +17,11 @@ from vggfeat.cache.labels import UNLABELLED, labels_of
 from vggfeat.cache.rows import match_paths
 from vggfeat.cache.sharded import open_cache
 from vggfeat.core.arrays import spread
-from vggfeat.core.file_names import path_text
 from vggfeat.core.fusion_spec import FinalNorm, Method, Recipe, RowNorm, recipe_from
 from vggfeat.core.isolation import isolated
 from vggfeat.core.text import counted
 from vggfeat.errors import CacheError, InputError, UsageError
+from vggfeat.storage.paths import path_text
 from vggfeat.transforms.base import blocks_of, chosen_layers
 from vggfeat.transforms.derive import TransformReport, derive, open_source
 from vggfeat.transforms.fusion import Attention, Fusion, fit_fusion

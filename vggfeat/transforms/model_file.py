@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 import h5py
 import numpy as np
 
-from vggfeat.core.file_names import foreign_ending
+from vggfeat.core.file_types import foreign_ending
 from vggfeat.errors import CacheError, CacheMismatchError, SpaceError, UsageError
 from vggfeat.storage.atomic import atomic_file
 from vggfeat.storage.hdf5_file import checked_hdf5, open_hdf5, reason_of

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from vggfeat.core.file_names import path_text
 from vggfeat.core.isolation import isolated
 from vggfeat.core.layer_spec import NORMS
 from vggfeat.core.text import counted
 from vggfeat.errors import CacheError, UsageError
+from vggfeat.storage.paths import path_text
 from vggfeat.transforms.base import blocks_of, chosen_layers
 from vggfeat.transforms.derive import TransformReport, derive, open_source
 from vggfeat.transforms.fuse import default_model

@@ -12,8 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vggfeat.cache.rows import matching, matching_rows
 from vggfeat.cache.sharded import open_cache
-from vggfeat.core.file_names import printable
-from vggfeat.core.text import counted
+from vggfeat.core.text import counted, printable
 from vggfeat.errors import UsageError
 from vggfeat.extraction.monitoring import output_format, publish
 from vggfeat.visualization.contact_sheet_html import page

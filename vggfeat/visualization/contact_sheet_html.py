@@ -11,7 +11,7 @@ import io
 import re
 from typing import TYPE_CHECKING, Final
 
-from vggfeat.core.file_names import printable
+from vggfeat.core.text import printable
 from vggfeat.visualization.tiles import picture_of
 
 if TYPE_CHECKING:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Final, Literal, get_args
 
 import numpy as np
 
-from vggfeat.core.file_names import printable
-from vggfeat.core.text import counted
+from vggfeat.core.text import counted, printable
 from vggfeat.errors import DecodeError, UsageError
 from vggfeat.visualization.plot_comparison import check_matplotlib
 from vggfeat.visualization.thumbnails import image_file, load_picture, shortened

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from PIL import Image
 
-from vggfeat.core.file_names import printable, remote_scheme
-from vggfeat.core.intensity_options import AS_FILES_SAY, Tones
-from vggfeat.core.preprocessing import Preprocess
+from vggfeat.core.preprocessing import AS_FILES_SAY, Preprocess, Tones
 from vggfeat.core.settings import Settings
+from vggfeat.core.text import printable
 from vggfeat.errors import DecodeError
 from vggfeat.images.decode import as_decode_errors, decode, finish
 from vggfeat.images.pillow import pillow_to_ourselves
 from vggfeat.images.raw_values import is_of_values, read_raster
 from vggfeat.images.streams import open_file
 from vggfeat.storage.object_store import is_there
+from vggfeat.storage.paths import remote_scheme
 
 if TYPE_CHECKING:
     from vggfeat.cache.reader import FeatureCache

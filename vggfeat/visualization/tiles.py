@@ -7,9 +7,8 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vggfeat.core.file_names import printable
-from vggfeat.core.intensity_options import AS_FILES_SAY, Tones
-from vggfeat.core.text import counted
+from vggfeat.core.preprocessing import AS_FILES_SAY, Tones
+from vggfeat.core.text import counted, printable
 from vggfeat.errors import DecodeError
 from vggfeat.visualization.thumbnails import load_picture
 

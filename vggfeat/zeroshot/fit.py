@@ -14,10 +14,10 @@ import numpy as np
 
 from vggfeat.cache.labels import labels_of
 from vggfeat.cache.sharded import open_cache
-from vggfeat.core.file_names import path_text
 from vggfeat.core.isolation import isolated
 from vggfeat.core.text import counted
 from vggfeat.errors import CacheMismatchError, InputError, UsageError
+from vggfeat.storage.paths import path_text
 from vggfeat.transforms.base import chosen_layers
 from vggfeat.transforms.model_file import (
     check_model_place,
