@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _WARM = (
     "vggfeat.finetuning.adapt",
-    "vggfeat.finetuning.build",
+    "vggfeat.finetuning.model",
     "vggfeat.finetuning.trainer",
     "vggfeat.network.multi_device",
     "torch._dynamo",

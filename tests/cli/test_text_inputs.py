@@ -15,7 +15,7 @@ from vggfeat.cache.labels import labels_of_paths, read_labels
 from vggfeat.cache.shard_manifest import read_manifest
 from vggfeat.config import load_config
 from vggfeat.errors import CacheError, UsageError
-from vggfeat.zeroshot.attribute_table import read_table
+from vggfeat.zeroshot.attribute_files import read_table
 from vggfeat.zeroshot.class_split import read_class_list
 from vggfeat.zeroshot.class_tree import read_tree
 from vggfeat.zeroshot.class_vectors import class_vectors

@@ -34,13 +34,13 @@ from vggfeat.core.vgg_layers import find_layer
 from vggfeat.errors import CacheError, CacheMismatchError, InputError, UsageError, WeightsError
 from vggfeat.finetuning.adapt import adapt
 from vggfeat.finetuning.augmentation import augment
-from vggfeat.finetuning.batch_order import batch_count, epoch_batches
+from vggfeat.finetuning.dataset import Split, stratified_split
 from vggfeat.finetuning.evaluation import Metrics
 from vggfeat.finetuning.linear_probe import Scaling, fit_probe
-from vggfeat.finetuning.progress import TrainingState, state_from_json
+from vggfeat.finetuning.report import TrainingState, state_from_json
 from vggfeat.finetuning.settings import AdaptSettings
-from vggfeat.finetuning.split import Split, stratified_split
 from vggfeat.finetuning.trainable_layers import parse_trainable
+from vggfeat.finetuning.trainer import batch_count, epoch_batches
 from vggfeat.storage.locks import hold
 
 if TYPE_CHECKING:

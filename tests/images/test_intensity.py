@@ -37,8 +37,7 @@ from vggfeat.images.raw_values import read_raster
 from vggfeat.images.sources import discover
 from vggfeat.network.extractor import Extractor
 from vggfeat.visualization.contact_sheet import results_of_rows
-from vggfeat.visualization.thumbnails import load_picture
-from vggfeat.visualization.tiles import groups_of, picture_of
+from vggfeat.visualization.thumbnails import load_picture, picture_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -604,8 +603,7 @@ def test_thumbnails_by_the_window_of_the_cache(tmp_path: Path) -> None:
     settings = ask(size=32, window="2047.5,4095", workers=0)
     library.extract([tmp_path / "scans"], tmp_path / "t.h5", settings)
     (result,) = results_of_rows(library.open(tmp_path / "t.h5"), "*")
-    (group,) = groups_of([], [[result]])
-    with picture_of(group.tiles[0], 100) as picture:
+    with picture_of(result.path, 100, result.tones) as picture:
         assert isinstance(picture, Image.Image)
         assert picture.getpixel((30, 30)) == (round(3000 / 4095 * 255),) * 3
     with Image.fromarray(np.asarray(load_picture(str(tmp_path / "scans" / "a.png"), 100))) as plain:

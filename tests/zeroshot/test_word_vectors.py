@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from vggfeat.core.class_names import fold
 from vggfeat.errors import InputError, UsageError
-from vggfeat.zeroshot.class_names import all_words, spellings
 from vggfeat.zeroshot.class_vectors import class_vectors
+from vggfeat.zeroshot.name_matching import all_words, spellings
 from vggfeat.zeroshot.word_vectors import read_words
 
 if TYPE_CHECKING:

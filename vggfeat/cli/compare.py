@@ -73,7 +73,8 @@ def compare(
     with exit_codes():
         from vggfeat.extraction.monitoring import publish
         from vggfeat.retrieval.compare import compare as compare_layers
-        from vggfeat.visualization.plot_comparison import chart_format, check_matplotlib, draw
+        from vggfeat.visualization.figure_files import chart_format, check_matplotlib
+        from vggfeat.visualization.plot_comparison import draw
 
         set_up_logging(quiet=as_json, verbose=False)
         if chart is not None:  # before the work rather than after it

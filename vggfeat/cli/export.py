@@ -11,7 +11,7 @@ from vggfeat.core.text import byte_count, counted, printable
 
 if TYPE_CHECKING:
     from vggfeat.core.layer_spec import Norm
-    from vggfeat.exporters.options import Compress, IndexMetric
+    from vggfeat.exporters.registry import Compress, IndexMetric
 
 
 def export(

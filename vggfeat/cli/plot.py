@@ -145,8 +145,7 @@ def plot(
     }
     with exit_codes():
         from vggfeat.extraction.monitoring import publish
-        from vggfeat.visualization.plot_comparison import chart_format, check_matplotlib
-        from vggfeat.visualization.plot_feature_maps import to_bytes
+        from vggfeat.visualization.figure_files import chart_format, check_matplotlib, to_bytes
 
         set_up_logging(quiet=False, verbose=False)
         form = chart_format(out)  # before the work rather than after it

@@ -13,10 +13,10 @@ from vggfeat.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from vggfeat.zeroshot.class_tree import TreeMistakes
     from vggfeat.zeroshot.evaluate import Evaluation, Figure, Generalised
     from vggfeat.zeroshot.fit import ZeroShotFitReport
     from vggfeat.zeroshot.predict import Predictions
-    from vggfeat.zeroshot.tree_distance import TreeMistakes
 
 _NAMES_SHOWN = 8
 

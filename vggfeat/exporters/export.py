@@ -11,8 +11,15 @@ from vggfeat.core.isolation import isolated
 from vggfeat.core.layer_spec import NORMS
 from vggfeat.core.text import agree, counted
 from vggfeat.errors import SpaceError, UsageError, VggfeatError
-from vggfeat.exporters.options import COMPRESSIONS, INDEX_METRICS, Compress, IndexMetric, Options
-from vggfeat.exporters.registry import EXPORT_FORMATS, Format
+from vggfeat.exporters.registry import (
+    COMPRESSIONS,
+    EXPORT_FORMATS,
+    INDEX_METRICS,
+    Compress,
+    Format,
+    IndexMetric,
+    Options,
+)
 from vggfeat.exporters.selection import select
 from vggfeat.storage.atomic import TEMPORARY_SUFFIX, atomic_folder, atomic_path
 from vggfeat.storage.hdf5_file import reason_of

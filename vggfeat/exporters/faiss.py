@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vggfeat.core.arrays import unit_rows
+from vggfeat.core.optional import require
 from vggfeat.errors import UsageError
 from vggfeat.exporters.numpy import write_lines
-from vggfeat.exporters.options import need
 
 if TYPE_CHECKING:
-    from vggfeat.exporters.options import Options
+    from vggfeat.exporters.registry import Options
     from vggfeat.exporters.selection import Content
 
 
@@ -23,7 +23,7 @@ def write_faiss(content: Content, folder: str, options: Options) -> None:
     Raises:
         UsageError: faiss is not installed, or it is not one layer of vectors.
     """
-    faiss = need("faiss", "faiss", "a faiss index")
+    faiss = require("faiss", "faiss", "a faiss index")
     (layer, *others) = content.layers
     if others or len(content.row_shape(layer)) != 1:
         raise UsageError(

@@ -13,9 +13,9 @@ from vggfeat.cache.format import FEATURES, IMAGES, OFFSETS, SCALES, attributes_o
 from vggfeat.cache.writer import row_checksums
 from vggfeat.core.arrays import blocks
 from vggfeat.core.layer_spec import parse_specs
+from vggfeat.core.optional import require
 from vggfeat.core.quantization import scales_digest
 from vggfeat.errors import UsageError
-from vggfeat.exporters.options import need
 from vggfeat.storage.hdf5_file import checked_hdf5
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vggfeat.cache.format import DatasetExtent
-    from vggfeat.exporters.options import Options
+    from vggfeat.exporters.registry import Options
     from vggfeat.exporters.selection import Content
 
 _CHUNK_BYTES = 1 << 20
@@ -127,7 +127,7 @@ def _checksums(content: Content, names: Mapping[str, str]) -> NDArray[np.uint32]
 
 def _filters(options: Options) -> Mapping[str, Any]:
     if options.compress == "zstd":
-        return {**need("hdf5plugin", "zstd-hdf5", "hdf5 with zstd").Zstd(), "shuffle": True}
+        return {**require("hdf5plugin", "zstd-hdf5", "hdf5 with zstd").Zstd(), "shuffle": True}
     if options.compress == "gzip":
         return {"compression": "gzip", "compression_opts": _GZIP_LEVEL, "shuffle": True}
     return {}

@@ -12,7 +12,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vggfeat.exporters.options import Options
+    from vggfeat.exporters.registry import Options
     from vggfeat.exporters.selection import Content
 
 _PATHS_FILE = "paths.txt"

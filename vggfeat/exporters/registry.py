@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from vggfeat.exporters.faiss import write_faiss
 from vggfeat.exporters.hdf5 import write_hdf5, write_hloc
@@ -16,8 +16,26 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from vggfeat.core.layer_spec import Norm
-    from vggfeat.exporters.options import Compress, Options
     from vggfeat.exporters.selection import Content
+
+Compress = Literal["none", "gzip", "zstd"]
+IndexMetric = Literal["cosine", "ip", "l2"]
+
+COMPRESSIONS: tuple[Compress, ...] = get_args(Compress)
+INDEX_METRICS: tuple[IndexMetric, ...] = get_args(IndexMetric)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a format is told beside what to write.
+
+    Attributes:
+        compress: of hdf5 and parquet.
+        metric: of a faiss index; for `cosine` rows are brought to unit length.
+    """
+
+    compress: Compress = "none"
+    metric: IndexMetric = "cosine"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import numpy as np
 from vggfeat.storage.safetensors import TensorEntry, header_bytes
 
 if TYPE_CHECKING:
-    from vggfeat.exporters.options import Options
+    from vggfeat.exporters.registry import Options
     from vggfeat.exporters.selection import Content
 
 _NAMES = {"<f4": "F32", "<f2": "F16"}

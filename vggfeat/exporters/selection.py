@@ -12,7 +12,6 @@ from vggfeat.cache.format import RowState
 from vggfeat.cache.rows import matching
 from vggfeat.core.arrays import blocks
 from vggfeat.errors import UsageError
-from vggfeat.exporters.normalization import normalised
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 
     from vggfeat.cache.reader import FeatureCache
     from vggfeat.core.layer_spec import Norm
+
 
 _FLOAT32_BYTES = 4
 
@@ -147,3 +147,26 @@ def select(cache: FeatureCache, layers: Sequence[str], rows: str) -> Content:
             "or export --rows all"
         )
     return Content(cache, names, wanted)
+
+
+def normalised(values: NDArray[np.floating[Any]], norm: Norm) -> NDArray[np.floating[Any]]:
+    """Normalise rows as a layer spec's `:l2` and `:ssr` do.
+
+    Computed in float64, where no square overflows, and rounded once.
+
+    Args:
+        values: float16 or float32, (n, D), or (n, C, H, W), which is normalised at each position.
+        norm: `none`; `l2`, unit length; `ssr`, the signed square root and then unit length.
+
+    Returns:
+        The same shape and dtype. Zero vectors stay zero, rows of NaN stay NaN.
+    """
+    if norm == "none":
+        return values
+    x = values.astype(np.float64)
+    if norm == "ssr":
+        x = np.sign(x) * np.sqrt(np.abs(x))
+    length = np.sqrt(np.square(x).sum(axis=1, keepdims=True))
+    length[length == 0] = 1
+    unit: NDArray[np.floating[Any]] = (x / length).astype(values.dtype)
+    return unit

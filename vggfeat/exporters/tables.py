@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vggfeat.exporters.options import need
+from vggfeat.core.optional import require
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
-    from vggfeat.exporters.options import Options
+    from vggfeat.exporters.registry import Options
     from vggfeat.exporters.selection import Content
 
 
@@ -51,8 +51,8 @@ def _number_texts(
 
 def write_parquet(content: Content, path: str, options: Options) -> None:
     """`path`, `state`, and a list of fixed length a layer; a map is its numbers one by one."""
-    pyarrow = need("pyarrow", "parquet", "parquet")
-    parquet = need("pyarrow.parquet", "parquet", "parquet")
+    pyarrow = require("pyarrow", "parquet", "parquet")
+    parquet = require("pyarrow.parquet", "parquet", "parquet")
     schema = _parquet_schema(pyarrow, content)
     with parquet.ParquetWriter(path, schema, compression=options.compress) as writer:
         for batch in _record_batches(pyarrow, content, schema):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from vggfeat.exporters.numpy import file_name, npy_bytes
 
 if TYPE_CHECKING:
-    from vggfeat.exporters.options import Options
+    from vggfeat.exporters.registry import Options
     from vggfeat.exporters.selection import Content, ExportPart
 
 SHARD_BYTES: Final = 1 << 28

@@ -24,18 +24,20 @@ from vggfeat.errors import InterruptedRunError, UsageError
 from vggfeat.extraction.api import ExtractRequest
 from vggfeat.extraction.pipeline import extract_file
 from vggfeat.extraction.update import UpdatePolicy
-from vggfeat.finetuning.batch_order import batch_count
-from vggfeat.finetuning.metadata import IDENTITY, REPORT, identity_of, preprocessing_metadata
+from vggfeat.finetuning.dataset import Split, TrainingData, stratified_split
 from vggfeat.finetuning.report import FinetuneReport
 from vggfeat.finetuning.resume import (
+    IDENTITY,
+    REPORT,
     Job,
     OutputFiles,
     Request,
     as_cache_error,
     finished_report,
+    identity_of,
+    preprocessing_metadata,
     start_or_resume,
 )
-from vggfeat.finetuning.split import Split, stratified_split
 from vggfeat.images.sources import discover, tell_skipped
 from vggfeat.network.weights import find_weights
 from vggfeat.storage.locks import hold, refuse_if_held
@@ -45,7 +47,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vggfeat.cache.labels import Labels
-    from vggfeat.finetuning.dataset import TrainingData
     from vggfeat.finetuning.evaluation import Metrics
     from vggfeat.finetuning.settings import AdaptSettings
     from vggfeat.images.image_list import ImageList
@@ -202,7 +203,7 @@ def _run(task: _Task, *, fresh: bool) -> FinetuneReport:
         files.remove_temporary()
     if done is not None:
         return done
-    from vggfeat.finetuning.build import choose_training_precision
+    from vggfeat.finetuning.model import choose_training_precision
 
     precision = choose_training_precision(settings.network.precision, settings.network.device)
     job = start_or_resume(files.checkpoint, request, precision)
@@ -223,11 +224,9 @@ def _run(task: _Task, *, fresh: bool) -> FinetuneReport:
 
 def _train(task: _Task, job: Job, data: TrainingData) -> FinetuneReport:
     """Trains to the end, and writes the weights, or to where it is stopped, and is saved."""
-    from vggfeat.finetuning.build import build_network, initial_tensors
-    from vggfeat.finetuning.checkpointing import Checkpointer
-    from vggfeat.finetuning.dataset import BatchLoader
     from vggfeat.finetuning.linear_probe import best_probe
-    from vggfeat.finetuning.trainer import Trainer
+    from vggfeat.finetuning.model import build_network, initial_tensors
+    from vggfeat.finetuning.trainer import BatchLoader, Checkpointer, Trainer, batch_count
     from vggfeat.network.checkpoint_reader import read_own_safetensors
     from vggfeat.storage.safetensors import write_tensors
 
@@ -292,8 +291,6 @@ def _untouched_features(task: _Task) -> FeatureCache | None:
 
 def _training_data(task: _Task, cache: FeatureCache) -> TrainingData:
     """Images that could be decoded and have a class, split, with their features."""
-    from vggfeat.finetuning.dataset import TrainingData
-
     classes, settings = task.labels.classes, task.settings
     match = match_paths(cache.paths, task.manifest.paths)
     kept = cache.done[match.rows] & (classes[match.listed] != UNLABELLED)

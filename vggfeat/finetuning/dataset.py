@@ -1,26 +1,74 @@
-"""Images and classes that a network is trained and validated on, and batches of them as input."""
+"""Images of known classes, and their stratified split into training and validation."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
 
-from vggfeat.images.loader import choose_workers, load_batches
-from vggfeat.network.vgg import Normaliser
+from vggfeat.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
-    from torch import Tensor
 
-    from vggfeat.core.records import DecodedBatch
-    from vggfeat.core.settings import Settings
-    from vggfeat.finetuning.split import Split
     from vggfeat.images.image_list import ImageList
+
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Split:
+    """Rows of the images in either part.
+
+    Attributes:
+        train: int64 (t,), ascending.
+        validation: int64 (v,), ascending.
+    """
+
+    train: NDArray[np.int64]
+    validation: NDArray[np.int64]
+
+
+def stratified_split(
+    rows: NDArray[np.int64],
+    classes: NDArray[np.int64],
+    names: Sequence[str],
+    *,
+    share: float,
+    seed: int,
+) -> Split:
+    """Holds out the same share of every class, one image of each at least.
+
+    Args:
+        rows: int64 (n,), the images.
+        classes: int64 (n,), the class of each.
+        names: of the classes.
+        share: of each class held out for validation, between 0 and 1.
+        seed: which images these are.
+
+    Raises:
+        InputError: fewer than two classes, or classes of fewer than two images, all named.
+    """
+    counts = np.bincount(classes, minlength=len(names))
+    few = [f"{name!r} {count}" for name, count in zip(names, counts, strict=True) if count < 2]  # noqa: PLR2004 one for training, one for validation
+    if few or len(names) < 2:  # noqa: PLR2004 as few as can be told apart
+        listed = ", ".join(few[:_SHOWN]) + (" …" if len(few) > _SHOWN else "")
+        found = f"too few in {listed}" if few else f"{len(names)} class"
+        raise InputError(
+            "expected images of two classes or more, two or more of each, for training "
+            f"and validation; found {found}. The name of the folder that an image lies in is its "
+            "class; --labels FILE.csv names others"
+        )
+    rng = np.random.default_rng(seed)
+    held_out = np.zeros(len(rows), dtype=bool)
+    for number, count in enumerate(counts.tolist()):
+        members = rng.permutation(np.flatnonzero(classes == number))
+        held_out[members[: min(count - 1, max(1, round(share * count)))]] = True
+    return Split(np.sort(rows[~held_out]), np.sort(rows[held_out]))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,38 +90,3 @@ class TrainingData:
     split: Split
     train_features: NDArray[np.float32]
     validation_features: NDArray[np.float32]
-
-
-class BatchLoader:
-    """Decodes batches of images and makes them the network's input.
-
-    Args:
-        manifest: the images.
-        network: preprocessing, workers.
-        device: of the network.
-    """
-
-    def __init__(self, manifest: ImageList, network: Settings, device: torch.device) -> None:
-        self._manifest, self._network, self._device = manifest, network, device
-        self._normalise = Normaliser(network.preprocess(), device)
-
-    def load(
-        self, batches: NDArray[np.int64], goes_on: Callable[[], bool]
-    ) -> Iterator[DecodedBatch]:
-        """Decoded images of the batches, int64 (batches, B), as long as `goes_on` says so."""
-        return load_batches(
-            self._manifest.open,
-            batches,
-            self._network,
-            workers=min(batches.size, choose_workers(self._network, {self._device.type})),
-            pin=self._device.type == "cuda",
-            goes_on=goes_on,
-        )
-
-    def prepare(self, batch: DecodedBatch) -> Tensor:
-        """The n images of a batch, normalised, (n, C, H, W) on the device."""
-        slots = torch.from_numpy(batch.slots).to(self._device)
-        images = batch.images.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
-        # Taken from floats: not every device picks uint16 by index.
-        chosen = self._normalise(images)[slots]  # (n, C, H, W)
-        return chosen.contiguous(memory_format=torch.channels_last)

@@ -1,8 +1,8 @@
 """A network under fine-tuning: its linear head, optimiser, training step, evaluation and state.
 
 AdamW (Loshchilov & Hutter, "Decoupled Weight Decay Regularization", ICLR 2019). The learning rate,
-see `lr_schedule`, is a share of each tensor's own size, as in Adafactor (Shazeer & Stern, ICML
-2018): the filters of VGG's layers, and of its two scalings of the input, differ by orders of
+see `LearningRateSchedule`, is a share of each tensor's own size, as in Adafactor (Shazeer & Stern,
+ICML 2018): the filters of VGG's layers, and of its two scalings of the input, differ by orders of
 magnitude, and a step that one of them hardly feels would destroy another.
 
 The head begins as the linear probe of the untouched features, so that the first steps do not
@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +23,14 @@ from torch.nn import functional as F  # noqa: N812 the name the whole field know
 
 from vggfeat.core.forked import note_computing
 from vggfeat.core.text import counted
-from vggfeat.core.vgg_layers import HEAD
-from vggfeat.errors import DeviceError
+from vggfeat.core.vgg_layers import ADAPTER, COLOURS, CONV1_1, HEAD, Entry
+from vggfeat.errors import DeviceError, WeightsError
 from vggfeat.finetuning.evaluation import MetricSums
 from vggfeat.finetuning.linear_probe import LinearHead, Scaling
+from vggfeat.network.device import choose_device, cuda_has_bfloat16
+from vggfeat.network.first_layer import start_adapter
+from vggfeat.network.vgg import needed_layers, network_of
+from vggfeat.network.weights import load_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -34,8 +39,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vggfeat.finetuning.linear_probe import Probe
-    from vggfeat.finetuning.lr_schedule import LearningRateSchedule
+    from vggfeat.finetuning.settings import AdaptSettings
     from vggfeat.network.vgg import TappedVgg
+    from vggfeat.network.weights import Weights
+
 
 _MIN_SIZE = 1e-2  # of a tensor, so that biases of zero are trained as well
 _CURRENT, _BEST, _EXP_AVG, _EXP_AVG_SQ = "current.", "best.", "exp_avg.", "exp_avg_sq."
@@ -201,3 +208,96 @@ def _memory_errors(device: torch.device, images: int) -> Iterator[None]:
             f"{device} has no memory to train on {counted(images, 'image')} of a batch at once; "
             "take a smaller --batch-size and --fresh, or train fewer layers"
         ) from error
+
+
+_WARM_UP = 0.1  # of all steps
+
+
+@dataclass(frozen=True, slots=True)
+class LearningRateSchedule:
+    """A rate that rises over the first tenth of the steps and falls to zero.
+
+    Attributes:
+        peak: largest change of a number in a step, as a share of its tensor's root mean square at
+            the beginning.
+        steps: of the whole training, over which the rate rises and falls.
+    """
+
+    peak: float
+    steps: int
+
+    def at(self, step: int) -> float:
+        """Share of the peak in step `step`; the first is 0."""
+        warm = math.ceil(_WARM_UP * self.steps)
+        return min(1, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+
+def choose_training_precision(name: str, device: str) -> str:
+    """What `auto` means: bfloat16 on a CUDA device that computes in it, else float32.
+
+    Raises:
+        DeviceError: the device is not there.
+    """
+    where = choose_device(device)
+    if name != "auto":
+        return name
+    return "bfloat16" if where.type == "cuda" and cuda_has_bfloat16() else "float32"
+
+
+def initial_tensors(settings: AdaptSettings, weights: Weights) -> dict[str, Tensor]:
+    """All tensors of the network before training, with a new adapter where one is trained.
+
+    Raises:
+        WeightsError: they cannot be read, do not fit, or an adapter does not go with them.
+    """
+    network = settings.network
+    layers = needed_layers(network.specs, network.model)
+    if not settings.parts.adapter:
+        return load_tensors(weights, network.model, layers, network.entry)
+    try:
+        return {
+            **load_tensors(weights, network.model, layers, Entry(COLOURS)),
+            **start_adapter(network.channels),
+        }
+    except WeightsError:
+        tensors = load_tensors(weights, network.model, layers, network.entry)
+    if ADAPTER not in tensors:
+        raise WeightsError(
+            f"weights {weights.name} take images of "
+            f"{counted(tensors[CONV1_1].shape[1], 'channel')} already, "
+            "and an adapter stands in front of weights for three; train first instead of adapter"
+        )
+    return tensors
+
+
+def build_network(
+    settings: AdaptSettings,
+    precision: str,
+    tensors: Mapping[str, Tensor],
+    probe: Probe,
+    steps_per_epoch: int,
+) -> FineTunedNetwork:
+    """The network with the head of the linear probe, ready for training.
+
+    Args:
+        settings: device, layer, what is trained, learning rate.
+        precision: `float32` or `bfloat16`.
+        tensors: see `initial_tensors`.
+        probe: of the untouched network.
+        steps_per_epoch: training batches of an epoch.
+
+    Raises:
+        DeviceError: the device is not there.
+    """
+    network = settings.network
+    layers = needed_layers(network.specs, network.model)
+    # mypy: torch's stubs know no overload of `to` with a memory format beside a device.
+    built: Any = network_of(tensors, layers, network.specs).to(device=choose_device(network.device))
+    return FineTunedNetwork(
+        built.to(memory_format=torch.channels_last),
+        settings.parts.parameters,
+        probe,
+        LearningRateSchedule(settings.lr, steps_per_epoch * settings.epochs),
+        weight_decay=settings.weight_decay,
+        bfloat16=precision == "bfloat16",
+    )

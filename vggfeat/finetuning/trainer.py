@@ -1,4 +1,4 @@
-"""The training loop: epoch after epoch, until training is finished or asked to stop."""
+"""The training loop, the batches of its epochs, and when its state is saved."""
 
 from __future__ import annotations
 
@@ -7,22 +7,32 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+import torch
+
 from vggfeat.core.records import Progress
 from vggfeat.errors import InputError
 from vggfeat.finetuning.augmentation import augment, parse_jitter
-from vggfeat.finetuning.batch_order import batch_count, epoch_batches
 from vggfeat.finetuning.evaluation import MetricSums
+from vggfeat.images.batch_plan import EMPTY
+from vggfeat.images.loader import choose_workers, load_batches
+from vggfeat.network.vgg import Normaliser
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+    from torch import Tensor
 
     from vggfeat.core.records import DecodedBatch
+    from vggfeat.core.settings import Settings
     from vggfeat.core.signals import StopFlag
-    from vggfeat.finetuning.checkpointing import Checkpointer
-    from vggfeat.finetuning.dataset import BatchLoader, TrainingData
+    from vggfeat.finetuning.dataset import Split, TrainingData
     from vggfeat.finetuning.model import FineTunedNetwork
-    from vggfeat.finetuning.progress import TrainingState
+    from vggfeat.finetuning.report import TrainingState
     from vggfeat.finetuning.settings import AdaptSettings
+    from vggfeat.images.image_list import ImageList
+
 
 log = logging.getLogger("vggfeat")
 
@@ -140,3 +150,97 @@ def _log_epoch(state: TrainingState, epochs: int) -> None:
         last.number, epochs, last.train_loss, last.validation.loss, last.validation.accuracy,
         best_so_far,
     )  # fmt: skip
+
+
+def batch_count(images: int, batch_size: int) -> int:
+    """Batches that so many images make, the last one perhaps not full."""
+    return -(-images // batch_size)
+
+
+def epoch_batches(split: Split, batch_size: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The batches of an epoch: training images in random order, then those for validation.
+
+    Args:
+        split: which are which.
+        batch_size: B.
+        seed: of the order, together with `epoch`.
+        epoch: the first is 0.
+
+    Returns:
+        int64 (batches, B), rows or `EMPTY`; the first `batch_count(train, B)` are for training.
+    """
+    order = np.random.default_rng((seed, epoch)).permutation(split.train)
+    return np.concatenate([_batched(order, batch_size), _batched(split.validation, batch_size)])
+
+
+def _batched(rows: NDArray[np.int64], batch_size: int) -> NDArray[np.int64]:
+    batches = np.full((batch_count(len(rows), batch_size), batch_size), EMPTY, dtype=np.int64)
+    batches.ravel()[: len(rows)] = rows
+    return batches
+
+
+@dataclass(slots=True)
+class Checkpointer:
+    """Saves now and then: not so often that saving takes a tenth of the time.
+
+    With 0 seconds that is after every batch all the same.
+
+    Attributes:
+        write: writes a checkpoint.
+        seconds: between two at least.
+    """
+
+    write: Callable[[TrainingState], None]
+    seconds: float
+    _due: float = 0.0
+
+    def start(self) -> None:
+        """Counts from now."""
+        self._due = time.monotonic() + self.seconds
+
+    def save_if_due(self, state: TrainingState) -> None:
+        """Saves if it is time to."""
+        if time.monotonic() >= self._due:
+            self.save(state)
+
+    def save(self, state: TrainingState) -> None:
+        """Saves at once."""
+        started = time.monotonic()
+        self.write(state)
+        ended = time.monotonic()
+        self._due = ended + (max(self.seconds, 10 * (ended - started)) if self.seconds else 0)
+
+
+class BatchLoader:
+    """Decodes batches of images and makes them the network's input.
+
+    Args:
+        manifest: the images.
+        network: preprocessing, workers.
+        device: of the network.
+    """
+
+    def __init__(self, manifest: ImageList, network: Settings, device: torch.device) -> None:
+        self._manifest, self._network, self._device = manifest, network, device
+        self._normalise = Normaliser(network.preprocess(), device)
+
+    def load(
+        self, batches: NDArray[np.int64], goes_on: Callable[[], bool]
+    ) -> Iterator[DecodedBatch]:
+        """Decoded images of the batches, int64 (batches, B), as long as `goes_on` says so."""
+        return load_batches(
+            self._manifest.open,
+            batches,
+            self._network,
+            workers=min(batches.size, choose_workers(self._network, {self._device.type})),
+            pin=self._device.type == "cuda",
+            goes_on=goes_on,
+        )
+
+    def prepare(self, batch: DecodedBatch) -> Tensor:
+        """The n images of a batch, normalised, (n, C, H, W) on the device."""
+        slots = torch.from_numpy(batch.slots).to(self._device)
+        images = batch.images.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
+        # Taken from floats: not every device picks uint16 by index.
+        chosen = self._normalise(images)[slots]  # (n, C, H, W)
+        return chosen.contiguous(memory_format=torch.channels_last)

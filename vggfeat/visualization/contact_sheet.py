@@ -5,23 +5,22 @@ from __future__ import annotations
 import functools
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from PIL import Image, ImageDraw, ImageFont
 
 from vggfeat.cache.rows import matching, matching_rows
 from vggfeat.cache.sharded import open_cache
+from vggfeat.core.preprocessing import AS_FILES_SAY, Tones
 from vggfeat.core.text import counted, printable
 from vggfeat.errors import UsageError
 from vggfeat.extraction.monitoring import output_format, publish
 from vggfeat.visualization.contact_sheet_html import page
-from vggfeat.visualization.thumbnails import image_file
-from vggfeat.visualization.tiles import Query, Result, Tile, TileGroup, groups_of, picture_of
+from vggfeat.visualization.thumbnails import image_file, picture_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from vggfeat.cache.reader import FeatureCache
     from vggfeat.retrieval.search import SearchResult
 
@@ -45,12 +44,75 @@ _ACROSS = 8
 _MOST_PIXELS = 1 << 27  # of a picture; viewers give up on more
 _FONT_SIZE = 13
 _TITLE_SIZE = 18
+_LARGE = 10  # scores from which on four decimals say no more
 
 _WHITE = (255, 255, 255)
 _BACK = (242, 242, 242)
 _TEXT = (27, 27, 27)
 _SOFT = (90, 90, 90)
 _MARK = (0, 96, 168)
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """An image that others were searched for.
+
+    Attributes:
+        path: its file.
+        label: its caption; undecodable bytes as surrogate escapes.
+        tones: the file's values that become black and white.
+    """
+
+    path: str
+    label: str
+    tones: Tones = AS_FILES_SAY
+
+    is_query: ClassVar[bool] = True
+    heading: ClassVar[str] = "query"
+    note: ClassVar[str] = ""
+
+    @property
+    def name(self) -> str:
+        """The caption, under the name that it has in a result."""
+        return self.label
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """An image that was found.
+
+    Attributes:
+        rank: its place in the list, from 1.
+        score: its similarity to the query; None without a query.
+        path: its file; None if the file is not found.
+        name: its caption; undecodable bytes as surrogate escapes.
+        note: a further caption, such as its state.
+        tones: the file's values that become black and white.
+    """
+
+    rank: int
+    score: float | None
+    path: str | None
+    name: str
+    note: str = ""
+    tones: Tones = AS_FILES_SAY
+
+    is_query: ClassVar[bool] = False
+
+    @property
+    def heading(self) -> str:
+        """Rank and score, as `3   0.9713`; empty without a score."""
+        if self.score is None:
+            return ""
+        digits = f"{self.score:.4f}" if abs(self.score) < _LARGE else f"{self.score:.6g}"
+        return f"{self.rank}   {digits}"
+
+
+Tile = Query | Result
+"""One image of a sheet with its captions."""
+
+TileGroup = tuple[Query | None, Sequence[Result]]
+"""A query and its results; without a query, images that stand by themselves."""
 
 
 def check_sheet(out: str) -> str:
@@ -84,7 +146,10 @@ def contact_sheet(
         SpaceError: the file cannot be written; what was there stays.
     """
     form = check_sheet(out)
-    groups = groups_of(queries, results)
+    if queries and len(queries) != len(results):
+        raise ValueError(f"{counted(len(queries), 'query')} and {len(results)} lists of results")
+    heads: Sequence[Query | None] = queries or [None] * len(results)
+    groups = list(zip(heads, results, strict=True))
     publish(out, page(title, groups) if form == "html" else _png(title, groups))
 
 
@@ -183,15 +248,17 @@ _STEP: Final = _SIDE + _GAP
 
 
 def _plan(groups: Sequence[TileGroup]) -> _Plan:
-    across = max(1, min(_ACROSS, max((len(group.results) for group in groups), default=1)))
-    indent = _GAP + (_STEP + _GAP if any(group.query is not None for group in groups) else 0)
-    tiles = [tile for group in groups for tile in group.tiles]
-    lines = _NAME_LINES + any(tile.heading for tile in tiles) + any(tile.note for tile in tiles)
+    across = max(1, min(_ACROSS, max((len(results) for _, results in groups), default=1)))
+    queries = [query for query, _ in groups if query is not None]
+    found = [result for _, results in groups for result in results]
+    indent = _GAP + (_STEP + _GAP if queries else 0)
+    headed = bool(queries) or any(result.heading for result in found)
+    lines = _NAME_LINES + headed + any(result.note for result in found)
     down = _SIDE + lines * _LINE + _GAP
     top, tops = 2 * _GAP + _TITLE_SIZE, []
-    for group in groups:
+    for _, results in groups:
         tops.append(top)
-        top += max(1, math.ceil(len(group.results) / across)) * down
+        top += max(1, math.ceil(len(results) / across)) * down
     width = max(indent + across * _STEP, 2 * _STEP)
     return _Plan(across, down, indent, tuple(tops), (width, top))
 
@@ -199,7 +266,7 @@ def _plan(groups: Sequence[TileGroup]) -> _Plan:
 def _png(title: str, groups: Sequence[TileGroup]) -> bytes:
     plan = _plan(groups)
     if plan.size[0] * plan.size[1] > _MOST_PIXELS:
-        count = sum(len(group.tiles) for group in groups)
+        count = sum((query is not None) + len(results) for query, results in groups)
         raise UsageError(
             f"a PNG of {counted(count, 'image')} would have {plan.size[0]} x {plan.size[1]} "
             "pixels; show fewer, or write .html"
@@ -209,12 +276,12 @@ def _png(title: str, groups: Sequence[TileGroup]) -> bytes:
     font = _font(_TITLE_SIZE)
     shown = _cut(printable(title), font, plan.size[0] - 2 * _GAP)
     draw.text((_GAP, _GAP), shown, font=font, fill=_TEXT)
-    for top, group in zip(plan.tops, groups, strict=True):
-        if group.query is not None:
-            _draw_tile(sheet, draw, group.query, (_GAP, top))
-        for place, tile in enumerate(group.results):
+    for top, (query, results) in zip(plan.tops, groups, strict=True):
+        if query is not None:
+            _draw_tile(sheet, draw, query, (_GAP, top))
+        for place, result in enumerate(results):
             left = plan.indent + place % plan.across * _STEP
-            _draw_tile(sheet, draw, tile, (left, top + place // plan.across * plan.down))
+            _draw_tile(sheet, draw, result, (left, top + place // plan.across * plan.down))
     file = io.BytesIO()
     sheet.save(file, "PNG")
     return file.getvalue()
@@ -225,7 +292,7 @@ def _draw_tile(
 ) -> None:
     left, top = corner
     draw.rectangle((left, top, left + _SIDE - 1, top + _SIDE - 1), fill=_BACK)
-    with picture_of(tile, _SIDE) as picture:
+    with picture_of(tile.path, _SIDE, tile.tones) as picture:
         if isinstance(picture, str):
             for number, line in enumerate(_wrapped(picture, _font(_FONT_SIZE), _SIDE - 16, 4)):
                 draw.text((left + 8, top + 8 + number * _LINE), line, font=_font(_FONT_SIZE),
@@ -254,8 +321,8 @@ def _draw_texts(draw: ImageDraw.ImageDraw, tile: Tile, left: int, top: int) -> N
     font = _font(_FONT_SIZE)
     mark = _MARK if tile.is_query else _TEXT
     lines = [(tile.heading, mark)] if tile.heading else []
-    lines += [(line, _TEXT) for line in _wrapped(tile.name, font, _SIDE, _NAME_LINES)]
-    lines += [(line, _SOFT) for line in _wrapped(tile.note, font, _SIDE, 1)]
+    lines += [(line, _TEXT) for line in _wrapped(printable(tile.name), font, _SIDE, _NAME_LINES)]
+    lines += [(line, _SOFT) for line in _wrapped(printable(tile.note), font, _SIDE, 1)]
     for number, (line, colour) in enumerate(lines):
         draw.text((left, top + number * _LINE), line, font=font, fill=colour)
 

@@ -12,14 +12,14 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from vggfeat.core.text import printable
-from vggfeat.visualization.tiles import picture_of
+from vggfeat.visualization.thumbnails import picture_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from PIL import Image
 
-    from vggfeat.visualization.tiles import Tile, TileGroup
+    from vggfeat.visualization.contact_sheet import Tile, TileGroup
 
 LONGEST: Final = 640
 """Pixels of the longer side of an image within the file, which its large view shows."""
@@ -144,7 +144,7 @@ def page(title: str, groups: Sequence[TileGroup]) -> bytes:
 
 
 def _parts(title: str, groups: Sequence[TileGroup]) -> Iterator[str]:
-    name = html.escape(printable(title))
+    name = _escaped(title)
     yield (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
@@ -163,19 +163,25 @@ def _parts(title: str, groups: Sequence[TileGroup]) -> Iterator[str]:
 
 
 def _section(group: TileGroup) -> Iterator[str]:
+    query, results = group
     yield "<section>\n"
-    if group.query is not None:
-        yield f"<h2>{html.escape(group.query.name)}</h2>\n"
+    if query is not None:
+        yield f"<h2>{_escaped(query.name)}</h2>\n"
     yield "<ol>\n"
-    for tile in group.tiles:
-        yield _item(tile)
+    if query is not None:
+        yield _item(query)
+    yield from map(_item, results)
     yield "</ol>\n</section>\n"
+
+
+def _escaped(text: str) -> str:
+    return html.escape(printable(text))
 
 
 def _item(tile: Tile) -> str:
     kind = ' class="query"' if tile.is_query else ""
     words = [
-        f'<span class="{name}">{_breakable(html.escape(text))}</span>'
+        f'<span class="{name}">{_breakable(_escaped(text))}</span>'
         for name, text in (("heading", tile.heading), ("name", tile.name), ("note", tile.note))
         if text
     ]
@@ -191,11 +197,11 @@ def _breakable(escaped: str) -> str:
 
 
 def _button(tile: Tile) -> str:
-    with picture_of(tile, LONGEST) as picture:
+    with picture_of(tile.path, LONGEST, tile.tones) as picture:
         if isinstance(picture, str):
             words = html.escape(picture)
             return f'<button type="button" class="open none" aria-disabled="true">{words}</button>'
-        alt = html.escape(tile.name)
+        alt = _escaped(tile.name)
         return (
             '<button type="button" class="open" aria-haspopup="dialog">'
             f'<img src="{_data_uri(picture)}" alt="{alt}" width="{picture.width}" '

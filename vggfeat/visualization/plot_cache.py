@@ -11,7 +11,7 @@ import numpy as np
 
 from vggfeat.core.text import counted, printable
 from vggfeat.errors import DecodeError, UsageError
-from vggfeat.visualization.plot_comparison import check_matplotlib
+from vggfeat.visualization.figure_files import check_matplotlib
 from vggfeat.visualization.thumbnails import image_file, load_picture, shortened
 
 if TYPE_CHECKING:

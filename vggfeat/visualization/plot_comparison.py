@@ -2,46 +2,23 @@
 
 from __future__ import annotations
 
-import io
 import textwrap
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vggfeat.core.text import counted
-from vggfeat.errors import UsageError
-from vggfeat.extraction.monitoring import output_format
+from vggfeat.visualization.figure_files import check_matplotlib, to_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from vggfeat.retrieval.compare import Candidate, Comparison
 
-FIGURE_FORMATS: Final = ("png", "svg", "pdf")
-
 _LABEL_WIDTH = 34
 _LABEL_LINES = 3
 _BAR = 0.38
 _COLOURS = ("#0072b2", "#e69f00")  # of Okabe and Ito, told apart by all eyes and in grey
-
-
-def chart_format(path: str) -> str:
-    """Return the one of `FIGURE_FORMATS` that the name of a chart asks for."""
-    return output_format(path, "chart", FIGURE_FORMATS)
-
-
-def check_matplotlib() -> None:
-    """Fails where no chart can be drawn.
-
-    Raises:
-        UsageError: matplotlib is not installed; says how to.
-    """
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise UsageError(
-            f"a chart needs matplotlib ({error}): pip install 'vggfeat[plot]'"
-        ) from error
 
 
 def draw(comparison: Comparison, form: str) -> bytes:
@@ -72,9 +49,7 @@ def draw(comparison: Comparison, form: str) -> bytes:
     axes.set_title(_title(comparison), parse_math=False, fontsize="medium")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
-    file = io.BytesIO()
-    figure.savefig(file, format=form, dpi=150)
-    return file.getvalue()
+    return to_bytes(figure, form)
 
 
 def _draw_bars(axes: Axes, candidates: tuple[Candidate, ...]) -> None:

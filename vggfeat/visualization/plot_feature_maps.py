@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from vggfeat.visualization.plot_comparison import check_matplotlib
+from vggfeat.visualization.figure_files import check_matplotlib
 from vggfeat.visualization.thumbnails import shortened
 
 if TYPE_CHECKING:
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vggfeat.visualization.feature_maps import Channels, FeatureMap, SeenImage
-
-DPI: Final = 150
 
 _GAP = 0.17  # above each tile, of its height; a number has room in it
 _GAP_BESIDE = 0.05
@@ -43,13 +40,6 @@ class Tiles:
     values: NDArray[np.float32]
     corners: tuple[tuple[int, int], ...]
     shape: tuple[int, int]
-
-
-def to_bytes(figure: Figure, form: str) -> bytes:
-    """The file of a figure, in one of `chart.FORMATS`."""
-    file = io.BytesIO()
-    figure.savefig(file, format=form, dpi=DPI)
-    return file.getvalue()
 
 
 def resized(one: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:

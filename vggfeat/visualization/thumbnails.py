@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -20,6 +21,8 @@ from vggfeat.storage.object_store import is_there
 from vggfeat.storage.paths import remote_scheme
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vggfeat.cache.reader import FeatureCache
 
 MAX_PIXELS = Settings(layers="fc7").max_pixels
@@ -68,6 +71,23 @@ def _shorter_side(stream: BinaryIO, longest: int) -> int:
         raise DecodeError("not an image Pillow can read") from error
     small, large = sorted(sides)
     return int(small) if large <= longest else max(1, round(small * longest / large))
+
+
+@contextlib.contextmanager
+def picture_of(
+    path: str | None, longest: int, tones: Tones = AS_FILES_SAY
+) -> Iterator[Image.Image | str]:
+    """Yield the image in a file as `load_picture` does, or a few words on why there is none."""
+    if path is None or not os.path.isfile(path):
+        yield "file not found"
+        return
+    try:
+        image = load_picture(path, longest, tones)
+    except DecodeError as error:
+        yield printable(str(error))
+        return
+    with image:
+        yield image
 
 
 def image_file(cache: FeatureCache, row: int, root: str | None = None) -> str | None:

@@ -1,4 +1,4 @@
-"""Attributes of classes as data sets are published with them: AwA's matrices, and MATLAB's files.
+"""Tables of class vectors, such as attributes: CSV, TSV, .npz, AwA's matrices and MATLAB's files.
 
 Animals with Attributes (Lampert et al., 2009 and Xian et al., 2018) has `predicate-matrix-*.txt`, a
 class a line and an attribute a column, and names in `classes.txt` and `predicates.txt` beside it.
@@ -7,25 +7,31 @@ The splits of Xian et al. (CVPR 2017) come as `att_splits.mat`.
 
 from __future__ import annotations
 
+import csv
+import io
 import logging
+import math
 import os
 import re
+import zipfile
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 import h5py
 import numpy as np
 
-from vggfeat.core.text import counted
+from vggfeat.core.text import counted, decode_text
 from vggfeat.errors import InputError, UsageError
 from vggfeat.storage.text_files import read_text
 from vggfeat.zeroshot.word_vectors import Words
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
     Matrix = NDArray[np.float64]
+    Values = NDArray[np.float32]
 
 _MISSING: Final = -1
 _CLASSES, _PREDICATES = "classes.txt", "predicates.txt"
@@ -34,7 +40,109 @@ _NUMBERED = re.compile(r"\d+\s+")
 _LOOKED_AT = 1 << 16  # bytes in which the first line ends
 _FEWEST = 3  # columns; two numbers are the first line of word2vec
 
+_SHOWN = 3  # mistakes that an error message lists
+_NPZ = "expected arrays `names` (n,) and `vectors` (n, dims), or one array (dims,) a class"
+
 log = logging.getLogger("vggfeat")
+
+
+def read_table(path: str) -> Words:
+    """All classes of a `.csv`, `.tsv` or `.npz` file.
+
+    A CSV or TSV has a class and its numbers in each line; a first line whose numbers are none is
+    taken for a head. An `.npz` has `names` and `vectors`, or an array for each class.
+
+    Raises:
+        InputError: the file cannot be read.
+        UsageError: it has mistakes; lines or arrays are named.
+    """
+    if path.endswith(".npz"):
+        return _from_npz(path)
+    separator = "\t" if path.endswith(".tsv") else ","
+    text = read_text(path, "vectors")
+    return _parse(path, io.StringIO(text, newline=""), separator)
+
+
+def _parse(path: str, lines: Iterable[str], separator: str) -> Words:
+    vectors: dict[str, Values] = {}
+    wrong: list[str] = []
+    dims = 0
+    reader = csv.reader(lines, delimiter=separator, strict=True)
+    try:
+        for number, cells in enumerate(filter(None, reader)):
+            if number == 0 and _is_head(cells):
+                continue
+            dims = dims or len(cells) - 1
+            problem = _take(cells, dims, vectors)
+            if problem:
+                wrong.append(f"line {reader.line_num}: {problem}")
+    except csv.Error as error:
+        wrong.append(f"line {reader.line_num}: {error}")
+    _refuse(path, "lines of class,number,...", wrong or ([] if vectors else ["no classes in it"]))
+    return Words("table", vectors, dims)
+
+
+def _is_head(cells: list[str]) -> bool:
+    return len(cells) > 1 and not any(_is_number(cell) for cell in cells[1:])
+
+
+def _take(cells: list[str], dims: int, vectors: dict[str, Values]) -> str:
+    """Adds a line to the vectors; what is wrong with it, or nothing."""
+    name = cells[0].strip()
+    if len(cells) - 1 != dims or not dims:
+        return (
+            f"{counted(len(cells) - 1, 'number')}, the first line has {dims}"
+            if dims
+            else "no numbers"
+        )
+    odd = [cell for cell in cells[1:] if not _is_number(cell) or not math.isfinite(float(cell))]
+    if odd or not name:
+        return f"{odd[0]!r} is no number" if odd else "no class"
+    if name in vectors:
+        return f"{name!r} stands above already"
+    vectors[name] = np.array([float(cell) for cell in cells[1:]], dtype=np.float32)
+    return ""
+
+
+def _refuse(path: str, expected: str, wrong: list[str]) -> None:
+    if wrong:
+        more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+        raise UsageError(
+            f"vectors {path!r}, expected {expected}: {'; '.join(wrong[:_SHOWN])}{more}"
+        )
+
+
+def _from_npz(path: str) -> Words:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: np.asarray(file[name]) for name in file.files}
+    except (zipfile.BadZipFile, ValueError, EOFError) as error:
+        words = " ".join(str(error).split())
+        raise UsageError(f"vectors {path!r} are no .npz of plain arrays: {words}") from error
+    except OSError as error:
+        raise InputError(f"vectors {path!r} cannot be read: {error.strerror or error}") from error
+    if set(arrays) == {"names", "vectors"}:
+        names, matrix = arrays["names"], arrays["vectors"]
+        if names.ndim != 1 or matrix.ndim != 2 or len(names) != len(matrix):  # noqa: PLR2004 a matrix
+            found = f"names {names.shape}, vectors {matrix.shape}"
+            raise UsageError(f"vectors {path!r}: {_NPZ}; found {found}")
+        texts = [_text(name, path) for name in names.tolist()]
+        twice = [f"{text!r} is there twice" for text, count in Counter(texts).items() if count > 1]
+        _refuse(path, "names that differ", twice)
+        arrays = dict(zip(texts, matrix, strict=True))
+    shapes = {array.shape for array in arrays.values()}
+    shape = next(iter(shapes)) if len(shapes) == 1 else ()
+    kinds = {array.dtype.kind for array in arrays.values()}
+    if len(shape) != 1 or not kinds <= set("fiub"):
+        raise UsageError(f"vectors {path!r}: {_NPZ}; found shapes {sorted(shapes)[:_SHOWN]}")
+    vectors = {name: array.astype(np.float32) for name, array in arrays.items()}
+    return Words("table", vectors, shape[0])
+
+
+def _text(name: str | bytes, path: str) -> str:
+    if isinstance(name, bytes):
+        return decode_text(name, f"a name in vectors {path!r}").strip()
+    return str(name).strip()
 
 
 def is_matrix(path: str) -> bool:
@@ -95,7 +203,7 @@ def _beside(path: str, name: str) -> str:
     return os.path.join(os.path.dirname(path), name)
 
 
-def _is_number(field: bytes) -> bool:
+def _is_number(field: str | bytes) -> bool:
     try:
         float(field)
     except ValueError:

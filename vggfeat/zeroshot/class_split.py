@@ -15,7 +15,7 @@ from vggfeat.core.class_names import ClassNames, class_key, clean
 from vggfeat.core.text import counted
 from vggfeat.errors import UsageError
 from vggfeat.storage.text_files import read_text
-from vggfeat.zeroshot.class_names import listed, nearest_names
+from vggfeat.zeroshot.name_matching import listed, nearest_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

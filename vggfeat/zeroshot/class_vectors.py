@@ -12,9 +12,8 @@ import numpy as np
 from vggfeat.core.class_names import class_key
 from vggfeat.core.text import counted
 from vggfeat.errors import UsageError
-from vggfeat.zeroshot.attribute_files import is_matrix, read_mat, read_matrix
-from vggfeat.zeroshot.attribute_table import read_table
-from vggfeat.zeroshot.class_names import ClassIndex, all_words, listed, nearest_names
+from vggfeat.zeroshot.attribute_files import is_matrix, read_mat, read_matrix, read_table
+from vggfeat.zeroshot.name_matching import ClassIndex, all_words, listed, nearest_names
 from vggfeat.zeroshot.word_vectors import Words, read_words, similar_words
 
 if TYPE_CHECKING:

@@ -16,11 +16,10 @@ from vggfeat.core.text import agree, counted
 from vggfeat.errors import UsageError
 from vggfeat.transforms.base import blocks_of
 from vggfeat.zeroshot.class_split import Labelled, image_keys, labelled_rows
-from vggfeat.zeroshot.class_tree import read_tree
+from vggfeat.zeroshot.class_tree import TreeMistakes, read_tree, tree_mistakes
 from vggfeat.zeroshot.metrics import Judged, harmonic_mean, joined, judge, per_class, trade_off
 from vggfeat.zeroshot.model import ZeroShotModel
 from vggfeat.zeroshot.predict import bias_of
-from vggfeat.zeroshot.tree_distance import TreeMistakes, tree_mistakes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

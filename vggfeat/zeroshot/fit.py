@@ -27,7 +27,6 @@ from vggfeat.transforms.model_file import (
     network_record,
     save_fitted,
 )
-from vggfeat.zeroshot.class_names import identifier, listed, nearest_names
 from vggfeat.zeroshot.class_split import (
     Classes,
     Labelled,
@@ -42,6 +41,7 @@ from vggfeat.zeroshot.class_tree import ClassTree, read_tree
 from vggfeat.zeroshot.class_vectors import ClassVectors, class_vectors
 from vggfeat.zeroshot.features import fit_inputs
 from vggfeat.zeroshot.model import ZEROSHOT_KIND, ZeroShotModel
+from vggfeat.zeroshot.name_matching import identifier, listed, nearest_names
 from vggfeat.zeroshot.settings import ZeroShotSettings
 from vggfeat.zeroshot.train import Learner, TrainedMap
 

@@ -1,0 +1,37 @@
+"""Files of matplotlib figures: which formats there are, and whether matplotlib is installed."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Final
+
+from vggfeat.core.optional import require
+from vggfeat.extraction.monitoring import output_format
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FIGURE_FORMATS: Final = ("png", "svg", "pdf")
+
+_DPI: Final = 150
+
+
+def chart_format(path: str) -> str:
+    """Return the one of `FIGURE_FORMATS` that the name of a chart ends in.
+
+    Raises:
+        UsageError: it ends otherwise, or no file can be written there.
+    """
+    return output_format(path, "chart", FIGURE_FORMATS)
+
+
+def check_matplotlib() -> None:
+    """Raise a UsageError that says how to install matplotlib if it is not installed."""
+    require("matplotlib.figure", "plot", "a chart")
+
+
+def to_bytes(figure: Figure, form: str) -> bytes:
+    """Return the file of a figure in one of `FIGURE_FORMATS`."""
+    file = io.BytesIO()
+    figure.savefig(file, format=form, dpi=_DPI)
+    return file.getvalue()
