@@ -31,7 +31,7 @@ from hypothesis import strategies as st
 from vggfeat.core.layer_spec import parse_specs
 from vggfeat.core.preprocessing import NORMALISATIONS
 from vggfeat.core.settings import Settings
-from vggfeat.core.vgg_layers import VARIANTS, layer_table, parameter_shapes
+from vggfeat.core.vgg_layers import VARIANTS, VGG, layer_table, parameter_shapes
 from vggfeat.errors import UsageError, WeightsError
 from vggfeat.network import download as download_module
 from vggfeat.network import weights as weights_module
@@ -188,7 +188,7 @@ def published_enums() -> dict[tuple[str, str], Any]:
 def test_published_names_are_torchvisions() -> None:
     """Files and digests are those that torchvision itself downloads, all of them and no others."""
     files = {key: item.url.rpartition("/")[2] for key, item in published_enums().items()}
-    assert files == weights_module._PUBLISHED
+    assert files == VGG.published
     addresses = {item.url.rpartition("/")[0] for item in published_enums().values()}
     assert addresses == {weights_module.BASE_URL}
     assert published_file("features", "vgg19") is None
@@ -263,7 +263,7 @@ FILE_NAME = f"vgg11-{sha256(Server.content)[:8]}.pth"
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setitem(weights_module._PUBLISHED, ("imagenet", "vgg11"), FILE_NAME)
+    monkeypatch.setitem(VGG.published, ("imagenet", "vgg11"), FILE_NAME)
     with Server(("127.0.0.1", 0), Handler) as server:
         monkeypatch.setenv("VGGFEAT_WEIGHTS_URL", f"http://127.0.0.1:{server.server_port}/models/")
         monkeypatch.setenv("no_proxy", "127.0.0.1")
@@ -381,7 +381,8 @@ def test_several_runs_fetch_once(server: Server) -> None:
     path.with_name(FILE_NAME + ".vggfeat.tmp").write_bytes(b"killed here")
     code = (
         "import sys, vggfeat.network.weights as weights\n"
-        "weights._PUBLISHED = {('imagenet', 'vgg11'): sys.argv[1]}\n"
+        "from vggfeat.core.vgg_layers import VGG\n"
+        "VGG.published['imagenet', 'vgg11'] = sys.argv[1]\n"
         "print(weights.find_weights('imagenet', 'vgg11').sha256)"
     )
     runs = [

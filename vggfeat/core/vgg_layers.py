@@ -10,21 +10,27 @@ from __future__ import annotations
 import difflib
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 from vggfeat.core.foreign_names import explain_name
 from vggfeat.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
+
+    class Shaped(Protocol):
+        """A tensor, as far as its shape goes."""
+
+        @property
+        def shape(self) -> Sequence[int]:
+            """Return its sides."""
+
 
 Kind = Literal["conv", "pool", "fc", "prob"]
 FirstLayer = Literal["sum", "kaiming"]
 FIRST_LAYERS: tuple[FirstLayer, ...] = get_args(FirstLayer)
 
 COLOURS = 3
-CONV1_1 = "features.0.weight"
-CONV1_1_BIAS = "features.0.bias"
 ADAPTER = "adapter.weight"
 ADAPTER_BIAS = "adapter.bias"
 HEAD = ("head.weight", "head.bias")
@@ -264,6 +270,51 @@ def _did_you_mean(word: str, known: list[str] | tuple[str, ...]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Architecture:
+    """What is VGG's own about a weight file: names of tensors and the files that were published.
+
+    Attributes:
+        first_weight: name, as torchvision has it, of the weight of conv1_1.
+        first_bias: of the bias of conv1_1.
+        fc6_weight: of the weight of the first fully connected layer.
+        fc8_weight: of the weight of the last one, which has a row for each class.
+        published: name of the weights and model → torchvision's file; the digits behind the last
+            dash begin its SHA-256.
+    """
+
+    first_weight: str
+    first_bias: str
+    fc6_weight: str
+    fc8_weight: str
+    published: Mapping[tuple[str, str], str]
+
+    def classes(self, tensors: Mapping[str, Shaped]) -> int:
+        """Return the number of outputs of fc8, 0 where `tensors` end before it."""
+        head = tensors.get(self.fc8_weight)
+        return 0 if head is None else head.shape[0]
+
+
+VGG = Architecture(
+    first_weight="features.0.weight",
+    first_bias="features.0.bias",
+    fc6_weight="classifier.0.weight",
+    fc8_weight="classifier.6.weight",
+    published={
+        ("imagenet", "vgg11"): "vgg11-8a719046.pth",
+        ("imagenet", "vgg11_bn"): "vgg11_bn-6002323d.pth",
+        ("imagenet", "vgg13"): "vgg13-19584684.pth",
+        ("imagenet", "vgg13_bn"): "vgg13_bn-abd245e5.pth",
+        ("imagenet", "vgg16"): "vgg16-397923af.pth",
+        ("imagenet", "vgg16_bn"): "vgg16_bn-6c64b313.pth",
+        ("imagenet", "vgg19"): "vgg19-dcbb9e9d.pth",
+        ("imagenet", "vgg19_bn"): "vgg19_bn-c79401a0.pth",
+        ("features", "vgg16"): "vgg16_features-amdegroot-88682ab5.pth",
+    },
+)
+"""The only architecture of this package; a variant's layers are in `layer_table`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """What comes into the network, and how it is made to fit.
 
@@ -317,7 +368,7 @@ def variant_of(found: Mapping[str, tuple[int, ...]]) -> str:
         for name, shape in found.items()
         if name.startswith("features.") and "num_batches" not in name
     }
-    channels = have.get(CONV1_1, (0, COLOURS))[1:2] or (COLOURS,)
+    channels = have.get(VGG.first_weight, (0, COLOURS))[1:2] or (COLOURS,)
     for model in VARIANTS:
         convolutions = [layer for layer in layer_table(model) if layer.kind == "conv"]
         if parameter_shapes(convolutions, 0, channels[0]) == have:

@@ -23,7 +23,7 @@ from torch.nn import functional as F  # noqa: N812 the name the whole field know
 
 from vggfeat.core.forked import note_computing
 from vggfeat.core.text import counted
-from vggfeat.core.vgg_layers import ADAPTER, COLOURS, CONV1_1, HEAD, Entry
+from vggfeat.core.vgg_layers import ADAPTER, COLOURS, HEAD, VGG, Entry
 from vggfeat.errors import DeviceError, WeightsError
 from vggfeat.finetuning.evaluation import MetricSums
 from vggfeat.finetuning.linear_probe import LinearHead, Scaling
@@ -264,7 +264,7 @@ def initial_tensors(settings: AdaptSettings, weights: Weights) -> dict[str, Tens
     if ADAPTER not in tensors:
         raise WeightsError(
             f"weights {weights.name} take images of "
-            f"{counted(tensors[CONV1_1].shape[1], 'channel')} already, "
+            f"{counted(tensors[VGG.first_weight].shape[1], 'channel')} already, "
             "and an adapter stands in front of weights for three; train first instead of adapter"
         )
     return tensors

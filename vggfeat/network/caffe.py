@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from vggfeat.core.vgg_layers import COLOURS, CONV1_1
+from vggfeat.core.vgg_layers import COLOURS, VGG
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -191,5 +191,5 @@ def caffe_order(file: WeightFile, sha256: str = "") -> Order:
         return ""  # its dialect has seen to it
     if sha256.startswith(JOHNSONS):
         return "bgr"
-    first = file.array(CONV1_1)
+    first = file.array(VGG.first_weight)
     return "" if first is None else colour_order(first)

@@ -13,7 +13,7 @@ from vggfeat.core.forked import note_computing, refuse_broken_threads
 from vggfeat.core.isolation import isolated
 from vggfeat.core.records import DecodedBatch, Failure, FeatureBatch
 from vggfeat.core.text import counted
-from vggfeat.core.vgg_layers import ADAPTER
+from vggfeat.core.vgg_layers import ADAPTER, VGG
 from vggfeat.errors import DeviceError, UsageError
 from vggfeat.network.device import (
     Compute,
@@ -95,8 +95,7 @@ class Extractor:
         self._shortest = 2 ** sum(layer.kind == "pool" for layer in layers)
         entry = self.settings.entry
         tensors = load_tensors(self.weights, self.settings.model, layers, entry)
-        head = tensors.get("classifier.6.weight")
-        self.classes = 0 if head is None else head.shape[0]
+        self.classes = VGG.classes(tensors)
         if precision == "int8":
             return self._build_int8(layers, tensors)
         network = network_of(tensors, layers, self.settings.specs)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vggfeat.core.text import counted
-from vggfeat.core.vgg_layers import ADAPTER, ADAPTER_BIAS, COLOURS, CONV1_1, Entry
+from vggfeat.core.vgg_layers import ADAPTER, ADAPTER_BIAS, COLOURS, VGG, Entry
 from vggfeat.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def file_channels(shapes: Shapes) -> int | None:
     Args:
         shapes: of the file's tensors by name.
     """
-    name = ADAPTER if ADAPTER in shapes else CONV1_1
+    name = ADAPTER if ADAPTER in shapes else VGG.first_weight
     shape = shapes.get(name, ())
     return shape[1] if len(shape) == 4 else None  # noqa: PLR2004 (out, in, rows, columns)
 

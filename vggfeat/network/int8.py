@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from vggfeat.core.vgg_layers import VGG
 from vggfeat.network.pooling import reduce_map
 from vggfeat.network.vgg import TappedVgg
 
@@ -151,8 +152,7 @@ def _head(
     behind = [layer for layer in layers if layer.container == "classifier"]
     if not behind:
         return None
-    last = tensors.get("classifier.6.weight")
-    head = TappedVgg(behind, specs, 0 if last is None else last.shape[0])
+    head = TappedVgg(behind, specs, VGG.classes(tensors))
     head.load_state_dict(
         {name: value for name, value in tensors.items() if name.startswith("classifier.")},
         assign=True,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 the name the whole field knows it by
 
-from vggfeat.core.vgg_layers import ADAPTER, COLOURS, CONV1_1, GRID, Layer, layer_table
+from vggfeat.core.vgg_layers import ADAPTER, COLOURS, GRID, VGG, Layer, layer_table
 from vggfeat.network.pooling import reduce_map
 
 if TYPE_CHECKING:
@@ -146,12 +146,11 @@ def network_of(
         layers: see `TappedVgg`.
         specs: see `TappedVgg`.
     """
-    head = tensors.get("classifier.6.weight")
-    first = tensors.get(ADAPTER, tensors.get(CONV1_1))
+    first = tensors.get(ADAPTER, tensors.get(VGG.first_weight))
     network = TappedVgg(
         layers,
         specs,
-        0 if head is None else head.shape[0],
+        VGG.classes(tensors),
         COLOURS if first is None else first.shape[1],
         adapter=ADAPTER in tensors,
     )

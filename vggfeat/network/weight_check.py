@@ -14,13 +14,13 @@ from vggfeat.core.vgg_layers import (
     COLOURS,
     GRID,
     HEAD,
+    VGG,
     Layer,
     find_layer,
     layer_table,
     parameter_shapes,
     variant_of,
 )
-from vggfeat.core.vgg_layers import CONV1_1 as _FIRST
 from vggfeat.network.first_layer import adapter_problem, file_channels
 
 if TYPE_CHECKING:
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     Shapes = Mapping[str, tuple[int, ...]]
 
 _NAMED = 4
-_FC6 = "classifier.0.weight"
-_FC8 = "classifier.6.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +67,7 @@ class Checkpoint:
     @property
     def classes(self) -> int:
         """Outputs of fc8; those of ImageNet where the file has none."""
-        shapes = [shape for name, shape in self.shapes.items() if name.endswith(_FC8)]
+        shapes = [shape for name, shape in self.shapes.items() if name.endswith(VGG.fc8_weight)]
         return shapes[0][0] if shapes and shapes[0] else CLASSES
 
     @property
@@ -128,9 +126,9 @@ def check_fit(checkpoint: Checkpoint, model: str) -> WeightFit:
     problems += _convolutions(found, model, checkpoint.layers(model))
     if not checkpoint.ends:
         problems += _classifier(found, checkpoint, model)
-    if _FC8 in found and found[_FC8][0] != CLASSES:
+    if VGG.fc8_weight in found and found[VGG.fc8_weight][0] != CLASSES:
         notes.append(
-            f"fc8 of {checkpoint.name} has {counted(found[_FC8][0], 'class')} instead of "
+            f"fc8 of {checkpoint.name} has {counted(found[VGG.fc8_weight][0], 'class')} instead of "
             f"ImageNet's {CLASSES}: fine, fc8 and prob are that long"
         )
     notes += _first_layer(checkpoint)
@@ -142,17 +140,17 @@ def check_fit(checkpoint: Checkpoint, model: str) -> WeightFit:
 
 def _without_prefix(shapes: Shapes) -> tuple[Shapes, str]:
     """Shapes by torchvision's names, and what stood in front of each of them."""
-    ends = [name for name in shapes if name.endswith(f".{_FIRST}")]
-    if _FIRST in shapes or not ends:
+    ends = [name for name in shapes if name.endswith(f".{VGG.first_weight}")]
+    if VGG.first_weight in shapes or not ends:
         return shapes, ""
-    prefix = ends[0].removesuffix(_FIRST)
+    prefix = ends[0].removesuffix(VGG.first_weight)
     return {name.removeprefix(prefix): shape for name, shape in shapes.items()}, prefix
 
 
 def _prefixed(prefix: str) -> Problem:
     return Problem(
         "conv1_1",
-        f"names of tensors begin with {prefix!r}; expected torchvision's, {_FIRST}",
+        f"names of tensors begin with {prefix!r}; expected torchvision's, {VGG.first_weight}",
         f"save the file without it: {{name.removeprefix({prefix!r}): value for name, value in "
         "state.items()}",
     )
@@ -212,8 +210,8 @@ def _convolutions(found: Shapes, model: str, meant: Sequence[Layer]) -> list[Pro
 
 def _unlike(layers: Sequence[Layer], found: Shapes) -> list[str]:
     """Each tensor that is missing or has another shape, and how."""
-    classes = found[_FC8][0] if _FC8 in found else CLASSES
-    first = found.get(_FIRST, ())
+    classes = found[VGG.fc8_weight][0] if VGG.fc8_weight in found else CLASSES
+    first = found.get(VGG.first_weight, ())
     channels = first[1] if len(first) == 4 else COLOURS  # noqa: PLR2004 (out, in, rows, columns)
     return [
         f"{name} is missing"
@@ -240,7 +238,7 @@ def _classifier(found: Shapes, checkpoint: Checkpoint, model: str) -> list[Probl
         remedy = f"{_convolutions_do(model)}; for fc6 and deeper use --weights imagenet"
         return [Problem("fc6", what, remedy)]
     fc6 = find_layer(model, "fc6")
-    shape = found.get(_FC6, ())
+    shape = found.get(VGG.fc6_weight, ())
     if len(shape) == 2 and shape[1] != fc6.in_channels:  # noqa: PLR2004 (out, in)
         return [_other_input(fc6, shape, _convolutions_do(model))]
     layers = [layer for layer in layer_table(model) if layer.kind == "fc"]
@@ -257,9 +255,9 @@ def _other_input(fc6: Layer, shape: tuple[int, ...], convolutions_do: str) -> Pr
     channels = fc6.in_channels // GRID**2
     message = cannot_be_multiplied(1, fc6.in_channels, out, length)
     found = (
-        f"{_FC6} is {_shape(shape)}, expected {_shape((fc6.channels, fc6.in_channels))}: it takes "
-        f"{counted(length, 'number')}, and VGG hands it {channels} x {GRID} x {GRID} = "
-        f"{fc6.in_channels}; "
+        f"{VGG.fc6_weight} is {_shape(shape)}, expected "
+        f"{_shape((fc6.channels, fc6.in_channels))}: it takes {counted(length, 'number')}, and VGG "
+        f"hands it {channels} x {GRID} x {GRID} = {fc6.in_channels}; "
         f'torch would say "{message}"'
     )
     side = math.isqrt(length // channels) if length % channels == 0 else 0

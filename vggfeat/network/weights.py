@@ -16,11 +16,11 @@ from vggfeat.core.text import agree, counted
 from vggfeat.core.vgg_layers import (
     ADAPTER,
     ADAPTER_BIAS,
+    CLASSES,
     COLOURS,
-    CONV1_1,
-    CONV1_1_BIAS,
     GRID,
     RGB_ENTRY,
+    VGG,
     Layer,
     parameter_shapes,
     variant_of,
@@ -47,19 +47,6 @@ if TYPE_CHECKING:
 BASE_URL = "https://download.pytorch.org/models"
 BASE_URL_VARIABLE = "VGGFEAT_WEIGHTS_URL"
 """Environment variable that names a mirror of `BASE_URL`."""
-
-# torchvision's own files; the digits behind the dash begin the SHA-256.
-_PUBLISHED: Mapping[tuple[str, str], str] = {
-    ("imagenet", "vgg11"): "vgg11-8a719046.pth",
-    ("imagenet", "vgg11_bn"): "vgg11_bn-6002323d.pth",
-    ("imagenet", "vgg13"): "vgg13-19584684.pth",
-    ("imagenet", "vgg13_bn"): "vgg13_bn-abd245e5.pth",
-    ("imagenet", "vgg16"): "vgg16-397923af.pth",
-    ("imagenet", "vgg16_bn"): "vgg16_bn-6c64b313.pth",
-    ("imagenet", "vgg19"): "vgg19-dcbb9e9d.pth",
-    ("imagenet", "vgg19_bn"): "vgg19_bn-c79401a0.pth",
-    ("features", "vgg16"): "vgg16_features-amdegroot-88682ab5.pth",
-}
 
 _SUFFIXES = (
     ".pth", ".pt", ".safetensors", ".bin", ".ckpt", ".tar", ".h5", ".hdf5", ".keras",
@@ -115,7 +102,7 @@ def weights_folder() -> str:
 
 def published_file(name: str, model: str) -> str | None:
     """File name of torchvision's weights `imagenet` or `features`; None if there are none."""
-    return _PUBLISHED.get((name, model))
+    return VGG.published.get((name, model))
 
 
 def weights_name(name: str, model: str) -> str:
@@ -239,12 +226,12 @@ def _with_first_layer(
     tensors: dict[str, torch.Tensor], layers: tuple[Layer, ...], entry: Entry
 ) -> dict[str, torch.Tensor]:
     """The tensors with a first convolution for the channels asked for, if they come without."""
-    if CONV1_1 not in tensors or ADAPTER in tensors:
+    if VGG.first_weight not in tensors or ADAPTER in tensors:
         return tensors
     if entry.first_layer == "kaiming":
         fresh = _random_tensors(0, layers[:1], entry.channels)
-        return {**tensors, CONV1_1: fresh[CONV1_1], CONV1_1_BIAS: fresh[CONV1_1_BIAS]}
-    return {**tensors, CONV1_1: inflate(tensors[CONV1_1], entry.channels)}
+        return {**tensors, **{name: fresh[name] for name in (VGG.first_weight, VGG.first_bias)}}
+    return {**tensors, VGG.first_weight: inflate(tensors[VGG.first_weight], entry.channels)}
 
 
 def _tensors_of_file(
@@ -257,8 +244,8 @@ def _tensors_of_file(
         )
     with _same_file(path), open_checkpoint(path, _digest(weights, path)) as file:
         shapes = file.shapes
-        classes = shapes.get("classifier.6.weight", (0,))[0]
-        first = shapes.get(CONV1_1, ())
+        classes = shapes.get(VGG.fc8_weight, (0,))[0]
+        first = shapes.get(VGG.first_weight, ())
         wanted = parameter_shapes(layers, classes, first[1] if len(first) > 1 else COLOURS)
         _check_end(weights.name, file.contents.metadata.get(LAYER, ""), layers)
         _check_fit(weights, model, wanted, shapes, layers)
@@ -268,8 +255,8 @@ def _tensors_of_file(
             names += [name for name in (ADAPTER, ADAPTER_BIAS) if name in shapes]
         bgr = caffe_order(file, weights.sha256) == "bgr"
         found = file.read(names)
-    if bgr and CONV1_1 in found:
-        found[CONV1_1] = found[CONV1_1].flip(1)
+    if bgr and VGG.first_weight in found:
+        found[VGG.first_weight] = found[VGG.first_weight].flip(1)
     return {name: found.pop(name).float() for name in names}
 
 
@@ -332,7 +319,7 @@ def _check_fit(
     ]
     if unlike:
         grid = ""
-        if any(line.startswith("classifier.0.") for line in unlike):
+        if any(line.startswith(VGG.fc6_weight.removesuffix("weight")) for line in unlike):
             grid = f"; fc6 takes a {GRID} x {GRID} x 512 map"
         raise WeightsError(
             f"weights {weights.name} do not fit {model}: {'; '.join(unlike)}{grid}{hint}"
@@ -353,8 +340,6 @@ def _random_tensors(
     Each tensor has a stream of its own, so that a truncated network equals the whole one.
     """
     import torch
-
-    from vggfeat.core.vgg_layers import CLASSES
 
     tensors = {}
     for name, shape in parameter_shapes(layers, CLASSES, channels).items():

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vggfeat.core.vgg_layers import VGG
 from vggfeat.network.dialects.records import Dialect, TensorSource
-from vggfeat.network.dialects.torchvision import FIRST
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,7 +22,7 @@ _MATRIX = 2  # axes
 
 def _translate(shapes: Mapping[str, Shape]) -> dict[str, TensorSource] | None:
     own = all(len(shapes.get(f"{name}.weight", ())) == _MATRIX for name in _MODULES)
-    if FIRST not in shapes or not own or "classifier.0.weight" in shapes:
+    if VGG.first_weight not in shapes or not own or VGG.fc6_weight in shapes:
         return None
     sources = {}
     for name, shape in shapes.items():

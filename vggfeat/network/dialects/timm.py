@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from vggfeat.core.vgg_layers import VGG
 from vggfeat.network.dialects.records import Dialect, TensorSource
-from vggfeat.network.dialects.torchvision import FIRST
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,7 +24,8 @@ FC_NAMES: Mapping[str, str] = {
 
 
 def _translate(shapes: Mapping[str, Shape]) -> dict[str, TensorSource] | None:
-    if FIRST not in shapes or not any(name.startswith("pre_logits.fc") for name in shapes):
+    has_fc = any(name.startswith("pre_logits.fc") for name in shapes)
+    if VGG.first_weight not in shapes or not has_fc:
         return None
     sources = {}
     for name, shape in shapes.items():

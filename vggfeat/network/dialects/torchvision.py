@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vggfeat.core.vgg_layers import VGG
 from vggfeat.network.dialects.records import Dialect, kept
 
 if TYPE_CHECKING:
@@ -11,11 +12,9 @@ if TYPE_CHECKING:
 
     from vggfeat.network.dialects.records import Shape, TensorSource
 
-FIRST = "features.0.weight"
-
 
 def _translate(shapes: Mapping[str, Shape]) -> dict[str, TensorSource] | None:
-    return kept(shapes) if FIRST in shapes else None
+    return kept(shapes) if VGG.first_weight in shapes else None
 
 
 TORCHVISION = Dialect("torchvision", _translate)

@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from vggfeat.core.vgg_layers import VGG
 from vggfeat.errors import WeightsError
 from vggfeat.network.dialects.records import Reading, TensorSource
 from vggfeat.network.dialects.sequential import FIRST_NUMBERED as FIRST_OF_SEQUENTIAL
 from vggfeat.network.dialects.sequential import is_first_kernel
-from vggfeat.network.dialects.torchvision import FIRST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -45,7 +45,7 @@ def unwrap(
     reading = read(plain)
     prefix = ""
     if reading is None:
-        prefix = _prefix(plain, FIRST) or _prefix(plain, FIRST_OF_SEQUENTIAL)
+        prefix = _prefix(plain, VGG.first_weight) or _prefix(plain, FIRST_OF_SEQUENTIAL)
         names = {short.removeprefix(prefix): name for short, name in names.items()}
         reading = read({short: shapes[name] for short, name in names.items()}) if prefix else None
     if reading is None:
