@@ -63,6 +63,7 @@ WITH_TORCH = {
     "network.input_checks",
     "network.int8",
     "network.multi_device",
+    "network.onednn",
     "network.pooling",
     "network.storage_dtype",
     "network.vgg",

@@ -25,7 +25,7 @@ from vggfeat.core.vgg_layers import VARIANTS, layer_table, parameter_shapes
 from vggfeat.errors import WeightsError
 from vggfeat.extraction.trace import trace
 from vggfeat.network.checkpoint_reader import open_checkpoint, read_checkpoint
-from vggfeat.network.dialects import DIALECTS, translate
+from vggfeat.network.dialects import DIALECTS, Dialect, TensorSource, registry, translate
 from vggfeat.network.extractor import Extractor
 from vggfeat.network.weights import find_weights
 from vggfeat.storage.checked_file import digest_file
@@ -486,3 +486,36 @@ def test_trace_names_the_variants_own_layer(reference: Reference) -> None:
     (problem,) = check_fit(Checkpoint("file", shapes), "vgg11").problems
     assert "--layers conv5_2" in problem.remedy
     assert "conv5_3" not in problem.remedy
+
+
+def test_a_dialect_is_a_file_and_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dialect registered by one line is read: names and layout become torchvision's."""
+
+    def from_toy(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, TensorSource] | None:
+        if "toy_features_0_weight" not in shapes:
+            return None
+        return {
+            name.removeprefix("toy_").replace("_", "."): TensorSource(
+                name, shape[::-1], lambda values: values.permute(*range(values.dim())[::-1])
+            )
+            for name, shape in shapes.items()
+        }
+
+    convolutions = [layer for layer in layer_table("vgg11") if layer.kind == "conv"]
+    state = {
+        name: torch.randn(shape) for name, shape in parameter_shapes(convolutions[:2], 0).items()
+    }
+    toy = {
+        f"toy_{name.replace('.', '_')}": value.permute(*range(value.dim())[::-1]).contiguous()
+        for name, value in state.items()
+    }
+    path = str(tmp_path / "toy.safetensors")
+    safetensors.torch.save_file(toy, path)
+    assert set(read_checkpoint(path)) == set(toy)
+
+    monkeypatch.setattr(registry, "DIALECTS", (*DIALECTS, Dialect("toy", from_toy)))
+    with open_checkpoint(path) as file:
+        assert file.reading.dialect == "toy"
+    read = read_checkpoint(path)
+    assert set(read) == set(state)
+    assert all(torch.equal(read[name], value) for name, value in state.items())

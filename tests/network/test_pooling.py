@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from vggfeat.core.layer_spec import LayerSpec, parse_specs
+from vggfeat.core import layer_spec
+from vggfeat.core.layer_spec import LayerSpec, PoolKind, parse_specs
+from vggfeat.network import pooling
 from vggfeat.network.pooling import reduce_map
 from vggfeat.network.storage_dtype import quantise
 
@@ -406,3 +408,26 @@ def test_float32_is_stored_as_it_is() -> None:
     assert torch.equal(stored, x)
     assert clamped.item() == 0
     assert finite.tolist() == [True]
+
+
+def test_every_pool_has_its_function() -> None:
+    """The functions that the grammar names exist."""
+    kinds = layer_spec.POOLS.values()
+    assert all(callable(getattr(pooling, kind.function)) for kind in kinds)
+
+
+def test_a_pool_is_a_function_and_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool registered by one line works from a layer spec to a row, with its norm and name."""
+
+    def range_pool(x: torch.Tensor, _pool: layer_spec.Pool) -> torch.Tensor:
+        return (x.amax((2, 3)) - x.amin((2, 3))).float()
+
+    monkeypatch.setattr(pooling, "range_pool", range_pool, raising=False)
+    monkeypatch.setitem(layer_spec.POOLS, "range", PoolKind("range_pool"))
+
+    (one,) = parse_specs("conv5_3:range:l2", "vgg16")
+    assert str(one) == "conv5_3:range:l2"
+    assert one.output_shape(224, 224, classes=1000) == (512,)
+    x = torch.randn(2, 512, 14, 14)
+    spread = x.amax((2, 3)) - x.amin((2, 3))
+    torch.testing.assert_close(reduce_map(x, one), spread / spread.norm(dim=1, keepdim=True))

@@ -13,15 +13,16 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from vggfeat.core.vgg_layers import GRID, Layer, find_layer, layer_table
 from vggfeat.errors import UsageError
 
-PoolName = Literal["avg", "max", "gem", "rmac", "spp", "flatten", "map"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 Norm = Literal["none", "l2", "ssr"]
 
-POOLS: tuple[PoolName, ...] = get_args(PoolName)
 NORMS: tuple[Norm, ...] = get_args(Norm)
 
 GEM_P = 3.0
@@ -47,34 +48,21 @@ class Pool:
         levels: of `spp` the bins a side at each level; of `rmac` one number, its scales.
     """
 
-    name: PoolName = "avg"
+    name: str = "avg"
     p: float = GEM_P
     levels: tuple[int, ...] = ()
 
     def __str__(self) -> str:
-        if self.name == "gem" and self.p != GEM_P:
-            short = f"{self.p:g}"  # six digits, unless they would name another exponent
-            return f"gem(p={short if float(short) == self.p else self.p})"
-        if self.name == "spp" and self.levels != SPP_LEVELS:
-            return f"spp({','.join(map(str, self.levels))})"
-        if self.name == "rmac" and self.levels != (RMAC_LEVELS,):
-            return f"rmac(levels={self.levels[0]})"
-        return self.name
+        return self.name + POOLS[self.name].arguments(self)
 
     def output_shape(self, channels: int, height: int, width: int) -> tuple[int, ...]:
         """Shape of one row for a (channels, height, width) map."""
-        if self.name == "map":
-            return (channels, height, width)
-        if self.name == "flatten":
-            return (channels * height * width,)
-        if self.name == "spp":
-            return (channels * sum(side * side for side in self.levels),)
-        return (channels,)
+        return POOLS[self.name].row_shape(self, channels, height, width)
 
     @property
     def keeps_positions(self) -> bool:
         """Whether the row's size depends on the image's size."""
-        return self.name in ("map", "flatten")
+        return POOLS[self.name].keeps_positions
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,35 +191,22 @@ def _parse_pool(word: str, where: str) -> Pool:
     match = re.fullmatch(r"(\w+)(?:\(([^()]*)\))?", word)
     name = match.group(1) if match else word
     arguments = match.group(2) if match else None
-    for known in POOLS:
-        if known == name:
-            return _pool_with(known, arguments, where)
-    raise UsageError(
-        f"{where}: {word!r} is no pool; expected one of {', '.join(POOLS)} "
-        f"(norms are {', '.join(NORMS)})"
-    )
-
-
-def _pool_with(name: PoolName, arguments: str | None, where: str) -> Pool:
-    if name == "gem":
-        return Pool("gem", p=_gem_exponent(arguments, where))
-    if name == "spp":
-        levels = SPP_LEVELS if arguments is None else _integers(arguments, where, "spp(1,2,4)")
-        return Pool("spp", levels=levels)
-    if name == "rmac":
-        words = str(RMAC_LEVELS) if arguments is None else arguments
-        levels = _integers(words.strip().removeprefix("levels="), where, "rmac(levels=3)")
-        if len(levels) != 1:
-            raise UsageError(f"{where}: rmac takes one number, as in rmac(levels=3)")
-        return Pool("rmac", levels=levels)
+    if name not in POOLS:
+        raise UsageError(
+            f"{where}: {word!r} is no pool; expected one of {', '.join(POOLS)} "
+            f"(norms are {', '.join(NORMS)})"
+        )
+    parse = POOLS[name].parse
+    if parse is not None:
+        return parse(arguments, where)
     if arguments is not None:
         raise UsageError(f"{where}: {name} takes nothing in brackets; write {name}")
     return Pool(name)
 
 
-def _gem_exponent(arguments: str | None, where: str) -> float:
+def _parse_gem(arguments: str | None, where: str) -> Pool:
     if arguments is None:
-        return GEM_P
+        return Pool("gem")
     try:
         p = float(arguments.strip().removeprefix("p="))
     except ValueError:
@@ -241,7 +216,37 @@ def _gem_exponent(arguments: str | None, where: str) -> float:
             f"{where}: gem({arguments}) has no exponent of {GEM_SMALLEST_P} or more; expected for "
             "example gem(p=4)"
         )
-    return p
+    return Pool("gem", p=p)
+
+
+def _gem_arguments(pool: Pool) -> str:
+    short = f"{pool.p:g}"  # six digits, unless they would name another exponent
+    return "" if pool.p == GEM_P else f"(p={short if float(short) == pool.p else pool.p})"
+
+
+def _parse_spp(arguments: str | None, where: str) -> Pool:
+    levels = SPP_LEVELS if arguments is None else _integers(arguments, where, "spp(1,2,4)")
+    return Pool("spp", levels=levels)
+
+
+def _spp_arguments(pool: Pool) -> str:
+    return "" if pool.levels == SPP_LEVELS else f"({','.join(map(str, pool.levels))})"
+
+
+def _spp_row(pool: Pool, channels: int, _height: int, _width: int) -> tuple[int, ...]:
+    return (channels * sum(side * side for side in pool.levels),)
+
+
+def _parse_rmac(arguments: str | None, where: str) -> Pool:
+    words = str(RMAC_LEVELS) if arguments is None else arguments
+    levels = _integers(words.strip().removeprefix("levels="), where, "rmac(levels=3)")
+    if len(levels) != 1:
+        raise UsageError(f"{where}: rmac takes one number, as in rmac(levels=3)")
+    return Pool("rmac", levels=levels)
+
+
+def _rmac_arguments(pool: Pool) -> str:
+    return "" if pool.levels == (RMAC_LEVELS,) else f"(levels={pool.levels[0]})"
 
 
 def _integers(arguments: str, where: str, example: str) -> tuple[int, ...]:
@@ -252,3 +257,38 @@ def _integers(arguments: str, where: str, example: str) -> tuple[int, ...]:
             f"{where}: ({arguments}) must be whole numbers from 1 to {most}, as in {example}"
         )
     return tuple(int(word) for word in words)
+
+
+@dataclass(frozen=True, slots=True)
+class PoolKind:
+    """One pool of the grammar: how it is written, and the shape of its rows.
+
+    Attributes:
+        function: name of the function in `vggfeat.network.pooling` that computes it: the map
+            (N, C, H, W) and the `Pool` → float32 (N, *row). A name, since nothing here loads torch.
+        row_shape: the `Pool` and channels, height and width of the map → shape of one row.
+        keeps_positions: whether the row's size depends on the image's size.
+        parse: the text in brackets, None without any, and where it stands, for errors → the `Pool`;
+            None for a pool that takes nothing in brackets.
+        arguments: the `Pool` → its canonical brackets; empty where all parameters are the defaults.
+    """
+
+    function: str
+    row_shape: Callable[[Pool, int, int, int], tuple[int, ...]] = (
+        lambda _pool, channels, _height, _width: (channels,)
+    )
+    keeps_positions: bool = False
+    parse: Callable[[str | None, str], Pool] | None = None
+    arguments: Callable[[Pool], str] = lambda _pool: ""
+
+
+POOLS: dict[str, PoolKind] = {
+    "avg": PoolKind("average_pool"),
+    "max": PoolKind("max_pool"),
+    "gem": PoolKind("gem_pool", parse=_parse_gem, arguments=_gem_arguments),
+    "rmac": PoolKind("rmac_pool", parse=_parse_rmac, arguments=_rmac_arguments),
+    "spp": PoolKind("spp_pool", _spp_row, parse=_parse_spp, arguments=_spp_arguments),
+    "flatten": PoolKind("flatten_pool", lambda _, *chw: (math.prod(chw),), keeps_positions=True),
+    "map": PoolKind("keep_map", lambda _, *chw: chw, keeps_positions=True),
+}
+"""The pools by name; a new one is a function in `vggfeat.network.pooling` and a line here."""

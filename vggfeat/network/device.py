@@ -10,6 +10,7 @@ import torch
 
 from vggfeat.core.cgroups import memory_available
 from vggfeat.errors import DeviceError, UsageError
+from vggfeat.network import onednn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -106,9 +107,6 @@ def choose_devices(names: str) -> list[torch.device]:
     return [choose_device(name) for name in names.split(",")]
 
 
-_INT8_KERNELS = ("qconv_prepack", "qconv2d_pointwise")  # private to torch, called by `int8`
-
-
 def choose_precision(name: str, device: torch.device) -> Compute:
     """The precision that `auto` means on `device`; any other name stands for itself.
 
@@ -130,7 +128,7 @@ def _check_int8(device: torch.device) -> None:
         problem = f"{device} is no CPU"
     elif not cpu_has_vnni():
         problem = "this CPU has none"
-    elif not all(hasattr(torch.ops.onednn, name) for name in _INT8_KERNELS):
+    elif not onednn.has_convolution():
         problem = f"torch {torch.__version__} has no convolution for it"
     if problem:
         raise DeviceError(

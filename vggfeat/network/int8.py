@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vggfeat.core.vgg_layers import VGG
+from vggfeat.network import onednn
 from vggfeat.network.pooling import reduce_map
 from vggfeat.network.vgg import TappedVgg
 
@@ -58,26 +59,15 @@ class _Convolution:
             x: uint8 (N, i, H, W), channels last.
             rectified: whether the ReLU is applied.
         """
-        result: Tensor = torch.ops.onednn.qconv2d_pointwise(
+        return onednn.convolve(
             x,
-            self.scale_in,
-            0,
             self.packed,
             self.scales,
-            torch.zeros_like(self.scales, dtype=torch.int32),
             self.bias,
-            [1, 1],
-            [self.padding] * 2,
-            [1, 1],
-            1,
-            self.scale_out if rectified else 1.0,
-            0,
-            torch.uint8 if rectified else torch.float32,
-            "relu" if rectified else "none",
-            [],
-            "",
+            scale_in=self.scale_in,
+            scale_out=self.scale_out if rectified else None,
+            padding=self.padding,
         )
-        return result
 
 
 class Int8Vgg(nn.Module):
@@ -179,9 +169,7 @@ def _convolution(
     scales = scales / _LARGEST_WEIGHT
     rounded = (weight / scales.view(-1, 1, 1, 1)).round().to(torch.int8)  # (o, i, 3, 3)
     padding = 0 if layer.name == _FIRST else 1
-    packed = torch.ops.onednn.qconv_prepack(
-        rounded, scales, scale_in, 0, [1, 1], [padding] * 2, [1, 1], 1, None
-    )
+    packed = onednn.pack_weight(rounded, scales, scale_in, padding)
     return _Convolution(packed, scales, bias, scale_in, (largest or 1.0) / _LARGEST, padding)
 
 

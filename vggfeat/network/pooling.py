@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
+from vggfeat.core.layer_spec import POOLS
 from vggfeat.core.text import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor
 
@@ -75,35 +76,50 @@ def _own_copy(x: Tensor) -> Tensor:
 
 
 def _pool(x: Tensor, pool: Pool) -> Tensor:
-    """One row a map: (N, C, H, W) to float32 (N, *row), never an alias."""
-    if pool.name == "avg":
-        return x.mean((2, 3), dtype=torch.float32)  # (N, C)
-    if pool.name == "max":
-        return x.amax((2, 3)).float()  # (N, C)
-    if pool.name == "gem":
-        return _gem(x.float(), pool.p)
-    if pool.name == "rmac":
-        return _rmac(x, pool.levels[0])
-    if pool.name == "spp":
-        return _spp(x, pool.levels)
-    kept = _own_copy(x)  # (N, C, H, W)
-    return kept.flatten(1) if pool.name == "flatten" else kept
+    """Pool a batch of maps: (N, C, H, W) to float32 (N, *row), never an alias."""
+    # By name, since the grammar, which knows all pools, is loaded where torch is not.
+    function: Callable[[Tensor, Pool], Tensor] = globals()[POOLS[pool.name].function]
+    return function(x, pool)
 
 
-def _gem(x: Tensor, p: float) -> Tensor:
-    """Generalised mean of Radenović et al., "Fine-tuning CNN Image Retrieval", TPAMI 2018.
+def average_pool(x: Tensor, _pool: Pool) -> Tensor:
+    """Return the mean of each channel, (N, C)."""
+    return x.mean((2, 3), dtype=torch.float32)
+
+
+def max_pool(x: Tensor, _pool: Pool) -> Tensor:
+    """Return the maximum of each channel, (N, C)."""
+    return x.amax((2, 3)).float()
+
+
+def keep_map(x: Tensor, _pool: Pool) -> Tensor:
+    """Return the map itself, (N, C, H, W)."""
+    return _own_copy(x)
+
+
+def flatten_pool(x: Tensor, _pool: Pool) -> Tensor:
+    """Return the map as a vector, channel by channel, (N, C * H * W)."""
+    return _own_copy(x).flatten(1)
+
+
+def gem_pool(x: Tensor, pool: Pool) -> Tensor:
+    """Return the generalised mean of each channel, (N, C).
+
+    After Radenović et al., "Fine-tuning CNN Image Retrieval", TPAMI 2018.
 
     The mean is taken of x / max: x ** p itself leaves float32 where x is in the thousands and p
     around ten.
     """
-    x = x.clamp(min=_GEM_FLOOR)
+    x = x.float().clamp(min=_GEM_FLOOR)
     largest = x.amax((2, 3), keepdim=True)  # (N, C, 1, 1)
-    mean = (x / largest).pow(p).mean((2, 3))  # (N, C)
-    return mean.pow(1 / p) * largest.flatten(1)
+    mean = (x / largest).pow(pool.p).mean((2, 3))  # (N, C)
+    return mean.pow(1 / pool.p) * largest.flatten(1)
 
 
-def _rmac(x: Tensor, scales: int) -> Tensor:
-    """Regional maxima of Tolias, Sicre & Jégou, "Particular Object Retrieval" (ICLR 2016).
+def rmac_pool(x: Tensor, pool: Pool) -> Tensor:
+    """Return the regional maxima of each channel, (N, C).
+
+    After Tolias, Sicre & Jégou, "Particular Object Retrieval" (ICLR 2016).
 
     Square regions at scales l = 1, 2, ...; the vector of each region's maxima is brought to unit
     length and all are added up. The paper's last step, the sum's own unit length, is `:l2`.
@@ -112,7 +128,7 @@ def _rmac(x: Tensor, scales: int) -> Tensor:
     short = min(height, width)
     extra = _extra_regions(short, max(height, width))
     total = x.new_zeros(x.shape[:2], dtype=torch.float32)  # (N, C)
-    for scale in range(1, scales + 1):
+    for scale in range(1, pool.levels[0] + 1):
         side = max(1, 2 * short // (scale + 1))
         rows = _uniform_spans(height, side, scale + (extra if height > short else 0))
         columns = _uniform_spans(width, side, scale + (extra if width > short else 0))
@@ -143,15 +159,17 @@ def _uniform_spans(length: int, side: int, count: int) -> list[_Span]:
     return [(start, start + side) for start in starts]
 
 
-def _spp(x: Tensor, levels: tuple[int, ...]) -> Tensor:
-    """Spatial pyramid of He et al., "Spatial Pyramid Pooling in Deep Networks" (ECCV 2014).
+def spp_pool(x: Tensor, pool: Pool) -> Tensor:
+    """Return the spatial pyramid of each channel, (N, C * sum(n * n)).
+
+    After He et al., "Spatial Pyramid Pooling in Deep Networks" (ECCV 2014).
 
     Levels come one after another as given, each as its (C, n, n) maxima flattened. Bins overlap
     where n does not divide the side; those of `adaptive_max_pool2d` do the same, but not on every
     device.
     """
     height, width = x.shape[2:]
-    pyramid = [_window_maxima(x, _bins(height, n), _bins(width, n)).flatten(1) for n in levels]
+    pyramid = [_window_maxima(x, _bins(height, n), _bins(width, n)).flatten(1) for n in pool.levels]
     return torch.cat(pyramid, 1)  # (N, C * sum(n * n))
 
 
