@@ -44,11 +44,7 @@ class Sink:
         return self
 
     def put(self, batch: FeatureBatch) -> None:
-        """Hands a batch over; waits only while the disk is behind.
-
-        Raises:
-            SpaceError: an earlier batch could not be written.
-        """
+        """Hand a batch over to the thread; wait only while the disk is behind."""
         if self._error is not None:
             raise self._error
         self._queue.put(batch)

@@ -128,7 +128,7 @@ class Header:
     scales: Mapping[str, Scales] = field(default_factory=dict)
 
     def feature(self, spec: str) -> DatasetExtent:
-        """The run of `/features/<spec>`."""
+        """Return where the bytes of `/features/<spec>` lie."""
         return self.runs[f"{FEATURES}/{spec}"]
 
     @property
@@ -182,7 +182,7 @@ def lay_out(
     provenance: Provenance,
     scales: Mapping[str, Scales] = MappingProxyType({}),
 ) -> None:
-    """Makes the file `file_name` with all metadata and every dataset allocated, rows unwritten.
+    """Create the file `file_name` with all metadata and every dataset allocated, rows unwritten.
 
     Args:
         file_name: if it exists, it must be empty.
@@ -192,9 +192,6 @@ def lay_out(
         identity: see `Header`.
         provenance: see `Header`.
         scales: see `Header`.
-
-    Raises:
-        OSError: the file cannot be made.
     """
     access = h5p.create(h5p.FILE_ACCESS)
     access.set_libver_bounds(h5f.LIBVER_V110, h5f.LIBVER_V110)
@@ -215,7 +212,7 @@ def lay_out(
 
 
 def _create_dataset(group: h5py.Group, name: str, dtype: str, shape: tuple[int, ...]) -> None:
-    """A dataset in full-row chunks that HDF5 needs no index for: they follow one another."""
+    """Create a dataset in chunks of whole rows that follow one another, so HDF5 needs no index."""
     row_bytes = np.dtype(dtype).itemsize * math.prod(shape[1:])
     layout = h5p.create(h5p.DATASET_CREATE)
     layout.set_chunk((max(1, min(shape[0], _CHUNK_BYTES // row_bytes)), *shape[1:]))
@@ -234,7 +231,7 @@ def _hdf5_type(dtype: str) -> h5t.TypeID:
 
 
 def attributes_of(identity: Identity, provenance: Provenance) -> dict[str, Any]:
-    """The attributes of `/` by name, as HDF5 takes them."""
+    """Return the attributes of `/` by name, as HDF5 takes them."""
     optional = {}
     if identity.activations:
         optional["activations"] = json.dumps(dict(identity.activations))
@@ -263,12 +260,7 @@ def attributes_of(identity: Identity, provenance: Provenance) -> dict[str, Any]:
 
 
 def read_header(file_name: str) -> Header:
-    """Reads and checks a cache's metadata; no lock is taken and nothing is changed.
-
-    Raises:
-        CacheError: not HDF5, not a cache of ours, of a newer version, or damaged; every offence
-            is named.
-    """
+    """Read and check the metadata of a cache; take no lock and change nothing."""
     try:
         with open_hdf5(file_name) as file:
             return _header(file_name, file)
@@ -333,7 +325,7 @@ def _check_format(file_name: str, file: h5py.File) -> None:
 
 
 def _runs(file: h5py.File, wrong: list[str]) -> Iterator[tuple[str, DatasetExtent]]:
-    """Each dataset's run; what is missing or cannot be mapped goes to `wrong`."""
+    """Yield the extent of each dataset; append what is missing or cannot be mapped to `wrong`."""
     fields = image_fields(1)
     for column in _IMAGE_FIELDS:
         name = f"{IMAGES}/{column}"
@@ -464,7 +456,7 @@ def _link_words(link: object) -> str:
 def _mappable(
     name: str, dataset: h5py.Dataset, wrong: list[str]
 ) -> Iterator[tuple[str, DatasetExtent]]:
-    """Yield a dataset's name and run; one that cannot be mapped goes to `wrong` instead."""
+    """Yield the name and extent of a dataset, or append to `wrong` why it cannot be mapped."""
     offset = _find_offset(dataset)
     if offset is None:
         wrong.append(
@@ -478,7 +470,7 @@ def _mappable(
 
 
 def _find_offset(dataset: h5py.Dataset) -> int | None:
-    """Where the dataset's bytes begin, if they lie in one unfiltered, little-endian run."""
+    """Return where the bytes of a dataset begin; None unless they are one little-endian range."""
     layout = dataset.id.get_create_plist()
     big_endian = dataset.dtype.byteorder == ">"
     if big_endian or layout.get_nfilters() or layout.get_external_count():

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def view_shards(source: str | os.PathLike[str], out: str | os.PathLike[str]) -> int:
-    """Makes a file in which HDF5 tools see all shards as one: virtual datasets, no copy.
+    """Create a file in which HDF5 tools see all shards as one: virtual datasets, no copy.
 
     It names the shards by their place relative to it, and must be made anew after an update. Shards
     that are not there show as zeros.
@@ -40,12 +40,6 @@ def view_shards(source: str | os.PathLike[str], out: str | os.PathLike[str]) -> 
 
     Returns:
         rows.
-
-    Raises:
-        UsageError: `source` is a file, or `out` is there.
-        CacheError: `source` is no sharded cache.
-        LockedError: another run holds `out`.
-        SpaceError: it cannot be written.
     """
     cache, out = open_cache(source), path_text(out)
     if not isinstance(cache, ShardedCache):
@@ -83,11 +77,7 @@ def _fill_view(file: h5py.File, cache: ShardedCache, folder: str) -> None:
 
 
 def _text_encoding(cache: ShardedCache) -> str:
-    """Return the character set that all shards declare for their texts, `ascii` or `utf-8`.
-
-    Raises:
-        UsageError: it differs between shards, and HDF5 converts none into the other.
-    """
+    """Return the character set that all shards declare for their texts, `ascii` or `utf-8`."""
     found = set()
     for number in range(len(cache.shards)):
         if cache.shard_header(number) is not None:

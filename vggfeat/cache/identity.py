@@ -63,7 +63,7 @@ class Identity:
         )
 
     def differences(self, asked: Identity) -> list[str]:
-        """What `asked` wants otherwise than this has, a line each; fewer layers are none."""
+        """Return how `asked` differs from this, a line each; fewer layers are no difference."""
         rows = [
             (name, getattr(self, name), getattr(asked, name))
             for name in ("model", "precision", "dtype")
@@ -94,7 +94,7 @@ class Identity:
 
 
 def _unlike_steps(had: tuple[str, ...], asked: tuple[str, ...]) -> list[str]:
-    """How two ways from the network's features to those stored differ, a line each."""
+    """Return how two lists of transform steps differ, a line each."""
     one, other = ([json.loads(step) for step in steps] for steps in (had, asked))
     names = [" then ".join(step["step"] for step in steps) for steps in (one, other)]
     if names[0] != names[1]:

@@ -56,17 +56,12 @@ class Labels:
 
 
 def labels_of(cache: FeatureCache, labels_csv: str | os.PathLike[str] | None = None) -> Labels:
-    """The class of each row, from a CSV file or else from folders.
+    """Return the class of each row, from a CSV file or else from folders.
 
     Args:
         cache: whose rows; their state does not matter.
         labels_csv: a file as `read_labels` takes it; without it, the name of the folder that an
             image lies in is its label, as in ImageNet's `class/image.jpg`.
-
-    Raises:
-        UsageError: the file has mistakes or names no image of the cache, or no image lies in a
-            folder.
-        InputError: the file cannot be read.
     """
     paths = [bytes(path) for path in cache.paths]
     root = cache.header.provenance.root
@@ -85,7 +80,7 @@ def labels_of_paths(
     labels_csv: str | os.PathLike[str] | None = None,
     root: bytes = b"",
 ) -> Labels:
-    """The class of each path, from a CSV file or else the name of the folder it lies in.
+    """Return the class of each path, from a CSV file or else the name of the folder it lies in.
 
     Labels that `core.class_names` takes for one class are one, which is logged. What else a user
     should know is logged too, and in the notes.
@@ -98,10 +93,6 @@ def labels_of_paths(
 
     Returns:
         without any names where no path lies in a folder.
-
-    Raises:
-        UsageError: the file has mistakes or names none of the paths.
-        InputError: the file cannot be read.
     """
     if labels_csv is not None:
         labels, notes = _from_csv(where, PathIndex(paths, root), paths, os.fspath(labels_csv))
@@ -111,7 +102,7 @@ def labels_of_paths(
 
 
 def read_labels(path: str | os.PathLike[str]) -> dict[bytes, str]:
-    """The label of each path in a CSV file (RFC 4180) of two columns, path and label.
+    """Return the label of each path in a CSV file (RFC 4180) of two columns, path and label.
 
     UTF-8, or UTF-16 with its byte order mark. Paths may hold the file system's own bytes, which
     need not be UTF-8; labels must be. A header such as `path,label` or `filename,class` and blank
@@ -122,11 +113,6 @@ def read_labels(path: str | os.PathLike[str]) -> dict[bytes, str]:
 
     Returns:
         Label by path, both as they stand there, the path as bytes, as caches have it.
-
-    Raises:
-        UsageError: a line has not two columns or no label, a path has two labels, or there is no
-            line; lines are named.
-        InputError: the file cannot be read.
     """
     path = os.fspath(path)
     text = read_text(path, "labels", with_paths=True)
@@ -157,7 +143,7 @@ def _parse(path: str, lines: Iterable[str]) -> dict[bytes, str]:
 
 
 def _is_filled(cells: list[str]) -> bool:
-    """Whether a line is not blank."""
+    """Return whether a line has any text."""
     return len(cells) > 1 or (len(cells) == 1 and not cells[0].isspace())
 
 
@@ -167,7 +153,7 @@ def _is_header(cells: list[str]) -> bool:
 
 
 def _take(cells: list[str], labels: dict[bytes, str]) -> str:
-    """Adds a line to the labels; what is wrong with it, or nothing."""
+    """Add a line to the labels; return what is wrong with it, or an empty string."""
     if len(cells) != _COLUMNS:
         return f"{counted(len(cells), 'column')}"
     path, label = cells
@@ -184,7 +170,7 @@ def _take(cells: list[str], labels: dict[bytes, str]) -> str:
 def _from_csv(
     where: str, index: PathIndex, paths: Sequence[bytes], labels_csv: str
 ) -> tuple[list[str], tuple[str, ...]]:
-    """The label of each path, empty where the file has none; and what to say of it."""
+    """Return the label of each path, empty where the file has none, and notes for the user."""
     by_path = read_labels(labels_csv)
     labels = [""] * len(paths)
     taken: dict[int, bytes] = {}
@@ -223,11 +209,7 @@ def _from_csv(
 
 
 def _check_encoding(labels_csv: str, named: Iterable[bytes], unknown: Sequence[str]) -> None:
-    """Refuse paths that are not UTF-8 if no image has one of them: the file is in another encoding.
-
-    Raises:
-        UsageError: such as Latin-1.
-    """
+    """Refuse paths that are not UTF-8 and match no image: the file has another encoding."""
     odd = [text for text in map(os.fsdecode, named) if not is_text(text)]
     if odd and {*odd} <= {*unknown}:
         raise UsageError(

@@ -74,7 +74,7 @@ class _Rows:
     state: NDArray[np.uint8]
 
     def take(self, which: NDArray[np.generic]) -> _Rows:
-        """Some of the rows, or all in another order."""
+        """Return some of the rows, or all in another order."""
         return _Rows(self.paths[which], self.source[which], self.row[which], self.state[which])
 
 
@@ -85,7 +85,7 @@ def merge(
     *,
     keep_paths: bool = False,
 ) -> MergeReport:
-    """Makes one cache of several, with every image once.
+    """Merge several caches into one that holds every image once.
 
     An image that several have is taken from where it is done, else failed, else pending, and of
     equals from the first. The new file appears whole or not at all; the sources stay as they are,
@@ -162,7 +162,7 @@ def _check_settings(caches: Sequence[FeatureCache]) -> None:
 
 
 def _common_root(caches: Sequence[FeatureCache], *, keep_paths: bool) -> tuple[bytes, list[bytes]]:
-    """The folder that the new paths are relative to, and what goes in front of each cache's."""
+    """Return the root of the new paths, and the prefix of the paths of each cache."""
     roots = [cache.header.provenance.root for cache in caches]
     if keep_paths or len(set(roots)) == 1:
         return roots[0], [b""] * len(roots)
@@ -172,7 +172,7 @@ def _common_root(caches: Sequence[FeatureCache], *, keep_paths: bool) -> tuple[b
 
 
 def _all_rows(caches: Sequence[FeatureCache], prefixes: Sequence[bytes]) -> _Rows:
-    """The rows of all caches, by path and, of one path, the best first."""
+    """Return the rows of all caches, sorted by path and, for one path, best first."""
     parts = []
     for number, (cache, prefix) in enumerate(zip(caches, prefixes, strict=True)):
         state = np.array(cache.state)  # before any feature: what is done by now is whole
@@ -243,7 +243,7 @@ def _write(caches: Sequence[FeatureCache], kept: _Rows, root: bytes, out: str) -
 def _copy_settled(
     cache: FeatureCache, rows: NDArray[np.int64], olds: NDArray[np.int64], handle: int, new: Header
 ) -> None:
-    """Copies rows of one cache, from each of its files, to `rows`; both int64 (n,), ascending."""
+    """Copy rows of one cache, from each of its files, to `rows`; both int64 (n,), ascending."""
     for part in cache.parts():
         start, stop = np.searchsorted(olds, [part.first, part.first + part.header.rows]).tolist()
         if start < stop:
@@ -254,11 +254,7 @@ def _copy_settled(
 
 
 def refuse_replacing(out: str) -> None:
-    """Raises if there is anything at `out`, nothing can be, or it has another format's name.
-
-    Raises:
-        UsageError: says which.
-    """
+    """Refuse an output that exists, cannot be created, or has the suffix of another format."""
     if wrong := other_format(out):
         raise UsageError(wrong)
     check_place(out)
@@ -267,11 +263,7 @@ def refuse_replacing(out: str) -> None:
 
 
 def check_whole(caches: Sequence[FeatureCache]) -> None:
-    """Refuses sharded caches of which a shard is not there: its rows would be lost in silence.
-
-    Raises:
-        CacheError: names the shards.
-    """
+    """Refuse sharded caches with missing shards, whose rows would be lost without a word."""
     lacking = [cache for cache in caches if isinstance(cache, ShardedCache) and cache.missing]
     if lacking:
         each = "; ".join(
@@ -294,7 +286,7 @@ def _all_removed(caches: Sequence[FeatureCache]) -> InputError:
 
 
 def _join_shards(source: ShardedCache, out: str) -> list[int]:
-    """Makes one file of all shards, within the kernel where it can; the caller holds its lock.
+    """Copy all shards into one file, inside the kernel where possible; the caller holds its lock.
 
     Rows of images that are gone are left out. In memory are columns of one shard at a time, and 9
     bytes a row.
@@ -305,10 +297,6 @@ def _join_shards(source: ShardedCache, out: str) -> list[int]:
 
     Returns:
         rows in each `RowState`, by number; states as they were when this began.
-
-    Raises:
-        InputError: no row is left.
-        SpaceError: no room; nothing is left.
     """
     parts = source.parts()
     # Opened again for each column, since a process has fewer file descriptors than we have maps.

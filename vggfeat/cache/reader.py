@@ -68,7 +68,7 @@ class FeatureCache:
         self._arrays: dict[str, np.memmap[tuple[int, ...], np.dtype[np.generic]]] = {}
 
     def __len__(self) -> int:
-        """Number of rows, one an image."""
+        """Return the number of rows; each image has one."""
         return self.header.rows
 
     def __repr__(self) -> str:
@@ -81,11 +81,11 @@ class FeatureCache:
         return FeatureCache, (self.path,)
 
     def __contains__(self, layer: str) -> bool:
-        """Whether the layer, or another name of it, is in the cache."""
+        """Return whether the layer, or another name of it, is in the cache."""
         return self.canonical(layer) in self.layers
 
     def __getitem__(self, layer: str) -> np.memmap[tuple[int, ...], np.dtype[np.generic]]:
-        """All rows of a layer as stored, (N, D) or (N, C, H, W), read-only, mapped and not read.
+        """Return all rows of a layer as stored, (N, D) or (N, C, H, W), read-only and mapped.
 
         In a cache of int8 these are codes; `values` gives the numbers they stand for.
 
@@ -103,7 +103,7 @@ class FeatureCache:
         return self._array(f"{FEATURES}/{name}")
 
     def canonical(self, layer: str) -> str:
-        """The name that a layer, or an alias of it, has in a cache; it need not be in this one.
+        """Return the canonical name of a layer or alias; this cache need not contain it.
 
         Raises:
             CacheError: it is no layer spec.
@@ -162,21 +162,21 @@ class FeatureCache:
         return self._array(f"{IMAGES}/path")  # type: ignore[return-value] # as above
 
     def column(self, name: str) -> NDArray[np.generic]:
-        """A dataset of `/images` by its name, (N,) or (N, 32)."""
+        """Return a dataset of `/images` by its name, (N,) or (N, 32)."""
         return self._array(f"{IMAGES}/{name}")
 
     def parts(self) -> list[Part]:
-        """The files it lies in, in the order of their rows."""
+        """Return the files of the cache, in the order of their rows."""
         return [Part(self.path, self.header, 0)]
 
     def release(self) -> None:
-        """Forgets its memory maps, each of which holds a file descriptor; they come back by use."""
+        """Drop all memory maps, each of which holds a file descriptor; use opens them again."""
         self._arrays.clear()
 
     def values(
         self, layer: str, rows: NDArray[np.integer] | slice = slice(None)
     ) -> NDArray[np.float32]:
-        """Features as numbers to compute with, whatever type they are stored in.
+        """Return features as float32, whatever type they are stored in.
 
         Args:
             layer: a layer spec.
@@ -197,7 +197,7 @@ class FeatureCache:
         return np.array(stored, dtype=np.float32)
 
     def name(self, row: int) -> str:
-        """Path of one image as text; bytes that are no UTF-8 as surrogate escapes."""
+        """Return the path of one image as text; bytes that are no UTF-8 as surrogate escapes."""
         return os.fsdecode(bytes(self.paths[row]))
 
     def row(self, path: str | bytes) -> int:
@@ -213,13 +213,13 @@ class FeatureCache:
         return row
 
     def failures(self) -> list[Failure]:
-        """Every failed row and its reason."""
+        """Return every failed row and its reason."""
         rows = np.flatnonzero(self.state == RowState.FAILED).tolist()
         errors = self._array(f"{IMAGES}/error")
         return [Failure(row, bytes(errors[row]).decode(errors="replace")) for row in rows]
 
     def rows_with_reason(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Those of `rows` for which the file holds a reason of failure, current or not."""
+        """Return those of `rows` with a reason of failure in the file, current or not."""
         reasons = np.asarray(self._array(f"{IMAGES}/error")[rows])
         kept: NDArray[np.int64] = rows[reasons != b""]
         return kept

@@ -27,7 +27,7 @@ _COPY_BYTES = 1 << 24
 def copy_rows(
     path: str, old: Header, target: int, new: Header, origin: NDArray[np.int64], *, first: int = 0
 ) -> None:
-    """Copies features, checksums, digests and reasons of old rows to their new places.
+    """Copy features, checksums, digests and reasons of old rows to their rows in a new file.
 
     Args:
         path: the cache they come from.
@@ -36,10 +36,6 @@ def copy_rows(
         new: header of that file; a column that only one of the two has is left alone.
         origin: int64 (n,), for n rows of the new file the old row of each, or -1.
         first: row of the new file that `origin` begins with.
-
-    Raises:
-        SpaceError: the disk is full or failed.
-        CacheError: the old file is cut short.
     """
     rows = np.flatnonzero(origin >= 0)
     source = open_descriptor(path, os.O_RDONLY)
@@ -61,7 +57,7 @@ def copy_rows(
 
 
 def _runs_in_both(rows: NDArray[np.int64], olds: NDArray[np.int64]) -> Iterable[tuple[int, int]]:
-    """Index ranges over which both count up by one."""
+    """Return index ranges over which both arrays count up by one."""
     if not len(rows):
         return []
     breaks = (np.flatnonzero((np.diff(rows) != 1) | (np.diff(olds) != 1)) + 1).tolist()
@@ -69,7 +65,7 @@ def _runs_in_both(rows: NDArray[np.int64], olds: NDArray[np.int64]) -> Iterable[
 
 
 def _copy_range(source: int, start: int, target: int, place: int, count: int) -> None:
-    """Copies within the kernel, which may share the blocks; by hand where it cannot."""
+    """Copy bytes inside the kernel, which may share the blocks; else with read and write."""
     by_kernel = hasattr(os, "copy_file_range")
     while count:
         try:

@@ -74,12 +74,9 @@ class MatchingRow:
 
 
 def matching(cache: FeatureCache, pattern: str) -> NDArray[np.int64]:
-    """Rows whose path matches a shell pattern, int64 (n,), in file order.
+    """Return rows whose path matches a shell pattern, int64 (n,), in file order.
 
     `*` goes over `/` too: `cats/*` is everything below that folder.
-
-    Raises:
-        UsageError: none does; says what paths look like.
     """
     fits = re.compile(fnmatch.translate(pattern)).match
     found = [row for row, path in enumerate(cache.paths) if fits(os.fsdecode(bytes(path)))]
@@ -90,7 +87,7 @@ def matching(cache: FeatureCache, pattern: str) -> NDArray[np.int64]:
 
 
 def matching_rows(cache: FeatureCache, rows: NDArray[np.int64]) -> tuple[MatchingRow, ...]:
-    """Number, path, state and reason of some rows."""
+    """Return number, path, state and reason of some rows."""
     failed = {failure.row: failure.reason for failure in cache.failures()}
     states = cache.state
     return tuple(

@@ -73,7 +73,7 @@ class ShardManifest:
         return sum(shard.rows for shard in self.shards)
 
     def as_json(self) -> str:
-        """The file's text; bytes that are no UTF-8 as lone surrogates, escaped."""
+        """Return the text of the file; bytes that are no UTF-8 as escaped lone surrogates."""
         fields = {
             "format": MANIFEST_FORMAT,
             "format_version": MANIFEST_VERSION,
@@ -95,21 +95,17 @@ class ShardManifest:
 
 
 def shard_name(number: int, token: str) -> str:
-    """File name of a shard; the token is of the plan it belongs to and never comes again."""
+    """Return the file name of a shard; the token is unique to its plan."""
     return f"shard-{number:05}-{token}.h5"
 
 
 def is_ours(name: str) -> bool:
-    """Whether a file of that name in the folder of a sharded cache belongs to it."""
+    """Return whether a file of that name in the folder of a sharded cache belongs to it."""
     return _OURS.fullmatch(name) is not None
 
 
 def read_manifest(folder: str) -> ShardManifest:
-    """Reads and checks the manifest of the sharded cache `folder`.
-
-    Raises:
-        CacheError: it is not there, not one of ours, of a newer version, or damaged.
-    """
+    """Read and check the manifest of the sharded cache `folder`."""
     path = os.path.join(folder, MANIFEST)
     try:
         with open(path, "rb") as file:
@@ -189,7 +185,7 @@ def _inconsistencies(manifest: ShardManifest, rows: object) -> list[str]:
 
 
 def publish_manifest(folder: str, manifest: ShardManifest, token: str, *, replace: bool) -> bool:
-    """Puts the manifest in its place, whole and on the disk.
+    """Publish the manifest, whole and synced to the disk; return whether this process did.
 
     A new one is linked there, which the file system, NFS included, lets one process alone do; so of
     two that plan at once where locks do not reach, one wins.
@@ -202,9 +198,6 @@ def publish_manifest(folder: str, manifest: ShardManifest, token: str, *, replac
 
     Returns:
         whether it is there now; False if another process was first.
-
-    Raises:
-        SpaceError: it cannot be written.
     """
     path = os.path.join(folder, MANIFEST)
     temporary = f"{path}.{token}{TEMPORARY_SUFFIX}"

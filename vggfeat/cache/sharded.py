@@ -76,7 +76,7 @@ class ShardedCache(FeatureCache):
         return ShardedCache, (self.path, self.share)
 
     def __getitem__(self, layer: str) -> ShardedArray:  # type: ignore[override] # indexed like the map of one file
-        """All rows of a layer as stored, (N, D) or (N, C, H, W): see `FeatureCache`."""
+        """Return all rows of a layer as stored, (N, D) or (N, C, H, W): see `FeatureCache`."""
         return super().__getitem__(layer)  # type: ignore[return-value] # from `_array` below
 
     @property
@@ -89,7 +89,7 @@ class ShardedCache(FeatureCache):
         ]
 
     def parts(self) -> list[Part]:
-        """The shards that are there."""
+        """Return the shards that exist."""
         return [
             Part(self.shard_path(number), header, shard.first)
             for number, shard in enumerate(self.shards)
@@ -98,16 +98,16 @@ class ShardedCache(FeatureCache):
         ]
 
     def release(self) -> None:
-        """Forgets its memory maps; they come back by use."""
+        """Drop all memory maps; they are opened again on use."""
         with self._lock:
             self._maps.clear()
 
     def shard_path(self, number: int) -> str:
-        """Where a shard lies, by its place in `shards`."""
+        """Return the path of a shard, by its index in `shards`."""
         return os.path.join(self.path, self.shards[number].name)
 
     def shard_header(self, number: int) -> Header | None:
-        """The metadata of a shard, read once; None if there is no such file, or it has no rows.
+        """Return the metadata of a shard, read once; None if it has no file or no rows.
 
         Raises:
             CacheError: it is damaged, or another one than the manifest says.
@@ -131,7 +131,7 @@ class ShardedCache(FeatureCache):
         return header
 
     def _joined_header(self) -> Header:
-        """The first shard's metadata with the rows of all; offsets mean nothing."""
+        """Return the first shard's metadata with the rows of all; offsets mean nothing."""
         own = (self.shard_header(number) for number in range(len(self.shards)))
         others = (self._read_header(shard) for shard in self.manifest.shards)  # for an empty share
         found = (header for header in itertools.chain(own, others) if header is not None)
@@ -200,7 +200,7 @@ class ShardedCache(FeatureCache):
         raise KeyError(path)
 
     def _first_path(self, number: int) -> bytes:
-        """Path of a shard's first row; of one that is not there that of the next that is."""
+        """Return the first path of a shard, or of the next existing one where it is missing."""
         for later in range(number, len(self.shards)):
             if self.shard_header(later) is not None:
                 return bytes(self._map(f"{IMAGES}/path", later)[0])
@@ -208,7 +208,7 @@ class ShardedCache(FeatureCache):
 
 
 def _of_share(manifest: ShardManifest, share: Share | None) -> tuple[Shard, ...]:
-    """The shards of a share, their rows counted over these alone."""
+    """Return the shards of a share, their rows counted over these alone."""
     if share is None:
         return manifest.shards
     chosen, first = [], 0
@@ -220,7 +220,7 @@ def _of_share(manifest: ShardManifest, share: Share | None) -> tuple[Shard, ...]
 
 
 def open_cache(path: str | os.PathLike[str], share: str = "") -> FeatureCache:
-    """Opens a cache for reading, in a millisecond whatever its size: `vggfeat.open`.
+    """Open a cache for reading, in a millisecond whatever its size: `vggfeat.open`.
 
     Args:
         path: the file, or the folder of a sharded cache, which gives a `ShardedCache`. Either may

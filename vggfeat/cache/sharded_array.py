@@ -105,24 +105,24 @@ class ShardedArray(NDArrayOperatorsMixin):
         return self._pick(picked, tuple(rest))
 
     def copy(self) -> NDArray[Any]:
-        """All of it as a NumPy array."""
+        """Return all of it as a NumPy array."""
         return np.asarray(self)
 
     def astype(self, dtype: DTypeLike) -> NDArray[Any]:
-        """All of it as a NumPy array of another type."""
+        """Return all of it as a NumPy array of another type."""
         return np.asarray(self, dtype=dtype)
 
     def tolist(self) -> list[Any]:
-        """All of it as nested lists."""
+        """Return all of it as nested lists."""
         values: list[Any] = np.asarray(self).tolist()
         return values
 
     def tobytes(self) -> bytes:
-        """All of its bytes."""
+        """Return all of its bytes."""
         return np.asarray(self).tobytes()
 
     def _where(self, row: int) -> int:
-        """The part that holds a row."""
+        """Return the index of the part that holds a row."""
         return int(np.searchsorted(self._firsts, row, side="right")) - 1
 
     def _one(self, row: int, rest: tuple[Any, ...]) -> Any:
@@ -145,7 +145,7 @@ class ShardedArray(NDArrayOperatorsMixin):
         return picked[key] if rest else picked
 
     def _range(self, start: int, stop: int, key: tuple[Any, ...]) -> NDArray[Any]:
-        """Rows that follow one another: a view of a part, or joined; of each part only `key`."""
+        """Return consecutive rows, indexed by `key`: a view of one part, or parts joined."""
         if start >= stop:
             nothing: NDArray[Any] = np.empty((0, *self.shape[1:]), self.dtype)[key]
             return nothing
@@ -160,7 +160,7 @@ class ShardedArray(NDArrayOperatorsMixin):
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     def _pick(self, rows: NDArray[Any], rest: tuple[Any, ...]) -> NDArray[Any]:
-        """Rows by an array of numbers, of any shape, as NumPy's own indexing has it."""
+        """Return rows by an integer array of any shape, as NumPy's own indexing does."""
         if not rows.size and rows.dtype.kind == "f":  # what an empty list becomes
             rows = rows.astype(np.int64)
         if rows.dtype.kind not in "iu":
@@ -178,7 +178,7 @@ class ShardedArray(NDArrayOperatorsMixin):
         return picked
 
     def _take(self, rows: NDArray[np.int64]) -> NDArray[Any]:
-        """Rows by number, int64 (n,), in any order: a copy."""
+        """Return rows by number, int64 (n,), in any order: a copy."""
         taken = np.empty((len(rows), *self.shape[1:]), self.dtype)
         numbers = np.searchsorted(self._firsts, rows, side="right") - 1
         order = np.argsort(numbers, kind="stable")
@@ -191,12 +191,12 @@ class ShardedArray(NDArrayOperatorsMixin):
 
 
 def _is_basic(one: Any) -> bool:
-    """Whether a part of a key is a number, a slice or a new axis: what is done piece by piece."""
+    """Return whether an index is an integer, a slice or a new axis: NumPy's basic indexing."""
     return one is None or (isinstance(one, slice | int | np.integer) and not isinstance(one, bool))
 
 
 def _from_the_rows_on(key: Any, ndim: int) -> tuple[Any, ...]:
-    """A key as a tuple that begins with the rows: a leading ellipsis is spelt out, if it can be."""
+    """Return a key as a tuple that begins with the rows; spell out a leading ellipsis."""
     keys = key if isinstance(key, tuple) else (key,)
     if not keys:
         return (slice(None),)

@@ -30,16 +30,12 @@ class Share:
         return f"{self.index}/{self.count}"
 
     def has(self, shard: int) -> bool:
-        """Whether the shard of that number belongs to it."""
+        """Return whether this share includes a shard, by its number."""
         return shard % self.count == self.index
 
 
 def parse_share(text: str) -> Share | None:
-    """Reads `3/64`; None for an empty text.
-
-    Raises:
-        UsageError: it is no share, or its number is not below the count.
-    """
+    """Parse a share such as `3/64`; return None for an empty text."""
     if not text:
         return None
     found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text, flags=re.ASCII)
@@ -87,7 +83,7 @@ class Sharding:
         return parse_share(self.share) or Share(0, 1)
 
     def check_count(self, out: str, there: int) -> None:
-        """Refuses another number of shards than a plan has, which is chosen once.
+        """Refuse a number of shards that differs from the plan's, which is chosen once.
 
         Raises:
             UsageError: says both.
@@ -99,13 +95,13 @@ class Sharding:
             )
 
     def count_for(self, rows: int) -> int:
-        """How many shards a new plan of so many rows has."""
+        """Return the number of shards of a new plan of that many rows."""
         share = parse_share(self.share)
         return self.shards or (share.count if share else -(-rows // ROWS_A_SHARD))
 
 
 def split_rows(rows: int, batch_size: int, shards: int) -> list[int]:
-    """Where each shard begins: ranges of whole batches, of sizes as equal as that allows.
+    """Return the first row of each shard: whole batches each, sizes as equal as that allows.
 
     A row has the same slot of a batch (row mod `batch_size`) in its shard as in the one file of all
     rows, so that both get the same bits.

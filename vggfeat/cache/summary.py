@@ -124,7 +124,7 @@ class CacheSummary:
 
 
 def summarise(cache: FeatureCache) -> CacheSummary:
-    """Counts, describes and samples a cache."""
+    """Count the rows of a cache, describe it, and sample the values of its layers."""
     identity, provenance = cache.header.identity, cache.header.provenance
     counts = np.bincount(cache.state, minlength=len(RowState)).tolist()
     files = [os.stat(part.path) for part in cache.parts()]
@@ -179,7 +179,7 @@ def _shards(cache: FeatureCache) -> tuple[ShardSummary, ...]:
 
 
 def _shown(preprocess: Preprocess) -> dict[str, Any]:
-    """What files have always recorded, alterations too where there are none, and what else is set.
+    """Return the preprocessing to show: what every file records, and what else is set.
 
     A line of settings that most people never touch would hide the others.
     """
@@ -199,7 +199,7 @@ def _steps(cache: FeatureCache) -> tuple[Mapping[str, Any], ...]:
 
 
 def summarise_layer(cache: FeatureCache, layer: str) -> LayerSummary:
-    """Statistics of one layer over its done rows, or over a sample of them if it is large."""
+    """Return statistics of one layer over its done rows, or over a sample of a large layer."""
     run = cache.header.feature(layer)
     rows = np.flatnonzero(cache.done)
     most = max(1, SAMPLE_BYTES // run.row_bytes)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def as_tensor(cache: FeatureCache, layer: str) -> torch.Tensor:
-    """All rows of a layer as a tensor over the file's own pages: nothing is read until it is used.
+    """Return all rows of a layer as a tensor over the memory map: pages are read on use.
 
     Args:
         cache: the cache.

@@ -78,7 +78,7 @@ class VerifyReport:
 
 @isolated()
 def verify(path: str | os.PathLike[str], *, repair: bool = False) -> VerifyReport:
-    """Reads a whole cache and compares each done or failed row with its checksum and its state.
+    """Read a whole cache and compare each done or failed row with its checksum and its state.
 
     It may run beside an extraction into the same file. Memory stays flat, whatever the size.
 
@@ -106,7 +106,7 @@ def verify(path: str | os.PathLike[str], *, repair: bool = False) -> VerifyRepor
 
 
 def _verify_shards(path: str, *, repair: bool) -> VerifyReport:
-    """All shards that are there, one after the other; rows are numbered over all of them."""
+    """Verify the shards that exist, one after the other; rows are numbered over all shards."""
     cache = ShardedCache(path)
     found = VerifyReport(path, len(cache), 0, 0, 0, 0, (), 0, 0, 0.0, tuple(cache.missing))
     last = b""
@@ -219,13 +219,13 @@ class _Rows:
             last = bytes(paths[-1])
 
     def blocks(self) -> Iterator[tuple[int, int]]:
-        """Ranges of rows, each as many as fit into a block."""
+        """Return ranges of rows, each as many as fit into a block."""
         rows = self._header.rows
         size = max(1, _BLOCK_BYTES // self.row_bytes)
         return ((start, min(start + size, rows)) for start in range(0, rows, size))
 
     def read(self, name: str, start: int, stop: int) -> NDArray[np.generic]:
-        """Rows `start` to `stop` of a dataset, (stop - start, …)."""
+        """Return rows `start` to `stop` of a dataset, (stop - start, …)."""
         return self._read(self._header.runs[name], start, stop)
 
     def _read(self, run: DatasetExtent, start: int, stop: int) -> NDArray[np.generic]:
@@ -240,7 +240,7 @@ class _Rows:
         return np.frombuffer(data, run.dtype).reshape(stop - start, *run.shape[1:])
 
     def suspects(self, block: tuple[int, int]) -> NDArray[np.int64]:
-        """The rows of a block whose state, reason or checksum does not fit."""
+        """Return the rows of a block whose state, reason or checksum is wrong."""
         start, stop = block
         # States first: what is done when they are read is whole when the features are.
         states = self.read(f"{IMAGES}/state", start, stop)
@@ -257,7 +257,7 @@ class _Rows:
         return row_checksums([self._read(run, start, stop) for run in self._features], stop - start)
 
     def problem(self, row: int) -> str:
-        """What is wrong with one row; empty if nothing is."""
+        """Return what is wrong with one row; empty if nothing is."""
         state = int(self.read(f"{IMAGES}/state", row, row + 1)[0])
         if state not in tuple(RowState):
             return f"state {state}, expected 0 to {max(RowState)}"

@@ -58,15 +58,12 @@ def create_cache(
     fill: Callable[[int, Header], None] | None = None,
     reserve: bool = True,
 ) -> Header:
-    """Makes the cache `out` with every row pending; an older file of that name is replaced.
+    """Create the cache `out` with every row pending; replace an older file of that name.
 
     The file appears whole or not at all: made beside its place, room reserved, synced, renamed,
     directory synced. `fill` may write rows into it before, given a descriptor and the header.
     `scales` are those of the layers, for int8. Without `reserve` the file takes its room on the
     disk only as it is filled.
-
-    Raises:
-        SpaceError: not enough room; says how much is needed and how much there is. Nothing is left.
     """
     longest = _longest(images.paths)
     if os.path.exists(out):
@@ -101,7 +98,7 @@ def create_cache(
 
 
 def _reserve(handle: int, out: str) -> None:
-    """Takes the disk blocks now, so that a full disk is found before the first image."""
+    """Reserve the disk blocks now, so that a full disk is noticed before the first image."""
     needed = os.fstat(handle).st_size
     libc = ctypes.CDLL(None, use_errno=True)
     allocate = getattr(libc, "fallocate64", None) or getattr(libc, "fallocate", None)
@@ -127,7 +124,7 @@ def _reserve(handle: int, out: str) -> None:
 
 
 def _longest(paths: Sequence[bytes] | NDArray[np.bytes_]) -> int:
-    """Bytes of the longest path."""
+    """Return the length of the longest path in bytes."""
     if isinstance(paths, tuple):
         return max(map(len, paths))
     blocks = range(0, len(paths), _IMAGES_AT_ONCE)
@@ -148,11 +145,7 @@ def _write_images(handle: int, header: Header, images: ImageColumns) -> None:
 
 
 def write_all(handle: int, values: NDArray[np.generic], offset: int) -> None:
-    """`pwrite` until everything is written; a full disk is an error here and not a signal later.
-
-    Raises:
-        SpaceError: it cannot be written.
-    """
+    """Write all of `values` at `offset`; a full disk is an error, not a SIGBUS as with a map."""
     view = values.reshape(-1).view(np.uint8).data
     while view:
         try:
@@ -202,15 +195,11 @@ class CacheWriter:
             raise
 
     def reserve(self, path: str) -> None:
-        """Makes sure that the disk has room for every row, as for a new file.
-
-        Raises:
-            SpaceError: it has not; says how much is needed and how much there is.
-        """
+        """Reserve room on the disk for every row, as for a new file."""
         _reserve(self._handle, path)
 
     def close(self) -> None:
-        """Closes the file without a checkpoint: rows since the last one stay pending."""
+        """Close the file without a checkpoint: rows since the last one stay pending."""
         if self._handle >= 0:
             os.close(self._handle)
             self._handle = -1
@@ -221,11 +210,7 @@ class CacheWriter:
         return len(self._states)
 
     def write(self, batch: FeatureBatch) -> None:
-        """Writes the features of a batch, or NaN and the reason where an image failed.
-
-        Raises:
-            SpaceError: the disk is full or failed.
-        """
+        """Write the features of a batch, or NaN and the reason where an image failed."""
         rows = batch.rows
         if len(rows):
             for spec in self._specs:
@@ -263,16 +248,16 @@ class CacheWriter:
     def update_files(
         self, rows: NDArray[np.int64], sizes: NDArray[np.int64], mtimes: NDArray[np.int64]
     ) -> None:
-        """Records size and time anew for rows still to do whose files have changed since."""
+        """Update size and time of pending rows whose files have changed."""
         self._put(f"{IMAGES}/size", rows, sizes)
         self._put(f"{IMAGES}/mtime_ns", rows, mtimes)
 
     def clear_reasons(self, rows: NDArray[np.int64]) -> None:
-        """Blanks the reasons of rows that failed once and are tried again."""
+        """Clear the reasons of failed rows that are tried again."""
         self._put(f"{IMAGES}/error", rows, np.zeros(len(rows), dtype=f"|S{ERROR_BYTES}"))
 
     def set_states(self, rows: NDArray[np.int64], state: RowState) -> None:
-        """Gives rows a state at once, without a checkpoint; `sync` makes it last."""
+        """Set the state of rows at once, without a checkpoint; `sync` makes it durable."""
         self._put(f"{IMAGES}/state", rows, np.full(len(rows), state, dtype=np.uint8))
 
     def sync(self) -> None:
@@ -284,7 +269,7 @@ class CacheWriter:
         _sync(self._handle, os.fdatasync)
 
     def checkpoint(self) -> None:
-        """Makes all rows written so far count, in an order that no power cut can upset.
+        """Mark all rows written so far as done or failed, safely against a power cut.
 
         Raises:
             SpaceError: a sync failed; what the disk holds since the last checkpoint is unknown.
@@ -309,7 +294,7 @@ class CacheWriter:
 
 
 def row_checksums(features: Sequence[NDArray[np.generic]], count: int) -> NDArray[np.uint32]:
-    """CRC-32 of each row's feature bytes, the layers in the order of their names.
+    """Return the CRC-32 of each row's feature bytes, layers in the order of their names.
 
     Args:
         features: one (count, …) array a layer, in that order.
@@ -326,11 +311,11 @@ def row_checksums(features: Sequence[NDArray[np.generic]], count: int) -> NDArra
 
 
 def _fit(reason: str) -> bytes:
-    """The reason in the bytes a row has for it, cut between characters."""
+    """Return a reason as UTF-8, cut between characters to the bytes that a row has for it."""
     return reason.encode(errors="backslashreplace")[:ERROR_BYTES].decode(errors="ignore").encode()
 
 
 def _consecutive(rows: NDArray[np.int64]) -> Iterable[tuple[int, int]]:
-    """Index ranges over which `rows` counts up by one, so that one write serves each."""
+    """Return index ranges over which `rows` counts up by one, so that one write serves each."""
     breaks = (np.flatnonzero(np.diff(rows) != 1) + 1).tolist()
     return zip([0, *breaks], [*breaks, len(rows)], strict=True)

@@ -183,9 +183,6 @@ def caffe_order(file: WeightFile, sha256: str = "") -> Order:
     Args:
         file: that is open.
         sha256: of it, where that is known.
-
-    Raises:
-        WeightsError: it cannot be read.
     """
     if file.reading.transform:
         return ""  # its dialect has seen to it

@@ -72,11 +72,7 @@ class WeightFile:
         return self.reading.shapes
 
     def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
-        """Return tensors by torchvision's names, in the file's dtypes, in own memory.
-
-        Raises:
-            WeightsError: the file is damaged, or no longer the one its digest was taken of.
-        """
+        """Return tensors by torchvision's names, in the dtypes of the file, in own memory."""
         sources = {name: self.reading.sources[name] for name in names}
         with _as_weights_errors(self.path, self._file):
             found = _values(self._file, self.contents, [one.name for one in sources.values()])
@@ -88,11 +84,7 @@ class WeightFile:
         return tensors
 
     def array(self, name: str) -> NDArray[np.float32] | None:
-        """Return a small tensor as float32 without torch; None if there is none, or none so plain.
-
-        Raises:
-            WeightsError: see `read`.
-        """
+        """Read a small tensor as float32 without torch; None if missing or not plain."""
         source = self.reading.sources.get(name)
         stored = self.contents.tensors[source.name] if source else None
         if source is None or stored is None or source.convert or not _is_plain(stored):
@@ -113,10 +105,6 @@ def open_checkpoint(path: str, digest: FileDigest | None = None) -> Iterator[Wei
         path: of the file; its content decides on the format.
         digest: of its bytes, which every read is then checked against; None where only names and
             shapes are wanted.
-
-    Raises:
-        WeightsError: the file cannot be read, is in no known format, holds more than tensors, or
-            is no longer the one its digest was taken of.
     """
     try:
         file = CheckedFile(path, digest)
@@ -138,21 +126,13 @@ def open_checkpoint(path: str, digest: FileDigest | None = None) -> Iterator[Wei
 
 
 def read_checkpoint(path: str) -> dict[str, torch.Tensor]:
-    """Return all tensors of a weight file by torchvision's names, or by its own if not a VGG's.
-
-    Raises:
-        WeightsError: see `open_checkpoint`.
-    """
+    """Read all tensors of a weight file by torchvision's names, or its own if it is no VGG."""
     with open_checkpoint(path) as file:
         return file.read(file.shapes)
 
 
 def read_own_safetensors(path: str) -> dict[str, torch.Tensor]:
-    """Return all tensors of a file that this package wrote, by the names it gave them.
-
-    Raises:
-        OSError, ValueError, TypeError, LookupError: it cannot be read, or is damaged.
-    """
+    """Read all tensors of a file that this package wrote, by the names it gave them."""
     with CheckedFile(path) as file:
         contents = read_safetensors(file)
         return _values(file, contents, contents.tensors)
@@ -186,7 +166,7 @@ def _weights_error(path: str, error: Exception) -> WeightsError:
 
 
 def _is_plain(stored: StoredTensor) -> bool:
-    """Whether values lie one after the other, in a type that NumPy has."""
+    """Return whether values lie one after the other, in a type that NumPy has."""
     strides = np.cumprod((1, *stored.shape[:0:-1]))[::-1]
     in_order = stored.stride is None or stored.stride == tuple(strides.tolist())
     return in_order and stored.dtype in _NUMPY_DTYPES and 0 not in stored.shape
@@ -197,7 +177,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _values(file: CheckedFile, contents: Contents, names: Iterable[str]) -> dict[str, torch.Tensor]:
-    """Tensors by the file's names, each in a buffer of its own, filled in one pass."""
+    """Read tensors by the names of the file, each into a buffer of its own, in one pass."""
     import torch
 
     targets, tensors = [], {}

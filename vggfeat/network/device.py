@@ -34,11 +34,7 @@ _BYTES_PER_PIXEL = 1024  # the two widest maps at once, 64 channels each of floa
 
 @contextlib.contextmanager
 def device_errors(device: torch.device) -> Iterator[None]:
-    """Turns what a failing accelerator raises into a DeviceError; running out of memory stays.
-
-    Raises:
-        DeviceError: the device failed, now or in work it was given before.
-    """
+    """Turn errors of a failing accelerator into DeviceError, but let OutOfMemoryError through."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -53,7 +49,7 @@ def device_errors(device: torch.device) -> Iterator[None]:
 
 
 def to_host(tensor: Tensor) -> Tensor:
-    """The tensor in host memory; from CUDA the copy is under way, an event tells its end."""
+    """Copy a tensor to host memory; from CUDA asynchronously, so wait for an event before use."""
     if tensor.device.type == "cpu":
         return tensor
     if tensor.device.type != "cuda":
@@ -63,12 +59,7 @@ def to_host(tensor: Tensor) -> Tensor:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that `auto`, `cpu`, `cuda`, `cuda:N` or `mps` means here.
-
-    Raises:
-        UsageError: it names several.
-        DeviceError: it is not there; never silently another one.
-    """
+    """Return the device that `auto`, `cpu`, `cuda`, `cuda:N` or `mps` stands for."""
     if name == "all" or "," in name:
         raise UsageError(f"device {name!r} names several; expected one here, such as cpu or cuda:0")
     if name == "auto":
@@ -91,11 +82,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_devices(names: str) -> list[torch.device]:
-    """The devices that a name, several separated by commas, or `all` (CUDA devices) mean here.
-
-    Raises:
-        DeviceError: one is not there.
-    """
+    """Return the devices that names separated by commas, or `all` CUDA devices, stand for."""
     if names == "all":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if not count:
@@ -108,11 +95,7 @@ def choose_devices(names: str) -> list[torch.device]:
 
 
 def choose_precision(name: str, device: torch.device) -> Compute:
-    """The precision that `auto` means on `device`; any other name stands for itself.
-
-    Raises:
-        DeviceError: int8 on a device that cannot, or would do it wrongly.
-    """
+    """Return the precision that a name stands for on `device`; only `auto` depends on it."""
     if name == "int8":
         _check_int8(device)
     if name != "auto":
@@ -138,17 +121,17 @@ def _check_int8(device: torch.device) -> None:
 
 
 def cpu_has_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 by itself (AVX-512 BF16, AMX, or Arm's)."""
+    """Return whether this CPU multiplies bfloat16 natively (AVX-512 BF16, AMX, or Arm's)."""
     return bool({"avx512_bf16", "amx_bf16", "bf16"} & _cpu_flags())
 
 
 def cuda_has_bfloat16() -> bool:
-    """Whether the current CUDA device multiplies bfloat16 by itself: from compute 8.0 on."""
+    """Return whether the current CUDA device multiplies bfloat16 natively: compute 8.0 or later."""
     return torch.cuda.get_device_capability()[0] >= 8  # noqa: PLR2004 Ampere
 
 
 def cpu_has_vnni() -> bool:
-    """Whether this CPU sums up products of bytes without overflow on the way."""
+    """Return whether this CPU sums products of bytes without intermediate overflow."""
     return bool({"avx512_vnni", "avx_vnni", "amx_int8"} & _cpu_flags())
 
 
@@ -163,7 +146,7 @@ def _cpu_flags() -> set[str]:
 
 
 def choose_batch_size(settings: Settings, images: int) -> int:
-    """Images a pass: as asked, or what the device has room for, spread evenly over the passes."""
+    """Return the batch size: the requested one, or what fits the device, spread evenly."""
     if settings.crop == "none":
         return 1  # shapes differ from image to image
     if settings.batch_size != "auto":

@@ -29,7 +29,7 @@ log = logging.getLogger("vggfeat")
 
 
 def download_weights(url: str, path: str, digest_prefix: str) -> str | None:
-    """Fetches `url` into the new file `path` and returns the SHA-256 of its bytes.
+    """Download `url` into the new file `path` and return the SHA-256 of its bytes.
 
     Of several runs that want the same file one fetches it and the others wait.
 
@@ -40,10 +40,6 @@ def download_weights(url: str, path: str, digest_prefix: str) -> str | None:
 
     Returns:
         the digest, or None if another run has put the file there meanwhile.
-
-    Raises:
-        WeightsError: offline, out of reach, cut short, or not the bytes published. Nothing is left
-            behind.
     """
     _check_reachable(url)
     try:
@@ -74,11 +70,7 @@ def _check_digest(url: str, digest: str, prefix: str) -> None:
 
 
 def _check_reachable(url: str) -> None:
-    """Finds out within seconds that there is no network, where looking up a name may take minutes.
-
-    Raises:
-        WeightsError: nothing may be fetched, or nobody answers.
-    """
+    """Fail within seconds if there is no network, where resolving a name may take minutes."""
     if os.environ.get(OFFLINE_VARIABLE, "0") not in ("", "0"):
         raise WeightsError(f"{url} is not fetched: {OFFLINE_VARIABLE} is set")
     address = _first_stop(url)

@@ -117,7 +117,7 @@ class Extractor:
         return Int8Vgg(layers, self.settings.specs, tensors, self._activations, self.preprocess)
 
     def output_shapes(self, height: int, width: int) -> dict[str, tuple[int, ...]]:
-        """Shape of one row of each layer, or of the fused vector, for inputs of that size.
+        """Return the row shape of each layer, or of the fused vector, for inputs of that size.
 
         Raises:
             UsageError: layers to be added have unequal widths.
@@ -132,12 +132,12 @@ class Extractor:
         return {self._recipe.method: (self._recipe.width(widths),)}
 
     def scale_to(self, scales: Mapping[str, Scales]) -> None:
-        """Sets the scales with which features are stored as int8."""
+        """Set the scales for storing features as int8."""
         self._scales = dict(scales)
 
     @isolated()
     def stored(self, name: str, feature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows of a layer, float32, as they are stored: see `quantise`.
+        """Convert float32 rows of a layer to the storage dtype: see `quantise`.
 
         Raises:
             UsageError: int8, and `scale_to` was not called before.
@@ -152,7 +152,7 @@ class Extractor:
 
     @isolated()
     def __call__(self, images: Tensor, *, normalized: bool = False) -> dict[str, Tensor]:
-        """Features of a batch.
+        """Return the features of a batch.
 
         Args:
             images: (N, C, H, W) with C = `settings.channels`, as a rule RGB. Pixels, uint8 or
@@ -198,7 +198,7 @@ class Extractor:
 
     @isolated()
     def launch(self, batch: DecodedBatch) -> Pending:
-        """Starts a batch on the device without waiting for it; `Pending.collect` waits.
+        """Start a batch on the device without waiting for it; `Pending.collect` waits.
 
         Args:
             batch: images uint8 or uint16 (B, H, W, C) in memory.
@@ -212,7 +212,7 @@ class Extractor:
         return self._within_memory(self._network, images)
 
     def _forward_exact(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """The same in float32, for a batch that left the range of float16."""
+        """Compute a batch that left the range of float16 again in float32."""
         if self._exact is None:
             log.info("activations exceed float16: such batches are computed again in float32")
             self._exact = self._build("float32")
@@ -305,7 +305,7 @@ class Pending:
 
     @isolated()
     def collect(self) -> FeatureBatch:
-        """Waits for the batch and hands its features over, in the order of its rows."""
+        """Wait for the batch and return its features, in the order of its rows."""
         if self.ready is not None:
             with device_errors(self.extractor.device):
                 self.ready.synchronize()

@@ -32,7 +32,7 @@ def file_channels(shapes: Shapes) -> int | None:
 
 
 def adapter_problem(shapes: Shapes) -> str:
-    """What is wrong with the adapter in a weight file; empty if nothing is, or there is none."""
+    """Return what is wrong with the adapter of a weight file; empty if nothing, or no adapter."""
     weight, bias = shapes.get(ADAPTER), shapes.get(ADAPTER_BIAS)
     if weight is None and bias is None:
         return ""
@@ -49,7 +49,7 @@ def _shape(shape: tuple[int, ...] | None) -> str:
 
 
 def check_channels(name: str, shapes: Shapes, entry: Entry) -> None:
-    """Refuses images that the network of a weight file cannot take.
+    """Refuse images that the network of a weight file cannot take.
 
     Three channels are no obstacle, for those filters can be rebuilt; others, and an adapter, were
     learnt for just these.
@@ -58,10 +58,6 @@ def check_channels(name: str, shapes: Shapes, entry: Entry) -> None:
         name: of the weights.
         shapes: of the file's tensors by name.
         entry: what is asked for.
-
-    Raises:
-        WeightsError: other channels, an adapter that is none, or one whose network shall be drawn
-            anew.
     """
     problem = adapter_problem(shapes)
     if problem:
@@ -108,7 +104,7 @@ def inflate(weight: Tensor, channels: int) -> Tensor:
 
 
 def start_adapter(channels: int) -> dict[str, Tensor]:
-    """An adapter that has learnt nothing yet: three channels as they are, of others their mean.
+    """Return an untrained adapter: the identity for three channels, else their mean.
 
     In front of the untouched network it gives what `inflate` gives.
 

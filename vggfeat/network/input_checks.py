@@ -33,9 +33,6 @@ def check_images(
         precision: of the extractor.
         shortest: side that the network's pools need.
         normalized: floating-point images are normalised, whatever their values look like.
-
-    Raises:
-        UsageError: says what was expected, what was found and what to do.
     """
     _check_tensor(images, preprocess.channels)
     _check_shape(images, preprocess.channels, shortest)
@@ -68,7 +65,7 @@ def _check_tensor(images: Any, channels: int) -> None:
 
 
 def _described(images: Any, channels: int) -> tuple[str, str]:
-    """What was passed instead of a tensor, and how to make one of it."""
+    """Describe what was passed instead of a tensor, and how to convert it."""
     if isinstance(images, (str, bytes, os.PathLike)):
         return (
             f"a path, {os.fsdecode(images)!r}",

@@ -53,7 +53,7 @@ class _Convolution:
     padding: int
 
     def __call__(self, x: Tensor, *, rectified: bool) -> Tensor:
-        """The output, uint8 behind its ReLU or float32 in front of it.
+        """Return the output, uint8 behind its ReLU or float32 in front of it.
 
         Args:
             x: uint8 (N, i, H, W), channels last.
@@ -106,7 +106,7 @@ class Int8Vgg(nn.Module):
         self.head = _head(layers, specs, tensors)
 
     def forward(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Features of images.
+        """Return the features of images.
 
         Args:
             images: uint8 RGB (N, 3, H, W).
@@ -138,7 +138,7 @@ class Int8Vgg(nn.Module):
 def _head(
     layers: Sequence[Layer], specs: Sequence[LayerSpec], tensors: Mapping[str, Tensor]
 ) -> TappedVgg | None:
-    """The fully connected layers in float32; None if there are none."""
+    """Return the fully connected layers in float32; None if there are none."""
     behind = [layer for layer in layers if layer.container == "classifier"]
     if not behind:
         return None
@@ -186,7 +186,7 @@ def _folded(layer: Layer, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor
 
 
 def _bordered(images: Tensor, mean: Tensor) -> Tensor:
-    """Images with a border of the mean colour, which normalises to the usual zeros.
+    """Return images padded with the mean colour, which normalises to the usual zeros.
 
     Args:
         images: uint8 (N, 3, H, W).

@@ -83,18 +83,18 @@ class Replicas:
         return sum(one.redone for one in self._extractors)
 
     def output_shapes(self, height: int, width: int) -> dict[str, tuple[int, ...]]:
-        """Shape of one row of each spec for inputs of that size."""
+        """Return the shape of one row of each spec for inputs of that size."""
         return self._extractors[0].output_shapes(height, width)
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
-        """Features of a batch, float32, on the first device: see `Extractor`."""
+        """Return the float32 features of a batch, computed on the first device."""
         return self._extractors[0](images)
 
     def scale_to(self, scales: Mapping[str, Scales]) -> None:
-        """Sets the scales with which features are stored as int8."""
+        """Set the scales for storing features as int8."""
         for one in self._extractors:
             one.scale_to(scales)
 
     def launch(self, batch: DecodedBatch) -> Pending:
-        """Starts a batch on the device whose turn it is."""
+        """Start a batch on the device whose turn it is."""
         return next(self._turns).launch(batch)

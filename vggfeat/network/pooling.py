@@ -29,7 +29,7 @@ _Span = tuple[int, int]
 
 
 def reduce_map(x: Tensor, spec: LayerSpec) -> Tensor:
-    """Rows of features from a batch of a layer's outputs: pooled, then normalised.
+    """Pool and normalise a batch of a layer's outputs to rows of features.
 
     Args:
         x: (N, C, H, W) for a layer with positions, (N, D) for a vector; any floating dtype, any
@@ -40,9 +40,6 @@ def reduce_map(x: Tensor, spec: LayerSpec) -> Tensor:
         (N, *row) float32 on `x`'s device, contiguous, sharing no memory with `x`, which may be
         overwritten afterwards. The row is what `spec.output_shape` says. A NaN in `x` shows in
         the result.
-
-    Raises:
-        ValueError: `x` has positions and the layer has none, or the reverse.
     """
     expected = 2 if spec.pool is None else 4
     if x.dim() != expected:
@@ -138,7 +135,7 @@ def rmac_pool(x: Tensor, pool: Pool) -> Tensor:
 
 
 def _extra_regions(short: int, long: int) -> int:
-    """The paper's m - 1: regions more along the longer side than along the shorter.
+    """Return the paper's m - 1: how many more regions the longer side has than the shorter.
 
     Chosen so that neighbours at scale 1, squares of side `short`, overlap as nearly as possible by
     40 %; of two equally near, the fewer. A square map has one such region and none to overlap.

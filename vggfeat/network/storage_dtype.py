@@ -22,7 +22,7 @@ _FLOAT16_MAX = torch.finfo(torch.float16).max
 def quantise(
     x: Tensor, dtype: Dtype, scales: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows in the dtype they are stored in, and what that cost.
+    """Convert rows to the storage dtype; count values out of its range and find non-finite rows.
 
     Finite values of a magnitude above the dtype's largest finite value (65504 for float16) are
     set to it, so that none turns into an infinity; for int8, values beyond the range of the scales

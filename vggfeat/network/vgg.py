@@ -43,7 +43,7 @@ class Normaliser:
         )
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The network's input, (N, C, H, W) in channels-last memory.
+        """Return the network's input, (N, C, H, W) in channels-last memory.
 
         Args:
             images: (N, C, H, W), uint8 or uint16; floating point is taken as normalised already.
@@ -84,7 +84,7 @@ class TappedVgg(nn.Module):
         self.classifier = nn.Sequential(_modules_of(self.layers, "classifier", classes))
 
     def forward(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Features of normalised images.
+        """Return the features of normalised images.
 
         Args:
             x: (N, in_channels, H, W), the network's dtype.
@@ -128,7 +128,7 @@ class TappedVgg(nn.Module):
 
 
 def needed_layers(specs: Sequence[LayerSpec], model: str) -> tuple[Layer, ...]:
-    """The layers of `model` up to and with the deepest one of `specs`."""
+    """Return the layers of `model` up to and including the deepest one of `specs`."""
     table = layer_table(model)
     return table[: 1 + max(table.index(spec.layer) for spec in specs)]
 
@@ -136,7 +136,7 @@ def needed_layers(specs: Sequence[LayerSpec], model: str) -> tuple[Layer, ...]:
 def network_of(
     tensors: Mapping[str, Tensor], layers: Sequence[Layer], specs: Sequence[LayerSpec]
 ) -> TappedVgg:
-    """The network whose parameters are just these tensors, which are not copied.
+    """Return a network whose parameters are these very tensors; nothing is copied.
 
     It is in evaluation mode: batch normalisation goes by its running statistics.
 

@@ -81,7 +81,7 @@ class Checkpoint:
         return ADAPTER in self.shapes
 
     def layers(self, model: str) -> tuple[Layer, ...]:
-        """Those of `model` that it is meant to have, from the first on."""
+        """Return the layers of `model` that the file is meant to have, from the first on."""
         table = layer_table(model)
         names = [layer.name for layer in table]
         return table[: names.index(self.ends) + 1] if self.ends in names else table
@@ -116,7 +116,7 @@ def remedy_for(checkpoint: Checkpoint, model: str, layers: Sequence[Layer]) -> s
 
 
 def check_fit(checkpoint: Checkpoint, model: str) -> WeightFit:
-    """Compares the tensors of a weight file with those of `model`; no value is looked at."""
+    """Compare the tensors of a weight file with those of `model` by name and shape."""
     notes = list(checkpoint.told)
     problems: list[Problem] = []
     found, prefix = _without_prefix(checkpoint.shapes)
@@ -139,7 +139,7 @@ def check_fit(checkpoint: Checkpoint, model: str) -> WeightFit:
 
 
 def _without_prefix(shapes: Shapes) -> tuple[Shapes, str]:
-    """Shapes by torchvision's names, and what stood in front of each of them."""
+    """Return shapes by torchvision's names, and the prefix that the names had."""
     ends = [name for name in shapes if name.endswith(f".{VGG.first_weight}")]
     if VGG.first_weight in shapes or not ends:
         return shapes, ""
@@ -163,7 +163,7 @@ def _adapter(found: Shapes) -> list[Problem]:
 
 
 def _first_layer(checkpoint: Checkpoint) -> list[str]:
-    """How images of other channels come in."""
+    """Return a note if the network takes images of other than three channels."""
     channels, name = checkpoint.channels, checkpoint.name
     images = f"images of --channels {channels}"
     if checkpoint.has_adapter:
@@ -209,7 +209,7 @@ def _convolutions(found: Shapes, model: str, meant: Sequence[Layer]) -> list[Pro
 
 
 def _unlike(layers: Sequence[Layer], found: Shapes) -> list[str]:
-    """Each tensor that is missing or has another shape, and how."""
+    """Return a line for each tensor that is missing or has another shape."""
     classes = found[VGG.fc8_weight][0] if VGG.fc8_weight in found else CLASSES
     first = found.get(VGG.first_weight, ())
     channels = first[1] if len(first) == 4 else COLOURS  # noqa: PLR2004 (out, in, rows, columns)
@@ -250,7 +250,7 @@ def _classifier(found: Shapes, checkpoint: Checkpoint, model: str) -> list[Probl
 
 
 def _other_input(fc6: Layer, shape: tuple[int, ...], convolutions_do: str) -> Problem:
-    """The classifier takes another length than that of VGG's map of 7 x 7."""
+    """Return the problem of a classifier that takes another length than VGG's 7 x 7 map has."""
     out, length = shape
     channels = fc6.in_channels // GRID**2
     message = cannot_be_multiplied(1, fc6.in_channels, out, length)
@@ -276,7 +276,7 @@ def _other_input(fc6: Layer, shape: tuple[int, ...], convolutions_do: str) -> Pr
 
 
 def cannot_be_multiplied(rows: int, length: int, out: int, expected: int) -> str:
-    """What torch says of (rows, length) features and a linear layer of (out, expected) weights."""
+    """Return torch's error for (rows, length) features and (out, expected) weights."""
     return f"mat1 and mat2 shapes cannot be multiplied ({rows}x{length} and {expected}x{out})"
 
 

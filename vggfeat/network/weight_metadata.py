@@ -41,16 +41,13 @@ _TAKEN: dict[str, dict[str, Any]] = {}
 
 
 def settings_carried(weights: str, digest: FileDigest | None = None) -> dict[str, Any]:
-    """Settings by name that a weight file was trained with; none where it does not say.
+    """Return the settings, by name, that a weight file records; empty if it records none.
 
     A file that is not there or cannot be read says nothing; whoever loads it will say why.
 
     Args:
         weights: as of `Settings`; only a file has any.
         digest: of the file that is meant; one of other bytes says nothing.
-
-    Raises:
-        WeightsError: it says something that is not understood.
     """
     if not os.path.isfile(weights):
         return {}
@@ -69,14 +66,14 @@ def settings_carried(weights: str, digest: FileDigest | None = None) -> dict[str
 def _look(
     path: str, digest: FileDigest | None
 ) -> tuple[Mapping[str, tuple[int, ...]], Mapping[str, str], str]:
-    """Shapes of the tensors by torchvision's names, metadata, and the transform they come with."""
+    """Return shapes by torchvision's names, metadata, and the transform of the weights."""
     with open_checkpoint(path, digest) as file:
         transform = file.reading.transform or _transform_of_caffe(file)
         return file.shapes, file.contents.metadata, transform
 
 
 def _transform_of_caffe(file: WeightFile) -> str:
-    """The transform that Caffe's weights want which lie under torchvision's names; else empty."""
+    """Return the transform for Caffe's weights under torchvision's names, else an empty string."""
     known = file.reading.dialect == JOHNSON.name
     order = caffe_order(file, file_digests(file.path).sha256 if known else "")
     return CAFFE_TRANSFORMS.get(order, "")
@@ -99,7 +96,7 @@ def _from_metadata(path: str, metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def with_carried(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as given, and for those not given what the weights carry.
+    """Return the given settings, completed by those that the weights record.
 
     Args:
         given: settings by name.
@@ -132,9 +129,6 @@ def check_carried(path: str, settings: Settings, digest: FileDigest | None = Non
         path: of a weight file.
         settings: made from it by `make_settings`, or without looking into it.
         digest: of the bytes that are computed with.
-
-    Raises:
-        WeightsError: names the settings, or the transform to give.
     """
     carried = settings_carried(path, digest)
     before = _TAKEN.get(os.path.realpath(path), {})

@@ -87,12 +87,7 @@ class Weights:
 
 
 def weights_folder() -> str:
-    """Return where torch keeps downloaded models: `$TORCH_HOME/hub/checkpoints`, as torch.hub does.
-
-    Raises:
-        UsageError: `TORCH_HOME` begins with a `~` that stands for nobody's home, or it is not set
-            and there is no user cache.
-    """
+    """Return torch.hub's folder of downloaded models, `$TORCH_HOME/hub/checkpoints`."""
     named = os.environ.get("TORCH_HOME", "")
     home = os.path.expanduser(named) if named else os.path.join(user_cache(), "torch")
     if home.startswith("~"):
@@ -101,12 +96,12 @@ def weights_folder() -> str:
 
 
 def published_file(name: str, model: str) -> str | None:
-    """File name of torchvision's weights `imagenet` or `features`; None if there are none."""
+    """Return torchvision's file name of weights `imagenet` or `features`, or None."""
     return VGG.published.get((name, model))
 
 
 def weights_name(name: str, model: str) -> str:
-    """What `find_weights` will call these weights, without looking for them."""
+    """Return the name that `find_weights` gives these weights, without looking for them."""
     match = _RANDOM.fullmatch(name)
     if match:
         return f"random:{int(match.group(1) or 0)}"
@@ -114,16 +109,12 @@ def weights_name(name: str, model: str) -> str:
 
 
 def find_weights(name: str, model: str) -> Weights:
-    """The weights that `name` stands for, downloaded if need be.
+    """Find the weights that `name` stands for; download them if necessary.
 
     Args:
         name: `imagenet`, `features`, `random[:SEED]`, or a file of any of the formats that
             `checkpoints` reads.
         model: the VGG variant they are for.
-
-    Raises:
-        UsageError: `name` is none of these.
-        WeightsError: there is no such file, or it can be neither found nor fetched.
     """
     match = _RANDOM.fullmatch(name)
     if match:
@@ -150,7 +141,7 @@ def find_weights(name: str, model: str) -> Weights:
 
 
 def _caution(path: str, digest: FileDigest) -> str:
-    """What is said of a file that has the names of one converted from Caffe, and other values."""
+    """Return a warning of a file with the names of weights converted from Caffe, not values."""
     try:
         with open_checkpoint(path, digest) as file:
             if file.reading.dialect != JOHNSON.name or caffe_order(file, digest.sha256):
@@ -199,7 +190,7 @@ def _fetch_published(file: str, path: str, prefix: str) -> None:
 def load_tensors(
     weights: Weights, model: str, layers: tuple[Layer, ...], entry: Entry = RGB_ENTRY
 ) -> dict[str, torch.Tensor]:
-    """Float32 tensors of `layers` by torchvision's names, in memory that is no file's.
+    """Load the float32 tensors of `layers` by torchvision's names into memory of their own.
 
     The bytes they are made of are checked against the digest that `weights` has.
 
@@ -210,10 +201,6 @@ def load_tensors(
         model: VGG variant.
         layers: from the first to the deepest wanted.
         entry: channels of the images, to which the first convolution is made to fit.
-
-    Raises:
-        WeightsError: tensors are missing or of another shape, all are named; or the network in the
-            file takes images of other channels.
     """
     if weights.path is None:
         tensors = _random_tensors(weights.seed or 0, layers)
@@ -225,7 +212,7 @@ def load_tensors(
 def _with_first_layer(
     tensors: dict[str, torch.Tensor], layers: tuple[Layer, ...], entry: Entry
 ) -> dict[str, torch.Tensor]:
-    """The tensors with a first convolution for the channels asked for, if they come without."""
+    """Return the tensors with a first convolution for the requested channels."""
     if VGG.first_weight not in tensors or ADAPTER in tensors:
         return tensors
     if entry.first_layer == "kaiming":
@@ -261,7 +248,7 @@ def _tensors_of_file(
 
 
 def _digest(weights: Weights, path: str) -> FileDigest:
-    """What the file's bytes must be, so that `weights.sha256` is that of what is computed with."""
+    """Return the digest that every read is checked against; refuse a file that has changed."""
     digest = weights.digest or file_digests(path)
     if digest.sha256 != weights.sha256:
         raise WeightsError(
@@ -273,7 +260,7 @@ def _digest(weights: Weights, path: str) -> FileDigest:
 
 @contextlib.contextmanager
 def _same_file(path: str) -> Iterator[None]:
-    """Has the digest of a file that changed unseen taken anew by the next run."""
+    """Forget the digest of a file that changed unnoticed, so that the next run takes a new one."""
     try:
         yield
     except WeightsError as error:
@@ -283,7 +270,7 @@ def _same_file(path: str) -> Iterator[None]:
 
 
 def _check_end(name: str, end: str, layers: tuple[Layer, ...]) -> None:
-    """Refuses layers behind the one that a file ends with on purpose."""
+    """Refuse layers beyond the one that a file ends with on purpose."""
     names = [layer.name for layer in layers]
     if end in names[:-1]:
         raise WeightsError(
@@ -327,7 +314,7 @@ def _check_fit(
 
 
 def _guess_variant(found: Mapping[str, tuple[int, ...]], asked: str) -> str:
-    """The variant other than `asked` whose convolutions the file has, as a hint."""
+    """Return the variant other than `asked` whose convolutions the file has, as a hint."""
     model = variant_of(found)
     return f"; the file looks like {model}: try --model {model}" if model not in ("", asked) else ""
 

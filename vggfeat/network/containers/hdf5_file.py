@@ -22,12 +22,7 @@ def is_hdf5(_file: CheckedFile, head: bytes) -> bool:
 
 
 def read_hdf5(file: CheckedFile) -> Contents:
-    """Return the data sets of a file.
-
-    Raises:
-        RefusedError: values are packed in chunks.
-        ValueError and others: it is damaged.
-    """
+    """Return the datasets of a file."""
     file.seek(0)
     return hdf5_contents(cast("IO[bytes]", file), 0, "HDF5")
 

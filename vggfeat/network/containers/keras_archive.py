@@ -29,12 +29,7 @@ def is_keras_archive(file: CheckedFile, head: bytes) -> bool:
 
 
 def read_keras_archive(file: CheckedFile) -> Contents:
-    """Return the data sets of the weights in the archive.
-
-    Raises:
-        RefusedError: they are compressed.
-        ValueError and others: they are damaged.
-    """
+    """Return the datasets of the weights in the archive."""
     with zipfile.ZipFile(file) as archive:
         member = archive.getinfo(_WEIGHTS)
     begin, size = member_place(file, member)

@@ -32,12 +32,7 @@ CONTAINERS: tuple[
 
 
 def read_contents(file: CheckedFile) -> Contents | None:
-    """Return what a file holds, whatever its name; None if it is in no known format.
-
-    Raises:
-        RefusedError: it holds something else than tensors.
-        ValueError and others: it is damaged.
-    """
+    """Return the contents of a file, whatever its name; None if its format is unknown."""
     file.seek(0)
     head = file.read(_HEAD_BYTES) or b""
     for knows, read in CONTAINERS:

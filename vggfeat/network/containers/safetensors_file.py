@@ -23,11 +23,7 @@ def is_safetensors(file: CheckedFile, head: bytes) -> bool:
 
 
 def read_safetensors(file: CheckedFile) -> Contents:
-    """Return what the header says.
-
-    Raises:
-        ValueError, TypeError, LookupError: it lies.
-    """
+    """Return what the header says."""
     file.seek(0)
     length = header_length(_exactly(file, 8), file.size)
     header = parse_header(_exactly(file, length))
@@ -49,7 +45,7 @@ def _exactly(file: CheckedFile, count: int) -> bytes:
 
 
 def _check_cover(header: Mapping[str, Any], size: int) -> None:
-    """The format has every byte behind the header belong to exactly one tensor."""
+    """Check that every byte after the header belongs to exactly one tensor, as it must."""
     at = 0
     for begin, end, name in sorted((*item["data_offsets"], name) for name, item in header.items()):
         if begin != at:

@@ -180,10 +180,6 @@ def load_noted(file: IO[bytes], *, script: bool = False) -> tuple[Any, dict[str,
     Args:
         file: at the pickle's first byte.
         script: modules of TorchScript are taken for bags of attributes.
-
-    Raises:
-        MoreThanTensorsError: it holds more than tensors.
-        ValueError: it is damaged.
     """
     unpickler = _TensorsOnly(file, script=script)
     try:
@@ -195,11 +191,7 @@ def load_noted(file: IO[bytes], *, script: bool = False) -> tuple[Any, dict[str,
 
 
 def named_tensors(noted: Any) -> tuple[dict[str, StoredTensor], str, tuple[str, ...]]:
-    """Return the tensors of a network by name, the entry they come from, and other candidates.
-
-    Raises:
-        RefusedError: the value is no table of names.
-    """
+    """Return the tensors of a network by name, the entry they come from, and other candidates."""
     if isinstance(noted, ScriptModule):
         return dict(_flatten(noted)), "", ()
     if not isinstance(noted, dict):
@@ -217,7 +209,7 @@ def named_tensors(noted: Any) -> tuple[dict[str, StoredTensor], str, tuple[str, 
 
 
 def _flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, StoredTensor]]:
-    """Tensors of nested tables, their keys joined by dots."""
+    """Return tensors of nested tables, their keys joined by dots."""
     items = tree.state if isinstance(tree, ScriptModule) else tree
     if not isinstance(items, dict):
         return

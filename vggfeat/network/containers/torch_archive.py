@@ -27,12 +27,7 @@ def is_torch_archive(_file: CheckedFile, head: bytes) -> bool:
 
 
 def read_torch_archive(file: CheckedFile) -> Contents:
-    """Return what the pickle in the archive says.
-
-    Raises:
-        RefusedError: it holds more than tensors, or is another kind of archive.
-        ValueError, zipfile.BadZipFile: it is damaged.
-    """
+    """Return what the pickle in the archive says."""
     with zipfile.ZipFile(file) as archive:
         members = {member.filename: member for member in archive.infolist()}
         pickles = [name for name in members if name.split("/")[1:] == [_PICKLE]]
@@ -65,12 +60,7 @@ def _check_byte_order(archive: zipfile.ZipFile, name: str) -> None:
 
 
 def member_place(file: CheckedFile, member: zipfile.ZipInfo) -> tuple[int, int]:
-    """Return first byte and length of an archive member that is stored as it is.
-
-    Raises:
-        RefusedError: it is compressed.
-        ValueError: there is no such member where the directory says.
-    """
+    """Return first byte and length of an archive member that is stored as it is."""
     if member.compress_type != zipfile.ZIP_STORED:
         raise RefusedError(
             f"its member {member.filename} is compressed; pack it without compression (zip -0)"

@@ -23,12 +23,7 @@ def is_legacy(_file: CheckedFile, head: bytes) -> bool:
 
 
 def read_legacy(file: CheckedFile) -> Contents:
-    """Return what its pickles say: three of no interest, the tensors, the keys of the storages.
-
-    Raises:
-        RefusedError: it holds more than tensors.
-        ValueError and others: it is damaged.
-    """
+    """Return what its pickles say: three of no interest, the tensors, the keys of the storages."""
     file.seek(0)
     # Reads ahead no further than a pickle needs: each storage's place follows from the last one's.
     stream = io.BufferedReader(file, 1 << 14)

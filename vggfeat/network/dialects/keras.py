@@ -61,7 +61,7 @@ def _by_name(shapes: Mapping[str, Shape]) -> dict[str, list[str]]:
 
 
 def _by_number(shapes: Mapping[str, Shape]) -> dict[str, list[str]]:
-    """Likewise where layers have only numbers; those of VGG16 and VGG19 follow one another."""
+    """Return the same where layers have only numbers, consecutive in VGG16 and VGG19."""
     found: dict[str, dict[int, list[str]]] = {"conv2d": {}, "dense": {}}
     prefixes = set()
     for path in shapes:

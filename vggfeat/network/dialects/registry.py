@@ -32,9 +32,6 @@ def translate(shapes: Mapping[str, Shape]) -> Reading:
 
     Args:
         shapes: of the file's tensors by their names.
-
-    Raises:
-        WeightsError: several networks lie in the file.
     """
     return unwrap(shapes, _read) or kept_plain(shapes)
 

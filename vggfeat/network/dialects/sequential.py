@@ -34,7 +34,7 @@ def _translate(shapes: Mapping[str, Shape]) -> dict[str, TensorSource] | None:
 
 
 def _is_vgg(shapes: Mapping[str, Shape]) -> bool:
-    """Whether convolutions are those of a variant, cut off or not; one alone is anybody's."""
+    """Return whether at least two convolutions are those of a variant, truncated or not."""
     found = {
         name.removesuffix(".weight"): shape for name, shape in shapes.items()
         if _NUMBERED.fullmatch(name) and name.endswith(".weight") and len(shape) == _KERNEL

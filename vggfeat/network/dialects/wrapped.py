@@ -36,9 +36,6 @@ def unwrap(
     Args:
         shapes: by the file's names.
         read: finds the dialect of names that nothing stands in front of.
-
-    Raises:
-        WeightsError: several networks lie in the file.
     """
     names = {without_wrappers(name): name for name in shapes}
     plain = {short: shapes[name] for short, name in names.items()}
@@ -56,7 +53,7 @@ def unwrap(
 
 
 def _prefix(shapes: Mapping[str, Shape], first: str) -> str:
-    """What stands in front of `first`; empty if there is none."""
+    """Return what stands in front of `first`; empty if there is none."""
     found = [
         name.removesuffix(first) for name, shape in shapes.items()
         if name.endswith(f".{first}") and is_first_kernel(shape)
