@@ -6,14 +6,9 @@ from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
-import pytest
-from command_line import SMALL, vggfeat, write_images
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-
-WIDE = [*SMALL, "--dtype", "float32"]
 
 
 def blow_up(small: Path, large: Path, count: int) -> None:
@@ -35,13 +30,3 @@ def blow_up(small: Path, large: Path, count: int) -> None:
             file["features"][name][:] = array
         file["images/checksum"][:] = row_checksums([values[name] for name in sorted(values)], count)
         file["images/state"][:] = 1
-
-
-@pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache of many rows, which takes a while."""
-    folder = tmp_path_factory.mktemp("large")
-    write_images(folder / "images", 2)
-    assert vggfeat("extract", "images", *WIDE, "--out", "small.h5", cwd=folder).returncode == 0
-    blow_up(folder / "small.h5", folder / "feats.h5", 400_000)
-    return folder

@@ -279,7 +279,7 @@ def test_permissions_follow_the_umask(tmp_path: Path) -> None:
 def test_an_old_file_is_replaced_whole(tmp_path: Path) -> None:
     """Creating over an older file and a killed run's temporary leaves the new file alone."""
     (tmp_path / "f.h5").write_bytes(b"old")
-    (tmp_path / "f.h5.tmp").write_bytes(b"left behind")
+    (tmp_path / "f.h5.vggfeat.tmp").write_bytes(b"left behind")
     assert read_header(create(tmp_path)).rows == ROWS
     assert os.listdir(tmp_path) == ["f.h5"]
 
@@ -303,7 +303,7 @@ except SpaceError as error:
 
 
 def fail_to_create(folder: Path, before: str, *wrapper: str) -> list[str]:
-    code = CREATE.format(path=sys.path, before=before)
+    code = CREATE.format(path=[os.path.dirname(__file__), *sys.path], before=before)
     command = [*wrapper, sys.executable, "-c", code]
     return subprocess.run(
         command, cwd=folder, check=True, capture_output=True, text=True

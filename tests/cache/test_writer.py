@@ -343,7 +343,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path) -> None:
         ).returncode
     ):
         pytest.skip("mounting is not permitted here")
-    code = FULL_DISK.format(path=sys.path)
+    code = FULL_DISK.format(path=[os.path.dirname(__file__), *sys.path])
     command = [*wrapper, sys.executable, "-c", code]
     shown = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
     message, done = shown.splitlines()

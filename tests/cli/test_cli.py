@@ -221,18 +221,13 @@ def test_a_second_interrupt_stops_at_once(tmp_path: Path) -> None:
     command = ["extract", "images", *words, "--checkpoint-seconds", "0"]
     whole, out = tmp_path / "whole.h5", tmp_path / "feats.h5"
     assert vggfeat(*command, "--out", whole, cwd=tmp_path).returncode == 0
-    process = subprocess.Popen(
-        [sys.executable, "-m", "vggfeat", *command, "--out", out],
-        cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    _wait_for_done_rows(out)  # a later batch has begun, which takes seconds
-    process.send_signal(signal.SIGINT)
-    time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert errors.endswith("vggfeat: stopped at once; rows up to the last checkpoint are kept\n")
+    said = "vggfeat: stopped at once; rows up to the last checkpoint are kept\n"
+    for _ in range(5):  # where the machine is busy, the batch may end between the two signals
+        out.unlink(missing_ok=True)
+        errors = _interrupted_twice([*command, "--out", out], out)
+        if errors.endswith(said):
+            break
+    assert errors.endswith(said)
     with h5py.File(out) as file, h5py.File(whole) as right:
         done = file["images/state"][()] == 1
         assert done.sum() in range(8, 48, 8)
@@ -240,6 +235,22 @@ def test_a_second_interrupt_stops_at_once(tmp_path: Path) -> None:
     assert vggfeat(*command, "--out", out, cwd=tmp_path).returncode == 0
     with h5py.File(out) as file, h5py.File(whole) as right:
         assert (file["features/conv5_2"][()] == right["features/conv5_2"][()]).all()
+
+
+def _interrupted_twice(command: list[str | Path], out: Path) -> str:
+    """What a run writes to stderr that gets two SIGINTs within a batch; its exit code is 130."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vggfeat", *command],
+        cwd=out.parent, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    _wait_for_done_rows(out)  # a later batch has begun, which takes seconds
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 130
+    return errors
 
 
 def _wait_for_done_rows(path: Path) -> None:

@@ -378,7 +378,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("to", ["csv", "webdataset"])
 def test_killed_in_the_middle(large: Path, tmp_path: Path, number: signal.Signals, to: str) -> None:
     """Killed while it writes, there is nothing under the final name; again, it is whole."""
-    out, unfinished = tmp_path / "out", tmp_path / ".out.tmp"
+    out, unfinished = tmp_path / "out", tmp_path / ".out.vggfeat.tmp"
     process = subprocess.Popen(
         [sys.executable, "-m", "vggfeat", "export", large, "--to", to, "--out", out],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -408,7 +408,7 @@ def test_others_read_the_folder_of_an_export(workplace: Path, large: Path, tmp_p
     process = subprocess.Popen(
         [sys.executable, "-m", "vggfeat", "export", str(large), *words], stdout=subprocess.DEVNULL
     )
-    unfinished = tmp_path / ".b.parquet.tmp"
+    unfinished = tmp_path / ".b.parquet.vggfeat.tmp"
     while not unfinished.exists():
         assert process.poll() is None
     process.send_signal(signal.SIGSTOP)

@@ -16,7 +16,7 @@ import pytest
 import torch
 from command_line import SMALL, assert_one_line, vggfeat, write_images
 from killing import contents
-from noise_caches import WIDE, blow_up
+from noise_caches import blow_up
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler, normalize
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LAYERS = ("conv1_1", "conv2_1:max")
+WIDE = [*SMALL, "--dtype", "float32"]
 
 
 @pytest.fixture(scope="module")
@@ -307,7 +308,7 @@ def test_killed_at_any_time_it_goes_on_to_the_same_bytes(tmp_path: Path) -> None
         (["--method", "sum"], 2, "unequal width cannot be added: conv1_1 64, conv2_1:max 128"),
         (["--width", "4"], 2, "--width belongs to the method sum"),
         (["--weights", "1,2"], 2, "concat takes no weights"),
-        (["--method", "weighted", "--weights", "1"], 2, "1 weights for 2 layers"),
+        (["--method", "weighted", "--weights", "1"], 2, "1 weight for 2 layers"),
         (["--method", "weighted", "--weights", "1,-1"], 2, "must be numbers of 0 or more"),
         (["--method", "weighted", "--weights", "a,b"], 2, "are no numbers"),
         (["--labels", "folders"], 2, "concat has no weights to learn"),
@@ -450,7 +451,7 @@ def test_too_little_to_learn_from_is_an_error() -> None:
     """Without groups to judge by, nothing is learnt."""
     given = examples("one")
     few = given.take(np.array([0, 1, 8, 9]))
-    with pytest.raises(InputError, match=r"too few to learn from"):
+    with pytest.raises(InputError, match=r"cannot be split to learn from some and judge by others"):
         learn(untrained("weighted", few), few, by_group=True, device="cpu")
 
 
@@ -603,6 +604,16 @@ def test_fitting_reads_only_rows_that_are_done(workplace: Path) -> None:
     fusion = fit_fusion(cache, recipe)
     right = StandardScaler().fit(rows_of(workplace / "feats.h5")["conv1_1"])
     np.testing.assert_allclose(fusion.standard["conv1_1"].mean, right.mean_, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of many rows, which takes a while."""
+    folder = tmp_path_factory.mktemp("large")
+    write_images(folder / "images", 2)
+    assert vggfeat("extract", "images", *WIDE, "--out", "small.h5", cwd=folder).returncode == 0
+    blow_up(folder / "small.h5", folder / "feats.h5", 400_000)
+    return folder
 
 
 def test_a_signal_ends_a_run_that_then_goes_on(large: Path, tmp_path: Path) -> None:

@@ -350,7 +350,7 @@ def test_a_forest_has_one_root_more() -> None:
     [
         ("a,b\na,c\n", "line 2: 'a' has two parents, 'b' and 'c'"),
         ("a,b\nb,c\nc,a\n", "a under b under c under a is a circle"),
-        ("a,b,c\n\nd\n", "line 1: 3 names; line 3: 1 names"),
+        ("a,b,c\n\nd\n", "line 1: 3 names; line 3: 1 name"),
         ("child,parent\n", "no classes in it"),
     ],
 )
