@@ -7,49 +7,53 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vggfeat.cli.options import (
-    Channels,
-    CheckpointSeconds,
-    Clahe,
-    Clip,
-    Crop,
-    DecodeTimeout,
-    Depth,
-    Exif,
-    FirstLayer,
-    MaxPixels,
-    Mean,
-    Resize,
-    Size,
-    Std,
-    Transform,
-    Window,
-    Workers,
-    count,
-    setting,
-)
+from vggfeat.cli.options import given, settings_options
 from vggfeat.cli.terminal import Bar, Quiet, exit_codes, print_json, set_up_logging, table
-from vggfeat.core.settings import SETTING_NAMES
+from vggfeat.core.settings import Settings
 from vggfeat.core.signals import how_to_go_on
 from vggfeat.core.text import counted, printable
 from vggfeat.errors import InterruptedRunError
-from vggfeat.finetuning.augmentation import AUGMENTATIONS
-from vggfeat.finetuning.settings import DEFAULTS, TRAINING_PRECISIONS
+from vggfeat.finetuning.settings import (
+    TRAINING,
+    TRAINING_PRECISIONS,
+    AdaptSettings,
+    network_settings,
+)
 
 if TYPE_CHECKING:
     from vggfeat.finetuning.report import FinetuneReport
-    from vggfeat.finetuning.settings import AdaptSettings
 
 _CLASSES_SHOWN = 20
 
 
-def _option(flag: str, text: str, metavar: str) -> Any:
-    """An option of `AdaptSettings`, which knows its default; None is not given."""
-    default = DEFAULTS[flag.strip("-").replace("-", "_")]
-    known = "" if default == "" else f" [default: {default}]"
-    return typer.Option(flag, help=text + known, metavar=metavar, show_default=False)
-
-
+@settings_options(
+    "trainable", "layer", "epochs", "lr", "weight_decay", "batch_size", "val_share", "patience",
+    "jitter", "seed", "labels", "root", "config", "model", "weights", "channels", "first_layer",
+    "depth", "window", "clip", "clahe", "mean", "std", "transform", "size", "resize", "crop",
+    "exif", "precision", "device", "workers", "max_pixels", "decode_timeout", "max_failures",
+    "time_limit", "checkpoint_seconds",
+    of=(AdaptSettings, Settings),
+    instead={
+        "weights": {
+            "help": "To begin with: imagenet, features, a .pth or .safetensors file, or "
+            "random[:SEED]."
+        },
+        "precision": {
+            "help": "Type of products in training. auto: bfloat16 on CUDA that has it, else "
+            "float32.",
+            "choices": TRAINING_PRECISIONS,
+        },
+        "device": {"help": "auto, cpu, cuda, cuda:N or mps.", "metavar": "NAME"},
+        "max_failures": {
+            "help": "More images that cannot be decoded than that end in exit 4.",
+            "unset": "any number",
+        },
+        "time_limit": {
+            "help": "Stop cleanly within this time, such as 55m, with exit 0; the same command "
+            "goes on."
+        },
+    },
+)  # fmt: skip
 def adapt(
     sources: Annotated[
         list[str],
@@ -69,15 +73,6 @@ def adapt(
         ),
     ],
     *,
-    trainable: Annotated[
-        str | None,
-        _option(
-            "--trainable",
-            "What is trained: adapter (a convolution of 1 x 1 from the channels to 3 in front of "
-            "the network), first (conv1_1), layers as conv3_2, blocks as conv1, or all.",
-            "NAME,...",
-        ),
-    ] = None,
     layer: Annotated[
         str | None,
         typer.Option(
@@ -86,42 +81,6 @@ def adapt(
             metavar="SPEC",
             show_default=False,
         ),
-    ] = None,
-    epochs: Annotated[
-        int | None, _option("--epochs", "Passes over the training images at most.", "N")
-    ] = None,
-    lr: Annotated[
-        float | None,
-        _option(
-            "--lr",
-            "Largest learning rate, as a share of each tensor's own size; it falls along half a "
-            "cosine.",
-            "RATE",
-        ),
-    ] = None,
-    weight_decay: Annotated[
-        float | None, _option("--weight-decay", "Of AdamW, for weights and not biases.", "D")
-    ] = None,
-    batch_size: Annotated[int | None, _option("--batch-size", "Images a step.", "N")] = None,
-    val_share: Annotated[
-        float | None,
-        _option("--val-share", "Share of each class that is held out for validation.", "SHARE"),
-    ] = None,
-    patience: Annotated[
-        int | None,
-        _option("--patience", "Epochs without a gain before it stops early; 0 for never.", "N"),
-    ] = None,
-    jitter: Annotated[
-        str | None,
-        _option(
-            "--jitter",
-            f"Random augmentation of training images, any of {', '.join(AUGMENTATIONS)}. [default: "
-            "none]",
-            "NAME,...",
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None, _option("--seed", "Of what is held out, the order and the augmentation.", "N")
     ] = None,
     labels: Annotated[
         str | None,
@@ -148,68 +107,13 @@ def adapt(
             show_default=False,
         ),
     ] = None,
-    model: Annotated[
-        str | None, setting("--model", "vgg11, 13, 16 or 19, each also with _bn.", "NAME")
-    ] = None,
-    weights: Annotated[
-        str | None,
-        setting(
-            "--weights",
-            "To begin with: imagenet, features, a .pth or .safetensors file, or random[:SEED].",
-            "NAME|FILE",
-        ),
-    ] = None,
-    channels: Channels = None,
-    first_layer: FirstLayer = None,
-    depth: Depth = None,
-    window: Window = None,
-    clip: Clip = None,
-    clahe: Clahe = None,
-    mean: Mean = None,
-    std: Std = None,
-    transform: Transform = None,
-    size: Size = None,
-    resize: Resize = None,
-    crop: Crop = None,
-    exif: Exif = None,
-    precision: Annotated[
-        str | None,
-        typer.Option(
-            help="Type of products in training. auto: bfloat16 on CUDA that has it, else "
-            f"float32. One of {', '.join(TRAINING_PRECISIONS)}. [default: auto]",
-            metavar="TYPE",
-            show_default=False,
-        ),
-    ] = None,
-    device: Annotated[
-        str | None, setting("--device", "auto, cpu, cuda, cuda:N or mps.", "NAME")
-    ] = None,
-    workers: Workers = None,
-    max_pixels: MaxPixels = None,
-    decode_timeout: DecodeTimeout = None,
-    max_failures: Annotated[
-        str | None,
-        setting(
-            "--max-failures",
-            "More images that cannot be decoded than that end in exit 4. [default: any number]",
-            "N|P%",
-        ),
-    ] = None,
-    time_limit: Annotated[
-        str | None,
-        setting(
-            "--time-limit",
-            "Stop cleanly within this time, such as 55m, with exit 0; the same command goes on.",
-            "TIME",
-        ),
-    ] = None,
-    checkpoint_seconds: CheckpointSeconds = None,
     resume: Annotated[
         bool,
         typer.Option("--resume/--fresh", help="Go on with what is there, or begin again."),
     ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
     quiet: Quiet = False,
+    **flags: Any,
 ) -> None:
     """Train parts of a network on images of known classes, for images unlike photographs.
 
@@ -217,18 +121,13 @@ def adapt(
     probe of the untouched network, and afterwards. Killed at any instant, the same command goes
     on, to the same weights. They say themselves which model, channels and preprocessing they want.
     """
-    flags = dict(locals())
     with exit_codes():
         set_up_logging(quiet=quiet or as_json, verbose=False)
         from vggfeat.core.resources import keep_freed_memory
-        from vggfeat.finetuning.settings import AdaptSettings, network_settings
 
-        flags |= {"layers": layer, "workers": count("workers", workers)}
-        network = {name: flags.get(name) for name in SETTING_NAMES if name != "batch_size"}
-        given: dict[str, Any] = {
-            name: flags[name] for name in DEFAULTS if flags.get(name) is not None
-        }
-        settings = AdaptSettings(network_settings(config, network), **given)
+        values = given({**flags, "layers": layer})
+        training = {name: values.pop(name) for name in TRAINING if name in values}
+        settings = AdaptSettings(network_settings(config, values), **training)
         if settings.network.workers != 0:
             keep_freed_memory()
         _run(

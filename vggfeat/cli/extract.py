@@ -2,40 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from vggfeat.cache.sharding import Sharding
 from vggfeat.cli.launch import launch, make_cluster, make_wish
-from vggfeat.cli.options import (
-    Augment,
-    Channels,
-    CheckpointSeconds,
-    Clahe,
-    Clip,
-    Crop,
-    Decode,
-    DecodeTimeout,
-    Depth,
-    Exif,
-    FirstLayer,
-    MaxPixels,
-    Mean,
-    Resize,
-    Size,
-    Std,
-    Transform,
-    Window,
-    Workers,
-    count,
-    setting,
-)
+from vggfeat.cli.options import given, settings_options
 from vggfeat.cli.terminal import Quiet, exit_codes, set_up_logging
 from vggfeat.config import PRESETS, make_settings
-from vggfeat.core.settings import DTYPES, ON_ERRORS, PRECISIONS, SETTING_NAMES
 
 
+@settings_options(
+    "layers", "fuse", "config", "model", "weights", "transform", "pool", "norm", "size", "resize",
+    "crop", "exif", "decode", "augment", "channels", "first_layer", "depth", "window", "clip",
+    "clahe", "mean", "std", "dtype", "precision", "device", "batch_size", "workers", "max_pixels",
+    "decode_timeout", "max_failures", "max_removed", "on_error", "time_limit", "checkpoint_seconds",
+)  # fmt: skip
 def extract(
     sources: Annotated[
         list[str],
@@ -56,24 +39,6 @@ def extract(
         ),
     ],
     *,
-    layers: Annotated[
-        str | None,
-        setting(
-            "--layers",
-            "Layers, comma separated, each NAME[.pre][:POOL][:NORM]: conv5_3,fc7 or "
-            "conv3_4:gem,conv5_4:rmac:l2. `vggfeat layers` lists the names.",
-            "SPEC,...",
-        ),
-    ] = None,
-    fuse: Annotated[
-        str | None,
-        setting(
-            "--fuse",
-            "Store one vector of all layers instead of them: concat, weighted(2,1,1) or sum; each "
-            "layer is brought to unit length first. `vggfeat fuse` can do more.",
-            "METHOD",
-        ),
-    ] = None,
     config: Annotated[
         str | None,
         typer.Option(
@@ -83,107 +48,6 @@ def extract(
             show_default=False,
         ),
     ] = None,
-    model: Annotated[
-        str | None, setting("--model", "vgg11, 13, 16 or 19, each also with _bn.", "NAME")
-    ] = None,
-    weights: Annotated[
-        str | None,
-        setting(
-            "--weights",
-            "imagenet (downloaded once), features (vgg16's convolutions as Caffe had them), a .pth "
-            "or .safetensors file, or random[:SEED].",
-            "NAME|FILE",
-        ),
-    ] = None,
-    transform: Transform = None,
-    pool: Annotated[
-        str | None, setting("--pool", "Pool of maps whose spec names none.", "POOL")
-    ] = None,
-    norm: Annotated[
-        str | None, setting("--norm", "Norm of layers whose spec names none.", "NORM")
-    ] = None,
-    size: Size = None,
-    resize: Resize = None,
-    crop: Crop = None,
-    exif: Exif = None,
-    decode: Decode = None,
-    augment: Augment = None,
-    channels: Channels = None,
-    first_layer: FirstLayer = None,
-    depth: Depth = None,
-    window: Window = None,
-    clip: Clip = None,
-    clahe: Clahe = None,
-    mean: Mean = None,
-    std: Std = None,
-    dtype: Annotated[
-        str | None,
-        setting(
-            "--dtype",
-            "Type of the stored features; int8 with a scale for each dimension, found on some of "
-            "the images.",
-            "TYPE",
-            choices=DTYPES,
-        ),
-    ] = None,
-    precision: Annotated[
-        str | None,
-        setting(
-            "--precision",
-            "Type the network computes in. auto: float16 on CUDA, with float32 where it "
-            "overflows; bfloat16 on a CPU that has it; else float32. int8, on a CPU with VNNI, is "
-            "faster and less exact.",
-            "TYPE",
-            choices=PRECISIONS,
-        ),
-    ] = None,
-    device: Annotated[
-        str | None,
-        setting(
-            "--device", "auto, cpu, cuda, cuda:N or mps; several as cuda:0,cuda:1; all.", "NAME,..."
-        ),
-    ] = None,
-    batch_size: Annotated[str | None, setting("--batch-size", "Images a pass.", "N|auto")] = None,
-    workers: Workers = None,
-    max_pixels: MaxPixels = None,
-    decode_timeout: DecodeTimeout = None,
-    max_failures: Annotated[
-        str | None,
-        setting(
-            "--max-failures",
-            "More failed images than that end in exit 4, once all others are done. "
-            "[default: any number, but not all]",
-            "N|P%",
-        ),
-    ] = None,
-    max_removed: Annotated[
-        str | None,
-        setting(
-            "--max-removed",
-            "With --update: if more images than that are gone, change nothing and end in exit 3. "
-            "[default: any number]",
-            "N|P%",
-        ),
-    ] = None,
-    on_error: Annotated[
-        str | None,
-        setting(
-            "--on-error",
-            "An image that fails: skip marks it and goes on, stop ends the run with exit 4.",
-            "HOW",
-            choices=ON_ERRORS,
-        ),
-    ] = None,
-    time_limit: Annotated[
-        str | None,
-        setting(
-            "--time-limit",
-            "Stop cleanly within this time, such as 55m, with exit 0; the same command goes on, "
-            "without --fresh if it had that.",
-            "TIME",
-        ),
-    ] = None,
-    checkpoint_seconds: CheckpointSeconds = None,
     root: Annotated[
         str | None,
         typer.Option(
@@ -298,14 +162,13 @@ def extract(
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Also where each second went.")
     ] = False,
+    **flags: Any,
 ) -> None:
     """Extract features of images into a cache, or go on with one.
 
     Killed at any instant, the same command again does what is left, and the result is the same
     file. An image that cannot be read becomes a row marked failed, with the reason.
     """
-    # Every setting by its name; `make_settings` checks them together with the configuration file.
-    flags = {name: value for name, value in locals().items() if name in SETTING_NAMES}
     with exit_codes():
         set_up_logging(quiet=quiet or as_json, verbose=verbose)
         from vggfeat.cli.monitoring import Watch
@@ -320,8 +183,7 @@ def extract(
             share=sharding.share, work=working_place(out, scratch),
         )  # fmt: skip
         with reports as watch:
-            flags |= {name: count(name, flags[name]) for name in ("batch_size", "workers")}
-            settings = make_settings(config, flags)
+            settings = make_settings(config, given(flags))
             if settings.workers != 0:  # without any, images are decoded here, whose memory differs
                 keep_freed_memory()
             launch(

@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vggfeat.cli.options import (
-    Augment,
-    Channels,
-    Clahe,
-    Clip,
-    Crop,
-    Decode,
-    DecodeTimeout,
-    Depth,
-    Exif,
-    MaxPixels,
-    Resize,
-    Size,
-    Window,
-    Workers,
-    count,
-)
+from vggfeat.cli.options import given, settings_options
 from vggfeat.cli.terminal import Bar, Quiet, exit_codes, print_json, set_up_logging, table
 from vggfeat.config import make_settings
-from vggfeat.core.settings import SETTING_NAMES
 from vggfeat.core.text import printable
 from vggfeat.errors import UsageError
 from vggfeat.storage.paths import check_place, refuse_standard_output
@@ -39,6 +22,10 @@ _SHOWN = 5  # failures, and kinds of files
 _ENDING = ".toml"
 
 
+@settings_options(
+    "config", "size", "resize", "crop", "exif", "decode", "augment", "channels", "depth", "window",
+    "clip", "clahe", "sample", "workers", "max_pixels", "decode_timeout",
+)  # fmt: skip
 def stats(
     sources: Annotated[
         list[str],
@@ -56,26 +43,12 @@ def stats(
             show_default=False,
         ),
     ] = None,
-    size: Size = None,
-    resize: Resize = None,
-    crop: Crop = None,
-    exif: Exif = None,
-    decode: Decode = None,
-    augment: Augment = None,
-    channels: Channels = None,
-    depth: Depth = None,
-    window: Window = None,
-    clip: Clip = None,
-    clahe: Clahe = None,
     sample: Annotated[
         int | None,
         typer.Option(
             help="Images at most, spread over all. [default: all]", metavar="N", show_default=False
         ),
     ] = None,
-    workers: Workers = None,
-    max_pixels: MaxPixels = None,
-    decode_timeout: DecodeTimeout = None,
     out: Annotated[
         str | None,
         typer.Option(
@@ -89,13 +62,13 @@ def stats(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The figures as JSON.")] = False,
     quiet: Quiet = False,
+    **flags: Any,
 ) -> None:
     """Measure mean and deviation of images as extract would read them, and their files' values.
 
     Reads every image with the same options in the same way, and shows what to give as --mean and
     --std, which values the files hold, their kinds and bits, and a window that would fit.
     """
-    flags = {name: value for name, value in locals().items() if name in SETTING_NAMES}
     with exit_codes("stopped; nothing was measured"):
         set_up_logging(quiet=quiet or as_json, verbose=False)
         from vggfeat.extraction.monitoring import publish
@@ -103,8 +76,7 @@ def stats(
         from vggfeat.images.statistics import stats as measure
 
         _check(out, sample)
-        settings = make_settings(config, {**flags, "workers": count("workers", workers),
-                                          "layers": "fc7"})  # fmt: skip
+        settings = make_settings(config, {**given(flags), "layers": "fc7"})
         bar = Bar(quiet=quiet or as_json)
         try:
             found = measure(sources, settings, sample=sample, on_progress=bar.update)

@@ -1,15 +1,25 @@
-"""Settings: frozen, checked once, each default in one place."""
+"""Settings of an extraction: frozen, checked on construction, each declared once.
+
+The command line makes its options from the fields here, `validation` checks their choices and
+ranges, and a configuration file has their names as keys.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from vggfeat.core.fusion_spec import Recipe, parse_fuse
 from vggfeat.core.layer_spec import LayerSpec, parse_specs
+from vggfeat.core.option import options_of, setting
 from vggfeat.core.preprocessing import (
+    CORRUPTIONS,
+    CROPS,
+    DECODES,
+    EXIFS,
+    MOST_CHANNELS,
     NORMALISATIONS,
+    TRANSFORMS,
     Crop,
     Decode,
     Depth,
@@ -24,125 +34,282 @@ from vggfeat.core.preprocessing import (
     parse_window,
 )
 from vggfeat.core.validation import (
-    DTYPES,
-    LARGEST_SIZE,
-    ON_ERRORS,
-    PRECISIONS,
-    SMALLEST_SIZE,
-    Dtype,
-    OnError,
-    Precision,
+    are_texts,
     seconds_of,
     share_of,
     wrong_combinations,
-    wrong_texts,
     wrong_values,
 )
-from vggfeat.core.vgg_layers import Entry, FirstLayer
+from vggfeat.core.vgg_layers import FIRST_LAYERS, Entry, FirstLayer
 from vggfeat.errors import UsageError
 
-__all__ = [
-    "DTYPES",
-    "LARGEST_SIZE",
-    "ON_ERRORS",
-    "PRECISIONS",
-    "SETTING_NAMES",
-    "SMALLEST_SIZE",
-    "Dtype",
-    "OnError",
-    "Precision",
-    "Settings",
-]
+OnError = Literal["skip", "stop"]
+Dtype = Literal["float16", "float32", "int8"]
+Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+
+ON_ERRORS: tuple[OnError, ...] = get_args(OnError)
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+SMALLEST_SIZE = 32
+"""Five poolings halve 32 pixels to one; with fewer there is no pool5."""
+
+LARGEST_SIZE = 4096
+_LONGEST_SECONDS = 3600
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a run is asked to do. Text as on the command line; checked on construction.
+    """What to extract, and how. Values are text as on the command line, or numbers.
+
+    `vggfeat extract --help` describes every setting; the fields below hold the same texts.
 
     Attributes:
-        layers: layer specs separated by commas.
-        fuse: `concat`, `weighted(2,1,1)` or `sum`: one vector of all layers is stored instead of
-            them. Empty: each layer by itself.
+        layers: layer specs separated by commas; parsed they are `specs`.
+        fuse: if not empty, one vector of all layers is stored instead of them.
         model: VGG variant.
         weights: `imagenet`, `features`, `random[:SEED]`, or a file of torchvision's, timm's or
-            Keras's VGG in any of the formats of `checkpoints`.
-        transform: whose mean and deviation to use: `imagenet`, `features`, `caffe`, or `auto`: of
-            weights `features` their own, of others ImageNet's. `for_weights` puts in what a file
-            wants, and a network whose weights surely want another than `auto` is refused.
-        pool: for maps that name none.
-        norm: for layers that name none.
-        size: see `Preprocess`; None is the weights' own.
-        resize: see `Preprocess`; None is the weights' own, in proportion to `size`.
-        crop: see `Preprocess`.
-        exif: see `Preprocess`.
-        decode: see `Preprocess`.
-        augment: alterations separated by commas, see `Preprocess`; empty for none.
+            Keras's VGG in any format that `network.checkpoint_reader` reads.
+        transform: whose mean and deviation normalise the images. `auto`: of weights `features`
+            their own, of others ImageNet's; `for_weights` puts in what a file wants, and a network
+            whose weights surely want another than `auto` is refused.
+        pool: pool of maps whose spec names none.
+        norm: norm of layers whose spec names none.
+        size: see `Preprocess`, as `resize`, `crop`, `exif`, `decode` and `augment`; None is the
+            weights' own.
+        resize: None is the weights' own, in proportion to `size`.
+        crop: how an image becomes a square.
+        exif: whether the EXIF orientation is applied.
+        decode: how exactly JPEGs are decoded.
+        augment: corruptions separated by commas; empty for none.
         channels: of the network's input: 3 for RGB, 1 for grey, or as many as every file has.
-        depth: 8, or 16 for pixels that stay in 16 bits from the file to the network.
-        window: `LEVEL,WIDTH` in the file's own units, such as `40,400`: what lies below it becomes
-            black, above it white. Empty: the full scale; of a DICOM file its own window.
-        clip: `LOW,HIGH` percentiles of each image that become black and white, such as `0.5,99.5`.
+        depth: bits of a channel: 8, or 16 for pixels that stay in 16 bits up to the network.
+        window: `LEVEL,WIDTH` in the file's own units. Empty: the full scale; of a DICOM file its
+            own window.
+        clip: `LOW,HIGH` percentiles of each image that become black and white.
         clahe: `LIMIT[,TILES]` of contrast-limited adaptive histogram equalisation.
-        first_layer: `sum` rebuilds the first convolution of the weights for other channels than
-            three; `kaiming` draws it anew, of seed 0, whatever they are.
         mean: of pixels in [0, 1], one number or one a channel. Empty: see `transform`; where
             channels are not 3, the average of its three.
         std: likewise.
+        first_layer: `sum` rebuilds the first convolution of the weights for other channels than
+            three; `kaiming` draws it anew, of seed 0, whatever they are.
         dtype: of the stored features.
-        precision: of the network; `auto` is half on CUDA, bfloat16 on a CPU with it, else float32;
-            `int8` is for CPUs with VNNI, calibrated on some of the images.
-        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`, several separated by commas, or `all` CUDA.
+        precision: type that the network computes in.
+        device: one, several separated by commas, or `all` CUDA devices.
         batch_size: images a pass, or `auto`.
         workers: decoding processes, 0 for none, or `auto`.
-        max_pixels: larger images fail instead of filling the memory.
-        decode_timeout: seconds after which an image fails that is still not decoded; not with 0
-            workers.
-        max_failures: `N` or `P%`: more failed images than that end in exit 4. None: no limit.
-        max_removed: `N` or `P%`: an update that finds more images gone changes nothing and ends in
-            exit 3: a folder that is not mounted looks like that. None: no limit.
-        on_error: `skip` marks an image that fails and goes on; `stop` ends the run at the first.
-        time_limit: `55m`, `2h`, `90s`: stop cleanly within that time of the start. None: no limit.
-        checkpoint_seconds: how much work a crash may cost at most.
+        max_pixels: images with more fail instead of filling the memory.
+        decode_timeout: seconds after which an image fails that is still not decoded.
+        max_failures: `N` or `P%`: with more failed images a run ends in `TooManyFailuresError`.
+            None: no limit.
+        max_removed: `N` or `P%`: an update that finds more images gone changes nothing and is
+            refused: a folder that is not mounted looks like that. None: no limit.
+        on_error: `skip` marks an image that fails, `stop` ends the run at the first.
+        time_limit: as `55m`, `2h` or `90s` from the start. None: no limit.
+        checkpoint_seconds: seconds of work that a crash may cost at most.
+        specs: `layers`, parsed.
     """
 
-    layers: str = ""
-    fuse: str = ""
-    model: str = "vgg19"
-    weights: str = "imagenet"
-    transform: TransformName = "auto"
-    pool: str = "avg"
-    norm: str = "none"
-    size: int | None = None
-    resize: int | None = None
-    crop: Crop = "center"
-    exif: Exif = "apply"
-    decode: Decode = "exact"
-    augment: str = ""
-    channels: int = 3
-    depth: Depth = 8
-    window: str = ""
-    clip: str = ""
-    clahe: str = ""
-    mean: str = ""
-    std: str = ""
-    first_layer: FirstLayer = "sum"
-    dtype: Dtype = "float16"
-    precision: Precision = "auto"
-    device: str = "auto"
-    batch_size: int | Literal["auto"] = "auto"
-    workers: int | Literal["auto"] = "auto"
-    max_pixels: int = 178_956_970  # twice Pillow's own warning level: its error level
-    decode_timeout: float = 60.0
-    max_failures: str | None = None
-    max_removed: str | None = None
-    on_error: OnError = "skip"
-    time_limit: str | None = None
-    checkpoint_seconds: float = 5.0
+    layers: str = setting(
+        "",
+        "Layers, comma separated, each NAME[.pre][:POOL][:NORM]: conv5_3,fc7 or "
+        "conv3_4:gem,conv5_4:rmac:l2. `vggfeat layers` lists the names.",
+        "SPEC,...",
+        items=str,
+    )
+    fuse: str = setting(
+        "",
+        "Store one vector of all layers instead of them: concat, weighted(2,1,1) or sum; each "
+        "layer is brought to unit length first. `vggfeat fuse` can do more.",
+        "METHOD",
+    )
+    model: str = setting("vgg19", "vgg11, 13, 16 or 19, each also with _bn.", "NAME")
+    weights: str = setting(
+        "imagenet",
+        "imagenet (downloaded once), features (vgg16's convolutions as Caffe had them), a .pth "
+        "or .safetensors file, or random[:SEED].",
+        "NAME|FILE",
+    )
+    transform: TransformName = setting(
+        "auto",
+        "Whose mean and deviation normalise the images. auto: those of weights features, those "
+        "that a file says it was trained with or is known to want (Keras's; Caffe's VGG16), and "
+        "ImageNet's for all others. caffe: pixels of 0 to 255 less Caffe's mean.",
+        "NAME",
+        choices=TRANSFORMS,
+    )
+    pool: str = setting("avg", "Pool of maps whose spec names none.", "POOL")
+    norm: str = setting("none", "Norm of layers whose spec names none.", "NORM")
+    size: int | None = setting(
+        None,
+        "Side of the network's input in pixels.",
+        "PX",
+        unset="the weights', 224",
+        kind=int,
+        within=(SMALLEST_SIZE, LARGEST_SIZE),
+    )
+    resize: int | None = setting(
+        None,
+        "Shorter side before a center crop.",
+        "PX",
+        unset="the weights', 256 to a size of 224",
+        kind=int,
+        within=(SMALLEST_SIZE, 2 * LARGEST_SIZE),
+    )
+    crop: Crop = setting(
+        "center",
+        "center cuts a square from the middle, pad fits the whole image in, squash ignores "
+        "the aspect, none keeps the aspect and everything, one image at a time.",
+        "HOW",
+        choices=CROPS,
+    )
+    exif: Exif = setting("apply", "The EXIF orientation.", "HOW", choices=EXIFS)
+    decode: Decode = setting(
+        "exact",
+        "exact decodes every pixel; fast decodes JPEGs far larger than needed at 1/2, 1/4 or "
+        "1/8 of their sides.",
+        "HOW",
+        choices=DECODES,
+    )
+    augment: str = setting(
+        "",
+        f"Alter every image before it is resized, by any of {', '.join(CORRUPTIONS)}; several "
+        "are applied in the order given.",
+        "NAME,...",
+        items=str,
+    )
+    channels: int = setting(
+        3,
+        "Of the network's input: 3 is RGB, 1 grey (of colours the luma); others as many as every "
+        "file has: bands, pages of a TIFF, the last axis of an .npy array.",
+        "N",
+        kind=int,
+        within=(1, MOST_CHANNELS),
+        also=("--in-channels",),
+    )
+    depth: Depth = setting(
+        8,
+        "Bits of a channel: with 16, pixels of 16-bit files keep them from the file to the "
+        "network.",
+        "8|16",
+        kind=int,
+    )
+    window: str = setting(
+        "",
+        "Level and width in the file's own units (HU, grey levels), such as 40,400: what becomes "
+        "black and white.",
+        "LEVEL,WIDTH",
+        unset="the full scale; of a DICOM file its own window",
+        items=float,
+    )
+    clip: str = setting(
+        "",
+        "Percentiles of each image that become black and white, such as 0.5,99.5.",
+        "LOW,HIGH",
+        items=float,
+    )
+    clahe: str = setting(
+        "",
+        "Contrast-limited adaptive histogram equalisation: the clip limit, and the tiles along a "
+        "side if not 8, such as 2 or 2,8. Of colours, their luma.",
+        "LIMIT[,TILES]",
+        items=float,
+    )
+    mean: str = setting(
+        "",
+        "Of pixels in [0, 1], one number or one a channel; `vggfeat stats` measures it.",
+        "M[,...]",
+        unset="the weights' own; their average where channels are not 3",
+        items=float,
+    )
+    std: str = setting("", "Standard deviation, likewise.", "S[,...]", items=float)
+    first_layer: FirstLayer = setting(
+        "sum",
+        "Of weights for RGB where channels are not 3: sum rebuilds the first convolution from "
+        "their filters; kaiming draws it anew, for 3 too.",
+        "HOW",
+        choices=FIRST_LAYERS,
+    )
+    dtype: Dtype = setting(
+        "float16",
+        "Type of the stored features; int8 with a scale for each dimension, found on some of "
+        "the images.",
+        "TYPE",
+        choices=DTYPES,
+    )
+    precision: Precision = setting(
+        "auto",
+        "Type the network computes in. auto: float16 on CUDA, with float32 where it "
+        "overflows; bfloat16 on a CPU that has it; else float32. int8, on a CPU with VNNI, is "
+        "faster and less exact.",
+        "TYPE",
+        choices=PRECISIONS,
+    )
+    device: str = setting(
+        "auto", "auto, cpu, cuda, cuda:N or mps; several as cuda:0,cuda:1; all.", "NAME,..."
+    )
+    batch_size: int | Literal["auto"] = setting(
+        "auto", "Images a pass.", "N|auto", kind=int, words=("auto",), within=(1, 65_536)
+    )
+    workers: int | Literal["auto"] = setting(
+        "auto",
+        "Decoding processes; 0 decodes in this one.",
+        "N|auto",
+        kind=int,
+        words=("auto",),
+        within=(0, 1024),
+    )
+    max_pixels: int = setting(
+        178_956_970,  # twice Pillow's own warning level: its error level
+        "Larger images fail as decompression bombs.",
+        "N",
+        kind=int,
+        within=(1, 2**40),
+    )
+    decode_timeout: float = setting(
+        60.0,
+        "An image that takes longer to decode fails; not with 0 workers.",
+        "SECONDS",
+        kind=float,
+        within=(0, _LONGEST_SECONDS),
+        above=True,
+    )
+    max_failures: str | None = setting(
+        None,
+        "More failed images than that end in exit 4, once all others are done.",
+        "N|P%",
+        unset="any number, but not all",
+    )
+    max_removed: str | None = setting(
+        None,
+        "With --update: if more images than that are gone, change nothing and end in exit 3.",
+        "N|P%",
+        unset="any number",
+    )
+    on_error: OnError = setting(
+        "skip",
+        "An image that fails: skip marks it and goes on, stop ends the run with exit 4.",
+        "HOW",
+        choices=ON_ERRORS,
+    )
+    time_limit: str | None = setting(
+        None,
+        "Stop cleanly within this time, such as 55m, with exit 0; the same command goes on, "
+        "without --fresh if it had that.",
+        "TIME",
+    )
+    checkpoint_seconds: float = setting(
+        5.0,
+        "How much work a crash may cost at most.",
+        "SECONDS",
+        kind=float,
+        within=(0, _LONGEST_SECONDS),
+    )
     specs: tuple[LayerSpec, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         wrong = wrong_values(self)
-        if not wrong_texts(self):
+        if are_texts(self):
             try:
                 specs = parse_specs(self.layers, self.model, pool=self.pool, norm=self.norm)
                 object.__setattr__(self, "specs", specs)
@@ -228,4 +395,7 @@ class Settings:
         return {name: getattr(self, name) for name in SETTING_NAMES}
 
 
-SETTING_NAMES = tuple(item.name for item in dataclasses.fields(Settings) if item.init)
+SETTINGS = options_of(Settings)
+"""Every setting by name, as it is declared."""
+
+SETTING_NAMES = tuple(SETTINGS)

@@ -5,16 +5,12 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 from functools import partial
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
+from vggfeat.core.option import options_of, problems_of
 from vggfeat.core.preprocessing import (
-    CROPS,
-    DECODES,
     DEPTHS,
-    EXIFS,
-    MOST_CHANNELS,
     RGB,
-    TRANSFORMS,
     parse_clahe,
     parse_clip,
     parse_corruptions,
@@ -22,7 +18,6 @@ from vggfeat.core.preprocessing import (
     parse_std,
     parse_window,
 )
-from vggfeat.core.vgg_layers import FIRST_LAYERS
 from vggfeat.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,75 +25,21 @@ if TYPE_CHECKING:
 
     from vggfeat.core.settings import Settings
 
-OnError = Literal["skip", "stop"]
-Dtype = Literal["float16", "float32", "int8"]
-Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+_DEVICE = r"(cpu|mps|cuda(:\d+)?)"
 
-ON_ERRORS: tuple[OnError, ...] = get_args(OnError)
-DTYPES: tuple[Dtype, ...] = get_args(Dtype)
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
-SMALLEST_SIZE = 32
-"""Five poolings halve 32 pixels to one; with fewer there is no pool5."""
-
-LARGEST_SIZE = 4096
+def are_texts(settings: Settings) -> bool:
+    """Return whether settings that are text are; a TOML file may hold anything."""
+    return all(
+        isinstance(getattr(settings, name), str)
+        for name, option in options_of(type(settings)).items()
+        if option.is_text
+    )
 
 
 def wrong_values(settings: Settings) -> list[str]:
-    """What is wrong with each setting by itself."""
-    return [
-        *wrong_texts(settings),
-        *_wrong_choices(settings),
-        *_wrong_numbers(settings),
-        *_wrong_words(settings),
-    ]
-
-
-_CHOICES: Mapping[str, tuple[str, ...]] = {
-    "transform": TRANSFORMS,
-    "crop": CROPS,
-    "exif": EXIFS,
-    "decode": DECODES,
-    "on_error": ON_ERRORS,
-    "first_layer": FIRST_LAYERS,
-    "dtype": DTYPES,
-    "precision": PRECISIONS,
-}
-
-
-def _wrong_choices(settings: Settings) -> list[str]:
-    return [
-        f"{name} {getattr(settings, name)!r} is not known; expected one of {', '.join(known)}"
-        for name, known in _CHOICES.items()
-        if getattr(settings, name) not in known
-    ]
-
-
-_DEVICE = r"(cpu|mps|cuda(:\d+)?)"
-_TEXTS = (
-    "layers", "fuse", "model", "weights", "pool", "norm", "augment", "device", "window", "clip",
-    "clahe", "mean", "std",
-)  # fmt: skip
-
-# Name, least, most, and what it may be besides a number.
-_NUMBERS: tuple[tuple[str, int, int, tuple[str | None, ...]], ...] = (
-    ("size", SMALLEST_SIZE, LARGEST_SIZE, (None,)),
-    ("resize", SMALLEST_SIZE, 2 * LARGEST_SIZE, (None,)),
-    ("batch_size", 1, 65_536, ("auto",)),
-    ("workers", 0, 1024, ("auto",)),
-    ("max_pixels", 1, 2**40, ()),
-    ("channels", 1, MOST_CHANNELS, ()),
-)
-_LONGEST_SECONDS = 3600
-
-
-def wrong_texts(settings: Settings) -> list[str]:
-    """Which of the settings that are text are something else; a TOML file may hold anything."""
-    return [
-        f"{name} is {getattr(settings, name)!r}; expected text"
-        for name in _TEXTS
-        if not isinstance(getattr(settings, name), str)
-    ]
+    """Return what is wrong with each setting by itself."""
+    return [*problems_of(settings), *_wrong_patterns(settings), *_wrong_words(settings)]
 
 
 # What is text here and has a grammar of its own, with what reads it.
@@ -122,25 +63,14 @@ def _wrong_words(settings: Settings) -> list[str]:
     for name, read in readers.items():
         text: object = getattr(settings, name)
         try:
-            read(text if isinstance(text, str) else "")  # else `wrong_texts` says so
+            read(text if isinstance(text, str) else "")  # else `problems_of` says so
         except UsageError as error:
             wrong.append(str(error))
     return wrong
 
 
-def _wrong_numbers(settings: Settings) -> list[str]:
+def _wrong_patterns(settings: Settings) -> list[str]:
     wrong = []
-    for name, least, most, others in _NUMBERS:
-        value = getattr(settings, name)
-        if value not in others and not (type(value) is int and least <= value <= most):
-            other = ", or auto" if "auto" in others else ""
-            wrong.append(
-                f"{name} is {value!r}; expected a whole number from {least} to {most}{other}"
-            )
-    for name, begin in (("checkpoint_seconds", "from 0"), ("decode_timeout", "above 0, up")):
-        seconds = getattr(settings, name)
-        if not _is_seconds(seconds) or (seconds == 0 and name == "decode_timeout"):
-            wrong.append(f"{name} is {seconds!r}; expected a number {begin} to {_LONGEST_SECONDS}")
     depth: object = settings.depth
     if type(depth) is not int or depth not in DEPTHS:
         wrong.append(f"depth is {settings.depth!r}; expected 8 or 16")
@@ -157,12 +87,6 @@ def _wrong_numbers(settings: Settings) -> list[str]:
             "of them separated by commas, or all"
         )
     return wrong
-
-
-def _is_seconds(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return 0 <= value <= _LONGEST_SECONDS
 
 
 def _is_allowance(value: object) -> bool:

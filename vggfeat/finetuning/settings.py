@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vggfeat.config import load_config, make_settings
+from vggfeat.core.option import options_of, problems_of, setting
 from vggfeat.core.vgg_layers import VARIANTS, layer_table
 from vggfeat.errors import UsageError
-from vggfeat.finetuning.augmentation import parse_jitter
+from vggfeat.finetuning.augmentation import AUGMENTATIONS, parse_jitter
 from vggfeat.finetuning.trainable_layers import Trainable, parse_trainable
 
 if TYPE_CHECKING:
@@ -40,19 +41,60 @@ class AdaptSettings:
     """
 
     network: Settings
-    trainable: str = "first"
-    epochs: int = 10
-    lr: float = 5e-3
-    weight_decay: float = 0.01
-    batch_size: int = 16
-    val_share: float = 0.2
-    patience: int = 5
-    jitter: str = ""
-    seed: int = 0
+    trainable: str = setting(
+        "first",
+        "What is trained: adapter (a convolution of 1 x 1 from the channels to 3 in front of "
+        "the network), first (conv1_1), layers as conv3_2, blocks as conv1, or all.",
+        "NAME,...",
+    )
+    epochs: int = setting(
+        10, "Passes over the training images at most.", "N", kind=int, within=(1, 100_000)
+    )
+    lr: float = setting(
+        5e-3,
+        "Largest learning rate, as a share of each tensor's own size; it falls along half a "
+        "cosine.",
+        "RATE",
+        kind=float,
+        within=(0, 10),
+        above=True,
+    )
+    weight_decay: float = setting(
+        0.01, "Of AdamW, for weights and not biases.", "D", kind=float, within=(0, 1)
+    )
+    batch_size: int = setting(16, "Images a step.", "N", kind=int, within=(1, 65_536))
+    val_share: float = setting(
+        0.2,
+        "Share of each class that is held out for validation.",
+        "SHARE",
+        kind=float,
+        within=(0, 0.9),
+        above=True,
+    )
+    patience: int = setting(
+        5,
+        "Epochs without a gain before it stops early; 0 for never.",
+        "N",
+        kind=int,
+        within=(0, 100_000),
+    )
+    jitter: str = setting(
+        "",
+        f"Random augmentation of training images, any of {', '.join(AUGMENTATIONS)}.",
+        "NAME,...",
+        unset="none",
+    )
+    seed: int = setting(
+        0,
+        "Of what is held out, the order and the augmentation.",
+        "N",
+        kind=int,
+        within=(0, 2**31),
+    )
     parts: Trainable = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        wrong = [*_wrong_numbers(self), *_wrong_network(self.network)]
+        wrong = [*problems_of(self), *_wrong_network(self.network)]
         try:
             parse_jitter(self.jitter)
         except UsageError as error:
@@ -70,33 +112,6 @@ class AdaptSettings:
     def spec(self) -> LayerSpec:
         """On whose features the head stands."""
         return self.network.specs[0]
-
-
-NUMBERS: Mapping[str, tuple[float, float]] = {
-    "epochs": (1, 100_000),
-    "lr": (0, 10),
-    "weight_decay": (0, 1),
-    "batch_size": (1, 65_536),
-    "val_share": (0, 0.9),
-    "patience": (0, 100_000),
-    "seed": (0, 2**31),
-}
-_ABOVE_THE_LEAST = ("lr", "val_share")
-_FRACTIONS = ("lr", "weight_decay", "val_share")
-
-
-def _wrong_numbers(settings: AdaptSettings) -> list[str]:
-    wrong = []
-    for name, (least, most) in NUMBERS.items():
-        value = getattr(settings, name)
-        fraction = name in _FRACTIONS
-        number = type(value) is int or (fraction and type(value) is float)
-        inside = number and least <= value <= most
-        if not inside or (value == least and name in _ABOVE_THE_LEAST):
-            begin = "above" if name in _ABOVE_THE_LEAST else "from"
-            kind = "number" if fraction else "whole number"
-            wrong.append(f"{name} is {value!r}; expected a {kind} {begin} {least:g} to {most:g}")
-    return wrong
 
 
 def _wrong_network(network: Settings) -> list[str]:
@@ -144,7 +159,5 @@ def network_settings(config: str | None, flags: Mapping[str, Any]) -> Settings:
     return dataclasses.replace(settings, layers=default_layer(settings.model))
 
 
-DEFAULTS: Mapping[str, Any] = {
-    item.name: item.default for item in dataclasses.fields(AdaptSettings) if item.init
-}
-"""Of `AdaptSettings` by name."""
+TRAINING = options_of(AdaptSettings)
+"""The settings of training by name; the network has its own."""

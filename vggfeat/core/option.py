@@ -1,0 +1,108 @@
+"""One declaration per setting: the field of a dataclass says all that options and checks need.
+
+`setting(224, help="Side in pixels.", kind=int, within=(32, 4096))` stands as the default of a
+field. The command line makes its options from it, the checks their ranges and choices.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_KEY = "option"
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """What a setting is to the user.
+
+    Attributes:
+        help: what it does; without choices and default, which `full_help` adds.
+        metavar: what stands for its value in help, e.g. "N".
+        kind: type of the value.
+        default: value where none is given.
+        unset: in words, what an empty default stands for, e.g. "any number".
+        choices: all values there are; empty where there are others.
+        words: values besides numbers, e.g. "auto".
+        within: least and largest number; None where the value is no number.
+        above: whether the least number itself is excluded.
+        items: type of each value of a comma separated text, which a TOML file may have as a list.
+        also: other spellings of the option.
+    """
+
+    help: str
+    metavar: str | None = None
+    kind: type[str | int | float] = str
+    default: Any = None
+    unset: str = ""
+    choices: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+    within: tuple[float, float] | None = None
+    above: bool = False
+    items: type[str | float] | None = None
+    also: tuple[str, ...] = ()
+
+    @property
+    def full_help(self) -> str:
+        """Help text with the choices and the default."""
+        parts = [self.help]
+        if self.choices:
+            parts.append(f"One of {', '.join(self.choices)}.")
+        default = self.unset if self.default in (None, "") else self.default
+        return " ".join(parts) + (f" [default: {default}]" if default != "" else "")
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the value is free text that is never missing."""
+        return self.default is not None and self.kind is str and not self.choices
+
+    def problem(self, name: str, value: object) -> str:
+        """Return what is wrong with a value by type, choices and range; '' if nothing is."""
+        if self.choices and value not in self.choices:
+            known = ", ".join(self.choices)
+            return f"{name} {value!r} is not known; expected one of {known}"
+        if self.is_text and not isinstance(value, str):
+            return f"{name} is {value!r}; expected text"
+        if self.within is None or self._is_allowed(value, *self.within):
+            return ""
+        return f"{name} is {value!r}; expected {self._range(*self.within)}"
+
+    def _is_allowed(self, value: Any, least: float, most: float) -> bool:
+        if value in self.words or (value is None and self.default is None):
+            return True
+        if type(value) is not int and not (self.kind is float and type(value) is float):
+            return False
+        return least <= value <= most and not (self.above and value == least)
+
+    def _range(self, least: float, most: float) -> str:
+        number = "a number" if self.kind is float else "a whole number"
+        begin = f"above {least}, up" if self.above else f"from {least}"
+        return f"{number} {begin} to {most}" + "".join(f", or {word}" for word in self.words)
+
+
+def setting(default: Any, help: str, metavar: str | None = None, **option: Any) -> Any:  # noqa: A002 as in Typer
+    """Return the field of a dataclass for a setting; see `Option` for the arguments."""
+    declared = Option(help, metavar, default=default, **option)
+    return dataclasses.field(default=default, metadata={_KEY: declared})
+
+
+def options_of(record: type) -> Mapping[str, Option]:
+    """Return the settings of a dataclass by name."""
+    return {
+        field.name: field.metadata[_KEY]
+        for field in dataclasses.fields(record)
+        if _KEY in field.metadata
+    }
+
+
+def problems_of(settings: Any) -> list[str]:
+    """Return what is wrong with each setting of a record by type, choices and range."""
+    found = (
+        option.problem(name, getattr(settings, name))
+        for name, option in options_of(type(settings)).items()
+    )
+    return [problem for problem in found if problem]
