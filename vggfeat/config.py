@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vggfeat.core.settings import SETTING_NAMES, Settings
+from vggfeat.core.settings import SETTING_NAMES, SETTINGS, Settings
 from vggfeat.core.text import decode_text
 from vggfeat.errors import UsageError
 from vggfeat.network.weight_metadata import with_carried
@@ -67,17 +67,16 @@ def _by_name(config: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _as_text(key: str, value: Any) -> Any:
-    """What TOML writes more naturally, a list or a number, as on the command line."""
-    if key in ("layers", "augment") and isinstance(value, list):
+    """Return as on the command line what TOML writes more naturally, a list or a number."""
+    kind = SETTINGS[key].items
+    if kind is str and isinstance(value, list):
         return ",".join(value) if all(isinstance(item, str) for item in value) else value
-    if key in ("window", "clip", "clahe", "mean", "std"):
+    if kind is float:
         items = value if isinstance(value, list) else [value]
-        return ",".join(map(str, items)) if all(map(_is_number, items)) else value
+        return (
+            ",".join(map(str, items)) if all(type(one) in (int, float) for one in items) else value
+        )
     return str(value) if key == "max_failures" and type(value) is int else value
-
-
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float)
 
 
 def make_settings(config: str | None, flags: Mapping[str, Any]) -> Settings:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vggfeat.cli.options import given, settings_options
 from vggfeat.cli.terminal import exit_codes, print_json
 from vggfeat.core.text import byte_count, counted, duration
 
@@ -13,32 +14,29 @@ if TYPE_CHECKING:
     from vggfeat.extraction.benchmark import Bench
 
 _MANY = 100_000
+_LAYERS = "conv5_3,fc7"
 
 
+@settings_options(
+    "layers", "model", "device", "size",
+    instead={
+        "layers": {"help": "Layers that would be extracted.", "unset": _LAYERS},
+        "device": {"help": "auto, cpu, cuda, cuda:N or mps.", "metavar": "NAME"},
+        "size": {"unset": "224"},
+    },
+)  # fmt: skip
 def bench(
     sources: Annotated[
         list[str] | None,
         typer.Argument(help="Images to decode; none for synthetic ones.", metavar="SOURCE..."),
     ] = None,
     *,
-    layers: Annotated[
-        str, typer.Option(help="Layers that would be extracted.", metavar="SPEC,...")
-    ] = "conv5_3,fc7",
-    model: Annotated[str, typer.Option(help="The VGG variant.", metavar="NAME")] = "vgg19",
-    device: Annotated[
-        str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", metavar="NAME")
-    ] = "auto",
-    size: Annotated[
-        int | None,
-        typer.Option(
-            help="Side of the network's input. [default: 224]", metavar="PX", show_default=False
-        ),
-    ] = None,
     folder: Annotated[
         str, typer.Option(help="Where features would be written.", metavar="DIR")
     ] = ".",
     seconds: Annotated[float, typer.Option(help="For each measurement, roughly.")] = 2.0,
     as_json: Annotated[bool, typer.Option("--json", help="The figures as JSON.")] = False,
+    **flags: Any,
 ) -> None:
     """Measure what this machine can do, what limits it, and which options to use.
 
@@ -52,14 +50,12 @@ def bench(
         from vggfeat.core.settings import Settings
         from vggfeat.extraction.benchmark import bench as measure
 
-        settings = Settings(
-            layers=layers, model=model, weights="random:0", device=device, size=size
-        )
+        settings = Settings(**{"layers": _LAYERS, "weights": "random:0", **given(flags)})
         found = measure(settings, sources or (), folder=folder, seconds=seconds)
         if as_json:
             print_json(found)
         else:
-            for line in _lines(found, f"{layers} of {model}"):
+            for line in _lines(found, f"{settings.layers} of {settings.model}"):
                 typer.echo(line)
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vggfeat.cli.options import settings_options
 from vggfeat.cli.terminal import exit_codes, set_up_logging
-from vggfeat.core.preprocessing import CROPS, TRANSFORMS
 from vggfeat.core.text import printable
 from vggfeat.errors import UsageError
 
@@ -33,6 +33,21 @@ def _choice(text: str, metavar: str) -> Any:
     return typer.Option(help=text, metavar=metavar, show_default=False)
 
 
+@settings_options(
+    "layers", "channels", "overlay", "config", "model", "weights", "transform", "size", "crop",
+    "device",
+    instead={
+        "model": {"help": "Of an image: vgg11, 13, 16 or 19, each also with _bn."},
+        "weights": {
+            "help": "Of an image: imagenet, features, a .pth or .safetensors file, or "
+            "random[:SEED]."
+        },
+        "transform": {"help": "Of an image: whose mean and deviation normalise it."},
+        "size": {"help": "Of an image: side of the network's input in pixels."},
+        "crop": {"help": "Of an image: how it is cut to that size."},
+        "device": {"help": "Of an image: auto, cpu, cuda, cuda:N or mps.", "metavar": "NAME"},
+    },
+)  # fmt: skip
 def plot(
     file: Annotated[
         str, typer.Argument(help="An image, or a cache.", metavar="IMAGE|FILE.h5", show_default="")
@@ -69,44 +84,6 @@ def plot(
             "FILE.toml",
         ),
     ] = None,
-    model: Annotated[
-        str | None,
-        _choice("Of an image: vgg11, 13, 16 or 19, each also with _bn. [default: vgg19]", "NAME"),
-    ] = None,
-    weights: Annotated[
-        str | None,
-        _choice(
-            "Of an image: imagenet, features, a .pth or .safetensors file, or random[:SEED]. "
-            "[default: imagenet]",
-            "NAME|FILE",
-        ),
-    ] = None,
-    transform: Annotated[
-        str | None,
-        _choice(
-            "Of an image: whose mean and deviation normalise it, one of "
-            f"{', '.join(TRANSFORMS)}. [default: auto]",
-            "NAME",
-        ),
-    ] = None,
-    size: Annotated[
-        int | None,
-        _choice(
-            "Of an image: side of the network's input in pixels. [default: the weights', 224]", "PX"
-        ),
-    ] = None,
-    crop: Annotated[
-        str | None,
-        _choice(
-            f"Of an image: how it is cut to that size, one of {', '.join(CROPS)}. "
-            "[default: center]",
-            "HOW",
-        ),
-    ] = None,
-    device: Annotated[
-        str | None,
-        _choice("Of an image: auto, cpu, cuda, cuda:N or mps. [default: auto]", "NAME"),
-    ] = None,
     projection: Annotated[
         str | None,
         _choice(
@@ -133,6 +110,7 @@ def plot(
         str | None,
         _choice("Of a cache: where its images are now. [default: where they were]", "DIR"),
     ] = None,
+    **network: Any,
 ) -> None:
     """Draw what layers see in an image, or what the values and the images of a cache look like.
 
@@ -140,9 +118,8 @@ def plot(
     histogram of its values and its images in a plane, near to one another where their cosine is
     large. Needs matplotlib: vggfeat[plot].
     """
-    given = {
-        name: value for name, value in locals().items() if value is not None and value is not False
-    }
+    options = {name: value for name, value in locals().items() if name != "network"} | network
+    given = {name: one for name, one in options.items() if one is not None and one is not False}
     with exit_codes():
         from vggfeat.extraction.monitoring import publish
         from vggfeat.visualization.figure_files import chart_format, check_matplotlib, to_bytes

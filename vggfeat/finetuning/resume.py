@@ -17,7 +17,7 @@ from vggfeat.finetuning.report import (
     report_from_json,
     state_from_json,
 )
-from vggfeat.finetuning.settings import NUMBERS
+from vggfeat.finetuning.settings import TRAINING
 from vggfeat.network.weight_metadata import CARRIED, LAYER, MODEL, PREPROCESS
 from vggfeat.storage.atomic import TEMPORARY_SUFFIX, remove_leftover
 from vggfeat.storage.locks import remove_left_lock
@@ -214,7 +214,7 @@ def identity_of(settings: AdaptSettings, weights_sha256: str, images: str) -> di
         weights_sha256: digest of the weights it begins with.
         images: digest of the images and their classes.
     """
-    numbers = {name: getattr(settings, name) for name in NUMBERS}
+    numbers = {name: getattr(settings, name) for name, option in TRAINING.items() if option.within}
     return {
         "model": settings.network.model,
         "weights": weights_sha256,
