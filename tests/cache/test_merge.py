@@ -119,7 +119,7 @@ def test_other_images_under_one_path_are_refused(images: Path, tmp_path: Path) -
     ("other", "words"),
     [
         ({"layers": "conv1_1:max"}, "layers: conv1_1:max,conv2_1 and conv1_1:max"),
-        ({"dtype": "float32"}, "dtype: file float16, asked float32"),
+        ({"dtype": "float32"}, "dtype: file float16, requested float32"),
         ({"weights": "random:1"}, "weights: file random:0"),
     ],
 )

@@ -86,12 +86,12 @@ def test_the_same_in_other_words_is_no_difference(workplace: Path, same: list[st
 @pytest.mark.parametrize(
     ("other", "words"),
     [
-        (["--layers", "conv1_1,conv1_1:max"], ["layers: file", "asked also conv1_1:max"]),
+        (["--layers", "conv1_1,conv1_1:max"], ["layers: file", "requested also conv1_1:max"]),
         (["--weights", "random:1"], ["weights: file random:0", "asked random:1"]),
-        (["--crop", "squash"], ["preprocess.crop: file center, asked squash"]),
-        (["--precision", "bfloat16"], ["precision: file float32, asked bfloat16"]),
+        (["--crop", "squash"], ["preprocess.crop: file center, requested squash"]),
+        (["--precision", "bfloat16"], ["precision: file float32, requested bfloat16"]),
         (["--dtype", "float32", "--exif", "ignore"], ["dtype: file float16", "preprocess.exif"]),
-        (["--model", "vgg13"], ["model: file vgg11, asked vgg13"]),
+        (["--model", "vgg13"], ["model: file vgg11, requested vgg13"]),
     ],
 )
 def test_other_settings_are_refused(workplace: Path, other: list[str], words: list[str]) -> None:

@@ -488,16 +488,16 @@ def test_exact_decoding_is_not_recorded() -> None:
 
 
 CHANGES: dict[str, tuple[dict[str, Any], str]] = {
-    "model": ({"model": "vgg16"}, "model: file vgg19, asked vgg16"),
-    "precision": ({"precision": "bfloat16"}, "precision: file float32, asked bfloat16"),
-    "dtype": ({"dtype": "float32"}, "dtype: file float16, asked float32"),
+    "model": ({"model": "vgg16"}, "model: file vgg19, requested vgg16"),
+    "precision": ({"precision": "bfloat16"}, "precision: file float32, requested bfloat16"),
+    "dtype": ({"dtype": "float32"}, "dtype: file float16, requested float32"),
     "weights": (
         {"weights": "mine.pth", "weights_sha256": "cd" * 32},
-        "weights: file IMAGENET1K_V1 (abababab), asked mine.pth (cdcdcdcd)",
+        "weights: file IMAGENET1K_V1 (abababab), requested mine.pth (cdcdcdcd)",
     ),
     "layers": (
         {"layers": ("conv5_3", "fc6", "fc7")},
-        "layers: file conv5_3,fc7, asked also fc6",
+        "layers: file conv5_3,fc7, requested also fc6",
     ),
 }
 
@@ -543,7 +543,7 @@ def test_each_changed_field_of_the_preprocessing_is_named(name: str) -> None:
     value = PREPROCESS_CHANGES[name]
     asked = dataclasses.replace(had, preprocess=dataclasses.replace(Preprocess(), **{name: value}))
     before = getattr(Preprocess(), name)
-    assert had.differences(asked) == [f"preprocess.{name}: file {before}, asked {value}"]
+    assert had.differences(asked) == [f"preprocess.{name}: file {before}, requested {value}"]
     assert had.fingerprint() != asked.fingerprint()
 
 
@@ -564,4 +564,4 @@ def test_fewer_layers_are_no_difference() -> None:
     """Asking a file for some of its layers is no difference; the reverse is."""
     many, few = identity(settings(layers="conv5_3,fc7")), identity(settings(layers="fc7"))
     assert many.differences(few) == []
-    assert few.differences(many) == ["layers: file fc7, asked also conv5_3"]
+    assert few.differences(many) == ["layers: file fc7, requested also conv5_3"]

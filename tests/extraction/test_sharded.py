@@ -295,7 +295,7 @@ def test_what_a_plan_was_not_made_for(server: KillServer, images: Path, tmp_path
     """Another number of shards, other sources, another root or other settings are refused."""
     out = tmp_path / "feats"
     assert server.run(images, out, sharding={**COUNTS, "plan_only": True})[0] == 0
-    with pytest.raises(UsageError, match="has 3 shards, asked 4"):
+    with pytest.raises(UsageError, match="has 3 shards, requested 4"):
         library.extract(images, out, settings(), sharding=Sharding(shards=4))
     with pytest.raises(CacheMismatchError, match=r"was planned of .*images, asked "):
         library.extract(tmp_path, out, settings())

@@ -388,14 +388,14 @@ def test_alterations_do_not_mix_in_one_file(workplace: Path) -> None:
     done = vggfeat(
         "extract", "images", *SMALL, "--augment", "crop", "--out", "plain.h5", cwd=workplace
     )
-    assert_one_line(done, 5, "preprocess.augment: file (), asked ('crop',)")
+    assert_one_line(done, 5, "preprocess.augment: file (), requested ('crop',)")
     extract(workplace, "images", "both.h5", "--augment", "crop,mirror")
     extract(workplace, "images", "both.h5", "--augment", "crop, mirror")
     done = vggfeat(
         "extract", "images", *SMALL, "--augment", "mirror,crop", "--out", "both.h5", cwd=workplace
     )
     assert_one_line(
-        done, 5, "preprocess.augment: file ('crop', 'mirror'), asked ('mirror', 'crop')"
+        done, 5, "preprocess.augment: file ('crop', 'mirror'), requested ('mirror', 'crop')"
     )
 
 

@@ -590,8 +590,8 @@ def test_another_window_is_another_cache(scans: Path, tmp_path: Path) -> None:
     assert vggfeat(*words, "--window", "30000,40000", cwd=tmp_path).returncode == 0
     before = out.read_bytes()
     done = vggfeat(*words, "--window", "30000,50000", "--depth", "16", cwd=tmp_path)
-    assert_one_line(done, 5, "preprocess.depth: file 8, asked 16")
-    assert "preprocess.window: file (30000.0, 40000.0), asked (30000.0, 50000.0)" in done.stderr
+    assert_one_line(done, 5, "preprocess.depth: file 8, requested 16")
+    assert "preprocess.window: file (30000.0, 40000.0), requested (30000.0, 50000.0)" in done.stderr
     assert out.read_bytes() == before
 
 

@@ -299,7 +299,7 @@ def test_a_fresh_first_layer_is_recorded_and_nothing_else(images: Path, tmp_path
         assert one.attrs["fingerprint"] != other.attrs["fingerprint"]
         values = (file["features/conv1_1"][:] for file in (one, other))
         assert not np.array_equal(*values)
-    with pytest.raises(CacheMismatchError, match="first layer: file kaiming, asked sum"):
+    with pytest.raises(CacheMismatchError, match="first layer: file kaiming, requested sum"):
         extract(images, drawn, small(channels=1))
     assert extract(images, drawn, small(channels=1, first_layer="kaiming")).new_done == 0
 

@@ -563,9 +563,9 @@ def test_settings_and_a_model_are_not_given_together(workplace: Path, tmp_path: 
 def test_a_cache_made_another_way_is_refused(workplace: Path, tmp_path: Path) -> None:
     """The same output with another recipe is not mixed."""
     library.fuse(workplace / "feats.h5", tmp_path / "o.h5")
-    with pytest.raises(CacheMismatchError, match=r"way: fuse method: file concat, asked weighted"):
+    with pytest.raises(CacheMismatchError, match=r"fuse method: file concat, requested weighted"):
         library.fuse(workplace / "feats.h5", tmp_path / "o.h5", FuseSettings(method="weighted"))
-    with pytest.raises(CacheMismatchError, match=r"dtype: file float16, asked float32"):
+    with pytest.raises(CacheMismatchError, match=r"dtype: file float16, requested float32"):
         library.fuse(workplace / "feats.h5", tmp_path / "o.h5", dtype="float32")
 
 

@@ -62,46 +62,51 @@ class Identity:
             for step in steps
         )
 
-    def differences(self, asked: Identity) -> list[str]:
-        """Return how `asked` differs from this, a line each; fewer layers are no difference."""
+    def differences(self, requested: Identity) -> list[str]:
+        """Return how `requested` differs from this, a line each; fewer layers are no difference."""
         rows = [
-            (name, getattr(self, name), getattr(asked, name))
+            (name, getattr(self, name), getattr(requested, name))
             for name in ("model", "precision", "dtype")
         ]
         rows += [
             (f"preprocess.{item.name}", getattr(self.preprocess, item.name), wanted)
             for item in dataclasses.fields(Preprocess)
-            for wanted in [getattr(asked.preprocess, item.name)]
+            for wanted in [getattr(requested.preprocess, item.name)]
         ]
-        lines = [f"{name}: file {had}, asked {want}" for name, had, want in rows if had != want]
-        if self.first_layer != asked.first_layer:
-            one, other = (layer or "sum" for layer in (self.first_layer, asked.first_layer))
-            lines.append(f"first layer: file {one}, asked {other}")
-        if self.weights_sha256 != asked.weights_sha256:
+        lines = [
+            f"{name}: file {existing}, requested {wanted}"
+            for name, existing, wanted in rows
+            if existing != wanted
+        ]
+        if self.first_layer != requested.first_layer:
+            one, other = (layer or "sum" for layer in (self.first_layer, requested.first_layer))
+            lines.append(f"first layer: file {one}, requested {other}")
+        if self.weights_sha256 != requested.weights_sha256:
             lines.append(
                 f"weights: file {self.weights} ({self.weights_sha256[:8]}), "
-                f"asked {asked.weights} ({asked.weights_sha256[:8]})"
+                f"requested {requested.weights} ({requested.weights_sha256[:8]})"
             )
-        if self.activations != asked.activations and self.precision == asked.precision:
+        if self.activations != requested.activations and self.precision == requested.precision:
             lines.append("activations: calibrated on other images")
-        if self.scales != asked.scales and self.dtype == asked.dtype:
+        if self.scales != requested.scales and self.dtype == requested.dtype:
             lines.append("scales: int8 scaled to other images")
-        lines += _unlike_steps(self.steps, asked.steps)
-        missing = [layer for layer in asked.layers if layer not in self.layers]
+        lines += _unlike_steps(self.steps, requested.steps)
+        missing = [layer for layer in requested.layers if layer not in self.layers]
         if missing:
-            lines.append(f"layers: file {','.join(self.layers)}, asked also {','.join(missing)}")
+            more = ",".join(missing)
+            lines.append(f"layers: file {','.join(self.layers)}, requested also {more}")
         return lines
 
 
-def _unlike_steps(had: tuple[str, ...], asked: tuple[str, ...]) -> list[str]:
+def _unlike_steps(existing: tuple[str, ...], requested: tuple[str, ...]) -> list[str]:
     """Return how two lists of transform steps differ, a line each."""
-    one, other = ([json.loads(step) for step in steps] for steps in (had, asked))
+    one, other = ([json.loads(step) for step in steps] for steps in (existing, requested))
     names = [" then ".join(step["step"] for step in steps) for steps in (one, other)]
     if names[0] != names[1]:
         alone = "the network alone"
-        return [f"made by: file {names[0] or alone}, asked {names[1] or alone}"]
+        return [f"made by: file {names[0] or alone}, requested {names[1] or alone}"]
     return [
-        f"{before['step']} {name}: file {before.get(name)}, asked {after.get(name)}"
+        f"{before['step']} {name}: file {before.get(name)}, requested {after.get(name)}"
         for before, after in zip(one, other, strict=True)
         for name in sorted({*before, *after})
         if before.get(name) != after.get(name)

@@ -155,7 +155,7 @@ def _check_settings(caches: Sequence[FeatureCache]) -> None:
             differences.append(f"layers: {','.join(had.layers)} and {','.join(found.layers)}")
         if differences:
             raise CacheMismatchError(
-                f"caches {first.path!r} and {other.path!r} (asked) were made with other settings: "
+                f"caches {first.path!r} and {other.path!r} (requested) differ in settings: "
                 f"{'; '.join(dict.fromkeys(differences))}. Only caches made with the same ones can "
                 "be merged"
             )

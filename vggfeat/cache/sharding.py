@@ -82,16 +82,16 @@ class Sharding:
         """`share`, parsed; all of it as the only share."""
         return parse_share(self.share) or Share(0, 1)
 
-    def check_count(self, out: str, there: int) -> None:
+    def check_count(self, out: str, existing: int) -> None:
         """Refuse a number of shards that differs from the plan's, which is chosen once.
 
         Raises:
             UsageError: says both.
         """
-        if self.shards not in (None, there):
+        if self.shards not in (None, existing):
             raise UsageError(
-                f"sharded cache {out!r} has {counted(there, 'shard')}, asked {self.shards}; leave "
-                "--shards out, or --fresh to begin again"
+                f"sharded cache {out!r} has {counted(existing, 'shard')}, requested {self.shards}; "
+                "leave --shards out, or --fresh to begin again"
             )
 
     def count_for(self, rows: int) -> int:
