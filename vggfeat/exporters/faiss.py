@@ -18,11 +18,7 @@ if TYPE_CHECKING:
 
 
 def write_faiss(content: Content, folder: str, options: Options) -> None:
-    """`index.faiss`, whose ids are the lines of `paths.txt` beside it.
-
-    Raises:
-        UsageError: faiss is not installed, or it is not one layer of vectors.
-    """
+    """`index.faiss`, whose ids are the lines of `paths.txt` beside it."""
     faiss = require("faiss", "faiss", "a faiss index")
     (layer, *others) = content.layers
     if others or len(content.row_shape(layer)) != 1:

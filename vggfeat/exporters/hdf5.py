@@ -75,11 +75,7 @@ def write_hdf5(content: Content, path: str, options: Options) -> None:
 
 
 def _names(content: Content) -> dict[str, str]:
-    """The spec of each layer as it is written: with a norm it is another one.
-
-    Raises:
-        UsageError: there is no spec for that.
-    """
+    """The spec of each layer as it is written: with a norm it is another one."""
     if content.norm == "none":
         return {layer: layer for layer in content.layers}
     identity = content.cache.header.identity

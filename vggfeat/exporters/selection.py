@@ -129,10 +129,6 @@ def select(cache: FeatureCache, layers: Sequence[str], rows: str) -> Content:
         cache: to export.
         layers: specs or aliases; empty for all.
         rows: `done`, `all`, or a shell pattern of paths, of whose matches the done ones are taken.
-
-    Raises:
-        CacheError: no such layer.
-        UsageError: no row is left.
     """
     for layer in layers:
         _ = cache[layer]  # says which there are

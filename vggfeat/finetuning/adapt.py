@@ -1,4 +1,4 @@
-"""`adapt`: untouched features, linear probe, fine-tuning, weights; or what of it is left to do."""
+"""Fine-tune a network: features before, linear probe, training, weights."""
 
 from __future__ import annotations
 
@@ -62,21 +62,21 @@ class _Task:
     """The network, the images and the files of one call.
 
     Attributes:
-        settings: as asked for.
-        sources: of the images.
-        root: see `extract`.
-        manifest: of the images.
-        labels: of the manifest's rows.
-        weights: that it begins with.
-        files: that it writes.
-        stop: a signal, or the end of the time there is.
+        settings: of the training.
+        sources: of the images, as the user names them.
+        root: directory that paths in the labels are relative to.
+        images: found in the sources.
+        labels: class of each image.
+        weights: that training begins with.
+        files: that are written.
+        stop: set by a signal or the time limit.
         notice: called after each batch.
     """
 
     settings: AdaptSettings
     sources: Sequence[str | os.PathLike[str]]
     root: str | None
-    manifest: ImageList
+    images: ImageList
     labels: Labels
     weights: Weights
     files: OutputFiles
@@ -84,15 +84,15 @@ class _Task:
     notice: Callable[[Progress], None]
 
     def notice_extraction(self, progress: Progress) -> None:
-        """Tells how far the features of the untouched network are, as part of the whole."""
-        images = len(self.manifest)
+        """Report the extraction of the untouched network's features as part of the whole work."""
+        images = len(self.images)
         skipped = images - progress.total  # done by an earlier run
         whole = images * (1 + self.settings.epochs)
         self.notice(Progress(skipped + progress.done, progress.failed, whole))
 
     def notice_training(self, images: int) -> Callable[[Progress], None]:
-        """Likewise of training, with so many images in each epoch."""
-        first = len(self.manifest)
+        """Return a callback that reports training, of so many images an epoch, likewise."""
+        first = len(self.images)
         whole = first + images * self.settings.epochs
 
         def notice(progress: Progress) -> None:
@@ -102,14 +102,14 @@ class _Task:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What two runs must agree in: see `identity_of`."""
+        """Everything that two runs must agree in for one to resume the other."""
         return identity_of(self.settings, self.weights.sha256, self._images_digest())
 
     def _images_digest(self) -> str:
-        """SHA-256 over path, size and class of every image."""
+        """Return the SHA-256 over path, size and class of every image."""
         digest = hashlib.sha256()
-        manifest, classes = self.manifest, self.labels.classes.tolist()
-        for path, size, number in zip(manifest.paths, manifest.sizes, classes, strict=True):
+        paths, sizes = self.images.paths, self.images.sizes
+        for path, size, number in zip(paths, sizes, self.labels.classes.tolist(), strict=True):
             name = self.labels.names[number] if number != UNLABELLED else ""
             fields = (path.hex(), int(size), name)
             digest.update(json.dumps(fields).encode())
@@ -127,50 +127,51 @@ def adapt(
     root: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> FinetuneReport:
-    """Fine-tunes parts of a network on images of known classes, or resumes it.
+    """Fine-tune layers of a network on images of known classes, or resume.
 
-    First a linear probe is fitted to the features of the untouched network; then the parts asked
-    for are trained, together with a linear head that begins as that probe. Of all epochs the one
-    that does best on images held out is written, as float32 weights that `extract` takes, with the
-    head beside them as `head.weight` (classes, D) and `head.bias`.
+    First a linear probe is fitted to the features of the untouched network. Then the chosen layers
+    are trained together with a linear head that begins as that probe. The network of the epoch with
+    the best validation accuracy is written as float32 weights that `extract` accepts, with the head
+    beside them as `head.weight` (classes, D) and `head.bias` (classes,).
 
     Args:
-        images: folders of class folders, archives, lists: as for `extract`, but no `-`.
-        out: the weights to make, `.safetensors`. Beside them lie `.progress` and `.before.h5`
-            until they are done.
-        settings: which network, what of it is trained, and how.
-        labels: a CSV file of `path,label`; without one an image's folder is its class.
-        fresh: begin again.
+        images: folders of class folders, archives or lists, as for `extract`, except standard
+            input.
+        out: the weight file, `.safetensors`. Files with `.progress` and `.before.h5` appended to
+            its name stand beside it until training is done.
+        settings: the network, the layers that are trained, and the training.
+        labels: a CSV file of `path,label`; without it the folder of an image is its class.
+        fresh: start again instead of resuming.
         root: directory that the paths in `labels` are relative to.
         on_progress: called after every batch.
 
     Raises:
-        UsageError: a setting makes no sense, or there are no labels.
-        InputError: no images, or too few of a class.
-        WeightsError: the weights cannot be had, or take images of other channels.
-        CacheError: `out` is not ours.
-        CacheMismatchError: what is there was begun otherwise.
+        UsageError: a setting is invalid, or there are no labels.
+        InputError: there are no images, or too few of a class.
+        WeightsError: the weights are not found and cannot be downloaded, or have other input
+            channels.
+        CacheError: `out` exists and was not written by `adapt`.
+        CacheMismatchError: `out` or its checkpoint was begun with other settings or images.
         LockedError: another run writes to `out`.
-        SpaceError: the disk is full; what was saved before is kept.
-        DeviceError: the device is missing, failed, is out of memory, or training diverged.
-        TooManyFailuresError: more images failed than allowed.
-        InterruptedRunError: SIGINT, SIGTERM or SIGHUP; call again to go on.
+        SpaceError: the disk is full; the last checkpoint is kept.
+        DeviceError: the device is missing, failed or is out of memory, or training diverged.
+        TooManyFailuresError: more images failed than are allowed.
+        InterruptedRunError: SIGINT, SIGTERM or SIGHUP arrived; call again to resume.
     """
     listed = [images] if isinstance(images, str | os.PathLike) else list(images)
     files = OutputFiles(path_text(out))
     _check_request(files.out, listed)
     refuse_if_held(files.out)
     with hold(files.out), StopFlag(settings.network.seconds_allowed) as stop:
-        manifest = discover(listed, root=root)
-        tell_skipped(manifest)
-        paths = manifest.paths
+        found = discover(listed, root=root)
+        tell_skipped(found)
         where = f"the images of {', '.join(repr(os.fspath(one)) for one in listed)}"
         task = _Task(
             settings,
             listed,
             root,
-            manifest,
-            labels_of_paths(paths, where, labels, manifest.root),
+            found,
+            labels_of_paths(found.paths, where, labels, found.root),
             find_weights(settings.network.weights, settings.network.model),
             files,
             stop,
@@ -195,7 +196,7 @@ def _check_request(out: str, sources: Sequence[str | os.PathLike[str]]) -> None:
 
 
 def _run(task: _Task, *, fresh: bool) -> FinetuneReport:
-    """Whatever is left to do."""
+    """Do whatever is left to do."""
     settings, files = task.settings, task.files
     request = Request(task.identity, settings.network.precision)
     done = finished_report(files.out, request, fresh=fresh)
@@ -223,7 +224,7 @@ def _run(task: _Task, *, fresh: bool) -> FinetuneReport:
 
 
 def _train(task: _Task, job: Job, data: TrainingData) -> FinetuneReport:
-    """Trains to the end, and writes the weights, or to where it is stopped, and is saved."""
+    """Train until training is finished or stopped; write the weights or a checkpoint."""
     from vggfeat.finetuning.linear_probe import best_probe
     from vggfeat.finetuning.model import build_network, initial_tensors
     from vggfeat.finetuning.trainer import BatchLoader, Checkpointer, Trainer, batch_count
@@ -242,7 +243,7 @@ def _train(task: _Task, job: Job, data: TrainingData) -> FinetuneReport:
     trainer = Trainer(
         network,
         data,
-        BatchLoader(data.manifest, settings.network, network.device),
+        BatchLoader(data.images, settings.network, network.device),
         settings,
         Checkpointer(
             lambda state: write_tensors(files.checkpoint, network.state(), job.metadata(state)),
@@ -265,7 +266,7 @@ def _train(task: _Task, job: Job, data: TrainingData) -> FinetuneReport:
 
 
 def _untouched_features(task: _Task) -> FeatureCache | None:
-    """Features of the untouched network, as a cache; None if there was no time to finish it."""
+    """Extract the features of the untouched network; return None if time ran out."""
     settings = task.settings
     left = task.stop.seconds_left
     network = dataclasses.replace(
@@ -290,9 +291,9 @@ def _untouched_features(task: _Task) -> FeatureCache | None:
 
 
 def _training_data(task: _Task, cache: FeatureCache) -> TrainingData:
-    """Images that could be decoded and have a class, split, with their features."""
+    """Return the decodable images that have a class, split, with their features."""
     classes, settings = task.labels.classes, task.settings
-    match = match_paths(cache.paths, task.manifest.paths)
+    match = match_paths(cache.paths, task.images.paths)
     kept = cache.done[match.rows] & (classes[match.listed] != UNLABELLED)
     rows, in_cache = match.listed[kept], match.rows[kept]
     without = int((classes == UNLABELLED).sum())
@@ -308,7 +309,7 @@ def _training_data(task: _Task, cache: FeatureCache) -> TrainingData:
         cache.values(layer, in_cache[np.searchsorted(rows, part)])
         for part in (split.train, split.validation)
     )
-    return TrainingData(task.manifest, classes, len(task.labels.names), split, train, validation)
+    return TrainingData(task.images, classes, len(task.labels.names), split, train, validation)
 
 
 def _report(

@@ -1,7 +1,8 @@
-"""Data augmentation during training: small random changes of images; none is the default.
+"""Random data augmentation during training; none by default.
 
-Which change an image gets follows from seed, epoch and image alone, so that a run that was cut off
-goes on as it would have gone.
+What is applied to an image follows from seed, epoch and image alone, so that a resumed run
+continues exactly as the interrupted one would have. torchvision's `v2` transforms draw from one
+global generator instead, whose state depends on every image before.
 """
 
 from __future__ import annotations
@@ -25,11 +26,7 @@ _MAX_CONTRAST = 0.2
 
 
 def parse_jitter(text: str) -> tuple[Augmentation, ...]:
-    """The augmentations that `text` names, separated by commas, each once.
-
-    Raises:
-        UsageError: names every one that is not known.
-    """
+    """Return the augmentations in a list separated by commas, each once."""
     words = [word.strip() for word in text.split(",") if word.strip()]
     unknown = [word for word in words if word not in AUGMENTATIONS]
     if unknown:
@@ -43,19 +40,19 @@ def parse_jitter(text: str) -> tuple[Augmentation, ...]:
 def augment(
     images: Tensor, augmentations: Sequence[Augmentation], seeds: Sequence[tuple[int, ...]]
 ) -> Tensor:
-    """Images, each changed a little.
+    """Augment each image at random.
 
-    `mirror` swaps left and right, `flip` top and bottom, of every other image; `shift` moves it by
-    up to a sixteenth of its sides, and what comes in is the mean; `contrast` scales it by 0.8 to
-    1.2 and makes it lighter or darker by up to 0.2 deviations.
+    `mirror` flips horizontally and `flip` vertically, each with probability 1/2. `shift` translates
+    by up to 1/16 of height and width and fills with the mean. `contrast` multiplies by 0.8 to 1.2
+    and adds up to 0.2 standard deviations.
 
     Args:
         images: (n, C, H, W), normalised.
-        augmentations: which.
+        augmentations: to apply.
         seeds: of each image.
 
     Returns:
-        (n, C, H, W); `images` itself where there are no augmentations.
+        (n, C, H, W); `images` itself if there are no augmentations.
     """
     if not augmentations:
         return images
@@ -70,7 +67,8 @@ def augment(
 def _augment_one(
     x: Tensor, augmentations: Sequence[Augmentation], rng: np.random.Generator
 ) -> Tensor:
-    """One image, (C, H, W). The same numbers are drawn whichever augmentations are asked for."""
+    """Augment one image, (C, H, W)."""
+    # The same numbers are drawn whichever augmentations are chosen, so that each keeps its own.
     mirrored, flipped = (rng.random(2) < 1 / 2).tolist()
     across, down = rng.uniform(-_MAX_SHIFT, _MAX_SHIFT, 2).tolist()
     gain, lift = rng.uniform(-_MAX_CONTRAST, _MAX_CONTRAST, 2).tolist()
@@ -84,7 +82,7 @@ def _augment_one(
 
 
 def _shifted(x: Tensor, down: int, across: int) -> Tensor:
-    """Moved by so many pixels, zeros behind it."""
+    """Translate by that many pixels and fill with zeros."""
     height, width = x.shape[1:]
     moved = x.new_zeros(x.shape)
     rows, from_rows = _spans(down, height)

@@ -22,7 +22,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Split:
-    """Rows of the images in either part.
+    """Rows of the images for training and for validation.
 
     Attributes:
         train: int64 (t,), ascending.
@@ -41,17 +41,14 @@ def stratified_split(
     share: float,
     seed: int,
 ) -> Split:
-    """Holds out the same share of every class, one image of each at least.
+    """Hold out the same share of every class for validation, at least one image of each.
 
     Args:
         rows: int64 (n,), the images.
         classes: int64 (n,), the class of each.
         names: of the classes.
-        share: of each class held out for validation, between 0 and 1.
-        seed: which images these are.
-
-    Raises:
-        InputError: fewer than two classes, or classes of fewer than two images, all named.
+        share: held out of each class, between 0 and 1.
+        seed: of the random choice.
     """
     counts = np.bincount(classes, minlength=len(names))
     few = [f"{name!r} {count}" for name, count in zip(names, counts, strict=True) if count < 2]  # noqa: PLR2004 one for training, one for validation
@@ -73,18 +70,18 @@ def stratified_split(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingData:
-    """Images, their classes, and features of the untouched network.
+    """Images, their classes, and their features from the untouched network.
 
     Attributes:
-        manifest: the images.
-        classes: int64 (N,), of its rows.
-        class_count: how many classes there are.
+        images: all of them, N.
+        classes: int64 (N,), of each.
+        class_count: number of classes.
         split: rows for training and for validation.
-        train_features: float32 (t, D), of the untouched network, of the training rows.
-        validation_features: float32 (v, D), likewise, of the validation rows.
+        train_features: float32 (t, D), of the training rows.
+        validation_features: float32 (v, D), of the validation rows.
     """
 
-    manifest: ImageList
+    images: ImageList
     classes: NDArray[np.int64]
     class_count: int
     split: Split

@@ -1,4 +1,4 @@
-"""Accuracy and loss on images whose classes are known."""
+"""Accuracy and loss on images of known classes."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ class Metrics:
     loss: float
     class_accuracy: tuple[float, ...]
 
-    def is_better_than(self, other: Metrics) -> bool:
-        """Whether accuracy is higher, or equal at a lower loss."""
-        return (self.accuracy, -self.loss) > (other.accuracy, -other.loss)
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Accuracy, then the negative loss: larger is better."""
+        return self.accuracy, -self.loss
 
 
 @dataclass(frozen=True, slots=True)
 class MetricSums:
-    """What metrics are computed from, added up over batches.
+    """Sums over batches that metrics are computed from.
 
     Attributes:
         loss: summed cross-entropy.
@@ -47,12 +48,12 @@ class MetricSums:
 
     @classmethod
     def zero(cls, class_count: int) -> MetricSums:
-        """Of no image."""
+        """Return the sums of no images."""
         return cls(0.0, np.zeros(class_count, np.int64), np.zeros(class_count, np.int64))
 
     @classmethod
     def of(cls, logits: Tensor, classes: NDArray[np.int64]) -> MetricSums:
-        """Of a batch.
+        """Return the sums of a batch.
 
         Args:
             logits: (n, classes).
@@ -77,7 +78,7 @@ class MetricSums:
         )
 
     def metrics(self) -> Metrics:
-        """Of all images added; one at least."""
+        """Return the metrics of all images summed, at least one."""
         images = self.counts.sum()
         each = self.correct / np.maximum(self.counts, 1)
         return Metrics(

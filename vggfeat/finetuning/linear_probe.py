@@ -1,6 +1,6 @@
-"""A linear classifier on features that stay as they are: multinomial logistic regression.
+"""A linear probe: multinomial logistic regression on fixed features.
 
-How well it does says how much of the classes lies in the features ready for use (Alain & Bengio,
+Its accuracy shows how linearly separable the classes are in the features (Alain & Bengio,
 "Understanding intermediate layers using linear classifier probes", 2016).
 """
 
@@ -29,7 +29,7 @@ _MIN_DEVIATION = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """Standardisation: brings each dimension to mean 0 and deviation 1.
+    """Standardisation of each dimension to mean 0 and standard deviation 1.
 
     Attributes:
         mean: float32 (D,).
@@ -41,7 +41,7 @@ class Scaling:
 
     @classmethod
     def of(cls, features: Tensor) -> Scaling:
-        """That of these features, (n, D); a dimension that never varies keeps its scale."""
+        """Fit to features (n, D); a constant dimension keeps its scale."""
         exact = features.double()
         deviation = exact.std(0, correction=0)
         floor = _MIN_DEVIATION * float(deviation.max())
@@ -49,13 +49,13 @@ class Scaling:
         return cls(exact.mean(0).float(), deviation.float())
 
     def __call__(self, features: Tensor) -> Tensor:
-        """Scaled features, (n, D)."""
+        """Return standardised features, (n, D)."""
         return (features - self.mean) / self.deviation
 
 
 @dataclass(frozen=True, slots=True)
 class LinearHead:
-    """Class scores from features.
+    """Class scores that are linear in the features.
 
     Attributes:
         weight: float32 (classes, D).
@@ -66,7 +66,7 @@ class LinearHead:
     bias: Tensor
 
     def unscaled(self, scaling: Scaling) -> LinearHead:
-        """The same scores from features that are not scaled first."""
+        """Return the head that gives the same scores for features before standardisation."""
         weight = self.weight.double() / scaling.deviation.double()
         bias = self.bias.double() - weight @ scaling.mean.double()
         return LinearHead(weight.float(), bias.float())
@@ -75,15 +75,15 @@ class LinearHead:
 def fit_probe(
     features: Tensor, classes: NDArray[np.int64], class_count: int, c: float = 1.0
 ) -> LinearHead:
-    """The one minimum of cross-entropy with an L2 penalty, by L-BFGS in float64.
+    """Minimise cross-entropy with an L2 penalty by L-BFGS in float64; the minimum is unique.
 
-    The penalty is scikit-learn's: half the squared weights over C and the number of images, biases
-    left out.
+    The penalty is that of scikit-learn: half the squared weights over C and the number of images,
+    without the biases.
 
     Args:
-        features: float32 (n, D), scaled.
+        features: float32 (n, D), standardised.
         classes: int64 (n,).
-        class_count: how many classes there are.
+        class_count: number of classes.
         c: C, the inverse of the regularisation.
     """
     x = features.double()
@@ -116,8 +116,8 @@ class Probe:
 
     Attributes:
         head: on standardised features.
-        scaling: of the training features.
-        validation: metrics on the images held out.
+        scaling: fitted to the training features.
+        validation: metrics on the validation images.
     """
 
     head: LinearHead
@@ -126,16 +126,13 @@ class Probe:
 
 
 def best_probe(data: TrainingData) -> Probe:
-    """The probe of the C that does best on the images held out.
+    """Return the probe of the C with the best validation metrics.
 
-    The epoch is chosen by the same images, so that before and after are chosen alike.
+    The best epoch is chosen by the same images, so that before and after are chosen alike.
     """
     scaling = Scaling.of(torch.from_numpy(data.train_features))
-    best, *others = (_probe(data, scaling, c) for c in CANDIDATES_OF_C)
-    for other in others:
-        if other.validation.is_better_than(best.validation):
-            best = other
-    return best
+    probes = (_probe(data, scaling, c) for c in CANDIDATES_OF_C)
+    return max(probes, key=lambda probe: probe.validation.rank)  # of equals the first
 
 
 def _probe(data: TrainingData, scaling: Scaling, c: float) -> Probe:

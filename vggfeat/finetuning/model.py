@@ -1,13 +1,13 @@
-"""A network under fine-tuning: its linear head, optimiser, training step, evaluation and state.
+"""The network in training: linear head, optimizer, training step, evaluation and state.
 
-AdamW (Loshchilov & Hutter, "Decoupled Weight Decay Regularization", ICLR 2019). The learning rate,
-see `LearningRateSchedule`, is a share of each tensor's own size, as in Adafactor (Shazeer & Stern,
-ICML 2018): the filters of VGG's layers, and of its two scalings of the input, differ by orders of
-magnitude, and a step that one of them hardly feels would destroy another.
+AdamW (Loshchilov & Hutter, "Decoupled Weight Decay Regularization", ICLR 2019). The learning rate
+is relative to each tensor's own size, as in Adafactor (Shazeer & Stern, ICML 2018): the filters of
+VGG's layers, and of its two scalings of the input, differ by orders of magnitude, and a step too
+small for one of them would destroy another.
 
 The head begins as the linear probe of the untouched features, so that the first steps do not
-distort the features to suit a random head (Kumar et al., "Fine-Tuning can Distort
-Pretrained Features and Underperform Out-of-Distribution", ICLR 2022).
+distort the features to suit a random head (Kumar et al., "Fine-Tuning can Distort Pretrained
+Features and Underperform Out-of-Distribution", ICLR 2022).
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ class FineTunedNetwork:
     """A network with a linear head on one of its layers.
 
     Args:
-        network: in float32 on its device; its parameters named in `trainable` are replaced by
-            copies that are trained, and all others are frozen.
-        trainable: names of those parameters.
-        probe: the head to begin with, and the scaling of features, which is not trained.
+        network: float32, on its device. Parameters named in `trainable` are replaced by trainable
+            copies; all others are frozen.
+        trainable: names of the parameters to train.
+        probe: the initial head, and the scaling of features, which is not trained.
         schedule: of the learning rate.
         weight_decay: of weights; biases have none.
-        bfloat16: whether products are computed in it.
+        bfloat16: whether to compute in bfloat16 by autocast.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class FineTunedNetwork:
         )
 
     def logits(self, images: Tensor) -> Tensor:
-        """Class scores, float32 (n, classes), of normalised images (n, C, H, W)."""
+        """Return class scores, float32 (n, classes), of normalised images (n, C, H, W)."""
         dtype = torch.bfloat16
         with torch.autocast(self.device.type, dtype=dtype, enabled=self._bfloat16):
             features, _ = self._network(images)
@@ -108,18 +108,12 @@ class FineTunedNetwork:
         return F.linear(self._scaling(vectors.float()), self._head_weight, self._head_bias)
 
     def train_step(self, images: Tensor, classes: NDArray[np.int64], step: int) -> float:
-        """One step of the optimiser.
+        """Do one optimizer step; return the mean loss over the images before it.
 
         Args:
             images: normalised, (n, C, H, W), on the device.
             classes: int64 (n,).
-            step: its number; the first is 0.
-
-        Returns:
-            the loss before the step, a mean over the images.
-
-        Raises:
-            DeviceError: out of memory, or the loss is no number any more.
+            step: its number, from 0.
         """
         share = self._schedule.at(step)
         for group, size in zip(self._optimiser.param_groups, self._sizes, strict=True):
@@ -141,23 +135,25 @@ class FineTunedNetwork:
 
     @torch.no_grad()
     def evaluate(self, images: Tensor, classes: NDArray[np.int64]) -> MetricSums:
-        """How it does on images, (n, C, H, W) normalised, of classes int64 (n,)."""
+        """Evaluate on images, (n, C, H, W) normalised, of classes int64 (n,)."""
         with _memory_errors(self.device, len(images)):
             logits = self.logits(images)
         return MetricSums.of(logits, classes)
 
     def keep_best(self) -> None:
-        """Remembers the trained parameters as the best."""
+        """Keep a copy of the trained parameters as the best so far."""
         self._best = {name: one.detach().clone() for name, one in self._trained.items()}
 
     def best_tensors(self) -> dict[str, Tensor]:
-        """The best trained parameters by name, with the head for features that are not scaled."""
+        """Return the best trained parameters, with the head for features not standardised."""
         head = LinearHead(self._best[_HEAD_WEIGHT], self._best[_HEAD_BIAS])
         plain = head.unscaled(self._scaling)
         return {**self._best, _HEAD_WEIGHT: plain.weight, _HEAD_BIAS: plain.bias}
 
+    # Not `optimizer.state_dict()`: a checkpoint is safetensors, which holds tensors by name and no
+    # pickle, so that a foreign file cannot run code.
     def state(self) -> dict[str, Tensor]:
-        """All that the next step depends on but its number, and the best parameters."""
+        """Return all that the next step depends on but its number, and the best parameters."""
         tensors = {_CURRENT + name: one.detach() for name, one in self._trained.items()}
         tensors |= {_BEST + name: value for name, value in self._best.items()}
         for name, parameter in self._trained.items():
@@ -169,11 +165,7 @@ class FineTunedNetwork:
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, Tensor], steps: int) -> None:
-        """Brings back what `state` gave after so many steps.
-
-        Raises:
-            KeyError, RuntimeError: it is the state of something else.
-        """
+        """Restore what `state` returned after so many steps."""
         for name, parameter in self._trained.items():
             parameter.copy_(state[_CURRENT + name])
             self._best[name] = state[_BEST + name].to(self.device, copy=True)
@@ -186,12 +178,12 @@ class FineTunedNetwork:
 
 
 def _size(tensor: Tensor) -> float:
-    """Root mean square, or what stands for it where that is next to nothing."""
+    """Return the root mean square of a tensor, or `_MIN_SIZE` if that is larger."""
     return max(float(tensor.detach().double().square().mean().sqrt()), _MIN_SIZE)
 
 
 def _make_trainable(network: nn.Module, name: str) -> None:
-    """Replaces a parameter that is part of a mapped file by a trainable copy."""
+    """Replace a parameter, which is part of a memory-mapped file, by a trainable copy."""
     place, _, kind = name.rpartition(".")
     module = network.get_submodule(place)
     copy = getattr(module, kind).detach().clone(memory_format=torch.preserve_format)
@@ -200,7 +192,7 @@ def _make_trainable(network: nn.Module, name: str) -> None:
 
 @contextlib.contextmanager
 def _memory_errors(device: torch.device, images: int) -> Iterator[None]:
-    """Turns running out of a device's memory into a DeviceError that says what to do."""
+    """Turn an out-of-memory error of the device into a DeviceError that says what to do."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -215,29 +207,27 @@ _WARM_UP = 0.1  # of all steps
 
 @dataclass(frozen=True, slots=True)
 class LearningRateSchedule:
-    """A rate that rises over the first tenth of the steps and falls to zero.
+    """Linear warm-up over the first tenth of the steps, then half a cosine to zero.
 
     Attributes:
-        peak: largest change of a number in a step, as a share of its tensor's root mean square at
-            the beginning.
-        steps: of the whole training, over which the rate rises and falls.
+        peak: largest change of a number in a step, relative to the initial root mean square of its
+            tensor.
+        steps: of the whole training.
     """
 
     peak: float
     steps: int
 
+    # Not torch's LambdaLR: the step number comes from the training state, since a batch of which no
+    # image can be decoded makes no step of the optimizer, but counts.
     def at(self, step: int) -> float:
-        """Share of the peak in step `step`; the first is 0."""
+        """Return the share of the peak in a step; the first is 0."""
         warm = math.ceil(_WARM_UP * self.steps)
         return min(1, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
 
 def choose_training_precision(name: str, device: str) -> str:
-    """What `auto` means: bfloat16 on a CUDA device that computes in it, else float32.
-
-    Raises:
-        DeviceError: the device is not there.
-    """
+    """Resolve `auto`: bfloat16 on a CUDA device that supports it, else float32."""
     where = choose_device(device)
     if name != "auto":
         return name
@@ -245,11 +235,7 @@ def choose_training_precision(name: str, device: str) -> str:
 
 
 def initial_tensors(settings: AdaptSettings, weights: Weights) -> dict[str, Tensor]:
-    """All tensors of the network before training, with a new adapter where one is trained.
-
-    Raises:
-        WeightsError: they cannot be read, do not fit, or an adapter does not go with them.
-    """
+    """Return all tensors of the network before training, with a new adapter if one is trained."""
     network = settings.network
     layers = needed_layers(network.specs, network.model)
     if not settings.parts.adapter:
@@ -277,17 +263,14 @@ def build_network(
     probe: Probe,
     steps_per_epoch: int,
 ) -> FineTunedNetwork:
-    """The network with the head of the linear probe, ready for training.
+    """Return the network with the head of the linear probe, on its device, ready for training.
 
     Args:
-        settings: device, layer, what is trained, learning rate.
+        settings: device, layer, trainable layers, learning rate.
         precision: `float32` or `bfloat16`.
-        tensors: see `initial_tensors`.
+        tensors: of `initial_tensors`.
         probe: of the untouched network.
-        steps_per_epoch: training batches of an epoch.
-
-    Raises:
-        DeviceError: the device is not there.
+        steps_per_epoch: training batches in an epoch.
     """
     network = settings.network
     layers = needed_layers(network.specs, network.model)

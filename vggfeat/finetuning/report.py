@@ -1,4 +1,4 @@
-"""How far training is, and the report of it, both as JSON too: no I/O, no torch."""
+"""The state of training and its final report, both also as JSON."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Epoch:
     """One pass over the training images.
 
     Attributes:
-        number: 1 for the first.
+        number: from 1.
         train_loss: mean cross-entropy of the training images, each before its step.
-        validation: metrics afterwards, on the images held out.
+        validation: metrics after the epoch.
     """
 
     number: int
@@ -27,13 +27,13 @@ class Epoch:
 
 @dataclass(frozen=True, slots=True)
 class TrainingState:
-    """How far training is.
+    """Progress of training.
 
     Attributes:
-        batches: done of the current epoch.
-        loss: summed over its images so far.
-        images: how many these are.
-        epochs: those that are complete.
+        batches: done in the current epoch.
+        loss: summed over the images of these batches.
+        images: in these batches.
+        epochs: that are complete.
     """
 
     batches: int = 0
@@ -43,20 +43,16 @@ class TrainingState:
 
     @property
     def best(self) -> Epoch | None:
-        """The first epoch that none is better than; None before any is complete."""
-        best: Epoch | None = None
-        for epoch in self.epochs:
-            if best is None or epoch.validation.is_better_than(best.validation):
-                best = epoch
-        return best
+        """The first epoch with the best validation metrics; None before any is complete."""
+        return max(self.epochs, key=lambda epoch: epoch.validation.rank, default=None)
 
     def is_finished(self, max_epochs: int, patience: int) -> bool:
-        """Whether all epochs are done, or `patience` (0: any number) went by since the best."""
+        """Return whether all epochs are done, or `patience` (0: any) passed without a gain."""
         best, done = self.best, len(self.epochs)
         return done >= max_epochs or bool(patience and best and done - best.number >= patience)
 
     def after_batch(self, loss: float, count: int) -> TrainingState:
-        """The state one batch later, from the mean loss of its images."""
+        """Return the state one batch later, given the mean loss of its images."""
         return dataclasses.replace(
             self,
             batches=self.batches + 1,
@@ -65,36 +61,30 @@ class TrainingState:
         )
 
     def after_epoch(self, validation: Metrics) -> TrainingState:
-        """The state at the beginning of the next epoch."""
+        """Return the state at the beginning of the next epoch."""
         number = len(self.epochs) + 1
         epoch = Epoch(number, self.loss / max(self.images, 1), validation)
         return TrainingState(epochs=(*self.epochs, epoch))
 
     def to_json(self) -> str:
-        """As text; `state_from_json` reads it."""
+        """Return the state as JSON, which `state_from_json` reads."""
         return json.dumps(dataclasses.asdict(self))
 
 
 def state_from_json(text: str) -> TrainingState:
-    """What `TrainingState.to_json` wrote.
-
-    Raises:
-        ValueError, TypeError, KeyError: it is something else.
-    """
+    """Read what `TrainingState.to_json` wrote."""
     fields: dict[str, Any] = json.loads(text)
-    return TrainingState(**{**fields, "epochs": epochs_from(fields["epochs"])})
+    return TrainingState(**{**fields, "epochs": _epochs(fields["epochs"])})
 
 
-def epochs_from(epochs: list[dict[str, Any]]) -> tuple[Epoch, ...]:
-    """Epochs read back from JSON."""
+def _epochs(epochs: list[dict[str, Any]]) -> tuple[Epoch, ...]:
     return tuple(
-        Epoch(epoch["number"], epoch["train_loss"], metrics_from(epoch["validation"]))
+        Epoch(epoch["number"], epoch["train_loss"], _metrics(epoch["validation"]))
         for epoch in epochs
     )
 
 
-def metrics_from(fields: dict[str, Any]) -> Metrics:
-    """Metrics read back from JSON."""
+def _metrics(fields: dict[str, Any]) -> Metrics:
     return Metrics(fields["accuracy"], fields["loss"], tuple(fields["class_accuracy"]))
 
 
@@ -105,23 +95,23 @@ class FinetuneReport:
     Attributes:
         out: the weight file.
         model: VGG variant.
-        weights: name of the weights it began with.
-        warning: what a user of them must know, empty if nothing.
-        layer: on which the head stands, and where the network ends.
+        weights: name of the weights that training began with.
+        warning: about these weights; empty if there is none.
+        layer: the last layer of the network, which the head stands on.
         channels: of the images.
-        trained: the parts of the network that were trained.
+        trained: names of the trained layers.
         classes: their names, sorted.
-        train_images: how many were trained on.
-        held_out: images of each class that were held out for validation.
-        failed: images that could not be decoded, and take no part.
+        train_images: number of training images.
+        held_out: number of validation images of each class.
+        failed: images that could not be decoded and were left out.
         chance: accuracy of always predicting the most frequent class.
-        before: of a linear probe of the untouched network, on the images held out; None before it
-            is known.
-        after: of the network and the head that are written; None as long as none are.
-        epochs: those that are complete.
-        best_epoch: the one whose network is written, 0 for none.
-        precision: in which was trained.
-        stopped: why it ended before it was done: a signal's name, `time limit`, or empty.
+        before: validation metrics of a linear probe of the untouched network; None if not yet
+            known.
+        after: validation metrics of the network and head that were written; None if none were.
+        epochs: that are complete.
+        best_epoch: the one whose network was written; 0 for none.
+        precision: that training computed in.
+        stopped: why training ended early: the name of a signal, `time limit`, or empty.
     """
 
     out: str
@@ -144,26 +134,22 @@ class FinetuneReport:
     stopped: str = ""
 
     def to_json(self) -> str:
-        """As text for the metadata of the file; `report_from_json` reads it."""
+        """Return the report as JSON for a file's metadata; `report_from_json` reads it."""
         fields = dataclasses.asdict(self)
         del fields["out"]  # a file may be moved
         return json.dumps(fields)
 
 
 def report_from_json(out: str, text: str) -> FinetuneReport:
-    """What `FinetuneReport.to_json` wrote.
-
-    Raises:
-        ValueError, TypeError, KeyError: it is something else.
-    """
+    """Read what `FinetuneReport.to_json` wrote."""
     fields: dict[str, Any] = json.loads(text)
     known: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
     }
     known |= {
         "out": out,
-        "before": metrics_from(fields["before"]),
-        "after": metrics_from(fields["after"]),
-        "epochs": epochs_from(fields["epochs"]),
+        "before": _metrics(fields["before"]),
+        "after": _metrics(fields["after"]),
+        "epochs": _epochs(fields["epochs"]),
     }
     return FinetuneReport(**known)

@@ -1,4 +1,4 @@
-"""What there is to do for an output: start, resume, nothing more, or refuse it; and its files."""
+"""Start or resume training, or find it finished: its files, their metadata and their checks."""
 
 from __future__ import annotations
 
@@ -35,26 +35,26 @@ log = logging.getLogger("vggfeat")
 
 @dataclass(frozen=True, slots=True)
 class OutputFiles:
-    """The files of an adaptation.
+    """Paths of the files of a training.
 
     Attributes:
-        out: the weights it makes.
+        out: the weight file.
     """
 
     out: str
 
     @property
     def checkpoint(self) -> str:
-        """The state of training; there only as long as it is under way."""
+        """The checkpoint; exists only while training is unfinished."""
         return f"{self.out}.progress"
 
     @property
     def untouched_features(self) -> str:
-        """The cache of features of the untouched network, likewise."""
+        """The cache of the untouched network's features; likewise."""
         return f"{self.out}.before.h5"
 
     def remove_temporary(self) -> None:
-        """Remove what only a run under way needs; what a user keeps under such a name stays."""
+        """Remove what only an unfinished run needs, but no other file of such a name."""
         for path, begins in (
             (self.checkpoint, _begins_as_safetensors),
             (self.untouched_features, _begins_as_hdf5),
@@ -67,7 +67,7 @@ class OutputFiles:
 
 
 def _begins_as_safetensors(path: str) -> bool:
-    """Return whether a file may be a checkpoint, a damaged one included."""
+    """Return whether a file may be a checkpoint, possibly damaged."""
     with open(path, "rb") as file:
         head = file.read(9)
     return not head or head[5:] == b"\0\0\0{"  # lengths of headers have 5 bytes at most
@@ -80,22 +80,18 @@ def _begins_as_hdf5(path: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is asked for.
+    """What this run is to make.
 
     Attributes:
-        identity: see `identity_of`; without the precision.
-        precision: `auto`, which is what was begun with, or one of its own.
+        identity: of `identity_of`, without the precision.
+        precision: `auto`, which accepts whatever a file was begun in, `float32` or `bfloat16`.
     """
 
     identity: Mapping[str, Any]
     precision: str
 
     def check(self, path: str, had: Mapping[str, Any]) -> None:
-        """Refuses what was begun with other settings or images.
-
-        Raises:
-            CacheMismatchError: names all that differs.
-        """
+        """Refuse a file that was begun with other settings or images; list all differences."""
         precision = had.get("precision") if self.precision == "auto" else self.precision
         unlike = request_differences(had, {**self.identity, "precision": precision})
         if unlike:
@@ -107,12 +103,12 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Training to do.
+    """Training that is to be done.
 
     Attributes:
-        identity: what is to be done: see `identity_of`; with the precision.
+        identity: of `identity_of`, with the precision.
         state: how far it is.
-        resumed: whether an earlier run has left a checkpoint.
+        resumed: whether a checkpoint exists.
     """
 
     identity: Mapping[str, Any]
@@ -121,20 +117,18 @@ class Job:
 
     @property
     def precision(self) -> str:
-        """In which is trained."""
+        """The precision that training computes in."""
         return str(self.identity["precision"])
 
     def metadata(self, state: TrainingState) -> dict[str, str]:
-        """Of a checkpoint at this state."""
+        """Return the metadata of a checkpoint at a state."""
         return {IDENTITY: json.dumps(self.identity), STATE: state.to_json()}
 
 
 def finished_report(out: str, request: Request, *, fresh: bool) -> FinetuneReport | None:
-    """The report of an earlier run, if its weights are there and are those asked for.
+    """Return the report of an earlier run if it has finished the same training.
 
-    Raises:
-        CacheError: what is there is not ours to replace.
-        CacheMismatchError: it is, and was made otherwise; not with `fresh`.
+    A file that is not ours is refused, also with `fresh`; one of other settings only without.
     """
     if not os.path.lexists(out):
         return None
@@ -149,17 +143,12 @@ def finished_report(out: str, request: Request, *, fresh: bool) -> FinetuneRepor
 
 
 def start_or_resume(path: str, request: Request, precision: str) -> Job:
-    """The job as an earlier run has left it, or a new one.
+    """Return the job that a checkpoint describes, or a new one.
 
     Args:
         path: of the checkpoint.
-        request: what this run is to do.
+        request: what this run is to make.
         precision: of a new job.
-
-    Raises:
-        UsageError: what has its name is something else, and is not touched.
-        CacheError: the file is damaged.
-        CacheMismatchError: it was begun otherwise.
     """
     if not os.path.lexists(path):
         return Job({**request.identity, "precision": precision}, TrainingState(), resumed=False)
@@ -178,11 +167,7 @@ def start_or_resume(path: str, request: Request, precision: str) -> Job:
 
 @contextlib.contextmanager
 def as_cache_error(path: str, what: str = "is damaged; --fresh begins again") -> Iterator[None]:
-    """Turns what reading another file, or half of one, comes to into a CacheError.
-
-    Raises:
-        CacheError: says `what` of the file.
-    """
+    """Turn errors from reading a damaged or foreign file into a CacheError."""
     try:
         yield
     except VggfeatError:
@@ -196,7 +181,7 @@ IDENTITY, REPORT, STATE = "vggfeat.adapt", "vggfeat.report", "vggfeat.state"
 
 
 def preprocessing_metadata(network: Settings) -> dict[str, str]:
-    """What a weight file says of its use: see `carried`."""
+    """Return what a weight file records of its use: see `weight_metadata`."""
     preprocess = network.preprocess()
     values = {name: getattr(network, name) for name in CARRIED}
     values |= {"size": preprocess.size, "resize": preprocess.resize}
@@ -207,11 +192,11 @@ def preprocessing_metadata(network: Settings) -> dict[str, str]:
 
 
 def identity_of(settings: AdaptSettings, weights_sha256: str, images: str) -> dict[str, Any]:
-    """What two runs must agree in for one to resume the other.
+    """Return everything that two runs must agree in for one to resume the other.
 
     Args:
-        settings: as asked for.
-        weights_sha256: digest of the weights it begins with.
+        settings: of the training.
+        weights_sha256: digest of the initial weights.
         images: digest of the images and their classes.
     """
     numbers = {name: getattr(settings, name) for name, option in TRAINING.items() if option.within}
@@ -229,7 +214,7 @@ def identity_of(settings: AdaptSettings, weights_sha256: str, images: str) -> di
 
 
 def request_differences(had: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """What is asked for otherwise than a file has it, a line each."""
+    """List what a file has and what is requested instead, one line for each difference."""
     asked = json.loads(json.dumps(asked))  # lists for tuples, as the file has them
     return [
         f"{name}: file {_short(had.get(name))}, asked {_short(asked.get(name))}"

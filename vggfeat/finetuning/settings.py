@@ -1,4 +1,4 @@
-"""The settings of an adaptation, and their checks; no I/O, no torch."""
+"""Settings of fine-tuning and their checks."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ TRAINING_PRECISIONS = ("auto", "float32", "bfloat16")
 
 @dataclass(frozen=True, slots=True)
 class AdaptSettings:
-    """What is trained, and how; checked on construction.
+    """What to train, and how; checked on construction.
 
     Attributes:
-        network: the network and its images: one layer that is a vector, on which the head stands;
+        network: the network and its images: one layer that is a vector, which the head stands on;
             model, weights, channels, preprocessing, device, workers, limits.
-        trainable: what is trained, names separated by commas: see `parse_trainable`.
-        epochs: passes over the training images at most.
-        lr: largest learning rate, as a share of each tensor's own size.
+        trainable: layers to train, names separated by commas: see `parse_trainable`.
+        epochs: at most.
+        lr: peak learning rate, relative to the size of each tensor.
         weight_decay: of AdamW.
-        batch_size: images a step.
-        val_share: of each class that is held out for validation.
-        patience: epochs without a gain after which training stops early; 0 for never.
-        jitter: random augmentations of images, see `augment`; empty for none.
-        seed: of the split, the order and the augmentation.
+        batch_size: images in a step.
+        val_share: share of each class held out for validation.
+        patience: epochs without improvement after which training stops; 0 for no limit.
+        jitter: random augmentations, see `augment`; empty for none.
+        seed: of the split, the order of images and the augmentation.
     """
 
     network: Settings
@@ -110,7 +110,7 @@ class AdaptSettings:
 
     @property
     def spec(self) -> LayerSpec:
-        """On whose features the head stands."""
+        """The layer that the head stands on."""
         return self.network.specs[0]
 
 
@@ -140,18 +140,14 @@ def _wrong_network(network: Settings) -> list[str]:
 
 
 def default_layer(model: str) -> str:
-    """The deepest convolution, averaged over positions.
-
-    Raises:
-        UsageError: no such model.
-    """
+    """Return the deepest convolution, whose features are averaged over positions."""
     if model not in VARIANTS:
         layer_table(model)  # which says so
     return [layer.name for layer in layer_table(model) if layer.kind == "conv"][-1]
 
 
 def network_settings(config: str | None, flags: Mapping[str, Any]) -> Settings:
-    """See `make_settings`; without a layer the head stands on `default_layer`."""
+    """Make settings as `make_settings` does, with `default_layer` if no layer is given."""
     values = load_config(config) if config is not None else {}
     if flags.get("layers") or values.get("layers"):
         return make_settings(config, flags)

@@ -1,4 +1,4 @@
-"""The trainable part of a network: layers as the user names them, and their parameters."""
+"""Which layers are trained: names given by the user, and the parameters they stand for."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _BLOCKS = 5
 
 @dataclass(frozen=True, slots=True)
 class Trainable:
-    """Layers that are trained; all others are frozen.
+    """Layers to train; all others are frozen.
 
     Attributes:
         adapter: whether an adapter in front of the network is trained.
-        layers: those that are trained, in the order of the network.
+        layers: that are trained, in the order of the network.
     """
 
     adapter: bool
@@ -30,14 +30,14 @@ class Trainable:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """As the user may write them, in the order of the network."""
+        """Names as a user may write them, in the order of the network."""
         return (*([_ADAPTER] if self.adapter else []), *(layer.name for layer in self.layers))
 
     @property
     def parameters(self) -> tuple[str, ...]:
-        """Names of the trained parameters: weights and biases, those of batch normalisation too.
+        """Names of the trained parameters: weights and biases, also of batch normalisation.
 
-        Its running statistics stay: small batches of other images would spoil them.
+        Its running statistics are not updated: small batches of other images would spoil them.
         """
         parts = [f"{layer.container}.{layer.index}" for layer in self.layers]
         parts += [
@@ -50,16 +50,13 @@ class Trainable:
 
 
 def parse_trainable(text: str, model: str, deepest: Layer) -> Trainable:
-    """What a list of names stands for.
+    """Return the layers that a list of names stands for.
 
     Args:
-        text: names separated by commas: `adapter`, `first` (conv1_1), a layer, a block as `conv3`,
-            or `all` (layers).
+        text: names separated by commas: `adapter`, `first` (conv1_1), a layer, a block such as
+            `conv3`, or `all` (layers).
         model: VGG variant.
-        deepest: the layer that the head stands on; what lies behind it cannot be trained.
-
-    Raises:
-        UsageError: names all that are not known, that hold no weights, or that lie too deep.
+        deepest: the layer that the head stands on; no layer behind it can be trained.
     """
     table = layer_table(model)
     within = table[: table.index(deepest) + 1]
@@ -82,7 +79,7 @@ def parse_trainable(text: str, model: str, deepest: Layer) -> Trainable:
 
 
 def _names(table: Sequence[Layer]) -> Mapping[str, tuple[Layer, ...]]:
-    """Every name that stands for layers with weights."""
+    """Return the layers with weights that each name stands for."""
     trainable = tuple(layer for layer in table if layer.kind in ("conv", "fc"))
     names: dict[str, tuple[Layer, ...]] = {layer.name: (layer,) for layer in trainable}
     for block in range(1, _BLOCKS + 1):

@@ -1,4 +1,4 @@
-"""The training loop, the batches of its epochs, and when its state is saved."""
+"""The training loop, its batches, and its checkpoints."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ log = logging.getLogger("vggfeat")
 
 @dataclass(slots=True)
 class Trainer:
-    """Trains a network, validates it after each epoch, and stops early where nothing is gained.
+    """Trains a network, validates after each epoch, and stops early without improvement.
 
     Attributes:
-        network: what is trained.
-        data: what it is trained on.
-        loader: of its images.
+        network: to train.
+        data: to train on.
+        loader: of the images.
         settings: epochs, patience, batch size, seed, augmentation.
-        checkpointer: saves the state.
-        stop: a signal, or the end of the time there is.
+        checkpointer: writes checkpoints.
+        stop: set by a signal or the time limit.
         notice: called after each batch.
     """
 
@@ -62,7 +62,7 @@ class Trainer:
     _failed: int = 0
 
     def train(self, state: TrainingState) -> TrainingState:
-        """From a state to the end, or to where it had to stop, which is saved."""
+        """Train from a state until finished or stopped; a stopped state is saved."""
         self.checkpointer.start()
         while not state.is_finished(self.settings.epochs, self.settings.patience):
             done = len(state.epochs)
@@ -73,21 +73,21 @@ class Trainer:
             self.checkpointer.save_if_due(state)
         return state
 
-    def _goes_on(self) -> bool:
-        """Whether another batch may begin."""
+    def _may_continue(self) -> bool:
+        """Return whether there is time for another batch."""
         return self.stop.allows(self._slowest)
 
     def _epoch(self, state: TrainingState) -> TrainingState:
-        """The rest of an epoch; stopped on the way it comes back incomplete."""
+        """Do the rest of an epoch; return it incomplete if stopped."""
         settings, split = self.settings, self.data.split
         epoch, number = len(state.epochs), state.batches
         batches = epoch_batches(split, settings.batch_size, seed=settings.seed, epoch=epoch)
         steps = batch_count(len(split.train), settings.batch_size)
         sums = MetricSums.zero(self.data.class_count)
-        loaded = self.loader.load(batches[number:], self._goes_on)
+        loaded = self.loader.load(batches[number:], self._may_continue)
         started = time.monotonic()
         while number < len(batches):
-            decoded = next(loaded, None) if self._goes_on() else None
+            decoded = next(loaded, None) if self._may_continue() else None
             if decoded is None:
                 return state
             if number < steps:
@@ -123,10 +123,9 @@ class Trainer:
                 "none of the images held out can be decoded any more; are they still there?"
             )
         validation = sums.metrics()
-        best = state.best
-        if best is None or validation.is_better_than(best.validation):
-            self.network.keep_best()
         state = state.after_epoch(validation)
+        if state.best is state.epochs[-1]:
+            self.network.keep_best()
         _log_epoch(state, self.settings.epochs)
         return state
 
@@ -153,18 +152,18 @@ def _log_epoch(state: TrainingState, epochs: int) -> None:
 
 
 def batch_count(images: int, batch_size: int) -> int:
-    """Batches that so many images make, the last one perhaps not full."""
+    """Return the number of batches of so many images; the last one may not be full."""
     return -(-images // batch_size)
 
 
 def epoch_batches(split: Split, batch_size: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The batches of an epoch: training images in random order, then those for validation.
+    """Return the batches of an epoch: training images in random order, then validation images.
 
     Args:
-        split: which are which.
+        split: of the images.
         batch_size: B.
         seed: of the order, together with `epoch`.
-        epoch: the first is 0.
+        epoch: from 0.
 
     Returns:
         int64 (batches, B), rows or `EMPTY`; the first `batch_count(train, B)` are for training.
@@ -181,9 +180,9 @@ def _batched(rows: NDArray[np.int64], batch_size: int) -> NDArray[np.int64]:
 
 @dataclass(slots=True)
 class Checkpointer:
-    """Saves now and then: not so often that saving takes a tenth of the time.
+    """Writes checkpoints, seldom enough that writing takes less than a tenth of the time.
 
-    With 0 seconds that is after every batch all the same.
+    With `seconds` 0 every batch is followed by one nevertheless.
 
     Attributes:
         write: writes a checkpoint.
@@ -195,16 +194,16 @@ class Checkpointer:
     _due: float = 0.0
 
     def start(self) -> None:
-        """Counts from now."""
+        """Count from now."""
         self._due = time.monotonic() + self.seconds
 
     def save_if_due(self, state: TrainingState) -> None:
-        """Saves if it is time to."""
+        """Save if enough time has passed."""
         if time.monotonic() >= self._due:
             self.save(state)
 
     def save(self, state: TrainingState) -> None:
-        """Saves at once."""
+        """Save now."""
         started = time.monotonic()
         self.write(state)
         ended = time.monotonic()
@@ -212,33 +211,33 @@ class Checkpointer:
 
 
 class BatchLoader:
-    """Decodes batches of images and makes them the network's input.
+    """Decodes batches of images and turns them into network input.
 
     Args:
-        manifest: the images.
-        network: preprocessing, workers.
+        images: all of them.
+        network: preprocessing and number of workers.
         device: of the network.
     """
 
-    def __init__(self, manifest: ImageList, network: Settings, device: torch.device) -> None:
-        self._manifest, self._network, self._device = manifest, network, device
+    def __init__(self, images: ImageList, network: Settings, device: torch.device) -> None:
+        self._images, self._network, self._device = images, network, device
         self._normalise = Normaliser(network.preprocess(), device)
 
     def load(
-        self, batches: NDArray[np.int64], goes_on: Callable[[], bool]
+        self, batches: NDArray[np.int64], may_continue: Callable[[], bool]
     ) -> Iterator[DecodedBatch]:
-        """Decoded images of the batches, int64 (batches, B), as long as `goes_on` says so."""
+        """Yield decoded batches, int64 (batches, B), while `may_continue` returns True."""
         return load_batches(
-            self._manifest.open,
+            self._images.open,
             batches,
             self._network,
             workers=min(batches.size, choose_workers(self._network, {self._device.type})),
             pin=self._device.type == "cuda",
-            goes_on=goes_on,
+            goes_on=may_continue,
         )
 
     def prepare(self, batch: DecodedBatch) -> Tensor:
-        """The n images of a batch, normalised, (n, C, H, W) on the device."""
+        """Return the n images of a batch, normalised, (n, C, H, W) on the device."""
         slots = torch.from_numpy(batch.slots).to(self._device)
         images = batch.images.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
         # Taken from floats: not every device picks uint16 by index.

@@ -80,11 +80,7 @@ class SeenImage:
 
 
 def last_convolutions(model: str) -> str:
-    """The last convolution of each block, as layer specs.
-
-    Raises:
-        UsageError: no such model.
-    """
+    """The last convolution of each block, as layer specs."""
     last = {layer.level: layer.name for layer in layer_table(model) if layer.kind == "conv"}
     return ",".join(last.values())
 
@@ -98,12 +94,6 @@ def see(path: str, settings: Settings) -> SeenImage:
         path: an image file.
         settings: layers, without pools; model, weights, device and preprocessing. Of several
             devices none is taken.
-
-    Raises:
-        UsageError: a layer is no map, or names a pool; several devices.
-        InputError: the file holds no image.
-        WeightsError: the weights cannot be had or do not fit.
-        DeviceError: the device is not there, or has no memory for the image.
     """
     specs = _map_specs(settings)
     preprocess = settings.preprocess()
@@ -178,11 +168,7 @@ class Channels:
 
 
 def parse_channels(text: str) -> Channels:
-    """Channels from text: `mean`, `top:16` or `3,17,200`.
-
-    Raises:
-        UsageError: it is none of these, or too many.
-    """
+    """Channels from text: `mean`, `top:16` or `3,17,200`."""
     words = [word.strip() for word in text.removeprefix(_TOP).split(",")]
     if text == MEAN:
         return Channels()
@@ -199,11 +185,7 @@ def parse_channels(text: str) -> Channels:
 
 
 def check_map_channels(channels: Channels, settings: Settings) -> None:
-    """Fails where a layer has no such channel.
-
-    Raises:
-        UsageError: names every layer that has too few.
-    """
+    """Fails where a layer has no such channel."""
     highest = max(channels.numbers, default=-1)
     few: Sequence[str] = [
         f"{spec.layer.name} has 0 to {spec.layer.channels - 1}"

@@ -17,11 +17,7 @@ _DPI: Final = 150
 
 
 def chart_format(path: str) -> str:
-    """Return the one of `FIGURE_FORMATS` that the name of a chart ends in.
-
-    Raises:
-        UsageError: it ends otherwise, or no file can be written there.
-    """
+    """Return the one of `FIGURE_FORMATS` that the name of a chart ends in."""
     return output_format(path, "chart", FIGURE_FORMATS)
 
 

@@ -59,11 +59,7 @@ class Colouring:
 
 
 def check_marks(name: str) -> Marks:
-    """How images are shown.
-
-    Raises:
-        UsageError: not one of `MARKS`.
-    """
+    """How images are shown."""
     for known in MARKS:
         if known == name:
             return known
@@ -95,9 +91,6 @@ def draw_cache(view: CacheView, *, marks: Marks = "thumbnails", root: str | None
             where too many would lie on one another; `folders` shows dots alone. Both are coloured
             by folder.
         root: where the images are now; by default where they were.
-
-    Raises:
-        UsageError: matplotlib is not installed.
     """
     check_matplotlib()
     from matplotlib.figure import Figure

@@ -30,9 +30,6 @@ def draw(comparison: Comparison, form: str) -> bytes:
 
     Returns:
         The picture file's bytes.
-
-    Raises:
-        UsageError: matplotlib is not installed.
     """
     check_matplotlib()
     from matplotlib.figure import Figure

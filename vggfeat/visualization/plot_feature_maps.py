@@ -87,9 +87,6 @@ def draw_maps(seen: SeenImage, channels: Channels, *, overlay: bool = False) -> 
         seen: the image and its maps.
         channels: which are shown.
         overlay: whether maps lie over the image.
-
-    Raises:
-        UsageError: matplotlib is not installed.
     """
     check_matplotlib()
     from matplotlib.figure import Figure

@@ -102,11 +102,7 @@ class CacheView:
 
 
 def check_projection(name: str) -> Projection:
-    """The projection of that name, which can be computed here.
-
-    Raises:
-        UsageError: there is none of that name, or it needs a library that is not installed.
-    """
+    """The projection of that name, which can be computed here."""
     for known in PROJECTIONS:
         if known == name:
             if known == "umap":
@@ -142,10 +138,6 @@ def view_cache(
         layers: specs separated by commas; all by default.
         projection: see `plane_of`.
         sample: images in a plane at most, spread over the cache.
-
-    Raises:
-        CacheError: the cache has no such layer.
-        UsageError: `sample` is below 1, or no layer is named.
     """
     if sample < 1:
         raise UsageError(f"sample is {sample}; expected 1 or more")

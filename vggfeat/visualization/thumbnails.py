@@ -39,9 +39,6 @@ def load_picture(path: str | bytes, longest: int, tones: Tones = AS_FILES_SAY) -
         longest: pixels of the longer side at most; a smaller image keeps its size.
         tones: what becomes black and white; of values in 12 or 16 bits, or in units of their own,
             little is to be seen without.
-
-    Raises:
-        DecodeError: there is no such file, or it holds no image.
     """
     with open_file(os.fsencode(path)) as stream:
         if is_of_values(stream) or tones != AS_FILES_SAY:

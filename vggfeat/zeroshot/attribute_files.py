@@ -1,8 +1,8 @@
-"""Tables of class vectors, such as attributes: CSV, TSV, .npz, AwA's matrices and MATLAB's files.
+"""Files of class vectors such as attributes: CSV, TSV, `.npz`, and the forms data sets come in.
 
-Animals with Attributes (Lampert et al., 2009 and Xian et al., 2018) has `predicate-matrix-*.txt`, a
-class a line and an attribute a column, and names in `classes.txt` and `predicates.txt` beside it.
-The splits of Xian et al. (CVPR 2017) come as `att_splits.mat`.
+Animals with Attributes (Lampert et al., 2009 and Xian et al., 2018) has `predicate-matrix-*.txt`,
+one line a class and one column an attribute, with the names in `classes.txt` and `predicates.txt`
+beside it. The splits of Xian et al. (CVPR 2017) are `att_splits.mat`.
 """
 
 from __future__ import annotations
@@ -47,14 +47,10 @@ log = logging.getLogger("vggfeat")
 
 
 def read_table(path: str) -> Words:
-    """All classes of a `.csv`, `.tsv` or `.npz` file.
+    """Read all classes of a `.csv`, `.tsv` or `.npz` file; an error names the lines or arrays.
 
-    A CSV or TSV has a class and its numbers in each line; a first line whose numbers are none is
-    taken for a head. An `.npz` has `names` and `vectors`, or an array for each class.
-
-    Raises:
-        InputError: the file cannot be read.
-        UsageError: it has mistakes; lines or arrays are named.
+    A line of CSV or TSV has a class and its numbers; a first line without numbers is a header. An
+    `.npz` has `names` and `vectors`, or one array for each class.
     """
     if path.endswith(".npz"):
         return _from_npz(path)
@@ -87,7 +83,7 @@ def _is_head(cells: list[str]) -> bool:
 
 
 def _take(cells: list[str], dims: int, vectors: dict[str, Values]) -> str:
-    """Adds a line to the vectors; what is wrong with it, or nothing."""
+    """Add a line to the vectors; return what is wrong with it, or ''."""
     name = cells[0].strip()
     if len(cells) - 1 != dims or not dims:
         return (
@@ -146,7 +142,7 @@ def _text(name: str | bytes, path: str) -> str:
 
 
 def is_matrix(path: str) -> bool:
-    """Return whether a file is a matrix without names, which stand in `classes.txt` beside it."""
+    """Return whether a file is a matrix whose names stand in `classes.txt` beside it."""
     name = os.path.basename(path)
     if name.startswith("predicate-matrix") and name.endswith(".txt"):
         return True
@@ -161,12 +157,7 @@ def is_matrix(path: str) -> bool:
 
 
 def read_matrix(path: str) -> Words:
-    """Return all classes of a matrix of attributes, by their names in `classes.txt` beside it.
-
-    Raises:
-        InputError: one of the files cannot be read.
-        UsageError: they do not fit each other, or a line is no row of numbers.
-    """
+    """Read all classes of a matrix of attributes."""
     matrix = _numbers(path)
     names = _numbered_names(_beside(path, _CLASSES), "classes")
     expected = [len(names), matrix.shape[1]]
@@ -182,7 +173,7 @@ def read_matrix(path: str) -> Words:
 
 
 def _numbers(path: str) -> Matrix:
-    """Numbers of a text file, (lines, columns)."""
+    """Read the numbers of a text file, float64 (lines, columns)."""
     rows: list[list[float]] = []
     for number, line in enumerate(read_text(path, "vectors").splitlines(), 1):
         try:
@@ -212,19 +203,16 @@ def _is_number(field: str | bytes) -> bool:
 
 
 def _numbered_names(path: str, what: str) -> list[str]:
-    """Names of lines such as `  7  grizzly+bear`."""
+    """Read the names of lines such as `  7  grizzly+bear`."""
     lines = (line.strip() for line in read_text(path, what).splitlines())
     return [_NUMBERED.sub("", line, count=1) for line in lines if line]
 
 
 def fill_missing(path: str, matrix: Matrix) -> Matrix:
-    """Return attributes, (classes, attributes), with the mean of the others for missing values.
+    """Replace missing values of attributes, (classes, attributes), by the mean over other classes.
 
-    AwA writes -1 where nobody rated a class. That is told from a value where nothing else is
-    negative and something is above 1, so not from codes of -1 and 1.
-
-    Raises:
-        UsageError: an attribute is missing for every class.
+    AwA writes -1 where nobody rated a class. It is taken for missing only if nothing else is
+    negative and something is above 1, so not in codes of -1 and 1.
     """
     missing = matrix == _MISSING
     others = matrix[~missing]
@@ -246,13 +234,7 @@ def fill_missing(path: str, matrix: Matrix) -> Matrix:
 
 
 def read_mat(path: str) -> Words:
-    """Return all classes of `att_splits.mat`: the vectors in `att`, as papers use them.
-
-    Raises:
-        InputError: it cannot be read.
-        UsageError: it is no MATLAB file, lacks `att` or `allclasses_names`, or scipy is missing,
-            which reads files before version 7.3.
-    """
+    """Read all classes of `att_splits.mat`: the vectors `att`, which papers use."""
     try:
         found = _hdf5(path) if h5py.is_hdf5(path) else _matlab_5(path)
     except OSError as error:
@@ -294,7 +276,7 @@ def _matlab_5(path: str) -> dict[str, Any]:
 
 
 def _hdf5(path: str) -> dict[str, Any]:
-    """Of version 7.3, where arrays are transposed and text is a reference to 16-bit characters."""
+    """Read a MATLAB file of version 7.3: arrays are transposed, texts are references to UTF-16."""
     found: dict[str, Any] = {}
     with h5py.File(path, "r") as file:
         if _ATTRIBUTES in file:

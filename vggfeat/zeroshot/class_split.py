@@ -1,4 +1,4 @@
-"""Which rows of a cache a model learns from, which test it, and how a later run knows them."""
+"""Seen and unseen classes, the rows of each, and the keys by which images are recognised again."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Classes:
     """Classes of a task.
 
     Attributes:
-        seen: those learnt from, sorted.
-        unseen: those that have a vector only, sorted.
+        seen: with training images, sorted.
+        unseen: with vectors only, sorted.
     """
 
     seen: tuple[str, ...]
@@ -44,24 +44,24 @@ class Classes:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All, the seen ones first."""
+        """All names, seen ones first."""
         return (*self.seen, *self.unseen)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Labelled:
-    """Rows that are done and whose class is of the task.
+    """Done rows whose class belongs to the task.
 
     Attributes:
         rows: int64 (n,), ascending.
-        classes: of each, int64 (n,), an index into the names of the task.
+        classes: int64 (n,), indices into the names of the task.
     """
 
     rows: Numbers
     classes: Numbers
 
     def where(self, which: NDArray[np.bool_]) -> Labelled:
-        """Some of them."""
+        """Return the rows chosen by a mask, bool (n,)."""
         return Labelled(self.rows[which], self.classes[which])
 
     def __len__(self) -> int:
@@ -69,14 +69,14 @@ class Labelled:
 
 
 def read_class_list(text: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Class names: the lines of a file, or names separated by commas where there is no such file.
+    """Read class names: one a line of a file, or separated by commas if no such file exists.
 
-    UTF-8, or UTF-16 by its mark. Blank lines are skipped; of several spellings of one class the
-    first is taken.
+    The file is UTF-8, or UTF-16 with a byte order mark. Blank lines are skipped; of several
+    spellings of one class the first is kept.
 
     Raises:
         InputError: the file cannot be read.
-        UsageError: it is in another encoding, or there is no name.
+        UsageError: it has another encoding, or no names.
     """
     path = os.fspath(text)
     lines = path.split(",")
@@ -94,17 +94,14 @@ def read_class_list(text: str | os.PathLike[str]) -> tuple[str, ...]:
 def split_classes(
     labelled: Sequence[str], seen: Sequence[str] | None, unseen: Sequence[str] | None
 ) -> Classes:
-    """Seen and unseen classes of a task, of which one or neither is named.
+    """Split classes into seen and unseen, given the names of one part or neither.
 
-    Names are matched by the rule of `core.class_names`, and come out as the images have them.
+    Names are matched as in `core.class_names` and returned as the images spell them.
 
     Args:
         labelled: classes that have images.
-        seen: the others of `labelled` are unseen.
-        unseen: may have no images; the others of `labelled` are seen. With neither all are seen.
-
-    Raises:
-        UsageError: both are given, a seen class has no images, or fewer than two are left.
+        seen: all others of `labelled` are unseen.
+        unseen: may lack images; all others of `labelled` are seen. Without both, all are seen.
     """
     if seen is not None and unseen is not None:
         raise UsageError("--seen and --unseen name the same split; give one of them")
@@ -130,13 +127,13 @@ def split_classes(
 
 
 def labelled_classes(cache: FeatureCache, found: Labels) -> tuple[str, ...]:
-    """Classes of which the cache has rows that are done, sorted."""
+    """Return the classes of the done rows of a cache, sorted."""
     present = np.unique(found.classes[cache.done])
     return tuple(found.names[number] for number in present.tolist() if number != UNLABELLED)
 
 
 def labelled_rows(cache: FeatureCache, found: Labels, names: Sequence[str]) -> Labelled:
-    """The done rows of some classes, numbered as in `names`."""
+    """Return the done rows of some classes, numbered as in `names`."""
     index = ClassNames(names)
     numbers = {name: number for number, name in enumerate(names)}
     meant = [index.find(name) for name in found.names]
@@ -149,9 +146,10 @@ def labelled_rows(cache: FeatureCache, found: Labels, names: Sequence[str]) -> L
 
 
 def image_keys(cache: FeatureCache, rows: Numbers) -> NDArray[np.uint64]:
-    """A number for each image by which it is known again, also in another cache, uint64 (n,).
+    """Return a key for each image that is the same in any cache, uint64 (n,).
 
-    The beginning of the SHA-256 of the image file; where the cache has none, of its path.
+    It is the first eight bytes of the SHA-256 of the image file, or of its path if the cache
+    records none.
     """
     digests = np.array(cache.digests[rows][:, :_KEY_BYTES])
     for at in np.flatnonzero(~digests.any(1)).tolist():
@@ -162,7 +160,7 @@ def image_keys(cache: FeatureCache, rows: Numbers) -> NDArray[np.uint64]:
 
 
 def held_out(classes: Numbers, share: float, noise: np.random.Generator) -> NDArray[np.bool_]:
-    """Which rows are held out, bool (n,): that share of each class, but never all of it."""
+    """Choose rows to hold out, bool (n,): a share of each class, but never all of it."""
     chosen = np.zeros(len(classes), dtype=bool)
     for number in np.unique(classes).tolist():
         members = noise.permutation(np.flatnonzero(classes == number))

@@ -1,4 +1,4 @@
-"""A tree over classes, as of WordNet: how far classes are apart, and what mistakes cost."""
+"""A class hierarchy such as WordNet's: distances between classes, and costs of mistakes."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ _SHOWN = 3
 
 @dataclass(frozen=True, slots=True)
 class ClassTree:
-    """A tree, or a forest under a root that has no name.
+    """A tree, or a forest under a root without a name.
 
     Attributes:
-        parents: node → the node above it; roots have none.
+        parents: node → its parent; roots have none.
     """
 
     parents: Mapping[str, str]
 
     @property
     def nodes(self) -> tuple[str, ...]:
-        """All of them, children before those that are only parents."""
+        """All nodes, children before those that are only parents."""
         return tuple(dict.fromkeys([*self.parents, *self.parents.values()]))
 
     def lineage(self, node: str) -> tuple[str, ...]:
-        """The nodes from a root down to `node`; in a forest from the root without a name."""
+        """Return the nodes from the root down to `node`."""
         up = [node]
         while up[-1] in self.parents:
             up.append(self.parents[up[-1]])
@@ -56,11 +56,7 @@ class ClassTree:
         return len(set(self.parents.values()) - set(self.parents)) > 1
 
     def find(self, names: Sequence[str]) -> tuple[str, ...]:
-        """The node of each class: its name in any case, or the identifier in front of it.
-
-        Raises:
-            UsageError: names all that are not in the tree.
-        """
+        """Return the node of each class, by its name in any case or by its identifier."""
         nodes = self.nodes
         index = ClassIndex(nodes)
         found = [index.find_whole(name) or index.find(identifier(name)) or "" for name in names]
@@ -73,19 +69,19 @@ class ClassTree:
         return tuple(found)
 
     def above(self, names: Sequence[str]) -> ClassTree:
-        """The part of the tree that holds these classes and all above them."""
+        """Return the part of the tree that holds these classes and their ancestors."""
         kept = dict.fromkeys(node for one in self.find(names) for node in self.lineage(one))
         return ClassTree({node: self.parents[node] for node in kept if node in self.parents})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TreeDistances:
-    """Distances between classes.
+    """Distances between z classes.
 
     Attributes:
-        hops: edges between two classes, int64 (z, z).
-        height: of their lowest common ancestor, edges down to its deepest leaf, int64 (z, z); 0 on
-            the diagonal.
+        hops: number of edges between two classes, int64 (z, z).
+        height: of their lowest common ancestor, in edges down to its deepest leaf, int64 (z, z); 0
+            on the diagonal.
         tallest: height of the root.
     """
 
@@ -94,26 +90,22 @@ class TreeDistances:
     tallest: int
 
     def costs(self, beta: float) -> NDArray[np.float64]:
-        """What it costs to take one class for another, float64 (z, z), 0 to 1, 0 on the diagonal.
+        """Return the cost of taking one class for another, float64 (z, z), 0 to 1.
 
-        1 - exp(-beta d), with d the height of the lowest common ancestor over the tree's
-        (Bertinetto et al., CVPR 2020, whose soft labels fall as exp(-beta d)). With a large beta
-        all mistakes cost 1, as without a tree.
+        It is 1 - exp(-beta d), where d is the height of the lowest common ancestor relative to that
+        of the tree (Bertinetto et al., CVPR 2020, whose soft labels decay as exp(-beta d)). With a
+        large beta all mistakes cost 1, as without a tree. The diagonal is 0.
         """
         return 1 - np.exp(-beta * self.height / max(self.tallest, 1))
 
 
 def flat_costs(count: int) -> NDArray[np.float64]:
-    """Costs without a tree, float64 (count, count): every mistake is the same."""
+    """Return costs without a tree, float64 (count, count): all mistakes cost 1."""
     return 1 - np.eye(count)
 
 
 def tree_distances(tree: ClassTree, names: Sequence[str]) -> TreeDistances:
-    """Distances between classes of a tree.
-
-    Raises:
-        UsageError: see `ClassTree.find`.
-    """
+    """Return the distances between classes of a tree."""
     lines = [tree.lineage(node) for node in tree.find(names)]
     heights = _heights(tree)
     numbers = {node: number for number, node in enumerate(heights)}
@@ -140,13 +132,13 @@ def _heights(tree: ClassTree) -> dict[str, int]:
 
 
 def read_tree(path: str | os.PathLike[str]) -> ClassTree:
-    """A tree from a CSV file of `child,parent` lines (RFC 4180; UTF-8, or UTF-16 by its mark).
+    """Read a tree from a CSV file (RFC 4180) of `child,parent` lines.
 
-    A head is skipped.
+    It is UTF-8, or UTF-16 with a byte order mark. A header is skipped.
 
     Raises:
         InputError: the file cannot be read.
-        UsageError: a line has not two columns, a child has two parents, or goes round in a circle.
+        UsageError: a line does not have two columns, a child has two parents, or there is a cycle.
     """
     path = os.fspath(path)
     parents, wrong = _parse(io.StringIO(read_text(path, "class tree"), newline=""))
@@ -180,7 +172,7 @@ def _parse(lines: Iterable[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def _joined(parents: Mapping[str, str]) -> dict[str, str]:
-    """The tree with each parent under the name that it has as a child, or else has first."""
+    """Give each parent the name that it has as a child, or else the first spelling."""
     known = ClassNames(parents)
     first: dict[str, str] = {}
     joined = {}
@@ -207,17 +199,18 @@ def _circles(parents: Mapping[str, str]) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class TreeMistakes:
-    """Distances of the first answers.
+    """Distances of the top-1 predictions from the right classes.
 
     Attributes:
         of: whose images: `seen` or `unseen`.
-        among: which classes were to choose from: `unseen` or `all`.
-        hops: edges between answer and right class, mean over the images; 0 for right answers.
-        hops_guessed: what guessing would come to.
-        hops_of_mistakes: mean over the mistakes alone; None where there are none.
+        among: the candidate classes: `unseen` or `all`.
+        hops: edges between prediction and right class, mean over the images; 0 for a right
+            prediction.
+        hops_guessed: expected hops of guessing.
+        hops_of_mistakes: mean over the mistakes alone; None if there are none.
         height_of_mistakes: of the lowest common ancestor, mean over the mistakes (Bertinetto et
             al., CVPR 2020); None likewise.
-        histogram: images by hops, from 0.
+        histogram: number of images by hops, from 0.
     """
 
     of: str
@@ -232,11 +225,7 @@ class TreeMistakes:
 def tree_mistakes(
     tree: ClassTree, names: Sequence[str], judged: Judged, seen: NDArray[np.bool_]
 ) -> tuple[TreeMistakes, ...]:
-    """Of unseen images among unseen classes, and of both kinds among all.
-
-    Raises:
-        UsageError: classes are not in the tree.
-    """
+    """Return the mistakes on unseen images among unseen classes, and on both kinds among all."""
     distances = tree_distances(tree, names)
     among_all = np.where(judged.gap >= 0, judged.best_seen, judged.best_unseen)
     is_seen = seen[judged.classes]

@@ -1,4 +1,4 @@
-"""A vector for each class by its name: from word vectors, or from a table such as attributes."""
+"""A vector for each class by its name, from word vectors or from a table such as attributes."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class ClassVectors:
     """Classes and their vectors.
 
     Attributes:
-        names: of the classes, z of them.
+        names: of the z classes.
         vectors: float32 (z, dims), as in the file.
-        found_as: the words of the file that each class's vector is, or is the mean of.
+        found_as: for each class, the words of the file whose vector, or mean of vectors, it has.
         form: of the file: `table`, `word2vec text`, `word2vec binary` or `GloVe text`.
     """
 
@@ -52,14 +52,14 @@ class ClassVectors:
 
     @property
     def sha256(self) -> str:
-        """Digest over names and vectors."""
+        """Digest of names and vectors."""
         digest = hashlib.sha256(f"{self.names} {self.vectors.shape}".encode(errors="replace"))
         digest.update(np.ascontiguousarray(self.vectors).tobytes())
         return digest.hexdigest()
 
     @property
     def notes(self) -> list[str]:
-        """What a user should know of how names were found."""
+        """Remarks for the user on how names were matched."""
         means = [
             f"{name} ({' + '.join(words)})"
             for name, words in zip(self.names, self.found_as, strict=True)
@@ -69,21 +69,22 @@ class ClassVectors:
 
 
 def class_vectors(path: str | os.PathLike[str], names: Sequence[str]) -> ClassVectors:
-    """The vector of each class of a file.
+    """Return the vector of each class from a file.
 
-    A name is looked for as it is, then without an identifier in front, then its words joined by
-    `_`, `-`, a space and nothing, each in any case; names between commas in turn; then, in tables,
-    behind an identifier. In word vectors, not in tables, a name that is nowhere whole gets the mean
-    of its words' vectors.
+    A name is looked up as it is, then without an identifier in front, then with its words joined by
+    `_`, `-`, a space and nothing, each ignoring case; of names separated by commas, each in turn;
+    in tables finally behind an identifier. In word vectors, not in tables, a name that is not found
+    whole gets the mean of the vectors of its words.
 
     Args:
-        path: word2vec text or binary or GloVe text, also `.gz`; or a table: `.csv`, `.tsv`, `.npz`,
-            `att_splits.mat`, or AwA's `predicate-matrix-*.txt` with `classes.txt` beside it.
+        path: word2vec text or binary, or GloVe text, also `.gz`; or a table: `.csv`, `.tsv`,
+            `.npz`, `att_splits.mat`, or AwA's `predicate-matrix-*.txt` with `classes.txt` beside
+            it.
         names: of the classes.
 
     Raises:
         InputError: the file cannot be read.
-        UsageError: it has mistakes, or lacks classes; all are named, with what is near.
+        UsageError: it is malformed or lacks classes; all are named, with similar names.
     """
     path = os.fspath(path)
     read = _reader_of(path)
@@ -107,7 +108,7 @@ def class_vectors(path: str | os.PathLike[str], names: Sequence[str]) -> ClassVe
 def _refuse_ambiguous(
     path: str, words: Words, found: Mapping[str, tuple[str, ...]], index: ClassIndex
 ) -> None:
-    """Refuse a class for which a table has two rows that differ, neither of exactly its name."""
+    """Refuse classes for which a table has two rows that differ, neither of exactly that name."""
     by_key: dict[str, list[str]] = {}
     for word in words.vectors:
         by_key.setdefault(class_key(word), []).append(word)
@@ -125,7 +126,7 @@ def _refuse_ambiguous(
 
 
 def _reader_of(path: str) -> Callable[[str], Words] | None:
-    """What reads a file as a table; None for word vectors, of which not all are to be read."""
+    """Return the reader of a table; None for word vectors, which are not read whole."""
     if path.endswith(_MATLAB):
         return read_mat
     if path.endswith(_TABLES):

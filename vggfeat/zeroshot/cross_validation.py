@@ -1,8 +1,7 @@
-"""Regularisers of ESZSL, and the bias of seen classes, by cross-validation over classes.
+"""Choose ESZSL's regularisers and the bias of seen classes by cross-validation over classes.
 
-Some of the seen classes play the unseen ones, in turn: what is told apart there are classes that
-nothing was learnt from, as will be the case later (Xian et al., TPAMI 2018). Splitting images, and
-not classes, would choose for another task.
+Some of the seen classes are held out in turn and play the unseen ones (Xian et al., TPAMI 2018).
+Cross-validation over images would choose for another task: telling known classes apart.
 """
 
 from __future__ import annotations
@@ -60,14 +59,14 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What was chosen.
+    """The regularisers chosen.
 
     Attributes:
         gamma, lambda_: the regularisers.
-        accuracy: per-class, among the classes held out, averaged over the folds.
-        chance: what guessing would reach there.
-        bias: to take from seen classes' scores, of the highest harmonic mean there.
-        folds: how often classes were held out.
+        accuracy: per-class, among held-out classes, mean over the folds.
+        chance: accuracy of guessing there.
+        bias: to subtract from scores of seen classes, which gives the highest harmonic mean there.
+        folds: number of times that classes were held out.
     """
 
     gamma: float
@@ -80,12 +79,12 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Fold:
-    """One way of holding classes out.
+    """One choice of held-out classes.
 
     Attributes:
-        kept: bool (z,), the classes that are learnt from.
-        sums: of their rows, without those spared.
-        x, classes: rows of classes held out, and rows spared of the others.
+        kept: bool (z,), the classes that are fitted to.
+        sums: of their rows, except spare ones.
+        x, classes: rows of held-out classes, and spare rows of the others.
     """
 
     kept: NDArray[np.bool_]
@@ -95,19 +94,19 @@ class _Fold:
 
 
 def class_folds(count: int, noise: np.random.Generator) -> list[Numbers]:
-    """Classes in parts of two or more, three parts where there are enough, each class once."""
+    """Split classes into three folds, or two if there are fewer than six; each has two or more."""
     return np.array_split(noise.permutation(count), _FOLDS if count >= 2 * _FOLDS else 2)
 
 
 def choose_regularisers(
     sample: Sample, gammas: Sequence[float], lambdas: Sequence[float], seed: int
 ) -> Choice:
-    """The pair that tells held-out classes apart best; of equals the one nearest to (1, 1).
+    """Choose the pair with the best accuracy on held-out classes; of equals the one nearest (1, 1).
 
     Args:
-        sample: rows of `FEWEST_CLASSES` classes or more.
-        gammas: of which one is chosen.
-        lambdas: likewise.
+        sample: rows of at least `FEWEST_CLASSES` classes.
+        gammas: candidates.
+        lambdas: candidates.
         seed: of the folds.
     """
     pairs = list(itertools.product(gammas, lambdas))
@@ -152,7 +151,7 @@ def _maps(fold: _Fold, sample: Sample, gamma: float, lambdas: Sequence[float]) -
 def _accuracies(
     fold: _Fold, sample: Sample, gammas: Sequence[float], lambdas: Sequence[float]
 ) -> list[float]:
-    """Of each pair, in the order of their product, among the classes held out; last, chance."""
+    """Return the accuracy of each pair, in the order of their product; last, that of guessing."""
     out = ~fold.kept[fold.classes]
     classes = fold.classes[out]
     found = []
@@ -164,7 +163,7 @@ def _accuracies(
 
 
 def _judged(fold: _Fold, sample: Sample, gamma: float, lambda_: float) -> tuple[Judged, Judged]:
-    """Rows spared of classes learnt from, and rows of those held out, among all classes."""
+    """Judge spare rows of fitted classes, and rows of held-out classes, among all classes."""
     (map_,) = _maps(fold, sample, gamma, (lambda_,))
     scores = (fold.x @ map_ @ sample.vectors.T).astype(np.float32)
     judged, kept = judge(scores, fold.classes, fold.kept), fold.kept[fold.classes]
@@ -172,7 +171,7 @@ def _judged(fold: _Fold, sample: Sample, gamma: float, lambda_: float) -> tuple[
 
 
 def _best_bias(judged: Sequence[tuple[Judged, Judged]]) -> float:
-    """Of the highest harmonic mean over all folds together; 0 where no row was spared."""
+    """Return the bias of the highest harmonic mean over all folds; 0 if there are no spare rows."""
     seen, unseen = (joined(kind) for kind in zip(*judged, strict=True))
     both = len(seen.classes) and len(unseen.classes)
     return trade_off(seen, unseen).best if both else 0.0

@@ -1,8 +1,8 @@
 """DeViSE: a linear map from features to class vectors, trained with a ranking loss.
 
-Frome et al., "DeViSE: a deep visual-semantic embedding model", NeurIPS 2013, on features that stay
-as they are. The map starts at 0, where the loss is convex in it. With attention over layers its
-weights are trained along, from equal ones.
+Frome et al., "DeViSE: a deep visual-semantic embedding model", NeurIPS 2013, on fixed features. The
+map starts at 0; the loss is convex in it. With attention, the weights of layers are trained along,
+starting from equal ones.
 """
 
 from __future__ import annotations
@@ -49,16 +49,16 @@ log = logging.getLogger("vggfeat")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Task:
-    """What is to be learnt.
+    """What to train on.
 
     Attributes:
-        cache: whose rows, read in batches from its memory map.
-        inputs: how its layers are joined; without attention yet.
-        labelled: rows and their classes, among `vectors`.
+        cache: whose rows are read in batches from the memory map.
+        inputs: the layers and how they are joined, without attention.
+        labelled: rows and their classes, indices into `vectors`.
         vectors: of the seen classes at unit length, float32 (z, a).
-        margins: float32 (z, z): see `network.ranking_loss`.
-        attention: whether the weights of layers are learnt.
-        seed: of the order of rows and of the classes held out.
+        margins: float32 (z, z): see `ranking_loss`.
+        attention: whether to learn weights of the layers.
+        seed: of the order of rows and of the held-out classes.
         device: see `Settings.device`.
     """
 
@@ -78,11 +78,11 @@ class Trained:
 
     Attributes:
         map: float32 (d, a).
-        attention: where it was asked for.
-        epochs: of training, as many as did best on classes held out.
-        accuracy: there, per class; None where too few classes are seen to hold some out.
-        chance: what guessing would reach there.
-        bias: see `choosing.Choice.bias`; None likewise.
+        attention: if requested.
+        epochs: of training, the number that was best on held-out classes.
+        accuracy: per class on these; None if too few classes are seen to hold some out.
+        chance: accuracy of guessing there.
+        bias: see `Choice.bias`; None likewise.
     """
 
     map: Values
@@ -94,12 +94,9 @@ class Trained:
 
 
 def train_devise(task: Task) -> Trained:
-    """Finds how long to train with some classes held out, then trains so long on all.
+    """Find the number of epochs on held-out classes, then train that long on all classes.
 
     The same task gives the same map on the same machine.
-
-    Raises:
-        DeviceError: no such device.
     """
     if len(task.vectors) < FEWEST_CLASSES:
         network = _trained(task, task.labelled, _every(task), _EPOCHS_UNCHECKED)
@@ -117,7 +114,7 @@ def _every(task: Task) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True, slots=True)
 class _Trial:
-    """Training with classes held out: after how many epochs it did best, and how well."""
+    """Training with held-out classes: the best number of epochs and the figures after it."""
 
     epochs: int
     accuracy: float
@@ -126,7 +123,7 @@ class _Trial:
 
 
 def _try_out(task: Task) -> _Trial:
-    """With each fold of few classes held out in turn, the middle of what was found; else once."""
+    """Hold out each fold of few classes in turn and take the median; of many, hold out one fold."""
     noise = np.random.default_rng(task.seed)
     spare = held_out(task.labelled.classes, _SPARE, noise)
     folds = class_folds(len(task.vectors), noise)
@@ -142,7 +139,7 @@ def _try_out(task: Task) -> _Trial:
 
 
 def _try_without(task: Task, out: Numbers, spare: NDArray[np.bool_]) -> _Trial:
-    """Trains without the classes `out` and the rows spared, and judges by both after each epoch."""
+    """Train without the classes `out` and the spare rows; judge by both after each epoch."""
     kept = ~np.isin(np.arange(len(task.vectors)), out)
     mine = kept[task.labelled.classes]
     judging = [_some(task.labelled.where(which)) for which in (mine & spare, ~mine)]
@@ -178,7 +175,7 @@ def _trained(
     epochs: int,
     look: Callable[[ZeroShotNetwork, int], bool] = lambda _network, _epoch: True,
 ) -> ZeroShotNetwork:
-    """Trains on rows of the classes `kept`, until `look` says that it is enough."""
+    """Train on rows of the classes `kept` until `look` returns False."""
     noise = np.random.default_rng(task.seed)
     start = np.zeros((task.inputs.width, task.vectors.shape[1]), dtype=np.float32)
     network = ZeroShotNetwork(task.inputs, start, task.vectors, attention=task.attention)
@@ -211,7 +208,7 @@ def _layers(task: Task, network: ZeroShotNetwork, rows: Numbers) -> dict[str, Te
 
 
 def _mean_lead(scores: Values, judged: Judged, among: NDArray[np.bool_]) -> float:
-    """Of the right class over the mean of those it is among, over their deviation."""
+    """Return the mean lead of the right class over all candidates, in standard deviations."""
     some = scores[:, among]
     own = np.take_along_axis(scores, judged.classes[:, None], 1)[:, 0]
     deviation = some.std(1)
@@ -221,7 +218,7 @@ def _mean_lead(scores: Values, judged: Judged, among: NDArray[np.bool_]) -> floa
 
 @torch.no_grad()
 def _scores(task: Task, network: ZeroShotNetwork, labelled: Labelled) -> Values:
-    """Scores of all seen classes, float32 (n, z)."""
+    """Return the scores of all seen classes, float32 (n, z)."""
     parts = [
         network(_layers(task, network, rows)).cpu().numpy()
         for rows in np.array_split(labelled.rows, len(labelled) // _BATCH + 1)

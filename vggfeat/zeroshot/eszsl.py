@@ -1,11 +1,11 @@
 """ESZSL: a bilinear map between features and class vectors in closed form.
 
 Romera-Paredes & Torr, "An embarrassingly simple approach to zero-shot learning", ICML 2015:
-V = (X Xᵀ + gI)⁻¹ X Y Sᵀ (S Sᵀ + λI)⁻¹ minimises ‖XᵀVS - Y‖² + g‖VS‖² + λ‖XᵀV‖² + gλ‖V‖², g for
-gamma.
-X (d, m) holds an image a column, S (a, z) a class a column, and Y (m, z) is 1 for the right class
-and -1 for others. Only X Xᵀ and the sum of each class's columns are needed, so one pass over the
-rows does, in a stream.
+
+    V = (X Xᵀ + gI)⁻¹ X Y Sᵀ (S Sᵀ + λI)⁻¹
+
+minimises ‖XᵀVS - Y‖² + g‖VS‖² + λ‖XᵀV‖² + gλ‖V‖², g for gamma. X (d, m) has an image in each
+column, S (a, z) a class, and Y (m, z) is 1 for the right class and -1 for others. Only X Xᵀ and the sum of each class's columns are needed, so one pass over the rows is enough.
 """
 
 from __future__ import annotations
@@ -54,11 +54,7 @@ class Sums:
 def sum_rows(
     blocks: Iterable[tuple[NDArray[np.float32], Numbers]], width: int, classes: int
 ) -> Sums:
-    """Sums over blocks of rows (n, width), each with the numbers of their classes (n,).
-
-    Raises:
-        UsageError: more dimensions than `MOST_WIDTH`.
-    """
+    """Sum over blocks of rows (n, width), each with the numbers of their classes (n,)."""
     if width > MOST_WIDTH:
         raise UsageError(
             f"{counted(width, 'dimension')}; the closed form of eszsl takes {MOST_WIDTH} at most. "
@@ -75,10 +71,10 @@ def sum_rows(
 
 
 def targets_of(costs: Matrix) -> Matrix:
-    """Y's row for images of each class, float64 (z, z): 1 for the right one, else 1 - 2 cost.
+    """Return the row of Y for images of each class, float64 (z, z): 1 - 2 cost.
 
-    Without a tree all mistakes cost 1, and this is the paper's 1 and -1; with one, near classes
-    are to score higher than far ones.
+    Without a tree all mistakes cost 1, which gives the paper's 1 and -1. With a tree, classes near
+    the right one should score higher than distant ones.
     """
     return 1 - 2 * costs
 
@@ -86,14 +82,14 @@ def targets_of(costs: Matrix) -> Matrix:
 def solve_eszsl(
     sums: Sums, vectors: Matrix, targets: Matrix, gamma: float, lambda_: float
 ) -> Matrix:
-    """The map V, float64 (d, a); the score of a class is xᵀ V s.
+    """Return the map V, float64 (d, a); the score of a class is xᵀ V s.
 
     Args:
         sums: of the rows of z classes.
         vectors: of the classes, float64 (z, a).
         targets: see `targets_of`.
-        gamma: regulariser of the features' side, above 0.
-        lambda_: regulariser of the class vectors' side, above 0.
+        gamma: regulariser of the feature side, above 0.
+        lambda_: regulariser of the class-vector side, above 0.
     """
     (found,) = solve_many(sums, vectors, targets, gamma, (lambda_,))
     return found
@@ -102,7 +98,7 @@ def solve_eszsl(
 def solve_many(
     sums: Sums, vectors: Matrix, targets: Matrix, gamma: float, lambdas: Iterable[float]
 ) -> Iterator[Matrix]:
-    """`solve_eszsl` for several lambdas, with the large system solved once."""
+    """Yield `solve_eszsl` for several lambdas; the large system is solved once."""
     right = sums.by_class @ targets @ vectors  # X Y Sᵀ, (d, a)
     system = sums.gram.copy()
     np.fill_diagonal(system, np.diag(system) + gamma)
@@ -113,9 +109,10 @@ def solve_many(
 
 
 def spanning_basis(x: NDArray[np.float32]) -> Matrix | None:
-    """An orthonormal basis of what fewer rows than dimensions span, float64 (d, n); else None.
+    """Return an orthonormal basis of fewer rows than dimensions, float64 (d, n); else None.
 
-    V's columns lie in that span, so that the small problem in its coordinates has the same map.
+    The columns of V lie in the span of the rows, so the small problem in its coordinates has the
+    same map.
     """
     if len(x) >= x.shape[1]:
         return None

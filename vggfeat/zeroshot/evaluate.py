@@ -1,4 +1,4 @@
-"""`vggfeat zeroshot evaluate`: the protocol of Xian et al. 2018, beside what it must beat."""
+"""Evaluate a zero-shot model by the protocol of Xian et al. 2018, with baselines."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ SEEN, UNSEEN = "seen", "unseen"
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One accuracy, averaged over classes, and what it is to be held against.
+    """One accuracy, averaged over classes, with its baselines.
 
     Attributes:
         of: whose images: `seen` (held out of the fit) or `unseen`.
-        among: which classes were to choose from: `seen`, `unseen` or `all`.
-        top: an image counts as right if its class is among so many.
+        among: the candidate classes: `seen`, `unseen` or `all`.
+        top: an image is right if its class is among the first `top`.
         accuracy: 0 to 1.
-        chance: of guessing.
-        majority: of always answering the classes with most images that were learnt from; where
-            only unseen ones are to choose from, any.
-        class_mean: of the nearest mean of a seen class's images in feature space; it knows no
-            unseen ones. None where it has no meaning.
+        chance: accuracy of guessing.
+        majority: of always predicting the classes with most training images; of any classes if all
+            candidates are unseen.
+        class_mean: of the nearest mean of a seen class's images in feature space, which cannot
+            predict unseen classes; None if it does not apply.
     """
 
     of: str
@@ -62,12 +62,12 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Generalised:
-    """The generalised task, top 1.
+    """Top-1 accuracies of the generalised task.
 
     Attributes:
-        bias: that was taken from the scores of seen classes.
+        bias: subtracted from the scores of seen classes.
         seen: accuracy on images of seen classes among all classes.
-        unseen: likewise of unseen ones.
+        unseen: likewise of unseen classes.
         harmonic: their harmonic mean H.
     """
 
@@ -79,18 +79,18 @@ class Generalised:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """How good a model is on a cache.
+    """The accuracy of a model on a cache.
 
     Attributes:
         model, cache: files.
-        seen_classes, unseen_classes: that have images to judge by.
-        seen_images, unseen_images: judged by.
+        seen_classes, unseen_classes: number with test images.
+        seen_images, unseen_images: number of test images.
         figures: accuracies and their baselines.
         generalised: without a bias; None unless there are images of both kinds.
-        calibrated: with the bias asked for; None where none was.
+        calibrated: with the requested bias; None if none was requested.
         area: under the curve of seen over unseen accuracy over all biases (AUSUC); None likewise.
         mistakes: distances in the class tree; empty without a tree.
-        notes: what a user should know.
+        notes: remarks for the user.
     """
 
     model: str
@@ -117,23 +117,24 @@ def evaluate_zeroshot(
     top: Sequence[int] = (1, 5),
     calibrate: float | str | None = None,
 ) -> Evaluation:
-    """Judges a model by the images of a cache that it has not learnt from.
+    """Evaluate a model on the images of a cache that it was not trained on.
 
-    Images of seen classes count unless the fit used them, which is known by their content; so the
-    cache may be the one the model was fitted to, or another.
+    Images of seen classes count unless the fit used them, which is recognised by their content; the
+    cache may be the one that the model was fitted to, or another.
 
     Args:
         model: a file of `fit_zeroshot`.
         source: a cache of the same network and layers.
         labels: as for `fit_zeroshot`.
-        tree: over the classes, CSV of child,parent; by default the one the model was fitted with.
-        top: numbers of classes that may be answered.
-        calibrate: a bias to take from seen classes' scores (Chao et al. 2016), or `auto`.
+        tree: over the classes, CSV of child,parent; by default the one that the model was fitted
+            with.
+        top: numbers of predictions among which the right class may be.
+        calibrate: a bias to subtract from scores of seen classes (Chao et al. 2016), or `auto`.
 
     Raises:
-        UsageError: choices that make no sense, or no image to judge by.
+        UsageError: invalid options, or no test image.
         InputError: a file cannot be read.
-        CacheError: the model or cache is none of ours, damaged, or they do not fit.
+        CacheError: the model or cache is none of ours or damaged, or they do not match.
     """
     path, cache = os.fspath(model), open_cache(source)
     loaded = ZeroShotModel.load(path)
@@ -161,7 +162,7 @@ def evaluate_zeroshot(
 
 
 def _untrained(cache: FeatureCache, model: ZeroShotModel, labels: Labels) -> tuple[Labelled, int]:
-    """Rows of the model's classes that it has not learnt from, and how many it has."""
+    """Return rows of the model's classes that it was not trained on, and the number of others."""
     labelled = labelled_rows(cache, labels, model.names)
     known = np.isin(image_keys(cache, labelled.rows), model.trained)
     learnt = known & model.seen[labelled.classes]
@@ -194,7 +195,7 @@ def _notes(model: ZeroShotModel, labelled: Labelled, left_out: int) -> list[str]
 def _scored(
     cache: FeatureCache, model: ZeroShotModel, labelled: Labelled, biases: Sequence[float]
 ) -> list[_Findings]:
-    """What the scores of the rows say at each bias, with the nearest class mean of each row."""
+    """Judge the rows at each bias, and find the nearest class mean of each row."""
     judged: list[list[Judged]] = [[] for _ in biases]
     nearest, start = [], 0
     for rows, layers in blocks_of(cache, model.inputs.layers, labelled.rows):
@@ -210,7 +211,7 @@ def _scored(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Findings:
-    """Rows judged, and the nearest class mean of each."""
+    """Judged rows, and the nearest class mean of each."""
 
     model: ZeroShotModel
     judged: Judged
@@ -218,13 +219,13 @@ class _Findings:
 
     @property
     def is_seen(self) -> NDArray[np.bool_]:
-        """Whether each row is of a seen class, bool (n,)."""
+        """Whether the class of each row is seen, bool (n,)."""
         kinds: NDArray[np.bool_] = self.model.seen[self.judged.classes]
         return kinds
 
     @property
     def counts(self) -> tuple[int, int, int, int]:
-        """Classes and images, seen and unseen."""
+        """Seen and unseen classes, then seen and unseen images."""
         kinds, classes = self.is_seen, self.judged.classes
         present = [len(np.unique(classes[which])) for which in (kinds, ~kinds)]
         return present[0], present[1], int(kinds.sum()), int((~kinds).sum())
@@ -241,7 +242,7 @@ class _Findings:
         return trade_off(seen, unseen).area
 
     def generalised(self, bias: float) -> Generalised | None:
-        """Accuracies among all classes; None unless there are rows of both kinds."""
+        """Return accuracies among all classes; None unless there are rows of both kinds."""
         seen, unseen = self._both()
         if not len(seen.classes) or not len(unseen.classes):
             return None
@@ -250,7 +251,7 @@ class _Findings:
         return Generalised(bias, a, b, harmonic_mean(a, b))
 
     def figures(self, tops: Sequence[int]) -> tuple[Figure, ...]:
-        """Each kind of rows among its own classes, and among all where there are both kinds."""
+        """Return the figures of each kind of rows among its own classes, and among all."""
         seen = self.model.seen
         kinds = [(SEEN, SEEN), (UNSEEN, UNSEEN)]
         if seen.any() and not seen.all():

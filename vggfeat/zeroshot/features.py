@@ -1,4 +1,4 @@
-"""Layers of a cache as the one vector an image that a model starts from."""
+"""Join layers of a cache into one feature vector for each image."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ INPUT_NORMS: tuple[InputNorm, ...] = get_args(InputNorm)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Inputs:
-    """One layer, or several joined end to end, each normalised, the whole at unit length.
+    """Layers joined end to end, each normalised, the whole at unit length.
 
     Attributes:
         layers: of the cache, canonical.
         widths: layer → its dimensions.
-        norm: of each layer: see `recipes.Recipe.norm`.
-        standard: layer → mean and deviation, where the norm is `standard`.
-        attention: weights of the layers that each image decides itself; without it they are equal.
+        norm: of each layer: see `Recipe.norm`.
+        standard: layer → mean and deviation if the norm is `standard`.
+        attention: per-image weights of the layers; without it they are equal.
     """
 
     layers: tuple[str, ...]
@@ -53,14 +53,14 @@ class Inputs:
         return sum(self.widths[layer] for layer in self.layers)
 
     def parts(self, layers: Mapping[str, Values]) -> dict[str, Values]:
-        """Each layer normalised, float32 (n, D)."""
+        """Return each layer normalised, float32 (n, D)."""
         return {
             name: normalise(layers[name], self.norm, self.standard.get(name))
             for name in self.layers
         }
 
     def __call__(self, layers: Mapping[str, Values]) -> Values:
-        """The joined vectors, float32 (n, width), of rows of each layer, float32 (n, D)."""
+        """Return joined vectors, float32 (n, width), of rows of each layer, float32 (n, D)."""
         parts = self.parts(layers)
         if self.attention is not None:
             roots = np.sqrt(self.attention.weights(parts))  # (n, layers)
@@ -68,16 +68,16 @@ class Inputs:
         return unit_length(np.concatenate(list(parts.values()), axis=1))
 
     def fusion(self) -> Fusion:
-        """The same as `vggfeat fuse` has it, for what learns the weights of layers."""
+        """Return the equivalent of `vggfeat fuse`, which learns the weights of layers."""
         recipe = Recipe("attention", self.layers, self.norm)
         return Fusion(recipe, self.widths, "attention", self.standard, attention=self.attention)
 
     def to_parameters(self) -> dict[str, Any]:
-        """All of it that is no array."""
+        """Return everything except the arrays."""
         return {"layers": list(self.layers), "widths": dict(self.widths), "norm": self.norm}
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """Its arrays by name."""
+        """Return the arrays by name."""
         arrays: dict[str, NDArray[Any]] = {}
         for layer, one in self.standard.items():
             arrays |= pack(f"standard {layer}", one)
@@ -88,7 +88,7 @@ class Inputs:
 
 
 def inputs_from(fitted: Fitted) -> Inputs:
-    """What `Inputs.to_parameters` and `to_arrays` gave; a KeyError where something is missing."""
+    """Restore what `to_parameters` and `to_arrays` returned; a KeyError if anything is missing."""
     known, arrays = fitted.parameters["inputs"], fitted.arrays
     layers = tuple(known["layers"])
     standard = (
@@ -106,11 +106,7 @@ def inputs_from(fitted: Fitted) -> Inputs:
 def fit_inputs(
     cache: FeatureCache, layers: tuple[str, ...], norm: InputNorm, rows: NDArray[np.int64]
 ) -> Inputs:
-    """What layers need before they are joined, fitted to some rows; no attention yet.
-
-    Raises:
-        InputError: too few rows to fit to.
-    """
+    """Fit the normalisation of layers to some rows, without attention."""
     widths = {layer: cache.header.shapes[layer][0] for layer in layers}
     if norm != "standard":
         return Inputs(layers, widths, norm)
@@ -128,7 +124,7 @@ def _rows_of(cache: FeatureCache, layer: str, rows: NDArray[np.int64]) -> Iterat
 def joined_blocks(
     cache: FeatureCache, inputs: Inputs, rows: NDArray[np.int64]
 ) -> Iterator[tuple[NDArray[np.int64], Values]]:
-    """Rows some at a time: positions within `rows`, and their joined vectors float32 (n, width)."""
+    """Yield blocks of rows: positions within `rows`, and joined vectors float32 (n, width)."""
     start = 0
     for part, layers in blocks_of(cache, inputs.layers, rows):
         yield np.arange(start, start + len(part)), inputs(layers)
@@ -136,7 +132,7 @@ def joined_blocks(
 
 
 def joined_rows(cache: FeatureCache, inputs: Inputs, rows: NDArray[np.int64]) -> Values:
-    """The joined vectors of some rows, float32 (len(rows), width)."""
+    """Return the joined vectors of rows, float32 (len(rows), width)."""
     found = np.empty((len(rows), inputs.width), dtype=np.float32)
     for at, x in joined_blocks(cache, inputs, rows):
         found[at] = x

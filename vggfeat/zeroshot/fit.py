@@ -1,4 +1,4 @@
-"""`vggfeat zeroshot fit`: learns from the images of seen classes, and keeps the model in a file."""
+"""Fit a zero-shot model to images of seen classes, and save it."""
 
 from __future__ import annotations
 
@@ -59,20 +59,20 @@ log = logging.getLogger("vggfeat")
 
 @dataclass(frozen=True, slots=True)
 class ZeroShotFitReport:
-    """What a fit came to.
+    """What `fit_zeroshot` did.
 
     Attributes:
         out: the model file.
         method: `eszsl` or `devise`.
-        layers: it starts from.
+        layers: that the model takes.
         seen, unseen: classes.
-        images: learnt from.
-        held_out: images of seen classes kept for `evaluate`.
+        images: number of training images.
+        held_out: number of images of seen classes kept for `evaluate`.
         dims: of the class vectors.
-        calibration: bias of seen classes found on classes held out; None where none were.
-        notes: how it was fitted, and what a user should know.
-        anew: whether it was fitted now; else the file was there already, fitted to the same.
-        seconds: of this call.
+        calibration: bias of seen classes found on held-out classes; None if none were.
+        notes: how the model was fitted, and remarks for the user.
+        anew: whether it was fitted by this call; else an existing file had been fitted to the same.
+        seconds: duration of this call.
     """
 
     out: str
@@ -91,7 +91,7 @@ class ZeroShotFitReport:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Task:
-    """All that a fit works on."""
+    """Everything that a fit needs."""
 
     cache: FeatureCache
     settings: ZeroShotSettings
@@ -103,8 +103,8 @@ class _Task:
     spared: int
     notes: tuple[str, ...]
 
-    def asked(self, keys: NDArray[np.uint64]) -> dict[str, Any]:
-        """What a model must have been fitted to, to be taken for this one."""
+    def requested(self, keys: NDArray[np.uint64]) -> dict[str, Any]:
+        """Return everything that an existing model must have been fitted to, to be kept."""
         parents = sorted(self.tree.parents.items())
         settings = dataclasses.asdict(self.settings)
         for name in ("labels", "seen", "unseen", "device"):  # what came of them is below
@@ -128,21 +128,21 @@ def fit_zeroshot(
     *,
     fresh: bool = False,
 ) -> ZeroShotFitReport:
-    """Fits a model from images of seen classes and the vectors of all classes.
+    """Fit a model to images of seen classes and the vectors of all classes.
 
-    The rows are read through the memory map, a block or batch at a time.
+    The rows are read through the memory map, one block or batch at a time.
 
     Args:
         source: the cache.
-        vectors: word vectors or a table: see `vectors.class_vectors`.
-        out: the model file; one that was fitted to the same is left as it is.
-        settings: how; the default is ESZSL on all layers that are vectors.
-        fresh: fit again, whatever is there.
+        vectors: word vectors or a table: see `class_vectors`.
+        out: the model file; an existing one that was fitted to the same is kept.
+        settings: of the fit; by default ESZSL on all layers that are vectors.
+        fresh: fit again in any case.
 
     Raises:
-        UsageError: settings that do not go together, classes or layers that are not there, or a
-            file with mistakes.
-        InputError: a file cannot be read, or there is no image to learn from.
+        UsageError: settings exclude each other, classes or layers do not exist, or a file is
+            malformed.
+        InputError: a file cannot be read, or there are no training images.
         CacheError: a file is not ours, or damaged.
         CacheMismatchError: `out` was fitted to something else.
         DeviceError: no such device.
@@ -155,10 +155,10 @@ def fit_zeroshot(
     check_replaceable(out, ZEROSHOT_KIND)
     task = _task(open_cache(source), os.fspath(vectors), settings)
     keys = image_keys(task.cache, task.train.rows)
-    asked = task.asked(keys)
-    anew = fresh or not _is_there(out, asked)
+    requested = task.requested(keys)
+    anew = fresh or not _is_up_to_date(out, requested)
     if anew:
-        model = _fit(task, keys, asked)
+        model = _fit(task, keys, requested)
         save_fitted(out, model.to_fitted())
     else:
         model = ZeroShotModel.load(out)
@@ -172,10 +172,12 @@ def _check_out(out: str) -> None:
     check_model_place(out)
 
 
-def _is_there(out: str, asked: dict[str, Any]) -> bool:
+def _is_up_to_date(out: str, requested: dict[str, Any]) -> bool:
     if not os.path.exists(out):
         return False
-    unlike = model_differences(load_fitted(out, ZEROSHOT_KIND).parameters.get("asked", {}), asked)
+    unlike = model_differences(
+        load_fitted(out, ZEROSHOT_KIND).parameters.get("asked", {}), requested
+    )
     if unlike:
         raise CacheMismatchError(
             f"model {out!r} was fitted to something else: {'; '.join(unlike)}. Choose another "
@@ -210,9 +212,9 @@ def _task(cache: FeatureCache, vectors: str, settings: ZeroShotSettings) -> _Tas
 
 
 def _check_apart(vectors: ClassVectors, classes: Classes, path: str) -> None:
-    """Refuse an unseen class that is a seen one by another name: it would have been learnt from.
+    """Refuse an unseen class that is a seen one by another name: it would have been trained on.
 
-    Two identifiers are two classes, as the two cranes of ImageNet.
+    Two identifiers are two classes, such as the two cranes of ImageNet.
     """
     seen: dict[tuple[str, ...], list[str]] = {}
     for name, words in zip(vectors.names, vectors.found_as, strict=True):
@@ -240,7 +242,7 @@ def _without_images(classes: Classes, labelled: Sequence[str]) -> list[str]:
     return [f"unseen classes without images here: {listed(without, near)}"]
 
 
-def _fit(task: _Task, keys: NDArray[np.uint64], asked: dict[str, Any]) -> ZeroShotModel:
+def _fit(task: _Task, keys: NDArray[np.uint64], requested: dict[str, Any]) -> ZeroShotModel:
     settings, count = task.settings, len(task.classes.seen)
     inputs = fit_inputs(task.cache, task.layers, settings.norm, task.train.rows)
     learner = Learner(task.cache, settings, inputs, task.train, task.vectors.unit[:count])
@@ -264,7 +266,12 @@ def _fit(task: _Task, keys: NDArray[np.uint64], asked: dict[str, Any]) -> ZeroSh
         learnt.bias,
         task.tree,
         network_record(task.cache, task.layers),
-        {"asked": asked, "notes": _notes(task, learnt), "held_out": task.spared, **learnt.figures},
+        {
+            "asked": requested,
+            "notes": _notes(task, learnt),
+            "held_out": task.spared,
+            **learnt.figures,
+        },
     )
 
 

@@ -1,9 +1,9 @@
-"""How well a model tells classes apart, as Xian et al. (TPAMI 2018) measure it.
+"""Accuracy of zero-shot learning as Xian et al. (TPAMI 2018) measure it.
 
-Accuracy is averaged over classes, so that large ones do not decide. In the generalised task
-images of seen and unseen classes are told apart among all classes, and the harmonic mean of both
-accuracies is the figure. Calibrated stacking (Chao et al., ECCV 2016) takes a bias from the scores
-of seen classes; the area under the curve of both accuracies over all biases needs no bias.
+Accuracy is averaged over classes, so that large classes do not dominate. In the generalised task
+images of seen and unseen classes are classified among all classes, and the figure is the harmonic
+mean of both accuracies. Calibrated stacking (Chao et al., ECCV 2016) subtracts a bias from the
+scores of seen classes; the area under the curve of both accuracies over all biases needs no bias.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Judged:
-    """What the scores of some rows say, each row of one class, seen or unseen.
+    """What the scores of rows, each of a seen or an unseen class, amount to.
 
     Attributes:
         classes: int64 (n,), the right ones.
-        rank: of the right class among those of its kind, seen or unseen, from 0, int64 (n,);
-            another of the same score counts as before it.
+        rank: of the right class among those of its kind, seen or unseen, from 0, int64 (n,); ties
+            count against it.
         gap: best score of a seen class minus best of an unseen one, float64 (n,).
-        best_seen: int64 (n,), or -1 where there is no seen class.
+        best_seen: int64 (n,); -1 if there is no seen class.
         best_unseen: likewise.
-        before: how many classes of the other kind score as high as the right one, or higher, once
-            the bias is taken, int64 (n,).
+        before: number of classes of the other kind that score at least as high as the right one
+            after the bias is subtracted, int64 (n,).
     """
 
     classes: Numbers
@@ -45,26 +45,26 @@ class Judged:
     before: Numbers
 
     def within(self, top: int) -> NDArray[np.bool_]:
-        """Whether the right class is among the first `top` of its kind, bool (n,)."""
+        """Return whether the right class is among the first `top` of its kind, bool (n,)."""
         return self.rank < top
 
     def where(self, which: NDArray[np.bool_]) -> Judged:
-        """Some of the rows."""
+        """Return the rows chosen by a mask, bool (n,)."""
         return Judged(*(getattr(self, one.name)[which] for one in fields(self)))
 
     def among_all(self, top: int) -> NDArray[np.bool_]:
-        """Whether the right class is among the first `top` of all, bool (n,)."""
+        """Return whether the right class is among the first `top` of all, bool (n,)."""
         return self.rank + self.before < top
 
 
 def judge(scores: Values, classes: Numbers, seen: NDArray[np.bool_], bias: float = 0.0) -> Judged:
-    """Judges rows.
+    """Judge rows by their scores.
 
     Args:
         scores: float32 (n, z).
         classes: int64 (n,), the right ones.
         seen: bool (z,).
-        bias: taken from the scores of seen classes.
+        bias: subtracted from the scores of seen classes.
     """
     ranked = scores.astype(np.float64) - bias * seen
     own = np.take_along_axis(ranked, classes[:, None], 1)  # (n, 1)
@@ -85,14 +85,14 @@ def judge(scores: Values, classes: Numbers, seen: NDArray[np.bool_], bias: float
 
 
 def joined(parts: Iterable[Judged]) -> Judged:
-    """Several blocks of rows as one."""
+    """Concatenate blocks of rows."""
     every = list(parts)
     names = [one.name for one in fields(Judged)]
     return Judged(*(np.concatenate([getattr(part, name) for part in every]) for name in names))
 
 
 def per_class(right: NDArray[np.bool_], classes: Numbers) -> float:
-    """Share of rows that are right, averaged over the classes that have rows; NaN without rows."""
+    """Return the share of right rows, a mean over the classes that have rows; NaN without rows."""
     if not len(classes):
         return float("nan")
     _, inverse, counts = np.unique(classes, return_inverse=True, return_counts=True)
@@ -100,18 +100,18 @@ def per_class(right: NDArray[np.bool_], classes: Numbers) -> float:
 
 
 def harmonic_mean(a: float, b: float) -> float:
-    """2ab / (a + b); 0 where both are."""
+    """Return 2ab / (a + b); 0 if both are 0."""
     return 2 * a * b / (a + b) if a + b else 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Curve:
-    """Accuracy on seen and unseen classes, among all, over the bias taken from seen scores.
+    """Accuracy on seen and unseen classes, among all, against the bias of seen scores.
 
     Attributes:
-        bias: float64 (k,), ascending, one between any two at which something changes.
+        bias: float64 (k,), ascending, one between any two values at which an accuracy changes.
         seen: per-class accuracy of rows of seen classes, float64 (k,), falling.
-        unseen: of unseen classes, rising.
+        unseen: of rows of unseen classes, rising.
     """
 
     bias: NDArray[np.float64]
@@ -135,11 +135,11 @@ class Curve:
 
 
 def trade_off(seen: Judged, unseen: Judged) -> Curve:
-    """The curve over all biases: where a row's best seen score loses to its best unseen one.
+    """Return accuracies at all biases; a row changes where its best scores of both kinds tie.
 
     Args:
-        seen: rows of seen classes, one or more; both kinds of class had scores.
-        unseen: rows of unseen classes, one or more.
+        seen: rows of seen classes, at least one; classes of both kinds had scores.
+        unseen: rows of unseen classes, at least one.
     """
     turns = np.unique(np.concatenate([seen.gap, unseen.gap]))
     outer = np.array([turns[0] - 1, turns[-1] + 1])
@@ -154,7 +154,7 @@ def trade_off(seen: Judged, unseen: Judged) -> Curve:
 def _share_above(
     gap: NDArray[np.float64], bias: NDArray[np.float64], right: NDArray[np.bool_], classes: Numbers
 ) -> NDArray[np.float64]:
-    """Per-class share of rows that are right and have a gap above each bias, float64 (k,)."""
+    """Return the per-class share of right rows with a gap above each bias, float64 (k,)."""
     names, inverse, counts = np.unique(classes, return_inverse=True, return_counts=True)
     weight = np.where(right, 1 / (counts[inverse] * len(names)), 0.0)
     order = np.argsort(gap)

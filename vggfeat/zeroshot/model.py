@@ -1,4 +1,4 @@
-"""A zero-shot model: scores of classes for images, also of classes known by a vector only."""
+"""A zero-shot model: scores of classes for images, also of classes known only by a vector."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ class ZeroShotModel:
         vectors: of the classes at unit length, float32 (z, a).
         means: of each seen class's rows as they go in, float32 (seen, d).
         counts: images of each seen class that were learnt from, int64 (seen,).
-        trained: keys of the images learnt from, sorted, uint64 (m,): see `rows.image_keys`.
+        trained: keys of the images learnt from, sorted, uint64 (m,): see `image_keys`.
         bias: to take from seen classes' scores, found on classes held out; None where none were.
         tree: over the classes; without parents where none was given.
-        network: what a cache must be of: see `fitted.network_of`.
+        network: what a cache must be of: see `network_record`.
         record: how it was fitted: `asked`, `notes`, regularisers, figures.
     """
 
@@ -71,31 +71,31 @@ class ZeroShotModel:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ZeroShotModel:
-        """A model from its file.
+        """Read a model from its file.
 
         Raises:
-            CacheError: not there, damaged, or no zero-shot model.
+            CacheError: it is missing, damaged, or no zero-shot model.
         """
         return model_from(load_fitted(str(path), ZEROSHOT_KIND))
 
     @isolated()
     def embed(self, layers: Mapping[str, Values]) -> Values:
-        """Images in the space of class vectors, float32 (n, a).
+        """Map images into the space of class vectors, float32 (n, a).
 
         Args:
-            layers: each layer as `FeatureCache.values` has it, float32 (n, D).
+            layers: each layer as `FeatureCache.values` returns it, float32 (n, D).
         """
         embedded: Values = self.inputs(layers) @ self.map
         return embedded
 
     @isolated()
     def scores(self, layers: Mapping[str, Values]) -> Values:
-        """Score of each class for each image, float32 (n, z)."""
+        """Return the score of each class for each image, float32 (n, z)."""
         scores: Values = self.embed(layers) @ self.vectors.T
         return scores
 
     def with_classes(self, more: ClassVectors) -> ZeroShotModel:
-        """The model with further classes, of which only vectors are known.
+        """Return the model with further classes, of which only vectors are known.
 
         Raises:
             UsageError: their vectors have other dimensions.
@@ -115,13 +115,13 @@ class ZeroShotModel:
         )
 
     def among(self, names: Sequence[str]) -> ZeroShotModel:
-        """The model with some of its classes, which are then all it answers with.
+        """Return the model with only some of its classes.
 
         Args:
-            names: in any spelling; the model's own comes out.
+            names: in any spelling; the model's own is kept.
 
         Raises:
-            UsageError: names all that it does not have.
+            UsageError: names all classes that it lacks.
         """
         known = ClassNames(self.names)
         missing = [name for name in names if name not in known]
@@ -144,22 +144,22 @@ class ZeroShotModel:
 
     @isolated()
     def module(self) -> ZeroShotNetwork:
-        """The same model as a `torch.nn.Module`: layers in, scores out."""
+        """Return the model as a `torch.nn.Module`: layers in, scores out."""
         from vggfeat.zeroshot.torch_model import ZeroShotNetwork
 
         attention = self.inputs.attention is not None
         return ZeroShotNetwork(self.inputs, self.map, self.vectors, attention=attention)
 
     def check(self, cache: FeatureCache, path: str) -> None:
-        """Refuses a cache of another network, or without the layers.
+        """Refuse a cache of another network, or without the layers.
 
         Raises:
-            CacheMismatchError: names all that differs.
+            CacheMismatchError: names all differences.
         """
         check_network(cache, self.network, path)
 
     def to_fitted(self) -> Fitted:
-        """The model as it is kept in a file."""
+        """Return the model in the form that is saved."""
         arrays = {
             name: getattr(self, name)
             for name in ("map", "seen", "vectors", "means", "counts", "trained")
@@ -177,11 +177,7 @@ class ZeroShotModel:
 
 
 def model_from(fitted: Fitted) -> ZeroShotModel:
-    """The model that a file keeps.
-
-    Raises:
-        CacheError: something is missing in it.
-    """
+    """Restore a model from its saved form; a CacheError if something is missing."""
     known, arrays = fitted.parameters, fitted.arrays
     own = {"method", "inputs", "names", "calibration", "tree", "network"}
     try:

@@ -1,4 +1,4 @@
-"""Under which words a class may stand in a table: `sea_lion`, `SeaLion`, `n02077923-sea-lion`."""
+"""Match class names with the words of a table: `sea_lion`, `SeaLion`, `n02077923-sea-lion`."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _SUGGESTIONS = 3
 
 @dataclass(frozen=True, slots=True)
 class Spelling:
-    """One name of a class, as it may be written.
+    """The spellings of one name of a class.
 
     Attributes:
-        whole: in the order they are looked for.
-        words: it consists of; a mean over these is the last resort.
+        whole: in the order in which they are looked up.
+        words: parts of the name, whose mean is the last resort.
     """
 
     whole: tuple[str, ...]
@@ -36,10 +36,10 @@ class Spelling:
 
 
 def spellings(name: str) -> tuple[Spelling, ...]:
-    """The names of a class: one, or those between commas, as ImageNet's classes have them.
+    """Return the names of a class: one, or those between commas, as in ImageNet.
 
-    An identifier in front is left out (`n02077923-sea-lion`, `001.Black_footed_Albatross`), but
-    the name as it is comes first.
+    An identifier in front is dropped (`n02077923-sea-lion`, `001.Black_footed_Albatross`), but the
+    name as it is comes first.
     """
     bare = _IDENTIFIER.sub("", name, count=1) if _IDENTIFIER.match(name) else name
     parts = [part.strip() for part in bare.split(",")]
@@ -61,19 +61,19 @@ def _unique(items: Iterable[str]) -> tuple[str, ...]:
 
 
 def identifier(name: str) -> str:
-    """The identifier in front of a name, as `n02077923`; empty where there is none."""
+    """Return the identifier in front of a name, such as `n02077923`; '' if there is none."""
     match = _IDENTIFIER.match(name)
     return re.sub(r"\W+$|_+$", "", match[0].strip()) if match else ""
 
 
 def all_words(names: Iterable[str]) -> frozenset[str]:
-    """Every word that may be needed for these classes, case folded."""
+    """Return every word that may be looked up for these classes, case-folded."""
     every = (form for name in names for one in spellings(name) for form in (*one.whole, *one.words))
     return frozenset(map(fold, every))
 
 
 class ClassIndex:
-    """Finds words whatever their case: as written before lower case before the first of the others.
+    """Looks up words ignoring case: as written, then in lower case, then the first of the others.
 
     An identifier may stand in front of the class, of the word, or of neither.
 
@@ -99,20 +99,20 @@ class ClassIndex:
             self._bare.setdefault(key, []).append(word)
 
     def find(self, form: str) -> str | None:
-        """The word of the table that is meant by `form`."""
+        """Return the word of the table that matches `form`, or None."""
         return form if form in self._exact else self._folded.get(fold(form))
 
     def find_whole(self, name: str) -> str | None:
-        """The word that stands for a whole class name; None also if several do by `find_bare`."""
+        """Return the word of a whole class name; None also if several match by `find_bare`."""
         forms = (form for one in spellings(name) for form in one.whole)
         found = next((word for word in map(self.find, forms) if word is not None), None)
         alike = () if found is not None else self.find_bare(name)
         return alike[0] if len(alike) == 1 else found
 
     def find_bare(self, name: str) -> tuple[str, ...]:
-        """Words that are a class name but for an identifier in front of them.
+        """Return words that equal a class name except for an identifier in front of them.
 
-        A name with an identifier of its own has none: two identifiers are two classes.
+        A name with an identifier of its own matches none: two identifiers are two classes.
         """
         if identifier(name):
             return ()
@@ -120,7 +120,7 @@ class ClassIndex:
         return next((tuple(self._bare[key]) for key in keys if key in self._bare), ())
 
     def find_parts(self, name: str) -> tuple[str, ...]:
-        """The words that a class name consists of; empty unless all that matter are there."""
+        """Return the words of a class name; () unless all but small ones are found."""
         for one in spellings(name):
             found = {word: self.find(word) for word in one.words}
             lacking = [word for word, hit in found.items() if hit is None]
@@ -131,7 +131,7 @@ class ClassIndex:
 
 
 def nearest_names(name: str, known: Iterable[str]) -> tuple[str, ...]:
-    """Up to three names of a table that look like `name`."""
+    """Return up to three names of a table that resemble `name`."""
     folded = {fold(word): word for word in known}
     forms = [fold(form) for one in spellings(name) for form in (*one.whole, *one.words)]
     close = (near for form in forms for near in difflib.get_close_matches(form, folded, n=3))
@@ -139,7 +139,7 @@ def nearest_names(name: str, known: Iterable[str]) -> tuple[str, ...]:
 
 
 def listed(missing: Iterable[str], suggestions: Mapping[str, tuple[str, ...]]) -> str:
-    """`'se lion' (near: sea, lion), 'yak'`."""
+    """Format missing names with suggestions: `'se lion' (near: sea, lion), 'yak'`."""
     return ", ".join(
         f"{name!r} (near: {', '.join(suggestions[name])})" if suggestions.get(name) else repr(name)
         for name in missing

@@ -1,4 +1,4 @@
-"""`vggfeat zeroshot predict`: the classes that images most likely are of, seen, unseen or new."""
+"""Predict the classes of images: seen, unseen or new ones."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ AUTO = "auto"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Predictions:
-    """Classes of images, best first.
+    """Predicted classes of images, best first.
 
     Attributes:
         model: its file.
-        names: of the classes that were to choose from.
-        paths: of the images, n of them.
+        names: of the candidate classes.
+        paths: of the n images.
         classes: int64 (n, top), indices into `names`.
-        scores: float32 (n, top), without the bias taken from seen classes.
-        bias: that was taken.
+        scores: float32 (n, top), before the bias is subtracted.
+        bias: subtracted from scores of seen classes.
         failures: images that could not be decoded.
     """
 
@@ -58,7 +58,7 @@ class Predictions:
     failures: tuple[Undecodable, ...]
 
     def of(self, position: int) -> list[tuple[str, float]]:
-        """Class and score of one image, best first."""
+        """Return class and score of one image, best first."""
         pairs = zip(self.classes[position].tolist(), self.scores[position].tolist(), strict=True)
         return [(self.names[number], score) for number, score in pairs]
 
@@ -77,28 +77,28 @@ def predict_zeroshot(
     model_weights: str | os.PathLike[str] | None = None,
     use: Sequence[str | os.PathLike[str]] = (),
 ) -> Predictions:
-    """Classes of the done rows of a cache, or of images taken through its network.
+    """Predict the classes of the done rows of a cache, or of images passed through its network.
 
     Args:
         model: a file of `fit_zeroshot`.
-        source: a cache of the same network and layers as the model was fitted to.
-        images: images, folders, archives, which go the way the cache's images went; none takes
-            the cache's rows.
-        classes: `all`, `seen` or `unseen` of the model's; or a list, a file with one a line or
-            names separated by commas.
-        vectors: where new classes of that list have their vectors.
-        top: classes an image.
-        calibrate: a bias to take from seen classes' scores (Chao et al. 2016), or `auto`.
-        device: for images: see `querying.query_images`.
+        source: a cache of the same network and layers that the model was fitted to.
+        images: images, folders or archives, processed as the cache's images were; without any, the
+            rows of the cache are classified.
+        classes: the candidates: `all`, `seen` or `unseen` ones of the model; or a list, as a file
+            with one a line or names separated by commas.
+        vectors: file with the vectors of new classes in that list.
+        top: predictions for each image.
+        calibrate: a bias to subtract from scores of seen classes (Chao et al. 2016), or `auto`.
+        device: for images: see `query_images`.
         model_weights: likewise.
         use: likewise.
 
     Raises:
-        UsageError: choices that make no sense, or classes without a vector.
-        InputError: nothing is done yet, or an image is missing.
+        UsageError: invalid options, or classes without a vector.
+        InputError: no row is done, or an image is missing.
         TooManyFailuresError: no image could be decoded.
-        CacheError: the model or cache is none of ours, damaged, or they do not fit.
-        WeightsError: the weights for images cannot be had.
+        CacheError: the model or cache is none of ours or damaged, or they do not match.
+        WeightsError: the weights are not found and could not be downloaded.
         DeviceError: no such device.
     """
     path, cache = os.fspath(model), open_cache(source)
@@ -133,12 +133,7 @@ def _of_rows(path: str, cache: FeatureCache, rank: _Ranking) -> Predictions:
 
 
 def bias_of(model: ZeroShotModel, calibrate: float | str) -> float:
-    """The bias that `calibrate` asks for.
-
-    Raises:
-        UsageError: it is neither a number nor `auto`.
-        CacheError: `auto`, and the model has none.
-    """
+    """Return the bias that `calibrate` stands for: a number, or `auto` for the model's own."""
     if calibrate == AUTO:
         if model.bias is None:
             raise CacheError(
@@ -158,7 +153,7 @@ def bias_of(model: ZeroShotModel, calibrate: float | str) -> float:
 def _chosen(
     model: ZeroShotModel, classes: str, vectors: str | os.PathLike[str] | None
 ) -> ZeroShotModel:
-    """The model with the classes that are to choose from."""
+    """Return the model with only the candidate classes."""
     if classes in WHICH:
         if vectors is not None:
             raise UsageError("--vectors belongs to a list of new classes; name them by --classes")
@@ -183,14 +178,14 @@ def _chosen(
 
 @dataclass(frozen=True, slots=True)
 class _Ranking:
-    """Ranks a model's classes for images, and keeps the first few."""
+    """Ranks a model's classes for images and keeps the first few."""
 
     model: ZeroShotModel
     top: int
     bias: float
 
     def __call__(self, blocks: Iterable[Mapping[str, Values]]) -> tuple[Numbers, Values]:
-        """Classes int64 (n, top) and scores float32 (n, top); equal scores in the model's order."""
+        """Return classes int64 (n, top) and scores float32 (n, top); ties in the model's order."""
         parts = [self._rank(layers) for layers in blocks]
         if not parts:
             return np.empty((0, self.top), np.int64), np.empty((0, self.top), np.float32)

@@ -1,4 +1,4 @@
-"""How to fit a zero-shot model: every choice, with its default, in one place."""
+"""Settings of fitting a zero-shot model, with their defaults and checks."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ ZERO_SHOT_METHODS: tuple[ZeroShotMethod, ...] = get_args(ZeroShotMethod)
 
 @dataclass(frozen=True, slots=True)
 class ZeroShotSettings:
-    """How to fit. Text as on the command line.
+    """How to fit a model; texts are those of the command line.
 
     Attributes:
-        layers: layers of the cache, separated by commas; None is all that are vectors.
+        layers: of the cache, separated by commas; None for all that are vectors.
         method: `eszsl`, in closed form; or `devise`, trained with a ranking loss.
         labels: a CSV file of path,label; without it folders name the classes.
         seen: classes to learn from: a file with one a line, or names separated by commas.
-        unseen: classes to leave out, likewise; with neither all classes are learnt from.
-        attention: learn weights of the layers that each image decides itself.
-        norm: of each layer: `standard`, `l2` or `ssr`. ESZSL's map has no constant term, so that
-            features that are not centred serve it badly where classes are many.
-        gamma: ESZSL's regulariser of the features' side; None chooses it.
-        lambda_: of the class vectors' side; likewise.
+        unseen: classes to leave out, likewise; without both all classes are learnt from.
+        attention: learn per-image weights of the layers.
+        norm: of each layer: `standard`, `l2` or `ssr`. ESZSL's map has no constant term, so
+            features that are not centred do badly with many classes.
+        gamma: ESZSL's regulariser of the feature side; None chooses it by cross-validation.
+        lambda_: of the class-vector side; likewise.
         margin: of DeViSE's loss.
-        tree: a CSV file of child,parent: worse mistakes cost more.
-        beta: how sharply cost grows with the height in the tree: see `tree.TreeDistances.costs`.
-        held_out: share of each seen class's images that is kept for `evaluate`.
-        seed: of all that is drawn.
-        device: where to learn: see `Settings.device`.
+        tree: a CSV file of child,parent, so that worse mistakes cost more.
+        beta: how fast cost grows with the height in the tree: see `TreeDistances.costs`.
+        held_out: share of each seen class's images kept for `evaluate`.
+        seed: of all random choices.
+        device: for training: see `Settings.device`.
     """
 
     layers: str | None = None
@@ -53,10 +53,10 @@ class ZeroShotSettings:
     device: str = "auto"
 
     def check(self) -> None:
-        """Refuses what does not go together.
+        """Refuse invalid settings and those that exclude each other, all in one error.
 
         Raises:
-            UsageError: says what and why, all at once.
+            UsageError: names all that is wrong.
         """
         wrong = [*self._wrong_choices(), *self._wrong_numbers()]
         if self.seen is not None and self.unseen is not None:

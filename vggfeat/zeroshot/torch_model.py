@@ -1,4 +1,4 @@
-"""The models as torch modules: layers in, a score for each class out, float32."""
+"""Zero-shot models as torch modules: layers in, a score for each class out, float32."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class NormalisedLayers(nn.Module):
-    """Each layer normalised by itself, as `Inputs.parts` does in NumPy."""
+    """Normalises each layer as `Inputs.parts` does in NumPy."""
 
     def __init__(self, inputs: Inputs) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class NormalisedLayers(nn.Module):
             self.register_buffer(f"scale{at}", torch.from_numpy(one.scale))
 
     def forward(self, layers: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Layer → float32 (n, D), of layer → float32 (n, D)."""
+        """Return layer → float32 (n, D), of layer → float32 (n, D)."""
         return {name: self._normal(at, layers[name]) for at, name in enumerate(self.names)}
 
     def _normal(self, at: int, x: Tensor) -> Tensor:
@@ -44,11 +44,11 @@ class NormalisedLayers(nn.Module):
 
 
 class BilinearScores(nn.Module):
-    """The score of a class, `xᵀ V s`: of ESZSL, and of DeViSE, whose map is trained.
+    """Scores of classes, `xᵀ V s`: of ESZSL, and of DeViSE, whose map is trained.
 
     Args:
         map_: V, float32 (d, a).
-        vectors: of the classes, float32 (z, a); others may be put in their place.
+        vectors: of the classes, float32 (z, a); may be replaced by those of others.
     """
 
     def __init__(self, map_: Tensor, vectors: Tensor) -> None:
@@ -58,7 +58,7 @@ class BilinearScores(nn.Module):
         self.register_buffer("vectors", vectors)
 
     def forward(self, x: Tensor) -> Tensor:
-        """float32 (n, z), of float32 (n, d)."""
+        """Return float32 (n, z), of float32 (n, d)."""
         return x @ self.map @ self.vectors.T
 
 
@@ -66,10 +66,10 @@ class ZeroShotNetwork(nn.Module):
     """Normalised layers, joined with equal weights or by attention, then bilinear scores.
 
     Args:
-        inputs: which layers, and how they are joined.
+        inputs: the layers and how they are joined.
         map_: V, float32 (d, a).
         vectors: of the classes at unit length, float32 (z, a).
-        attention: whether each image weighs its layers itself.
+        attention: whether each image has its own weights of the layers.
     """
 
     def __init__(self, inputs: Inputs, map_: Values, vectors: Values, *, attention: bool) -> None:
@@ -79,12 +79,12 @@ class ZeroShotNetwork(nn.Module):
         self.scores = BilinearScores(torch.tensor(map_), torch.tensor(vectors))
 
     def forward(self, layers: Mapping[str, Tensor]) -> Tensor:
-        """Scores float32 (n, z), of each layer as a cache has it, float32 (n, D)."""
+        """Return scores float32 (n, z), of each layer as a cache stores it, float32 (n, D)."""
         scores: Tensor = self.scores(self.joined(layers))
         return scores
 
     def joined(self, layers: Mapping[str, Tensor]) -> Tensor:
-        """One vector of unit length an image, float32 (n, d)."""
+        """Return one vector of unit length for each image, float32 (n, d)."""
         parts = self.normalised(layers)
         if self.weigher is not None:
             fused: Tensor = self.weigher(parts)

@@ -1,4 +1,4 @@
-"""From rows of seen classes to a map: ESZSL or DeViSE, with what is chosen on classes held out."""
+"""Learn the map of ESZSL or DeViSE, with what is chosen on held-out classes."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ class TrainedMap:
     """What was learnt.
 
     Attributes:
-        inputs: with attention, where it was asked for.
+        inputs: with attention if requested.
         map: float32 (d, a).
         means: of each class, float32 (z, d).
-        bias: see `model.ZeroShotModel.bias`.
+        bias: see `ZeroShotModel.bias`.
         notes: for people.
         figures: for the model's record.
     """
@@ -68,12 +68,12 @@ class TrainedMap:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Learner:
-    """What there is to learn from.
+    """Learns from the rows of seen classes.
 
     Attributes:
-        cache: read in a stream.
-        settings: how to learn.
-        inputs: the layers, without attention yet.
+        cache: read in blocks.
+        settings: of the fit.
+        inputs: the layers, without attention.
         train: rows and their classes.
         vectors: of the seen classes at unit length, float32 (z, a).
     """
@@ -85,7 +85,7 @@ class Learner:
     vectors: Values
 
     def __call__(self, tree: ClassTree, names: Sequence[str]) -> TrainedMap:
-        """Learns; `tree` has no parents where none was given."""
+        """Learn the map; `tree` has no parents if none was given."""
         costs = flat_costs(len(names))
         if tree.parents:
             costs = tree_distances(tree, names).costs(self.settings.beta)
@@ -108,12 +108,12 @@ class Learner:
             notes.append(_TOO_FEW)
         else:
             notes[0] += f"; {_reached(trained.accuracy, trained.chance)} when some were held out"
-        means = self._sum_classes(inputs)
+        means = self._class_means(inputs)
         figures = {"epochs": trained.epochs, "margin": settings.margin}
         return TrainedMap(inputs, trained.map, means, trained.bias, notes, figures)
 
-    def _sum_classes(self, inputs: Inputs) -> Values:
-        """Mean of each class, float32 (z, d), in a stream."""
+    def _class_means(self, inputs: Inputs) -> Values:
+        """Return the mean of each class, float32 (z, d), in one pass over the rows."""
         total = np.zeros((len(self.vectors), inputs.width))
         for at, x in joined_blocks(self.cache, inputs, self.train.rows):
             np.add.at(total, self.train.classes[at], x)
@@ -184,7 +184,7 @@ class Learner:
     def _closed_form(
         self, inputs: Inputs, costs: Matrix, gamma: float, lambda_: float
     ) -> tuple[Matrix, Values]:
-        """The map, float64 (d, a), and the mean of each class, float32 (z, d)."""
+        """Return the map, float64 (d, a), and the mean of each class, float32 (z, d)."""
         vectors, targets = self.vectors.astype(np.float64), targets_of(costs)
         if len(self.train) >= inputs.width:
             blocks = joined_blocks(self.cache, inputs, self.train.rows)

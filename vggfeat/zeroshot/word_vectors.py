@@ -1,12 +1,11 @@
-"""Files of word vectors, read in a stream: word2vec text and binary, GloVe text, also gzipped.
+"""Read files of word vectors in a stream: word2vec text and binary, GloVe text, also gzipped.
 
-Only the words asked for are kept, so that a file of gigabytes takes no more memory than they do.
-Text is `word number number ...`, one word a line, where the first line of word2vec's says how many
-words and dimensions (Mikolov et al. 2013) and GloVe's has no such line (Pennington et al. 2014).
-word2vec's binary form has the same first line, then for each word its bytes, a space, and its
-numbers as little-endian float32. Text is UTF-8, or UTF-16 with its mark; words that are neither,
-as some published files hold, match no class. Read here rather than by gensim, which
-loads whole files.
+Only the requested words are kept, so that memory does not grow with the file. Text is `word number
+number ...`, one word a line; word2vec's first line has the numbers of words and dimensions (Mikolov
+et al. 2013), GloVe's files have no such line (Pennington et al. 2014). word2vec's binary form has
+the same first line, then for each word its bytes, a space, and its numbers as little-endian
+float32. Text is UTF-8, or UTF-16 with a byte order mark; words that are neither, as in some
+published files, match no class. gensim is not used because it loads whole files.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ class Words:
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """What kind of file it is, how many numbers a word has, and where the words begin."""
+    """The form of a file, the numbers in each vector, and the offset of the first word."""
 
     form: Form
     dims: int
@@ -74,16 +73,12 @@ class _Kind:
 
 
 def read_words(path: str, wanted: Collection[str]) -> Words:
-    """The vectors of some words of a file, whatever their case.
+    """Read the vectors of some words of a file, ignoring case.
 
     Args:
         path: the file.
-        wanted: words as `fold` gives them, also such with spaces; "Sea_Lion" is found by
-            "sea_lion". Of a word that stands there twice the first counts.
-
-    Raises:
-        InputError: the file cannot be read.
-        UsageError: it is of no known kind, cut off, or a line that is needed is no vector.
+        wanted: words as `fold` returns them, also with spaces; "sea_lion" finds "Sea_Lion". Of a
+            word that occurs twice the first is read.
     """
     with _opened(path) as file:
         kind = _kind(path, file)
@@ -97,11 +92,7 @@ def read_words(path: str, wanted: Collection[str]) -> Words:
 
 
 def similar_words(path: str, words: Collection[str]) -> list[str]:
-    """Words of the file with the first letter of one of `words` and nearly its length: to suggest.
-
-    Raises:
-        InputError, UsageError: see `read_words`.
-    """
+    """Return words to suggest: of the first letter and nearly the length of one of `words`."""
     beginnings = {(word[:1].casefold(), len(word) + more) for word in words for more in (-1, 0, 1)}
     with _opened(path) as file:
         kind = _kind(path, file)
@@ -128,6 +119,7 @@ def _opened(path: str) -> Iterator[BinaryIO]:
 
 
 def _kind(path: str, file: BinaryIO) -> _Kind:
+    """Return the form of a file by its first line."""
     first = file.readline(_LONGEST_LINE)
     fields = first.split()
     if first.startswith(_FASTTEXT):
@@ -151,7 +143,7 @@ def _kind(path: str, file: BinaryIO) -> _Kind:
 
 
 def _numbers(line: bytes, dims: int) -> Values | None:
-    """The last `dims` fields of a line, float32 (dims,); None unless they and a word are there."""
+    """Return the last `dims` fields of a line, float32 (dims,), if they follow a word."""
     fields = line.split()
     if len(fields) <= dims:
         return None
@@ -162,14 +154,17 @@ def _numbers(line: bytes, dims: int) -> Values | None:
 
 
 def _stems(wanted: Collection[str]) -> frozenset[str]:
-    """What the words begin with, up to a space."""
+    """Return the beginnings of words up to a space."""
     return frozenset(word.split(" ")[0] for word in wanted)
 
 
 def _entries(
     path: str, file: BinaryIO, kind: _Kind, stems: frozenset[str] | None
 ) -> Iterator[tuple[str, Callable[[], Values]]]:
-    """Words, and what gives their numbers when called at once; some without a stem are left out."""
+    """Yield words, each with a function that returns its vector and must be called at once.
+
+    Words without one of the stems may be skipped.
+    """
     file.seek(kind.start)
     if kind.form == "word2vec binary":
         return _binary(path, file, kind.dims)
