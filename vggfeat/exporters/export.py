@@ -1,4 +1,4 @@
-"""One export: checked first, written beside its place, put there by rename."""
+"""Export a cache: check first, write beside the destination, then rename."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ExportReport:
-    """What an export came to.
+    """What `export` did.
 
     Attributes:
         out: the file or folder.
         format: one of `EXPORT_FORMATS`.
         rows: images in it.
         layers: canonical specs.
-        bytes: of the file, or of all files of the folder.
-        notes: what is otherwise than in the cache.
-        norm: that the rows were brought to.
+        bytes: size of the file, or of all files of the folder.
+        notes: differences from the cache.
+        norm: that rows were normalised to.
     """
 
     out: str
@@ -68,26 +68,26 @@ def export(
     metric: IndexMetric = "cosine",
     norm: Norm | None = None,
 ) -> ExportReport:
-    """Writes a cache in another format; it appears whole or not at all, and memory is bounded.
+    """Export a cache to another format; the result appears complete or not at all.
 
-    Only a faiss index is held in memory whole, as faiss does.
+    Memory is bounded, except for a faiss index, which faiss builds in memory.
 
     Args:
         cache: a cache.
-        out: file or folder to make; must not be there yet.
+        out: file or folder to make; must not exist.
         to: one of `EXPORT_FORMATS`.
         layers: specs; empty for all.
         rows: `done`, `all` (NaN where not done), or a shell pattern of paths.
         compress: see `Options`.
         metric: see `Options`.
-        norm: `none`, values as they are; `l2`, unit length; `ssr`, the signed square root and then
-            unit length. By default none, but l2 of global descriptors for hloc.
+        norm: `none`; `l2`, unit length; `ssr`, signed square root, then unit length. By default
+            none, but l2 for global descriptors of hloc.
 
     Raises:
-        UsageError: a setting makes no sense, a library is missing, or `out` is there.
-        CacheError: it is not a cache of ours, is damaged, or has no such layer.
-        LockedError: another run makes `out`.
-        SpaceError: no room; nothing is left.
+        UsageError: a setting is invalid, a library is missing, or `out` exists.
+        CacheError: it is no cache of ours, damaged, or lacks a layer.
+        LockedError: another run writes `out`.
+        SpaceError: the disk is full; nothing is left.
     """
     place = path_text(out).rstrip(os.sep) or path_text(out)
     form = _check(to, place, compress, metric, norm)

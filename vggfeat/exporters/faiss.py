@@ -1,4 +1,4 @@
-"""A flat faiss index of one layer."""
+"""Export one layer to a flat faiss index."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def write_faiss(content: Content, folder: str, options: Options) -> None:
-    """`index.faiss`, whose ids are the lines of `paths.txt` beside it."""
+    """Write `index.faiss`, whose ids are line numbers of `paths.txt` beside it."""
     faiss = require("faiss", "faiss", "a faiss index")
     (layer, *others) = content.layers
     if others or len(content.row_shape(layer)) != 1:

@@ -1,4 +1,4 @@
-"""HDF5 to ship, compressed; and as hloc has it, one group an image."""
+"""Export to HDF5: compressed for distribution, and with one group an image as hloc reads it."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ _GZIP_LEVEL = 4
 
 
 def write_hdf5(content: Content, path: str, options: Options) -> None:
-    """The groups, names and attributes of a cache, but for the rows and layers that are left out.
+    """Write the groups, names and attributes of a cache, with only the chosen rows and layers.
 
-    Codes of int8 stay codes, with their scales. Layers that are normalised get the specs of their
-    values, `fc7:l2` of `fc7`; codes become float32 then.
+    int8 codes are kept, with their scales. Normalised layers get the specs of their values,
+    `fc7:l2` for `fc7`, and codes then become float32.
     """
     how = _filters(options)
     header, names = content.cache.header, _names(content)
@@ -75,7 +75,7 @@ def write_hdf5(content: Content, path: str, options: Options) -> None:
 
 
 def _names(content: Content) -> dict[str, str]:
-    """The spec of each layer as it is written: with a norm it is another one."""
+    """Return the spec of each layer in the export: with a norm it changes."""
     if content.norm == "none":
         return {layer: layer for layer in content.layers}
     identity = content.cache.header.identity
@@ -104,14 +104,14 @@ def _blocks(content: Content, layers: Sequence[str]) -> list[tuple[int, int]]:
 
 
 def _stored(content: Content, layer: str, start: int, stop: int) -> NDArray[np.generic]:
-    """Rows as they are written: codes and numbers of the cache, but for a norm."""
+    """Read rows as they are written: exactly as in the cache, unless normalised."""
     if content.norm == "none":
         return content.cache[layer][content.rows[start:stop]]
     return content.read(layer, content.rows[start:stop])
 
 
 def _checksums(content: Content, names: Mapping[str, str]) -> NDArray[np.uint32]:
-    """Checksums of rows that have lost some of their layers or have new values, uint32 (n,)."""
+    """Return checksums of rows that lost layers or have new values, uint32 (n,)."""
     layers = sorted(content.layers, key=names.__getitem__)
     return np.concatenate(
         [
@@ -132,7 +132,7 @@ def _filters(options: Options) -> Mapping[str, Any]:
 def _create(
     new: h5py.File, name: str, like: DatasetExtent, rows: int, how: Mapping[str, Any]
 ) -> h5py.Dataset:
-    """A dataset of as many rows and the same type, filtered in chunks of whole rows."""
+    """Create a dataset of so many rows, else as in the cache, with chunks of whole rows."""
     chunk = None
     if how and rows:
         chunk = (max(1, min(rows, _CHUNK_BYTES // like.row_bytes)), *like.shape[1:])
@@ -142,9 +142,9 @@ def _create(
 
 
 def write_hloc(content: Content, path: str, _options: Options) -> None:
-    """A group an image under its path; in it `global_descriptor`, or of several a dataset a layer.
+    """Write a group for each image, with `global_descriptor` or a dataset for each layer.
 
-    The names are those of hloc (github.com/cvg/Hierarchical-Localization, extract_features), whose
+    Names follow hloc (github.com/cvg/Hierarchical-Localization, extract_features), whose
     pairs_from_retrieval takes inner products of global descriptors.
     """
     paths = content.paths()

@@ -1,4 +1,4 @@
-"""NumPy's formats: a folder of .npy files, and one .npz."""
+"""Export to NumPy: a folder of .npy files, or one .npz."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PATHS_FILE = "paths.txt"
 
 
 def write_npy(content: Content, folder: str, _options: Options) -> None:
-    """`<layer>.npy` a layer, (n, …), `paths.txt`, a line a row, and `states.txt` likewise."""
+    """Write `<layer>.npy`, (n, …), for each layer, `paths.txt` and `states.txt`."""
     os.mkdir(folder)
     for layer in content.layers:
         with open(os.path.join(folder, f"{file_name(layer)}.npy"), "wb") as file:
@@ -28,14 +28,14 @@ def write_npy(content: Content, folder: str, _options: Options) -> None:
 
 
 def write_lines(content: Content, folder: str) -> None:
-    """`paths.txt` and `states.txt`, a line a row."""
+    """Write `paths.txt` and `states.txt`, one line a row."""
     for name, lines in ((_PATHS_FILE, content.paths()), ("states.txt", content.states())):
         with open(os.path.join(folder, name), "w", encoding="utf-8", newline="\n") as file:
             file.writelines(f"{line}\n" for line in lines)
 
 
 def write_npz(content: Content, path: str, _options: Options) -> None:
-    """An array a layer under its name; `paths` as bytes, just as they are, and `states`."""
+    """Write an array for each layer under its name, `paths` as exact bytes, and `states`."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         for layer in content.layers:
             with archive.open(f"{layer}.npy", "w", force_zip64=True) as member:
@@ -46,7 +46,7 @@ def write_npz(content: Content, path: str, _options: Options) -> None:
 
 
 def npy_blocks(content: Content, layer: str) -> Iterator[bytes]:
-    """A .npy file of one layer, piece by piece."""
+    """Yield a .npy file of one layer in blocks."""
     header = io.BytesIO()
     shape = (len(content), *content.row_shape(layer))
     np.lib.format.write_array_header_1_0(
@@ -63,12 +63,12 @@ def npy_blocks(content: Content, layer: str) -> Iterator[bytes]:
 
 
 def npy_bytes(array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> bytes:
-    """A whole .npy file of a small array."""
+    """Return the .npy file of a small array."""
     file = io.BytesIO()
     np.save(file, array, allow_pickle=False)
     return file.getvalue()
 
 
 def file_name(layer: str) -> str:
-    """A layer's name without what file names elsewhere may not hold."""
+    """Return the name of a layer without characters that some file systems refuse."""
     return layer.replace(":", "-").replace("/", "-")

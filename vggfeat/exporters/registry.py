@@ -1,4 +1,4 @@
-"""The formats that a cache can be exported to."""
+"""Formats that a cache can be exported to. To add one, add a line to `EXPORT_FORMATS`."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ INDEX_METRICS: tuple[IndexMetric, ...] = get_args(IndexMetric)
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a format is told beside what to write.
+    """Options of formats.
 
     Attributes:
         compress: of hdf5 and parquet.
-        metric: of a faiss index; for `cosine` rows are brought to unit length.
+        metric: of a faiss index; with `cosine` rows are brought to unit length.
     """
 
     compress: Compress = "none"
@@ -40,17 +40,17 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """One format.
+    """An export format.
 
     Attributes:
-        write: writes the content to the path of an empty file, or for a folder to a path at which
-            nothing is.
-        is_folder: it is a folder and no file.
-        compressions: other than none.
-        exact_paths: paths are kept as bytes, whatever they hold.
-        keeps_codes: int8 stays int8, with its scales, unless rows are normalised.
-        descriptor_norm: that one vector an image is brought to unless another norm is asked for:
-            the format's readers take inner products for similarities.
+        write: writes the content to the path of an empty file, or, for a folder, to a path at which
+            nothing exists.
+        is_folder: whether it is a folder.
+        compressions: that it supports besides none.
+        exact_paths: whether paths are kept as bytes, whatever they contain.
+        keeps_codes: whether int8 stays int8, with its scales, unless rows are normalised.
+        descriptor_norm: of single vectors unless another norm is requested: for formats whose
+            readers take inner products for similarities.
     """
 
     write: Callable[[Content, str, Options], None]

@@ -1,4 +1,8 @@
-"""safetensors: 8 bytes of length, JSON of names, raw values (huggingface.co/docs/safetensors)."""
+"""Export to safetensors: a length of 8 bytes, a JSON header, raw values.
+
+The own header is used because the `safetensors` library writes only tensors that are whole in
+memory; this streams blocks (format: huggingface.co/docs/safetensors).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ _PATHS = "paths"
 
 
 def write_safetensors(content: Content, path: str, _options: Options) -> None:
-    """A tensor a layer; `paths` uint8 (n, longest), padded with zeros: safetensors has no text."""
+    """Write a tensor for each layer, and `paths`, uint8 (n, longest), padded with zeros."""
     # The widest numbers first, so that all begin at a multiple of their size.
     layers = sorted(content.layers, key=lambda layer: -content.dtype(layer).itemsize)
     paths = np.asarray(content.cache.paths[content.rows])

@@ -1,4 +1,4 @@
-"""What is exported: some layers and rows of a cache, read block by block."""
+"""Select the layers and rows to export, and read them in blocks."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _FLOAT32_BYTES = 4
 
 @dataclass(frozen=True, slots=True)
 class ExportPart:
-    """Some rows that follow one another in the export.
+    """A block of rows of the export.
 
     Attributes:
-        start: number of the first in the export.
+        start: number of the first row in the export.
         rows: their numbers in the cache, int64 (n,).
         values: layer → (n, …) float16 or float32.
     """
@@ -42,13 +42,13 @@ class ExportPart:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Content:
-    """Some layers and rows of a cache.
+    """Layers and rows of a cache that are exported.
 
     Attributes:
-        cache: where they are read from.
-        layers: canonical specs, in the order asked for.
+        cache: to read from.
+        layers: canonical specs, in the requested order.
         rows: numbers of the rows, ascending, int64 (n,).
-        norm: that every vector is brought to: see `normalising.normalised`.
+        norm: of every vector: see `normalised`.
     """
 
     cache: FeatureCache
@@ -61,37 +61,37 @@ class Content:
         return len(self.rows)
 
     def row_shape(self, layer: str) -> tuple[int, ...]:
-        """Shape of one row, (D,) or (C, H, W)."""
+        """Return the shape of one row, (D,) or (C, H, W)."""
         return self.cache.header.shapes[layer]
 
     @property
     def is_one_vector(self) -> bool:
-        """Whether a row is one vector: of one layer, and no map."""
+        """Whether a row is one vector, of one layer."""
         return len(self.layers) == 1 and len(self.row_shape(self.layers[0])) == 1
 
     def width(self, layer: str) -> int:
-        """Numbers in one row."""
+        """Return the number of values in one row."""
         return math.prod(self.row_shape(layer))
 
     def dtype(self, layer: str) -> np.dtype[np.floating[Any]]:
-        """Little-endian float16 where that is stored, else float32."""
+        """Return little-endian float16 if that is stored, else float32."""
         stored = np.dtype(self.cache.header.feature(layer).dtype)
         return np.dtype("<f2" if stored == np.float16 else "<f4")
 
     def of(self, layer: str) -> Iterator[NDArray[np.floating[Any]]]:
-        """All rows of one layer, (n, …) at a time; NaN where a row is not done."""
+        """Yield all rows of one layer in blocks (n, …); NaN where a row is not done."""
         for start, stop in blocks(len(self), self.width(layer) * _FLOAT32_BYTES):
             yield self.read(layer, self.rows[start:stop])
 
     def parts(self) -> Iterator[ExportPart]:
-        """All rows with all layers, some at a time."""
+        """Yield all rows with all layers, in blocks."""
         row_bytes = sum(map(self.width, self.layers)) * _FLOAT32_BYTES
         for start, stop in blocks(len(self), row_bytes):
             rows = self.rows[start:stop]
             yield ExportPart(start, rows, {layer: self.read(layer, rows) for layer in self.layers})
 
     def read(self, layer: str, rows: NDArray[np.int64]) -> NDArray[np.floating[Any]]:
-        """Some rows of the cache, int64 (n,), as they are exported, (n, …); NaN where not done."""
+        """Read rows of the cache, int64 (n,), as they are exported, (n, …); NaN where not done."""
         # What follows one another is read as one slice, several times as fast.
         together = len(rows) and rows[-1] - rows[0] + 1 == len(rows)
         wanted = slice(int(rows[0]), int(rows[-1]) + 1) if together else rows
@@ -103,27 +103,27 @@ class Content:
         return normalised(values, self.norm)
 
     def paths(self) -> list[str]:
-        r"""Path of each row as text that is UTF-8: other bytes and line ends as `\xNN`."""
+        r"""Return each row's path as UTF-8 text; other bytes and control characters as `\xNN`."""
         return [text_of(bytes(path)) for path in self.cache.paths[self.rows]]
 
     def states(self) -> list[str]:
-        """Name of each row's state, lower case."""
+        """Return the name of each row's state, lower case."""
         return [RowState(int(state)).name.lower() for state in self.cache.state[self.rows]]
 
     def not_utf8(self) -> int:
-        """How many paths had to be written otherwise than they are."""
+        """Count the paths that `paths` escapes."""
         paths = self.cache.paths[self.rows]
         return sum(text_of(bytes(path)).encode() != bytes(path) for path in paths)
 
 
 def text_of(path: bytes) -> str:
-    r"""A path as printable UTF-8; bytes that are none, and control characters, as `\xNN`."""
+    r"""Return a path as printable UTF-8; other bytes and control characters as `\xNN`."""
     text = path.decode(errors="backslashreplace")
     return "".join(c if c >= " " and c != "\x7f" else f"\\x{ord(c):02x}" for c in text)
 
 
 def select(cache: FeatureCache, layers: Sequence[str], rows: str) -> Content:
-    """Layers and rows of a cache.
+    """Select layers and rows of a cache.
 
     Args:
         cache: to export.

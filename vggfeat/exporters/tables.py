@@ -1,4 +1,4 @@
-"""Tables: CSV and Parquet, a row an image, its path first."""
+"""Export to tables, CSV and Parquet, with one row an image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def write_csv(content: Content, path: str, _options: Options) -> None:
-    """`path,state,<layer>_0,<layer>_1,…` (RFC 4180), numbers so that they come back the same."""
+    """Write `path,state,<layer>_0,<layer>_1,…` (RFC 4180) with enough digits for each value."""
     head = [f"{layer}_{at}" for layer in content.layers for at in range(content.width(layer))]
     writers = {layer: _number_texts(content.dtype(layer)) for layer in content.layers}
     paths, states = content.paths(), content.states()
@@ -41,7 +41,7 @@ def write_csv(content: Content, path: str, _options: Options) -> None:
 def _number_texts(
     dtype: np.dtype[np.floating[Any]],
 ) -> Callable[[NDArray[np.floating[Any]]], NDArray[np.object_]]:
-    """What writes an array of that type as text; of float16 there are only 65536 numbers."""
+    """Return a function that formats an array; float16 has only 65536 values, so a table does."""
     if dtype == np.float16:
         numbers = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
         words = np.array([str(number) for number in numbers], dtype=object)
@@ -50,7 +50,7 @@ def _number_texts(
 
 
 def write_parquet(content: Content, path: str, options: Options) -> None:
-    """`path`, `state`, and a list of fixed length a layer; a map is its numbers one by one."""
+    """Write `path`, `state`, and a fixed-size list for each layer; maps are flattened."""
     pyarrow = require("pyarrow", "parquet", "parquet")
     parquet = require("pyarrow.parquet", "parquet", "parquet")
     schema = _parquet_schema(pyarrow, content)

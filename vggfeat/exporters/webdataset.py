@@ -1,4 +1,4 @@
-"""WebDataset: tar files in which the files of one image follow one another under one key."""
+"""Export to WebDataset: tar files in which the files of one image are adjacent and share a key."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PER_FILE = 2 * _BLOCK  # header and padding of a tar
 
 
 def write_webdataset(content: Content, folder: str, _options: Options) -> None:
-    """`shard-000000.tar` and so on; an image has `<row>.<layer>.npy` and `<row>.json`."""
+    """Write `shard-000000.tar` and so on, with `<row>.<layer>.npy` and `<row>.json`."""
     os.mkdir(folder)
     paths, states = content.paths(), content.states()
     row_bytes = sum(

@@ -1,4 +1,4 @@
-"""Contact sheets: images with their names and scores, as a picture or as a page for a browser."""
+"""Contact sheets: images with captions and scores, as a PNG or as an HTML page."""
 
 from __future__ import annotations
 
@@ -116,14 +116,14 @@ TileGroup = tuple[Query | None, Sequence[Result]]
 
 
 def check_sheet(out: str) -> str:
-    """The one of `SHEET_FORMATS` that the name of a sheet asks for; see `reports.output_format`."""
+    """Return the one of `SHEET_FORMATS` that the name of a sheet ends in; see `output_format`."""
     return output_format(out, "sheet", SHEET_FORMATS)
 
 
 def contact_sheet(
     title: str, queries: Sequence[Query], results: Sequence[Sequence[Result]], out: str
 ) -> None:
-    """Writes queries and what was found for each of them as a contact sheet.
+    """Write queries and the images found for each as a contact sheet.
 
         contact_sheet(
             "nearest by conv5_3",
@@ -132,18 +132,18 @@ def contact_sheet(
             "sheet.html",
         )
 
-    An image whose file is not there or cannot be read has a place that says so.
+    An image whose file is missing or unreadable is replaced by a remark.
 
     Args:
         title: of the sheet.
-        queries: images that were searched for; none for a sheet of images alone.
+        queries: images that were searched for; empty for a sheet of images alone.
         results: for each query, best first; without queries each list stands by itself.
         out: a name that ends in `.png` or `.html`.
 
     Raises:
-        UsageError: another ending, no such folder, or a picture that would be too large.
-        ValueError: another number of lists than of queries.
-        SpaceError: the file cannot be written; what was there stays.
+        UsageError: another ending, no such folder, or the picture would be too large.
+        ValueError: the numbers of lists and queries differ.
+        SpaceError: the file cannot be written; an existing one is kept.
     """
     form = check_sheet(out)
     if queries and len(queries) != len(results):
@@ -156,13 +156,13 @@ def contact_sheet(
 def results_of_rows(
     cache: FeatureCache, pattern: str, *, most: int = 100, root: str | None = None
 ) -> list[Result]:
-    """Images of a cache for a sheet, each with its state.
+    """Return images of a cache for a sheet, each with its state.
 
     Args:
         cache: any cache.
-        pattern: of paths, see `browsing.matching`.
-        most: how many at most.
-        root: where the images are now; by default where they were.
+        pattern: of paths, see `matching`.
+        most: at most so many.
+        root: folder of the images now; by default that of the extraction.
 
     Raises:
         UsageError: no image matches, or `most` is below 1.
@@ -184,16 +184,16 @@ def results_of_rows(
 
 
 def sheet_of_findings(found: SearchResult, out: str, *, root: str | None = None) -> None:
-    """Writes what a search found as a contact sheet.
+    """Write the result of a search as a contact sheet.
 
     Args:
         found: of `vggfeat.search`.
         out: a name that ends in `.png` or `.html`.
-        root: where the images of the cache are now; by default where they were.
+        root: folder of the cache's images now; by default that of the extraction.
 
     Raises:
-        UsageError: another ending, no such folder, or a picture that would be too large.
-        SpaceError: the file cannot be written; what was there stays.
+        UsageError: another ending, no such folder, or the picture would be too large.
+        SpaceError: the file cannot be written; an existing one is kept.
     """
     cache = open_cache(found.cache)
     tones = cache.header.identity.preprocess.tones
@@ -218,7 +218,7 @@ def sheet_of_findings(found: SearchResult, out: str, *, root: str | None = None)
 
 @functools.cache
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """One with more letters than Latin where it is installed, else Pillow's own."""
+    """Return a font with more scripts than Latin if it is installed, else Pillow's own."""
     try:
         return ImageFont.truetype("DejaVuSans.ttf", size)
     except OSError:
@@ -227,12 +227,12 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """Where everything stands, in pixels.
+    """Positions on the sheet, in pixels.
 
     Attributes:
         across: results in a line.
-        down: from one line to the next.
-        indent: left of the results; a query stands there.
+        down: distance between lines.
+        indent: left of the results, where a query stands.
         tops: upper edge of each group.
         size: width and height of the sheet.
     """
@@ -309,7 +309,7 @@ def _draw_tile(
 
 
 def _fitted(picture: Image.Image) -> Image.Image:
-    """A small image at the largest whole multiple that fits, so that it can be seen."""
+    """Enlarge a small image by the largest whole factor that fits, so that it can be seen."""
     factor = _SIDE // max(picture.size)
     if factor <= 1:
         return picture
@@ -331,7 +331,7 @@ _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def _wrapped(text: str, font: _Font, width: int, most: int) -> list[str]:
-    """Text in up to `most` lines of that many pixels; of a longer one the middle is left out."""
+    """Wrap text into at most `most` lines of that width; shorten a longer one in the middle."""
     if not text:
         return []
     lines = _lines(text, font, width)
@@ -346,7 +346,7 @@ def _wrapped(text: str, font: _Font, width: int, most: int) -> list[str]:
 
 
 def _lines(text: str, font: _Font, width: int) -> list[str]:
-    """Lines of that many pixels, broken where a name may be, else anywhere."""
+    """Break text into lines of that width, preferably between parts of a name."""
     lines, rest = [], text
     while rest:
         length = _fitting(rest, font, width)
@@ -359,7 +359,7 @@ def _lines(text: str, font: _Font, width: int) -> list[str]:
 
 
 def _fitting(text: str, font: _Font, width: int) -> int:
-    """Characters of a text that are no wider than that, at least one."""
+    """Return how many characters of a text fit into that width, at least one."""
     length = len(text)
     while length > 1 and font.getlength(text[:length]) > width:
         length -= 1
@@ -367,7 +367,7 @@ def _fitting(text: str, font: _Font, width: int) -> int:
 
 
 def _cut(text: str, font: _Font, width: int) -> str:
-    """A text in one line; of a longer one the end is left out."""
+    """Shorten a text at its end to one line of that width."""
     if font.getlength(text) <= width:
         return text
     return f"{text[: _fitting(text, font, width - int(font.getlength('...')))]}..."

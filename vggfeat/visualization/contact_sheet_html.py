@@ -1,6 +1,6 @@
-"""A contact sheet as one HTML file that needs nothing else: no network, no server, no script.
+"""A contact sheet as one self-contained HTML file: no network, no server.
 
-The script that is in it only adds to what the browser can do: arrow keys and a large view.
+Its script only adds arrow keys and a large view; the page works without.
 """
 
 from __future__ import annotations
@@ -134,12 +134,7 @@ document.querySelector('.hint').hidden = false;
 
 
 def page(title: str, groups: Sequence[TileGroup]) -> bytes:
-    """The file of a contact sheet, UTF-8.
-
-    Args:
-        title: of the sheet.
-        groups: what it shows.
-    """
+    """Return the file of a contact sheet, UTF-8."""
     return "".join(_parts(title, groups)).encode()
 
 
@@ -192,7 +187,7 @@ def _item(tile: Tile) -> str:
 
 
 def _breakable(escaped: str) -> str:
-    """Names may go on in a new line where their parts end."""
+    """Allow line breaks after the parts of names."""
     return re.sub(r"([/_-])", r"\1<wbr>", escaped)
 
 

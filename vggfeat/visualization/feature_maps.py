@@ -1,4 +1,4 @@
-"""What layers see in one image: their whole feature maps."""
+"""Compute the feature maps of one image."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ _MOST_CHANNELS: Final = 144  # drawn of one layer; more would be smaller than wh
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FeatureMap:
-    """What one layer gives for one image.
+    """The output of one layer for one image.
 
     Attributes:
-        layer: its name, with `.pre` where it is taken in front of its ReLU.
+        layer: its name, with `.pre` if taken before its ReLU.
         values: float32 (C, H, W).
     """
 
@@ -49,12 +49,12 @@ class FeatureMap:
 
     @property
     def mean(self) -> NDArray[np.float32]:
-        """The mean of all channels, float32 (H, W)."""
+        """The mean over channels, float32 (H, W)."""
         mean: NDArray[np.float32] = self.values.mean(axis=0)
         return mean
 
     def strongest(self, count: int) -> NDArray[np.int64]:
-        """The channels with the largest mean, largest first, int64 (count,)."""
+        """Return the channels with the largest mean, largest first, int64 (count,)."""
         means = self.values.mean(axis=(1, 2), dtype=np.float64)  # (C,)
         order: NDArray[np.int64] = np.argsort(-means, kind="stable")[:count]
         return order
@@ -62,14 +62,14 @@ class FeatureMap:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SeenImage:
-    """An image as the network got it, and what layers made of it.
+    """An image as the network receives it, and its feature maps.
 
     Attributes:
         name: of the file.
         model: VGG variant.
         weights: their name.
-        pixels: uint8 (H, W, 3), resized and cut; of other channels than RGB their mean.
-        maps: one a layer, in the order asked for.
+        pixels: uint8 (H, W, 3), resized and cropped; the mean of channels other than RGB.
+        maps: one a layer, in the requested order.
     """
 
     name: str
@@ -80,20 +80,17 @@ class SeenImage:
 
 
 def last_convolutions(model: str) -> str:
-    """The last convolution of each block, as layer specs."""
+    """Return the last convolution of each block, as layer specs."""
     last = {layer.level: layer.name for layer in layer_table(model) if layer.kind == "conv"}
     return ",".join(last.values())
 
 
 def see(path: str, settings: Settings) -> SeenImage:
-    """Runs the network on one image and keeps the maps of its layers.
-
-    It computes in float32, on any device, so that a picture shows the layer and no rounding.
+    """Compute the feature maps of one image, in float32 on any device, so that no rounding shows.
 
     Args:
         path: an image file.
-        settings: layers, without pools; model, weights, device and preprocessing. Of several
-            devices none is taken.
+        settings: layers, without pools; model, weights, one device and preprocessing.
     """
     specs = _map_specs(settings)
     preprocess = settings.preprocess()
@@ -121,7 +118,7 @@ def see(path: str, settings: Settings) -> SeenImage:
 
 
 def _as_picture(pixels: NDArray[Any], preprocess: Preprocess) -> NDArray[np.uint8]:
-    """An input of the network, (H, W, C), as 8-bit RGB to be looked at."""
+    """Convert an input of the network, (H, W, C), to 8-bit RGB for display."""
     levels = to_levels(pixels, Range(0, preprocess.white), BYTE)
     if preprocess.channels != RGB:
         levels = np.rint(levels.mean(axis=2, keepdims=True)).astype(np.uint8).repeat(RGB, axis=2)
@@ -129,7 +126,7 @@ def _as_picture(pixels: NDArray[Any], preprocess: Preprocess) -> NDArray[np.uint
 
 
 def _map_specs(settings: Settings) -> list[str]:
-    """The layers as specs that keep the map."""
+    """Return the layers as specs that keep the map."""
     wrong = [
         str(spec)
         for spec in settings.specs
@@ -147,11 +144,11 @@ def _map_specs(settings: Settings) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Channels:
-    """Which channels of a layer are shown.
+    """The channels of a layer that are shown.
 
     Attributes:
-        top: that many with the largest mean; 0 for others.
-        numbers: these; empty together with `top` 0 for the mean of all.
+        top: number of channels with the largest mean; 0 for others.
+        numbers: of the channels; empty together with `top` 0 for the mean of all.
     """
 
     top: int = 0
@@ -159,16 +156,16 @@ class Channels:
 
     @property
     def is_mean(self) -> bool:
-        """Whether one map, the mean of all channels, is shown."""
+        """Whether the mean of all channels is shown."""
         return not self.top and not self.numbers
 
     def of(self, one: FeatureMap) -> NDArray[np.int64]:
-        """Their numbers in a layer, int64 (n,); a layer with fewer has fewer on top."""
+        """Return the channel numbers in a layer, int64 (n,); fewer if the layer has fewer."""
         return one.strongest(self.top) if self.top else np.array(self.numbers, dtype=np.int64)
 
 
 def parse_channels(text: str) -> Channels:
-    """Channels from text: `mean`, `top:16` or `3,17,200`."""
+    """Parse `mean`, `top:16` or `3,17,200`."""
     words = [word.strip() for word in text.removeprefix(_TOP).split(",")]
     if text == MEAN:
         return Channels()
@@ -185,7 +182,7 @@ def parse_channels(text: str) -> Channels:
 
 
 def check_map_channels(channels: Channels, settings: Settings) -> None:
-    """Fails where a layer has no such channel."""
+    """Refuse channels that a layer lacks; name every such layer."""
     highest = max(channels.numbers, default=-1)
     few: Sequence[str] = [
         f"{spec.layer.name} has 0 to {spec.layer.channels - 1}"

@@ -1,4 +1,4 @@
-"""Values and images of a cache as a picture: histograms and planes, by matplotlib."""
+"""Plot histograms of a cache's values and projections of its images, with matplotlib."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ _MARGIN = 0.08
 
 @dataclass(frozen=True, slots=True)
 class Colouring:
-    """Which colour each image has.
+    """The colour of each image.
 
     Attributes:
         colours: one an image.
-        legend: colour by name of a folder; empty where there is nothing to tell apart.
+        legend: colour by name of a folder; empty if there is only one folder.
     """
 
     colours: tuple[str, ...]
@@ -59,7 +59,7 @@ class Colouring:
 
 
 def check_marks(name: str) -> Marks:
-    """How images are shown."""
+    """Return the one of `MARKS` that is named."""
     for known in MARKS:
         if known == name:
             return known
@@ -67,11 +67,7 @@ def check_marks(name: str) -> Marks:
 
 
 def colour_by_folder(paths: list[str]) -> Colouring:
-    """A colour for each of the folders with most images, and one for all others.
-
-    Args:
-        paths: relative, as a cache has them.
-    """
+    """Give each of the folders with most images a colour, and all others one together."""
     folders = [printable(os.path.dirname(path)) or _NO_FOLDER for path in paths]
     common = [name for name, _ in sorted(Counter(folders).items(), key=lambda item: -item[1])]
     own = len(_COLOURS) if len(common) <= len(_COLOURS) else len(_COLOURS) - 1
@@ -83,14 +79,13 @@ def colour_by_folder(paths: list[str]) -> Colouring:
 
 
 def draw_cache(view: CacheView, *, marks: Marks = "thumbnails", root: str | None = None) -> Figure:
-    """One line a layer: how often which values are, and the images in a plane.
+    """Draw one line for each layer: a histogram of its values, and the images in a plane.
 
     Args:
         view: the cache.
-        marks: `thumbnails` shows the images where their files are found, and dots where not or
-            where too many would lie on one another; `folders` shows dots alone. Both are coloured
-            by folder.
-        root: where the images are now; by default where they were.
+        marks: `thumbnails` shows images whose files are found, and dots for others and where images
+            would overlap; `folders` shows dots alone. Both are coloured by folder.
+        root: folder of the images now; by default that of the extraction.
     """
     check_matplotlib()
     from matplotlib.figure import Figure
@@ -198,12 +193,12 @@ def _draw_plane(
 
 
 def _side(images: int) -> float:
-    """Inches of the longer side of a thumbnail among that many."""
+    """Return the longer side of thumbnails among so many images, in inches."""
     return float(np.clip(_LARGEST * (_AT_LARGEST / max(images, 1)) ** 0.5, _SMALLEST, _LARGEST))
 
 
 def _apart(points: NDArray[np.float32], candidates: list[int], side: float) -> list[int]:
-    """Those of the candidates that leave one another to be seen, the first ones first.
+    """Choose candidates that do not hide one another, earlier ones first.
 
     Distances are those on paper, as far as they are known before the axes are laid out.
     """
@@ -235,7 +230,7 @@ def _draw_thumbnail(
 
 
 def _thumbnails(view: CacheView, root: str | None) -> dict[int, Image.Image]:
-    """The pictures that can be had, by their place in `view.rows`."""
+    """Load the pictures that exist, by their place in `view.rows`."""
     longest = round(_side(len(view.rows)) * _PIXELS_AN_INCH)
     tones = view.cache.header.identity.preprocess.tones
     found = {}

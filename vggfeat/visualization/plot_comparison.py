@@ -1,4 +1,4 @@
-"""A comparison as a picture, by matplotlib, which is an extra."""
+"""Plot a comparison of layers, with matplotlib."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _COLOURS = ("#0072b2", "#e69f00")  # of Okabe and Ito, told apart by all eyes an
 
 
 def draw(comparison: Comparison, form: str) -> bytes:
-    """Bars for each candidate: its mean average precision, and its nearest neighbours.
+    """Draw bars for each candidate: mean average precision, and relevance of the nearest neighbour.
 
     Args:
-        comparison: its candidates are drawn, best on top.
+        comparison: whose candidates are drawn, best on top.
         form: one of `FIGURE_FORMATS`.
 
     Returns:
-        The picture file's bytes.
+        The bytes of the file.
     """
     check_matplotlib()
     from matplotlib.figure import Figure
@@ -62,7 +62,7 @@ def _draw_bars(axes: Axes, candidates: tuple[Candidate, ...]) -> None:
 
 
 def _label(candidate: Candidate) -> str:
-    """Name and width, on a few lines."""
+    """Return name and width of a candidate on a few lines."""
     text = candidate.name.encode(errors="backslashreplace").decode().replace(",", ", ")
     lines = textwrap.wrap(
         text, _LABEL_WIDTH, max_lines=_LABEL_LINES, placeholder=" ...", break_on_hyphens=False

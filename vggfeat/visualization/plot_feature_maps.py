@@ -1,4 +1,4 @@
-"""Feature maps as a picture, by matplotlib, which is an extra."""
+"""Plot feature maps, with matplotlib."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Tiles:
 
     Attributes:
         values: float32 (H, W), NaN between the tiles.
-        corners: row and column of each tile's upper left.
+        corners: row and column of the upper left corner of each tile.
         shape: of one tile.
     """
 
@@ -43,26 +43,13 @@ class Tiles:
 
 
 def resized(one: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
-    """A map at the size of the image that it was made of, bilinear.
-
-    Args:
-        one: float32 (h, w).
-        height: rows wanted.
-        width: columns wanted.
-
-    Returns:
-        float32 (height, width).
-    """
+    """Resize a map, float32 (h, w), bilinearly to float32 (height, width)."""
     image = Image.fromarray(np.ascontiguousarray(one))
     return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
 
 
 def tile(maps: NDArray[np.float32]) -> Tiles:
-    """Maps side by side, in a grid about as high as it is wide.
-
-    Args:
-        maps: float32 (n, h, w), one or more.
-    """
+    """Arrange maps, float32 (n, h, w), in a grid about as high as it is wide."""
     count, height, width = maps.shape
     if count == 1:
         return Tiles(maps[0], ((0, 0),), (height, width))
@@ -81,12 +68,12 @@ def tile(maps: NDArray[np.float32]) -> Tiles:
 
 
 def draw_maps(seen: SeenImage, channels: Channels, *, overlay: bool = False) -> Figure:
-    """The image as the network got it and, beside it, one panel a layer with its own scale.
+    """Draw the input of the network and, beside it, one panel for each layer with its own scale.
 
     Args:
         seen: the image and its maps.
-        channels: which are shown.
-        overlay: whether maps lie over the image.
+        channels: to show.
+        overlay: whether to draw maps over the image.
     """
     check_matplotlib()
     from matplotlib.figure import Figure
@@ -110,7 +97,7 @@ def draw_maps(seen: SeenImage, channels: Channels, *, overlay: bool = False) -> 
 
 
 def _grid(panels: int, room: int) -> tuple[int, int]:
-    """Rows and columns; `room` is how much of a line a panel takes."""
+    """Return rows and columns of panels, each of which takes `room` places in a line."""
     most = _ACROSS // room
     across = panels if panels <= most else min(most, math.ceil(panels / 2))
     return math.ceil(panels / across), across
@@ -151,7 +138,7 @@ def _draw_layer(
 
 
 def _draw_under(axes: Axes, under: NDArray[np.uint8], count: int) -> None:
-    """The image in grey under every tile: its colours would mix with those of the map."""
+    """Draw the image in grey under every tile; its colours would mix with those of the map."""
     grey = np.asarray(Image.fromarray(under).convert("L"), dtype=np.float32)
     below = tile(np.broadcast_to(grey, (count, *grey.shape)))
     axes.imshow(below.values, cmap="gray", vmin=0, vmax=255)

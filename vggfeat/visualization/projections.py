@@ -1,4 +1,4 @@
-"""What the values of a cache look like: a histogram and a plane for each layer, by NumPy."""
+"""Histograms of a cache's values and projections of its images to a plane, in NumPy."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ _SEED = 0  # of UMAP, which starts from random numbers
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Histogram:
-    """How often values of a layer lie where.
+    """Counts of a layer's values.
 
     Attributes:
         counts: int64 (`BINS`,).
         edges: float64 (`BINS` + 1,), from the lowest value to the highest.
         zeros: share of values that are 0.
-        rows: images whose values they are.
+        rows: number of images counted.
     """
 
     counts: NDArray[np.int64]
@@ -55,9 +55,9 @@ class Plane:
     """Images as points of a plane.
 
     Attributes:
-        points: float32 (n, 2); empty where there are too few images, or all are the same.
-        axes: what the two directions are.
-        note: why there are no points, '' where there are.
+        points: float32 (n, 2); empty if there are too few images, or all are the same.
+        axes: labels of the two axes.
+        note: why there are no points; '' if there are.
     """
 
     points: NDArray[np.float32]
@@ -102,7 +102,7 @@ class CacheView:
 
 
 def check_projection(name: str) -> Projection:
-    """The projection of that name, which can be computed here."""
+    """Return the projection of that name, if it can be computed here."""
     for known in PROJECTIONS:
         if known == name:
             if known == "umap":
@@ -127,17 +127,17 @@ def view_cache(
     projection: Projection = "pca",
     sample: int = 1000,
 ) -> CacheView:
-    """Histograms and planes of some layers of a cache, over its done rows.
+    """Compute histograms and projections of layers of a cache, over its done rows.
 
-    Histograms are of the values as they are. For the planes each vector is brought to unit length,
-    so that images lie near to one another that have a large cosine; of images as they are a few
-    with large values would press all others into a corner.
+    Histograms show the values as stored. For projections each vector is brought to unit length, so
+    that images with a large cosine are near one another; else a few images with large values would
+    press all others into a corner.
 
     Args:
         cache: any cache.
         layers: specs separated by commas; all by default.
         projection: see `plane_of`.
-        sample: images in a plane at most, spread over the cache.
+        sample: images in a projection at most, spread over the cache.
     """
     if sample < 1:
         raise UsageError(f"sample is {sample}; expected 1 or more")
@@ -166,24 +166,20 @@ def _histogram_of(cache: FeatureCache, layer: str, done: NDArray[np.int64]) -> H
 
 
 def histogram(values: NDArray[np.float32]) -> Histogram:
-    """Counts of values in `BINS` bins of equal width over their range.
-
-    Args:
-        values: float32 (n, ...), finite, at least one.
-    """
+    """Count values, float32 (n, ...), finite, at least one, in `BINS` bins of equal width."""
     counts, edges = np.histogram(values, bins=BINS)
     zeros = 1 - np.count_nonzero(values) / values.size
     return Histogram(counts.astype(np.int64), edges.astype(np.float64), zeros, len(values))
 
 
 def _held_rows(cache: FeatureCache, layer: str) -> int:
-    """Rows whose vectors may be held at once."""
+    """Return the number of rows whose vectors fit into `_HELD_BYTES`."""
     width = cache[layer].shape[1]  # of maps only the channels are held
     return max(1, _HELD_BYTES // (4 * width))
 
 
 def _vectors(cache: FeatureCache, layer: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Rows of a layer as float32 (n, D); of maps the mean over their positions."""
+    """Read rows of a layer as float32 (n, D); of maps the mean over positions."""
     shape = cache[layer].shape[1:]  # (D,) or (C, H, W)
     if len(shape) == 1:
         return cache.values(layer, rows)
@@ -197,12 +193,12 @@ def _vectors(cache: FeatureCache, layer: str, rows: NDArray[np.int64]) -> NDArra
 
 
 def plane_of(vectors: NDArray[np.float32], projection: Projection) -> Plane:
-    """Vectors as points of a plane.
+    """Project vectors to a plane.
 
     Args:
         vectors: float32 (n, D), finite.
-        projection: `pca`, the two principal components of these vectors; `umap`, that of McInnes,
-            Healy & Melville 2018 with its own defaults, by cosine, from a fixed seed.
+        projection: `pca`, the first two principal components; `umap`, McInnes, Healy & Melville
+            2018 with its defaults, cosine metric and a fixed seed.
     """
     nothing = np.empty((0, 2), dtype=np.float32)
     axes = ("component 1", "component 2") if projection == "pca" else ("UMAP 1", "UMAP 2")

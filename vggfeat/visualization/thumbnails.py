@@ -1,4 +1,4 @@
-"""Image files for people to look at: small, upright, and found again from a cache's paths."""
+"""Load image files for display: small, upright, and located by a cache's paths."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ _BEGINNING, _END = 22, 15  # characters of a name that are kept
 
 
 def load_picture(path: str | bytes, longest: int, tones: Tones = AS_FILES_SAY) -> Image.Image:
-    """The image in a file, upright, in mode RGB.
+    """Load the image in a file, upright, in mode RGB.
 
     Args:
-        path: an image file of any kind that a run takes.
-        longest: pixels of the longer side at most; a smaller image keeps its size.
-        tones: what becomes black and white; of values in 12 or 16 bits, or in units of their own,
-            little is to be seen without.
+        path: an image file of any kind that an extraction accepts.
+        longest: pixels of the longer side at most; smaller images keep their size.
+        tones: values that become black and white; without them, images of 12 or 16 bits or in
+            physical units show little.
     """
     with open_file(os.fsencode(path)) as stream:
         if is_of_values(stream) or tones != AS_FILES_SAY:
@@ -49,7 +49,7 @@ def load_picture(path: str | bytes, longest: int, tones: Tones = AS_FILES_SAY) -
 
 
 def _picture_of_values(stream: BinaryIO, longest: int, tones: Tones) -> Image.Image:
-    """Of any file by its values; of an array or of DICOM no header tells Pillow the sides."""
+    """Load any file by its values; Pillow cannot tell the size of an array or of DICOM."""
     shown = Preprocess(crop="none", resize=None, **dataclasses.asdict(tones))
     with as_decode_errors(stream, MAX_PIXELS):
         raster = read_raster(stream, shown, MAX_PIXELS)
@@ -60,7 +60,7 @@ def _picture_of_values(stream: BinaryIO, longest: int, tones: Tones) -> Image.Im
 
 
 def _shorter_side(stream: BinaryIO, longest: int) -> int:
-    """Pixels of the shorter side once the longer one is `longest` or less."""
+    """Return the pixels of the shorter side once the longer one is at most `longest`."""
     try:
         with pillow_to_ourselves(MAX_PIXELS), Image.open(stream) as image:
             sides: Any = image.size  # a plugin fills it in, from whatever the file says
@@ -88,14 +88,12 @@ def picture_of(
 
 
 def image_file(cache: FeatureCache, row: int, root: str | None = None) -> str | None:
-    """Where the image of a row lies now; None where there is no such file.
-
-    Members of archives are none: they have no file of their own.
+    """Return the path of a row's image now; None if there is no such file, as for archive members.
 
     Args:
-        cache: whose row.
+        cache: of the row.
         row: its number.
-        root: where the images are now; by default where they were when the cache was made.
+        root: folder of the images now; by default that of the extraction.
     """
     base = cache.header.provenance.root if root is None else os.fsencode(root)
     path = os.path.join(base, bytes(cache.paths[row]))
@@ -104,7 +102,7 @@ def image_file(cache: FeatureCache, row: int, root: str | None = None) -> str | 
 
 
 def shortened(text: str) -> str:
-    """A name in 40 printable characters at most; of a longer one the middle is left out."""
+    """Shorten a name in the middle to at most 40 printable characters."""
     plain = printable(text)
     if len(plain) <= _BEGINNING + 3 + _END:
         return plain

@@ -1,11 +1,10 @@
 """ESZSL: a bilinear map between features and class vectors in closed form.
 
 Romera-Paredes & Torr, "An embarrassingly simple approach to zero-shot learning", ICML 2015:
-
-    V = (X Xᵀ + gI)⁻¹ X Y Sᵀ (S Sᵀ + λI)⁻¹
-
-minimises ‖XᵀVS - Y‖² + g‖VS‖² + λ‖XᵀV‖² + gλ‖V‖², g for gamma. X (d, m) has an image in each
-column, S (a, z) a class, and Y (m, z) is 1 for the right class and -1 for others. Only X Xᵀ and the sum of each class's columns are needed, so one pass over the rows is enough.
+V = (X Xᵀ + gI)⁻¹ X Y Sᵀ (S Sᵀ + λI)⁻¹ minimises ‖XᵀVS - Y‖² + g‖VS‖² + λ‖XᵀV‖² + gλ‖V‖², g for
+gamma. X (d, m) has an image in each column, S (a, z) a class, and Y (m, z) is 1 for the right class
+and -1 for others. Only X Xᵀ and the sum of each class's columns are needed, so one pass over the
+rows is enough.
 """
 
 from __future__ import annotations
