@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import faiss
@@ -33,13 +34,16 @@ from vggfeat.cache.verify import verify
 from vggfeat.core.arrays import blocks
 from vggfeat.core.preprocessing import Preprocess
 from vggfeat.exporters.export import export
-from vggfeat.exporters.registry import EXPORT_FORMATS
+from vggfeat.exporters.registry import EXPORT_FORMATS, Format
+from vggfeat.storage.atomic import TEMPORARY_SUFFIX
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from vggfeat.exporters.registry import Options
+    from vggfeat.exporters.selection import Content
 
 SMALL = ["--model", "vgg11", "--size", "32", "--weights", "random:0", "--device", "cpu",
          "--workers", "0", "--precision", "float32", "-q"]  # fmt: skip
@@ -378,7 +382,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("to", ["csv", "webdataset"])
 def test_killed_in_the_middle(large: Path, tmp_path: Path, number: signal.Signals, to: str) -> None:
     """Killed while it writes, there is nothing under the final name; again, it is whole."""
-    out, unfinished = tmp_path / "out", tmp_path / ".out.vggfeat.tmp"
+    out, unfinished = tmp_path / "out", tmp_path / f".out{TEMPORARY_SUFFIX}"
     process = subprocess.Popen(
         [sys.executable, "-m", "vggfeat", "export", large, "--to", to, "--out", out],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -408,7 +412,7 @@ def test_others_read_the_folder_of_an_export(workplace: Path, large: Path, tmp_p
     process = subprocess.Popen(
         [sys.executable, "-m", "vggfeat", "export", str(large), *words], stdout=subprocess.DEVNULL
     )
-    unfinished = tmp_path / ".b.parquet.vggfeat.tmp"
+    unfinished = tmp_path / f".b.parquet{TEMPORARY_SUFFIX}"
     while not unfinished.exists():
         assert process.poll() is None
     process.send_signal(signal.SIGSTOP)
@@ -420,6 +424,23 @@ def test_others_read_the_folder_of_an_export(workplace: Path, large: Path, tmp_p
         process.wait()
     export(large, tmp_path / "b.parquet", to="parquet")
     assert sorted(os.listdir(tmp_path)) == ["a.parquet", "b.parquet"]
+
+
+def test_a_format_is_a_function_and_a_line(
+    workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A function and its line in the registry make a format that `export` writes and publishes."""
+
+    def write_sums(content: Content, path: str, _options: Options) -> None:
+        sums = np.concatenate([values.sum(axis=1) for values in content.of("conv1_1")])
+        Path(path).write_text("\n".join(map(str, sums)))
+
+    monkeypatch.setitem(EXPORT_FORMATS, "sums", Format(write_sums))
+    report = export(workplace / "float16.h5", tmp_path / "out", to="sums", layers=["conv1_1"])
+    cache = FeatureCache(workplace / "float16.h5")
+    expected = cache["conv1_1"][np.flatnonzero(cache.done)].sum(axis=1)
+    assert (tmp_path / "out").read_text().split() == [str(one) for one in expected]
+    assert (report.format, report.rows) == ("sums", len(expected))
 
 
 def test_a_name_with_a_line_end_stays_in_its_line(tmp_path: Path) -> None:
