@@ -1,4 +1,4 @@
-"""The writing thread: rows and checkpoints happen beside the loop, so the network never waits."""
+"""A background thread writes rows and checkpoints, so that the network never waits for the disk."""
 
 from __future__ import annotations
 
@@ -16,20 +16,19 @@ if TYPE_CHECKING:
     from vggfeat.cache.writer import CacheWriter
     from vggfeat.core.records import FeatureBatch
 
-_DEPTH = 4
-_LEAVE_SECONDS = 5.0
-"""Batches that may wait for the disk before the loop does."""
+_DEPTH = 4  # batches that may wait for the disk before the loop does
+_LEAVE_SECONDS = 5.0  # that Ctrl-C waits for the batch being written
 
 
 class Sink:
-    """Hands batches to a `CacheWriter` in a thread and checkpoints every few seconds.
+    """Hand batches to a `CacheWriter` in a thread, which checkpoints every few seconds.
 
-    Leaving the block writes what waits and checkpoints, whatever error ended it, so that nothing
-    that was computed is lost; only KeyboardInterrupt leaves at once.
+    Leaving the block writes all queued batches and checkpoints, whatever error ended it, so that
+    no computed feature is lost; only KeyboardInterrupt leaves at once.
 
     Args:
         writer: closed on leaving.
-        checkpoint_seconds: how much work a crash may cost.
+        checkpoint_seconds: time between checkpoints, the most work that a crash may cost.
     """
 
     def __init__(self, writer: CacheWriter, checkpoint_seconds: float) -> None:
@@ -89,7 +88,7 @@ class Sink:
                 return
 
     def _attempt(self, batch: FeatureBatch | None, *, due: bool) -> None:
-        """Writes; an error is kept for the loop, and from then on batches are only taken off."""
+        """Write a batch; keep an error for the loop, after which batches are only taken off."""
         try:
             if batch is not None:
                 self._writer.write(batch)

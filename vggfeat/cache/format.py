@@ -1,7 +1,7 @@
-"""The file format, version 1: names, types, attributes and where each dataset's bytes lie.
+"""The file format, version 1: names, types and attributes, and where the bytes of datasets lie.
 
-`docs/FORMAT.md` is the norm; this module is that page in code. It touches HDF5 metadata only: rows
-are written and read by offset, elsewhere.
+`docs/FORMAT.md` is the specification; this module implements it. It touches HDF5 metadata only:
+`writer` and `reader` access rows by offset.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _STORED_TYPES: Mapping[str, str] = {"float16": "<f2", "float32": "<f4", "int8": 
 
 
 class RowState(enum.IntEnum):
-    """What has become of one image."""
+    """State of the row of one image."""
 
     PENDING = 0
     DONE = 1
@@ -67,7 +67,7 @@ class RowState(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class DatasetExtent:
-    """One dataset as one run of bytes in the file.
+    """Where the bytes of one dataset lie in the file: one contiguous range.
 
     Attributes:
         dtype: NumPy's name of the element type, little-endian.
@@ -87,7 +87,7 @@ class DatasetExtent:
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """What a cache says about its making, beside its identity.
+    """How a cache was made, apart from what decides its identity.
 
     Attributes:
         root: directory the paths are relative to, as it was then; bytes of the file system.
@@ -111,10 +111,10 @@ class Provenance:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """All that HDF5 knows of a cache.
+    """Metadata of a cache.
 
     Attributes:
-        identity: what another run must agree in to go on with it.
+        identity: what a run must agree in to resume it.
         provenance: how it was made.
         rows: number of images.
         runs: dataset name without the leading slash → where its bytes lie.
@@ -138,7 +138,7 @@ class Header:
 
 
 def image_fields(longest_path: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Type and row shape of each `/images` dataset for paths of up to that many bytes."""
+    """Return type and row shape of each `/images` dataset, for paths of up to that many bytes."""
     return {
         "path": (f"|S{max(longest_path, 1)}", ()),
         "size": ("<i8", ()),
@@ -194,6 +194,8 @@ def lay_out(
         scales: see `Header`.
     """
     access = h5p.create(h5p.FILE_ACCESS)
+    # 1.10 is the first version with chunks that need no index; fixed, so that files do not depend
+    # on the installed HDF5.
     access.set_libver_bounds(h5f.LIBVER_V110, h5f.LIBVER_V110)
     access.set_alignment(_ALIGNMENT, _ALIGNMENT)
     empty = os.path.exists(file_name) and not os.path.getsize(file_name)
@@ -216,6 +218,8 @@ def _create_dataset(group: h5py.Group, name: str, dtype: str, shape: tuple[int, 
     row_bytes = np.dtype(dtype).itemsize * math.prod(shape[1:])
     layout = h5p.create(h5p.DATASET_CREATE)
     layout.set_chunk((max(1, min(shape[0], _CHUNK_BYTES // row_bytes)), *shape[1:]))
+    # Allocated at once, and never filled: offsets are then known before the first row, and HDF5
+    # writes no zeros over a file whose blocks are about to be reserved.
     layout.set_alloc_time(h5d.ALLOC_TIME_EARLY)
     layout.set_fill_time(h5d.FILL_TIME_NEVER)
     h5d.create(
@@ -487,6 +491,7 @@ def _chunked_offset(dataset: h5py.Dataset) -> int | None:
     rows = dataset.chunks[0]
     size = rows * dataset.dtype.itemsize * math.prod(dataset.shape[1:])
     count = -(-dataset.shape[0] // rows)
+    # A few chunks stand for all: looking up each one of a large file takes too long.
     zeros = (0,) * (dataset.ndim - 1)
     places = {
         chunk: dataset.id.get_chunk_info_by_coord((chunk * rows, *zeros)).byte_offset

@@ -1,4 +1,4 @@
-"""What two runs must agree in for their rows to belong in one file."""
+"""The settings that two runs must share for their rows to belong in one file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which class each image of a cache belongs to: from a CSV file, or from the folder it lies in."""
+"""Find the class of each image of a cache: from a CSV file, or from the folder it lies in."""
 
 from __future__ import annotations
 

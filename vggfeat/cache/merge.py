@@ -1,4 +1,4 @@
-"""Several caches made with the same settings as one."""
+"""Merge several caches made with the same settings into one."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ _BEST_FIRST = (RowState.DONE, RowState.FAILED, RowState.PENDING)
 
 @dataclass(frozen=True, slots=True)
 class MergeReport:
-    """What a merge came to.
+    """Result of a merge.
 
     Attributes:
         out: the new cache.
-        sources: caches it was made of.
+        sources: number of caches merged.
         rows: images in it.
         done: rows with features.
         failed: rows whose image failed.
-        pending: rows still to do.
+        pending: rows not computed yet.
         shared: rows that more than one source had.
     """
 
@@ -87,25 +87,25 @@ def merge(
 ) -> MergeReport:
     """Merge several caches into one that holds every image once.
 
-    An image that several have is taken from where it is done, else failed, else pending, and of
-    equals from the first. The new file appears whole or not at all; the sources stay as they are,
-    and may be filled by a run meanwhile.
+    An image in several caches is taken from one where it is done, else failed, else pending, and
+    among equals from the first. The new file appears whole or not at all; the sources stay as they
+    are, and a run may write to them meanwhile.
 
     Args:
         sources: caches with the same fingerprint; a folder of shards counts as one. A single such
             folder becomes one file shard by shard, in memory that does not grow with it.
-        out: the new cache; must not be there yet.
+        out: the new cache; must not exist yet.
         keep_paths: take paths as they are recorded, though they are relative to different folders:
             the same images, seen at another place. Else such paths are made relative to what the
             folders have in common.
 
     Raises:
-        UsageError: `out` is there, or no sources are given.
-        InputError: all rows of the sources were given up.
+        UsageError: `out` exists, or no sources are given.
+        InputError: all rows of the sources are removed.
         CacheError: a source is not a cache of ours, or damaged.
         CacheMismatchError: the sources differ in settings, or have different images under one path.
         LockedError: another run holds `out`.
-        SpaceError: no room; nothing is left.
+        SpaceError: not enough room; nothing is left behind.
     """
     out = path_text(out)
     if not sources:

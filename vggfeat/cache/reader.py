@@ -1,4 +1,4 @@
-"""Reading a cache: NumPy arrays over a memory map, no copy, no torch, no lock."""
+"""Read a cache as NumPy arrays over a memory map: no copy, no torch, no lock."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ class FeatureCache:
     Rows that failed hold NaN; rows still pending hold anything, mostly zeros.
 
     Args:
-        path: the cache; one in an object store, `s3://bucket/feats.h5`, is fetched first unless
-            the copy fetched last is it still.
-        header: its metadata, where they were read already.
+        path: the cache; one in an object store, `s3://bucket/feats.h5`, is downloaded first unless
+            the local copy is still current.
+        header: its metadata, if read already.
 
     Raises:
         CacheError: the file is not a cache of ours, or is damaged.
-        InputError: it is in an object store, and cannot be had.
+        InputError: it is in an object store and could not be downloaded.
     """
 
     def __init__(self, path: str | os.PathLike[str], header: Header | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Copying rows from one cache file into another, within the kernel where it can."""
+"""Copy rows from one cache file into another, inside the kernel where possible."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The manifest of a sharded cache: which files it is made of, in their order.
+"""The manifest of a sharded cache: its files, in order.
 
-`docs/FORMAT.md` is the norm. The manifest is small however many images there are:
+`docs/FORMAT.md` specifies it. The manifest is small however many images there are:
 their paths are in the shards, each of which is a cache by itself.
 """
 

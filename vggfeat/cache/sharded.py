@@ -1,4 +1,4 @@
-"""Reading a sharded cache: its files as one, each mapped when it is first looked at."""
+"""Read a sharded cache: its files as one, each mapped on first use."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class ShardedCache(FeatureCache):
         cache["fc7"]         # (N, 4096) float16, a `ShardedArray`
         cache["fc7"][10:20]  # a view of one shard's map, or a copy where it needs two
 
-    Rows are those of all shards, one behind the other. A shard that is not there counts as pending
-    rows with empty paths and zeros for features; `missing` names such.
+    Rows are those of all shards, one after the other. A missing shard counts as pending rows with
+    empty paths and zeros for features; `missing` names such shards.
 
     Args:
         path: the folder.
@@ -81,7 +81,7 @@ class ShardedCache(FeatureCache):
 
     @property
     def missing(self) -> list[str]:
-        """File names of shards that are not there. Looks at every shard."""
+        """File names of missing shards; looks at every shard."""
         return [
             shard.name
             for number, shard in enumerate(self.shards)
@@ -224,14 +224,14 @@ def open_cache(path: str | os.PathLike[str], share: str = "") -> FeatureCache:
 
     Args:
         path: the file, or the folder of a sharded cache, which gives a `ShardedCache`. Either may
-            be in an object store, `s3://bucket/feats.h5`: it is fetched unless the copy fetched
-            last is it still.
+            be in an object store, `s3://bucket/feats.h5`: it is downloaded unless the local copy
+            is still current.
         share: of a folder, `3/64`: only the shards whose number mod 64 is 3.
 
     Raises:
         CacheError: it is no cache of ours, or damaged.
         UsageError: a share of a file, which has no shards.
-        InputError: it is in an object store, and cannot be had.
+        InputError: it is in an object store and could not be downloaded.
     """
     if isinstance(path, str):
         path = local_path(path)

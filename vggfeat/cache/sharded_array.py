@@ -1,4 +1,4 @@
-"""Rows of several arrays, one behind the other, as one array: nothing is joined until asked for."""
+"""Concatenate the rows of several arrays lazily: nothing is joined before it is indexed."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class ShardedArray(NDArrayOperatorsMixin):
     """Several arrays as the one that `np.concatenate` would make of them, but lazily.
 
     Indexing gives what it gives on that array: a view where all rows lie in one part and numbers or
-    slices ask for them, else a copy of what was asked for. Arithmetic, comparisons and NumPy's
+    slices select them, else a copy of what was selected. Arithmetic, comparisons and NumPy's
     functions take it as an array, and then read all of it.
 
     Args:
         firsts: int64 (parts + 1,), the first row of each part, and at last the number of rows.
         row_shape: shape of one row.
         dtype: of all parts.
-        part: a part by its number, of shape (rows, *row_shape); asked for again each time.
+        part: a part by its number, of shape (rows, *row_shape); requested again each time.
     """
 
     def __init__(

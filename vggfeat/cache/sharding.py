@@ -1,4 +1,4 @@
-"""How rows are split into shards, and shards among processes. Pure, no I/O."""
+"""Split rows into shards, and shards among processes. Pure, no I/O."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOST_SHARDS = 65_536
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """The shards that one of several processes does: those whose number mod `count` is `index`.
+    """The shards of one of several processes: those whose number modulo `count` is `index`.
 
     Attributes:
         index: from 0 to `count` - 1.
@@ -54,7 +54,7 @@ def parse_share(text: str) -> Share | None:
 
 @dataclass(frozen=True, slots=True)
 class Sharding:
-    """How an output of several files is split, and what this process does of it.
+    """How a sharded output is split, and which shards this process computes.
 
     Attributes:
         shards: how many files; None: as the plan has it, else as many as `share` counts, else one

@@ -1,4 +1,4 @@
-"""What is in a cache, for people and programs: counts, layers, value statistics, failures."""
+"""Summarise a cache for people and programs: counts, layers, value statistics, failures."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ class ShardSummary:
         rows: images in it.
         done: rows with features.
         failed: rows whose image failed.
-        pending: rows still to do; all, if the file is not there.
-        there: whether the file is.
+        pending: rows not computed yet; all of them if the file is missing.
+        there: whether the file exists.
     """
 
     name: str
@@ -88,11 +88,11 @@ class CacheSummary:
         failures: every failed image and why.
         size: bytes of the file.
         on_disk: bytes it takes on the disk; less while rows are missing.
-        model, weights, weights_sha256, precision, dtype: see `config.Identity`.
+        model, weights, weights_sha256, precision, dtype: see `cache.identity.Identity`.
         preprocess: see `Preprocess`; what came later only where it is set.
         root: directory the images were in.
-        created_utc, tool_version, versions, warning: see `schema.Provenance`.
-        fingerprint: decides whether a run may go on with the file.
+        created_utc, tool_version, versions, warning: see `cache.format.Provenance`.
+        fingerprint: decides whether a run may resume the file.
         config: all settings of the run that made it.
         steps: of a derived cache how its features came about, first step first, each with what it
             `read`; empty where they are the network's own.

@@ -1,4 +1,4 @@
-"""A cache as PyTorch sees it: tensors over the same memory map, and a Dataset of its rows."""
+"""Use a cache from PyTorch: tensors over the same memory map, and a Dataset of its rows."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class FeatureDataset(Dataset[tuple[torch.Tensor, ...]]):
     Item i is the features of the i-th done row, one tensor a layer, and last its row number as an
     int64 scalar, which finds its path (`cache.name(row)`) or a label. Features have the stored
     dtype; of an int8 cache they are the values, float32. Rows are read from the
-    memory map when asked for; the dataset pickles as a path and so suits any number of workers.
+    memory map on access; the dataset pickles as a path and so suits any number of workers.
 
     Args:
         path: the cache, or a `FeatureCache`.

@@ -1,4 +1,4 @@
-"""Checking every row of a cache against its checksum, and setting bad ones to be done again."""
+"""Check every row of a cache against its checksum, and set bad rows to pending for repair."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _SETTLED = (RowState.DONE, RowState.FAILED)
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row that is not as it was written, by number and name, and what is wrong with it."""
+    """A row that differs from what was written, by number and path, and what is wrong with it."""
 
     row: int
     path: str
@@ -46,21 +46,20 @@ class BadRow:
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """What a look at every row found.
+    """Result of verifying a cache.
 
     Attributes:
         path: the cache.
         rows: images in it.
         done: rows with features.
         failed: rows whose image failed.
-        pending: rows still to do.
+        pending: rows not computed yet.
         removed: rows whose image is gone.
         bad: rows that are not as they were written, ascending.
         repaired: how many of them are pending now.
         bytes: of features that were read.
-        seconds: it took.
-        missing: of a sharded cache, names of shards that are not there; their rows count as
-            pending.
+        seconds: how long it took.
+        missing: of a sharded cache, names of missing shards; their rows count as pending.
     """
 
     path: str
@@ -180,7 +179,7 @@ def _look(cache: FeatureCache) -> VerifyReport:
 
 
 class _Rows:
-    """A cache's rows read by offset, for a map of a file that is cut would end the process."""
+    """Rows of a cache read by offset: reading a map of a truncated file would end the process."""
 
     def __init__(self, cache: FeatureCache) -> None:
         self._header: Header = cache.header

@@ -1,7 +1,7 @@
-"""Creating a cache and writing rows into it, so that at every instant done rows are whole.
+"""Create a cache and write rows into it, so that done rows are whole at every instant.
 
-HDF5 makes the file once, under a temporary name. From then on rows go to fixed offsets with
-`pwrite`, and a checkpoint orders them on the disk: features and checksums, sync, states, sync.
+HDF5 creates the file once, under a temporary name. After that rows are written at fixed offsets
+with `pwrite`, and a checkpoint orders them on the disk: features and checksums, sync, states, sync.
 """
 
 from __future__ import annotations
@@ -100,6 +100,7 @@ def create_cache(
 def _reserve(handle: int, out: str) -> None:
     """Reserve the disk blocks now, so that a full disk is noticed before the first image."""
     needed = os.fstat(handle).st_size
+    # Not os.posix_fallocate: where the file system cannot reserve, it writes a byte to each block.
     libc = ctypes.CDLL(None, use_errno=True)
     allocate = getattr(libc, "fallocate64", None) or getattr(libc, "fallocate", None)
     code = errno.EOPNOTSUPP
@@ -171,11 +172,11 @@ def _sync(handle: int, sync: Callable[[int], None]) -> None:
 
 
 class CacheWriter:
-    """Writes rows of an existing cache; their states follow at the next checkpoint.
+    """Write rows of an existing cache; their states follow at the next checkpoint.
 
     Args:
         path: the cache.
-        header: of that file.
+        header: its metadata.
     """
 
     def __init__(self, path: str, header: Header) -> None:
@@ -217,6 +218,7 @@ class CacheWriter:
                 self._put(f"{FEATURES}/{spec}", rows, batch.features[spec])
             self._put_digests(rows, batch.digests)
             self._put(f"{IMAGES}/checksum", rows, self._checksums(batch.features, len(rows)))
+        # States are only noted here: they are written by the next checkpoint, after a sync.
         for failure in batch.failures:
             self._write_failure(failure)
         self._states.update(dict.fromkeys(rows.tolist(), RowState.DONE))
@@ -276,10 +278,13 @@ class CacheWriter:
         """
         if not self._states:
             return
+        # Features first: without this sync the kernel may write a state before the row it vouches
+        # for, and after a power cut a done row would hold whatever the disk held.
         _sync(self._handle, os.fdatasync)
         rows = np.array(sorted(self._states))
         states = np.array([self._states[row] for row in rows.tolist()], dtype=np.uint8)
         self._put(f"{IMAGES}/state", rows, states)
+        # Only now may callers tell a user that these rows are safe.
         _sync(self._handle, os.fdatasync)
         self._states.clear()
 

@@ -1,7 +1,8 @@
-"""Pixels → features: weights, a VGG cut behind the deepest layer asked for, pooling, devices.
+"""Pixels → features: weights, a VGG truncated after the deepest requested layer, pooling, devices.
 
-Begin with `extractor.py`, the network on its device; `vgg.py` is the network, `pooling.py` makes
-vectors of maps, `weights.py` finds weights and `dialects/` knows whose names their tensors bear.
+Begin with `extractor.py`, the network on its device; `vgg.py` is the network, `pooling.py` turns
+maps into vectors, `weights.py` finds weight files, `containers/` reads their formats and
+`dialects/` translates the names of their tensors.
 
 Public: `vggfeat.Extractor`, `vggfeat.calibrate`.
 """

@@ -1,7 +1,7 @@
-"""Weight files → named tensors in own memory: any format, by torchvision's names.
+"""Read named tensors of weight files, any format, by torchvision's names, into own memory.
 
-What no layer asks for is never read. Nothing is mapped: a file that is overwritten or cut short
-while it is read is an error, and one that is afterwards changes nothing. See `containers` for the
+Tensors that no layer needs are never read. Nothing is mapped: a file that is overwritten or cut
+short while it is read is an error, and later changes have no effect. See `containers` for the
 formats and `dialects` for the names.
 """
 
@@ -53,7 +53,7 @@ _NUMPY_DTYPES: Mapping[str, str] = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
 
 @dataclass(frozen=True, slots=True)
 class WeightFile:
-    """A weight file that is open.
+    """An open weight file.
 
     Attributes:
         path: of the file.

@@ -1,4 +1,4 @@
-"""Which device, which precision, how many images a pass; and the ways of tensors to the host."""
+"""Choose device, precision and batch size; copy tensors to the host."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 Compute = Literal["float32", "bfloat16", "float16", "int8"]
 
 CPU_BATCH = 16
-"""Where throughput on a CPU levels off; the memory for more buys nothing."""
+"""Batch size at which throughput on a CPU levels off; more memory gains nothing."""
 
 CPU_CONVOLUTIONS_BATCH = 4
-"""Likewise without fully connected layers, whose weights larger batches read less often; more would
-be faster by a hundredth or two, and take a run beyond 1 GB."""
+"""The same without fully connected layers, whose weights larger batches read less often; more would
+be 1 or 2 % faster, and need more than 1 GB."""
 
 GPU_BATCH = 256
 _BYTES_PER_PIXEL = 1024  # the two widest maps at once, 64 channels each of float32, and workspace

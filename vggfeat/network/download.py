@@ -1,4 +1,4 @@
-"""Fetching a weight file once: into a temporary beside its place, digest checked, then renamed."""
+"""Download a weight file once: to a temporary file beside it, digest checked, then renamed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images in, named features out: the network on its device, with its precision and its memory."""
+"""Run the network on its device: precision, memory, and batches in flight."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ class Extractor:
 
     Raises:
         UsageError: precision int8 without activations, or several devices.
-        WeightsError: the weights cannot be had or do not fit.
-        DeviceError: the device is not there, or does not know the precision.
+        WeightsError: the weights are not found, could not be downloaded, or do not fit.
+        DeviceError: the device does not exist, or does not support the precision.
     """
 
     @isolated()
@@ -171,7 +171,7 @@ class Extractor:
             UsageError: no tensor with its values in memory, not four axes with so many channels,
                 pixels of another size, another type, NaN or infinite values, or floating-point
                 images that look like pixels.
-            DeviceError: the device has no memory for even one image.
+            DeviceError: the device has not enough memory for one image.
         """
         check_images(images, self.preprocess, self.precision, self._shortest, normalized=normalized)
         if not len(images):
@@ -267,7 +267,7 @@ def _join(parts: list[tuple[dict[str, Tensor], Tensor]]) -> tuple[dict[str, Tens
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """A batch under way on the device."""
+    """A batch in flight on the device."""
 
     extractor: Extractor
     batch: DecodedBatch
@@ -287,7 +287,7 @@ class Pending:
         features: Mapping[str, Tensor],
         in_range: Tensor,
     ) -> Pending:
-        """Quantises on the device and starts the copies to the host."""
+        """Convert to the storage dtype on the device and start the copies to the host."""
         slots = torch.from_numpy(batch.slots).to(extractor.device, non_blocking=True)
         values, clamped, finite = {}, [], {}
         for name, feature in features.items():

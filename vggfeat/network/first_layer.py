@@ -57,7 +57,7 @@ def check_channels(name: str, shapes: Shapes, entry: Entry) -> None:
     Args:
         name: of the weights.
         shapes: of the file's tensors by name.
-        entry: what is asked for.
+        entry: requested channels and first layer.
     """
     problem = adapter_problem(shapes)
     if problem:

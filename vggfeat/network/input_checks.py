@@ -1,4 +1,4 @@
-"""Images given to an `Extractor` as tensors: what cannot be the network's input is refused."""
+"""Check images passed to an `Extractor`: refuse tensors that cannot be the network's input."""
 
 from __future__ import annotations
 

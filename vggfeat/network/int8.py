@@ -1,7 +1,7 @@
-"""Convolutions in 8-bit integers, for CPUs that multiply them four at a time (VNNI).
+"""Convolve in 8-bit integers, on CPUs that multiply four at a time (VNNI).
 
 Activations behind a ReLU are never negative, so they are kept as uint8 with one scale a layer,
-found by a look at some images (calibration); weights as int8 with one scale an output channel
+found by calibration on sample images; weights as int8 with one scale an output channel
 (Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient
 Integer-Arithmetic-Only Inference"; Krishnamoorthi 2018). The input is the image's own bytes: its
 normalisation is folded into the first convolution. Fully connected layers stay in float32.
@@ -71,14 +71,14 @@ class _Convolution:
 
 
 class Int8Vgg(nn.Module):
-    """The layers of a VGG variant up to the deepest one asked for, convolutions in 8 bits.
+    """The layers of a VGG variant up to the deepest requested one, convolutions in 8 bits.
 
-    A layer's values do not depend on which other layers are asked for, on the batch, or on the
-    place in it.
+    The values of a layer depend neither on which other layers are requested, nor on the batch, nor
+    on the position in it.
 
     Args:
-        layers: all from the first to the deepest asked for.
-        specs: what is taken out of them.
+        layers: all from the first to the deepest requested one.
+        specs: features to take from them.
         tensors: float32 by torchvision's names.
         activations: conv layer → its largest value behind the ReLU, as `calibrate` finds it.
         preprocess: mean and deviation to fold into the first layer.

@@ -1,4 +1,4 @@
-"""One network on each of several devices, batches dealt to them in turn."""
+"""One network on each of several devices; batches are assigned to them in turn."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Replicas:
         activations: see `Extractor`.
 
     Raises:
-        WeightsError: the weights cannot be had or do not fit.
-        DeviceError: a device is not there, or they would compute in different precisions.
+        WeightsError: the weights are not found, could not be downloaded, or do not fit.
+        DeviceError: a device does not exist, or devices would compute in different precisions.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Replicas:
 
     @property
     def overlap(self) -> int:
-        """Batches that may be under way while one more is launched."""
+        """Batches that may be in flight while one more is launched."""
         return sum(one.device.type == "cuda" for one in self._extractors)
 
     @property

@@ -51,11 +51,11 @@ def reduce_map(x: Tensor, spec: LayerSpec) -> Tensor:
 
 
 def fuse_vectors(features: Mapping[str, Tensor], recipe: Recipe) -> Tensor:
-    """One vector of several, as `fusion.Fusion` makes it of a cache's rows.
+    """Fuse several layers into one vector, as `transforms.fusion.Fusion` does with rows of a cache.
 
     Args:
         features: layer → (N, D) float32.
-        recipe: without anything fitted: its norm is not `standard`, its method not `attention`.
+        recipe: with nothing fitted: its norm is not `standard`, its method not `attention`.
 
     Returns:
         (N, width) float32.

@@ -32,7 +32,7 @@ def quantise(
     Args:
         x: (N, ...) float32, as `reduce_map` returns it.
         dtype: `float16`, `float32` or `int8`.
-        scales: for int8, scale and offset that go with `x`: see `quantisation.Scales.along`.
+        scales: for int8, scale and offset that go with `x`: see `core.quantization.Scales.along`.
 
     Returns:
         The values in `dtype`, shaped as `x` (`x` itself for `float32`); how many were
@@ -53,5 +53,5 @@ def quantise(
 
 
 def _codes(x: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
-    """`quantisation.encode` on the device, before codes beyond the range are set to its end."""
+    """Return codes as `core.quantization.encode` does, before clipping, on the device."""
     return ((x - offset) / torch.where(scale > 0, scale, torch.inf)).round()

@@ -1,4 +1,4 @@
-"""The network: a VGG cut behind the deepest layer asked for, tapped at every layer asked for."""
+"""The network: a VGG truncated after the deepest requested layer, tapped at each requested one."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
     from vggfeat.core.preprocessing import Preprocess
 
 
-# No memory, no random initialisation: the weights are at hand. Named for each module, and not by
+# Neither memory nor random initialisation: the weights are given. Named for each module, and not by
 # `with torch.device("meta")`, which does nothing where modes of torch are switched off.
 _EMPTY: Mapping[str, Any] = {"device": "meta"}
 
 
 _WHITE: Mapping[torch.dtype, int] = {torch.uint8: 255, torch.uint16: 65535}
-"""Of pixels, what becomes 1."""
+"""Pixel value that is scaled to 1."""
 
 
 class Normaliser:
-    """Takes the mean from pixels and divides them by the deviation, on a device.
+    """Subtract the mean from pixels and divide by the standard deviation, on a device.
 
     Args:
-        preprocess: mean and deviation, one a channel.
-        device: where.
+        preprocess: mean and standard deviation, one value a channel.
+        device: that the images are on.
     """
 
     def __init__(self, preprocess: Preprocess, device: torch.device) -> None:
@@ -46,7 +46,7 @@ class Normaliser:
         """Return the network's input, (N, C, H, W) in channels-last memory.
 
         Args:
-            images: (N, C, H, W), uint8 or uint16; floating point is taken as normalised already.
+            images: (N, C, H, W), uint8 or uint16; floating point is normalised already.
         """
         white = _WHITE.get(images.dtype)
         if white is not None:
@@ -56,14 +56,14 @@ class Normaliser:
 
 
 class TappedVgg(nn.Module):
-    """Some layers of a VGG variant, one after the other, under torchvision's names.
+    """Consecutive layers of a VGG variant, under torchvision's names.
 
     Args:
-        layers: what is computed.
-        specs: what is taken out of them.
+        layers: to compute.
+        specs: features to take from them.
         classes: outputs of fc8.
         in_channels: of the images.
-        adapter: whether a convolution of 1 x 1 brings them to three in front of all else.
+        adapter: whether a 1 x 1 convolution first reduces them to three.
     """
 
     def __init__(

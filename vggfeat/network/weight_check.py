@@ -1,4 +1,4 @@
-"""Whether the tensors of a weight file are those of a network, layer by layer, by their shapes."""
+"""Check by name and shape, layer by layer, whether the tensors of a weight file fit a network."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _NAMED = 4
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that does not fit.
+    """One misfit between a weight file and a network.
 
     Attributes:
         stage: name of the first stage it concerns.
@@ -48,7 +48,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What of a weight file decides whether it fits.
+    """The facts about a weight file that decide whether it fits.
 
     Attributes:
         name: of the weights.

@@ -1,4 +1,4 @@
-"""What a weight file says of its use: the variant, and the preprocessing it was trained with.
+"""Settings recorded in a weight file: the variant, and the preprocessing it was trained with.
 
 `adapt` writes it into the metadata of its safetensors files. Of any other file with a first layer
 for other than three channels, their number is known; and of Caffe's and Keras's their transform.
@@ -43,7 +43,7 @@ _TAKEN: dict[str, dict[str, Any]] = {}
 def settings_carried(weights: str, digest: FileDigest | None = None) -> dict[str, Any]:
     """Return the settings, by name, that a weight file records; empty if it records none.
 
-    A file that is not there or cannot be read says nothing; whoever loads it will say why.
+    A file that does not exist or cannot be read records nothing; loading it will say why.
 
     Args:
         weights: as of `Settings`; only a file has any.

@@ -1,4 +1,4 @@
-"""Which weights: names, published files and digests, and the tensors a truncated network needs."""
+"""Find weights by name, file or download, and load the tensors that a truncated network needs."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ log = logging.getLogger("vggfeat")
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Weights that are at hand.
+    """Weights that are found, ready to load.
 
     Attributes:
         name: `random:SEED`, or the file's name without its folder.

@@ -1,4 +1,4 @@
-"""What every format comes to: named tensors, and where in the file their values lie."""
+"""What reading any format returns: named tensors, and where in the file their values lie."""
 
 from __future__ import annotations
 

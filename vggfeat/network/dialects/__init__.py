@@ -1,4 +1,4 @@
-"""Whose names and layouts the tensors of a weight file have, and how they become torchvision's.
+"""Translate names and layouts of the tensors in weight files to torchvision's.
 
 Begin with `registry`: a dialect is one file here and one line there.
 """

@@ -1,4 +1,4 @@
-"""What a dialect comes to: where each of torchvision's tensors lies, and how it is laid out."""
+"""What a dialect returns: where each of torchvision's tensors lies, and how it is laid out."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Dialect:
         name: for people.
         translate: shapes by the file's names → sources by torchvision's; None if it is not this
             dialect. Names that mean nothing in it are kept as they are.
-        transform: the preprocessing these weights come with: see `preprocess.NORMALISATIONS`;
-            empty where files of this make come with any.
+        transform: name of the preprocessing of these weights in `core.preprocessing`; empty where
+            files of this make come with any.
         note: what a user should know of it.
     """
 

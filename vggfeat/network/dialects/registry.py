@@ -1,4 +1,4 @@
-"""The dialects that are known, each by names and shapes; a new one is a file and a line below."""
+"""The known dialects, recognised by names and shapes; a new one is a file here and a line below."""
 
 from __future__ import annotations
 
