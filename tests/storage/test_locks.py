@@ -499,7 +499,7 @@ def no_posix(handle, command):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
 fcntl.fcntl, fcntl.lockf = refusing(fcntl.fcntl), no_posix
-from vggfeat.cli.diagnosis import _locks
+from vggfeat.cli.doctor import _locks
 print(_locks())
 """
 
@@ -514,7 +514,7 @@ def test_the_doctor_tries_every_kind(tmp_path: Path) -> None:
     assert "exclusive" not in done.stdout
     assert "put outputs on a file system with locks" in done.stdout
     done = subprocess.run(
-        [sys.executable, "-c", "from vggfeat.cli.diagnosis import _locks; print(_locks())"],
+        [sys.executable, "-c", "from vggfeat.cli.doctor import _locks; print(_locks())"],
         cwd=tmp_path, check=True, capture_output=True, text=True,
     )  # fmt: skip
     assert "has them, exclusive and shared" in done.stdout

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
+import importlib
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vggfeat._version import __version__
 from vggfeat.cli.terminal import exit_codes, print_json
-from vggfeat.errors import UsageError
+from vggfeat.core.resources import usable_cores
+from vggfeat.core.text import counted
+from vggfeat.core.vgg_layers import VARIANTS
+from vggfeat.errors import UsageError, VggfeatError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def doctor(
@@ -21,8 +36,6 @@ def doctor(
     exit code 2 if something would keep `extract` from working.
     """
     with exit_codes():
-        from vggfeat.cli.diagnosis import examine
-
         findings = examine()
         if as_json:
             print_json([dataclasses.asdict(finding) for finding in findings])
@@ -36,3 +49,140 @@ def doctor(
         problems = [finding.subject for finding in findings if finding.remedy is not None]
         if problems:
             raise UsageError(f"doctor found problems with {', '.join(problems)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at.
+
+    Attributes:
+        subject: what.
+        found: how it is.
+        remedy: what to do; None if all is well.
+    """
+
+    subject: str
+    found: str
+    remedy: str | None = None
+
+
+def examine() -> list[Finding]:
+    """Looks at everything a run needs."""
+    return [
+        Finding("vggfeat", f"{__version__}, Python {platform.python_version()}, {sys.executable}"),
+        Finding(
+            "system", f"{platform.platform()}, {counted(usable_cores(), 'core')} for this process"
+        ),
+        *_torch(),
+        _hdf5(),
+        _pillow(),
+        *_weights(),
+        _locks(),
+        _disk(),
+    ]
+
+
+def _torch() -> Iterator[Finding]:
+    try:
+        torch = importlib.import_module("torch")
+    except (ImportError, OSError) as error:
+        yield Finding("torch", f"cannot be imported: {error}", "pip install torch torchvision")
+        return
+    yield Finding("torch", f"{torch.__version__}, {counted(torch.get_num_threads(), 'thread')}")
+    yield _torchvision(str(torch.__version__))
+    from vggfeat.network.device import choose_device, choose_precision
+
+    device = choose_device("auto")
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    listed = "; ".join(names) if torch.cuda.is_available() else "no CUDA device"
+    precision = choose_precision("auto", device)
+    yield Finding("device", f"auto is {device}, computing in {precision} ({listed})")
+
+
+def _torchvision(torch_version: str) -> Finding:
+    """Recognises a torchvision that was built for another torch."""
+    try:
+        version = importlib.metadata.version("torchvision")
+        needs = importlib.metadata.requires("torchvision") or []
+    except importlib.metadata.PackageNotFoundError:
+        return Finding("torchvision", "not installed", "pip install torchvision")
+    wanted = next(
+        (line for line in needs if line.split(" ")[0].rstrip("=<>0123456789.") == "torch"), "torch"
+    )
+    try:
+        importlib.import_module("torchvision")
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        return Finding(
+            "torchvision",
+            f"{version} wants {wanted} and does not fit torch {torch_version}: {reason}",
+            "install a pair that was built together: "
+            "pip install --upgrade --force-reinstall torch torchvision",
+        )
+    return Finding("torchvision", version)
+
+
+def _hdf5() -> Finding:
+    try:
+        h5py = importlib.import_module("h5py")
+    except (ImportError, OSError) as error:
+        return Finding("h5py", f"cannot be imported: {error}", "pip install h5py")
+    return Finding("h5py", f"{h5py.version.version}, HDF5 {h5py.version.hdf5_version}")
+
+
+def _pillow() -> Finding:
+    from PIL import __version__ as version
+    from PIL import features
+
+    wanted = {"jpg": "JPEG", "zlib": "PNG", "webp": "WebP", "libtiff": "TIFF", "avif": "AVIF"}
+    known = features.get_supported()
+    has = [name for key, name in wanted.items() if key in known]
+    turbo = " (turbo)" if features.check("libjpeg_turbo") else ""
+    remedy = None if {"JPEG", "PNG"} <= set(has) else "pip install --force-reinstall pillow"
+    return Finding("pillow", f"{version} reads {', '.join(has)}; JPEG library{turbo}", remedy)
+
+
+def _weights() -> Iterator[Finding]:
+    from vggfeat.network.weights import published_file, weights_folder
+
+    try:
+        folder = weights_folder()
+    except VggfeatError as error:
+        yield Finding("weights", str(error), "set HOME, XDG_CACHE_HOME or TORCH_HOME")
+        return
+    names = [(name, model) for name in ("imagenet", "features") for model in VARIANTS]
+    files = [file for name, model in names for file in [published_file(name, model)] if file]
+    here = [file for file in files if os.path.isfile(os.path.join(folder, file))]
+    yield Finding("weights", f"{', '.join(here) or 'none yet; fetched when first used'} ({folder})")
+
+
+def _locks() -> Finding:
+    """Try in the current folder the kinds of locks that runs take."""
+    from vggfeat.storage.locks import SharedLock, hold
+
+    def share(place: str) -> None:
+        with SharedLock(place) as lock:
+            lock.acquire_shared(lambda: None)
+            lock.acquire_exclusive()
+
+    def own(place: str) -> None:
+        with hold(place):
+            pass
+
+    missing = []
+    users = {"exclusive (every output)": own, "shared (folders of shards)": share}
+    for kind, use in users.items():
+        try:
+            with tempfile.TemporaryDirectory(dir=".") as folder:
+                use(os.path.join(folder, "x"))
+        except (OSError, VggfeatError) as error:
+            missing.append(f"{kind}: {error}")
+    if missing:
+        remedy = "put outputs on a file system with locks"
+        return Finding("locks", f"missing here: {'; '.join(missing)}", remedy)
+    return Finding("locks", "this folder's file system has them, exclusive and shared")
+
+
+def _disk() -> Finding:
+    usage = shutil.disk_usage(".")
+    return Finding("disk", f"{usage.free / 1e9:.1f} GB free in this folder")

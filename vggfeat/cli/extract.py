@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import functools
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vggfeat.cache.sharding import Sharding
-from vggfeat.cli.launch import launch, make_cluster, make_wish
+from vggfeat.cli.extract_report import show
 from vggfeat.cli.options import given, settings_options
-from vggfeat.cli.terminal import Quiet, exit_codes, set_up_logging
+from vggfeat.cli.terminal import Bar, Quiet, exit_codes, set_up_logging
 from vggfeat.config import PRESETS, make_settings
+from vggfeat.errors import InterruptedRunError, ShardsHeldError, TooManyFailuresError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vggfeat.cli.monitoring import Watch
+    from vggfeat.core.records import Progress, Summary
+    from vggfeat.extraction.ray_cluster import RayCluster
+    from vggfeat.extraction.update import UpdatePolicy
+
+_ENGINES = ("local", "ray")
 
 
 @settings_options(
@@ -173,6 +185,7 @@ def extract(
         set_up_logging(quiet=quiet or as_json, verbose=verbose)
         from vggfeat.cli.monitoring import Watch
         from vggfeat.core.resources import keep_freed_memory
+        from vggfeat.extraction.api import extract as extract_images
         from vggfeat.extraction.api import working_place
         from vggfeat.storage.paths import path_text
 
@@ -186,20 +199,73 @@ def extract(
             settings = make_settings(config, given(flags))
             if settings.workers != 0:  # without any, images are decoded here, whose memory differs
                 keep_freed_memory()
-            launch(
+            run = functools.partial(
+                extract_images,
                 sources,
                 out,
                 settings,
-                watch,
                 fresh=not resume,
-                wish=make_wish(
+                wish=_make_wish(
                     fresh=not resume, update=update, by_digest=by_digest, retry=retry_failed
                 ),
                 root=root,
                 sharding=sharding,
                 scratch=scratch,
-                cluster=make_cluster(engine, actors=actors, address=address),
-                quiet=quiet,
-                as_json=as_json,
-                verbose=verbose,
+                cluster=_make_cluster(engine, actors=actors, address=address),
             )
+            tell = functools.partial(
+                show, fresh=not resume, quiet=quiet, as_json=as_json, verbose=verbose
+            )
+            _run(run, watch, Bar(quiet=quiet or as_json), tell)
+
+
+def _make_wish(*, fresh: bool, update: bool, by_digest: bool, retry: bool) -> UpdatePolicy:
+    """What `--update`, `--by-digest` and `--retry-failed` come to.
+
+    Raises:
+        UsageError: they do not go together.
+    """
+    from vggfeat.extraction.update import UpdatePolicy
+
+    if by_digest and not update:
+        raise UsageError("--by-digest says how --update finds changed images; give both")
+    if fresh and (update or retry):
+        raise UsageError("--fresh does every image anew; give it without --update, --retry-failed")
+    return UpdatePolicy(update=update, by_digest=by_digest, retry_failed=retry)
+
+
+def _make_cluster(engine: str, *, actors: int | None, address: str | None) -> RayCluster | None:
+    """Where `--engine`, `--actors` and `--address` have the work done; None for this process.
+
+    Raises:
+        UsageError: there is no such engine, or they do not go together.
+    """
+    from vggfeat.extraction.ray_cluster import RayCluster
+
+    if engine not in _ENGINES:
+        raise UsageError(f"engine is {engine!r}; expected {' or '.join(_ENGINES)}")
+    if engine == "ray":
+        return RayCluster(address, actors)
+    if actors is not None or address is not None:
+        raise UsageError("--actors and --address are of a cluster; give --engine ray with them")
+    return None
+
+
+def _run(
+    run: Callable[..., Summary], watch: Watch, bar: Bar, tell: Callable[[Summary], None]
+) -> None:
+    """Run the extraction, show its progress, and then what came of it, however it ends."""
+
+    def notice(progress: Progress) -> None:
+        bar.update(progress)
+        watch.update(progress)
+
+    try:
+        watch.summary = run(on_progress=notice)
+    except (InterruptedRunError, ShardsHeldError, TooManyFailuresError) as error:
+        watch.summary = error.summary
+        raise
+    finally:
+        bar.close()
+        if watch.summary is not None:
+            tell(watch.summary)

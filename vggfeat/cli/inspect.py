@@ -8,17 +8,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vggfeat.cli.inspect_rows import nearest_lines, row_lines
-from vggfeat.cli.terminal import exit_codes, print_json, shape_text
-from vggfeat.cli.terminal_style import fitting_table, folded, painted, painted_state
+from vggfeat.cli.terminal import (
+    exit_codes,
+    fitting_table,
+    folded,
+    painted,
+    painted_state,
+    print_json,
+    shape_text,
+)
 from vggfeat.core.text import agree, byte_count, counted, printable
 from vggfeat.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from vggfeat.cache.reader import FeatureCache
+    from vggfeat.cache.rows import MatchingRow
     from vggfeat.cache.summary import CacheSummary, LayerSummary
+    from vggfeat.retrieval.nearest_images import NearestImages
     from vggfeat.retrieval.quantization_loss import LayerLoss
 
 _FAILURES_SHOWN = 20
@@ -120,9 +128,9 @@ def _find(
         )
         return
     if pattern is not None and numbers is not None:
-        lines = row_lines(matching_rows(cache, numbers[:most]), pattern, len(numbers))
+        lines = _row_lines(matching_rows(cache, numbers[:most]), pattern, len(numbers))
         typer.echo("\n".join(lines))
-    for line in nearest_lines(found)[pattern is None :]:
+    for line in _nearest_lines(found)[pattern is None :]:
         typer.echo(line)
 
 
@@ -284,4 +292,39 @@ def _failure_lines(summary: CacheSummary, *, show_all: bool) -> list[str]:
         lines += folded(f"    {printable(item.path)}: {printable(item.reason)}", 8)
     if len(shown) < len(summary.failures):
         lines.append(f"    and {len(summary.failures) - len(shown)} more: --failures")
+    return lines
+
+
+def _row_lines(rows: Sequence[MatchingRow], pattern: str, matches: int) -> list[str]:
+    """Number, path, state and reason of rows, and how many there are beside them."""
+    head = ("row", "path", "state", "reason")
+    cells = [(str(one.row), printable(one.path), one.state, printable(one.reason)) for one in rows]
+    lines = fitting_table([head, *cells], "rlll", ("reason",))
+    at = lines[0].index("state")
+    coloured = [
+        line[:at]
+        + painted_state(line[at : at + len(one.state)], one.state)
+        + line[at + len(one.state) :]
+        for line, one in zip(lines[1:], rows, strict=True)
+    ]
+    more = matches - len(rows)
+    rest = [f"  and {more} more: --most {matches}"] if more else []
+    return [
+        f"{counted(matches, 'image')} {agree(matches, 'matches')} {printable(pattern)}",
+        lines[0],
+        *coloured,
+        *rest,
+    ]
+
+
+def _nearest_lines(found: Sequence[NearestImages]) -> list[str]:
+    """A table a layer."""
+    lines = []
+    for one in found:
+        head = ("cosine", "row", "path")
+        cells = [
+            (f"{near.cosine:.4f}", str(near.row), printable(near.path)) for near in one.neighbours
+        ]
+        lines += ["", f"nearest to {printable(one.path)} by {one.layer}"]
+        lines += fitting_table([head, *cells], "rrl", ("row",))
     return lines

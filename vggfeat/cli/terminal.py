@@ -6,8 +6,10 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
 import shutil
 import sys
+import textwrap
 import time
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +30,8 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no noti
 _LINE_EVERY_SECONDS = 30.0
 _WITHOUT_TERMINAL = (120, 24)
 _SIGINT_STATUS = 130
+_LEAST_WIDTH = 40
+_STATES = {"done": "green", "failed": "red", "pending": "yellow", "removed": "bright_black"}
 _tracebacks: list[bool] = [False]
 
 
@@ -121,16 +125,24 @@ class _AboveTheBar(logging.Handler):
 
 
 class Bar:
-    """Progress of a run: a bar on a terminal, elsewhere now and then a line to the log."""
+    """Progress of a run: a bar on a terminal, elsewhere now and then a line to the log.
 
-    def __init__(self, *, quiet: bool) -> None:
-        self._quiet = quiet
+    Args:
+        quiet: whether only a log file gets to know.
+        late: whether the run begins with its first rows: what it fits before is no part of their
+            rate.
+    """
+
+    def __init__(self, *, quiet: bool, late: bool = False) -> None:
+        self._quiet, self._late = quiet, late
         self._bar: Any = None
-        self._started = time.monotonic()
-        self._told = self._started
+        self._started = self._told = time.monotonic()
 
     def update(self, progress: Progress) -> None:
-        """Shows how far the run is; quiet, only a log file gets to know."""
+        """Show how far the run is."""
+        if self._late:
+            self._late, self._started = False, time.monotonic()
+            self._told = self._started
         if sys.stderr.isatty() and not self._quiet:
             self._draw(progress)
         elif time.monotonic() - self._told >= _LINE_EVERY_SECONDS:
@@ -195,3 +207,62 @@ def output_width() -> int:
 def shape_text(shape: Sequence[int]) -> str:
     """`512` or `512 x 14 x 14`."""
     return " x ".join(map(str, shape))
+
+
+def terminal_width() -> int | None:
+    """Columns of the terminal; None where standard output is none, and nothing needs to fit."""
+    if not sys.stdout.isatty():
+        return None
+    return max(_LEAST_WIDTH, shutil.get_terminal_size().columns)
+
+
+def in_colour() -> bool:
+    """Whether to colour: on a terminal, unless NO_COLOR is set (no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+
+def painted(text: str, colour: str, *, bold: bool = False) -> str:
+    """Text in a colour, where there is any."""
+    return typer.style(text, fg=colour, bold=bold or None) if in_colour() else text
+
+
+def painted_state(text: str, state: str) -> str:
+    """Text in the colour of a row's state."""
+    return painted(text, _STATES[state]) if state in _STATES else text
+
+
+def fitting_table(
+    rows: Sequence[Sequence[str]], right: str, first_to_go: Sequence[str], indent: int = 2
+) -> list[str]:
+    """Lines of a table, without as many columns as must go for the terminal to hold it.
+
+    Args:
+        rows: cells; the first row is the head.
+        right: see `table`.
+        first_to_go: names of columns in the order in which they are left out.
+        indent: columns in front of each line.
+    """
+    width = terminal_width()
+    kept = list(range(len(rows[0])))
+    lines = table(rows, right)
+    for name in first_to_go:
+        if width is None or max(map(len, lines)) + indent <= width:
+            break
+        kept.remove(rows[0].index(name))
+        lines = table([[row[at] for at in kept] for row in rows], "".join(right[at] for at in kept))
+    return [" " * indent + line for line in lines]
+
+
+def folded(line: str, indent: int) -> list[str]:
+    """A line as the terminal holds it, what is left of it below, indented."""
+    width = terminal_width()
+    if width is None or len(line) <= width:
+        return [line]
+    start = line[: len(line) - len(line.lstrip())]
+    return textwrap.wrap(
+        line.lstrip(),
+        width,
+        initial_indent=start,
+        subsequent_indent=" " * indent,
+        break_on_hyphens=False,
+    )

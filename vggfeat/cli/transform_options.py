@@ -14,7 +14,6 @@ from vggfeat.errors import InterruptedRunError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from vggfeat.core.records import Progress
     from vggfeat.transforms.derive import TransformReport
 
 Source = Annotated[
@@ -97,7 +96,7 @@ def run(
     if update and not resume:
         raise UsageError("--fresh makes all rows anew; give it without --update")
     begin = "update" if update else "resume" if resume else "fresh"
-    bar = _LateBar(quiet=quiet or as_json)
+    bar = Bar(quiet=quiet or as_json, late=True)
     derived: TransformReport | None = None
     try:
         derived = command(
@@ -117,22 +116,6 @@ def run(
         bar.close()
         if derived is not None:
             _show(derived, as_json=as_json, quiet=quiet)
-
-
-class _LateBar:
-    """A bar that begins with the first rows: what is fitted before is no part of their rate."""
-
-    def __init__(self, *, quiet: bool) -> None:
-        self._quiet = quiet
-        self._bar: Bar | None = None
-
-    def update(self, progress: Progress) -> None:
-        self._bar = self._bar or Bar(quiet=self._quiet)
-        self._bar.update(progress)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
 
 
 def _show(derived: TransformReport, *, as_json: bool, quiet: bool) -> None:
