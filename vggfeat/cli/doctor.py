@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import importlib.metadata
 import os
 import platform
 import shutil
 import sys
-import tempfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -100,7 +98,9 @@ def _torch() -> Iterator[Finding]:
 
 
 def _torchvision(torch_version: str) -> Finding:
-    """Recognises a torchvision that was built for another torch."""
+    """Recognise a torchvision that was built for another torch."""
+    import importlib.metadata  # slow to load
+
     try:
         version = importlib.metadata.version("torchvision")
         needs = importlib.metadata.requires("torchvision") or []
@@ -158,6 +158,8 @@ def _weights() -> Iterator[Finding]:
 
 def _locks() -> Finding:
     """Try in the current folder the kinds of locks that runs take."""
+    import tempfile
+
     from vggfeat.storage.locks import SharedLock, hold
 
     def share(place: str) -> None:
