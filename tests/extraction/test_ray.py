@@ -23,8 +23,7 @@ from command_line import write_images
 
 import vggfeat
 from vggfeat.errors import DeviceError, UsageError
-from vggfeat.extraction.ray_cluster import RayCluster
-from vggfeat.extraction.ray_placement import Node, Slots, plan_slots
+from vggfeat.extraction.ray_cluster import Node, RayCluster, Slots, plan_slots
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -96,12 +95,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         head.wait()
 
 
-def works(pid: int) -> bool:
-    """Whether a process is a worker of Ray's that does a shard."""
-    try:
-        return b"ShardWorker.do" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False
+def holder(shard: Path) -> int | None:
+    """The worker of Ray's that holds a shard."""
+    with contextlib.suppress(OSError):
+        held = re.match(r"pid (\d+) on", Path(f"{shard}.lock").read_text())
+        if held is not None and b"do_jobs" in Path(f"/proc/{held[1]}/cmdline").read_bytes():
+            return int(held[1])
+    return None
 
 
 def shard_under_way(
@@ -114,9 +114,8 @@ def shard_under_way(
         for shard in sorted({*folder.glob("shard-*.h5")} - {besides}):
             with contextlib.suppress(OSError, KeyError), h5py.File(shard) as file:
                 states = set(file["images/state"][:].tolist())
-                holder = re.match(r"pid (\d+) on", Path(f"{shard}.lock").read_text())
-                if states >= {0, 1} and holder is not None and works(int(holder[1])):
-                    return shard, int(holder[1])
+                if states >= {0, 1} and (pid := holder(shard)) is not None:
+                    return shard, pid
         time.sleep(0.01)
     raise AssertionError("no shard came under way")
 
@@ -194,11 +193,12 @@ def test_workers_that_end_at_once_are_counted(place: Place) -> None:
     run = place.begin("deaths", "--shards", "1")
     killed = set()
     while run.poll() is None:
-        for process in Path("/proc").iterdir():
-            if process.name.isdecimal() and works(int(process.name)):
+        for shard in (place.folder / "deaths").glob("shard-*.h5"):
+            if (pid := holder(shard)) is not None:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(process.name), signal.SIGKILL)
-                killed.add(process.name)
+                    os.kill(pid, signal.SIGKILL)
+                killed.add(pid)
+        time.sleep(0.001)
     _, notices = run.communicate()
     assert run.returncode == 6, notices
     lines = notices.splitlines()

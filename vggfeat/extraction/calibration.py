@@ -1,8 +1,7 @@
-"""What 8-bit integers must know before the first image: how large values get on a sample.
+"""Calibration of 8-bit integers on a sample of a run's images, before the first is extracted.
 
-Two things go by it: convolutions computed in integers (`--precision int8`), which need the largest
-activation of each layer, and features stored as integers (`--dtype int8`), which need the range of
-each dimension.
+Convolutions in integers (`--precision int8`) need the largest activation of each layer; features
+stored as integers (`--dtype int8`) need the range of each dimension.
 """
 
 from __future__ import annotations
@@ -28,10 +27,10 @@ if TYPE_CHECKING:
     from vggfeat.network.weights import Weights
 
 CALIBRATION_SAMPLE = 32
-"""Images that a run is calibrated on."""
+"""Images on which activations are measured."""
 
 RANGE_SAMPLE = 128
-"""Images from which the ranges of dimensions are taken."""
+"""Images on which the ranges of features are measured."""
 
 _HEADROOM = 1.0
 _TRIED = 4  # times as many images as wanted, of which some may be broken
@@ -43,10 +42,9 @@ log = logging.getLogger("vggfeat")
 def calibrate_on_sample(
     settings: Settings, images: ImageList, weights: Weights
 ) -> dict[str, float]:
-    """`calibrate` on images spread evenly over a run's, the same ones for the same images.
+    """Return what `calibrate` does, on images spread evenly over those of a run.
 
-    Raises:
-        InputError: none of them can be decoded.
+    The same image list gives the same sample.
     """
     log.info(
         "calibrating 8-bit integers on %s", counted(min(CALIBRATION_SAMPLE, len(images)), "image")
@@ -60,23 +58,15 @@ def calibrate_on_sample(
 def scales_on_sample(
     settings: Settings, images: ImageList, replicas: Replicas
 ) -> dict[str, Scales]:
-    """Scales for features stored as int8, from images spread evenly over a run's.
+    """Return scales for features stored as int8, by images spread evenly over those of a run.
 
-    Images to come will go beyond the sample's range, some far in one dimension that is about what
-    they show; cutting that off costs more than coarser steps. So each range is doubled, and is
-    that of the layer's widest dimension at least; not below 0 where the sample never was, as
-    behind a ReLU.
-
-    Args:
-        settings: with dtype int8.
-        images: the run's images; the same ones give the same scales.
-        replicas: the networks.
+    Later images will exceed the range of the sample, some by far in a dimension that responds to
+    what they show; clipping those costs more than coarser steps. So each range is doubled, and is
+    at least as wide as that of the widest dimension of the layer; it does not go below 0 where the
+    sample never did, as after a ReLU.
 
     Returns:
-        stored name → scales.
-
-    Raises:
-        InputError: none of the images tried can be decoded.
+        stored name → scales; the same image list gives the same scales.
     """
     sample = counted(min(RANGE_SAMPLE, len(images)), "image")
     log.info("finding the range of each dimension on %s", sample)
@@ -104,8 +94,8 @@ def _widened(values: Tensor) -> Scales:
 
 
 def _sample(settings: Settings, images: ImageList, count: int, what: str) -> list[Tensor]:
-    """Up to `count` images, uint8 or uint16 (1, C, H, W) each."""
-    # In an order of which every beginning is spread as well, as most will do with the first few.
+    """Decode up to `count` images, uint8 or uint16 (1, C, H, W) each."""
+    # Shuffled, so that the first few, which most runs stop at, are spread over the list as well.
     order = np.random.default_rng(0).permutation(images.spread(_TRIED * count))
     found: list[Tensor] = []
     for position in order.tolist():

@@ -1,4 +1,4 @@
-"""Small files for others to read: published whole; failed images as CSV; figures for Prometheus."""
+"""Files by which a run is monitored: failed images as CSV, metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 def output_format(path: str, what: str, known: Sequence[str]) -> str:
-    """The format that the name of a file to be written asks for; to be called before the work.
+    """Return the format that the name of an output asks for, one of `known`, before any work.
 
     Raises:
-        UsageError: it is none of `known`, or no file can be there.
+        UsageError: the name has another ending, or no file can be written there.
     """
     refuse_standard_output(path, what)
     ending = os.path.splitext(path)[1].lower().removeprefix(".")
@@ -38,11 +38,11 @@ def output_format(path: str, what: str, known: Sequence[str]) -> str:
 
 
 def publish(path: str, data: bytes) -> None:
-    """Put `data` at `path` by rename and on the disk: a reader finds the old file or the new one.
+    """Write `data` to `path` by rename, synced: a reader finds the old file or the new one.
 
     Raises:
-        SpaceError: it cannot be written; what was there stays.
-        UsageError: there is something else than a regular file.
+        SpaceError: it cannot be written; an existing file stays.
+        UsageError: something other than a regular file is there.
     """
     try:
         write_bytes(path, data)
@@ -53,10 +53,9 @@ def publish(path: str, data: bytes) -> None:
 
 
 def failures_csv(out: str, share: str = "") -> bytes:
-    r"""Every failed row of the cache `out` as CSV (RFC 4180) in UTF-8, under `path,reason`.
+    r"""Return every failed row of a cache, or of one share, as CSV (RFC 4180) in UTF-8.
 
-    Of a sharded cache it may be those of one share. Bytes of a path that are no UTF-8 are escaped
-    as `\xNN`.
+    The header is `path,reason`. Bytes of a path that are not UTF-8 are escaped as `\xNN`.
     """
     cache = open_cache(out, share)
     text = io.StringIO(newline="")
@@ -76,13 +75,13 @@ def metrics_text(
     exit_code: int | None = None,
     share: str = "",
 ) -> bytes:
-    """Figures of a run in Prometheus' text format, as node_exporter's textfile collector reads it.
+    """Return metrics of a run in Prometheus' text format, for node_exporter's textfile collector.
 
     Args:
-        out: the cache, which every figure is labelled with.
-        progress: how far a run under way is.
-        summary: of a run that came to its end.
-        exit_code: with which the run ended; None while it is under way.
+        out: the cache, a label of every metric.
+        progress: of a run in progress.
+        summary: of a run that has ended.
+        exit_code: of a run that has ended; None while it is in progress.
         share: of a sharded cache, a label too; empty for none.
     """
     lines: list[str] = []

@@ -1,4 +1,4 @@
-"""The one loop: images in, features out."""
+"""The extraction loop: decode, compute, write, batch after batch."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ log = logging.getLogger("vggfeat")
 
 @dataclass(frozen=True, slots=True)
 class RunContext:
-    """What looks at the run from outside the loop: the counts, the signals, the caller."""
+    """What a run shares with the world outside its loop: statistics, signals, the caller."""
 
     stats: RunStats
     stop: StopFlag
@@ -63,18 +63,18 @@ class RunContext:
         return self.request.settings.on_error == "stop"
 
     def goes_on(self) -> bool:
-        """Whether another batch may begin."""
+        """Return whether another batch may begin."""
         return self.stats.fatal is None and self.stop.allows(self.stats.slowest)
 
     def report(self) -> None:
-        """Tells the caller how far the run is."""
+        """Report the progress to the caller."""
         if self.on_progress is not None:
             self.on_progress(self.stats.progress())
 
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """Everything the loop needs: what to do, what to do it with, where it goes."""
+    """The rows to extract, and what it takes to extract them."""
 
     settings: Settings
     open_image: OpenImage
@@ -87,17 +87,9 @@ class _Work:
 def extract_file(
     request: ExtractRequest, on_progress: Callable[[Progress], None] | None = None
 ) -> Summary:
-    """Extracts features of images into a cache of one file, or goes on with one begun earlier.
+    """Extract features into a cache of one file, or resume one begun earlier.
 
-    Args:
-        request: `sharding` means nothing here.
-        on_progress: called after every batch.
-
-    Returns:
-        what was done, and what the cache now holds.
-
-    Raises:
-        see `engines.extract`.
+    See `vggfeat.extract`; `request.sharding` is ignored.
     """
     started = time.perf_counter()
     stats = RunStats()
@@ -112,10 +104,10 @@ def extract_file(
     limit = limit and limit - stats.discover
     with unless_read_only(hold(out)) as refusal, StopFlag(limit) as stop:
         context = RunContext(stats, stop, request, on_progress)
-        there = check_output(out, fresh=request.fresh)
-        if refusal is not None and not (there and is_complete(out, images, request.policy)):
+        exists = check_output(out, fresh=request.fresh)
+        if refusal is not None and not (exists and is_complete(out, images, request.policy)):
             raise refusal
-        if there:
+        if exists:
             resume_cache(out, settings, images, context, request.policy)
         else:
             _begin(out, settings, images, context)
@@ -131,15 +123,7 @@ def resume_cache(
     context: RunContext,
     policy: UpdatePolicy,
 ) -> None:
-    """Does what is left in a cache that is there, whose lock the caller holds.
-
-    Args:
-        out: the cache.
-        settings: as asked for.
-        images: the images asked for.
-        context: counts, and says when to stop.
-        policy: what may be done about images that are new, changed, gone, or failed.
-    """
+    """Extract what is left in an existing cache, whose lock the caller holds."""
     resumed, weights = plan_resume(out, settings, images, policy)
     context.stats.note(resumed.changes)
     if not len(resumed.todo) or weights is None:
@@ -209,7 +193,7 @@ def _end_if_stopped(out: str, context: RunContext) -> None:
 def _start(
     work: _Work, context: RunContext
 ) -> tuple[Generator[DecodedBatch, None, None], Replicas]:
-    """Starts decoding first, then brings the network up beside it."""
+    """Start decoding, then build the networks while the first batches are decoded."""
     started = time.perf_counter()
     from vggfeat.images.loader import choose_workers, load_batches
     from vggfeat.network.device import choose_devices
@@ -246,7 +230,7 @@ def _loop(
     guard: SourceGuard,
     context: RunContext,
 ) -> None:
-    """Batch after batch until none is left, a signal asks to stop, or a source is gone."""
+    """Extract batch after batch until none is left, a signal asks to stop, or a source is gone."""
     under_way: deque[Pending] = deque()
     stats = context.stats
     with Sink(writer, replicas.settings.checkpoint_seconds) as sink:
@@ -261,7 +245,7 @@ def _loop(
             if len(decoded.rows):
                 under_way.append(_launch(replicas, decoded, stats))
             else:
-                outlet.put(_nothing_but_failures(decoded))
+                outlet.put(FeatureBatch(decoded.rows, decoded.digests, {}, decoded.failures, 0))
             if len(under_way) > replicas.overlap:
                 _finish(under_way.popleft(), outlet)
             stats.slowest = max(stats.slowest, time.perf_counter() - started)
@@ -291,17 +275,17 @@ def _finish(pending: Pending, outlet: _Outlet) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Outlet:
-    """Hand finished batches to the writer, and hold back failures that need a second look."""
+    """Passes finished batches to the writer, and holds back failures that need a second look."""
 
     sink: Sink
     guard: SourceGuard
     context: RunContext
 
     def put(self, batch: FeatureBatch) -> None:
-        """Hand a batch over; images that cannot be found wait until their source is known to be.
+        """Write a batch; failures of images not found wait until their source is known to exist.
 
         Raises:
-            InputError: a source is gone; what the batch has of features is handed over.
+            InputError: a source is gone; the features of the batch are written before.
         """
         failures = self.guard.certain(batch.failures)
         self._write(dataclasses.replace(batch, failures=failures))
@@ -311,11 +295,7 @@ class _Outlet:
                 self.close()
 
     def close(self) -> None:
-        """Hand over the failures that waited.
-
-        Raises:
-            InputError: see `put`.
-        """
+        """Write the failures that waited, or raise `InputError` as `put` does."""
         failures = self.guard.release()
         if failures:
             self._write(_failed(failures))
@@ -333,24 +313,15 @@ class _Outlet:
 
 
 def _failed(failures: tuple[Failure, ...]) -> FeatureBatch:
-    """A batch of images that failed and nothing else."""
+    """Return a batch of failed images alone."""
     rows, digests = np.empty(0, dtype=np.int64), np.empty((0, DIGEST_BYTES), dtype=np.uint8)
     return FeatureBatch(rows, digests, {}, failures, 0)
-
-
-def _nothing_but_failures(decoded: DecodedBatch) -> FeatureBatch:
-    return FeatureBatch(decoded.rows, decoded.digests, {}, decoded.failures, 0)
 
 
 def raise_if_cut_short(
     summary: Summary, request: ExtractRequest, signum: int, fatal: Failure | None
 ) -> None:
-    """Raises what a run ends with that a signal, a failure or too many of them cut short.
-
-    Raises:
-        TooManyFailuresError: an image failed that ends the run, or more than may.
-        InterruptedRunError: a signal came, and rows are left.
-    """
+    """Raise the error of a run that a signal, a failed image or too many of them cut short."""
     images = summary.rows - summary.removed
     if fatal is not None:
         name = open_cache(summary.out, summary.share).name(fatal.row)

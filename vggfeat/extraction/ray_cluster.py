@@ -1,4 +1,4 @@
-"""A Ray cluster: one that is there, or a quiet one of our own for one run."""
+"""A Ray cluster, an existing one or one for this run alone, and how many workers it holds."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
+from vggfeat.core.text import counted
 from vggfeat.errors import DeviceError, UsageError
-from vggfeat.extraction.ray_placement import Node
 
 _CONNECT_SECONDS = 10.0
 
 log = logging.getLogger("vggfeat")
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 
 @dataclass(frozen=True, slots=True)
 class RayCluster:
-    """Where the shards are done.
+    """Where shards are extracted.
 
     Attributes:
-        address: of a cluster that is there, as `ray.init` takes it: `auto`, `host:6379`,
-            `ray://host:10001`. None: one on this machine alone, for this run.
+        address: of an existing cluster, as `ray.init` takes it: `auto`, `host:6379`,
+            `ray://host:10001`. None: start one on this machine, for this run.
         actors: how many; None: one a GPU, or where there is none one a node.
     """
 
@@ -43,14 +43,78 @@ class RayCluster:
             raise UsageError(f"--actors is {self.actors}; expected 1 or more")
 
 
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A machine of a cluster: what it offers to workers."""
+
+    cpus: float
+    gpus: float
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """Workers, and what each one gets.
+
+    Attributes:
+        actors: how many.
+        cpus: cores of each; Ray has torch use as many threads.
+        gpus: 1 or 0.
+    """
+
+    actors: int
+    cpus: float
+    gpus: int
+
+    @property
+    def device(self) -> str:
+        """The setting `device` in a worker: the GPU that Ray shows it, or its cores."""
+        return "cuda" if self.gpus else "cpu"
+
+    @property
+    def free(self) -> str:
+        """What must be free for the first worker to start."""
+        return f"{self.cpus:g} CPUs" + (" and a GPU" if self.gpus else "")
+
+
+def plan_slots(nodes: Sequence[Node], device: str, actors: int | None = None) -> Slots:
+    """Plan one worker a GPU, or one a node where there is no GPU or none is wanted.
+
+    Args:
+        nodes: of the cluster.
+        device: as in `Settings`; its number, if it has one, is ignored.
+        actors: how many workers; None: one a GPU, else one a node with all its cores.
+    """
+    gpus = sum(int(node.gpus) for node in nodes)
+    on_gpu = device.startswith("cuda") or (device in ("auto", "all") and gpus > 0)
+    if on_gpu:
+        return _on_gpus(nodes, gpus, actors)
+    cores = sum(int(node.cpus) for node in nodes)
+    if not cores:
+        raise DeviceError(f"none of the {counted(len(nodes), 'node')} of the cluster offers a CPU")
+    wanted = actors or sum(node.cpus >= 1 for node in nodes)
+    if wanted > cores:
+        raise UsageError(f"--actors is {wanted}, the cluster offers {cores} CPUs; ask for fewer")
+    most = max(int(node.cpus) for node in nodes)
+    # The most cores a worker with which all of them fit on the nodes.
+    fits = (n for n in range(most, 0, -1) if sum(int(node.cpus // n) for node in nodes) >= wanted)
+    return Slots(wanted, float(next(fits)), 0)
+
+
+def _on_gpus(nodes: Sequence[Node], gpus: int, actors: int | None) -> Slots:
+    if not gpus:
+        raise DeviceError(
+            f"none of the {counted(len(nodes), 'node')} of the cluster offers a GPU; leave "
+            "--device out"
+        )
+    if actors is not None and actors > gpus:
+        raise UsageError(f"--actors is {actors}, the cluster offers {gpus} GPUs; ask for fewer")
+    share = min(node.cpus / int(node.gpus) for node in nodes if node.gpus >= 1)
+    return Slots(actors or gpus, float(int(share)) if share >= 1 else share, 1)
+
+
 @contextlib.contextmanager
 def connected(cluster: RayCluster) -> Iterator[list[Node]]:
-    """The nodes of a cluster, while connected to it; one of our own ends with the block.
-
-    Raises:
-        DeviceError: there is no such cluster, or nothing listens at its address.
-        UsageError: the package `ray` is not installed.
-    """
+    """Connect to a cluster, or start one that ends with the block, and yield its nodes."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray = import_ray()
     logging.getLogger("ray").setLevel(logging.ERROR)
@@ -69,7 +133,7 @@ def _connected(ray: Any, cluster: RayCluster, options: Mapping[str, Any]) -> Ite
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         where = cluster.address or "this machine"
         raise DeviceError(
-            f"no Ray cluster at {where}: {_first_line(error)}; is it up (`ray status`), are its "
+            f"no Ray cluster at {where}: {first_line(error)}; is it up (`ray status`), are its "
             "Ray, Python and RAY_AUTH_MODE this one's?"
         ) from error
     try:
@@ -109,7 +173,7 @@ class _WithoutRay:
 
 
 def _check_listens(address: str | None) -> None:
-    """Ray itself tries for many minutes to reach a head that is not there."""
+    """Fail within seconds where no head listens: Ray itself would try for many minutes."""
     host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
     if not (colon and port.isdecimal()):
         return
@@ -123,7 +187,7 @@ def _check_listens(address: str | None) -> None:
 
 @contextlib.contextmanager
 def _signals_kept() -> Iterator[None]:
-    """Ray catches SIGTERM for itself; what caught it before has it again behind the block."""
+    """Restore the handler of SIGTERM after the block, in which Ray installs its own."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -134,16 +198,18 @@ def _signals_kept() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or its class where it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def import_ray() -> Any:
-    """The package, which is an extra.
+def last_line(error: BaseException) -> str:
+    """Return the last line of an error's text that is not blank."""
+    return ([line.strip() for line in str(error).splitlines() if line.strip()] or [""])[-1]
 
-    Raises:
-        UsageError: it is not installed.
-    """
+
+def import_ray() -> Any:
+    """Return the package, which is an extra, or raise `UsageError` if it is not installed."""
     try:
         return importlib.import_module("ray")
     except ImportError as error:

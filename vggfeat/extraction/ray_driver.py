@@ -1,21 +1,21 @@
-"""Shards dealt out to the actors of a Ray cluster, each of them an ordinary run that may be killed.
+"""An extraction on a Ray cluster: workers take its shards from a board, and are watched from here.
 
-Plain actors and not Ray Data's `map_batches`, tried with Ray 2.60: that calls its function outside
-the main thread, where no signal can be caught; it knows no progress within a shard; it tries a
-shard that kills its worker again without end; and its reading task waits for ever where actors hold
-all CPUs. Not plain tasks either: Ray ends the process of a GPU task behind it, and each shard would
-start CUDA again. Ray restarts actors, on whichever node has room; shards are dealt again by us,
-since the shard of an actor that has no node to restart on belongs to another one.
+A worker is one plain task, long enough for CUDA to start once: Ray ends the process of a task that
+had a GPU; and with `max_calls=0` it gives a process that has opened one GPU to a task that was
+assigned another (Ray 2.60), so that two of them share one. A shard is an ordinary run that may be
+killed at any time. Ray's own retries would keep the shard of a dead worker until a node has room
+for it; here the shard goes back to the board, and whichever worker is free first resumes it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
+import itertools
 import logging
 import os
 import time
-from collections import Counter, deque
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -31,27 +31,34 @@ from vggfeat.core.signals import StopFlag, TerminatedError
 from vggfeat.core.text import agree, counted
 from vggfeat.errors import DeviceError, ShardsHeldError, TooManyFailuresError, UsageError
 from vggfeat.extraction.pipeline import raise_if_cut_short
-from vggfeat.extraction.ray_cluster import connected, import_ray
-from vggfeat.extraction.ray_placement import plan_slots
-from vggfeat.extraction.ray_pool import LOST, ActorPool
-from vggfeat.extraction.ray_worker import Asked, Board, Outcome, ShardWorker, TaskContext
+from vggfeat.extraction.ray_cluster import connected, first_line, import_ray, last_line, plan_slots
+from vggfeat.extraction.ray_worker import (
+    PLAN,
+    Board,
+    News,
+    Outcome,
+    ShardJob,
+    do_jobs,
+    retries_failed,
+)
 from vggfeat.extraction.report import FAILURES_NAMED, RunStats, summarise_run
 from vggfeat.storage.paths import absolute_place
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
     from vggfeat.core.records import FailedImage, Summary
     from vggfeat.extraction.api import ExtractRequest
-    from vggfeat.extraction.ray_cluster import RayCluster
-    from vggfeat.extraction.ray_placement import Slots
-    from vggfeat.extraction.update import UpdatePolicy
+    from vggfeat.extraction.ray_cluster import RayCluster, Slots
 
-_DEATHS = 4  # of workers in a row that finished no batch of a shard, until it is given up
+_LOST = "lost"  # `Outcome.kind` of a job whose worker or node died
+_DEATHS = 4  # of workers in a row that finished no batch of a job, until it is given up
 _HELD_RETRIES = 20
 _HELD_PAUSE = 3.0  # the lock of a machine that died may live on for a while on a network
 _STOP_SECONDS = 60.0
 _NOTICE_SECONDS = 30.0
+_POLL_SECONDS = 0.3
+_ADVICE = "where a node is short of memory, try fewer --actors, then run again to resume"
 
 log = logging.getLogger("vggfeat")
 
@@ -61,36 +68,32 @@ def extract_on_ray(
     cluster: RayCluster,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Summary:
-    """Extracts features into a sharded cache, its shards dealt out to the actors of a Ray cluster.
+    """Extract features into a sharded cache on a Ray cluster.
 
-    The first actor lists the images and lays the shards out. Then each actor does one shard after
-    the other; of a worker or node that dies, another one goes on with its shard. See
-    `engines.extract` for more.
-
-    Raises:
-        UsageError: `-` as a source, a share of the shards, or an output that nodes do not share;
-            the package `ray` is not installed.
-        DeviceError: there is no such cluster, or a shard's workers end again and again.
+    The first worker lists the images and lays out the shards; then all do one shard after another.
     """
     if request.sharding.share or request.sharding.plan_only:
         raise UsageError("--engine ray does all shards; give it without --shard and --plan-only")
-    asked = Asked(
-        tuple(_absolute(source) for source in request.sources),
-        os.path.abspath(request.out),
-        request.settings,
-        None if request.root is None else absolute_place(request.root),
-        request.sharding.shards,
-        request.policy.retry_failed and not request.policy.update,
+    placed = dataclasses.replace(
+        request,
+        sources=tuple(_absolute(source) for source in request.sources),
+        out=os.path.abspath(request.out),
+        root=None if request.root is None else absolute_place(request.root),
     )
     started = time.perf_counter()
-    stats = RunStats()
     with connected(cluster) as nodes, StopFlag(request.settings.seconds_allowed) as stop:
         slots = plan_slots(nodes, request.settings.device, cluster.actors)
-        driver = _Driver(asked, slots, stop, stats, on_progress)
-        driver.run(fresh=request.fresh, policy=request.policy)
+        driver = _Driver(placed, slots, stop, on_progress)
+        try:
+            driver.extract()
+        except import_ray().exceptions.RayActorError as error:
+            raise DeviceError(
+                f"the process that deals out shards, beside this one, ended: {last_line(error)}; "
+                "run again to resume"
+            ) from error
     driver.raise_before_a_plan()
     summary = driver.summary(request.out, time.perf_counter() - started)
-    driver.raise_what_came(summary)
+    driver.raise_errors(summary)
     raise_if_cut_short(summary, request, stop.signum, None)
     return summary
 
@@ -104,14 +107,99 @@ def _absolute(source: str | os.PathLike[str]) -> str:
 
 
 @dataclass(slots=True)
-class _Driver:
-    """This process's side: deals out shards, looks at what comes back and at the signals."""
+class _Deaths:
+    """Workers that died at one job.
 
-    asked: Asked
+    Attributes:
+        in_a_row: how many since rows of it were last finished.
+        left: rows that were left when the last one died.
+        text: why it died, as Ray has it.
+    """
+
+    in_a_row: int = 0
+    left: int = -1
+    text: str = ""
+
+
+@dataclass(slots=True)
+class _Workers:
+    """The tasks that do jobs. One that dies is replaced as soon as a node has room for another."""
+
+    run: ExtractRequest
+    slots: Slots
+    ray: Any = field(default_factory=import_ray)
+    board: Any = None
+    _tasks: dict[Any, int] = field(default_factory=dict)
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
+    _begun: bool = False
+    _closed: bool = False
+
+    def __post_init__(self) -> None:
+        # On this node, whose end is the end of the run anyway: no other one takes the board along.
+        here = self.ray.get_runtime_context().get_node_id()
+        strategies = importlib.import_module("ray.util.scheduling_strategies")
+        beside = strategies.NodeAffinitySchedulingStrategy(here, soft=False)
+        self.board = self.ray.remote(num_cpus=0, scheduling_strategy=beside)(Board).remote()
+        for _ in range(self.slots.actors):
+            self._start()
+
+    def _start(self) -> None:
+        # How many may be wanted by the run, and how long it may take, is for the driver to judge.
+        settings = dataclasses.replace(
+            self.run.settings, max_failures=None, time_limit=None, device=self.slots.device
+        )
+        number = next(self._numbers)
+        task = self.ray.remote(num_cpus=self.slots.cpus, num_gpus=self.slots.gpus, max_retries=0)(
+            do_jobs
+        ).remote(number, self.board, dataclasses.replace(self.run, settings=settings))
+        self._tasks[task] = number
+
+    def wait(self) -> News:
+        """Wait a moment, replace workers that died, and return what the others have told."""
+        tasks = list(self._tasks)
+        ended = self.ray.wait(tasks, num_returns=len(tasks), timeout=_POLL_SECONDS)[0]
+        lost = [self._replace(task) for task in ended]
+        news: News = self.ray.get(self.board.read.remote())
+        self._begun |= news.busy
+        news.ended += [(number, outcome) for number, outcome in lost if number is not None]
+        return news
+
+    def close(self) -> None:
+        """Have all workers end after their current batch."""
+        self._closed = True
+        self.board.close.remote()
+
+    def _replace(self, task: Any) -> tuple[int | None, Outcome]:
+        """Start another worker for one that ended; return the job it was at, if it was at any."""
+        begun, number = self.ray.get(self.board.forget.remote(self._tasks.pop(task)))
+        why = ""
+        try:
+            self.ray.get(task)
+        except self.ray.exceptions.RayError as error:
+            if begun and isinstance(error, self.ray.exceptions.RayTaskError):
+                raise  # a defect
+            if not (begun or self._begun):
+                raise DeviceError(
+                    f"a worker cannot start: {last_line(error)}; is vggfeat installed on every "
+                    "node, in this version?"
+                ) from error
+            if not begun:
+                time.sleep(_POLL_SECONDS)  # its node is gone, and Ray has not found that out yet
+            why = first_line(error).rstrip(" .")
+        if not self._closed:
+            self._start()
+        return number, Outcome(None, _LOST, why)
+
+
+@dataclass(slots=True)
+class _Driver:
+    """The process that was called: says what is to be done, and judges what comes of it."""
+
+    run: ExtractRequest
     slots: Slots
     stop: StopFlag
-    stats: RunStats
     on_progress: Callable[[Progress], None] | None
+    stats: RunStats = field(default_factory=RunStats)
     failures: list[FailedImage] = field(default_factory=list)
     planned: Summary | None = None
     _errors: list[Outcome] = field(default_factory=list)
@@ -120,182 +208,123 @@ class _Driver:
     _told: set[str] = field(default_factory=set)
     _failed: int = 0
     _left: dict[int, int] = field(default_factory=dict)
-    _ray: Any = field(default_factory=import_ray)
-    _board: Any = None
 
-    def run(self, *, fresh: bool, policy: UpdatePolicy) -> None:
-        """Has the plan made, then every shard done that is not."""
+    def extract(self) -> None:
+        """Have the plan made, then every shard done that is not."""
         started = time.perf_counter()
-        workers = ActorPool(self._ray, self._start())
-        self._plan(workers, fresh=fresh, policy=policy)
+        self.stats.device = f"{self.slots.actors} Ray actors, {self.slots.device}"
+        workers = _Workers(self.run, self.slots)
+        self._deal(workers, [ShardJob(PLAN)])
         self.stats.discover = time.perf_counter() - started
-        if not self._goes_on():
+        if self.planned is None or not self._goes_on():
             return
-        before = ShardedCache(self.asked.out)
-        done = _count(before.state, RowState.DONE)
-        self._left = {
-            number: rows
-            for number in range(len(before.shards))
-            if (rows := self._rows_left(before, number))
-        }
+        before = ShardedCache(self.run.out)
+        count, done = len(before.shards), _count(before.state, RowState.DONE)
+        rows = {number: self._rows_left(before, number) for number in range(count)}
+        self._left = {number: left for number, left in rows.items() if left}
         self.stats.total = sum(self._left.values())
         started = time.perf_counter()
-        self._deal(workers, before)
+        mark = os.stat(os.path.join(self.run.out, MANIFEST)).st_mtime
+        self._deal(workers, [ShardJob(number, count, mark) for number in self._left])
+        self._halt(workers)
         self.stats.wait = time.perf_counter() - started
-        after = ShardedCache(self.asked.out)
-        left = sum(_count(after.state, state) for state in self._unfinished)
-        self.stats.done = _count(after.state, RowState.DONE) - done
-        self.stats.failed = max(0, self.stats.total - self.stats.done - left)
-        if self.asked.retry_failed:  # those that failed again are among what is left
-            self.stats.failed = self._failed
+        self._count_rows(done)
 
     @property
     def _unfinished(self) -> tuple[RowState, ...]:
-        return (RowState.PENDING, RowState.FAILED)[: 2 if self.asked.retry_failed else 1]
+        return (RowState.PENDING, RowState.FAILED)[: 2 if retries_failed(self.run) else 1]
 
     def _rows_left(self, cache: ShardedCache, number: int) -> int:
         if cache.shard_header(number) is None:
             return 0
-        state = FeatureCache(cache.shard_path(number)).state
-        return sum(_count(state, one) for one in self._unfinished)
+        return _count(FeatureCache(cache.shard_path(number)).state, *self._unfinished)
+
+    def _count_rows(self, done_before: int) -> None:
+        """Count rows by what the shards hold, since workers that died have told nothing."""
+        after = ShardedCache(self.run.out)
+        left = _count(after.state, *self._unfinished)
+        self.stats.done = _count(after.state, RowState.DONE) - done_before
+        self.stats.failed = max(0, self.stats.total - self.stats.done - left)
+        if retries_failed(self.run):  # those that failed again are among what is left
+            self.stats.failed = self._failed
 
     def _goes_on(self) -> bool:
         return self.stop.allows(0) and not self._errors
 
-    def _start(self) -> list[Any]:
-        """The actors; they are not waited for, so that those with a place begin."""
-        remote = self._ray.remote
-        here = self._ray.get_runtime_context().get_node_id()
-        # Beside this process, whose end is the run's: no other node takes the board along.
-        beside = importlib.import_module("ray.util.scheduling_strategies")
-        self._board = remote(
-            num_cpus=0,
-            max_restarts=-1,
-            max_task_retries=-1,
-            scheduling_strategy=beside.NodeAffinitySchedulingStrategy(here, soft=True),
-        )(Board).remote()
-        worker = remote(
-            num_cpus=self.slots.cpus,
-            num_gpus=self.slots.gpus,
-            max_restarts=-1,
-            max_task_retries=0,
-        )(ShardWorker)
-        self.stats.device = f"{self.slots.actors} Ray actors, {self.slots.device}"
-        return [worker.remote() for _ in range(self.slots.actors)]
+    def _deal(self, workers: _Workers, jobs: Sequence[ShardJob]) -> None:
+        """Have jobs done until none is left or the run is to stop."""
+        workers.board.deal.remote(jobs)
+        open_jobs = {job.number: job for job in jobs}
+        busy_at = time.monotonic()
+        while open_jobs and self._goes_on():
+            news = workers.wait()
+            self._show(news)
+            for number, outcome in news.ended:
+                if self._is_over(number, outcome):
+                    del open_jobs[number]
+                else:
+                    workers.board.deal.remote([open_jobs[number]])
+            busy_at = time.monotonic() if news.busy else busy_at
+            if time.monotonic() - busy_at > _NOTICE_SECONDS:
+                self._tell(logging.INFO, f"waiting for the cluster to have {self.slots.free} free")
 
-    @property
-    def _errand(self) -> TaskContext:
-        return TaskContext(self.asked, self._board, self.slots.device)
-
-    def _plan(self, workers: ActorPool, *, fresh: bool, policy: UpdatePolicy) -> None:
-        """Has whichever actor is there first make the plan."""
-        began = time.monotonic()
-        for _ in range(_DEATHS):
-            while not workers.free and self._goes_on():
-                workers.wait()
-                self._notice_waiting(began)
-            if not self._goes_on():
-                return
-            workers.begin(
-                lambda actor: actor.plan.remote(self._errand, fresh=fresh, policy=policy), 0
-            )
-            ended: list[tuple[int, Outcome]] = []
-            while not ended and self._goes_on():
-                ended = workers.wait()
-                self._show()
-            if not ended:
-                return
-            outcome = ended[0][1]
-            if outcome.kind != LOST:
-                self.planned = outcome.summary
-                self._note(outcome)
-                return
-        raise DeviceError(
-            f"{_DEATHS} workers ended while they listed images and laid out shards, the last one: "
-            f"{outcome.text}; {_ADVICE}"
-        )
-
-    def _notice_waiting(self, began: float) -> None:
-        if time.monotonic() - began > _NOTICE_SECONDS:
-            self._tell(logging.INFO, f"waiting for the cluster to have {self.slots.free} free")
-
-    def _deal(self, workers: ActorPool, cache: ShardedCache) -> None:
-        """A shard to each actor that has none, until none is left or the run is to stop."""
-        mark = os.stat(os.path.join(self.asked.out, MANIFEST)).st_mtime
-        count, waiting = len(cache.shards), deque(sorted(self._left))
-
-        def task(shard: int) -> Callable[[Any], Any]:
-            return lambda actor: actor.do.remote(self._errand, shard, count, mark)
-
-        idle_since = time.monotonic()
-        while (waiting or workers.busy) and self._goes_on():
-            while workers.free and waiting:
-                shard = waiting.popleft()
-                workers.begin(task(shard), shard)
-            waiting += [
-                shard
-                for shard, outcome in workers.wait()
-                if self._take(shard, outcome)
-                or (outcome.kind == LOST and self._again(shard, cache))
-            ]
-            if workers.busy:
-                idle_since = time.monotonic()
-            self._notice_waiting(idle_since)
-            self._show()
-        self._halt(workers)
-
-    def _halt(self, workers: ActorPool) -> None:
-        """Has every actor stop behind its batch, and waits for that."""
+    def _halt(self, workers: _Workers) -> None:
+        """Have all workers end after their batch, and wait for that."""
+        workers.close()
         until = time.monotonic() + _STOP_SECONDS
-        while workers.busy and time.monotonic() < until:
-            self._board.stop.remote()
-            for shard, outcome in workers.wait():
-                self._take(shard, outcome)
-            self._show()
+        busy = True
+        while busy and time.monotonic() < until:
+            news = workers.wait()
+            self._show(news)
+            for number, outcome in news.ended:
+                if outcome.kind != _LOST:
+                    self._is_over(number, outcome)
+            busy = news.busy
 
-    def _again(self, shard: int, cache: ShardedCache) -> bool:
-        """Whether a shard whose worker died is dealt again: unless workers die of it at once."""
-        left = self._rows_left(cache, shard)
-        deaths = self._deaths[shard]
-        deaths.in_a_row = deaths.in_a_row + 1 if left == deaths.left else 1
-        deaths.left = left
-        if deaths.in_a_row == _DEATHS:
-            return False
-        log.warning("the worker of shard %d ended (%s); dealt again", shard, deaths.text)
-        return True
-
-    def _take(self, shard: int, outcome: Outcome) -> bool:
-        """Keeps what came of a shard; whether it is to be tried again, having been held."""
+    def _is_over(self, number: int, outcome: Outcome) -> bool:
+        """Keep what a job came to; return whether it need not be dealt again."""
+        if outcome.kind == _LOST:
+            return self._is_given_up(number, outcome.text)
         if outcome.kind == ShardsHeldError.__name__:
-            self._held[shard] += 1
+            self._held[number] += 1
             time.sleep(_HELD_PAUSE)
-            return self._held[shard] < _HELD_RETRIES
-        if outcome.kind == LOST:
-            self._deaths.setdefault(shard, _Deaths()).text = outcome.text
-            return False
-        self._held.pop(shard, None)
-        self._deaths.pop(shard, None)
-        self._note(outcome)
-        if outcome.summary is not None:
-            self.failures += outcome.summary.failures[: FAILURES_NAMED - len(self.failures)]
-            self.stats.clamped += outcome.summary.clamped
-            self.stats.redone += outcome.summary.redone
-            self.stats.decode += outcome.summary.stages.decode
-            self.stats.workers = outcome.summary.workers * self.slots.actors
-        return False
-
-    def _note(self, outcome: Outcome) -> None:
+            return self._held[number] >= _HELD_RETRIES
+        self._held.pop(number, None)
+        self._deaths.pop(number, None)
         if outcome.kind:
             self._errors.append(outcome)
+        if number == PLAN:
+            self.planned = outcome.summary
+        elif outcome.summary is not None:
+            self._add(outcome.summary)
+        return True
 
-    def _show(self) -> None:
-        """Passes on what the actors have reported: their log lines once, and their progress."""
-        reported, notes = self._ray.get(self._board.read.remote())
-        for level, text in notes:
+    def _add(self, shard: Summary) -> None:
+        self.failures += shard.failures[: FAILURES_NAMED - len(self.failures)]
+        self.stats.clamped += shard.clamped
+        self.stats.redone += shard.redone
+        self.stats.decode += shard.stages.decode
+        self.stats.workers = shard.workers * self.slots.actors
+
+    def _is_given_up(self, number: int, why: str) -> bool:
+        """Count a worker that died; return whether too many in a row finished no batch of a job."""
+        left = 0 if number == PLAN else self._rows_left(ShardedCache(self.run.out), number)
+        deaths = self._deaths.setdefault(number, _Deaths())
+        deaths.in_a_row = deaths.in_a_row + 1 if left == deaths.left else 1
+        deaths.left, deaths.text = left, why
+        if deaths.in_a_row == _DEATHS:
+            return True
+        what = "the plan" if number == PLAN else f"shard {number}"
+        log.warning("the worker of %s ended (%s); dealt again", what, why)
+        return False
+
+    def _show(self, news: News) -> None:
+        """Pass on log lines, each once, and the progress."""
+        for level, text in news.notes:
             self._tell(level, text)
-        self._failed = sum(failed for _, failed in reported.values())
+        self._failed = sum(failed for _, failed in news.progress.values())
         if self.on_progress is not None and self.stats.total:
-            left = sum(reported.get(shard, (rows, 0))[0] for shard, rows in self._left.items())
+            left = sum(news.progress.get(shard, (rows, 0))[0] for shard, rows in self._left.items())
             total = self.stats.total
             done = max(0, total - left - self._failed)
             self.on_progress(Progress(done, self._failed, total))
@@ -306,16 +335,16 @@ class _Driver:
             log.log(level, "%s", text)
 
     def raise_before_a_plan(self) -> None:
-        """Raises why there is nothing to look at yet.
-
-        Raises:
-            TerminatedError: a signal came before there was a plan.
-            VggfeatError: what kept it from being made.
-        """
+        """Raise why there is nothing to look at yet, if there is no plan."""
         if self.planned is not None:
             return
         for outcome in self._errors:
             raise getattr(errors, outcome.kind)(outcome.text)
+        if PLAN in self._deaths and self._deaths[PLAN].in_a_row == _DEATHS:
+            raise DeviceError(
+                f"{_DEATHS} workers ended while they listed images and laid out shards, the last "
+                f"one: {self._deaths[PLAN].text}; {_ADVICE}"
+            )
         if self.stop:
             raise TerminatedError(self.stop.signum)
         raise DeviceError(
@@ -323,8 +352,8 @@ class _Driver:
         )
 
     def summary(self, out: str, seconds: float) -> Summary:
-        """What was done by all actors, and what the cache holds now."""
-        shards = ShardedCache(self.asked.out)
+        """Return what was done by all workers, and what the cache holds now."""
+        shards = ShardedCache(self.run.out)
         summary = summarise_run(out, self.stats, seconds, self.stop.reason, shards=shards)
         found = self.planned or summary
         return dataclasses.replace(
@@ -337,8 +366,8 @@ class _Driver:
             skipped=found.skipped,
         )
 
-    def raise_what_came(self, summary: Summary) -> None:
-        """Raises the first error that an actor came back with, or what was not done for another."""
+    def raise_errors(self, summary: Summary) -> None:
+        """Raise the first error that a worker came back with, or why a shard was not done."""
         for outcome in self._errors:
             kind = getattr(errors, outcome.kind)
             if kind is TooManyFailuresError:
@@ -354,30 +383,12 @@ class _Driver:
             )
         if self._held and self._goes_on():
             raise ShardsHeldError(
-                f"{counted(len(self._held), 'shard')} of {self.asked.out!r} "
+                f"{counted(len(self._held), 'shard')} of {self.run.out!r} "
                 f"{agree(len(self._held), 'is')} held by other runs; all "
                 "others are done. Wait, and run again to see that they ended",
                 summary,
             )
 
 
-_ADVICE = "where a node is short of memory, try fewer --actors, then run again to resume"
-
-
-@dataclass(slots=True)
-class _Deaths:
-    """Workers that ended at one shard.
-
-    Attributes:
-        in_a_row: how many since rows of it were last finished.
-        left: rows that were left when the last one ended.
-        text: why it ended, as Ray has it.
-    """
-
-    in_a_row: int = 0
-    left: int = -1
-    text: str = ""
-
-
-def _count(state: Any, wanted: RowState) -> int:
-    return int(np.count_nonzero(np.asarray(state) == wanted))
+def _count(state: Any, *wanted: RowState) -> int:
+    return int(np.isin(np.asarray(state), wanted).sum())

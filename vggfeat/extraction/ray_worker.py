@@ -1,4 +1,4 @@
-"""What runs on the nodes of a Ray cluster: actors that do shards, and the board they report to."""
+"""What runs on a Ray cluster: tasks that each do many jobs, and the board that deals these out."""
 
 from __future__ import annotations
 
@@ -8,175 +8,206 @@ import logging
 import os
 import signal
 import time
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vggfeat.cache.shard_manifest import MANIFEST
 from vggfeat.cache.sharding import Sharding
 from vggfeat.errors import InterruptedRunError, TooManyFailuresError, VggfeatError
-from vggfeat.extraction.api import ExtractRequest
 from vggfeat.extraction.ray_cluster import import_ray
 from vggfeat.extraction.sharded import extract_here
 from vggfeat.extraction.update import UpdatePolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
     from vggfeat.core.records import Progress, Summary
-    from vggfeat.core.settings import Settings
+    from vggfeat.extraction.api import ExtractRequest
+
+PLAN = -1
+"""Number of the job that lists the images and lays out the shards."""
 
 _REPORT_SECONDS = 0.5
+_IDLE_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What every actor is asked for: see `dealing.extract_on_ray`. Paths are absolute."""
+class ShardJob:
+    """A shard to be done, or the plan to be made.
 
-    sources: tuple[str, ...]
-    out: str
-    settings: Settings
-    root: str | None
-    shards: int | None
-    retry_failed: bool
+    Attributes:
+        number: of the shard, or `PLAN`.
+        shards: how many the plan has.
+        mark: modification time of the manifest, which every node must see as the driver does.
+    """
+
+    number: int
+    shards: int = 0
+    mark: float = 0.0
+
+    def request(self, run: ExtractRequest) -> ExtractRequest:
+        """Return what a process of its own would be asked for, as its part of `run`."""
+        if self.number == PLAN:
+            sharding = Sharding(run.sharding.shards, plan_only=True)
+            return dataclasses.replace(run, sharding=sharding)
+        return dataclasses.replace(
+            run,
+            fresh=False,
+            policy=UpdatePolicy(retry_failed=retries_failed(run)),
+            sharding=Sharding(share=f"{self.number}/{self.shards}"),
+        )
+
+
+def retries_failed(run: ExtractRequest) -> bool:
+    """Return whether shards retry failed images; where the plan is updated, that does it."""
+    return run.policy.retry_failed and not run.policy.update
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a task, sent to the driver: a summary, or an error by its kind and text."""
+    """Result of a job: a summary, or an error by its class name and text."""
 
     summary: Summary | None = None
     kind: str = ""
     text: str = ""
 
 
-class Board:
-    """The actor that all others report to, and that says when they are to stop."""
-
-    def __init__(self) -> None:
-        self._left: dict[int, tuple[int, int]] = {}
-        self._notes: list[tuple[int, str]] = []
-        self._stopping = False
-
-    def report(self, shard: int, left: int, failed: int) -> bool:
-        """Notes how many rows of a shard are left and how many failed; whether to stop."""
-        self._left[shard] = (left, failed)
-        return self._stopping
-
-    def note(self, level: int, text: str) -> None:
-        """Keeps a line of an actor's log."""
-        self._notes.append((level, text))
-
-    def stop(self) -> None:
-        """Has every actor stop behind the batch it is at."""
-        self._stopping = True
-
-    def read(self) -> tuple[dict[int, tuple[int, int]], list[tuple[int, str]]]:
-        """What was reported of each shard, and log lines not read before."""
-        notes, self._notes = self._notes, []
-        return self._left, notes
-
-
-@dataclass(frozen=True, slots=True)
-class TaskContext:
-    """What comes with every task, since an actor that is restarted knows nothing.
+@dataclass(slots=True)
+class News:
+    """What the workers have told the board.
 
     Attributes:
-        asked: of all.
-        board: handle of the `Board`.
-        device: for the setting of that name.
+        progress: job → rows left and rows that failed, as last reported.
+        notes: level and text of log lines not read before.
+        ended: number and outcome of jobs that ended and were not read before.
+        busy: whether a job is under way.
     """
 
-    asked: Asked
-    board: Any
-    device: str
-
-    @property
-    def settings(self) -> Settings:
-        """Those of one actor: how many images may fail, and how long it may take, is not its."""
-        return dataclasses.replace(
-            self.asked.settings, max_failures=None, time_limit=None, device=self.device
-        )
+    progress: dict[int, tuple[int, int]] = field(default_factory=dict)
+    notes: list[tuple[int, str]] = field(default_factory=list)
+    ended: list[tuple[int, Outcome]] = field(default_factory=list)
+    busy: bool = False
 
 
-class ShardWorker:
-    """An actor: makes the plan, or does one shard after the other, each as a process would."""
+class Board:
+    """The actor that deals jobs to the workers and hears from them how they are getting on."""
 
     def __init__(self) -> None:
-        self._told = 0.0
+        self._waiting: deque[ShardJob] = deque()
+        self._under_way: dict[int, int | None] = {}  # worker → number of its job
+        self._news = News()
+        self._closed = False
 
-    def plan(self, errand: TaskContext, *, fresh: bool, policy: UpdatePolicy) -> Outcome:
-        """Lists the images and lays the shards out, or brings them in line."""
-        sharding = Sharding(errand.asked.shards, plan_only=True)
-        return _extract(errand, sharding, policy, None, fresh=fresh)
+    def deal(self, jobs: Iterable[ShardJob]) -> None:
+        """Add jobs for whichever worker is free first."""
+        self._waiting += jobs
 
-    def do(self, errand: TaskContext, shard: int, count: int, mark: float) -> Outcome:
-        """Does what is left of a shard.
+    def take(self, worker: int) -> tuple[bool, ShardJob | None]:
+        """Return whether a worker is to stay, and a job for it if one waits."""
+        job = self._waiting.popleft() if self._waiting and not self._closed else None
+        self._under_way[worker] = None if job is None else job.number
+        return not self._closed, job
 
-        Args:
-            errand: of all tasks.
-            shard: its number.
-            count: of shards.
-            mark: time of the manifest, which this machine must see as the driver does.
-        """
-        problem = _not_shared(errand.asked.out, mark)
-        if problem:
-            return Outcome(None, "UsageError", problem)
-        policy = UpdatePolicy(retry_failed=errand.asked.retry_failed)
-        sharding = Sharding(share=f"{shard}/{count}")
+    def report(self, number: int, left: int, failed: int) -> bool:
+        """Note how many rows of a job are left and how many failed; return whether to stop."""
+        self._news.progress[number] = (left, failed)
+        return self._closed
 
-        def report(progress: Progress) -> None:
-            left = progress.total - progress.done - progress.failed
-            if left and time.monotonic() - self._told < _REPORT_SECONDS:
-                return
-            self._told = time.monotonic()
-            if import_ray().get(errand.board.report.remote(shard, left, progress.failed)):
-                signal.raise_signal(signal.SIGTERM)  # caught by the run, which then stops cleanly
+    def note(self, level: int, text: str) -> None:
+        """Keep a line of a worker's log."""
+        self._news.notes.append((level, text))
 
-        return _extract(errand, sharding, policy, report)
+    def finish(self, worker: int, number: int, outcome: Outcome) -> None:
+        """Note what a job came to."""
+        self._under_way[worker] = None
+        self._news.ended.append((number, outcome))
 
+    def forget(self, worker: int) -> tuple[bool, int | None]:
+        """Return whether a worker that died had begun to run, and the number of its job."""
+        begun = worker in self._under_way
+        return begun, self._under_way.pop(worker, None)
 
-def _not_shared(out: str, mark: float) -> str:
-    """What is wrong where a node does not see the output; empty where it does."""
-    with contextlib.suppress(OSError):
-        if os.stat(os.path.join(out, MANIFEST)).st_mtime == mark:
-            return ""
-    return (
-        f"node {os.uname().nodename} does not see the plan in {out!r}; name an --out, or for an "
-        "object store a --scratch, that all nodes share"
-    )
+    def close(self) -> None:
+        """Have every worker end after its current batch."""
+        self._closed = True
+
+    def read(self) -> News:
+        """Return what has been told; log lines and outcomes once."""
+        news = self._news
+        self._news = News(news.progress)
+        news.busy = any(number is not None for number in self._under_way.values())
+        return news
 
 
-def _extract(
-    errand: TaskContext,
-    sharding: Sharding,
-    policy: UpdatePolicy,
-    on_progress: Callable[[Progress], None] | None,
-    *,
-    fresh: bool = False,
-) -> Outcome:
-    asked = errand.asked
-    logger = logging.getLogger("vggfeat")
-    logger.setLevel(logging.INFO)
-    sender = _Sender(errand.board)
-    logger.addHandler(sender)
-    try:
-        request = ExtractRequest(
-            asked.sources, asked.out, errand.settings, fresh, policy, asked.root, sharding
+def do_jobs(worker: int, board: Any, run: ExtractRequest) -> None:
+    """Take jobs from the board and do them, each as a process of its own would, until it closes."""
+    ask = import_ray().get
+    stay, job = ask(board.take.remote(worker))
+    while stay:
+        if job is None:
+            time.sleep(_IDLE_SECONDS)
+        else:
+            ask(board.finish.remote(worker, job.number, _do(job, board, run)))
+        stay, job = ask(board.take.remote(worker))
+
+
+def _do(job: ShardJob, board: Any, run: ExtractRequest) -> Outcome:
+    if job.number != PLAN and not _sees_plan(run.out, job.mark):
+        return Outcome(
+            None,
+            "UsageError",
+            f"node {os.uname().nodename} does not see the plan in {run.out!r}; name an --out, or "
+            "for an object store a --scratch, that all nodes share",
         )
-        summary = extract_here(request, on_progress)
+    try:
+        with _log_lines_sent(board):
+            return Outcome(extract_here(job.request(run), _reporter(board, job.number)))
     except (InterruptedRunError, TooManyFailuresError) as error:
-        # How many failed is the driver's to judge, by all shards.
+        # Whether too many failed is for the driver to judge, which sees all shards.
         fatal = (
             isinstance(error, TooManyFailuresError)
-            and asked.settings.on_error == "stop"
+            and run.settings.on_error == "stop"
             and error.summary.pending
         )
         return Outcome(error.summary, type(error).__name__ if fatal else "", str(error))
     except VggfeatError as error:
         return Outcome(None, type(error).__name__, str(error))
+
+
+def _sees_plan(out: str, mark: float) -> bool:
+    try:
+        return os.stat(os.path.join(out, MANIFEST)).st_mtime == mark
+    except OSError:
+        return False
+
+
+def _reporter(board: Any, number: int) -> Callable[[Progress], None]:
+    """Return a callback that tells the board the progress, and stops the run if told to."""
+    told = 0.0
+
+    def report(progress: Progress) -> None:
+        nonlocal told
+        left = progress.total - progress.done - progress.failed
+        if left and time.monotonic() - told < _REPORT_SECONDS:
+            return
+        told = time.monotonic()
+        if import_ray().get(board.report.remote(number, left, progress.failed)):
+            signal.raise_signal(signal.SIGTERM)  # caught by the run, which then stops cleanly
+
+    return report
+
+
+@contextlib.contextmanager
+def _log_lines_sent(board: Any) -> Iterator[None]:
+    logger = logging.getLogger("vggfeat")
+    logger.setLevel(logging.INFO)
+    sender = _Sender(board)
+    logger.addHandler(sender)
+    try:
+        yield
     finally:
         logger.removeHandler(sender)
-    return Outcome(summary)
 
 
 class _Sender(logging.Handler):

@@ -1,4 +1,4 @@
-"""Counts and seconds of a run in progress, and the summary they come to."""
+"""Statistics of a run in progress, and the summary at its end."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ if TYPE_CHECKING:
     from vggfeat.extraction.update import Changes
 
 FAILURES_NAMED = 100
-"""Failed images a summary names; the cache names all of them."""
+"""Failed images that a summary names; the cache names all."""
 
 
 @dataclass(slots=True)
 class RunStats:
-    """Counts and seconds of the run in progress.
+    """Counts and seconds of a run in progress.
 
-    Attributes not in `Summary`: `slowest`, seconds of the slowest turn of the loop; `fatal`, the
-    image that ends a run which stops on errors; `base`, first row of the shard under way.
+    Attributes that `Summary` does not have:
+        slowest: seconds of the slowest iteration of the loop.
+        fatal: the failed image that ends a run with `on_error="stop"`.
+        base: first row of the current shard.
     """
 
     total: int = 0
@@ -52,7 +54,7 @@ class RunStats:
     base: int = 0
 
     def add(self, batch: FeatureBatch) -> None:
-        """Counts what a batch brought."""
+        """Count the rows of a batch."""
         self.done += len(batch.rows)
         self.failed += len(batch.failures)
         self.clamped += batch.clamped
@@ -62,15 +64,15 @@ class RunStats:
         ]
 
     def note(self, changes: Changes) -> None:
-        """Counts what an update, or the looking at one shard more, has found."""
+        """Add the changes that an update, or one more shard, has found."""
         self.changes = changes if self.changes is None else join_changes([self.changes, changes])
 
     def placed(self, failure: Failure) -> Failure:
-        """A failure with its row among those of all shards."""
+        """Return a failure with its row among those of all shards."""
         return dataclasses.replace(failure, row=self.base + failure.row)
 
     def progress(self) -> Progress:
-        """How far the run is."""
+        """Return how far the run is."""
         return Progress(self.done, self.failed, self.total)
 
 
@@ -82,15 +84,14 @@ def summarise_run(
     *,
     shards: ShardedCache | None = None,
 ) -> Summary:
-    """What the run did, and what the cache holds now.
+    """Return what a run did, and what the cache holds now.
 
     Args:
         out: the cache, as it was named.
         stats: of the run.
-        seconds: of the run.
-        stopped: a signal or the time limit that ended it with rows left; '' for none, as where it
-            was asked for some of the images only.
-        shards: of a folder, opened: those that the run was about.
+        seconds: that the run took.
+        stopped: the signal or the time limit that ended it early; empty for none.
+        shards: of a sharded cache, those that the run was asked for.
     """
     cache = FeatureCache(out) if shards is None else shards
     counts = np.bincount(cache.state, minlength=len(RowState)).tolist()

@@ -1,4 +1,4 @@
-"""What a run has to do with its output: make it, go on with it, or refuse it."""
+"""Whether a run makes its output, resumes it or refuses it, and which rows are left to do."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ log = logging.getLogger("vggfeat")
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """An existing cache that fits what is asked for.
+    """An existing cache that fits a request.
 
     Attributes:
         cache: opened.
-        settings: those asked for, with what the file fixes taken over from it.
+        settings: the requested ones, with those that the file fixes replaced by its own.
         todo: int64, rows still to do, ascending.
         positions: of the `todo` rows in the image list.
         stale: of `todo`, rows whose file has changed since it was listed.
         listed: positions in the image list of the `stale` rows.
-        changes: what was brought in line with the images before.
+        changes: what was updated in the cache before.
     """
 
     cache: FeatureCache
@@ -58,12 +58,9 @@ class Resumed:
 
 
 def check_output(out: str, *, fresh: bool) -> bool:
-    """Whether there is a cache at `out` to go on with.
+    """Return whether a cache exists at `out` to resume; raise if none can be there.
 
-    Raises:
-        UsageError: no folder to put it in, `out` is a folder or a device, or named like another
-            format's file.
-        CacheError: with `fresh`, what is there is not ours to replace.
+    With `fresh` an existing cache is to be replaced; what is not a cache of vggfeat never is.
     """
     if remote_scheme(out):
         raise UsageError(
@@ -89,22 +86,16 @@ def check_output(out: str, *, fresh: bool) -> bool:
 def plan_resume(
     out: str, settings: Settings, images: ImageList, policy: UpdatePolicy
 ) -> tuple[Resumed, Weights | None]:
-    """Opens an existing cache, brings it in line as wished, and finds what is left to do in it.
+    """Open an existing cache, update it as `policy` allows, and find the rows left to do.
 
     Args:
-        out: the cache.
-        settings: as asked for; what they leave to `auto` is the file's.
-        images: the images asked for.
-        policy: what may be done about images that are new, changed, gone, or failed.
+        out: the cache, whose lock the caller holds.
+        settings: as requested; where they say `auto`, the file decides.
+        images: the requested images.
+        policy: what may be done about images that are new, changed, removed or failed.
 
     Returns:
-        what is left, and the weights, which are not looked for when nothing is.
-
-    Raises:
-        CacheError: not a cache of ours, or damaged.
-        CacheMismatchError: made with other settings, or without some of the images.
-        InputError: more images are gone than `settings.max_removed`.
-        WeightsError: there is work, and the weights cannot be had.
+        what is left, and the weights; None, without a search for them, where nothing is left.
     """
     cache = FeatureCache(out)
     match = match_paths(cache.paths, images.paths)
@@ -135,12 +126,7 @@ def plan_resume(
 
 
 def is_complete(out: str, images: ImageList, policy: UpdatePolicy) -> bool:
-    """Return whether a run would write nothing to an existing cache.
-
-    Raises:
-        CacheError: not a cache of ours, or damaged.
-        CacheMismatchError: of another folder altogether.
-    """
+    """Return whether a run would write nothing to an existing cache."""
     cache = FeatureCache(out)
     match = match_paths(cache.paths, images.paths)
     changes = find_changes(cache, images, match, policy)
@@ -150,25 +136,21 @@ def is_complete(out: str, images: ImageList, policy: UpdatePolicy) -> bool:
 
 
 def check_settings(cache: FeatureCache, settings: Settings, *, work: bool) -> Weights | None:
-    """Refuses settings that a cache was not made with.
+    """Refuse settings that a cache was not made with, naming all that differ.
 
     Args:
-        cache: what is there.
-        settings: as asked for; what they leave to `auto` is the file's.
-        work: whether there is any, for which weights are needed.
+        cache: the existing one.
+        settings: as requested; where they say `auto`, the file decides.
+        work: whether rows are left to do, which needs weights.
 
     Returns:
-        the weights; None if there is no work and their name is the cache's.
-
-    Raises:
-        CacheMismatchError: lists all that differs.
-        WeightsError: the weights are needed and cannot be had.
+        the weights; None if no rows are left and the weights have the name of the cache's.
     """
-    had = cache.header.identity
+    existing = cache.header.identity
     weights = None
-    if work or weights_name(settings.weights, settings.model) != had.weights:
+    if work or weights_name(settings.weights, settings.model) != existing.weights:
         weights = find_weights(settings.weights, settings.model)
-    precision = had.precision if settings.precision == "auto" else settings.precision
+    precision = existing.precision if settings.precision == "auto" else settings.precision
     _check_identity(cache, make_identity(settings, precision, weights))
     return weights
 
@@ -181,10 +163,14 @@ def _check_removed(cache: FeatureCache, changes: Changes, settings: Settings) ->
 
 
 def check_removals(settings: Settings, path: str, removed: int, present: int, first: str) -> None:
-    """Refuses to give up more rows than an update may.
+    """Refuse to remove more rows than `settings.max_removed` allows.
 
-    Raises:
-        InputError: `removed` of the `present` images are too many; `first` is one of them.
+    Args:
+        settings: of the run.
+        path: of the cache.
+        removed: how many images of the cache are gone.
+        present: how many rows it has that are not removed.
+        first: name of one that is gone.
     """
     allowed = settings.removals_allowed(present)
     if removed > allowed:
@@ -197,7 +183,7 @@ def check_removals(settings: Settings, path: str, removed: int, present: int, fi
 
 
 def _take_over(settings: Settings, cache: FeatureCache) -> Settings:
-    """The settings with the file's layers, its precision and its batch shape."""
+    """Return the settings with the layers, the precision and the batch size of the file."""
     identity = cache.header.identity
     batch_size = int(cache.header.provenance.config["batch_size"])
     recipe = recipe_of(identity.steps)
@@ -213,13 +199,15 @@ def _take_over(settings: Settings, cache: FeatureCache) -> Settings:
     )
 
 
-def _check_identity(cache: FeatureCache, asked: Identity) -> None:
-    had = cache.header.identity
-    # Once found, they stay.
-    asked = dataclasses.replace(asked, activations=had.activations, scales=had.scales)
-    if not asked.weights_sha256:  # not looked for: the name is the same and there is no work
-        asked = dataclasses.replace(asked, weights_sha256=had.weights_sha256)
-    differences = had.differences(asked)
+def _check_identity(cache: FeatureCache, requested: Identity) -> None:
+    existing = cache.header.identity
+    # Measured once, when the cache was made, and kept from then on.
+    requested = dataclasses.replace(
+        requested, activations=existing.activations, scales=existing.scales
+    )
+    if not requested.weights_sha256:  # not computed: the name is the same and no rows are left
+        requested = dataclasses.replace(requested, weights_sha256=existing.weights_sha256)
+    differences = existing.differences(requested)
     if differences:
         raise CacheMismatchError(
             f"cache {cache.path!r} was made with other settings: {'; '.join(differences)}. Ask for "

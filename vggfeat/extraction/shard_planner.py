@@ -1,8 +1,8 @@
-"""The plan of a sharded cache: images listed once, each shard laid out with those that are its own.
+"""The plan of a sharded cache: images are listed once, and each shard is created with its own.
 
-From then on a process needs no listing: what is to do, and with which images, is in the shards. A
-plan is published by its manifest and replaced by another one; shards of one plan never have the
-names of another's, so a kill at any instant leaves the old plan or the new one, whole.
+From then on no process lists images: the shards say which are left. A plan is published by its
+manifest and replaced by another one; the shards of two plans never have the same names, so a kill
+at any instant leaves the old plan or the new one, whole.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import io
 import itertools
+import logging
 import os
 import secrets
 from dataclasses import dataclass
@@ -41,9 +42,9 @@ from vggfeat.errors import (
     InputError,
     InterruptedRunError,
     SpaceError,
+    UsageError,
 )
 from vggfeat.extraction.resume import check_removals, check_settings
-from vggfeat.extraction.shard_folder import remove_files, remove_leftovers
 from vggfeat.extraction.update import (
     Changes,
     UpdatePolicy,
@@ -53,29 +54,37 @@ from vggfeat.extraction.update import (
 )
 from vggfeat.images.image_list import ImageList
 from vggfeat.images.sources import discover
+from vggfeat.storage.atomic import TEMPORARY_SUFFIX, sync_directory
 from vggfeat.storage.locks import hold
-from vggfeat.storage.paths import remote_scheme
+from vggfeat.storage.paths import (
+    absolute_place,
+    check_place,
+    refuse_standard_output,
+    remote_scheme,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from vggfeat.cache.rows import Match
+    from vggfeat.cache.sharding import Sharding
     from vggfeat.core.settings import Settings
     from vggfeat.core.signals import StopFlag
     from vggfeat.extraction.metadata import CacheMetadata
 
+log = logging.getLogger("vggfeat")
+
 
 @dataclass(frozen=True, slots=True)
 class Planner:
-    """Makes the plan of a sharded cache, and brings it in line; the caller owns the folder's lock.
+    """Makes and updates the plan of a sharded cache; the caller holds the lock of the folder.
 
     Attributes:
         out: the folder.
         images: all of them, as listed.
-        sources: what was named.
-        stop: says whether a signal came; it is looked at between shards, and no more once the
-            manifest is in place.
-        token: of all files that this plan makes.
+        sources: as `named_sources` gives them.
+        stop: looked at between shards, until the manifest is published.
+        token: in the names of all files of this plan.
     """
 
     out: str
@@ -85,18 +94,16 @@ class Planner:
     token: str = dataclasses.field(default_factory=lambda: secrets.token_hex(4))
 
     def begin(self, made: CacheMetadata, shards: int) -> ShardManifest:
-        """Lays out all shards with every row pending and publishes their manifest.
+        """Create all shards with every row pending and publish their manifest.
+
+        An error, as for a signal or too little room for all shards once full, leaves no file.
 
         Args:
-            made: what each shard says of itself.
+            made: metadata of every shard.
             shards: how many.
 
         Returns:
             the manifest that counts: another process's, if that was first.
-
-        Raises:
-            InterruptedRunError: a signal came before the manifest was in place. Nothing is left.
-            SpaceError: not enough room for all shards once they are full. Nothing is left.
         """
         replace = os.path.exists(os.path.join(self.out, MANIFEST))
         batch_size = int(made.provenance.config["batch_size"])
@@ -132,7 +139,7 @@ class Planner:
             made.identity,
             made.provenance,
             scales=made.scales,
-            reserve=False,  # each by the run that does it; here all together are looked at
+            reserve=False,  # each run reserves its own; here `_check_room` looks at all
         )
         return Shard(name, start, stop - start)
 
@@ -192,26 +199,14 @@ class Planner:
             raise
 
     def update(self, had: ShardManifest, settings: Settings, policy: UpdatePolicy) -> Changes:
-        """Brings all shards in line with the images, and the manifest with the shards.
+        """Update all shards to the images, and the manifest to the shards.
 
-        First everything is found out; shards that get images are then written anew under other
-        names, those that do not are changed in place, and the new manifest is published.
-
-        Args:
-            had: the manifest that is there.
-            settings: as asked for.
-            policy: what may be done.
+        First everything is compared; then shards that get images are rewritten under new names,
+        the others are changed in place, and the new manifest is published. An error leaves the
+        cache as it was, except for rows changed in place, which are pending.
 
         Returns:
-            what has changed, over all shards; only the counts mean anything.
-
-        Raises:
-            CacheMismatchError: made with other settings.
-            InputError: more images are gone than may.
-            InterruptedRunError: a signal came before the new manifest was in place.
-            LockedError: somebody writes to a shard.
-            SpaceError: no room for a new file; the cache is as it was, but for rows changed in
-                place, which are pending.
+            what has changed, over all shards; only the lengths mean anything.
         """
         remove_leftovers(self.out, had)
         found = self._find_changes(had, settings, policy)
@@ -233,11 +228,7 @@ class Planner:
         return join_changes([one.changes for one in found if one.changes is not None])
 
     def is_up_to_date(self, had: ShardManifest, settings: Settings, policy: UpdatePolicy) -> bool:
-        """Return whether `update` has nothing to write; write nothing.
-
-        Raises:
-            see `update`.
-        """
+        """Return whether `update` has nothing to write; write nothing."""
         found = self._find_changes(had, settings, policy)
         missing = any(one.shard.name and one.cache is None for one in found)
         changed = any(one.changes is not None and not one.changes.is_empty for one in found)
@@ -252,7 +243,7 @@ class Planner:
         return found
 
     def _pieces(self, had: ShardManifest) -> Iterator[_Piece]:
-        """Each shard with the images that belong to it: from its first path to the next's."""
+        """Yield each shard with the images that belong to it: from its first path to the next's."""
         caches = [
             FeatureCache(path) if shard.name and os.path.exists(path) else None
             for shard in had.shards
@@ -340,10 +331,10 @@ class _Piece:
     Attributes:
         number: of the shard.
         shard: as the old manifest has it.
-        cache: opened; None if it is empty or not there.
+        cache: opened; None if it is empty or missing.
         images: all that belong to it now.
-        match: how they lie in it.
-        changes: what that comes to.
+        match: of these images with its rows.
+        changes: of these images from its rows.
     """
 
     number: int
@@ -355,7 +346,7 @@ class _Piece:
 
 
 def part_of(images: ImageList, start: int, stop: int) -> ImageList:
-    """Some of the images, as a manifest of their own."""
+    """Return some of the images as a list of their own."""
     places = images.places
     return dataclasses.replace(
         images,
@@ -371,8 +362,8 @@ def part_of(images: ImageList, start: int, stop: int) -> ImageList:
 def list_shard(cache: FeatureCache, root: bytes) -> ImageList | None:
     """List the images of one shard as they are now; those that are gone have size 0, and will fail.
 
-    Rows that were removed are no images of it any more, whether their files are there or not.
-    Objects in a store are not asked for one by one: they are as the plan has them.
+    Removed rows are left out, whether their files exist or not. Objects in a store are listed as
+    the plan has them, without a request for each.
 
     Returns:
         the images; None if all rows are removed.
@@ -395,3 +386,138 @@ def list_shard(cache: FeatureCache, root: bytes) -> ImageList | None:
             "are gone for good, --update gives their rows up"
         )
     return images
+
+
+def named_sources(sources: Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
+    """Return sources as a manifest records them: absolute; `-` and the mark of `@LIST` are kept."""
+    found = set()
+    for source in sources:
+        text = os.fspath(source)
+        marked = isinstance(source, str) and text.startswith("@")
+        if isinstance(source, str) and text == "-":
+            found.add(text)
+        else:
+            found.add(("@" if marked else "") + absolute_place(text[marked:]))
+    return tuple(sorted(found))
+
+
+@contextlib.contextmanager
+def checked_folder(out: str) -> Iterator[None]:
+    """Refuse a place that cannot be a sharded cache, before anything is listed; make the folder.
+
+    A folder that was made is removed if the block fails and has put nothing into it.
+    """
+    new = not os.path.exists(out)
+    _check_folder(out)
+    try:
+        yield
+    except BaseException:
+        if new:
+            with contextlib.suppress(OSError):  # it holds something: a plan, or another run's lock
+                os.rmdir(os.path.realpath(out))
+        raise
+
+
+def _check_folder(out: str) -> None:
+    refuse_standard_output(out)
+    if os.path.exists(out) and not os.path.isdir(out):
+        raise UsageError(
+            f"output {out!r} is a file, and shards go into a folder; name a folder such as feats/, "
+            "or leave --shard and --shards out"
+        )
+    if out.endswith((".h5", ".hdf5")):
+        raise UsageError(f"output {out!r} is named like a file; name a folder such as feats/")
+    check_place(out.rstrip(os.sep) or out)
+    if not os.path.isdir(out):
+        _make_folder(os.path.realpath(out))
+    if os.path.exists(os.path.join(out, MANIFEST)):
+        return
+    others = sorted(name for name in os.listdir(out) if not is_ours(name))
+    if others:
+        raise UsageError(
+            f"output {out!r} is a folder that holds {counted(len(others), 'other file')}, such as "
+            f"{others[0]!r}, and no {MANIFEST}; name a new or an empty folder for shards, or a "
+            "file such as feats.h5"
+        )
+
+
+def _make_folder(out: str) -> None:
+    try:
+        os.mkdir(out)
+    except FileExistsError:
+        pass  # another run was first
+    except OSError as error:
+        raise SpaceError(
+            error.errno, f"output {out!r}: the folder cannot be made: {error.strerror}"
+        ) from error
+
+
+def check_plan(
+    out: str,
+    manifest: ShardManifest,
+    sources: Sequence[str | os.PathLike[str]],
+    root: str | None,
+    sharding: Sharding,
+) -> None:
+    """Refuse a request that an existing plan was not made for."""
+    sharding.check_count(out, len(manifest.shards))
+    asked = named_sources(sources)
+    if asked != manifest.sources:
+        raise CacheMismatchError(
+            f"sharded cache {out!r} was planned of {', '.join(manifest.sources)}, asked "
+            f"{', '.join(asked)}; name the same, --update to list anew, or choose another --out"
+        )
+    if root is not None and os.fsencode(absolute_place(root)) != manifest.root:
+        raise CacheMismatchError(
+            f"sharded cache {out!r} has paths relative to {os.fsdecode(manifest.root)!r}, asked "
+            f"{absolute_place(root)!r}; leave --root out, or --update to list anew"
+        )
+
+
+def remove_leftovers(out: str, manifest: ShardManifest) -> None:
+    """Remove what earlier and interrupted plans left in a folder, whose lock the caller holds.
+
+    A file that cannot be removed is a warning: it only costs room. If a shard of the published
+    manifest is missing, nothing is removed: the manifest may be an old one from a backup, and what
+    looks left over may be the shards themselves.
+    """
+    names = {shard.name for shard in manifest.shards if shard.name}
+    kept = {*names, *(f"{name}.lock" for name in names), MANIFEST, f"{MANIFEST}.lock"}
+    found = os.listdir(out)
+    # Temporary files of a shard belong to the run that holds the shard.
+    left = [
+        name
+        for name in found
+        if is_ours(name) and name not in kept and name.removesuffix(TEMPORARY_SUFFIX) not in names
+    ]
+    if not left or not names.issubset(found):
+        return
+    # The run that published the manifest may have ended before it was on the disk; a power cut must
+    # not bring the old manifest back after its shards are removed.
+    try:
+        sync_directory(out)
+    except SpaceError as error:
+        log.warning("files left over in %r are not removed: %s", out, error)
+        return
+    remove_files(out, left)
+
+
+def remove_files(folder: str, names: Sequence[str]) -> None:
+    """Remove files that no run needs; give one warning for all that cannot be removed."""
+    kept: list[tuple[str, OSError]] = []
+    for name in names:
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(folder, name))
+        except OSError as error:
+            kept.append((name, error))
+    if kept:
+        name, why = kept[0]
+        log.warning(
+            "%s left over in %r could not be removed, the first is %r: %s; no run needs "
+            "what is left over, and the next one tries again",
+            counted(len(kept), "file"),
+            folder,
+            name,
+            why.strerror,
+        )

@@ -1,4 +1,4 @@
-"""`vggfeat.extract`: into one file, or into the shards of a folder as their locks allow."""
+"""Extraction into the shards of a folder, by any number of processes; locks tell who does which."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ from vggfeat.extraction.pipeline import (
 )
 from vggfeat.extraction.report import RunStats, summarise_run
 from vggfeat.extraction.resume import check_settings
-from vggfeat.extraction.shard_folder import (
+from vggfeat.extraction.shard_planner import (
+    Planner,
     check_plan,
     checked_folder,
+    list_shard,
     named_sources,
     remove_leftovers,
 )
-from vggfeat.extraction.shard_planner import Planner, list_shard
 from vggfeat.extraction.update import UpdatePolicy
 from vggfeat.images.sources import discover, tell_skipped
 from vggfeat.storage.locks import SharedLock, hold, remove_left_lock, unless_read_only
@@ -51,25 +52,14 @@ log = logging.getLogger("vggfeat")
 
 
 def is_sharded(out: str | os.PathLike[str], sharding: Sharding) -> bool:
-    """Whether an output is a folder of shards: it ends in `/`, is a folder, or one is asked for."""
+    """Return whether an output is a sharded cache: by its name, by what exists, or by request."""
     return sharding != Sharding() or os.fspath(out).endswith("/") or os.path.isdir(out)
 
 
 def extract_here(
     request: ExtractRequest, on_progress: Callable[[Progress], None] | None = None
 ) -> Summary:
-    """Extracts features of images into a cache, or goes on with a cache begun earlier.
-
-    Args:
-        request: `out` is one file, or a folder, which gets a sharded cache: see `is_sharded`.
-        on_progress: called after every batch.
-
-    Returns:
-        what was done, and what the cache now holds, or the share of it that was asked for.
-
-    Raises:
-        see `engines.extract`.
-    """
+    """Extract features in this process, into one file or a folder of shards: see `is_sharded`."""
     if not is_sharded(request.out, request.sharding):
         return extract_file(request, on_progress)
     if request.sharding.share and (request.fresh or request.policy.update):
@@ -89,8 +79,8 @@ def _extract_shards(
     stats = RunStats()
     lock = SharedLock(os.path.join(request.out, MANIFEST))
     with unless_read_only(lock) as refusal:
-        # A signal ends the waiting and the listing at once. From then on it is looked at between
-        # shards, as the loop does between batches: a plan is either put in place whole or not.
+        # A signal ends waiting and listing at once. From `StopFlag` on it is looked at between
+        # shards, as the loop does between batches: a plan is published whole or not at all.
         if refusal is None:
             plan = _prepare_plan(request, lock, stats)
         else:
@@ -126,16 +116,16 @@ def _extract_shards(
 
 
 def _nobody_to_wait_for() -> None:
-    """Say nothing: whoever holds a lock alone, or shares it already, shares it at once."""
+    """Say nothing: a lock held alone, or shared already, is shared at once."""
 
 
 def _prepare_plan(
     request: ExtractRequest, lock: SharedLock, stats: RunStats
 ) -> Callable[[StopFlag], Changes | None]:
-    """List the images where a plan is to be made, or brought in line; change nothing yet.
+    """List the images if a plan is to be made or updated; change nothing yet.
 
     Returns:
-        what then makes the plan, if that is needed or asked for, and returns what has changed.
+        a function that makes or updates the plan where needed, and returns what has changed.
     """
     path = os.path.join(request.out, MANIFEST)
 
@@ -149,11 +139,11 @@ def _prepare_plan(
         lock.acquire_exclusive(tell)
     if request.fresh or not os.path.exists(path):
         return _beginning(request, stats)
-    had = read_manifest(request.out)
+    existing = read_manifest(request.out)
     if request.policy.update:
-        return _updating(request, stats, had)
-    check_plan(request.out, had, request.sources, request.root, request.sharding)
-    remove_leftovers(request.out, had)
+        return _updating(request, stats, existing)
+    check_plan(request.out, existing, request.sources, request.root, request.sharding)
+    remove_leftovers(request.out, existing)
     return lambda _: None
 
 
@@ -169,14 +159,14 @@ def _beginning(request: ExtractRequest, stats: RunStats) -> Callable[[StopFlag],
 
 
 def _updating(
-    request: ExtractRequest, stats: RunStats, had: ShardManifest
+    request: ExtractRequest, stats: RunStats, existing: ShardManifest
 ) -> Callable[[StopFlag], Changes]:
-    request.sharding.check_count(request.out, len(had.shards))
+    request.sharding.check_count(request.out, len(existing.shards))
     images = _discover(request, stats)
 
     def update(stop: StopFlag) -> Changes:
         planner = Planner(request.out, images, named_sources(request.sources), stop)
-        return planner.update(had, request.settings, request.policy)
+        return planner.update(existing, request.settings, request.policy)
 
     return update
 
@@ -184,19 +174,19 @@ def _updating(
 def _no_plan(
     request: ExtractRequest, refusal: SpaceError, stats: RunStats
 ) -> Callable[[StopFlag], None]:
-    """Refuse what needs another plan than that which is there, in a folder that is read only."""
+    """Refuse what needs another plan than the existing one, in a read-only folder."""
     if request.fresh or not os.path.exists(os.path.join(request.out, MANIFEST)):
         raise refusal
-    had = read_manifest(request.out)
+    existing = read_manifest(request.out)
     if not request.policy.update:
-        check_plan(request.out, had, request.sources, request.root, request.sharding)
+        check_plan(request.out, existing, request.sources, request.root, request.sharding)
         return lambda _: None
-    request.sharding.check_count(request.out, len(had.shards))
+    request.sharding.check_count(request.out, len(existing.shards))
     images = _discover(request, stats)
 
     def refuse_changes(stop: StopFlag) -> None:
         planner = Planner(request.out, images, named_sources(request.sources), stop)
-        if not planner.is_up_to_date(had, request.settings, request.policy):
+        if not planner.is_up_to_date(existing, request.settings, request.policy):
             raise refusal
 
     return refuse_changes
@@ -210,7 +200,7 @@ def _discover(request: ExtractRequest, stats: RunStats) -> ImageList:
 
 
 class _Work:
-    """The shards that one process is to do."""
+    """The shards that one process is to extract."""
 
     def __init__(self, request: ExtractRequest, cache: ShardedCache, context: RunContext) -> None:
         self.damaged: list[str] = []
@@ -220,22 +210,22 @@ class _Work:
         self._retry = request.policy.retry_failed and not request.policy.update
 
     def do(self) -> list[str]:
-        """Does what is left, shard by shard; those that others hold are tried again at the end.
+        """Extract what is left, shard by shard, and retry those that others hold at the end.
 
         Returns:
             names of shards that others still hold.
         """
         cache = self._cache
         self._refuse_missing()
-        there = [number for number in range(len(cache.shards)) if cache.shard_header(number)]
+        existing = [number for number in range(len(cache.shards)) if cache.shard_header(number)]
         left = self.rows_left()
-        waiting = [number for number in there if left[number]]
-        for number in there:
+        waiting = [number for number in existing if left[number]]
+        for number in existing:
             if not left[number]:  # else this run takes the lock anyway
                 remove_left_lock(cache.shard_path(number))
         self._context.stats.total = sum(left[number] for number in waiting)
-        if there:
-            first = FeatureCache(cache.shard_path(there[0]))
+        if existing:
+            first = FeatureCache(cache.shard_path(existing[0]))
             check_settings(first, self._request.settings, work=bool(waiting))
         while waiting and self._context.goes_on():
             held = [number for number in waiting if not self._try(number)]
@@ -255,7 +245,7 @@ class _Work:
             )
 
     def rows_left(self) -> list[int]:
-        """How many rows each shard has to do; each is looked at by itself, in little memory."""
+        """Return how many rows each shard has left; one shard at a time, in little memory."""
         wanted = (RowState.PENDING, RowState.FAILED) if self._retry else (RowState.PENDING,)
         state = self._cache.column("state")
         return [
@@ -264,7 +254,7 @@ class _Work:
         ]
 
     def _try(self, number: int) -> bool:
-        """Does one shard unless another run holds it; whether it does not have to be done again."""
+        """Extract one shard; return False if another run holds it, so that it is retried."""
         if not self._context.goes_on():
             return True
         path = self._cache.shard_path(number)

@@ -1,8 +1,8 @@
-"""Bringing a cache in line with its images: what is new, changed, gone, or to be tried again.
+"""Update of a cache to its images: those that are new, changed, removed or to be retried.
 
-First everything is found out and nothing touched (`find_changes`), then it is done
-(`apply_changes`): in place where no row is added, else through a new file that takes the old rows
-over and is renamed over the old one. The rows that need work are then pending, as in any run.
+`find_changes` compares and writes nothing; `apply_changes` then writes: in place where no row is
+added, else a new file with the old rows, which is renamed over the old file. Rows that need work
+are then pending, as in any run.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ _LOOKED_FOR_AT_ONCE = 16  # files that are not listed; a network's delay is what
 
 @dataclass(frozen=True, slots=True)
 class UpdatePolicy:
-    """What a run may do to rows that are there already.
+    """What a run may do to existing rows of a cache.
 
     Attributes:
         update: bring in new, changed and removed images.
-        by_digest: what has changed is told by the files' contents, not by size and time.
-        retry_failed: try images again that failed.
+        by_digest: detect changed images by the contents of their files, not by size and time.
+        retry_failed: retry images that failed.
     """
 
     update: bool = False
@@ -60,14 +60,14 @@ class UpdatePolicy:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """How the images differ from what a cache has. All int64, ascending.
+    """How the images differ from the rows of a cache. All int64, ascending.
 
     Attributes:
         added: positions in the image list of images that the cache does not have.
-        changed: cache rows whose file is another one now.
+        changed: cache rows whose file has changed.
         touched: cache rows whose file has another size or time, but the same content.
-        returned: cache rows that were removed, and whose file is there again.
-        retried: cache rows that failed and are to be tried again.
+        returned: cache rows that were removed, and whose file exists again.
+        retried: cache rows that failed and are to be retried.
         removed: cache rows whose file is gone.
     """
 
@@ -80,22 +80,22 @@ class Changes:
 
     @property
     def pending(self) -> NDArray[np.int64]:
-        """Cache rows that are to be done anew."""
+        """Cache rows that are to be extracted again."""
         return np.concatenate([self.changed, self.returned, self.retried])
 
     @property
     def makes_work(self) -> bool:
-        """Whether images are to be decoded because of them."""
+        """Whether images have to be decoded."""
         return bool(len(self.added) or len(self.pending))
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing to do and nothing to note."""
+        """Whether nothing has changed."""
         return not (self.makes_work or len(self.touched) or len(self.removed))
 
 
 def join_changes(changes: Sequence[Changes]) -> Changes:
-    """Those of several shards as one, of which only the counts mean anything."""
+    """Join the changes of several shards; only the lengths of the result mean anything."""
     names = [item.name for item in dataclasses.fields(Changes)]
     return Changes(
         **{name: np.concatenate([getattr(one, name) for one in changes]) for name in names}
@@ -105,13 +105,10 @@ def join_changes(changes: Sequence[Changes]) -> Changes:
 def find_changes(
     cache: FeatureCache, images: ImageList, match: Match, policy: UpdatePolicy
 ) -> Changes:
-    """Finds out what `policy` comes to; changes nothing.
+    """Return what `policy` would change; write nothing.
 
-    An image of the cache that is not listed is gone only if its file is: asking for one folder of
-    several removes nothing.
-
-    Raises:
-        CacheMismatchError: the cache is of another folder altogether.
+    An image of the cache that is not listed counts as removed only if its file is gone: a run over
+    one folder of several removes nothing.
     """
     nothing = np.empty(0, dtype=np.int64)
     state = cache.state[match.rows]
@@ -136,15 +133,15 @@ def find_changes(
 
 
 def files_differ(cache: FeatureCache, images: ImageList, match: Match) -> NDArray[np.bool_]:
-    """For each image in both, whether size or time of its file are others than the cache's."""
+    """Return for each image in both whether the size or time of its file has changed."""
     sizes = images.sizes[match.listed] != cache.sizes[match.rows]
     return np.asarray(sizes | (images.mtimes[match.listed] != cache.mtimes[match.rows]))
 
 
 def has_returned(cache: FeatureCache, images: ImageList, match: Match) -> NDArray[np.bool_]:
-    """For each image in both, whether its row was removed and its file is there again.
+    """Return for each image in both whether its row was removed and its file exists again.
 
-    A list may well name what is gone for good: that is no image, and its row stays removed.
+    A list may name a file that is gone for good; its row stays removed.
     """
     there = (images.sizes[match.listed] != 0) | (images.mtimes[match.listed] != 0)
     return np.asarray(there & (cache.state[match.rows] == RowState.REMOVED))
@@ -163,9 +160,9 @@ def _check_root(cache: FeatureCache, images: ImageList, match: Match) -> None:
 def _contents_differ(
     cache: FeatureCache, images: ImageList, match: Match, looked_at: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
-    """For each image in both, whether its bytes are others than those its row was made from.
+    """Return for each image in both whether its bytes have changed since its row was made.
 
-    Where the size differs, or the cache knows no digest, size and time decide and nothing is read.
+    Where the size differs, or the cache has no digest, size and time decide and nothing is read.
     """
     differs = files_differ(cache, images, match)
     had = np.asarray(cache.digests[match.rows])
@@ -174,7 +171,7 @@ def _contents_differ(
     ranks = images.reading_ranks()
     if ranks is not None:
         to_read = to_read[np.argsort(ranks[match.listed[to_read]])]
-    # Archives are read by one thread at a time, which costs little beside the reading.
+    # An archive is read by one thread at a time anyway.
     threads = usable_cores() if images.places is None else 1
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(to_read), _HASHED_AT_ONCE):
@@ -187,7 +184,7 @@ def _contents_differ(
 
 
 def _digest(images: ImageList, position: int) -> bytes:
-    """SHA-256 of an image's bytes; empty, like no image's, where they cannot be read."""
+    """Return the SHA-256 of an image's bytes; empty, which no image has, if it cannot be read."""
     try:
         with images.open(position) as stream:
             return read_digest(stream)[0]
@@ -196,7 +193,7 @@ def _digest(images: ImageList, position: int) -> bytes:
 
 
 def _gone(cache: FeatureCache, images: ImageList, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Those of `rows`, not removed yet, whose file is no longer there."""
+    """Return those of `rows`, not removed yet, whose file is gone."""
     rows = rows[cache.state[rows] != RowState.REMOVED]
     paths = cache.paths
     archives = {path.partition(MEMBER_MARK)[0] for path in images.paths if MEMBER_MARK in path}
@@ -206,7 +203,7 @@ def _gone(cache: FeatureCache, images: ImageList, rows: NDArray[np.int64]) -> ND
 
 
 def _is_gone(root: bytes, path: bytes, archives: Collection[bytes]) -> bool:
-    """Whether an image that is not listed is no more: its file, its archive, or its place in it."""
+    """Return whether an unlisted image is gone: its file, its archive, or its member there."""
     if _is_file(os.path.join(root, path)):
         return False
     archive, mark, _ = path.partition(MEMBER_MARK)
@@ -232,13 +229,10 @@ def apply_changes(
     *,
     out: str | None = None,
 ) -> None:
-    """Makes the cache's rows those of the images asked for; what needs work becomes pending.
+    """Update the rows of a cache; those that need work become pending.
 
     A kill at any instant leaves each row as it was or as it is to be, and the same call again does
-    the rest. Where images were added, the new file takes the place of the old one, or is `out`.
-
-    Raises:
-        SpaceError: no room for the new file; the old one is as it was.
+    the rest. Where images are added, a new file replaces the old one, or is written to `out`.
     """
     if len(changes.added):
         _rewrite(cache, images, match, changes, out or cache.path)
@@ -269,7 +263,7 @@ def _change_in_place(
 def _rewrite(
     cache: FeatureCache, images: ImageList, match: Match, changes: Changes, out: str
 ) -> None:
-    """A new file with the added images, over the old one; what was removed is left out."""
+    """Write a new file with the added images and without the removed ones, over the old one."""
     joined, origin = _join(cache, images, match, changes)
     state = cache.state.copy()
     state[changes.pending] = RowState.PENDING
@@ -294,7 +288,7 @@ def _rewrite(
 def _join(
     cache: FeatureCache, images: ImageList, match: Match, changes: Changes
 ) -> tuple[Images, NDArray[np.int64]]:
-    """All images of the new file in their order, and the old row of each, or -1."""
+    """Return all images of the new file in their order, and the old row of each, or -1."""
     state = cache.state.copy()
     state[changes.returned] = RowState.PENDING
     state[changes.removed] = RowState.REMOVED

@@ -1,8 +1,8 @@
-"""Sources that vanish while a run reads them, told from single images that do.
+"""Sources that disappear while a run reads them, such as a folder that is unmounted.
 
-An unmounted folder makes every image after it a failure, one by one, in a second. So before an
-image that cannot be found is marked as failed, others of its source are looked for: where none of
-them is there either, the source is gone, and its rows stay pending as if the run had not begun.
+Every image of such a source would fail within seconds. So before an image that is not found is
+marked as failed, other images of its source are looked for: if none of them is found either, the
+source is gone, the run ends, and its rows stay pending.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _LOOKED_FOR = 32  # images of a source, at even distances
 
 
 class SourceGuard:
-    """Keeps failures of images that cannot be found until their source is known to be there.
+    """Holds back failures of images that are not found until their source is known to exist.
 
-    Objects in a store are not looked for: the run ends by itself where that does not answer.
+    Objects in a store are not looked for: a run ends by itself if the store does not answer.
 
     Args:
-        images: the images, as they were listed.
+        images: as they were listed.
         sources: what was named; folders and archives among them are looked at by themselves, all
             else together.
         position: of a cache row in the image list.
@@ -56,7 +56,7 @@ class SourceGuard:
         """Return the failures that say something about an image; hold back the others."""
         if not self._watched:
             return tuple(failures)
-        # Whoever was read to its end, and so has a digest, was there.
+        # An image with a digest was read to its end, so it exists.
         lost = [not one.digest and self._is_lost(self._position(one.row)) for one in failures]
         self._held += [one for one, away in zip(failures, lost, strict=True) if away]
         return tuple(one for one, away in zip(failures, lost, strict=True) if not away)
@@ -82,7 +82,7 @@ class SourceGuard:
         return held
 
     def _is_lost(self, position: int) -> bool:
-        """Whether an image that was there when it was listed cannot be found or read now."""
+        """Return whether an image that existed when it was listed cannot be read now."""
         return self._was_there(position) and not _is_readable(self._file(position))
 
     def _was_there(self, position: int) -> bool:
@@ -92,14 +92,14 @@ class SourceGuard:
         return bool(self._images.sizes[position] or self._images.mtimes[position])
 
     def _file(self, position: int) -> bytes:
-        """The file that an image is, or that it is a member of."""
+        """Return the file that an image is, or that it is a member of."""
         places = self._images.places
         if places is not None and places.is_member(position):
             return places.archives[int(places.table["archive"][position])]
         return self._images.absolute(position)
 
     def _source_of(self, position: int) -> bytes:
-        """The archive or the innermost named folder that an image is in; b"" for neither."""
+        """Return the archive or the innermost named folder that holds an image; b"" for neither."""
         path, file = self._images.absolute(position), self._file(position)
         if path != file:
             return file
@@ -122,7 +122,7 @@ class SourceGuard:
         )
 
     def _some_of(self, source: bytes) -> list[int]:
-        """Positions, at even distances, of images of a folder that were there when listed."""
+        """Return positions, evenly spaced, of images of a folder that existed when listed."""
         images = self._images
         first, stop = 0, len(images)
         prefix = source[len(images.root.rstrip(b"/")) + 1 :]
@@ -134,7 +134,7 @@ class SourceGuard:
 
 
 def _is_readable(path: bytes) -> bool:
-    """Whether a file can be read, or at least is there and not for us to read."""
+    """Return whether a file can be read, or exists and only its permissions forbid it."""
     try:
         os.stat(path)
     except OSError:
