@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from typer.main import get_command
 
 from vggfeat.cli import app
+from vggfeat.errors import EXIT_CODES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,22 +19,24 @@ PAGE = Path(__file__).parent.parent / "docs" / "CLI.md"
 HEAD = """# The command line
 
 Written by `scripts/reference.py` from the commands themselves; CI checks that it is up to date.
-Exit codes: 0 done; 2 wrong usage; 3 input or weights missing; 4 too many images failed; 5 the cache
-is not ours, damaged, or made with other settings; 6 no space, or the device failed; 75 another run
-holds the output; 129, 130 and 143 interrupted, run again to go on; 1 a defect of vggfeat.
 """
 
 
 def render() -> str:
     """The page as it should be."""
     group: Any = get_command(app)
-    parts = [HEAD, "## vggfeat\n", _table(group)]
+    parts = [HEAD + _exit_codes(), "## vggfeat\n", _table(group)]
     for name, command in _commands(group, ""):
         arguments = [p.metavar for p in command.params if p.param_type_name == "argument"]
         usage = " ".join(["vggfeat", name, *arguments, "[OPTIONS]"])
         text = "\n".join(line.strip() for line in command.help.strip().splitlines())
         parts += [f"## vggfeat {name}\n", f"    {usage}\n", f"{text}\n", _table(command)]
     return "\n".join(parts)
+
+
+def _exit_codes() -> str:
+    meanings = "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES)
+    return textwrap.fill(f"Exit codes: {meanings}.", 100) + "\n"
 
 
 def _commands(group: Any, before: str) -> Iterator[tuple[str, Any]]:

@@ -9,6 +9,25 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+EXIT_CODES = (
+    ("0", "done"),
+    ("2", "wrong usage"),
+    ("3", "input or weights missing"),
+    ("4", "too many images failed"),
+    ("5", "the cache is not ours, damaged, or made with other settings"),
+    (
+        "6",
+        (
+            "no space, memory, processes or open files left, the device or Ray failed, or standard "
+            "output cannot be written"
+        ),
+    ),
+    ("75", "another run holds the output"),
+    ("129, 130 and 143", "interrupted, run again to go on"),
+    ("1", "a defect of vggfeat"),
+)
+"""What the exit codes of the command line stand for."""
+
 
 class VggfeatError(Exception):
     """Root of all errors that `vggfeat` raises on purpose."""
