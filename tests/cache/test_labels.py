@@ -98,6 +98,21 @@ def test_mistakes_are_named(tmp_path: Path, text: str, words: str) -> None:
         read_labels(written(tmp_path, text))
 
 
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_another_separator_is_named(tmp_path: Path, separator: str) -> None:
+    """A file of another separator than the comma is refused as that, once."""
+    file = written(tmp_path, f"path{separator}label\na.jpg{separator}cat\n")
+    with pytest.raises(UsageError, match=r"labels.csv' is separated by '(;|\\t)'; expected ','$"):
+        read_labels(file)
+
+
+def test_the_remedy_for_another_encoding_is_told_once(tmp_path: Path) -> None:
+    """Of several labels that are not UTF-8 each is named, and the remedy stands at the end."""
+    with pytest.raises(UsageError, match="line 2: label") as refused:
+        read_labels(written(tmp_path, b"a,\xe9\nb,\xe8\n"))
+    assert str(refused.value).count("save the file as UTF-8") == 1
+
+
 def test_a_missing_file(tmp_path: Path) -> None:
     """Labels that cannot be read are a missing input."""
     with pytest.raises(InputError, match=r"labels '.*none.csv' cannot be read: No such file"):

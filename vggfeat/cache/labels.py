@@ -37,6 +37,9 @@ _PATH_HEADS = frozenset({
 })  # fmt: skip
 _LABEL_HEADS = frozenset({"label", "class", "category", "target", "class_name", "classname"})
 _SHOWN = 3
+_NOT_UTF8 = "is not UTF-8"
+_ENCODING_REMEDY = "; save the file as UTF-8"
+_OTHER_SEPARATORS = (";", "\t")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,8 +128,10 @@ def _parse(path: str, lines: Iterable[str]) -> dict[bytes, str]:
     reader = csv.reader(lines, strict=True)
     try:
         for number, cells in enumerate(filter(_is_filled, reader)):
-            if number == 0 and _is_header(cells):
-                continue
+            if number == 0:
+                _check_separator(path, cells)
+                if _is_header(cells):
+                    continue
             problem = _take(cells, labels)
             if problem:
                 wrong.append(f"line {reader.line_num}: {problem}")
@@ -136,10 +141,17 @@ def _parse(path: str, lines: Iterable[str]) -> dict[bytes, str]:
         wrong.append("no labels in it")
     if wrong:
         more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
-        raise UsageError(
-            f"labels {path!r}, expected lines of path,label: {'; '.join(wrong[:_SHOWN])}{more}"
-        )
+        remedy = _ENCODING_REMEDY if any(_NOT_UTF8 in problem for problem in wrong) else ""
+        problems = f"{'; '.join(wrong[:_SHOWN])}{more}{remedy}"
+        raise UsageError(f"labels {path!r}, expected lines of path,label: {problems}")
     return labels
+
+
+def _check_separator(path: str, cells: list[str]) -> None:
+    """Refuse a file whose first line has two columns by another separator than the comma."""
+    for separator in _OTHER_SEPARATORS:
+        if len(cells) == 1 and cells[0].count(separator) == 1:
+            raise UsageError(f"labels {path!r} is separated by {separator!r}; expected ','")
 
 
 def _is_filled(cells: list[str]) -> bool:
@@ -160,7 +172,7 @@ def _take(cells: list[str], labels: dict[bytes, str]) -> str:
     if not path or not label:
         return f"no {'label' if path else 'path'}"
     if not is_text(label):
-        return f"label {label!r} is not UTF-8; save the file as UTF-8"
+        return f"label {label!r} {_NOT_UTF8}"
     known = labels.setdefault(path.encode("utf-8", "surrogateescape"), label)
     if known == label or class_key(known) == class_key(label):
         return ""
