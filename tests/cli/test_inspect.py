@@ -138,8 +138,8 @@ def test_nearest(workplace: Path, dtype: str) -> None:
     [
         (["--rows", "birds/*"], "no image of cache 'float16.h5' matches 'birds/*'; paths look"),
         (["--rows", "*", "--most", "0"], "most is 0; expected 1"),
-        (["--nearest", "cats/99.png"], "no image 'cats/99.png' in cache"),
-        (["--nearest", "cats/broken.png"], "is failed and has no features"),
+        (["--nearest", "cats/99.png"], "image 'cats/99.png' is not in cache"),
+        (["--nearest", "cats/broken.png"], "is failed, not done, and has no features"),
     ],
 )
 def test_usage(workplace: Path, words: list[str], said: str) -> None:

@@ -280,7 +280,7 @@ def test_a_sample_of_the_queries(workplace: Path) -> None:
         (["feats.h5", "other.h5"], {"queries": ["pad.h5"]}, "one cache and 2 are given"),
         (["feats.h5"], {"queries": ["pad.h5"], "labels": "l.csv"}, "give --labels or --queries"),
         (["feats.h5"], {"metric": "dot", "sample": 0, "k": (0, 5), "fusions": "some"},
-         "metric 'dot' is none.*fusions 'some' are none.*sample is 0.*k is 0,5"),
+         "unknown metric 'dot'.*unknown fusions 'some'.*sample is 0.*k is 0,5"),
         (["pad.h5"], {"queries": ["other.h5"]},
          "have no conv2_1:max, conv3_2; they have conv1_1, conv4_1: extract the same layers"),
     ],
@@ -439,7 +439,7 @@ def test_exit_codes(workplace: Path) -> None:
     """Errors are one line and the exit code of their kind."""
     for code, words, message in (
         (2, ["feats.h5", "--k", "five"], "k is 'five'; expected whole numbers such as 5,10"),
-        (2, ["feats.h5", "--metric", "dot"], "metric 'dot' is none; expected one of cosine, l2"),
+        (2, ["feats.h5", "--metric", "dot"], "unknown metric 'dot'; expected one of cosine, l2"),
         (3, ["pad.h5", "--labels", "none.csv"], "labels 'none.csv' cannot be read"),
         (5, ["images/cat/0.png"], "images/cat/0.png"),
     ):

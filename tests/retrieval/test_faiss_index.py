@@ -368,7 +368,7 @@ def test_wrong_queries(tmp_path: Path) -> None:
     path = tmp_path / "f.faiss"
     with pytest.raises(UsageError, match="holds maps, not vectors"):
         build_index(cache, "conv2_1:map", "l2", path)
-    with pytest.raises(UsageError, match="metric 'l1' is none"):
+    with pytest.raises(UsageError, match="unknown metric 'l1'"):
         build_index(cache, "conv1_1", "l1", path)  # type: ignore[arg-type] # which is the point
     index = open_index(cache, "conv1_1", "l2", path)
     with pytest.raises(UsageError, match="top is 0"):
@@ -424,7 +424,7 @@ def test_search_by_an_index_in_a_process(workplace: Path) -> None:
         (["--layer", "conv1_1", "--layer", "conv2_1:max"], 2, ["an index is of one layer"]),
         (["--layer", "conv1_1", "--index", "feats.h5"], 5, ["'feats.h5' is no index of vggfeat"]),
         (["--layer", "conv1_1", "--index", "none/x.faiss"], 2, ["none/x.faiss"]),
-        (["--layer", "conv1_1", "--metric", "l1"], 2, ["metric 'l1' is none"]),
+        (["--layer", "conv1_1", "--metric", "l1"], 2, ["unknown metric 'l1'"]),
     ],
 )
 def test_exit_codes(workplace: Path, words: list[str], code: int, says: list[str]) -> None:

@@ -180,9 +180,9 @@ def compare(
 def _check_choices(metric: str, fusions: str, sample: int, k: Sequence[int]) -> None:
     wrong = []
     if metric not in RANKING_METRICS:
-        wrong.append(f"metric {metric!r} is none; expected one of {', '.join(RANKING_METRICS)}")
+        wrong.append(f"unknown metric {metric!r}; expected one of {', '.join(RANKING_METRICS)}")
     if fusions not in FUSIONS:
-        wrong.append(f"fusions {fusions!r} are none; expected one of {', '.join(FUSIONS)}")
+        wrong.append(f"unknown fusions {fusions!r}; expected one of {', '.join(FUSIONS)}")
     if sample < 1:
         wrong.append(f"sample is {sample}; expected 1 query or more")
     if not k or min(k) < 1:

@@ -26,13 +26,14 @@ from vggfeat.core.resources import usable_cores
 from vggfeat.core.text import agree, counted
 from vggfeat.errors import InputError, UsageError
 from vggfeat.retrieval.blas_threads import single_threaded
+from vggfeat.retrieval.selection import only_layer, warn_of_cache
 from vggfeat.retrieval.similarity import (
     LayerQuery,
     block_rows,
     exact_pairs,
     final_scores,
+    prepare_queries,
     row_squares,
-    sides,
     similarities,
 )
 
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from vggfeat.retrieval.similarity import Metric, Rows, Side, Values
+    from vggfeat.retrieval.similarity import Metric, PreparedQuery, Rows, Values
 
 _log = logging.getLogger("vggfeat")
 
@@ -134,7 +135,7 @@ def duplicates(
         CacheError: not a cache of ours, or without that layer.
     """
     opened = cache if isinstance(cache, FeatureCache) else open_cache(cache)
-    name = opened.canonical(layer) if layer is not None else the_layer(opened)
+    name = opened.canonical(layer) if layer is not None else only_layer(opened)
     _check(threshold, metric)
     rows = np.flatnonzero(opened.done)
     if len(rows) < 2:  # noqa: PLR2004 a pair
@@ -151,31 +152,9 @@ def duplicates(
     return Duplicates(opened.path, name, metric, threshold, len(rows), found.pairs, groups, warning)
 
 
-def warn_of_cache(cache: FeatureCache) -> str:
-    """Log what a reader of the cache must know of its features, and return it; mostly empty."""
-    warning = cache.header.provenance.warning
-    if warning:
-        _log.warning("cache %r: %s", cache.path, warning)
-    return warning
-
-
-def the_layer(cache: FeatureCache) -> str:
-    """The only layer of a cache.
-
-    Raises:
-        UsageError: it has several.
-    """
-    if len(cache.layers) > 1:
-        raise UsageError(
-            f"cache {cache.path!r} has several layers; name one with --layer: "
-            f"{', '.join(cache.layers)}"
-        )
-    return cache.layers[0]
-
-
 def _check(threshold: float, metric: str) -> None:
     if metric not in ("cosine", "l2"):
-        raise UsageError(f"metric {metric!r} is none for duplicates; expected cosine or l2")
+        raise UsageError(f"unknown metric {metric!r} for duplicates; expected cosine or l2")
     most = 1.0 if metric == "cosine" else math.inf
     least = -1.0 if metric == "cosine" else 0.0
     if not least <= threshold <= most or math.isinf(threshold):
@@ -195,7 +174,7 @@ class _Task:
 
     @property
     def least(self) -> float:
-        """The threshold as a similarity: see `blocks.Kernel`."""
+        """The threshold as a similarity: see `Kernel`."""
         return self.threshold if self.metric == "cosine" else -self.threshold * self.threshold / 2
 
     @property
@@ -203,11 +182,11 @@ class _Task:
         """Rows compared with the outer ones at a time."""
         return min(_OUTER_ROWS, block_rows(self.cache, [self.layer]))
 
-    def side(self, rows: Rows) -> Side:
-        """Rows as queries."""
-        asked = LayerQuery(self.layer, self.cache.values(self.layer, rows))
-        (side,) = sides(self.cache, [asked], self.metric)
-        return side
+    def query(self, rows: Rows) -> PreparedQuery:
+        """Return rows as queries."""
+        rows_as_query = LayerQuery(self.layer, self.cache.values(self.layer, rows))
+        (query,) = prepare_queries(self.cache, [rows_as_query], self.metric)
+        return query
 
     def near(self, similarity: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Which pairs are near enough, by the scores as they are shown."""
@@ -237,17 +216,17 @@ class _Work:
         sizes = [min(_OUTER_ROWS, count - first) * (count - first) for first in outer]
         with ThreadPoolExecutor(threads) as pool:
             for number, first in enumerate(outer):
-                side = self._task.side(self._task.rows[first : first + _OUTER_ROWS])
-                compare = partial(self._compare, first, side)
+                query = self._task.query(self._task.rows[first : first + _OUTER_ROWS])
+                compare = partial(self._compare, first, query)
                 list(pool.map(compare, range(first, count, self._task.step)))
                 if self._on_progress is not None:
                     self._on_progress(sum(sizes[: number + 1]), sum(sizes))
 
-    def _compare(self, first: int, side: Side, start: int) -> None:
+    def _compare(self, first: int, query: PreparedQuery, start: int) -> None:
         """Rows from place `start` on with the outer ones, which begin at place `first`."""
         task = self._task
         x = task.cache.values(task.layer, task.rows[start : start + task.step])  # (n, D)
-        scores, error = similarities(x @ side.vectors.T, row_squares(x), side, x.shape[1])
+        scores, error = similarities(x @ query.vectors.T, row_squares(x), query)
         low = np.nextafter(np.float32(task.least - error), np.float32(-np.inf))
         hits = np.flatnonzero(scores >= low)
         at, which = np.divmod(hits, scores.shape[1])
@@ -258,7 +237,7 @@ class _Work:
         for begin in range(0, len(doubtful), _DECIDED_AT_ONCE):
             some = doubtful[begin : begin + _DECIDED_AT_ONCE]
             rows = x[at[some]].astype(np.float64)
-            values[some] = exact_pairs(rows, side.exact[which[some]], side)
+            values[some] = exact_pairs(rows, query.exact[which[some]], query)
         near = task.near(values)
         with self._lock:
             self._found.join(first + which[near], start + at[near], values[near])
@@ -329,9 +308,9 @@ def _scores(task: _Task, rows: Rows, partners: Rows) -> Values:
     scores = np.empty(len(rows), np.float32)
     for start in range(0, len(rows), _DECIDED_AT_ONCE):
         part = slice(start, start + _DECIDED_AT_ONCE)
-        side = task.side(partners[part])
+        query = task.query(partners[part])
         x = task.cache.values(task.layer, rows[part]).astype(np.float64)
-        scores[part] = final_scores(exact_pairs(x, side.exact, side), task.metric)
+        scores[part] = final_scores(exact_pairs(x, query.exact, query), task.metric)
     return scores
 
 

@@ -1,8 +1,8 @@
-"""The nearest rows of a cache to queries: exact, streamed over the memory map, in several threads.
+"""Exact top-k rows of a cache, streamed over the memory map in several threads.
 
 Each thread scores blocks in float32 and keeps every row that may be among the k nearest, given how
-far float32 may be off; what is left is scored in float64. So the result depends neither on blocks
-nor on threads, and rows of equal score stand in the order of the file.
+far float32 may be off; these candidates are then scored in float64. So the result depends neither
+on blocks nor on threads, and rows of equal score stand in the order of the file.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,7 +25,8 @@ from vggfeat.retrieval.similarity import (
     block_rows,
     exact_similarities,
     final_scores,
-    sides,
+    kernel_on,
+    prepare_queries,
 )
 
 if TYPE_CHECKING:
@@ -33,17 +35,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vggfeat.cache.reader import FeatureCache
-    from vggfeat.retrieval.similarity import Metric, Rows, Side, Values
-
-    Scorer = Callable[[int, int], tuple[Values, float]]
-    MakeScorer = Callable[[FeatureCache, Sequence[Side], int], Scorer]
+    from vggfeat.retrieval.similarity import Metric, PreparedQuery, Rows, Values
 
 _MOST_KEPT = 1 << 20  # rows that one thread keeps before it decides between them in float64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Nearest:
-    """What queries found, nearest first.
+    """The rows nearest to each query, nearest first.
 
     Attributes:
         rows: int64 (q, k); -1 where there are fewer than k rows.
@@ -63,15 +62,15 @@ def top_k(
     *,
     rows: Rows | None = None,
 ) -> tuple[Rows, Values]:
-    """The k rows nearest to each query by one layer; exact.
+    """Return the k rows nearest to each query by one layer; exact.
 
     Args:
         cache: what is searched.
         layer: a layer of vectors.
         queries: float32 (q, D).
-        k: how many, at least 1.
+        k: number of rows a query, at least 1.
         metric: `cosine`, `l2` or `dot`.
-        rows: int64 (n,), where to look; by default all rows that are done.
+        rows: int64 (n,), the rows to search; by default all rows that are done.
 
     Returns:
         rows int64 (q, k) and scores float32 (q, k), nearest first, equal scores by row; k is less
@@ -87,7 +86,7 @@ def top_k(
 
 def nearest(
     cache: FeatureCache,
-    asked: Sequence[LayerQuery],
+    queries: Sequence[LayerQuery],
     k: int,
     metric: Metric = "cosine",
     *,
@@ -96,41 +95,37 @@ def nearest(
     threads: int | None = None,
     device: str = "cpu",
 ) -> Nearest:
-    """The k rows nearest to each query by one layer or several; exact.
+    """Return the k rows nearest to each query by one layer or several; exact.
 
     Args:
         cache: what is searched; memory needed does not grow with it.
-        asked: the queries by each layer; see `blocks.sides` for what several layers come to.
-        k: how many, at least 1.
+        queries: by each layer; see `prepare_queries` for the similarity by several layers.
+        k: number of rows a query, at least 1.
         metric: `cosine`, `l2` or `dot`.
-        rows: int64 (n,), where to look; by default all rows that are done.
+        rows: int64 (n,), the rows to search; by default all rows that are done.
         left_out: int64 (q,), a row that each query does not find, -1 for none.
-        threads: how many; by default one for each core this process may use.
+        threads: number of threads; by default one for each core this process may use.
         device: `cpu`; a CUDA device, which computes the products; `auto`, CUDA where torch is
             loaded already and there is one.
-
-    Raises:
-        UsageError: queries, k, rows or metric that make no sense.
-        CacheError: no such layer.
-        DeviceError: no such device.
     """
     if k < 1:
         raise UsageError(f"top is {k}; expected at least 1")
-    queries = sides(cache, asked, metric)
+    prepared = prepare_queries(cache, queries, metric)
     wanted = _wanted(cache, rows)
-    extra = 0 if left_out is None else 1
     k = min(k, len(wanted))
-    make = _maker(device)
-    size = block_rows(cache, [side.layer for side in queries])
-    blocks = _Blocks(wanted, size)
+    kept = k if left_out is None else k + 1
+    make = kernel_on(device)
+    blocks = _Blocks(wanted, block_rows(cache, [query.layer for query in prepared]))
     with single_threaded() as alone:
         count = max(1, threads or usable_cores()) if alone and make is Kernel else 1
-        shortlists = [_Shortlist(cache, queries, k + extra) for _ in range(count)]
-        work = _Work(blocks, cache, queries, make)
+        shortlists = [_Shortlist(cache, prepared, kept) for _ in range(count)]
+        scan = partial(_scan, blocks, cache, prepared, make)
         with ThreadPoolExecutor(count) if count > 1 else nullcontext() as pool:
             run = map if pool is None else pool.map
-            list(run(work, shortlists))
-        return _merged(cache, queries, shortlists, k, left_out)
+            list(run(scan, shortlists))
+        candidates = [shortlist.candidates() for shortlist in shortlists]
+        which, found = (np.concatenate(parts) for parts in zip(*candidates, strict=True))
+        return ranked(cache, prepared, which, found, k, left_out=left_out)
 
 
 def _wanted(cache: FeatureCache, rows: Rows | None) -> Rows:
@@ -139,19 +134,10 @@ def _wanted(cache: FeatureCache, rows: Rows | None) -> Rows:
     wanted = np.unique(np.asarray(rows, dtype=np.int64))
     if len(wanted) and not (wanted[0] >= 0 and wanted[-1] < len(cache)):
         raise UsageError(
-            f"rows from {wanted[0]} to {wanted[-1]} are asked for; cache {cache.path!r} has "
+            f"rows from {wanted[0]} to {wanted[-1]} are requested; cache {cache.path!r} has "
             f"{len(cache)}, counted from 0"
         )
     return wanted
-
-
-def _maker(device: str) -> MakeScorer:
-    if device == "cpu":
-        return Kernel
-    from vggfeat.retrieval.cuda_similarity import CudaKernel, cuda_device
-
-    found = cuda_device(device)
-    return Kernel if found is None else CudaKernel.on(found)
 
 
 class _Blocks:
@@ -169,7 +155,7 @@ class _Blocks:
         self._lock = threading.Lock()
 
     def __iter__(self) -> Iterator[tuple[int, int, Rows]]:
-        """First row, the one behind the last, and which of them are wanted, counted from it."""
+        """Yield first row, the one behind the last, and the wanted ones, counted from the first."""
         while True:
             with self._lock:
                 if self._next >= len(self._wanted):
@@ -181,37 +167,29 @@ class _Blocks:
             yield first, int(rows[-1]) + 1, rows - first
 
 
-@dataclass(frozen=True, slots=True)
-class _Work:
-    """What one thread does."""
-
-    blocks: _Blocks
-    cache: FeatureCache
-    queries: Sequence[Side]
-    make: MakeScorer
-
-    def __call__(self, shortlist: _Shortlist) -> None:
-        kernel = self.make(self.cache, self.queries, self.blocks.size)
-        with np.errstate(all="ignore"):  # rows that are not done may hold anything
-            for start, stop, wanted in self.blocks:
-                scores, error = kernel(start, stop)
-                if len(wanted) < stop - start:
-                    scores = scores[wanted]
-                shortlist.add(start + wanted, scores, error)
+def _scan(
+    blocks: _Blocks,
+    cache: FeatureCache,
+    queries: Sequence[PreparedQuery],
+    make: Callable[[FeatureCache, Sequence[PreparedQuery], int], Kernel],
+    shortlist: _Shortlist,
+) -> None:
+    """Score blocks, in one thread, until none is left."""
+    kernel = make(cache, queries, blocks.size)
+    with np.errstate(all="ignore"):  # rows that are not done may hold anything
+        for start, stop, wanted in blocks:
+            scores, error = kernel(start, stop)
+            if len(wanted) < stop - start:
+                scores = scores[wanted]
+            shortlist.add(start + wanted, scores, error)
 
 
 class _Shortlist:
-    """Rows that may be among the k nearest, of what one thread has seen.
+    """Rows that may be among the k nearest, of those one thread has scored."""
 
-    Args:
-        cache: what is searched.
-        queries: see `blocks.sides`.
-        k: how many are wanted.
-    """
-
-    def __init__(self, cache: FeatureCache, queries: Sequence[Side], k: int) -> None:
+    def __init__(self, cache: FeatureCache, queries: Sequence[PreparedQuery], k: int) -> None:
         self._cache = cache
-        self._sides = queries
+        self._queries = queries
         self._k = k
         count = len(queries[0].vectors) if queries else 0
         self._count = count
@@ -221,7 +199,7 @@ class _Shortlist:
         self._limit = 0
 
     def add(self, rows: Rows, scores: Values, error: float) -> None:
-        """Takes in the scores, (n, q), of a block."""
+        """Add the rows of a block, scores (n, q), that may be among the nearest."""
         floor = (self._floor - error).astype(np.float32)
         # Rounded up, the floor would leave out a row that just reaches it.
         hits = np.flatnonzero(scores >= np.nextafter(floor, np.float32(-np.inf)))
@@ -242,15 +220,15 @@ class _Shortlist:
         self._limit = 2 * self._held + 1024
 
     def _decided(self, kept: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Only the k nearest of each query, where float32 cannot tell too many apart."""
+        """Return only the k nearest of each query, where float32 cannot tell too many apart."""
         which, rows = kept[0].astype(np.int64), kept[1].astype(np.int64)
-        exact = exact_similarities(self._cache, self._sides, which, rows)
-        best = best_of(which, rows, exact, self._sides[0].metric, self._k)
+        exact = exact_similarities(self._cache, self._queries, which, rows)
+        best = best_of(which, rows, exact, self._queries[0].metric, self._k)
         off = np.abs(exact[best]) * 2.0**-22  # equal as float32 scores counts as equal
         return np.stack([which[best], rows[best], exact[best] - off, exact[best] + off])
 
     def candidates(self) -> tuple[Rows, Rows]:
-        """Query and row of all that are left, int64 (n,) each."""
+        """Return query and row of all candidates, int64 (n,) each."""
         if not self._parts:
             return np.empty(0, np.int64), np.empty(0, np.int64)
         kept = _reaching(np.concatenate(self._parts, axis=1), self._floor, self._k)
@@ -260,7 +238,7 @@ class _Shortlist:
 def _reaching(
     entries: NDArray[np.float64], floor: NDArray[np.float64], k: int
 ) -> NDArray[np.float64]:
-    """The entries, (4, n), that may be among the k nearest of their query; raises the floor."""
+    """Return the entries, (4, n), that may be among their query's k nearest; raise the floor."""
     order = np.lexsort((-entries[2], entries[0]))
     which = entries[0][order].astype(np.int64)
     starts = np.searchsorted(which, np.arange(len(floor)))
@@ -275,7 +253,7 @@ def _reaching(
 def best_of(
     which: Rows, rows: Rows, exact: NDArray[np.float64], metric: Metric, k: int
 ) -> NDArray[np.int64]:
-    """Places of the k best entries of each query, by query, then score as shown, then row."""
+    """Return the places of each query's k best entries, by query, score as shown, and row."""
     shown = final_scores(exact, metric)
     order = np.lexsort((rows, shown if metric == "l2" else -shown, which))
     sorted_which = which[order]
@@ -284,37 +262,18 @@ def best_of(
     return best
 
 
-def _merged(
-    cache: FeatureCache,
-    queries: Sequence[Side],
-    shortlists: Sequence[_Shortlist],
-    k: int,
-    left_out: Rows | None,
-) -> Nearest:
-    """The k nearest of all that the threads have left."""
-    found = [shortlist.candidates() for shortlist in shortlists]
-    which, rows = (np.concatenate([one[part] for one in found]) for part in (0, 1))
-    return ranked(cache, queries, which, rows, k, left_out=left_out)
-
-
 def ranked(
     cache: FeatureCache,
-    queries: Sequence[Side],
+    queries: Sequence[PreparedQuery],
     which: Rows,
     rows: Rows,
     k: int,
     *,
     left_out: Rows | None = None,
 ) -> Nearest:
-    """The k nearest of candidates to each query, scored in float64.
+    """Return the k nearest of candidates, query `which` and row `rows`, scored in float64.
 
-    Args:
-        cache: what is searched.
-        queries: see `blocks.sides`.
-        which: int64 (n,), the query of each candidate.
-        rows: int64 (n,), its row.
-        k: how many.
-        left_out: int64 (q,), a row that each query does not find, -1 for none.
+    `left_out`, int64 (q,), is a row that each query does not find, -1 for none.
     """
     if left_out is not None:
         others = rows != np.asarray(left_out)[which]

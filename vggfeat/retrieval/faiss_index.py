@@ -1,9 +1,9 @@
-"""An index of one layer: finds the nearest rows of a large cache without looking at them all.
+"""A faiss index of one layer, which finds nearest rows of a large cache without scanning it.
 
-Up to `FLAT_ROWS` rows it is a flat index. More lie in lists, each around a centroid (an inverted
-file: Sivic and Zisserman 2003, "Video Google"; Jégou et al. 2011, "Product quantization for nearest
-neighbor search", IV), and a query looks into the lists of the nearest centroids only. How many is
-decided by measuring: as few as find 95 % of the ten nearest rows that the exact scan finds.
+Up to `FLAT_ROWS` rows the index is flat. More rows lie in lists, each around a centroid (an
+inverted file: Sivic and Zisserman 2003, "Video Google"; Jégou et al. 2011, "Product quantization
+for nearest neighbor search", IV), and a query probes the lists of the nearest centroids only. The
+number of probes is measured: as few as find 95 % of the ten nearest rows of the exact search.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from vggfeat.retrieval.faiss_index_file import (
     read_record,
     write_file,
 )
-from vggfeat.retrieval.similarity import LayerQuery, sides
+from vggfeat.retrieval.similarity import LayerQuery, check_layers, prepare_queries
 from vggfeat.storage.locks import hold
 from vggfeat.storage.paths import check_place
 
@@ -67,12 +67,12 @@ _LARGEST_HALF = 65504.0
 
 
 class FaissIndex:
-    """Rows of a cache that can be searched without looking at them all.
+    """An index in use, with the cache that it was built from.
 
     Args:
-        cache: that it was built from.
-        source: likewise, in particular.
-        info: what it is; `probes` decides how many lists a query looks into.
+        cache: where the rows that the index finds are scored.
+        source: what it was built from.
+        info: what it is; `probes` is the number of lists that a query looks into.
         index: faiss's.
         rows: int64 (n,), the row of the cache of each of its entries.
         guard: of the file that it is mapped from; None where it is in memory.
@@ -96,15 +96,14 @@ class FaissIndex:
         self._guard = guard
 
     def search(self, queries: Values, k: int, *, left_out: Rows | None = None) -> Nearest:
-        """The k nearest rows to each query, as far as the index finds them.
+        """Return the k nearest rows to each query that the index finds; scores are exact.
 
-        It is asked for twice as many; these are scored from the cache in float64, as the exact
-        search does, and the best are kept. So scores are exact, and what float16 confuses is
-        mostly put right.
+        faiss is asked for twice as many; these are scored from the cache in float64, as the exact
+        search does, and the best are kept. That also mends most confusions by float16.
 
         Args:
             queries: float32 (q, D).
-            k: how many, at least 1.
+            k: number of rows a query, at least 1.
             left_out: int64 (q,), a row that each query does not find, -1 for none.
 
         Raises:
@@ -115,18 +114,16 @@ class FaissIndex:
             self._guard.check()
         if k < 1:
             raise UsageError(f"top is {k}; expected at least 1")
-        metric: Metric = self._source.metric  # type: ignore[assignment] # checked when built
-        queries_ready = sides(self._cache, [LayerQuery(self._source.layer, queries)], metric)
-        count = min(len(self._rows), 2 * k + 1)
-        places = self._places(queries_ready[0].vectors, count)
+        requested = [LayerQuery(self._source.layer, queries)]
+        prepared = prepare_queries(self._cache, requested, self._source.metric)
+        places = self._places(prepared[0].vectors, min(len(self._rows), 2 * k + 1))
         which, rank = np.nonzero((places >= 0) & (places < len(self._rows)))
         rows = self._rows[places[which, rank]]
-        return ranked(
-            self._cache, queries_ready, which, rows, min(k, len(self._rows)), left_out=left_out
-        )
+        most = min(k, len(self._rows))
+        return ranked(self._cache, prepared, which, rows, most, left_out=left_out)
 
     def _places(self, vectors: Values, count: int) -> NDArray[np.int64]:
-        """Entries found, int64 (q, count); looks into more lists where they hold too few."""
+        """Return entries, int64 (q, count); probe more lists where these hold too few."""
         if not self.info.lists:
             flat: NDArray[np.int64] = self._index.search(vectors, count)[1]
             return flat
@@ -148,7 +145,7 @@ def open_index(
     *,
     on_progress: OnProgress | None = None,
 ) -> FaissIndex:
-    """Opens the index of a layer, and builds it first where there is none, or of other rows.
+    """Open the index of a layer; build it first if it does not exist or is of other rows.
 
     Args:
         cache: its rows that are done now.
@@ -168,21 +165,21 @@ def open_index(
     load_faiss()
     path = os.fspath(path)
     _check_path(path)
-    done = np.array(cache.done)
-    source = _source(cache, layer, metric, done)
+    source, rows = _source(cache, layer, metric)
     record = _current(path, source)
     if record is None:
         build_index(cache, layer, metric, path, on_progress=on_progress)
-        done = np.array(cache.done)
-        source = _source(cache, layer, metric, done)
+        source, rows = _source(cache, layer, metric)
         record = _current(path, source)
         if record is None:
             raise LockedError(
                 f"cache {cache.path!r} changed while index {path!r} was built; search it when the "
                 "run that fills it is over"
             )
-    index, guard = _read(path, record, cache)
-    return FaissIndex(cache, source, record.info, index, np.flatnonzero(done), guard=guard)
+    index, guard = read_index(path, record)
+    if index.d != cache[layer].shape[1]:
+        raise damaged(path, "its width")
+    return FaissIndex(cache, source, record.info, index, rows, guard=guard)
 
 
 def build_index(
@@ -193,7 +190,7 @@ def build_index(
     *,
     on_progress: OnProgress | None = None,
 ) -> IndexInfo:
-    """Builds the index of a layer and measures it. In memory is the index, and a block of rows.
+    """Build the index of a layer and measure its recall. Memory holds it and a block of rows.
 
     Args:
         cache: its rows that are done.
@@ -201,7 +198,7 @@ def build_index(
         metric: `cosine`, `l2` or `dot`.
         path: where the index appears when it is whole. An index of the same cache, layer and metric
             is replaced; nothing else is.
-        on_progress: called with rows added, and all there are.
+        on_progress: called with the number of rows added, and of all rows.
 
     Raises:
         see `open_index`.
@@ -209,8 +206,7 @@ def build_index(
     load_faiss()
     path = os.fspath(path)
     _check_path(path)
-    done = np.array(cache.done)
-    source = _source(cache, layer, metric, done)
+    source, rows = _source(cache, layer, metric)
     if not source.rows:
         raise InputError(f"no image of cache {cache.path!r} is done; run vggfeat extract first")
     record = read_record(path)
@@ -218,7 +214,7 @@ def build_index(
         _refuse_another(path, record.source, source)
     try:
         with hold(path):
-            return _built(cache, source, np.flatnonzero(done), path, on_progress)
+            return _built(cache, source, rows, path, on_progress)
     except LockedError as error:
         raise LockedError(f"index {path!r} is being built by another run; wait for it") from error
 
@@ -233,16 +229,15 @@ def _check_path(path: str) -> None:
         )
 
 
-def _source(
-    cache: FeatureCache, layer: str, metric: Metric, done: NDArray[np.bool_]
-) -> IndexedLayer:
-    nothing = np.zeros((0, cache[layer].shape[-1]), np.float32)
-    (side,) = sides(cache, [LayerQuery(layer, nothing)], metric)  # refuses maps and unknown metrics
-    return IndexedLayer.of(cache, side.layer, metric, done)
+def _source(cache: FeatureCache, layer: str, metric: Metric) -> tuple[IndexedLayer, Rows]:
+    """Return what an index built now would be of, and the rows that are done."""
+    done = np.array(cache.done)
+    check_layers(cache, [layer], [1.0], metric)
+    return IndexedLayer.of(cache, cache.canonical(layer), metric, done), np.flatnonzero(done)
 
 
 def _current(path: str, source: IndexedLayer) -> Record | None:
-    """The record of the index if it is of the rows that are done now."""
+    """Return the record of the index if it is of the rows that are done now."""
     record = read_record(path)
     if record is None:
         return None
@@ -272,13 +267,6 @@ def _refuse_another(path: str, found: IndexedLayer, wanted: IndexedLayer) -> Non
             )
 
 
-def _read(path: str, record: Record, cache: FeatureCache) -> tuple[Any, LengthGuard | None]:
-    index, guard = read_index(path, record)
-    if index.d != cache[record.source.layer].shape[1]:
-        raise damaged(path, "its width")
-    return index, guard
-
-
 def _built(
     cache: FeatureCache, source: IndexedLayer, rows: Rows, path: str, on_progress: OnProgress | None
 ) -> IndexInfo:
@@ -299,7 +287,7 @@ def _built(
 
 
 def _trained(cache: FeatureCache, source: IndexedLayer, rows: Rows) -> tuple[Any, IndexInfo]:
-    """An index without rows, and what it is but for probes and recall."""
+    """Return a trained index without rows, and its description but for probes and recall."""
     faiss = load_faiss()
     width, count = cache[source.layer].shape[1], len(rows)
     kind = faiss.METRIC_L2 if source.metric == "l2" else faiss.METRIC_INNER_PRODUCT
@@ -324,7 +312,7 @@ def _trained(cache: FeatureCache, source: IndexedLayer, rows: Rows) -> tuple[Any
 
 
 def _fits_float16(cache: FeatureCache, source: IndexedLayer) -> bool:
-    """Whether no value can be too large for float16."""
+    """Return whether no value can be too large for float16."""
     if source.metric == "cosine" or cache[source.layer].dtype == np.float16:
         return True
     scales = cache.header.scales.get(source.layer)
@@ -340,7 +328,7 @@ def _blocks(cache: FeatureCache, source: IndexedLayer, rows: Rows) -> Iterator[V
 
 
 def _ready(cache: FeatureCache, source: IndexedLayer, rows: Rows) -> Values:
-    """Rows as the index has them, float32 (n, D); for cosines of unit length."""
+    """Return rows as the index holds them, float32 (n, D); for cosines of unit length."""
     x = cache.values(source.layer, rows)
     return unit_rows(x) if source.metric == "cosine" else x
 
@@ -348,7 +336,7 @@ def _ready(cache: FeatureCache, source: IndexedLayer, rows: Rows) -> Values:
 def _measured(
     index: FaissIndex, cache: FeatureCache, source: IndexedLayer, rows: Rows
 ) -> IndexInfo:
-    """The index with as few probes, a power of two, as reach the recall, or with all lists.
+    """Return the description with as few probes, a power of two, as reach the recall, or all.
 
     A row that is as near as the last one wanted counts as found: which of equal rows is shown does
     not matter.
@@ -358,9 +346,8 @@ def _measured(
     if not at:
         return index.info
     queries = cache.values(source.layer, own)
-    metric: Metric = source.metric  # type: ignore[assignment] # checked by `sides`
-    exact = nearest(cache, [LayerQuery(source.layer, queries)], at, metric, left_out=own)
-    sign = -1 if metric == "l2" else 1
+    exact = nearest(cache, [LayerQuery(source.layer, queries)], at, source.metric, left_out=own)
+    sign = -1 if source.metric == "l2" else 1
     info = index.info
     for power in itertools.count():
         info = dataclasses.replace(info, probes=min(2**power, info.lists), at=at, sample=len(own))

@@ -1,7 +1,7 @@
-"""The file of an index: what faiss writes, and behind it a record of what it was built from.
+"""The file of an index: what faiss writes, followed by a record of what it was built from.
 
-faiss does not look behind its own part. So it is one file, which appears whole by one rename, and
-which faiss reads without us.
+faiss does not read beyond its own part. So an index is one file, which appears whole by one rename,
+and which faiss can read without vggfeat.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vggfeat.cache.reader import FeatureCache
+    from vggfeat.retrieval.similarity import Metric
 
 _END = struct.Struct("<QI8s")  # length of the record, its CRC-32, and what tells that it is ours
 _MAGIC = b"VGGFIDX1"
@@ -78,15 +79,15 @@ class IndexedLayer:
     fingerprint: str
     root: str
     layer: str
-    metric: str
+    metric: Metric
     rows: int
     digest: str
 
     @classmethod
     def of(
-        cls, cache: FeatureCache, layer: str, metric: str, done: NDArray[np.bool_]
+        cls, cache: FeatureCache, layer: str, metric: Metric, done: NDArray[np.bool_]
     ) -> IndexedLayer:
-        """That of a cache as it is now, with these rows done, bool (N,)."""
+        """Describe a cache as it is now, with these rows done, bool (N,)."""
         # Not which rows: entries count done rows, so that a cache may gain others between them.
         checksums = np.ascontiguousarray(cache.checksums[done], "<u4")
         header = cache.header
@@ -102,7 +103,7 @@ class IndexedLayer:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What stands behind faiss's part of the file.
+    """What follows faiss's part of the file.
 
     Attributes:
         source: what the index was built from.
@@ -121,11 +122,7 @@ class Record:
 
 
 def load_faiss() -> Any:
-    """The library.
-
-    Raises:
-        UsageError: it is not installed; says how to.
-    """
+    """Return the faiss module; raise UsageError, which says how to install it, without one."""
     try:
         return importlib.import_module("faiss")
     except ImportError as error:
@@ -133,12 +130,9 @@ def load_faiss() -> Any:
 
 
 def write_file(path: str, index: Any, source: IndexedLayer, info: IndexInfo) -> None:
-    """Writes an index beside `path` and renames it there, whole or not at all.
+    """Write an index beside `path` and rename it there, whole or not at all.
 
-    The caller holds the lock of `path`: what an earlier run left half written is overwritten.
-
-    Raises:
-        SpaceError: it cannot be written.
+    The caller holds the lock of `path`: what an interrupted run left half written is overwritten.
     """
     try:
         with atomic_path(path) as temporary:
@@ -160,11 +154,7 @@ def write_file(path: str, index: Any, source: IndexedLayer, info: IndexInfo) -> 
 
 
 def read_record(path: str) -> Record | None:
-    """The record of an index; None where there is no file.
-
-    Raises:
-        CacheError: the file is no index of ours, or was cut short.
-    """
+    """Return the record of an index; None where there is no file."""
     try:
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -204,10 +194,6 @@ class LengthGuard:
 
     Touching a page that is gone would be a SIGBUS. Reading the lists instead of mapping them would
     take memory and time for the whole index, where a query looks into a few lists.
-
-    Args:
-        path: of the index.
-        size: bytes that it must have.
     """
 
     def __init__(self, path: str, size: int) -> None:
@@ -216,11 +202,7 @@ class LengthGuard:
         weakref.finalize(self, os.close, self._handle)
 
     def check(self) -> None:
-        """Raise if the file is shorter now.
-
-        Raises:
-            CacheError: says so.
-        """
+        """Raise CacheError if the file is shorter now."""
         found = os.fstat(self._handle).st_size
         if found < self._size:
             raise CacheError(
@@ -230,13 +212,9 @@ class LengthGuard:
 
 
 def read_index(path: str, record: Record) -> tuple[Any, LengthGuard | None]:
-    """The index as faiss has it; lists of rows are mapped, not read.
+    """Open the index in faiss; lists of rows are mapped, not read.
 
-    Returns:
-        the index, and what to ask before each search; None where nothing is mapped.
-
-    Raises:
-        CacheError: it is damaged.
+    The guard is to be checked before each search; it is None where nothing is mapped.
     """
     faiss = load_faiss()
     try:
@@ -253,7 +231,7 @@ def read_index(path: str, record: Record) -> tuple[Any, LengthGuard | None]:
 
 
 def damaged(path: str, what: str) -> CacheError:
-    """The error of an index whose parts do not fit together."""
+    """Return the error of an index whose parts do not fit together."""
     return CacheError(
         f"index {path!r} is damaged: {what} is wrong; delete it to have it built anew"
     )
@@ -267,7 +245,7 @@ def _not_ours(path: str) -> CacheError:
 
 
 def _crc32(file: Any, count: int) -> int:
-    """CRC-32 of the first `count` bytes."""
+    """Return the CRC-32 of the first `count` bytes."""
     file.seek(0)
     crc32 = 0
     while count > 0:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vggfeat.cache.format import RowState
 from vggfeat.errors import UsageError
 from vggfeat.retrieval.exact_search import top_k
+from vggfeat.retrieval.selection import row_named
 
 if TYPE_CHECKING:
     from vggfeat.cache.reader import FeatureCache
@@ -17,13 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """An image near to another.
-
-    Attributes:
-        row: its number.
-        path: of the image.
-        cosine: of its features with those of the other.
-    """
+    """An image near to another, and the cosine of their features."""
 
     row: int
     path: str
@@ -46,38 +40,17 @@ class NearestImages:
 
 
 def nearest_images(cache: FeatureCache, name: str, most: int = 10) -> tuple[NearestImages, ...]:
-    """The images nearest to one by cosine, in each layer of vectors; exact, in blocks.
+    """Return the images nearest to a done one by cosine, in each layer of vectors; exact.
 
-    Args:
-        cache: with at least one such layer.
-        name: path of an image that is done.
-        most: neighbours a layer.
-
-    Raises:
-        UsageError: no such image, or it is not done; or all layers hold maps.
+    At most `most` neighbours a layer; the image itself is not among them.
     """
-    own = _row_of(cache, name)
+    own = row_named(cache, name)
     layers = [layer for layer in cache.layers if len(cache.header.shapes[layer]) == 1]
     if not layers:
         raise UsageError(f"cache {cache.path!r} holds maps only; --nearest compares vectors")
     return tuple(
         NearestImages(layer, name, _neighbours(cache, layer, own, most)) for layer in layers
     )
-
-
-def _row_of(cache: FeatureCache, name: str) -> int:
-    try:
-        row = cache.row(name)
-    except KeyError as error:
-        example = f"; paths look like {cache.name(0)!r}" if len(cache) else ""
-        raise UsageError(f"no image {name!r} in cache {cache.path!r}{example}") from error
-    state = RowState(int(cache.state[row]))
-    if state != RowState.DONE:
-        raise UsageError(
-            f"image {name!r} of cache {cache.path!r} is {state.name.lower()} and has no features; "
-            "name one that is done"
-        )
-    return row
 
 
 def _neighbours(cache: FeatureCache, layer: str, own: int, most: int) -> tuple[Neighbour, ...]:

@@ -7,17 +7,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vggfeat.cache.format import RowState
 from vggfeat.cache.reader import FeatureCache
 from vggfeat.cache.sharded import open_cache
 from vggfeat.core.isolation import isolated
 from vggfeat.core.text import counted
 from vggfeat.errors import InputError, TooManyFailuresError, UsageError
-from vggfeat.retrieval.duplicates import the_layer, warn_of_cache
 from vggfeat.retrieval.exact_search import nearest
 from vggfeat.retrieval.faiss_index import open_index
 from vggfeat.retrieval.query_images import Queries, Undecodable, query_images
-from vggfeat.retrieval.similarity import LayerQuery, sides
+from vggfeat.retrieval.selection import check_done, only_layer, row_named, warn_of_cache
+from vggfeat.retrieval.similarity import LayerQuery, check_layers
 
 if TYPE_CHECKING:
     import os
@@ -127,18 +126,18 @@ def search(
 
     Args:
         cache: what is searched: its rows that are done.
-        queries: images, folders, archives; see `querying.query_images`.
+        queries: images, folders, archives; see `query_images`.
         rows: images of the cache as queries, by name or row; each leaves itself out. Without
             `queries` no network is needed, and torch is not imported.
         layers: one or more; may be left out where the cache has one only.
-        weights: one a layer; equal by default. See `blocks.sides` for what several layers mean.
+        weights: one a layer; equal by default. See `prepare_queries` for several layers.
         metric: `cosine`, `l2` or `dot`.
         top: how many to find for each.
         device: for the network, and for the search where it is CUDA.
-        model_weights: see `querying.query_images`.
+        model_weights: see `query_images`.
         use: likewise.
         index: file of an index of the one layer; built where it is not there or of other rows, see
-            `indexing.open_index`. It may miss some images; scores are exact.
+            `open_index`. It may miss some images; scores are exact.
         exclude_self: leave out hits that are the query itself; as many others are found.
 
     Raises:
@@ -160,8 +159,11 @@ def search(
     if not images:
         raise InputError(f"no image of cache {opened.path!r} is done; run vggfeat extract first")
     own = [_row(opened, name) for name in rows]
-    _check(opened, names, shares, metric, top)
-    _check_index(names, index)
+    if top < 1:
+        raise UsageError(f"top is {top}; expected at least 1")
+    check_layers(opened, names, shares, metric)
+    if index is not None and len(names) > 1:
+        raise UsageError(f"an index is of one layer, not of {', '.join(names)}; name one")
     asked = Queries((), {}, ())
     if queries:
         asked = query_images(
@@ -264,7 +266,7 @@ def _layers(
     cache: FeatureCache, layers: Sequence[str], weights: Sequence[float]
 ) -> tuple[tuple[str, ...], tuple[float, ...]]:
     """Canonical names, and weights that add up to 1."""
-    names = tuple(cache.canonical(layer) for layer in layers) or (the_layer(cache),)
+    names = tuple(cache.canonical(layer) for layer in layers) or (only_layer(cache),)
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UsageError(f"layer {', '.join(twice)} is named twice; give it one weight")
@@ -278,48 +280,16 @@ def _layers(
     return names, tuple(one / total for one in given) if total else given
 
 
-def _check(
-    cache: FeatureCache,
-    layers: Sequence[str],
-    weights: Sequence[float],
-    metric: Metric,
-    top: int,
-) -> None:
-    """Refuses what would fail later, before a network is made."""
-    if top < 1:
-        raise UsageError(f"top is {top}; expected at least 1")
-    nothing = [np.zeros((0, cache[layer].shape[1]), np.float32) for layer in layers]
-    sides(cache, [LayerQuery(*one) for one in zip(layers, nothing, weights, strict=True)], metric)
-
-
-def _check_index(layers: Sequence[str], index: str | os.PathLike[str] | None) -> None:
-    if index is not None and len(layers) > 1:
-        raise UsageError(f"an index is of one layer, asked for {', '.join(layers)}; name one")
-
-
 def _row(cache: FeatureCache, name: str | int) -> int:
-    """The row of a query that is an image of the cache, which must be done."""
-    if isinstance(name, int):
-        if not 0 <= name < len(cache):
-            raise UsageError(
-                f"row {name} is not in cache {cache.path!r} of {counted(len(cache), 'row')}"
-            )
-        row = name
-    else:
-        try:
-            row = cache.row(name)
-        except KeyError:
-            raise UsageError(
-                f"image {name!r} is not in cache {cache.path!r}; expected a path as the cache has "
-                f"it, such as {cache.name(0)!r}"
-            ) from None
-    state = RowState(int(cache.state[row]))
-    if state != RowState.DONE:
+    """Return the row of a query that is an image of the cache, which must be done."""
+    if isinstance(name, str):
+        return row_named(cache, name)
+    if not 0 <= name < len(cache):
         raise UsageError(
-            f"image {cache.name(row)!r} of cache {cache.path!r} is {state.name.lower()}, not done: "
-            "it has no features to search with"
+            f"row {name} is not in cache {cache.path!r} of {counted(len(cache), 'row')}"
         )
-    return row
+    check_done(cache, name)
+    return name
 
 
 def _asked(

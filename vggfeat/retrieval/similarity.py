@@ -1,14 +1,16 @@
-"""Rows of a cache against queries, a block at a time: similarities, and how wrong they may be.
+"""Scores of blocks of rows against queries, on the CPU or a CUDA device, and their error bounds.
 
-Blocks are small enough that their float32 values stay in a core's cache, so that a scan costs one
-reading of what is stored and no writing. NumPy turns float16 into float32 one by one; here its bits
-are moved to where float32 has them, which is done in vectors: seven times as fast, the same values.
+Blocks are small enough that their float32 values stay in a core's cache, so that a scan reads what
+is stored once and writes nothing. NumPy widens float16 value by value; here the bits are shifted
+to their place in float32, which vectorizes: seven times as fast, the same values.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import numpy as np
@@ -16,8 +18,9 @@ import numpy as np
 from vggfeat.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    import torch
     from numpy.typing import NDArray
 
     from vggfeat.cache.reader import FeatureCache
@@ -30,7 +33,7 @@ Metric = Literal["cosine", "l2", "dot"]
 METRICS: Final[tuple[Metric, ...]] = get_args(Metric)
 
 BLOCK_VALUES = 1 << 20
-"""Numbers of a block: 4 MiB as float32."""
+"""Values of a block: 4 MiB as float32."""
 
 _SIGN_AND_REST = np.int32(-0x70002000)  # 0x8fffe000
 _EXPONENT_MOVED = np.float32(2.0**112)  # float32's bias of 127 less float16's of 15
@@ -43,7 +46,7 @@ class LayerQuery:
 
     Attributes:
         layer: a layer of vectors.
-        vectors: float32 (q, D), as they are.
+        vectors: float32 (q, D), not normalized.
         weight: of this layer among several, not negative.
     """
 
@@ -53,17 +56,17 @@ class LayerQuery:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Side:
-    """One layer's queries, ready to be multiplied with.
+class PreparedQuery:
+    """Queries by one layer, checked and ready to be multiplied with.
 
     Attributes:
-        layer: name in the cache.
+        layer: canonical name.
         vectors: float32 (q, D); of unit length if `unit`.
         exact: float64 (q, D), likewise.
         squares: float64 (q,), squared lengths of `exact`.
-        share: of this layer; all add up to 1.
+        share: of this layer; the shares of all layers add up to 1.
         unit: whether rows are compared at unit length.
-        metric: what is computed.
+        metric: one of `METRICS`.
     """
 
     layer: str
@@ -75,54 +78,59 @@ class Side:
     metric: Metric
 
 
-def sides(cache: FeatureCache, asked: Sequence[LayerQuery], metric: Metric) -> tuple[Side, ...]:
-    """Checks queries and makes them ready.
-
-    Args:
-        cache: what is searched.
-        asked: one or more layers, each with as many queries.
-        metric: `cosine`; `dot`, the inner product; `l2`. Of several layers, the mean of cosines or
-            of inner products with the layers' weights, or the distance of the layers at unit
-            length joined with the roots of their shares, as `fuse --method weighted` joins them.
-
-    Raises:
-        UsageError: an unknown metric, maps, queries of another width or that are not finite, or
-            weights that are no shares.
-        CacheError: the cache has no such layer.
-    """
+def check_layers(
+    cache: FeatureCache, layers: Sequence[str], weights: Sequence[float], metric: Metric
+) -> None:
+    """Raise UsageError for an unknown metric, weights that are no shares, or a layer of maps."""
     if metric not in METRICS:
-        raise UsageError(f"metric {metric!r} is none; expected one of {', '.join(METRICS)}")
-    weights = [one.weight for one in asked]
+        raise UsageError(f"unknown metric {metric!r}; expected one of {', '.join(METRICS)}")
     total = math.fsum(weights)
     if not (all(0 <= weight < math.inf for weight in weights) and 0 < total < math.inf):
         named = ", ".join(f"{weight:g}" for weight in weights) or "none"
         raise UsageError(f"weights {named} must be numbers of 0 or more, and not all 0")
-    unit = metric == "cosine" or (metric == "l2" and len(asked) > 1)
-    return tuple(_side(cache, one, one.weight / total, metric, unit=unit) for one in asked)
+    for layer in layers:
+        if len(cache[layer].shape) != 2:  # noqa: PLR2004 (N, D)
+            raise UsageError(
+                f"{layer} of cache {cache.path!r} holds maps, not vectors; search a layer "
+                "extracted with a pool such as avg or gem"
+            )
 
 
-def _side(
-    cache: FeatureCache, asked: LayerQuery, share: float, metric: Metric, *, unit: bool
-) -> Side:
-    shape = cache[asked.layer].shape[1:]
-    if len(shape) != 1:
+def prepare_queries(
+    cache: FeatureCache, queries: Sequence[LayerQuery], metric: Metric
+) -> tuple[PreparedQuery, ...]:
+    """Check queries, one or more layers with as many vectors each, and normalize them.
+
+    The similarity by several layers is the mean of their cosines or of their inner products with
+    the layers' weights. For `l2` it is the distance of the layers at unit length joined with the
+    roots of their shares, as `fuse --method weighted` joins them.
+    """
+    weights = [query.weight for query in queries]
+    check_layers(cache, [query.layer for query in queries], weights, metric)
+    total = math.fsum(weights)
+    unit = metric == "cosine" or (metric == "l2" and len(queries) > 1)
+    return tuple(
+        _prepared(cache, query, query.weight / total, metric, unit=unit) for query in queries
+    )
+
+
+def _prepared(
+    cache: FeatureCache, query: LayerQuery, share: float, metric: Metric, *, unit: bool
+) -> PreparedQuery:
+    width = cache[query.layer].shape[1]
+    if query.vectors.ndim != 2 or query.vectors.shape[1] != width:  # noqa: PLR2004 (q, D)
         raise UsageError(
-            f"{asked.layer} of cache {cache.path!r} holds maps, not vectors; search a layer "
-            "extracted with a pool such as avg or gem"
+            f"queries for {query.layer} have shape {query.vectors.shape}; expected "
+            f"(queries, {width})"
         )
-    if asked.vectors.ndim != 2 or asked.vectors.shape[1] != shape[0]:  # noqa: PLR2004 (q, D)
-        raise UsageError(
-            f"queries for {asked.layer} have shape {asked.vectors.shape}; expected "
-            f"(queries, {shape[0]})"
-        )
-    exact = asked.vectors.astype(np.float64)
+    exact = query.vectors.astype(np.float64)
     if not np.isfinite(exact).all():
-        raise UsageError(f"queries for {asked.layer} hold values that are not finite")
+        raise UsageError(f"queries for {query.layer} hold values that are not finite")
     if unit:
         exact = _at_unit_length(exact)
     squares = np.sum(exact * exact, axis=1)
-    name = cache.canonical(asked.layer)
-    return Side(name, exact.astype(np.float32), exact, squares, share, unit, metric)
+    name = cache.canonical(query.layer)
+    return PreparedQuery(name, exact.astype(np.float32), exact, squares, share, unit, metric)
 
 
 def _at_unit_length(x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -132,14 +140,14 @@ def _at_unit_length(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def final_scores(similarities: NDArray[np.float64], metric: Metric) -> NDArray[np.float32]:
-    """What similarities stand for: cosines, inner products, or of `l2` distances, as float32."""
+    """Return similarities as they are shown, float32: of `l2` as distances."""
     if metric == "l2":
         return np.sqrt(np.maximum(-2 * similarities, 0)).astype(np.float32)
     return similarities.astype(np.float32)
 
 
 def block_rows(cache: FeatureCache, layers: Sequence[str]) -> int:
-    """Rows of a block of the widest of these layers."""
+    """Return the number of rows of a block of the widest of these layers."""
     widest = max(cache[layer].shape[1] for layer in layers)
     return max(1, BLOCK_VALUES // widest)
 
@@ -152,42 +160,46 @@ class Kernel:
 
     Args:
         cache: what is searched.
-        queries: see `sides`.
+        queries: see `prepare_queries`.
         size: most rows of a block.
     """
 
-    def __init__(self, cache: FeatureCache, queries: Sequence[Side], size: int) -> None:
+    def __init__(self, cache: FeatureCache, queries: Sequence[PreparedQuery], size: int) -> None:
         self._cache = cache
         self._queries = queries
         self._buffers = {
-            side.layer: np.empty((size, cache[side.layer].shape[1]), np.float32) for side in queries
+            query.layer: np.empty((size, cache[query.layer].shape[1]), np.float32)
+            for query in queries
         }
         self._signed: set[str] = set()  # layers known to hold negative numbers
 
     def __call__(self, start: int, stop: int) -> tuple[Values, float]:
-        """Similarities of the rows from `start` to `stop`, done or not.
+        """Return the similarities, float32 (n, q), of all rows from `start` to `stop`.
 
-        Returns:
-            float32 (n, q), and how far each may be off at most.
+        Rows that are not done are among them. The second result is how far each may be off.
         """
         total: Values | None = None
         error = 0.0
-        for side in self._queries:
-            x, squares = self._load(side.layer, start, stop)  # (n, D), (n,)
-            products = x @ side.vectors.T  # (n, q)
-            part, off = similarities(products, squares, side, x.shape[1])
+        for query in self._queries:
+            products, squares = self._products(query, start, stop)
+            part, off = similarities(products, squares, query)
             if len(self._queries) > 1:
-                part *= np.float32(side.share)
+                part *= np.float32(query.share)
             total = part if total is None else np.add(total, part, out=total)
-            error += side.share * off + 2 * _UNIT
+            error += query.share * off + 2 * _UNIT
         if total is None:
             raise UsageError("no layer to search by; name one")
         return total, error
 
+    def _products(self, query: PreparedQuery, start: int, stop: int) -> tuple[Values, Values]:
+        """Inner products of rows with queries, float32 (n, q), and the rows' squared lengths."""
+        x, squares = self._load(query.layer, start, stop)  # (n, D), (n,)
+        return x @ query.vectors.T, squares
+
     def _load(self, layer: str, start: int, stop: int) -> tuple[Values, Values]:
         """Rows as float32 (n, D), and their squared lengths (n,).
 
-        What lies behind a ReLU is never negative; looking for signs would cost a reading of it.
+        Values behind a ReLU are never negative; to look for signs would read all of them once more.
         """
         stored = self._cache[layer][start:stop]
         out = self._buffers[layer][: stop - start]
@@ -202,14 +214,64 @@ class Kernel:
         return x, row_squares(x)
 
 
+class CudaKernel(Kernel):
+    """A `Kernel` that computes the products on a CUDA device."""
+
+    def __init__(
+        self,
+        device: torch.device,
+        cache: FeatureCache,
+        queries: Sequence[PreparedQuery],
+        size: int,
+    ) -> None:
+        import torch
+
+        super().__init__(cache, queries, 0)  # rows are widened on the device
+        self._device = device
+        self._size = size
+        self._vectors = {
+            query.layer: torch.from_numpy(query.vectors).to(device).T for query in queries
+        }
+
+    def _products(self, query: PreparedQuery, start: int, stop: int) -> tuple[Values, Values]:
+        import torch
+
+        with torch.no_grad():
+            x = self._on_device(query.layer, start, stop)  # (n, D)
+            products = (x @ self._vectors[query.layer]).cpu().numpy()  # (n, q)
+            return products, (x * x).sum(1).cpu().numpy()
+
+    def _on_device(self, layer: str, start: int, stop: int) -> torch.Tensor:
+        import torch
+
+        stored = np.array(self._cache[layer][start:stop])
+        scales = self._cache.header.scales.get(layer)
+        if scales is not None:
+            stored = to_float32(stored, np.empty(stored.shape, np.float32), scales)
+        return torch.from_numpy(stored).to(self._device).float()
+
+
+def kernel_on(device: str) -> Callable[[FeatureCache, Sequence[PreparedQuery], int], Kernel]:
+    """Return what makes kernels for a device: `cpu`, `cuda`, `cuda:1` or `auto`.
+
+    `auto` is CUDA only where torch is loaded already: a scan is over before torch would be.
+    """
+    if device == "cpu" or (device == "auto" and "torch" not in sys.modules):
+        return Kernel
+    from vggfeat.network.device import choose_device
+
+    chosen = choose_device(device)
+    return partial(CudaKernel, chosen) if chosen.type == "cuda" else Kernel
+
+
 def to_float32(
     stored: NDArray[Any], out: Values, scales: Scales | None = None, *, signed: bool = True
 ) -> Values:
-    """Stored rows as finite numbers in `out`, or as they are where they are float32 already.
+    """Widen stored rows into `out`; return float32 rows as they are.
 
     Args:
-        stored: float16, float32, or int8 codes (n, D). What is not finite in float16 becomes
-            another number; rows that are done are finite.
+        stored: float16, float32, or int8 codes (n, D). float16 infinities and NaNs become finite
+            values; rows that are done hold none.
         out: float32 (n, D).
         scales: of codes.
         signed: whether float16 may be negative; if not, whatever has its sign set, -0 too, becomes
@@ -225,48 +287,42 @@ def to_float32(
     halves = stored.view(np.int16)
     np.copyto(bits, halves)
     np.left_shift(bits, 13, out=bits)
-    if signed:  # widening filled three bits behind the sign with it
+    if signed:  # widening filled the three bits behind the sign with it
         np.bitwise_and(bits, _SIGN_AND_REST, out=bits)
     np.multiply(out, _EXPONENT_MOVED, out=out)
     return out
 
 
 def row_squares(x: Values) -> Values:
-    """Squared length of each row, (n, D): float32 (n,)."""
+    """Return the squared length of each row of (n, D), float32 (n,)."""
     squares: Values = np.matmul(x[:, None, :], x[:, :, None])[:, 0, 0]
     return squares
 
 
-def similarities(products: Values, squares: Values, side: Side, width: int) -> tuple[Values, float]:
-    """Similarities from inner products, and their largest error.
+def similarities(products: Values, squares: Values, query: PreparedQuery) -> tuple[Values, float]:
+    """Return similarities from inner products (n, q), which are overwritten, and an error bound.
 
     An inner product of width D is off by D u |a| |b| at most, to first order, in whatever order it
     is summed, u the unit roundoff (Higham 2002, "Accuracy and Stability of Numerical Algorithms",
     3.1); twice that with some room also covers the lengths and the last roundings.
-
-    Args:
-        products: (n, q), overwritten.
-        squares: (n,), of the rows.
-        side: the queries.
-        width: D.
     """
-    relative = 2 * (width + 16) * _UNIT
+    relative = 2 * (query.vectors.shape[1] + 16) * _UNIT
     longest = _longest(squares)
-    asked = math.sqrt(float(side.squares.max())) if len(side.squares) else 0.0
-    if side.unit:
+    longest_query = math.sqrt(float(query.squares.max())) if len(query.squares) else 0.0
+    if query.unit:
         lengths = np.sqrt(squares)
-        there = lengths > 0
-        products /= np.where(there, lengths, np.float32(1))[:, None]
-        squares, longest = there.astype(np.float32), 1.0
-    if side.metric != "l2":
-        return products, relative * longest * asked
+        nonzero = lengths > 0
+        products /= np.where(nonzero, lengths, np.float32(1))[:, None]
+        squares, longest = nonzero.astype(np.float32), 1.0
+    if query.metric != "l2":
+        return products, relative * longest * longest_query
     products -= (squares / 2)[:, None]
-    products -= (side.squares / 2).astype(np.float32)
-    return products, relative * (longest + asked) ** 2
+    products -= (query.squares / 2).astype(np.float32)
+    return products, relative * (longest + longest_query) ** 2
 
 
 def _longest(squares: Values) -> float:
-    """The greatest finite length."""
+    """Return the greatest finite length."""
     most = float(squares.max(initial=0))
     if not math.isfinite(most):  # rows that are not done may hold anything
         most = float(squares[np.isfinite(squares)].max(initial=0))
@@ -274,35 +330,30 @@ def _longest(squares: Values) -> float:
 
 
 def exact_similarities(
-    cache: FeatureCache, queries: Sequence[Side], which: Rows, rows: Rows
+    cache: FeatureCache, queries: Sequence[PreparedQuery], which: Rows, rows: Rows
 ) -> NDArray[np.float64]:
-    """Similarities of pairs of query and row in float64, each by itself: float64 (p,).
+    """Return similarities of pairs of query `which` and row `rows`, (p,) each: float64 (p,).
 
-    Equal rows have equal ones wherever they lie, which no blocked product promises.
-
-    Args:
-        cache: what is searched.
-        queries: see `sides`.
-        which: int64 (p,), the query of each pair.
-        rows: int64 (p,), its row.
+    Each pair is summed by itself, so that equal rows have equal similarities wherever they lie,
+    which no blocked product promises.
     """
     total = np.zeros(len(rows))
-    for side in queries:
-        step = max(1, 4 * BLOCK_VALUES // side.exact.shape[1])
+    for query in queries:
+        step = max(1, 4 * BLOCK_VALUES // query.exact.shape[1])
         for start in range(0, len(rows), step):
             part = slice(start, start + step)
-            x = cache.values(side.layer, rows[part]).astype(np.float64)  # (p, D)
-            total[part] += side.share * exact_pairs(x, side.exact[which[part]], side)
+            x = cache.values(query.layer, rows[part]).astype(np.float64)  # (p, D)
+            total[part] += query.share * exact_pairs(x, query.exact[which[part]], query)
     return total
 
 
 def exact_pairs(
-    x: NDArray[np.float64], queries: NDArray[np.float64], side: Side
+    x: NDArray[np.float64], queries: NDArray[np.float64], query: PreparedQuery
 ) -> NDArray[np.float64]:
-    """Similarity of each row of `x` with the one of `queries` beside it, (p, D): (p,)."""
-    if side.unit:
+    """Return the similarity of each row of `x` to the row of `queries` beside it, (p, D): (p,)."""
+    if query.unit:
         x = _at_unit_length(x)
-    if side.metric == "l2":
+    if query.metric == "l2":
         x = x - queries
         return np.asarray(np.sum(x * x, axis=1) / -2)
     return np.asarray(np.sum(x * queries, axis=1))
