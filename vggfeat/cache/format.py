@@ -22,6 +22,7 @@ from vggfeat.cache.identity import Identity
 from vggfeat.core.preprocessing import preprocess_from
 from vggfeat.core.quantization import Scales, scales_digest
 from vggfeat.core.settings import DTYPES
+from vggfeat.core.steps import Step
 from vggfeat.core.text import counted
 from vggfeat.errors import CacheError
 from vggfeat.storage.hdf5_file import open_hdf5
@@ -242,7 +243,7 @@ def attributes_of(identity: Identity, provenance: Provenance) -> dict[str, Any]:
     if identity.first_layer:
         optional["first_layer"] = identity.first_layer
     if identity.steps:
-        optional["derived"] = json.dumps([json.loads(step) for step in identity.steps])
+        optional["derived"] = json.dumps([dict(step.record) for step in identity.steps])
         optional["sources"] = json.dumps([dict(source) for source in provenance.sources])
     return {
         **optional,
@@ -398,7 +399,7 @@ def _read_attributes(
         first_layer=attributes.get("first_layer", ""),
         activations=tuple(json.loads(attributes.get("activations", "{}")).items()),
         scales=scales_digest(scales),
-        steps=tuple(json.dumps(step, sort_keys=True) for step in derived),
+        steps=tuple(map(Step, derived)),
     )
     config = json.loads(attributes["config"])
     if not (isinstance(config, dict) and type(config.get("batch_size")) is int):

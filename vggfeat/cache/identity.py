@@ -6,8 +6,12 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from vggfeat.core.preprocessing import Preprocess
+
+if TYPE_CHECKING:
+    from vggfeat.core.steps import Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +31,8 @@ class Identity:
         activations: for 8-bit integers, each conv layer's name and its largest value behind the
             ReLU, in the order of the network; else empty.
         scales: for features stored as int8, digest of their scales; else empty.
-        steps: how the features came from those of the network, first step first, each as JSON with
-            sorted keys; empty where they are the network's own.
+        steps: how the features came from those of the network, first step first; empty where they
+            are the network's own.
     """
 
     model: str
@@ -41,26 +45,21 @@ class Identity:
     first_layer: str = ""
     activations: tuple[tuple[str, float], ...] = ()
     scales: str = ""
-    steps: tuple[str, ...] = ()
+    steps: tuple[Step, ...] = ()
 
     def fingerprint(self) -> str:
         """SHA-256 over everything but the weights' name, as hexadecimal digits."""
-        parts = {**dataclasses.asdict(self), "preprocess": self.preprocess.recorded()}
+        parts = {
+            **dataclasses.asdict(self),
+            "preprocess": self.preprocess.recorded(),
+            "steps": [step.text() for step in self.steps],
+        }
         del parts["weights"]
         for name in ("first_layer", "activations", "scales", "steps"):
             if not parts[name]:  # so that files from before it was there stay what they are
                 del parts[name]
         text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
-
-    @property
-    def ways(self) -> tuple[str, ...]:
-        """The steps without the caches they read: equal for features made in one way of others."""
-        steps = [json.loads(step) for step in self.steps]
-        return tuple(
-            json.dumps({name: step[name] for name in sorted(step) if name != "source"})
-            for step in steps
-        )
 
     def differences(self, requested: Identity) -> list[str]:
         """Return how `requested` differs from this, a line each; fewer layers are no difference."""
@@ -98,16 +97,15 @@ class Identity:
         return lines
 
 
-def _unlike_steps(existing: tuple[str, ...], requested: tuple[str, ...]) -> list[str]:
+def _unlike_steps(one: tuple[Step, ...], other: tuple[Step, ...]) -> list[str]:
     """Return how two lists of transform steps differ, a line each."""
-    one, other = ([json.loads(step) for step in steps] for steps in (existing, requested))
-    names = [" then ".join(step["step"] for step in steps) for steps in (one, other)]
+    names = [" then ".join(step.name for step in steps) for steps in (one, other)]
     if names[0] != names[1]:
         alone = "the network alone"
         return [f"made by: file {names[0] or alone}, requested {names[1] or alone}"]
     return [
-        f"{before['step']} {name}: file {before.get(name)}, requested {after.get(name)}"
+        f"{before.name} {name}: file {before.record.get(name)}, requested {after.record.get(name)}"
         for before, after in zip(one, other, strict=True)
-        for name in sorted({*before, *after})
-        if before.get(name) != after.get(name)
+        for name in sorted({*before.record, *after.record})
+        if before.record.get(name) != after.record.get(name)
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -192,9 +191,9 @@ def _shown(preprocess: Preprocess) -> dict[str, Any]:
 
 def _steps(cache: FeatureCache) -> tuple[Mapping[str, Any], ...]:
     read = cache.header.provenance.sources
-    steps = [json.loads(step) for step in cache.header.identity.steps]
     return tuple(
-        {**step, "read": read[at] if at < len(read) else {}} for at, step in enumerate(steps)
+        {**step.record, "read": read[at] if at < len(read) else {}}
+        for at, step in enumerate(cache.header.identity.steps)
     )
 
 

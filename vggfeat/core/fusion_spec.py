@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from vggfeat.core.steps import Step
 from vggfeat.core.text import counted
 from vggfeat.errors import UsageError
 
@@ -87,16 +87,18 @@ class Recipe:
             )
         return found[0]
 
-    def step(self) -> dict[str, Any]:
-        """What a cache records of it."""
-        return {
-            "step": "fuse",
-            "method": self.method,
-            "layers": list(self.layers),
-            "norm": self.norm,
-            "final_norm": self.final_norm,
-            "weights": list(self.weights),
-        }
+    def step(self) -> Step:
+        """Return the step of a cache that is fused so."""
+        return Step(
+            {
+                "step": "fuse",
+                "method": self.method,
+                "layers": list(self.layers),
+                "norm": self.norm,
+                "final_norm": self.final_norm,
+                "weights": list(self.weights),
+            }
+        )
 
 
 def _wrong_choices(recipe: Recipe) -> list[str]:
@@ -165,23 +167,15 @@ def parse_weights(text: str) -> tuple[float, ...]:
         raise UsageError(f"weights {text!r} are no numbers; expected for example 2,1,0.5") from None
 
 
-def as_step(step: Mapping[str, Any]) -> str:
-    """A step as `Identity` keeps it: JSON with sorted keys."""
-    return json.dumps(dict(step), sort_keys=True)
-
-
-def recipe_of(steps: Sequence[str]) -> Recipe | None:
-    """The recipe with which `extract` itself made a cache; None where it fused nothing."""
-    if len(steps) != 1:
+def recipe_of(steps: Sequence[Step]) -> Recipe | None:
+    """Return the recipe with which `extract` itself made a cache; None where it fused nothing."""
+    if len(steps) != 1 or steps[0].name != "fuse" or "source" in steps[0].record:
         return None
-    step = json.loads(steps[0])
-    if step.get("step") != "fuse" or "source" in step:
-        return None
-    return recipe_from(step)
+    return recipe_from(steps[0].record)
 
 
 def recipe_from(step: Mapping[str, Any]) -> Recipe:
-    """The recipe that `Recipe.step` recorded."""
+    """Return the recipe that `Recipe.step` recorded."""
     return Recipe(
         step["method"],
         tuple(step["layers"]),

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from vggfeat._version import __version__
 from vggfeat.cache.format import Provenance
 from vggfeat.cache.identity import Identity
-from vggfeat.core.fusion_spec import as_step
 from vggfeat.core.quantization import scales_digest
 from vggfeat.network.weights import find_weights, weights_name
 
@@ -150,5 +149,5 @@ def make_identity(
         first_layer="" if settings.first_layer == "sum" else settings.first_layer,
         activations=tuple(activations.items()),
         scales=scales_digest(scales),
-        steps=(as_step(recipe.step()),) if recipe else (),
+        steps=(recipe.step(),) if recipe else (),
     )

@@ -284,7 +284,10 @@ def _check_queries(cache: FeatureCache, altered: FeatureCache, plan: Plan) -> No
             f"{', '.join(altered.layers)}: extract the same layers as {cache.path!r} has"
         )
     had = cache.header.identity
-    if altered.header.identity.ways != had.ways:
+    steps, other_steps = (
+        [step.anywhere() for step in identity.steps] for identity in (had, altered.header.identity)
+    )
+    if steps != other_steps:
         raise CacheMismatchError(
             f"cache {cache.path!r} and queries {altered.path!r} were not made in the same way from "
             "the network's features; apply the same fusion or reduction to both (--use)"

@@ -15,7 +15,7 @@ from vggfeat.errors import CacheMismatchError, DecodeError, WeightsError
 from vggfeat.images.decode import decode, read_digest
 from vggfeat.images.sources import discover
 from vggfeat.network.weights import find_weights
-from vggfeat.transforms.replay import way_to
+from vggfeat.transforms.replay import replay_to
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -94,8 +94,8 @@ def query_images(
         DeviceError: no such device.
     """
     manifest = discover(sources)
-    way = way_to(cache, use)
-    extractor = _extractor(cache, way.specs or tuple(layers), device, model_weights)
+    replay = replay_to(cache, use)
+    extractor = _extractor(cache, replay.specs or tuple(layers), device, model_weights)
     preprocess = dataclasses.replace(cache.header.identity.preprocess, augment=())
     if extractor.preprocess != preprocess:
         raise CacheMismatchError(
@@ -118,7 +118,7 @@ def query_images(
             digests.append(digest)
     if not names:
         return Queries((), {}, tuple(failures))
-    vectors = way(_vectors(extractor, images))
+    vectors = replay(_vectors(extractor, images))
     return Queries(
         tuple(names),
         {layer: vectors[layer] for layer in layers},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vggfeat.cache.reader import FeatureCache
+    from vggfeat.core.steps import Step
 
     Values = NDArray[np.float32]
 
@@ -35,8 +36,8 @@ class Transform(Protocol):
         """Name of each new layer → its width."""
 
     @property
-    def step(self) -> Mapping[str, Any]:
-        """What it is, for the record: `step` and its parameters."""
+    def step(self) -> Step:
+        """What a cache records of it."""
 
     def __call__(self, layers: Mapping[str, Values]) -> Mapping[str, Values]:
         """New layers, (n, width) float32, of old ones, (n, D) float32."""

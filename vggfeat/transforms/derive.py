@@ -24,10 +24,10 @@ from vggfeat.cache.row_copy import copy_rows
 from vggfeat.cache.rows import match_paths
 from vggfeat.cache.sharded import open_cache
 from vggfeat.cache.writer import CacheWriter, create_cache, write_all
-from vggfeat.core.fusion_spec import as_step
 from vggfeat.core.quantization import encode, scales_digest, to_float16
 from vggfeat.core.records import Failure, FeatureBatch, Images, Progress
 from vggfeat.core.signals import StopFlag, how_to_go_on
+from vggfeat.core.steps import Step
 from vggfeat.core.text import agree, counted
 from vggfeat.errors import CacheMismatchError, InterruptedRunError, UsageError
 from vggfeat.extraction.resume import check_output
@@ -197,13 +197,13 @@ def _identity(
     source: FeatureCache, transform: Transform, dtype: str, scales: Mapping[str, Scales]
 ) -> Identity:
     had = source.header.identity
-    step = {**transform.step, "source": had.fingerprint()}
+    step = Step({**transform.step.record, "source": had.fingerprint()})
     return dataclasses.replace(
         had,
         dtype=dtype,
         layers=tuple(sorted(transform.outputs)),
         scales=scales_digest(scales),
-        steps=(*had.steps, as_step(step)),
+        steps=(*had.steps, step),
     )
 
 
@@ -334,7 +334,7 @@ class _Work:
                 np.asarray(self._source.digests[rows[finite]]),
                 stored,
                 tuple(
-                    Failure(row, f"{self._transform.step['step']} gave values that are not finite")
+                    Failure(row, f"{self._transform.step.name} gave values that are not finite")
                     for row in rows[~finite].tolist()
                 ),
                 clamped,

@@ -205,7 +205,7 @@ def _asked(cache: FeatureCache, settings: FuseSettings) -> dict[str, Any]:
     if labels not in (None, FOLDERS):
         labels = hashlib.sha256(_bytes_of(str(labels))).hexdigest()
     return {
-        **_recipe(cache, settings).step(),
+        **_recipe(cache, settings).step().record,
         "width": settings.width,
         "name": settings.name,
         "labels": labels,
@@ -320,7 +320,7 @@ def to_fitted(
         arrays |= {f"gate {layer}": gate for layer, gate in fusion.attention.gates.items()}
         arrays["bias"] = fusion.attention.bias
     parameters = {
-        "recipe": fusion.recipe.step(),
+        "recipe": dict(fusion.recipe.step().record),
         "widths": dict(fusion.widths),
         "name": fusion.name,
         "notes": list(notes),

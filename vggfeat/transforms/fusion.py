@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vggfeat.core.arrays import unit_rows
+from vggfeat.core.steps import Step
 from vggfeat.errors import UsageError
 from vggfeat.transforms.base import blocks_of
 from vggfeat.transforms.pca import fit_pca, fit_standardisation
@@ -92,10 +93,10 @@ class Fusion:
         return {self.name: self.recipe.width(widths)}
 
     @property
-    def step(self) -> dict[str, Any]:
+    def step(self) -> Step:
         """What a cache records of it."""
         step = self.recipe.step()
-        return {**step, "model_sha256": self.model} if self.model else step
+        return Step({**step.record, "model_sha256": self.model}) if self.model else step
 
     def __call__(self, layers: Mapping[str, Values]) -> dict[str, Values]:
         """The fused vectors, float32 (n, width), of rows of each layer, float32 (n, D)."""

@@ -230,7 +230,7 @@ def network_record(cache: FeatureCache, layers: Sequence[str]) -> dict[str, Any]
     return {
         "model": identity.model,
         "weights_sha256": identity.weights_sha256,
-        "steps": list(identity.ways),
+        "steps": [step.anywhere().text() for step in identity.steps],
         "layers": {layer: list(cache.header.shapes[layer]) for layer in layers},
     }
 

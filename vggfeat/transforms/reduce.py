@@ -14,6 +14,7 @@ import numpy as np
 
 from vggfeat.core.isolation import isolated
 from vggfeat.core.layer_spec import NORMS
+from vggfeat.core.steps import Step
 from vggfeat.core.text import counted
 from vggfeat.errors import CacheError, UsageError
 from vggfeat.storage.paths import path_text
@@ -144,7 +145,7 @@ class Reduction:
         return {_name(layer, part): _width(part) for layer, part in self.parts.items()}
 
     @property
-    def step(self) -> dict[str, Any]:
+    def step(self) -> Step:
         """What a cache records of it."""
         step = {
             "step": REDUCTION_KIND,
@@ -154,7 +155,7 @@ class Reduction:
             "norm": self.norm,
             "final_norm": self.final_norm,
         }
-        return {**step, "model_sha256": self.model} if self.model else step
+        return Step({**step, "model_sha256": self.model} if self.model else step)
 
     def __call__(self, layers: Mapping[str, Values]) -> dict[str, Values]:
         """New layers, float32 (n, width), of old ones, float32 (n, D)."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vggfeat.core.fusion_spec import recipe_from, recipe_of
 from vggfeat.errors import CacheError, CacheMismatchError
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vggfeat.cache.reader import FeatureCache
+    from vggfeat.core.steps import Step
     from vggfeat.transforms.base import Transform
     from vggfeat.transforms.model_file import Fitted
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Way:
+class Replay:
     """How the features of a cache come from the network's.
 
     Attributes:
@@ -47,7 +47,7 @@ class Way:
         return vectors
 
 
-def way_to(cache: FeatureCache, models: Sequence[str | os.PathLike[str]] = ()) -> Way:
+def replay_to(cache: FeatureCache, models: Sequence[str | os.PathLike[str]] = ()) -> Replay:
     """The way to a cache.
 
     Args:
@@ -61,37 +61,27 @@ def way_to(cache: FeatureCache, models: Sequence[str | os.PathLike[str]] = ()) -
     """
     steps = cache.header.identity.steps
     if not steps:
-        return Way()
-    records = [json.loads(step) for step in steps]
-    specs = tuple(records[0]["layers"])
+        return Replay()
     first = 1 if recipe_of(steps[:1]) is not None else 0  # extract itself fused
-    return Way(
-        specs,
-        tuple(_transform(cache, records, at, models) for at in range(first, len(records))),
+    return Replay(
+        steps[0].layers,
+        tuple(_transform(cache, at, models) for at in range(first, len(steps))),
     )
 
 
-def _transform(
-    cache: FeatureCache,
-    records: Sequence[Mapping[str, Any]],
-    at: int,
-    models: Sequence[str | os.PathLike[str]],
-) -> Transform:
-    """A step, from its record or from the file with what was fitted."""
-    record, last = records[at], at == len(records) - 1
-    if "model_sha256" in record:
-        fitted = _fitted(
-            cache, record, [os.fspath(model) for model in models] or [_beside(cache, at)]
-        )
-        return from_fitted(fitted) if record["step"] == "fuse" else reduction_from(fitted)
-    if record["step"] == "fuse":
-        return Fusion(
-            recipe_from(record), {}, cache.layers[0] if last else records[at + 1]["layers"][0]
-        )
+def _transform(cache: FeatureCache, at: int, models: Sequence[str | os.PathLike[str]]) -> Transform:
+    """Return a step's transform, from its record or from the file with what was fitted."""
+    steps, shapes = cache.header.identity.steps, cache.header.shapes
+    step, last = steps[at], at == len(steps) - 1
+    if step.model_sha256 is not None:
+        fitted = _fitted(cache, step, [os.fspath(one) for one in models] or [_beside(cache, at)])
+        return from_fitted(fitted) if step.name == "fuse" else reduction_from(fitted)
+    if step.name == "fuse":
+        name = cache.layers[0] if last else steps[at + 1].layers[0]
+        return Fusion(recipe_from(step.record), {}, name)
     # What is kept keeps its name and its width, so far as the cache still has it.
-    shapes = cache.header.shapes
-    kept = {layer: Kept(shapes.get(layer, (0,))[0]) for layer in record["layers"]}
-    return Reduction(record["norm"], record["final_norm"], kept, "")
+    kept = {layer: Kept(shapes.get(layer, (0,))[0]) for layer in step.layers}
+    return Reduction(step.record["norm"], step.record["final_norm"], kept, "")
 
 
 def _beside(cache: FeatureCache, at: int) -> str:
@@ -101,21 +91,21 @@ def _beside(cache: FeatureCache, at: int) -> str:
     return default_model(made or cache.path)
 
 
-def _fitted(cache: FeatureCache, record: Mapping[str, Any], paths: Sequence[str]) -> Fitted:
-    """The one of these models that a step was made with."""
+def _fitted(cache: FeatureCache, step: Step, paths: Sequence[str]) -> Fitted:
+    """Return the one of these models that a step was made with."""
     refused: list[CacheError] = []
     for path in paths:
         try:
-            return _same(cache, load_fitted(path, record["step"]), record, path)
+            return _same(cache, load_fitted(path, step.name), str(step.model_sha256), path)
         except CacheError as error:
             refused.append(error)
     raise refused[0]
 
 
-def _same(cache: FeatureCache, fitted: Fitted, record: Mapping[str, Any], path: str) -> Fitted:
-    if fitted.sha256 != record["model_sha256"]:
+def _same(cache: FeatureCache, fitted: Fitted, sha256: str, path: str) -> Fitted:
+    if fitted.sha256 != sha256:
         raise CacheMismatchError(
             f"model {path!r} is not the one that cache {cache.path!r} was made with: SHA-256 "
-            f"{fitted.sha256[:8]}, expected {record['model_sha256'][:8]}; name it with --use"
+            f"{fitted.sha256[:8]}, expected {sha256[:8]}; name it with --use"
         )
     return fitted
