@@ -15,7 +15,7 @@ from vggfeat.core.layer_spec import POOLS
 from vggfeat.core.text import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
@@ -51,7 +51,7 @@ def reduce_map(x: Tensor, spec: LayerSpec) -> Tensor:
 
 
 def fuse_vectors(features: Mapping[str, Tensor], recipe: Recipe) -> Tensor:
-    """Fuse several layers into one vector, as `transforms.fusion.Fusion` does with rows of a cache.
+    """Fuse the vectors of several layers, as `vggfeat fuse` does with a cache's rows.
 
     Args:
         features: layer → (N, D) float32.
@@ -60,12 +60,15 @@ def fuse_vectors(features: Mapping[str, Tensor], recipe: Recipe) -> Tensor:
     Returns:
         (N, width) float32.
     """
-    parts = [
-        _normalise(features[layer], cast("Norm", recipe.norm)) * factor
-        for layer, factor in zip(recipe.layers, recipe.factors, strict=True)
-    ]
-    fused = torch.stack(parts).sum(0) if recipe.method == "sum" else torch.cat(parts, 1)
+    parts = [_normalise(features[layer], cast("Norm", recipe.norm)) for layer in recipe.layers]
+    fused = join_layers(parts, recipe.factors, add=recipe.method == "sum")
     return _normalise(fused, recipe.final_norm)
+
+
+def join_layers(parts: Sequence[Tensor], factors: Sequence[float | Tensor], *, add: bool) -> Tensor:
+    """Multiply layers, (N, D) each, by their factors, then add them or join them end to end."""
+    scaled = [part * factor for part, factor in zip(parts, factors, strict=True)]
+    return torch.stack(scaled).sum(0) if add else torch.cat(scaled, 1)
 
 
 def _own_copy(x: Tensor) -> Tensor:

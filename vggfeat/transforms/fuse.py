@@ -9,7 +9,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,14 +24,18 @@ from vggfeat.errors import CacheError, InputError, UsageError
 from vggfeat.storage.paths import path_text
 from vggfeat.transforms.base import blocks_of, chosen_layers
 from vggfeat.transforms.derive import TransformReport, derive, open_source
-from vggfeat.transforms.fusion import Attention, Fusion, fit_fusion
+from vggfeat.transforms.fusion import (
+    Fusion,
+    fit_fusion,
+    fusion_arrays,
+    unpack_attention,
+    unpack_layers,
+)
 from vggfeat.transforms.model_file import (
     Fitted,
     check_network,
     model_for,
     network_record,
-    pack,
-    unpack,
 )
 from vggfeat.transforms.pca import Pca, Standardisation
 
@@ -44,8 +48,6 @@ if TYPE_CHECKING:
     from vggfeat.core.settings import Dtype
     from vggfeat.transforms.derive import Begin, OnProgress
     from vggfeat.transforms.layer_weights import Examples, LearnedWeights
-
-T = TypeVar("T")
 
 FUSION_KIND = "fuse"
 FOLDERS = "folders"
@@ -311,14 +313,6 @@ def to_fitted(
     cache: FeatureCache, fusion: Fusion, asked: dict[str, Any], notes: Sequence[str]
 ) -> Fitted:
     """A fusion as it is kept in a model file."""
-    arrays: dict[str, NDArray[Any]] = {}
-    for layer, one in fusion.standard.items():
-        arrays |= pack(f"standard {layer}", one)
-    for layer, pca in fusion.projections.items():
-        arrays |= pack(f"projection {layer}", pca)
-    if fusion.attention is not None:
-        arrays |= {f"gate {layer}": gate for layer, gate in fusion.attention.gates.items()}
-        arrays["bias"] = fusion.attention.bias
     parameters = {
         "recipe": dict(fusion.recipe.step().record),
         "widths": dict(fusion.widths),
@@ -327,6 +321,7 @@ def to_fitted(
         "asked": asked,
         "network": network_record(cache, fusion.inputs),
     }
+    arrays = fusion_arrays(fusion.standard, fusion.projections, fusion.attention)
     return Fitted(FUSION_KIND, parameters, arrays)
 
 
@@ -339,26 +334,14 @@ def from_fitted(fitted: Fitted) -> Fusion:
     try:
         recipe = recipe_from(fitted.parameters["recipe"])
         arrays, layers = fitted.arrays, recipe.layers
-        attention = None
-        if "bias" in arrays:
-            gates = {layer: arrays[f"gate {layer}"] for layer in layers}
-            attention = Attention(gates, arrays["bias"])
         return Fusion(
             recipe,
             fitted.parameters["widths"],
             fitted.parameters["name"],
-            _unpacked(Standardisation, "standard", fitted, layers),
-            _unpacked(Pca, "projection", fitted, layers),
-            attention,
+            unpack_layers(Standardisation, "standard", layers, arrays),
+            unpack_layers(Pca, "projection", layers, arrays),
+            unpack_attention(layers, arrays),
             fitted.sha256,
         )
     except (KeyError, TypeError) as error:
         raise CacheError(f"the model of a fusion is damaged: {error} is missing or odd") from error
-
-
-def _unpacked(kind: type[T], prefix: str, fitted: Fitted, layers: Sequence[str]) -> dict[str, T]:
-    return {
-        layer: unpack(kind, f"{prefix} {layer}", fitted.arrays)
-        for layer in layers
-        if any(name.startswith(f"{prefix} {layer}.") for name in fitted.arrays)
-    }

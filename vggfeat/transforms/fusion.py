@@ -1,4 +1,4 @@
-"""Several layers as one vector an image, from a cache into another.
+"""Fuse the vectors of several layers into one vector an image.
 
 Layers differ in range by orders of magnitude, so each is normalised by itself before they are
 fused. What a method needs fitted, means, projections or learnt weights, is kept in a model file
@@ -10,9 +10,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, reduce
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -20,10 +20,11 @@ from vggfeat.core.arrays import unit_rows
 from vggfeat.core.steps import Step
 from vggfeat.errors import UsageError
 from vggfeat.transforms.base import blocks_of
+from vggfeat.transforms.model_file import pack, unpack
 from vggfeat.transforms.pca import fit_pca, fit_standardisation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from vggfeat.transforms.pca import Pca, Standardisation
 
     Values = NDArray[np.float32]
+    Factor = float | Values
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,16 +55,25 @@ class Attention:
     bias: Values
 
     def weights(self, layers: Mapping[str, Values]) -> Values:
-        """Weight of each layer for each image, float32 (n, layers), each row adding up to 1."""
+        """Return each layer's weight for each image, float32 (n, layers); rows add up to 1."""
         scores = np.stack([layers[name] @ gate for name, gate in self.gates.items()], 1) + self.bias
         powers = np.exp(scores - scores.max(1, keepdims=True))
         weights: Values = powers / powers.sum(1, keepdims=True)
         return weights
 
+    def factors(self, layers: Mapping[str, Values]) -> list[Values]:
+        """Return what each layer is multiplied by, float32 (n, 1) each.
+
+        It is the root of the weight, as for fixed weights, so that the cosine of two fused vectors
+        is a weighted mean of their layers' cosines.
+        """
+        roots = np.sqrt(self.weights(layers))  # (n, layers)
+        return [roots[:, at, None] for at in range(len(self.gates))]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fusion:
-    """A recipe with all that was fitted for it: turns rows of several layers into one vector each.
+    """A recipe with all that was fitted for it; fuses rows of several layers.
 
     Attributes:
         recipe: method, layers, normalisation, weights.
@@ -99,23 +112,16 @@ class Fusion:
         return Step({**step.record, "model_sha256": self.model}) if self.model else step
 
     def __call__(self, layers: Mapping[str, Values]) -> dict[str, Values]:
-        """The fused vectors, float32 (n, width), of rows of each layer, float32 (n, D)."""
+        """Return the fused vectors, float32 (n, width), of rows of each layer, float32 (n, D)."""
         parts = self.normalised(layers)
-        factors: Sequence[Any] = self.recipe.factors
+        factors: Sequence[Factor] = self.recipe.factors
         if self.attention is not None:
-            weights = self.attention.weights(parts)  # (n, layers)
-            # As for fixed weights: the root, so that a cosine is a weighted mean of cosines.
-            factors = [np.sqrt(weights[:, at, None]) for at in range(len(parts))]
-        scaled = [
-            part * np.asarray(factor, dtype=np.float32)
-            for part, factor in zip(parts.values(), factors, strict=True)
-        ]
-        joined = sum_of(scaled) if self.recipe.method == "sum" else np.concatenate(scaled, 1)
-        fused = unit_length(joined) if self.recipe.final_norm == "l2" else joined
-        return {self.name: fused}
+            factors = self.attention.factors(parts)
+        joined = join(parts.values(), factors, add=self.recipe.method == "sum")
+        return {self.name: unit_length(joined) if self.recipe.final_norm == "l2" else joined}
 
     def normalised(self, layers: Mapping[str, Values]) -> dict[str, Values]:
-        """Each layer as it goes into the fusion, before any weight: normalised and projected."""
+        """Return each layer normalised and projected, before any weight."""
         parts = {
             name: normalise(layers[name], self.recipe.norm, self.standard.get(name))
             for name in self.recipe.layers
@@ -126,16 +132,17 @@ class Fusion:
         }
 
 
-def sum_of(parts: Sequence[Values]) -> Values:
-    """Sum of arrays of one shape."""
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total
+def join(parts: Iterable[Values], factors: Sequence[Factor], *, add: bool) -> Values:
+    """Multiply layers by their factors, then add them or join them end to end."""
+    scaled = [
+        part if isinstance(factor, float) and factor == 1 else part * np.asarray(factor, np.float32)
+        for part, factor in zip(parts, factors, strict=True)
+    ]
+    return reduce(np.add, scaled) if add else np.concatenate(scaled, 1)
 
 
 def normalise(x: Values, norm: RowNorm, standard: Standardisation | None = None) -> Values:
-    """Rows of one layer, float32 (n, D), normalised as `Recipe.norm` says."""
+    """Normalise rows of one layer, float32 (n, D), as `Recipe.norm` says."""
     if norm == "standard":
         if standard is None:
             raise UsageError("norm standard has nothing fitted; use a model that has")
@@ -147,25 +154,21 @@ def normalise(x: Values, norm: RowNorm, standard: Standardisation | None = None)
 
 
 def unit_length(x: Values) -> Values:
-    """Rows divided by their Euclidean length, float32 (n, D); zero rows stay zero."""
+    """Divide rows by their Euclidean length, float32 (n, D); zero rows stay zero."""
     return unit_rows(np.array(x, dtype=np.float32))
 
 
 def fit_fusion(
     source: FeatureCache, recipe: Recipe, *, width: int | None = None, name: str | None = None
 ) -> Fusion:
-    """Everything a recipe needs but learnt weights, fitted to the done rows of a cache.
+    """Fit all that a recipe needs but learnt weights to the done rows of a cache.
 
     Args:
         source: the features.
-        recipe: what is wanted.
+        recipe: method, layers and norms.
         width: for `sum`, the width that each layer is projected to by PCA; without it layers must
             have one width.
         name: of the new layer; the method's by default.
-
-    Raises:
-        UsageError: a width with another method, or more than the layers or rows give.
-        InputError: too few rows to fit to.
     """
     if width is not None and recipe.method != "sum":
         raise UsageError(f"--width belongs to the method sum, not {recipe.method}")
@@ -188,10 +191,45 @@ def fit_fusion(
 
 
 def _rows_of(source: FeatureCache, layer: str, fusion: Fusion | None) -> Iterator[Values]:
-    """Done rows of one layer in blocks, normalised as `fusion` says, or as they are."""
+    """Yield done rows of one layer in blocks, normalised as `fusion` says, or as they are."""
     rows = np.flatnonzero(source.done)
     for _, layers in blocks_of(source, (layer,), rows):
         if fusion is None:
             yield layers[layer]
         else:
             yield normalise(layers[layer], fusion.recipe.norm, fusion.standard.get(layer))
+
+
+def fusion_arrays(
+    standard: Mapping[str, Standardisation],
+    projections: Mapping[str, Pca],
+    attention: Attention | None,
+) -> dict[str, NDArray[Any]]:
+    """Return what was fitted to layers as arrays of a model file."""
+    arrays: dict[str, NDArray[Any]] = {}
+    for layer, one in standard.items():
+        arrays |= pack(f"standard {layer}", one)
+    for layer, pca in projections.items():
+        arrays |= pack(f"projection {layer}", pca)
+    if attention is not None:
+        arrays |= {f"gate {layer}": gate for layer, gate in attention.gates.items()}
+        arrays["bias"] = attention.bias
+    return arrays
+
+
+def unpack_layers(
+    kind: type[T], prefix: str, layers: Sequence[str], arrays: Mapping[str, NDArray[Any]]
+) -> dict[str, T]:
+    """Return what was fitted to each of these layers that has it; KeyError if it has a part."""
+    return {
+        layer: unpack(kind, f"{prefix} {layer}", arrays)
+        for layer in layers
+        if any(name.startswith(f"{prefix} {layer}.") for name in arrays)
+    }
+
+
+def unpack_attention(layers: Sequence[str], arrays: Mapping[str, NDArray[Any]]) -> Attention | None:
+    """Return the attention of a model file, if it has any."""
+    if "bias" not in arrays:
+        return None
+    return Attention({layer: arrays[f"gate {layer}"] for layer in layers}, arrays["bias"])

@@ -1,9 +1,9 @@
-"""Learning how much each layer counts, from images of which it is known that they belong together.
+"""Learn the weights of layers from groups of images that belong together.
 
-What belongs together is one class of labels, or one image and its altered versions. Weights are
-learnt with the supervised contrastive loss (Khosla et al., NeurIPS 2020), which for pairs is that
-of SimCLR (Chen et al., ICML 2020). They start equal, and stay so unless others find more of what
-belongs together among images held out: a lower loss alone is no reason.
+A group is one class of labels, or one image and its altered versions. Weights are learnt with the
+supervised contrastive loss (Khosla et al., NeurIPS 2020), which for pairs is that of SimCLR (Chen
+et al., ICML 2020). They start equal, and stay so unless others retrieve more of a group among
+images held out: a lower loss alone is no reason.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from vggfeat.core.ranking_metrics import average_precision
 from vggfeat.core.text import counted
 from vggfeat.errors import InputError
 from vggfeat.network.device import choose_device
+from vggfeat.network.pooling import join_layers
 from vggfeat.transforms.fusion import Attention, Fusion
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Examples:
     groups: Numbers
 
     def take(self, rows: Numbers) -> Examples:
-        """Some of them."""
+        """Return some of them."""
         return Examples({name: x[rows] for name, x in self.layers.items()}, self.groups[rows])
 
 
@@ -92,16 +93,13 @@ class LearnedWeights:
 def learn(
     fusion: Fusion, examples: Examples, *, by_group: bool, device: str = "auto"
 ) -> LearnedWeights:
-    """Learns the weights of a fusion's layers; the same examples give the same weights.
+    """Learn the weights of a fusion's layers; the same examples give the same weights.
 
     Args:
         fusion: of the method `weighted`, `sum` or `attention`, without weights.
         examples: images in groups of two or more; others are left out.
         by_group: hold out whole groups, as for an image and its versions; else some of each.
         device: see `Settings.device`.
-
-    Raises:
-        InputError: too few images that belong together to learn from some and judge by others.
     """
     examples = examples.take(_with_company(examples.groups))
     train, judge = _split(examples.groups, by_group=by_group)
@@ -125,13 +123,13 @@ def learn(
 
 
 def _with_company(groups: Numbers) -> Numbers:
-    """Positions of those that are not alone in their group."""
+    """Return the positions of those that are not alone in their group."""
     _, inverse, counts = np.unique(groups, return_inverse=True, return_counts=True)
     return np.flatnonzero(counts[inverse] > 1)
 
 
 def _split(groups: Numbers, *, by_group: bool) -> tuple[Numbers, Numbers]:
-    """Positions to learn from and positions to judge by."""
+    """Return the positions to learn from and those to judge by."""
     noise = np.random.default_rng(0)
     if by_group:
         names = noise.permutation(np.unique(groups))
@@ -153,7 +151,7 @@ def _split(groups: Numbers, *, by_group: bool) -> tuple[Numbers, Numbers]:
 
 
 class LayerWeigher(nn.Module):
-    """Layers in, fused unit vectors out, by weights that can be learnt.
+    """A fusion of normalised layers into unit vectors, by weights that can be learnt.
 
     Args:
         fusion: its method, layers, and attention to begin with; without that all weights are equal.
@@ -175,13 +173,13 @@ class LayerWeigher(nn.Module):
 
     @torch.no_grad()
     def _take_over(self, attention: Attention) -> None:
-        """Begins with weights that are there."""
+        """Begin with the weights of an existing attention."""
         self.bias.copy_(torch.from_numpy(attention.bias))
         for gate, known in zip(self.gates, attention.gates.values(), strict=True):
             gate.copy_(torch.from_numpy(known))
 
     def weights(self, layers: Mapping[str, Tensor]) -> Tensor:
-        """Weight of each layer, (n, layers) or (1, layers)."""
+        """Return the weight of each layer, (n, layers) or (1, layers)."""
         scores = self.bias[None]
         if len(self.gates):
             pairs = zip(self._names, self.gates, strict=True)
@@ -189,13 +187,11 @@ class LayerWeigher(nn.Module):
         return scores.softmax(1)
 
     def forward(self, layers: Mapping[str, Tensor]) -> Tensor:
-        """Fused vectors of unit length, (n, width), of each layer normalised, (n, D)."""
+        """Fuse normalised layers, (n, D) each, into vectors of unit length, (n, width)."""
         weights = self.weights(layers)
-        parts = [layers[name] for name in self._names]
-        if self._fusion.recipe.method == "sum":
-            fused = torch.stack([x * weights[:, i, None] for i, x in enumerate(parts)]).sum(0)
-        else:
-            fused = torch.cat([x * weights[:, i, None].sqrt() for i, x in enumerate(parts)], 1)
+        add = self._fusion.recipe.method == "sum"
+        factors = (weights if add else weights.sqrt()).split(1, dim=1)
+        fused = join_layers([layers[name] for name in self._names], factors, add=add)
         return nn.functional.normalize(fused, dim=1)
 
     @property
@@ -204,12 +200,12 @@ class LayerWeigher(nn.Module):
         return self.bias.device
 
     def some(self, layers: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
-        """Some rows of each layer, on the device."""
+        """Return some rows of each layer, on the device."""
         return {name: layers[name][rows].to(self.device) for name in self._names}
 
     @torch.no_grad()
     def judged(self, layers: Mapping[str, Tensor], groups: Numbers, rows: Numbers) -> float:
-        """Mean average precision of finding each other among some rows."""
+        """Return the mean average precision of retrieving a row's group among some rows."""
         fused = self(self.some(layers, torch.from_numpy(rows))).cpu().numpy()
         own = groups[rows]
         queries = np.unique(np.linspace(0, len(rows) - 1, _JUDGED).astype(np.int64))
@@ -222,14 +218,14 @@ class LayerWeigher(nn.Module):
 
     @torch.no_grad()
     def mean_weights(self, layers: Mapping[str, Tensor]) -> dict[str, float]:
-        """Weight of each layer, averaged over all rows."""
+        """Return the weight of each layer, averaged over all rows."""
         every = torch.arange(len(layers[self._names[0]]))
         blocks = torch.split(every, 4096)
         mean = torch.cat([self.weights(self.some(layers, rows)) for rows in blocks]).mean(0)
         return dict(zip(self._names, mean.tolist(), strict=True))
 
     def learnt(self) -> Fusion:
-        """The fusion with what was learnt."""
+        """Return the fusion with what was learnt."""
         if len(self.gates):
             gates = [gate.detach().cpu().numpy() for gate in self.gates]
             attention = Attention(
@@ -242,7 +238,7 @@ class LayerWeigher(nn.Module):
 
 
 def contrastive_loss(fused: Tensor, groups: Tensor, scale: Tensor | float) -> Tensor:
-    """Supervised contrastive loss of Khosla et al. 2020 (their L_out), a scalar.
+    """Return the supervised contrastive loss of Khosla et al. 2020 (their L_out), a scalar.
 
     Args:
         fused: (n, width) of unit length.
@@ -261,7 +257,7 @@ def contrastive_loss(fused: Tensor, groups: Tensor, scale: Tensor | float) -> Te
 def _train(
     weigher: LayerWeigher, layers: dict[str, Tensor], groups: Tensor, rows: tuple[Numbers, Numbers]
 ) -> None:
-    """Learns from the first rows until the second no longer gain; keeps the best."""
+    """Learn from the first rows until the second no longer gain; keep the best."""
     train, judge = rows
     method = weigher.learnt().recipe.method
     optimiser = torch.optim.Adam(weigher.parameters(), _RATES[method], weight_decay=_DECAY)
@@ -291,7 +287,7 @@ def _copy_of(weigher: LayerWeigher) -> dict[str, Tensor]:
 
 
 def _batch(groups: Numbers, noise: np.random.Generator) -> Numbers:
-    """Positions of some members each of some groups."""
+    """Return the positions of some members each of some groups."""
     names = np.unique(groups)
     chosen = noise.permutation(names)[:_GROUPS]
     members = [noise.permutation(np.flatnonzero(groups == name))[:_OF_EACH] for name in chosen]

@@ -1,4 +1,4 @@
-"""The way from the network's features to those of a cache that fuse and reduce made, once more."""
+"""Replay the transforms of a derived cache on new features, e.g. of a query image."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Replay:
-    """How the features of a cache come from the network's.
+    """The transforms that a cache went through.
 
     Attributes:
-        specs: layers that the network has to give; empty for the cache's own.
-        transforms: what is made of them afterwards, one after the other.
+        specs: layers that the network must compute; empty for the cache's own.
+        transforms: applied to them one after the other.
     """
 
     specs: tuple[str, ...] = ()
     transforms: tuple[Transform, ...] = ()
 
     def __call__(self, layers: Mapping[str, Values]) -> dict[str, Values]:
-        """The cache's layers, float32 (n, D), of the network's."""
+        """Return the cache's layers, float32 (n, D), of those of the network."""
         vectors = dict(layers)
         for transform in self.transforms:
             vectors = dict(transform(vectors))
@@ -48,16 +48,12 @@ class Replay:
 
 
 def replay_to(cache: FeatureCache, models: Sequence[str | os.PathLike[str]] = ()) -> Replay:
-    """The way to a cache.
+    """Return the replay of a cache's transforms.
 
     Args:
-        cache: as it was made, in any number of steps.
+        cache: made in any number of steps.
         models: files with what was fitted, where they are not beside the caches that the steps
-            made. Which belongs to which step is found out by its digest.
-
-    Raises:
-        CacheError: a file is not there, or not a model of that kind.
-        CacheMismatchError: none is what the cache was made with.
+            made; each belongs to the step that records its digest.
     """
     steps = cache.header.identity.steps
     if not steps:
@@ -85,7 +81,7 @@ def _transform(cache: FeatureCache, at: int, models: Sequence[str | os.PathLike[
 
 
 def _beside(cache: FeatureCache, at: int) -> str:
-    """Where the model of a step is if nobody moved it: beside the cache that the step made."""
+    """Return where a step keeps its model by default: beside the cache that it made."""
     sources = cache.header.provenance.sources
     made = sources[at + 1].get("path") if at + 1 < len(sources) else None
     return default_model(made or cache.path)

@@ -11,8 +11,16 @@ import numpy as np
 
 from vggfeat.core.fusion_spec import Recipe
 from vggfeat.transforms.base import blocks_of
-from vggfeat.transforms.fusion import Attention, Fusion, normalise, unit_length
-from vggfeat.transforms.model_file import pack, unpack
+from vggfeat.transforms.fusion import (
+    Attention,
+    Fusion,
+    fusion_arrays,
+    join,
+    normalise,
+    unit_length,
+    unpack_attention,
+)
+from vggfeat.transforms.model_file import unpack
 from vggfeat.transforms.pca import Standardisation, fit_standardisation
 
 if TYPE_CHECKING:
@@ -62,10 +70,9 @@ class Inputs:
     def __call__(self, layers: Mapping[str, Values]) -> Values:
         """Return joined vectors, float32 (n, width), of rows of each layer, float32 (n, D)."""
         parts = self.parts(layers)
-        if self.attention is not None:
-            roots = np.sqrt(self.attention.weights(parts))  # (n, layers)
-            parts = {name: part * roots[:, [at]] for at, (name, part) in enumerate(parts.items())}
-        return unit_length(np.concatenate(list(parts.values()), axis=1))
+        equal = [1.0] * len(parts)
+        factors = equal if self.attention is None else self.attention.factors(parts)
+        return unit_length(join(parts.values(), factors, add=False))
 
     def fusion(self) -> Fusion:
         """Return the equivalent of `vggfeat fuse`, which learns the weights of layers."""
@@ -78,13 +85,7 @@ class Inputs:
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Return the arrays by name."""
-        arrays: dict[str, NDArray[Any]] = {}
-        for layer, one in self.standard.items():
-            arrays |= pack(f"standard {layer}", one)
-        if self.attention is not None:
-            arrays |= {f"gate {layer}": gate for layer, gate in self.attention.gates.items()}
-            arrays["bias"] = self.attention.bias
-        return arrays
+        return fusion_arrays(self.standard, {}, self.attention)
 
 
 def inputs_from(fitted: Fitted) -> Inputs:
@@ -96,10 +97,7 @@ def inputs_from(fitted: Fitted) -> Inputs:
         if known["norm"] == "standard"
         else {}
     )
-    attention = None
-    if "bias" in arrays:
-        gates = {layer: arrays[f"gate {layer}"] for layer in layers}
-        attention = Attention(gates, arrays["bias"])
+    attention = unpack_attention(layers, arrays)
     return Inputs(layers, known["widths"], known["norm"], standard, attention)
 
 
