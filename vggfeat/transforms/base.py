@@ -1,4 +1,4 @@
-"""What makes new features of old ones: the layers of a cache it reads, block by block."""
+"""The protocol of transforms, and reading the layers of a cache block by block."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ READ_BYTES = 1 << 25
 
 
 class Transform(Protocol):
-    """What makes new features of old ones, row by row."""
+    """Makes new features of old ones, row by row."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -40,19 +40,18 @@ class Transform(Protocol):
         """What a cache records of it."""
 
     def __call__(self, layers: Mapping[str, Values]) -> Mapping[str, Values]:
-        """New layers, (n, width) float32, of old ones, (n, D) float32."""
+        """Return new layers, (n, width) float32, of old ones, (n, D) float32."""
 
 
 def vector_layers(cache: FeatureCache) -> tuple[str, ...]:
-    """The layers of a cache that are vectors, (N, D), and not maps."""
+    """Return the layers of a cache that are vectors, (N, D), and not maps."""
     return tuple(spec for spec, shape in cache.header.shapes.items() if len(shape) == 1)
 
 
 def chosen_layers(cache: FeatureCache, text: str | None) -> tuple[str, ...]:
-    """Layers of a cache that `text` names, separated by commas; without any, all that are vectors.
+    """Return the layers that `text` names, separated by commas; of None all that are vectors.
 
-    Raises:
-        UsageError: names every layer that the cache does not have or that is a map.
+    UsageError names every layer that the cache does not have or that is a map.
     """
     known = vector_layers(cache)
     if text is None:
@@ -70,7 +69,7 @@ def chosen_layers(cache: FeatureCache, text: str | None) -> tuple[str, ...]:
 def blocks_of(
     source: FeatureCache, layers: tuple[str, ...], rows: NDArray[np.int64]
 ) -> Iterator[tuple[NDArray[np.int64], dict[str, Values]]]:
-    """Rows of several layers some at a time: their numbers, and layer → (n, D) float32."""
+    """Yield rows of several layers in blocks: their numbers, and layer → (n, D) float32."""
     width = sum(source.header.feature(layer).shape[1] for layer in layers)
     size = max(1, READ_BYTES // (4 * width))
     for start in range(0, len(rows), size):
@@ -79,7 +78,7 @@ def blocks_of(
 
 
 def find_scales(source: FeatureCache, transform: Transform) -> dict[str, Scales]:
-    """Scales over the range that each dimension of the new features really has."""
+    """Return scales over the range that each dimension of the new features really has."""
     low: dict[str, Values] = {}
     high: dict[str, Values] = {}
     for _, layers in blocks_of(source, transform.inputs, np.flatnonzero(source.done)):

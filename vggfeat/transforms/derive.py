@@ -1,7 +1,7 @@
-"""From one cache to another: rows read, changed, written, with a way back to where they came from.
+"""Derive a cache from another: read its rows, transform them, write them, record the source.
 
-The new cache has the images of the old one, row for row. It can be gone on with like any cache:
-what is done stays, what the source has done anew since is done again.
+The new cache has the images of the old one, row for row. It can be resumed like any cache: rows
+that are done stay, rows that the source has computed anew since are transformed again.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _CHECKPOINT_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class TransformReport:
-    """What making one cache from another came to.
+    """Outcome of a transform of one cache into another.
 
     Attributes:
         out: the new cache.
@@ -90,14 +90,7 @@ class TransformReport:
 def open_source(
     source: str | os.PathLike[str], out: str, *, begin: Begin, settings: object, use: object
 ) -> FeatureCache:
-    """Opens what is read, once it is clear that something may be written: a fit may take long.
-
-    Args:
-        source: the cache.
-        out: what is to be written.
-        begin: see `derive`.
-        settings: those given, if any.
-        use: a model file, if any, which has settings of its own.
+    """Open what is read, once it is clear that `out` may be written: a fit may take long.
 
     Raises:
         UsageError: settings and a model, or no place for `out`.
@@ -121,16 +114,16 @@ def derive(
     begin: Begin = "resume",
     on_progress: OnProgress | None = None,
 ) -> TransformReport:
-    """Makes a cache of changed features, or goes on with one.
+    """Make a cache of transformed features, or resume one.
 
     Args:
         source: where the features are.
         out: the new cache.
-        transform: what makes new features of old ones.
+        transform: makes new features of old ones.
         dtype: of the stored features; for int8 the range of each dimension is found first, in a
             pass of its own over the source.
-        begin: what to do if `out` is there: `resume`, go on with it; `update`, also bring in images
-            that are new in the source and leave out those that are gone; `fresh`, begin again.
+        begin: what to do if `out` exists: `resume` it; `update`, also add images that are new in
+            the source and remove those that are gone; `fresh`, begin again.
         on_progress: called after every block of rows.
 
     Raises:
@@ -139,16 +132,16 @@ def derive(
         CacheMismatchError: `out` was made in another way, or of other images.
         LockedError: another run writes to `out`.
         SpaceError: the disk is full; rows written before are kept.
-        InterruptedRunError: SIGINT or SIGTERM; call again to go on.
+        InterruptedRunError: SIGINT or SIGTERM; call again to resume.
     """
     started = time.perf_counter()
     if os.path.exists(out) and os.path.samefile(out, source.path):
         raise UsageError(f"output {out!r} is the cache that is read; choose another --out")
     with unless_read_only(hold(out)) as refusal, StopFlag() as stop:
-        there = check_output(out, fresh=begin == "fresh")
-        if refusal is not None and not (there and _is_complete(source, FeatureCache(out))):
+        exists = check_output(out, fresh=begin == "fresh")
+        if refusal is not None and not (exists and _is_complete(source, FeatureCache(out))):
             raise refusal
-        if there:
+        if exists:
             _check_way(source, FeatureCache(out), transform, dtype)
             _check_images(source, FeatureCache(out), update=begin == "update")
         else:
@@ -210,9 +203,9 @@ def _identity(
 def _check_way(
     source: FeatureCache, target: FeatureCache, transform: Transform, dtype: Dtype
 ) -> None:
-    """Refuses a target that was made in another way."""
-    asked = _identity(source, transform, dtype, target.header.scales)
-    differences = target.header.identity.differences(asked)
+    """Raise CacheMismatchError for a target that was made in another way."""
+    requested = _identity(source, transform, dtype, target.header.scales)
+    differences = target.header.identity.differences(requested)
     if differences:
         raise CacheMismatchError(
             f"cache {target.path!r} was made in another way: {'; '.join(differences)}. Ask for the "
@@ -227,7 +220,7 @@ def _is_complete(source: FeatureCache, target: FeatureCache) -> bool:
 
 
 def _check_images(source: FeatureCache, target: FeatureCache, *, update: bool) -> None:
-    """Brings a target in line that has other images than the source, or refuses it."""
+    """Bring a target in line that has other images than the source, or refuse it."""
     if np.array_equal(source.paths, target.paths):
         return
     if not update:
@@ -239,7 +232,7 @@ def _check_images(source: FeatureCache, target: FeatureCache, *, update: bool) -
 
 
 def _take_over(source: FeatureCache, target: FeatureCache) -> None:
-    """A new file with the source's images over the old one; rows that are there come along."""
+    """Replace the target by one with the source's images; keep the rows of those it had."""
     match = match_paths(target.paths, source.paths)
     origin = np.full(len(source), -1, dtype=np.int64)
     origin[match.listed] = match.rows
@@ -264,7 +257,7 @@ def _take_over(source: FeatureCache, target: FeatureCache) -> None:
 
 
 class _Work:
-    """One run from a source into a target that is there."""
+    """One run from a source into an existing target."""
 
     def __init__(
         self,
@@ -283,7 +276,7 @@ class _Work:
         self._clamped = 0
 
     def do(self) -> None:
-        """Brings the target in line with the source and does the rows that are missing."""
+        """Bring the target in line with the source and transform the rows that are missing."""
         state = np.array(self._source.state)  # before any feature: what is done by now is whole
         writer = CacheWriter(self._target.path, self._target.header)
         with Sink(writer, _CHECKPOINT_SECONDS) as sink:
@@ -300,7 +293,7 @@ class _Work:
     def _bring_in_line(
         self, writer: CacheWriter, state: NDArray[np.uint8]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Sets states as the source has them; returns rows to do, and rows that failed there."""
+        """Set states as the source has them; return rows to do, and rows that failed there."""
         source, target = self._source, self._target
         had = np.array(target.state)
         other = (source.sizes != target.sizes) | (source.mtimes != target.mtimes)
@@ -341,7 +334,7 @@ class _Work:
             )
 
     def _stored(self, name: str, values: Values) -> tuple[NDArray[np.generic], int]:
-        """Values in the target's dtype, and how many were beyond its range."""
+        """Return values in the target's dtype, and how many were beyond its range."""
         dtype = self._target.header.identity.dtype
         if dtype == "int8":
             return encode(values, self._target.header.scales[name])
@@ -350,7 +343,7 @@ class _Work:
         return to_float16(values)
 
     def _failures(self, rows: NDArray[np.int64]) -> FeatureBatch:
-        """The source's failures as the target's."""
+        """Return the source's failures as the target's."""
         wanted = set(rows.tolist())
         digests = self._source.digests
         failures = tuple(
@@ -362,7 +355,7 @@ class _Work:
         return FeatureBatch(nothing, np.empty((0, 32), np.uint8), {}, failures, 0)
 
     def result(self, seconds: float) -> TransformReport:
-        """What the run came to."""
+        """Return the outcome of the run."""
         header: Header = self._target.header
         counts = np.bincount(self._target.state, minlength=len(RowState)).tolist()
         return TransformReport(

@@ -1,4 +1,4 @@
-"""`vggfeat fuse`: fits what a fusion needs, keeps it in a model file, and applies it to a cache."""
+"""`vggfeat fuse`: fit what a fusion needs, keep it in a model file, apply it to a cache."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import logging
 import os
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ from vggfeat.transforms.fusion import (
 from vggfeat.transforms.model_file import (
     Fitted,
     check_network,
+    default_model,
     model_for,
     network_record,
 )
@@ -61,12 +63,12 @@ log = logging.getLogger("vggfeat")
 
 @dataclass(frozen=True, slots=True)
 class FuseSettings:
-    """How to fuse. Text as on the command line.
+    """Settings of a fusion, text as on the command line.
 
     Attributes:
         layers: layers of the cache, separated by commas, in the order they are joined in; None is
             all that are vectors.
-        method, norm, final_norm, weights: see `recipes.Recipe`.
+        method, norm, final_norm, weights: see `vggfeat.core.fusion_spec.Recipe`.
         width: for `sum`, what layers are projected to by PCA before they are added.
         name: of the new layer; the method's by default.
         labels: learn the weights from a CSV file of labels, or from `folders`.
@@ -96,11 +98,7 @@ class FuseSettings:
         return self.learns or self.norm == "standard" or self.width is not None
 
     def check(self) -> None:
-        """Refuses what does not go together.
-
-        Raises:
-            UsageError: says what and why.
-        """
+        """Raise UsageError for settings that do not go together."""
         wrong = []
         if self.labels is not None and self.pairs:
             wrong.append("--labels and --pairs are two ways to learn; give one of them")
@@ -137,19 +135,18 @@ def fuse(
     begin: Begin = "resume",
     on_progress: OnProgress | None = None,
 ) -> TransformReport:
-    """Makes a cache with one vector an image from the layers of another, or goes on with one.
+    """Fuse the layers of a cache into one vector an image in a new cache, or resume that.
 
     Args:
         source: the cache with the layers.
         out: the new cache.
-        settings: how; the default is the concatenation of all vectors, each of unit length.
+        settings: by default all vectors are concatenated, each of unit length.
         use: a model file of an earlier fusion, applied as it is; settings are then its own.
-        save: where to keep what is fitted; by default beside `out`, as `<out>.model.h5`. What is
-            there already is used again if it was fitted to the same.
+        save: where to keep what is fitted; by default beside `out`, as `<out>.model.h5`. An
+            existing file is used again if it was fitted to the same.
         dtype: of the stored features: `float16`, `float32`, or `int8`.
-        begin: what to do if `out` is there: `resume`, go on with it; `update`, also bring in images
-            that are new in the source and leave out those that are gone; `fresh`, fit and begin
-            again.
+        begin: what to do if `out` exists: `resume` it; `update`, also add images that are new in
+            the source and remove those that are gone; `fresh`, fit and begin again.
         on_progress: called after every block of rows.
 
     Raises:
@@ -159,7 +156,7 @@ def fuse(
         CacheMismatchError: `out` or the model was made from something else.
         LockedError: another run writes to `out`.
         SpaceError: the disk is full; rows written before are kept.
-        InterruptedRunError: SIGINT or SIGTERM; call again to go on.
+        InterruptedRunError: SIGINT or SIGTERM; call again to resume.
     """
     started = time.perf_counter()
     out = path_text(out)
@@ -181,19 +178,14 @@ def _fusion(
     save: str | os.PathLike[str] | None,
     fresh: bool,
 ) -> tuple[Fusion, str, tuple[str, ...]]:
-    """The fusion, the model file it is kept in, if any, and what the fit has to say."""
+    """Return the fusion, the model file that keeps it, if any, and notes on the fit."""
     if use is None and not settings.fits:
         return fit_fusion(cache, _recipe(cache, settings), name=settings.name), "", ()
     path = os.fspath(use if use is not None else save or default_model(out))
-    asked = _asked(cache, settings) if use is None else None
-    fitted = model_for(path, FUSION_KIND, asked, lambda: _fit(cache, settings), fresh=fresh)
-    check_network(cache, fitted.parameters["network"], path)
+    requested = _requested(cache, settings) if use is None else None
+    fit = partial(_fit, cache, settings)
+    fitted = model_for(cache, path, FUSION_KIND, requested, fit, fresh=fresh)
     return from_fitted(fitted), path, tuple(fitted.parameters["notes"])
-
-
-def default_model(out: str) -> str:
-    """Where the model of a new cache is kept if nothing else is said: `fused.model.h5`."""
-    return f"{out.removesuffix('.h5')}.model.h5"
 
 
 def _recipe(cache: FeatureCache, settings: FuseSettings) -> Recipe:
@@ -201,8 +193,8 @@ def _recipe(cache: FeatureCache, settings: FuseSettings) -> Recipe:
     return Recipe(settings.method, layers, settings.norm, settings.final_norm, settings.weights)
 
 
-def _asked(cache: FeatureCache, settings: FuseSettings) -> dict[str, Any]:
-    """What a model must have been fitted to, to be used again."""
+def _requested(cache: FeatureCache, settings: FuseSettings) -> dict[str, Any]:
+    """Return what a model must have been fitted to, to be used again."""
     labels = settings.labels
     if labels not in (None, FOLDERS):
         labels = hashlib.sha256(_bytes_of(str(labels))).hexdigest()
@@ -227,7 +219,7 @@ def _bytes_of(path: str) -> bytes:
 
 
 def _fit(cache: FeatureCache, settings: FuseSettings) -> Fitted:
-    """Fits, and learns, all that the settings ask for."""
+    """Fit, and learn, all that the settings request."""
     fusion = fit_fusion(cache, _recipe(cache, settings), width=settings.width, name=settings.name)
     notes = [
         f"{layer}: {pca.share:.1%} of the variance in {counted(len(pca.components), 'dimension')}"
@@ -244,7 +236,7 @@ def _fit(cache: FeatureCache, settings: FuseSettings) -> Fitted:
         log.info("learning weights from %s", counted(len(examples.groups), "image"))
         learnt = learn(fusion, examples, by_group=bool(settings.pairs), device=settings.device)
         fusion, notes = learnt.fusion, [*notes, *_notes_of(learnt)]
-    return to_fitted(cache, fusion, _asked(cache, settings), notes)
+    return to_fitted(cache, fusion, _requested(cache, settings), notes)
 
 
 def _notes_of(learnt: LearnedWeights) -> list[str]:
@@ -294,7 +286,7 @@ def _from_pairs(cache: FeatureCache, fusion: Fusion, pairs: Sequence[str]) -> Ex
 def _gathered(
     parts: Sequence[tuple[FeatureCache, NDArray[np.int64]]], fusion: Fusion
 ) -> dict[str, NDArray[np.float32]]:
-    """Rows of several caches, one below the other, as they go into the fusion."""
+    """Return rows of several caches, concatenated, as they go into the fusion."""
 
     def blocks() -> Iterator[dict[str, NDArray[np.float32]]]:
         for cache, rows in parts:
@@ -310,15 +302,15 @@ def _gathered(
 
 
 def to_fitted(
-    cache: FeatureCache, fusion: Fusion, asked: dict[str, Any], notes: Sequence[str]
+    cache: FeatureCache, fusion: Fusion, requested: dict[str, Any], notes: Sequence[str]
 ) -> Fitted:
-    """A fusion as it is kept in a model file."""
+    """Return the content of a fusion's model file."""
     parameters = {
         "recipe": dict(fusion.recipe.step().record),
         "widths": dict(fusion.widths),
         "name": fusion.name,
         "notes": list(notes),
-        "asked": asked,
+        "asked": requested,
         "network": network_record(cache, fusion.inputs),
     }
     arrays = fusion_arrays(fusion.standard, fusion.projections, fusion.attention)
@@ -326,11 +318,7 @@ def to_fitted(
 
 
 def from_fitted(fitted: Fitted) -> Fusion:
-    """The fusion that a model file keeps.
-
-    Raises:
-        CacheError: something is missing in it.
-    """
+    """Return the fusion that a model file keeps; raise CacheError if a part is missing."""
     try:
         recipe = recipe_from(fitted.parameters["recipe"])
         arrays, layers = fitted.arrays, recipe.layers

@@ -190,7 +190,7 @@ class LayerWeigher(nn.Module):
         """Fuse normalised layers, (n, D) each, into vectors of unit length, (n, width)."""
         weights = self.weights(layers)
         add = self._fusion.recipe.method == "sum"
-        factors = (weights if add else weights.sqrt()).split(1, dim=1)
+        factors = torch.split(weights if add else weights.sqrt(), 1, dim=1)
         fused = join_layers([layers[name] for name in self._names], factors, add=add)
         return nn.functional.normalize(fused, dim=1)
 

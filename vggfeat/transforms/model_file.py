@@ -1,4 +1,4 @@
-"""What was fitted to features, in a file: saved once, applied to any number of caches.
+"""The model file: what was fitted to features, saved once, applied to any number of caches.
 
 A plain HDF5 file: attributes `format` ("vggfeat-model"), `format_version`, `kind` and `parameters`
 (JSON), and one dataset an array. Its digest runs over what is in it, not over the file's bytes.
@@ -38,7 +38,7 @@ MODEL_VERSION = 1
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fitted:
-    """What was fitted: numbers, and how they came about.
+    """The content of a model file: what was fitted, and how.
 
     Attributes:
         kind: `fuse`, `reduce` or `zeroshot`.
@@ -66,11 +66,7 @@ def _json(value: Mapping[str, Any]) -> str:
 
 
 def save_fitted(path: str, fitted: Fitted) -> None:
-    """Writes a model file, whole or not at all; an older one of that name is replaced.
-
-    Raises:
-        SpaceError: it cannot be written.
-    """
+    """Write a model file, whole or not at all; replace an older one of that name."""
     try:
         with atomic_file(path) as target:
             with checked_hdf5(target, libver=("v110", "v110")) as (file, _):
@@ -86,11 +82,7 @@ def save_fitted(path: str, fitted: Fitted) -> None:
 
 
 def _check_as_written(target: BinaryIO, fitted: Fitted) -> None:
-    """Read a model back before it gets its name.
-
-    Raises:
-        OSError: it is another one.
-    """
+    """Read a model back before it gets its name; raise OSError if it differs."""
     with h5py.File(target, "r") as file:
         found = _read(target.name, file, fitted.kind)
     if found.sha256 != fitted.sha256:
@@ -98,11 +90,7 @@ def _check_as_written(target: BinaryIO, fitted: Fitted) -> None:
 
 
 def load_fitted(path: str, kind: str) -> Fitted:
-    """Reads a model file.
-
-    Args:
-        path: the file.
-        kind: what it must be: `fuse`, `reduce` or `zeroshot`.
+    """Read a model file, which must be of a kind: `fuse`, `reduce` or `zeroshot`.
 
     Raises:
         CacheError: not there, not a model of ours, of a newer version, damaged or of another kind.
@@ -142,24 +130,31 @@ def _read(path: str, file: h5py.File, kind: str) -> Fitted:
     )
 
 
+def default_model(out: str) -> str:
+    """Return where the model of a new cache is kept by default, such as `fused.model.h5`."""
+    return f"{out.removesuffix('.h5')}.model.h5"
+
+
 def model_for(
+    cache: FeatureCache,
     path: str,
     kind: str,
-    asked: Mapping[str, Any] | None,
+    requested: Mapping[str, Any] | None,
     fit: Callable[[], Fitted],
     *,
     fresh: bool = False,
 ) -> Fitted:
-    """The model of a file, or if there is none what is fitted now, which is then kept there.
+    """Return the model of a file that fits a cache, or fit one now and keep it there.
 
-    So a run that goes on applies what it began with, also where the source has grown since.
+    So a resumed run applies the model that it began with, also where the source has grown since.
 
     Args:
+        cache: what the model is applied to.
         path: the file.
         kind: see `load_fitted`.
-        asked: what it must have been fitted to; None takes it as it is.
-        fit: fits; what it returns has `asked` among its parameters.
-        fresh: fit again even if it is there.
+        requested: what it must have been fitted to; None takes it as it is.
+        fit: fits; what it returns has `requested` among its parameters as `asked`.
+        fresh: fit again even if the file exists.
 
     Raises:
         UsageError: see `check_model_place`.
@@ -167,25 +162,31 @@ def model_for(
         CacheMismatchError: it was fitted to something else, and stays.
         SpaceError: it cannot be written.
     """
-    if asked is not None:
+    if requested is not None:
         check_model_place(path)
-    if asked is None or (os.path.exists(path) and not fresh):
+    if requested is None or (os.path.exists(path) and not fresh):
         fitted = load_fitted(path, kind)
-        unlike = model_differences(fitted.parameters["asked"], asked) if asked is not None else []
-        if unlike:
-            raise CacheMismatchError(
-                f"model {path!r} was fitted to something else: {'; '.join(unlike)}. Ask for the "
-                "same, choose another --save, or --fresh to fit again; --use applies it as it is"
-            )
-        return fitted
-    check_replaceable(path, kind)
-    fitted = fit()
-    save_fitted(path, fitted)
+        if requested is not None:
+            _check_fitted_to(fitted, requested, path)
+    else:
+        check_replaceable(path, kind)
+        fitted = fit()
+        save_fitted(path, fitted)
+    check_network(cache, fitted.parameters["network"], path)
     return fitted
 
 
+def _check_fitted_to(fitted: Fitted, requested: Mapping[str, Any], path: str) -> None:
+    unlike = model_differences(fitted.parameters["asked"], requested)
+    if unlike:
+        raise CacheMismatchError(
+            f"model {path!r} was fitted to something else: {'; '.join(unlike)}. Ask for the "
+            "same, choose another --save, or --fresh to fit again; --use applies it as it is"
+        )
+
+
 def model_differences(had: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """What a model was fitted to and what is asked for, each `name: model a, asked b`."""
+    """Return how the fit of a model and a request differ, each `name: model a, asked b`."""
     known, wanted = json.loads(_json(had)), json.loads(_json(asked))
     return [
         f"{name}: model {known.get(name)}, asked {wanted.get(name)}"
@@ -195,11 +196,7 @@ def model_differences(had: Mapping[str, Any], asked: Mapping[str, Any]) -> list[
 
 
 def check_model_place(path: str) -> None:
-    """Refuse a place where no model can be.
-
-    Raises:
-        UsageError: no file can be there, or its name is that of another format.
-    """
+    """Raise UsageError where no file can be, or for the name of another format."""
     check_place(path, "model")
     if ending := foreign_ending(path):
         raise UsageError(
@@ -209,11 +206,7 @@ def check_model_place(path: str) -> None:
 
 
 def check_replaceable(path: str, kind: str) -> None:
-    """Refuses a place where something else is than a model, such as a cache named by mistake.
-
-    Raises:
-        CacheError: says what to do.
-    """
+    """Raise CacheError where something else is than a model, such as a cache named by mistake."""
     if not os.path.lexists(path):
         return
     try:
@@ -225,7 +218,7 @@ def check_replaceable(path: str, kind: str) -> None:
 
 
 def network_record(cache: FeatureCache, layers: Sequence[str]) -> dict[str, Any]:
-    """What features must have in common for a model of some to fit others."""
+    """Return what features must have in common for a model of some to fit others."""
     identity = cache.header.identity
     return {
         "model": identity.model,
@@ -236,11 +229,7 @@ def network_record(cache: FeatureCache, layers: Sequence[str]) -> dict[str, Any]
 
 
 def check_network(cache: FeatureCache, network: Mapping[str, Any], other: str) -> None:
-    """Refuses features of another network than `network`, or without some of its layers.
-
-    Raises:
-        CacheMismatchError: names all that differs.
-    """
+    """Raise CacheMismatchError for features of another network, or without some of its layers."""
     missing = [layer for layer in network["layers"] if layer not in cache.layers]
     wrong = [f"it has no {', '.join(missing)}"] if missing else []
     found = network_record(cache, [layer for layer in network["layers"] if layer in cache.layers])
@@ -257,7 +246,7 @@ def check_network(cache: FeatureCache, network: Mapping[str, Any], other: str) -
 
 
 def pack(prefix: str, record: Any) -> dict[str, NDArray[Any]]:
-    """A dataclass of arrays and numbers as arrays: `prefix.field` → its value."""
+    """Return a dataclass of arrays and numbers as arrays: `prefix.field` → its value."""
     return {
         f"{prefix}.{item.name}": np.asarray(getattr(record, item.name))
         for item in dataclasses.fields(record)
@@ -265,7 +254,7 @@ def pack(prefix: str, record: Any) -> dict[str, NDArray[Any]]:
 
 
 def unpack(kind: type[T], prefix: str, arrays: Mapping[str, NDArray[Any]]) -> T:
-    """What `pack` packed."""
+    """Return what `pack` packed."""
     names = [item.name for item in dataclasses.fields(kind)]  # type: ignore[arg-type] # a dataclass
     found = {name: arrays[f"{prefix}.{name}"] for name in names}
     return kind(**{name: one if one.ndim else one.item() for name, one in found.items()})

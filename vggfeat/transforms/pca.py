@@ -1,4 +1,4 @@
-"""Fewer dimensions, or all on one scale: PCA with whitening, and standardisation, from a stream.
+"""PCA with whitening, and standardization, fitted to a stream of rows.
 
 Data is read in passes, so that it may be far larger than memory; `pca_solvers` says how the
 components are found, and how exactly.
@@ -67,16 +67,9 @@ class Pca:
     whiten: bool
 
     def apply(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Centres and projects, and whitens if so fitted (Jégou & Chum 2012).
+        """Centre, project, and whiten if so fitted (Jégou & Chum 2012), float32 (n, D) to (n, k).
 
-        Args:
-            x: float32 (n, D).
-
-        Returns:
-            float32 (n, k), not normalised. A row with NaN in it is NaN.
-
-        Raises:
-            UsageError: `x` has other dimensions.
+        The result is not normalised. A row with NaN in it is NaN.
         """
         _check_shape(x.shape, len(self.mean))
         projected = np.empty((len(x), len(self.components)), dtype=np.float32)
@@ -111,17 +104,7 @@ class Standardisation:
     scale: NDArray[np.float64]
 
     def apply(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Brings each dimension to mean 0 and deviation 1: `(x - mean) / scale`.
-
-        Args:
-            x: float32 (n, D).
-
-        Returns:
-            float32 (n, D).
-
-        Raises:
-            UsageError: `x` has other dimensions.
-        """
+        """Bring each dimension to mean 0 and deviation 1: `(x - mean) / scale`, float32 (n, D)."""
         _check_shape(x.shape, len(self.mean))
         scaled = np.empty(x.shape, dtype=np.float32)
         for part in _parts(x.shape):
@@ -131,15 +114,7 @@ class Standardisation:
 
 
 def fit_standardisation(blocks: Blocks) -> Standardisation:
-    """Mean and standard deviation of each dimension, in one pass.
-
-    Args:
-        blocks: starts a pass over float32 blocks (n, D).
-
-    Raises:
-        InputError: fewer than two rows, or a value is NaN or infinite.
-        UsageError: blocks of different dimensions.
-    """
+    """Fit mean and standard deviation of each dimension, in one pass over blocks (n, D)."""
     moments = moments_of(blocks)
     scale = np.sqrt(moments.squares / moments.rows)
     scale[scale == 0] = 1  # exactly 0 if constant: float64 sums equal float32 values exactly
@@ -147,20 +122,13 @@ def fit_standardisation(blocks: Blocks) -> Standardisation:
 
 
 def fit_pca(blocks: Blocks, dims: Dims, *, whiten: bool = False) -> Pca:
-    """Principal components of data that is read several times, and never held whole if large.
+    """Fit principal components to data that is read several times, and never held whole if large.
 
     Args:
         blocks: starts a pass over float32 blocks (n, D); each pass must give the same rows.
         dims: an int, how many components; or a float in (0, 1), the share of the variance that as
             few components as possible explain.
         whiten: whether `Pca.apply` also divides by the deviation along each component.
-
-    Raises:
-        UsageError: `dims` is neither, or above rows - 1 or D; a share where only leading
-            components can be found; components too small to be whitened; blocks of different
-            dimensions.
-        InputError: fewer than two rows, or all the same; a value is NaN or infinite; a later pass
-            gave another number of rows.
     """
     _check_dims(dims)
     moments = moments_of(blocks)
@@ -181,7 +149,7 @@ def _check_shape(shape: tuple[int, ...], width: int) -> None:
 
 
 def _parts(shape: tuple[int, ...]) -> list[slice]:
-    """Rows that are worked on together, for data of that shape."""
+    """Return slices of rows that are worked on together, for data of that shape."""
     step = rows_at_once(shape[1])
     return [slice(start, start + step) for start in range(0, shape[0], step)]
 
@@ -219,7 +187,7 @@ def _check_whitening(variances: NDArray[np.float64]) -> None:
 
 
 def _signed(components: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Components (k, D) as float32, each with the entry of largest magnitude positive."""
+    """Return components (k, D) as float32, each with the entry of largest magnitude positive."""
     signed = components.astype(np.float32, order="C")
     for component, exact in zip(signed, components, strict=True):
         if exact[np.abs(exact).argmax()] < 0:

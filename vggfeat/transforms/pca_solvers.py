@@ -1,4 +1,4 @@
-"""The mathematics under `pca`: passes over data, its moments, principal components.
+"""Solvers of PCA: passes over data, its moments, principal components.
 
 All sums are float64. Data is worked on in pieces of one size, whatever blocks it comes in: how rows
 are cut into blocks changes no bit of what is computed. Principal components are found in one of
@@ -71,7 +71,7 @@ class Moments:
     squares: Matrix
 
     def plus(self, other: Moments) -> Moments:
-        """Those of both parts together (Chan, Golub & LeVeque 1983, the pairwise update)."""
+        """Combine the moments of two parts (Chan, Golub & LeVeque 1983, the pairwise update)."""
         rows = self.rows + other.rows
         apart = other.mean - self.mean
         mean = self.mean + apart * (other.rows / rows)
@@ -101,7 +101,7 @@ class Data:
         return len(self.mean)
 
     def centred(self) -> Iterator[Matrix]:
-        """A pass over the rows minus their mean, as `chunks` gives them."""
+        """Yield the rows minus their mean, as `chunks` does."""
         rows = 0
         for chunk in chunks(self.blocks, self.mean):
             rows += len(chunk)
@@ -109,7 +109,7 @@ class Data:
         self._check_same(rows)
 
     def held(self) -> NDArray[np.float32]:
-        """All rows as they are, float32 (n, D)."""
+        """Return all rows as they are, float32 (n, D)."""
         held = np.empty((self.rows, self.width), dtype=np.float32)
         rows = 0
         for block in self.blocks():
@@ -127,7 +127,7 @@ class Data:
             )
 
     def times_covariance(self, vectors: Matrix) -> Matrix:
-        """A pass that multiplies the covariance, which is never made, by vectors (D, m)."""
+        """Multiply the covariance, which is never made, by vectors (D, m), in a pass."""
         product = np.zeros_like(vectors)
         for chunk in self.centred():
             product += chunk.T @ (chunk @ vectors)
@@ -135,7 +135,7 @@ class Data:
         return product
 
     def count(self, dims: Dims, variances: Matrix) -> int:
-        """How many components `dims` asks for, given the variances of all, largest first."""
+        """Return how many components `dims` means, given the variances of all, largest first."""
         if not isinstance(dims, float):
             return dims
         reached = np.cumsum(variances) / self.total_variance
@@ -152,17 +152,14 @@ class Components:
 
 
 def rows_at_once(width: int) -> int:
-    """Rows of so many dimensions that are worked on together."""
+    """Return the number of rows of some width that are worked on together."""
     return max(_CHUNK_BYTES // (8 * max(width, 1)), 1)
 
 
 def chunks(blocks: Blocks, shift: Matrix | float = 0.0) -> Iterator[Matrix]:
-    """A pass over the data minus `shift`, in pieces (n, D) of one size but for the last.
+    """Yield the data minus `shift`, in pieces (n, D) of one size but for the last.
 
-    All are one buffer, which is theirs who iterate until they ask for the next.
-
-    Raises:
-        UsageError: a block of other dimensions than the first.
+    All pieces are one buffer, valid until the next is requested.
     """
     buffer: Matrix | None = None
     filled = 0
@@ -186,12 +183,7 @@ def chunks(blocks: Blocks, shift: Matrix | float = 0.0) -> Iterator[Matrix]:
 
 
 def moments_of(blocks: Blocks) -> Moments:
-    """A first pass.
-
-    Raises:
-        InputError: fewer than two rows, or a value is NaN or infinite.
-        UsageError: blocks of different dimensions.
-    """
+    """Return the moments of the data, by a first pass; refuse values that are not finite."""
     total: Moments | None = None
     for chunk in chunks(blocks):
         with np.errstate(invalid="ignore"):  # infinities of both signs
@@ -217,16 +209,7 @@ def _raise_not_finite(chunk: Matrix, before: int) -> None:
 
 
 def find_components(data: Data, dims: Dims) -> Components:
-    """The leading components, in whichever of the three ways fits.
-
-    Args:
-        data: the data; not all rows the same.
-        dims: how many, or a share of the variance.
-
-    Raises:
-        InputError: a pass gave another number of rows than the first.
-        UsageError: what the iteration cannot find.
-    """
+    """Return the leading components, in whichever of the three ways fits the data's shape."""
     few = data.rows < data.width and data.rows <= GRAM_ROWS
     if few and data.rows * data.width * 4 <= GRAM_BYTES:
         return _by_gram(data, dims)
@@ -236,7 +219,7 @@ def find_components(data: Data, dims: Dims) -> Components:
 
 
 def _eigh(matrix: Matrix) -> tuple[Matrix, Matrix]:
-    """Eigenvalues (n,), none below 0, and eigenvectors (n, n), largest first.
+    """Return eigenvalues (n,), none below 0, and eigenvectors (n, n), largest first.
 
     Only the upper triangle is read.
     """
@@ -280,7 +263,7 @@ def _by_gram(data: Data, dims: Dims) -> Components:
 
 
 def _countable(data: Data, dims: Dims) -> int:
-    """`dims` if the iteration can find as many."""
+    """Return `dims` if the iteration can find as many."""
     if isinstance(dims, float):
         raise UsageError(
             f"dims {dims}: a share needs all variances, which are computed up to "
@@ -328,7 +311,7 @@ def _by_iteration(data: Data, dims: int) -> Components:
 
 
 def _bordered(inside: Matrix, border: Matrix) -> Matrix:
-    """A symmetric matrix (s, s) of its part (s - m, s - m) and its last columns (s, m)."""
+    """Return a symmetric matrix (s, s) of its part (s - m, s - m) and its last columns (s, m)."""
     known = len(inside)
     whole = np.empty((len(border), len(border)))
     whole[:known, :known] = inside
@@ -338,7 +321,7 @@ def _bordered(inside: Matrix, border: Matrix) -> Matrix:
 
 
 def _next_block(basis: Matrix, rest: Matrix) -> tuple[Matrix, Matrix]:
-    """Orthonormal columns (D, m), orthogonal to the basis too, and `rest` in terms of them."""
+    """Return orthonormal columns (D, m), orthogonal to the basis, and `rest` in terms of them."""
     block, first = np.linalg.qr(rest)
     block -= basis @ (basis.T @ block)  # once more, for where the rest is small
     block, second = np.linalg.qr(block)
@@ -346,7 +329,7 @@ def _next_block(basis: Matrix, rest: Matrix) -> tuple[Matrix, Matrix]:
 
 
 def _worst_angle(variances: Matrix, residuals: Matrix) -> float:
-    """Largest angle between any of the leading components and the exact one, as estimated.
+    """Estimate the largest angle between any of the leading components and the exact one.
 
     Out of the basis it is the residual over the distance to the variances that are left there, at
     most the last of the block. Within the basis components are orthogonal; those of near variances

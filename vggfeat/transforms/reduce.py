@@ -1,4 +1,4 @@
-"""`vggfeat reduce`: fewer dimensions, or standardised ones, of each layer of a cache by itself."""
+"""`vggfeat reduce`: PCA or standardization of each layer of a cache by itself."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ from vggfeat.errors import CacheError, UsageError
 from vggfeat.storage.paths import path_text
 from vggfeat.transforms.base import blocks_of, chosen_layers
 from vggfeat.transforms.derive import TransformReport, derive, open_source
-from vggfeat.transforms.fuse import default_model
 from vggfeat.transforms.fusion import normalise, unit_length
 from vggfeat.transforms.model_file import (
     Fitted,
-    check_network,
+    default_model,
     model_for,
     network_record,
     pack,
@@ -57,7 +56,7 @@ log = logging.getLogger("vggfeat")
 
 @dataclass(frozen=True, slots=True)
 class ReduceSettings:
-    """How to reduce. Text as on the command line.
+    """Settings of a reduction, text as on the command line.
 
     Attributes:
         layers: layers of the cache, separated by commas; None is all that are vectors.
@@ -83,11 +82,7 @@ class ReduceSettings:
         return self.final_norm or ("l2" if self.whiten else "none")
 
     def check(self) -> None:
-        """Refuses what does not go together.
-
-        Raises:
-            UsageError: says what and why.
-        """
+        """Raise UsageError for settings that do not go together."""
         wrong = []
         if self.method not in REDUCE_METHODS:
             known = ", ".join(REDUCE_METHODS)
@@ -106,12 +101,12 @@ class ReduceSettings:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A layer that stays as it is, of that width."""
+    """A layer of some width that stays as it is."""
 
     width: int
 
     def apply(self, x: Values) -> Values:
-        """`x` itself."""
+        """Return `x` itself."""
         return x
 
 
@@ -121,7 +116,7 @@ LayerPart = ReductionFit | Kept
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reduction:
-    """What was fitted to each layer: turns its rows into rows of new layers.
+    """What was fitted to each layer; turns its rows into rows of new layers.
 
     Attributes:
         norm, final_norm: see `ReduceSettings`.
@@ -158,7 +153,7 @@ class Reduction:
         return Step({**step, "model_sha256": self.model} if self.model else step)
 
     def __call__(self, layers: Mapping[str, Values]) -> dict[str, Values]:
-        """New layers, float32 (n, width), of old ones, float32 (n, D)."""
+        """Return new layers, float32 (n, width), of old ones, float32 (n, D)."""
         new = {}
         for layer, part in self.parts.items():
             values = part.apply(normalise(layers[layer], self.norm))
@@ -190,21 +185,20 @@ def reduce(
     begin: Begin = "resume",
     on_progress: OnProgress | None = None,
 ) -> TransformReport:
-    """Makes a cache with shorter or standardised vectors of another's layers, or goes on with one.
+    """Reduce or standardize each layer of a cache into a new cache, or resume that.
 
-    Fitted in a stream to all rows that are done; the cache may be larger than memory.
+    The fit streams over all rows that are done; the cache may be larger than memory.
 
     Args:
         source: the cache with the layers.
         out: the new cache.
-        settings: how; the default is PCA to 128 dimensions of every vector.
+        settings: by default PCA of every vector to 128 dimensions.
         use: a model file of an earlier reduction, applied as it is; settings are then its own.
-        save: where to keep what is fitted; by default beside `out`, as `<out>.model.h5`. What is
-            there already is used again if it was fitted to the same.
+        save: where to keep what is fitted; by default beside `out`, as `<out>.model.h5`. An
+            existing file is used again if it was fitted to the same.
         dtype: of the stored features: `float16`, `float32`, or `int8`.
-        begin: what to do if `out` is there: `resume`, go on with it; `update`, also bring in images
-            that are new in the source and leave out those that are gone; `fresh`, fit and begin
-            again.
+        begin: what to do if `out` exists: `resume` it; `update`, also add images that are new in
+            the source and remove those that are gone; `fresh`, fit and begin again.
         on_progress: called after every block of rows.
 
     Raises:
@@ -215,7 +209,7 @@ def reduce(
         CacheMismatchError: `out` or the model was made from something else.
         LockedError: another run writes to `out`.
         SpaceError: the disk is full; rows written before are kept.
-        InterruptedRunError: SIGINT or SIGTERM; call again to go on.
+        InterruptedRunError: SIGINT or SIGTERM; call again to resume.
     """
     started = time.perf_counter()
     out = path_text(out)
@@ -226,14 +220,9 @@ def reduce(
         kept = _kept(cache, chosen)
         return derive(cache, out, kept, dtype=dtype, begin=begin, on_progress=on_progress)
     path = os.fspath(use if use is not None else save or default_model(out))
-    fitted = model_for(
-        path,
-        REDUCTION_KIND,
-        _asked(cache, chosen) if use is None else None,
-        lambda: _fit(cache, chosen),
-        fresh=begin == "fresh",
-    )
-    check_network(cache, fitted.parameters["network"], path)
+    requested = _requested(cache, chosen) if use is None else None
+    fit = partial(_fit, cache, chosen)
+    fitted = model_for(cache, path, REDUCTION_KIND, requested, fit, fresh=begin == "fresh")
     reduction = reduction_from(fitted)
     derived = derive(cache, out, reduction, dtype=dtype, begin=begin, on_progress=on_progress)
     notes, seconds = tuple(fitted.parameters["notes"]), time.perf_counter() - started
@@ -246,8 +235,8 @@ def _kept(cache: FeatureCache, settings: ReduceSettings) -> Reduction:
     return Reduction(settings.norm, settings.final, parts, "")
 
 
-def _asked(cache: FeatureCache, settings: ReduceSettings) -> dict[str, Any]:
-    """What a model must have been fitted to, to be used again."""
+def _requested(cache: FeatureCache, settings: ReduceSettings) -> dict[str, Any]:
+    """Return what a model must have been fitted to, to be used again."""
     return {
         **dataclasses.asdict(settings),
         "layers": list(chosen_layers(cache, settings.layers)),
@@ -277,14 +266,14 @@ def _fit(cache: FeatureCache, settings: ReduceSettings) -> Fitted:
         "norm": settings.norm,
         "final_norm": settings.final,
         "notes": [_note(layer, part) for layer, part in parts.items()],
-        "asked": _asked(cache, settings),
+        "asked": _requested(cache, settings),
         "network": network_record(cache, layers),
     }
     return Fitted(REDUCTION_KIND, parameters, arrays)
 
 
 def _blocks(cache: FeatureCache, layer: str, norm: Norm) -> Iterator[Values]:
-    """Done rows of a layer some at a time, normalised."""
+    """Yield done rows of a layer in blocks, normalised."""
     for _, layers in blocks_of(cache, (layer,), np.flatnonzero(cache.done)):
         yield normalise(layers[layer], norm)
 
@@ -299,11 +288,7 @@ def _note(layer: str, part: ReductionFit) -> str:
 
 
 def reduction_from(fitted: Fitted) -> Reduction:
-    """The reduction that a model file keeps.
-
-    Raises:
-        CacheError: something is missing in it.
-    """
+    """Return the reduction that a model file keeps; raise CacheError if a part is missing."""
     try:
         method = fitted.parameters["method"]
         kind: type[ReductionFit] = Pca if method == "pca" else Standardisation

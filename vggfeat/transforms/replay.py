@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from vggfeat.core.fusion_spec import recipe_from, recipe_of
 from vggfeat.errors import CacheError, CacheMismatchError
-from vggfeat.transforms.fuse import default_model, from_fitted
+from vggfeat.transforms.fuse import from_fitted
 from vggfeat.transforms.fusion import Fusion
-from vggfeat.transforms.model_file import load_fitted
+from vggfeat.transforms.model_file import default_model, load_fitted
 from vggfeat.transforms.reduce import Kept, Reduction, reduction_from
 
 if TYPE_CHECKING:
