@@ -223,7 +223,7 @@ def test_a_changed_cache_has_its_index_built_anew(
             file["features/conv1_1"][9] = 5 if name == "images/checksum" else 0
         caplog.clear()
         index = open_index(FeatureCache(tmp_path / "f.h5"), "conv1_1", "l2", path)
-        assert f"of the {left} done now some are others" in caplog.messages[0]
+        assert f"some of the {left} done now are others" in caplog.messages[0]
         assert index.info.rows == left
         assert 7 not in index.search(noise(1, 8), 50).rows
     assert index.search(np.full((1, 8), 5, np.float32), 1).scores.tolist() == [[0]]

@@ -93,7 +93,7 @@ class Duplicates:
         images: compared.
         pairs: that are near enough.
         groups: largest first, then nearest pair first.
-        warning: what to know of the cache's features, such as that their weights are random.
+        warning: what to know of the cache's features, e.g. that their weights are random.
     """
 
     cache: str
@@ -107,7 +107,7 @@ class Duplicates:
 
     @property
     def spare(self) -> int:
-        """Images that could go if one of each group stayed."""
+        """Redundant images: those that could go if one of each group stayed."""
         return sum(len(group.members) - 1 for group in self.groups)
 
 
@@ -120,14 +120,14 @@ def duplicates(
     metric: Metric = "cosine",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Duplicates:
-    """Finds images that are nearly alike, all with all, and what groups they form.
+    """Find pairs of images that are nearly alike, among all pairs, and the groups they form.
 
     Args:
         cache: done rows are compared.
         layer: a layer of vectors; may be left out where there is only one layer.
         threshold: least cosine of a pair, or with metric `l2` its largest distance.
         metric: `cosine` or `l2`.
-        on_progress: called with comparisons done, and all there are.
+        on_progress: called with the number of comparisons done, and of all.
 
     Raises:
         UsageError: a layer, metric or threshold that makes no sense.
@@ -164,7 +164,7 @@ def _check(threshold: float, metric: str) -> None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Task:
-    """What is compared: the rows, int64 (n,), of a layer."""
+    """The comparison of all pairs of rows, int64 (n,), of a layer."""
 
     cache: FeatureCache
     layer: str
@@ -174,12 +174,12 @@ class _Task:
 
     @property
     def least(self) -> float:
-        """The threshold as a similarity: see `Kernel`."""
+        """The threshold as a similarity, see `Kernel`."""
         return self.threshold if self.metric == "cosine" else -self.threshold * self.threshold / 2
 
     @property
     def step(self) -> int:
-        """Rows compared with the outer ones at a time."""
+        """Number of rows compared with the outer ones at a time."""
         return min(_OUTER_ROWS, block_rows(self.cache, [self.layer]))
 
     def query(self, rows: Rows) -> PreparedQuery:
@@ -189,7 +189,7 @@ class _Task:
         return query
 
     def near(self, similarity: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Which pairs are near enough, by the scores as they are shown."""
+        """Return which pairs are near enough, by the scores as they are shown."""
         scores, threshold = final_scores(similarity, self.metric), np.float32(self.threshold)
         near: NDArray[np.bool_] = (
             scores <= threshold if self.metric == "l2" else scores >= threshold
@@ -198,7 +198,7 @@ class _Task:
 
 
 class _Work:
-    """All pairs, some blocks at a time."""
+    """Compares all pairs, some blocks at a time."""
 
     def __init__(
         self, task: _Task, found: _Groups, on_progress: Callable[[int, int], None] | None
@@ -209,10 +209,10 @@ class _Work:
         self._lock = threading.Lock()
 
     def run(self, threads: int) -> None:
-        """Compares every row with every one behind it."""
+        """Compare every row with every one after it."""
         count = len(self._task.rows)
         outer = range(0, count, _OUTER_ROWS)
-        # The triangle, with the blocks on its edge whole.
+        # Pairs above the diagonal; blocks on the diagonal are compared whole.
         sizes = [min(_OUTER_ROWS, count - first) * (count - first) for first in outer]
         with ThreadPoolExecutor(threads) as pool:
             for number, first in enumerate(outer):
@@ -223,7 +223,7 @@ class _Work:
                     self._on_progress(sum(sizes[: number + 1]), sum(sizes))
 
     def _compare(self, first: int, query: PreparedQuery, start: int) -> None:
-        """Rows from place `start` on with the outer ones, which begin at place `first`."""
+        """Compare rows from place `start` on with the outer ones, from place `first` on."""
         task = self._task
         x = task.cache.values(task.layer, task.rows[start : start + task.step])  # (n, D)
         scores, error = similarities(x @ query.vectors.T, row_squares(x), query)
@@ -257,7 +257,7 @@ class _Groups:
         self._partners = np.full(count, count)
 
     def join(self, a: Rows, b: Rows, similarity: NDArray[np.float64]) -> None:
-        """Takes in pairs of places, int64 (p,) each."""
+        """Add pairs of places, int64 (p,) each."""
         self.pairs += len(a)
         for one, other in ((a, b), (b, a)):
             self._take(one, other, similarity)
@@ -268,7 +268,7 @@ class _Groups:
             np.minimum.at(self._parents, np.maximum(roots, others), np.minimum(roots, others))
 
     def _take(self, one: Rows, other: Rows, similarity: NDArray[np.float64]) -> None:
-        """Keeps the nearest partner of each, of equal ones the first."""
+        """Keep the nearest partner of each, of equal ones the first."""
         better = (similarity > self._best[one]) | (
             (similarity == self._best[one]) & (other < self._partners[one])
         )
@@ -287,7 +287,7 @@ class _Groups:
             roots = above
 
     def groups(self, task: _Task) -> tuple[DuplicateGroup, ...]:
-        """The groups of two and more, of the task whose rows the places are."""
+        """Return the groups of two and more, of the task whose rows the places are."""
         places = np.flatnonzero(self._partners < len(task.rows))
         roots = self._roots(places)
         order = np.argsort(roots, kind="stable")
@@ -304,7 +304,7 @@ class _Groups:
 
 
 def _scores(task: _Task, rows: Rows, partners: Rows) -> Values:
-    """Exact scores of pairs of rows, float32 (p,)."""
+    """Return the exact scores of pairs of rows, float32 (p,)."""
     scores = np.empty(len(rows), np.float32)
     for start in range(0, len(rows), _DECIDED_AT_ONCE):
         part = slice(start, start + _DECIDED_AT_ONCE)

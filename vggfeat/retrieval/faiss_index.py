@@ -245,7 +245,7 @@ def _current(path: str, source: IndexedLayer) -> Record | None:
     if record.source == source:
         return record
     _log.info(
-        "index %r is of %s, and of the %d done now some are others: building it anew",
+        "index %r is of %s, and some of the %d done now are others: building it anew",
         path,
         counted(record.source.rows, "image"),
         source.rows,

@@ -1,4 +1,4 @@
-"""What storing features in fewer bits costs: cosines to the wider ones, and changed neighbours."""
+"""The loss by storing features in fewer bits: cosines to the wider ones, changed neighbours."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ _NARROWER = {"float32": ("float16", "int8"), "float16": ("int8",), "int8": ()}
 
 @dataclass(frozen=True, slots=True)
 class LayerLoss:
-    """What one dtype costs one layer.
+    """Loss of one layer by one dtype.
 
     Attributes:
         layer: canonical spec.
-        dtype: whose cost it is.
-        reference: dtype of the features it is compared with.
+        dtype: that the features are stored in.
+        reference: dtype of the features they are compared with.
         row_bytes: of one row in `dtype`.
-        rows: looked at; each is a query among the others.
+        rows: compared; each is a query among the others.
         cosine_least, cosine_median: of a row to itself as it was.
         nearest_changed: share of the rows whose nearest neighbour, by cosine, is another one.
         nearest_kept: share of each row's ten nearest that still are, on average.
@@ -60,13 +60,14 @@ class LayerLoss:
 def measure_loss(
     cache: FeatureCache, *, against: FeatureCache | None = None, sample: int = LOSS_SAMPLE
 ) -> tuple[LayerLoss, ...]:
-    """What fewer bits would cost a cache, or what its own have cost.
+    """Measure the loss by the dtype of a cache, or by every narrower one.
 
     Args:
-        cache: whose layers.
-        against: a cache of the same images and layers in a wider dtype: then the cost is that of
-            `cache` itself as it is. Without it, of every dtype narrower than its own.
-        sample: rows to look at, spread evenly over those that are done.
+        cache: whose layers are measured.
+        against: a cache of the same images and layers in a wider dtype, which the features of
+            `cache` are compared with. Without it they are compared with themselves in every dtype
+            narrower than their own.
+        sample: rows to compare, spread evenly over those that are done.
 
     Raises:
         UsageError: nothing is narrower than the cache, or it has too few rows that are done.
@@ -87,7 +88,7 @@ def measure_loss(
     found: list[LayerLoss] = []
     for layer in cache.layers:
         most = max(2, _SAMPLE_BYTES // (4 * int(np.prod(cache.header.shapes[layer]))))
-        some, there = rows[:most], others[:most]
+        some, other = rows[:most], others[:most]
         if against is None:
             wide = _flat(cache.values(layer, some))
             found += [
@@ -95,7 +96,7 @@ def measure_loss(
                 for narrower in _NARROWER[dtype]
             ]
         else:
-            wide = _flat(against.values(layer, there))
+            wide = _flat(against.values(layer, other))
             narrow = _flat(cache.values(layer, some))
             found.append(_compare(layer, dtype, against.header.identity.dtype, wide, narrow))
     return tuple(found)
@@ -104,7 +105,7 @@ def measure_loss(
 def _rows(
     cache: FeatureCache, against: FeatureCache | None, sample: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows done in both, spread evenly and in an order of which any beginning is spread as well."""
+    """Return rows done in both, evenly spread, shuffled so that any first few are spread too."""
     rows = np.flatnonzero(cache.done)
     others = rows
     if against is not None:
@@ -126,7 +127,7 @@ def _flat(values: Values) -> Values:
 
 
 def _narrowed(wide: Values, dtype: str) -> Values:
-    """Values as they come back from `dtype`; int8 over the range of these very rows."""
+    """Round values to `dtype`; int8 over the range of these very rows."""
     if dtype == "float16":
         return to_float16(wide)[0].astype(np.float32)
     scales = Scales.over(wide.min(0), wide.max(0))
@@ -155,7 +156,7 @@ def _compare(layer: str, dtype: str, reference: str, wide: Values, narrow: Value
 
 
 def _nearest(unit: Values) -> NDArray[np.int64]:
-    """Positions of each row's nearest others by cosine, nearest first, (n, up to 10)."""
+    """Return the positions of each row's nearest others by cosine, (n, up to 10)."""
     cosines = inner_products(unit, unit)
     np.fill_diagonal(cosines, -np.inf)
     count = min(NEIGHBOURS, len(unit) - 1)

@@ -1,4 +1,4 @@
-"""Images as queries to a cache: through the network, weights and preprocessing it was made with."""
+"""Query images, through the network, weights and preprocessing that a cache was made with."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("vggfeat")
 
-_AT_ONCE = 16  # images a pass
+_BATCH_SIZE = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Undecodable:
-    """A query that gives no image.
+    """A query that could not be decoded.
 
     Attributes:
         path: as far as possible relative to the current directory.
@@ -48,7 +48,7 @@ class Undecodable:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Queries:
-    """Images ready to be searched with.
+    """Decoded query images and their features.
 
     Attributes:
         paths: of those that could be decoded, q of them, sorted.
@@ -74,13 +74,13 @@ def query_images(
     model_weights: str | os.PathLike[str] | None = None,
     use: Sequence[str | os.PathLike[str]] = (),
 ) -> Queries:
-    """Vectors of images, made as the cache's own were, but that they are never altered.
+    """Compute the features of images as the cache's own were, but never corrupt the images.
 
-    A cache of altered images (`--augment`) is searched with images as they are.
+    A cache of corrupted images (`--augment`) is searched with images as they are.
 
     Args:
-        cache: what is to be searched; it says how its features came about.
-        sources: images, folders, archives: see `sources.discover`.
+        cache: what is to be searched; it records how its features were made.
+        sources: images, folders, archives: see `discover`.
         layers: of the cache, canonical.
         device: for the network: see `Settings.device`.
         model_weights: the weights' file, where it is not found as the cache names it.
@@ -89,11 +89,11 @@ def query_images(
 
     Raises:
         InputError: a source is missing, or there is no image.
-        WeightsError: the weights cannot be had.
+        WeightsError: the weights were not found and could not be downloaded.
         CacheMismatchError: the weights or the fitted model are not those of the cache.
         DeviceError: no such device.
     """
-    manifest = discover(sources)
+    listed = discover(sources)
     replay = replay_to(cache, use)
     extractor = _extractor(cache, replay.specs or tuple(layers), device, model_weights)
     preprocess = dataclasses.replace(cache.header.identity.preprocess, augment=())
@@ -104,17 +104,17 @@ def query_images(
         )
     names, images, failures = [], [], []
     places, digests = [], []
-    for position in range(len(manifest)):
-        name = _shown(manifest.absolute(position))
+    for position in range(len(listed)):
+        name = _shown(listed.absolute(position))
         try:
-            with manifest.open(position) as stream:
+            with listed.open(position) as stream:
                 digest, content = read_digest(stream)
                 images.append(decode(content, preprocess, extractor.settings.max_pixels))
         except DecodeError as error:
             failures.append(Undecodable(name, str(error)))
         else:
             names.append(name)
-            places.append(manifest.absolute(position))
+            places.append(listed.absolute(position))
             digests.append(digest)
     if not names:
         return Queries((), {}, tuple(failures))
@@ -134,10 +134,10 @@ def _shown(path: bytes) -> str:
 
 
 def _vectors(extractor: Extractor, images: Sequence[NDArray[Any]]) -> dict[str, Values]:
-    """Features, float32 (q, D), of images (H, W, C), some at a time where they are alike."""
+    """Return features, float32 (q, D), of images (H, W, C), in batches where sizes are equal."""
     import torch
 
-    step = 1 if extractor.preprocess.crop == "none" else _AT_ONCE
+    step = 1 if extractor.preprocess.crop == "none" else _BATCH_SIZE
     parts = []
     for start in range(0, len(images), step):
         batch = torch.from_numpy(np.stack(images[start : start + step])).permute(0, 3, 1, 2)
@@ -151,7 +151,7 @@ def _extractor(
     device: str,
     model_weights: str | os.PathLike[str] | None,
 ) -> Extractor:
-    """The network that made the cache, on this machine."""
+    """Return the network that made the cache, on this machine."""
     identity = cache.header.identity
     config = cache.header.provenance.config
     known = {name: config[name] for name in SETTING_NAMES if name in config}

@@ -1,4 +1,4 @@
-"""`vggfeat search`: what images, or rows of a cache itself, find in it."""
+"""`vggfeat search`: the nearest images of a cache to query images, or to rows of its own."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """An image that was found.
+    """A search hit.
 
     Attributes:
         rank: from 1.
@@ -56,7 +56,7 @@ class Hit:
 
     @property
     def mark(self) -> str:
-        """What sets the hit apart, in words; mostly empty."""
+        """Remark on the hit, `the query itself` or `identical file`; mostly empty."""
         if self.is_self:
             return "the query itself"
         return "identical file" if self.identical else ""
@@ -64,7 +64,7 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one query found.
+    """The hits of one query.
 
     Attributes:
         query: path of the image, or its name in the cache.
@@ -79,7 +79,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """What a search came to.
+    """Outcome of a search.
 
     Attributes:
         cache: its path.
@@ -90,7 +90,7 @@ class SearchResult:
         answers: one a query, images before rows.
         failures: queries that give no image.
         index: that was searched, with the recall measured; None where the search was exact.
-        warning: what to know of the cache's features, such as that their weights are random.
+        warning: what to know of the cache's features, e.g. that their weights are random.
     """
 
     cache: str
@@ -120,7 +120,7 @@ def search(
     index: str | os.PathLike[str] | None = None,
     exclude_self: bool = False,
 ) -> SearchResult:
-    """Finds the images of a cache that are nearest to others; exact but for an index.
+    """Find the images of a cache that are nearest to query images; exact without an index.
 
     A query that is an image of the cache finds itself, and the hit says so.
 
@@ -132,19 +132,19 @@ def search(
         layers: one or more; may be left out where the cache has one only.
         weights: one a layer; equal by default. See `prepare_queries` for several layers.
         metric: `cosine`, `l2` or `dot`.
-        top: how many to find for each.
+        top: number of hits a query.
         device: for the network, and for the search where it is CUDA.
         model_weights: see `query_images`.
         use: likewise.
-        index: file of an index of the one layer; built where it is not there or of other rows, see
-            `open_index`. It may miss some images; scores are exact.
-        exclude_self: leave out hits that are the query itself; as many others are found.
+        index: file of an index of the one layer; built if it does not exist or is of other rows,
+            see `open_index`. It may miss some images; scores are exact.
+        exclude_self: leave out hits that are the query itself; others take their place.
 
     Raises:
         UsageError: choices that make no sense, no query, or faiss is not installed.
         InputError: a query is missing, or nothing is done yet.
         TooManyFailuresError: no query could be decoded.
-        WeightsError: the weights cannot be had.
+        WeightsError: the weights were not found and could not be downloaded.
         CacheError: not a cache of ours, without such a layer, or made with other weights; an index
             of another cache, or damaged.
         DeviceError: no such device.
@@ -164,36 +164,36 @@ def search(
     check_layers(opened, names, shares, metric)
     if index is not None and len(names) > 1:
         raise UsageError(f"an index is of one layer, not of {', '.join(names)}; name one")
-    asked = Queries((), {}, ())
+    decoded = Queries((), {}, ())
     if queries:
-        asked = query_images(
+        decoded = query_images(
             opened, queries, names, device=device, model_weights=model_weights, use=use
         )
-    findings = SearchResult(opened.path, names, shares, metric, images, (), asked.failures)
-    if not asked.paths and not own:
-        raise TooManyFailuresError(_none_decoded(asked.failures), findings)
-    known = _queries(opened, asked, own)
+    result = SearchResult(opened.path, names, shares, metric, images, (), decoded.failures)
+    if not decoded.paths and not own:
+        raise TooManyFailuresError(_none_decoded(decoded.failures), result)
+    known = _queries(opened, decoded, own)
     left_out = np.array([q.own if exclude_self or q.row is not None else -1 for q in known])
-    wanted = _asked(opened, names, shares, asked.vectors, own)
+    by_layer = _layer_queries(opened, names, shares, decoded.vectors, own)
     used = None if index is None else open_index(opened, names[0], metric, index)
 
     def find(count: int) -> Nearest:
         if used is not None:
-            return used.search(wanted[0].vectors, count, left_out=left_out)
+            return used.search(by_layer[0].vectors, count, left_out=left_out)
         place = device if queries else "cpu"
-        return nearest(opened, wanted, count, metric, left_out=left_out, device=place)
+        return nearest(opened, by_layer, count, metric, left_out=left_out, device=place)
 
     answers = _answers(opened, known, find, top, metric, exclude_self=exclude_self)
     info = None if used is None else used.info
-    return replace(findings, answers=answers, index=info, warning=warn_of_cache(opened))
+    return replace(result, answers=answers, index=info, warning=warn_of_cache(opened))
 
 
 @dataclass(frozen=True, slots=True)
 class _Query:
-    """What is known of a query.
+    """A query and where it is from.
 
     Attributes:
-        label: what it is called.
+        label: path of the image, or its name in the cache.
         row: of the cache that it was taken from, else None.
         own: row of the image at its path, or -1.
         digest: SHA-256 of its bytes, or zeros.
@@ -205,18 +205,18 @@ class _Query:
     digest: bytes
 
 
-def _queries(cache: FeatureCache, asked: Queries, own: Sequence[int]) -> list[_Query]:
-    """Images first, then rows."""
+def _queries(cache: FeatureCache, decoded: Queries, own: Sequence[int]) -> list[_Query]:
+    """Return the queries: images first, then rows."""
     images = [
         _Query(path, None, _own_row(cache, place), digest)
-        for path, place, digest in zip(asked.paths, asked.places, asked.digests, strict=True)
+        for path, place, digest in zip(decoded.paths, decoded.places, decoded.digests, strict=True)
     ]
     rows = [_Query(cache.name(row), row, row, cache.digests[row].tobytes()) for row in own]
     return images + rows
 
 
 def _own_row(cache: FeatureCache, place: bytes) -> int:
-    """The row of the image at an absolute path or address; -1 without one."""
+    """Return the row of the image at an absolute path or address; -1 without one."""
     above = cache.header.provenance.root.rstrip(b"/") + b"/"
     if not place.startswith(above):
         return -1
@@ -235,7 +235,7 @@ def _answers(
     *,
     exclude_self: bool,
 ) -> tuple[Answer, ...]:
-    """What each query found, `top` hits at most; asks for more where itself is to be left out."""
+    """Return `top` hits a query; search for more where hits on itself are left out."""
     count = top
     while True:
         found = find(count)
@@ -246,7 +246,7 @@ def _answers(
         if not exclude_self:
             break
         others = [[hit for hit in some if not hit.is_self] for some in hits]
-        # Files that are the same to the byte may be many, and stand first.
+        # Byte-identical files may be many, and rank first.
         complete = all(
             len(kept) >= top or len(some) < count for kept, some in zip(others, hits, strict=True)
         )
@@ -265,7 +265,7 @@ def _answers(
 def _layers(
     cache: FeatureCache, layers: Sequence[str], weights: Sequence[float]
 ) -> tuple[tuple[str, ...], tuple[float, ...]]:
-    """Canonical names, and weights that add up to 1."""
+    """Return canonical names, and weights that add up to 1."""
     names = tuple(cache.canonical(layer) for layer in layers) or (only_layer(cache),)
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -292,31 +292,31 @@ def _row(cache: FeatureCache, name: str | int) -> int:
     return name
 
 
-def _asked(
+def _layer_queries(
     cache: FeatureCache,
     layers: Sequence[str],
     weights: Sequence[float],
     vectors: Mapping[str, Values],
     own: Sequence[int],
 ) -> list[LayerQuery]:
-    """Queries by each layer: images first, then rows."""
-    asked = []
+    """Return the queries by each layer: images first, then rows."""
+    queries = []
     for layer, weight in zip(layers, weights, strict=True):
         parts = [cache.values(layer, np.array(own, np.int64))]
         if layer in vectors:
             parts.insert(0, vectors[layer])
-        asked.append(LayerQuery(layer, np.concatenate(parts), weight))
-    return asked
+        queries.append(LayerQuery(layer, np.concatenate(parts), weight))
+    return queries
 
 
 def _hits(
     cache: FeatureCache, query: _Query, rows: NDArray[np.int64], scores: Values, metric: Metric
 ) -> list[Hit]:
-    there = rows >= 0
-    rows, scores = rows[there], scores[there]
-    wanted = np.frombuffer(query.digest, np.uint8)
+    found = rows >= 0
+    rows, scores = rows[found], scores[found]
+    digest = np.frombuffer(query.digest, np.uint8)
     same = np.full(len(rows), any(query.digest))
-    same &= (np.asarray(cache.digests[rows]) == wanted).all(1)
+    same &= (np.asarray(cache.digests[rows]) == digest).all(1)
     itself = same if query.own < 0 else rows == query.own
     return [
         Hit(rank, row, cache.name(row), score, 1 / (1 + score) if metric == "l2" else score, *marks)
