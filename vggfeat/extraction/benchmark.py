@@ -90,7 +90,7 @@ def bench(
     folder: str | os.PathLike[str] = ".",
     seconds: float = 2.0,
 ) -> Bench:
-    """Measures decoding, the network and the disk one after the other, each for a few seconds.
+    """Measure decoding, the network and the disk one after the other, each for a few seconds.
 
     Args:
         settings: layers, model, weights, device, preprocessing; precision and batch size are
@@ -146,7 +146,7 @@ def bench(
 def _limit(
     decode_rate: float, workers: int, forward: float, write: float, device_type: str
 ) -> tuple[str, float]:
-    """What is slowest, and the rate of all together; on a CPU decoding takes from the network."""
+    """Return what is slowest and the joint rate; on a CPU decoding takes cores from the network."""
     cores = usable_cores()
     decoding = decode_rate * max(1, min(workers, cores))
     rates = {"decoding": decoding, "network": forward, "disk": write}
@@ -158,7 +158,7 @@ def _limit(
 
 
 def _sample(sources: Sequence[str | os.PathLike[str]]) -> list[bytes]:
-    """Files of images spread evenly over all that the sources name."""
+    """Read files of images spread evenly over all that the sources name."""
     images = discover(sources)
     files = []
     for position in images.spread(_SAMPLE).tolist():
@@ -171,7 +171,7 @@ def _sample(sources: Sequence[str | os.PathLike[str]]) -> list[bytes]:
 
 
 def _synthetic(seed: int) -> bytes:
-    """A JPEG about as large and as hard as an ImageNet photograph, 500 x 375."""
+    """Make a JPEG about as large and as slow to decode as an ImageNet photograph, 500 x 375."""
     noise = np.random.default_rng(seed)
     canvas = np.full((375, 500, 3), 127.0)
     for cells, strength in ((4, 45.0), (16, 30.0), (64, 20.0), (160, 14.0), (500, 7.0)):
@@ -226,7 +226,7 @@ def _batch_sizes(extractor: Extractor) -> tuple[int, ...]:
 
 
 def _smallest_good(tried: Sequence[Forward]) -> Forward:
-    """The smallest batch that no larger one beats by more than a little."""
+    """Return the smallest batch size that no larger one beats by more than a little."""
     fastest = max(one.images_per_second for one in tried)
     good = [one for one in tried if one.images_per_second * _WORTH_IT >= fastest]
     return min(good, key=lambda one: one.batch_size)
@@ -258,7 +258,7 @@ def _batch(count: int, preprocess: Preprocess, *, pin: bool) -> DecodedBatch:
 
 
 def _write_rate(folder: str, seconds: float) -> float:
-    """Bytes a second that reach the disk of `folder`."""
+    """Measure the bytes a second that reach the disk of `folder`."""
     block = np.random.default_rng(0).bytes(_BLOCK_BYTES)  # nothing compresses it
     try:
         with tempfile.TemporaryFile(dir=folder) as file:

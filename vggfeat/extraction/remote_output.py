@@ -1,9 +1,8 @@
-"""Outputs in object stores: made on this machine, put there when complete, gone on with from there.
+"""Outputs in object stores: made on this machine, uploaded when complete, resumed from the store.
 
-An object cannot be written in the middle. So a run works on a file here, which survives a kill as
-any other does, and the store gets it whole once no row of it is pending. Of a sharded output that
-is each shard by itself, while the others are still under way, and at last the manifest: readers see
-the whole cache or none.
+An object cannot be written in part. So a run works on a local file, which survives a kill as any
+cache does, and uploads it once no row is pending. Of a sharded output each shard is uploaded by
+itself while others are in progress, and the manifest last: readers see the whole cache or none.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ log = logging.getLogger("vggfeat")
 
 
 def scratch_place(address: str, scratch: str | None = None) -> str:
-    """Where the output at `address` is worked on: always the same file or folder here.
+    """Return where the output at `address` is made: always the same local file or folder.
 
     Args:
         address: with its scheme.
@@ -144,7 +143,7 @@ class _Stamp:
 
 @dataclass(slots=True)
 class _Output:
-    """One output, here and there: its files by name, one file or a manifest and shards."""
+    """One output, local and in the store: its files by name, one file or a manifest and shards."""
 
     address: str
     work: str
@@ -164,14 +163,14 @@ class _Output:
         return MANIFEST if self.sharded else os.path.basename(self.work)
 
     def path(self, name: str) -> str:
-        """Where a file of it lies here."""
+        """Return the local path of one of its files."""
         return os.path.join(self.work, name) if self.sharded else self.work
 
     def _address(self, name: str) -> str:
         return f"{self.address}/{name}" if self.sharded else self.address
 
     def find_stored(self) -> None:
-        """Asks the store which files of the output it has."""
+        """Ask the store which files of the output it has."""
         try:
             there = look_up(self.address)
             if there is not None and there.folder != self.sharded:
@@ -193,7 +192,7 @@ class _Output:
         }
 
     def is_stored(self, name: str) -> bool:
-        """Whether a file is as it was when the store was given it, or it was fetched."""
+        """Return whether a local file is as it was when it was uploaded or downloaded."""
         try:
             status = os.stat(self.path(name))
         except FileNotFoundError:
@@ -210,7 +209,7 @@ class _Output:
         write_bytes(f"{self.work}.stored", json.dumps(plain).encode())
 
     def take_what_is_newer(self) -> None:
-        """Fetches what the store has of it, where that is another than what was put there last."""
+        """Download the files of the store where they are not those that were uploaded last."""
         there, known = self.stored.get(self.anchor), self._stamps.get(self.anchor)
         here = os.path.exists(self.path(self.anchor))
         if there is None or (here and known is not None and known.tag in (there.tag, _SENDING)):
@@ -235,7 +234,7 @@ class _Output:
         return [MANIFEST, *(shard.name for shard in shards if shard.name)]
 
     def put(self, name: str) -> None:
-        """Uploads a file unless the store has it as it is."""
+        """Upload a file unless the store has it as it is."""
         if not self.is_stored(name):
             # Killed from here on, what lies there is ours, or what ours was to take the place of.
             self._stamp(name, _SENDING)
@@ -243,7 +242,7 @@ class _Output:
             self._stamp(name, self.stored[name].tag)
 
     def is_complete(self, name: str) -> bool:
-        """Whether a file has no row left to do."""
+        """Return whether no row of a file is pending."""
         return not (FeatureCache(self.path(name)).state == RowState.PENDING).any()
 
     def put_what_is_complete(self) -> None:
@@ -277,7 +276,7 @@ class _Output:
 
 
 class _Uploader(threading.Thread):
-    """Puts each shard in the store as soon as it is complete, beside the run that makes them.
+    """Uploads each shard as soon as it is complete, in a thread beside the run that makes them.
 
     What it cannot put is told, and left to the end of the run, whose error it then is.
     """
@@ -305,7 +304,7 @@ class _Uploader(threading.Thread):
             self.join(_LAST_UPLOAD_SECONDS if stopped else None)
 
     def run(self) -> None:
-        """Looks for complete shards every few seconds."""
+        """Look for complete shards every few seconds."""
         while not self._over.wait(_LOOKED_EVERY_SECONDS):
             try:
                 self._look()

@@ -144,7 +144,7 @@ def trace(
     crop: Crop | None = None,
     batch: int = 1,
 ) -> Trace:
-    """Follows an image, or an input of some size, through the network.
+    """Follow an image, or an input of some size, through the network.
 
     Args:
         photo: an image file; None to begin with the network's input.
@@ -193,7 +193,7 @@ def _sides(text: str | None, *, square: bool) -> tuple[int, int] | None:
 
 
 def _preprocess(settings: Settings, size: int | None) -> Preprocess:
-    """As `extract` would have it, but of sizes too that `extract` refuses."""
+    """Return the preprocessing of `extract`, for sizes too that `extract` refuses."""
     own = settings.preprocess()
     if size is None:
         return own
@@ -204,7 +204,7 @@ def _preprocess(settings: Settings, size: int | None) -> Preprocess:
 
 
 def _look(weights: str | None, model: str) -> Checkpoint | None:
-    """Names and shapes of a weight file's tensors."""
+    """Read the names and shapes of the tensors of a weight file."""
     if weights is None:
         return None
     known = find_weights(weights, model)
@@ -216,7 +216,7 @@ def _look(weights: str | None, model: str) -> Checkpoint | None:
 
 
 def read_photo(path: str, preprocess: Preprocess, max_pixels: int) -> Photo:
-    """Looks at an image file and decodes it as a run would.
+    """Read an image file and decode it as a run would.
 
     Raises:
         DecodeError: there is no such file, or it may not be read.
@@ -362,7 +362,7 @@ def _tensor(name: str, by: str, shape: tuple[int, ...], stride: int = 0, params:
 
 
 def _too_small(layers: Sequence[Layer], sides: tuple[int, int]) -> Problem | None:
-    """The first pooling that leaves nothing of the map, in torch's words."""
+    """Return the first pooling that leaves nothing of the map, in torch's words."""
     before = (0, 0)
     for layer in layers:
         if not layer.is_map:
