@@ -273,7 +273,7 @@ def test_the_command(photo: Path) -> None:
         (["--crop", "pad"], 2, "crop pad is done to a photo"),
         (["photo.jpg", "--crop", "middle"], 2, "crop is 'middle'; expected one of center"),
         (["--model", "vgg12"], 2, "model 'vgg12' is not known"),
-        (["--weights", "none.pth"], 3, "'none.pth' is not there"),
+        (["--weights", "none.pth"], 3, "'none.pth' not found"),
         (["--weights", "nothing"], 2, "weights 'nothing' are not known"),
     ],
 )

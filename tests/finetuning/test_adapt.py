@@ -523,7 +523,7 @@ def test_once_done_the_same_command_only_tells(ready: Path) -> None:
         (["--epochs", "0", "--trainable", "fc6"], 2, "epochs is 0"),
         (["--out", "w.pth"], 2, "expected a name that ends in .safetensors"),
         (["--out", "gone/w.safetensors"], 2, "folder"),
-        (["--weights", "gone.pth"], 3, "'gone.pth' is not there"),
+        (["--weights", "gone.pth"], 3, "'gone.pth' not found"),
     ],
 )
 def test_wrong_requests(ready: Path, words: list[str], code: int, message: str) -> None:

@@ -186,4 +186,4 @@ def test_unknown_transform() -> None:
 def test_usage(tmp_path: Path) -> None:
     """A weight file that is not there is named, whatever its suffix."""
     for name in ("w.h5", "w.keras", "w.ckpt", "w.pth.tar", "w.bin"):
-        assert_one_line(vggfeat("trace", "--weights", name, cwd=tmp_path), 3, "is not there")
+        assert_one_line(vggfeat("trace", "--weights", name, cwd=tmp_path), 3, "not found")

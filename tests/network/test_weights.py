@@ -99,7 +99,7 @@ def test_a_file_is_found_with_its_digest(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["gone.pth", "gone.pt", "folder/gone.safetensors"])
 def test_a_missing_file_is_named(name: str) -> None:
     """A weight file that is not there is an error that names it."""
-    with pytest.raises(WeightsError, match=f"weights file '{name}' is not there"):
+    with pytest.raises(WeightsError, match=f"weights file '{name}' not found"):
         find_weights(name, "vgg19")
 
 
@@ -330,7 +330,8 @@ def test_offline_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> N
             find_weights("imagenet", "vgg19")
     message = str(caught.value)
     path = os.path.join(weights_folder(), "vgg19-dcbb9e9d.pth")
-    for part in (f"are not at {path}", address, "VGGFEAT_WEIGHTS_URL", "--weights FILE", "refused"):
+    found = f"not found at {path}"
+    for part in (found, address, "VGGFEAT_WEIGHTS_URL", "--weights FILE", "refused"):
         assert part in message
     assert caught.value.exit_code == 3
     assert not Path(weights_folder()).exists()

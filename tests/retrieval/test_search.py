@@ -375,7 +375,7 @@ def test_the_weights_must_be_those_of_the_cache(workplace: Path, tmp_path: Path)
     (tmp_path / "mine.pth").rename(tmp_path / "there" / "mine.pth")
     ask = ["search", "mine.h5", str(workplace / "images" / "a" / "01.png"), "--layer", "conv1_1",
            "--top", "1"]  # fmt: skip
-    assert_one_line(vggfeat(*ask, cwd=tmp_path), 3, "'mine.pth' is not there", "--model-weights")
+    assert_one_line(vggfeat(*ask, cwd=tmp_path), 3, "'mine.pth' not found", "--model-weights")
     done = vggfeat(*ask, "--model-weights", "other.pth", cwd=tmp_path)
     assert_one_line(done, 5, "weights 'other.pth' are not those", "mine.pth")
     done = vggfeat(*ask, "--model-weights", "there/mine.pth", cwd=tmp_path)

@@ -124,7 +124,7 @@ def find_weights(name: str, model: str) -> Weights:
         return _published_weights(name, file)
     if not os.path.isfile(name):
         if name.endswith(_SUFFIXES) or os.sep in name:
-            raise WeightsError(f"weights file {name!r} is not there")
+            raise WeightsError(f"weights file {name!r} not found")
         raise UsageError(
             f"weights {name!r} are not known; expected imagenet, features (vgg16 only), "
             "random[:SEED], or a file such as .pth, .safetensors or .h5"
@@ -181,9 +181,9 @@ def _fetch_published(file: str, path: str, prefix: str) -> None:
         download_weights(url, path, prefix)
     except WeightsError as error:
         raise WeightsError(
-            f"weights {file} are not at {path} and could not be had: {error}. Put the file there, "
-            f"name a mirror in {BASE_URL_VARIABLE}, or use --weights FILE, "
-            "or --weights random:0 to try things out"
+            f"weights {file} not found at {path} and could not be downloaded: {error}. Put it "
+            f"there, name a mirror in {BASE_URL_VARIABLE}, or use --weights FILE, or "
+            "--weights random:0 to try things out"
         ) from error
 
 
