@@ -1,4 +1,4 @@
-"""Fixed alterations: each against another library, all of them as properties, and in whole runs."""
+"""Fixed corruptions: each against another library, all of them as properties, and in whole runs."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_jpeg_of_an_image_that_is_too_long() -> None:
     """What no JPEG can hold fails as any bad image does, with both sides and the limit."""
     data = saved(Image.new("RGB", (65_501, 2)), "PNG")
     wanted = Preprocess(size=32, resize=None, crop="squash", augment=("jpeg",))
-    with pytest.raises(DecodeError, match=r"^alteration jpeg: 65501 x 2 pixels; at most 65500 a"):
+    with pytest.raises(DecodeError, match=r"^corruption jpeg: 65501 x 2 pixels; at most 65500 a"):
         decode(io.BytesIO(data), wanted, LIMIT)
 
 
@@ -220,8 +220,8 @@ def test_occluding_hides_the_middle() -> None:
     width=st.integers(1, 70),
     height=st.integers(1, 70),
 )
-def test_any_alteration_of_any_image(names: list[Corruption], width: int, height: int) -> None:
-    """Alterations repeat exactly, go in order, keep the size or cut, and leave their input."""
+def test_any_corruption_of_any_image(names: list[Corruption], width: int, height: int) -> None:
+    """Corruptions repeat exactly, go in order, keep the size or cut, and leave their input."""
     image, twin = picture(width, height), picture(width, height)
     altered = corrupt(image, tuple(names))
     assert altered.mode == "RGB"
@@ -237,23 +237,23 @@ def test_any_alteration_of_any_image(names: list[Corruption], width: int, height
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_each_alteration_alters(name: Corruption) -> None:
+def test_each_corruption_alters(name: Corruption) -> None:
     """No name stands for doing nothing."""
     image = picture(64, 48)
     altered = pixels(image, name)
     assert altered.shape != (48, 64, 3) or (altered != np.asarray(image)).any()
 
 
-def test_no_alteration_is_the_image_itself() -> None:
+def test_no_corruption_is_the_image_itself() -> None:
     """Without names nothing is copied."""
     image = picture(9, 9)
     assert corrupt(image, ()) is image
 
 
 def test_the_table_of_the_documents_is_the_list() -> None:
-    """Each alteration has its function and its line, in one order."""
+    """Each corruption has its function and its line, in one order."""
     page = (REPOSITORY / "docs" / "IMAGES.md").read_text()
-    section = page.partition("## Alterations")[2].partition("\n## ")[0]
+    section = page.partition("## Corruptions")[2].partition("\n## ")[0]
     assert tuple(re.findall(r"^\| `(\w+)`", section, flags=re.MULTILINE)) == CORRUPTIONS
     assert tuple(module._STEPS) == CORRUPTIONS
 
@@ -277,8 +277,8 @@ def test_unknown_names_come_in_one_message() -> None:
     )
 
 
-def test_settings_name_a_wrong_alteration_beside_all_else() -> None:
-    """Alterations are checked with the other settings, all at once."""
+def test_settings_name_a_wrong_corruption_beside_all_else() -> None:
+    """Corruptions are checked with the other settings, all at once."""
     with pytest.raises(UsageError) as caught:
         Settings(layers="fc9", augment="sepia", size=3)
     for words in ("augment 'sepia' is not known", "size is 3", "'fc9'"):
@@ -288,7 +288,7 @@ def test_settings_name_a_wrong_alteration_beside_all_else() -> None:
 
 
 def test_settings_from_a_file(tmp_path: Path) -> None:
-    """A TOML file gives alterations as text or as a list; a flag overrides it, also with none."""
+    """A TOML file gives corruptions as text or as a list; a flag overrides it, also with none."""
     for value in ('"crop,mirror"', '["crop", "mirror"]'):
         (tmp_path / "mine.toml").write_text(f'layers = "fc7"\naugment = {value}\n')
         made = make_settings(str(tmp_path / "mine.toml"), {"augment": None})
@@ -298,8 +298,8 @@ def test_settings_from_a_file(tmp_path: Path) -> None:
         assert plain.preprocess() == Settings(layers="fc7").preprocess()
 
 
-def test_only_alterations_that_are_set_are_recorded() -> None:
-    """What a file records without alterations is what it did before there were any."""
+def test_only_corruptions_that_are_set_are_recorded() -> None:
+    """What a file records without corruptions is what it did before there were any."""
     plain, altered = (
         Settings(layers="fc7", augment=text).preprocess() for text in ("", "blur,crop")
     )
@@ -309,7 +309,7 @@ def test_only_alterations_that_are_set_are_recorded() -> None:
 
 @pytest.mark.parametrize("name", ["crop", "mirror", "noise", "shuffle"])
 def test_the_upright_image_is_altered_before_it_is_resized(name: Corruption) -> None:
-    """Decoding with an alteration is decoding the altered file, whatever the EXIF orientation."""
+    """Decoding with a corruption is decoding the altered file, whatever the EXIF orientation."""
     image = picture(150, 100)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -319,8 +319,8 @@ def test_the_upright_image_is_altered_before_it_is_resized(name: Corruption) -> 
     np.testing.assert_array_equal(decode(io.BytesIO(lying), altered, LIMIT), expected)
 
 
-def test_fast_decoding_keeps_every_pixel_for_alterations() -> None:
-    """With an alteration a JPEG is not shrunk while it is decoded, as it is without."""
+def test_fast_decoding_keeps_every_pixel_for_corruptions() -> None:
+    """With a corruption a JPEG is not shrunk while it is decoded, as it is without."""
     data = saved(picture(1200, 900), "JPEG")
 
     def decoded(how: Any, *names: Corruption) -> Pixels:
@@ -332,7 +332,7 @@ def test_fast_decoding_keeps_every_pixel_for_alterations() -> None:
         np.testing.assert_array_equal(decoded("fast", *names), decoded("exact", *names))
 
 
-def test_the_limit_of_pixels_holds_behind_alterations() -> None:
+def test_the_limit_of_pixels_holds_behind_corruptions() -> None:
     """A strip that becomes too large once its altered form is resized fails and says so."""
     data = saved(picture(900, 12), "PNG")
     wanted = Preprocess(size=64, resize=None, crop="none", augment=("zoom",))
@@ -343,8 +343,8 @@ def test_the_limit_of_pixels_holds_behind_alterations() -> None:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with images, the same ones mirrored, and a cache of the first without alteration."""
-    folder = tmp_path_factory.mktemp("alterations")
+    """A folder with images, the same ones mirrored, and a cache of the first without corruption."""
+    folder = tmp_path_factory.mktemp("corruptions")
     write_images(folder / "images", 4)
     (folder / "mirrored").mkdir()
     for path in (folder / "images").iterdir():
@@ -373,7 +373,7 @@ def test_extracting_mirrored_is_extracting_the_mirrored_files(workplace: Path) -
     np.testing.assert_array_equal(altered.paths, plain.paths)
 
 
-def test_no_alteration_changes_nothing(workplace: Path) -> None:
+def test_no_corruption_changes_nothing(workplace: Path) -> None:
     """`--augment ''` gives the file that no such option gives, and goes on with it."""
     extract(workplace, "images", "none.h5", "--augment", "")
     assert contents(workplace / "none.h5") == contents(workplace / "plain.h5")
@@ -383,8 +383,8 @@ def test_no_alteration_changes_nothing(workplace: Path) -> None:
         assert "augment" not in json.loads(none.attrs["preprocess"])
 
 
-def test_alterations_do_not_mix_in_one_file(workplace: Path) -> None:
-    """A file made without an alteration, or in another order, is refused with exit 5."""
+def test_corruptions_do_not_mix_in_one_file(workplace: Path) -> None:
+    """A file made without a corruption, or in another order, is refused with exit 5."""
     done = vggfeat(
         "extract", "images", *SMALL, "--augment", "crop", "--out", "plain.h5", cwd=workplace
     )
@@ -399,7 +399,7 @@ def test_alterations_do_not_mix_in_one_file(workplace: Path) -> None:
     )
 
 
-def test_an_unknown_alteration_is_wrong_usage(workplace: Path) -> None:
+def test_an_unknown_corruption_is_wrong_usage(workplace: Path) -> None:
     """A name that is not known ends in exit 2 before anything is made."""
     done = vggfeat(
         "extract", "images", *SMALL, "--augment", "crpo", "--out", "no.h5", cwd=workplace
@@ -408,8 +408,8 @@ def test_an_unknown_alteration_is_wrong_usage(workplace: Path) -> None:
     assert not (workplace / "no.h5").exists()
 
 
-def test_inspect_shows_alterations(workplace: Path) -> None:
-    """The summary of a file names its alterations, as words and as JSON; a dash where none."""
+def test_inspect_shows_corruptions(workplace: Path) -> None:
+    """The summary of a file names its corruptions, as words and as JSON; a dash where none."""
     extract(workplace, "images", "shown.h5", "--augment", "noise,zoom")
     words = {
         name: vggfeat("inspect", f"{name}.h5", cwd=workplace).stdout for name in ("shown", "plain")
@@ -424,9 +424,9 @@ def test_inspect_shows_alterations(workplace: Path) -> None:
 
 
 def test_an_image_that_cannot_be_altered_is_a_failed_row(tmp_path: Path) -> None:
-    """An alteration that fails costs its image, and the row tells why."""
+    """A corruption that fails costs its image, and the row tells why."""
     write_images(tmp_path / "images", 1)
     Image.new("RGB", (66_000, 1)).save(tmp_path / "images" / "long.png")
     extract(tmp_path, "images", "f.h5", "--augment", "jpeg")
     (failure,) = library.open(tmp_path / "f.h5").failures()
-    assert failure.reason.startswith("alteration jpeg: 66000 x 1 pixels")
+    assert failure.reason.startswith("corruption jpeg: 66000 x 1 pixels")

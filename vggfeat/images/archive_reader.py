@@ -111,11 +111,13 @@ class ArchiveMember(NamedTuple):
 
 @contextlib.contextmanager
 def open_member(archive: bytes, stamp: Stamp, place: Place) -> Iterator[BinaryIO]:
-    """The bytes of one member of the file `archive`, which was as `stamp` says when listed.
+    """Open one member of an archive, held in memory.
 
-    Raises:
-        DecodeError: the archive is gone or another one by now, or the member is missing,
-            encrypted, damaged, too large, or compressed in a way that is not known.
+    Args:
+        archive: path of the archive.
+        stamp: of the archive when it was listed; raises DecodeError if it has another one by now.
+        place: of the member; raises DecodeError if it is missing, encrypted, damaged, too large, or
+            compressed by an unknown method.
     """
     if place.offset == MISSING:
         raise DecodeError("no such member in the archive")
@@ -137,17 +139,13 @@ def open_member(archive: bytes, stamp: Stamp, place: Place) -> Iterator[BinaryIO
 class ArchiveReader:
     """An archive opened for reading at any offset.
 
+    Offsets are those of the unpacked tar. A compressed tar is read forward only: an offset before
+    the last one read means unpacking from the beginning again.
+
     Args:
-        path: the archive.
-        tar: whether to look through the compression of the whole, as tar archives have it.
-
-    Offsets are those of the unpacked tar. Through a compression reading goes forward only, and
-    begins anew for an offset that lies behind.
-
-    Raises:
-        OSError: the archive cannot be opened.
-        DecodeError: it is not a regular file.
-        InputError: it is compressed by zstd, and nothing is installed that unpacks it.
+        path: the archive; raises DecodeError if it is no regular file.
+        tar: whether to unpack the whole, which may be compressed; raises InputError if it is by
+            zstd, and nothing is installed that unpacks that.
     """
 
     def __init__(self, path: bytes, *, tar: bool) -> None:
@@ -165,16 +163,14 @@ class ArchiveReader:
             raise
 
     def changed(self) -> bool:
-        """Whether the open file was written to since."""
+        """Return whether the file has been written to since it was opened."""
         status = os.fstat(self.file.fileno())
         return Stamp(status.st_size, status.st_mtime_ns) != self.stamp
 
     def read(self, offset: int, count: int) -> bytes:
-        """`count` bytes from `offset`, or fewer where the archive ends.
+        """Return `count` bytes from `offset`, or fewer where the archive ends.
 
-        Raises:
-            DamagedError: they cannot be unpacked.
-            OSError: they cannot be read.
+        Raises DamagedError if they cannot be unpacked, OSError if they cannot be read.
         """
         if not self.compression:
             return self._read_plain(offset, count)
@@ -234,7 +230,7 @@ class ArchiveReader:
         self._stream, self._position = None, 0
 
     def _unpacking(self) -> Any:
-        """The unpacked bytes as a stream; closing it leaves the file open."""
+        """Return the unpacked bytes as a stream; closing it leaves the file open."""
         if self.compression == "gzip":
             return gzip.GzipFile(fileobj=self.file)
         if self.compression == "bzip2":
@@ -262,12 +258,12 @@ _MAGICS = (
 
 
 def _compression(beginning: bytes) -> str:
-    """How a file is compressed, by its first bytes, since names are often wrong; '' for not."""
+    """Return how a file is compressed, by its first bytes: names are often wrong; "" for not."""
     return next((name for magic, name in _MAGICS if beginning.startswith(magic)), "")
 
 
 def _zstd(path: bytes) -> Any:
-    """The module that unpacks zstd: the standard library's own, or the package `zstandard`."""
+    """Return the module for zstd: the standard library's own, or the package `zstandard`."""
     try:
         import compression.zstd as module  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
@@ -304,7 +300,7 @@ def _forget(path: bytes) -> None:
 
 
 def close_archives() -> None:
-    """Close what `open_member` keeps open in this process; it is opened again when needed."""
+    """Close the archives that `open_member` keeps open in this process."""
     for path in list(_open_archives):
         _forget(path)
 
@@ -339,7 +335,7 @@ def _zip_member(source: ArchiveReader, place: Place) -> bytes:
 
 
 def _unpacked(packed: bytes, place: Place) -> bytes:
-    """The bytes of a zip's member; of more than it says to have, one."""
+    """Return the bytes of a zip's member, at most one more than it is said to have."""
     at_most = place.size + 1
     try:
         if place.method == _STORED:

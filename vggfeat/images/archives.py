@@ -49,7 +49,7 @@ _LARGEST = 2**62  # bytes; a zip may claim more, which would not fit in an int64
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Listing:
-    """What one archive holds; n members were chosen.
+    """The chosen members of one archive.
 
     Attributes:
         archive: absolute path of the archive.
@@ -72,13 +72,13 @@ class Listing:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Places:
-    """Where the rows of a manifest lie, for those that are members of archives.
+    """Where the rows of a list lie, for those that are members of archives.
 
     Attributes:
         archives: absolute paths.
         stamps: of each archive when it was listed.
         table: (N,) of `PLACE`; `archive` is a position in `archives`, or `NO_ARCHIVE`.
-        forward_only: whether reading one of the archives backwards means unpacking it anew.
+        forward_only: whether any archive can be read forward only.
     """
 
     archives: tuple[bytes, ...]
@@ -87,16 +87,16 @@ class Places:
     forward_only: bool
 
     def is_member(self, row: int) -> bool:
-        """Whether `row` is a member of an archive."""
+        """Return whether `row` is a member of an archive."""
         return int(self.table["archive"][row]) != NO_ARCHIVE
 
     def open(self, row: int) -> AbstractContextManager[BinaryIO]:
-        """The bytes of the member that is `row`; see `open_member`."""
+        """Open the member that is `row`; see `open_member`."""
         place = Place(*self.table[row].item())
         return open_member(self.archives[place.archive], self.stamps[place.archive], place)
 
     def reading_ranks(self) -> NDArray[np.int64]:
-        """The place of each row, int64 (N,), in an order that reads every archive forward."""
+        """Return each row's position, int64 (N,), in an order that reads every archive forward."""
         order = np.lexsort((self.table["offset"], self.table["archive"]))
         ranks = np.empty(len(order), dtype=np.int64)
         ranks[order] = np.arange(len(order))
@@ -104,7 +104,7 @@ class Places:
 
 
 def _nowhere(rows: int) -> NDArray[np.void]:
-    """The places of as many rows that are files of their own, (rows,) of `PLACE`."""
+    """Return the places of rows that are files of their own, (rows,) of `PLACE`."""
     table = np.zeros(rows, PLACE)
     table["archive"] = NO_ARCHIVE
     return table
@@ -113,7 +113,7 @@ def _nowhere(rows: int) -> NDArray[np.void]:
 def with_members(
     paths: list[bytes], facts: NDArray[np.int64], listings: Sequence[Listing]
 ) -> tuple[list[bytes], NDArray[np.int64], Places]:
-    """Put members behind files, as one set of rows.
+    """Append members to files, as one set of rows.
 
     Args:
         paths: absolute, of files.
@@ -121,8 +121,8 @@ def with_members(
         listings: of archives.
 
     Returns:
-        The same of all, members as `ARCHIVE!MEMBER` with their own size and the archive's time,
-        and where each row lies.
+        Paths, sizes and times of all, members as `ARCHIVE!MEMBER` with their own size and the
+        archive's time, and the place of each row.
     """
     taken = frozenset(paths)  # a file may well be called like a member
     tables = [_nowhere(len(paths))]
@@ -147,19 +147,15 @@ def with_members(
 
 
 def list_archive(path: bytes, *, whole: bool, wanted: Collection[bytes]) -> Listing:
-    """Look through the archive `path` without unpacking it.
-
-    Args:
-        path: absolute.
-        whole: whether to take all images, which their extensions tell.
-        wanted: plain names of members to take whatever their extension; those that are not there
-            get a place all the same, which is `MISSING`.
+    """List the images in an archive without unpacking it.
 
     A name that occurs twice stands for the last member that has it, as if all were unpacked.
 
-    Raises:
-        OSError: the archive cannot be read.
-        InputError: it is compressed by zstd, and nothing is installed that unpacks it.
+    Args:
+        path: absolute; raises OSError if it cannot be read.
+        whole: whether to take all members with the extension of an image.
+        wanted: plain names of members to take whatever their extension; those that do not exist get
+            a place all the same, which is `MISSING`.
     """
     chosen = _Chosen(whole, wanted)
     damage = ""
@@ -188,7 +184,7 @@ def list_archive(path: bytes, *, whole: bool, wanted: Collection[bytes]) -> List
 
 @dataclass(slots=True)
 class _Chosen:
-    """The members that are taken, by plain name, and how many of what were not."""
+    """The members that are taken, by plain name, and counts of those that are not, by reason."""
 
     whole: bool
     wanted: Collection[bytes]
@@ -219,7 +215,7 @@ class _Chosen:
 
 
 def _why_not(found: ArchiveMember, name: bytes) -> str | None:
-    """Why a member is no image to take, as a key of `ImageList.skipped`; None for one that is."""
+    """Return why a member is not taken, as a key of `ImageList.skipped`; None for an image."""
     kind = extension(found.name.rpartition(b"/")[2])
     if kind not in IMAGE_EXTENSIONS:
         return os.fsdecode(kind)
@@ -229,7 +225,7 @@ def _why_not(found: ArchiveMember, name: bytes) -> str | None:
 
 
 def _zip_members(source: ArchiveReader) -> Iterator[ArchiveMember]:
-    """The members of a zip but its folders, as its central directory lists them."""
+    """Yield the members of a zip from its central directory, without folders."""
     try:
         with zipfile.ZipFile(source.file) as archive:
             entries = archive.infolist()
@@ -252,9 +248,9 @@ def _zip_members(source: ArchiveReader) -> Iterator[ArchiveMember]:
 
 
 def _zip_name(entry: zipfile.ZipInfo) -> bytes:
-    """A member's name: UTF-8 where the zip says so, else as its maker's system had it.
+    """Return a member's name: UTF-8 where the zip says so, else the bytes its maker's system had.
 
-    Without that mark `zipfile` takes all names for the DOS code page, but those that Unix programs
+    Without that flag `zipfile` takes all names for the DOS code page, but those that Unix programs
     wrote are the file system's own bytes.
     """
     name = entry.orig_filename

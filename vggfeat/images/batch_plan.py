@@ -16,18 +16,18 @@ EMPTY = -1
 def plan_batches(
     rows: NDArray[np.int64], batch_size: int, ranks: NDArray[np.int64] | None = None
 ) -> NDArray[np.int64]:
-    """Deals rows to batches so that each row always gets the same slot.
+    """Assign rows to batches so that each row always gets the same slot.
 
-    Row r goes to slot r mod `batch_size` whatever else is to do. A kernel may round differently
-    in different slots; so a run that was cut off anywhere computes what is left exactly as it
-    would have been computed without the cut. Rows in a run fill their batches; scattered ones
-    are dealt slot by slot, so that batches stay as full as they can.
+    Row r goes to slot r mod `batch_size`, whatever other rows are left to do. A kernel may round
+    differently in different slots; so a resumed run computes its rows exactly as an uninterrupted
+    run would have. Consecutive rows fill their batches; scattered ones are assigned slot by slot,
+    so that batches stay as full as they can.
 
     Args:
         rows: int64 (n,), ascending, each once.
         batch_size: slots of a batch.
-        ranks: int64 (n,), each row's place in another order than that of the rows; it then takes
-            the part of the row's number.
+        ranks: int64 (n,), each row's position in the order to read them in, used in place of its
+            number.
 
     Returns:
         int64 (batches, batch_size): the row in each slot, or `EMPTY`.

@@ -31,8 +31,8 @@ class Objects:
 
     Attributes:
         found: their addresses, sizes and times of last change.
-        skipped: those skipped, by extension or reason.
-        root: what all addresses have in common.
+        skipped: counts of those skipped, by extension or reason.
+        root: beginning that all addresses have in common.
     """
 
     found: FileList = field(default_factory=FileList)
@@ -61,15 +61,12 @@ class Objects:
 
 
 def find_objects(named: Sequence[str], listed: Sequence[str]) -> Objects:
-    """List what addresses name.
+    """List the images below addresses of one object store.
 
     Args:
-        named: of folders, read with all below them, or of objects; each must be there.
-        listed: of objects; one that is not there is found with size 0, to become a failed row.
-
-    Raises:
-        UsageError: of several stores, or of one that is not read.
-        InputError: an address is missing, denied or an archive, or the store does not answer.
+        named: of folders, read with all below them, or of objects; raises InputError if one is
+            missing, denied or an archive.
+        listed: of objects; one that does not exist is found with size 0, to become a failed row.
     """
     schemes = {remote_scheme(address) for address in (*named, *listed)}
     if len(schemes) > 1:
@@ -92,7 +89,7 @@ def find_objects(named: Sequence[str], listed: Sequence[str]) -> Objects:
 
 
 def _sort(pool: ThreadPoolExecutor, named: Sequence[str]) -> tuple[list[str], list[RemoteEntry]]:
-    """Folders and lone objects among what must be there."""
+    """Split addresses that must exist into folders and single objects."""
     folders, lone, missing, archives = [], [], [], []
     plain = [address.rstrip("/") for address in named]
     for address, found in zip(plain, _look_up_all(pool, plain), strict=True):
@@ -148,7 +145,7 @@ def _walk(pool: ThreadPoolExecutor, folders: Iterable[str], objects: Objects) ->
 
 
 def _is_plain(address: str) -> bool:
-    """Whether no part of the name is empty, `.` or `..`, which no path of a file could be."""
+    """Return whether no part of the name is empty, `.` or `..`, which no file's path could have."""
     name = address.partition("://")[2].encode(errors="surrogateescape")
     return member_name(name) == name
 

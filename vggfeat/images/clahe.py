@@ -24,7 +24,7 @@ _ROWS_AT_ONCE = 256  # so that a large image needs little memory besides itself
 
 
 def equalise(levels: NDArray[Any], limit: float, tiles: int) -> NDArray[Any]:
-    """Levels equalised tile by tile.
+    """Equalise levels tile by tile.
 
     Of RGB the luma (ITU-R BT.601) is equalised, and each channel is moved by as much as its luma:
     differences of colour stay. Any other channels are equalised each by itself.
@@ -32,8 +32,8 @@ def equalise(levels: NDArray[Any], limit: float, tiles: int) -> NDArray[Any]:
     Args:
         levels: uint8 or uint16 (H, W, C). Histograms have 256 bins in both; between the levels of
             bins, 16 bits are interpolated.
-        limit: most pixels in a bin, as a multiple of what it would have if all levels were equally
-            frequent; what is above is spread over all bins.
+        limit: most pixels in a bin, as a multiple of a bin's pixels if all levels were equally
+            frequent; the excess is spread over all bins.
         tiles: along either side.
 
     Returns:
@@ -51,7 +51,7 @@ def equalise(levels: NDArray[Any], limit: float, tiles: int) -> NDArray[Any]:
 
 
 def _equalise_plane(plane: NDArray[Any], limit: float, tiles: int) -> NDArray[Any]:
-    """One channel, (H, W)."""
+    """Equalise one channel, (H, W)."""
     top = int(np.iinfo(plane.dtype).max)
     step = top // (_BINS - 1)  # levels a bin: 1 or 257
     padded = _padded(plane, tiles)
@@ -68,7 +68,7 @@ def _equalise_plane(plane: NDArray[Any], limit: float, tiles: int) -> NDArray[An
 
 
 def _padded(plane: NDArray[Any], tiles: int) -> NDArray[Any]:
-    """Mirrored to the right and below, to sides that the tiles divide; as it is if they do."""
+    """Mirror a plane to the right and below, to sides that the tiles divide."""
     height, width = plane.shape
     if height % tiles == 0 and width % tiles == 0:
         return plane
@@ -76,7 +76,7 @@ def _padded(plane: NDArray[Any], tiles: int) -> NDArray[Any]:
 
 
 def _histograms(padded: NDArray[Any], tiles: int, step: int) -> NDArray[np.int64]:
-    """Pixels in each bin of each tile, (tiles, tiles, 256)."""
+    """Count the pixels in each bin of each tile, (tiles, tiles, 256)."""
     height, width = (side // tiles for side in padded.shape)
     bins = (padded.astype(np.int64) + step // 2) // step
     rows = np.arange(padded.shape[0]) // height * tiles
@@ -87,13 +87,7 @@ def _histograms(padded: NDArray[Any], tiles: int, step: int) -> NDArray[np.int64
 
 
 def _mappings(counts: NDArray[np.int64], pixels: int, limit: float) -> Values:
-    """For each tile what each bin becomes, 0 to 255, float32 (tiles, tiles, 256).
-
-    Args:
-        counts: of each bin.
-        pixels: of a tile.
-        limit: see `equalise`.
-    """
+    """Return the level 0 to 255 that each bin becomes in each tile, float32 (tiles, tiles, 256)."""
     most = max(int(limit * pixels / _BINS), 1)
     excess = (counts - most).clip(0).sum(axis=2)  # (t, t)
     counts = np.minimum(counts, most) + (excess // _BINS)[..., None]
@@ -112,7 +106,7 @@ def _blended(
     tile: tuple[int, int],
     step: int,
 ) -> Values:
-    """Some rows, (h, W), each pixel through the mappings of the four tiles about it, 0 to 255."""
+    """Map some rows, (h, W), each pixel through the four tiles around it, to 0 to 255."""
     down, across = (
         _neighbours(places, side, len(mappings))
         for places, side in ((rows, tile[0]), (np.arange(plane.shape[1]), tile[1]))
@@ -133,7 +127,7 @@ def _blended(
 def _neighbours(
     places: NDArray[np.int64], side: int, tiles: int
 ) -> tuple[tuple[NDArray[np.int64], Values], ...]:
-    """The tiles before and behind each place by their middles, and the weight of either."""
+    """Return the tiles before and after each position by their centres, and their weights."""
     position = places.astype(np.float32) / np.float32(side) - np.float32(0.5)
     first = np.floor(position).astype(np.int64)
     share = position - first.astype(np.float32)

@@ -1,9 +1,9 @@
-"""Fixed alterations of images: what each does to the pixels, always in the same way.
+"""Fixed corruptions of images, each a deterministic function of the pixels.
 
-They show which layers find a picture again that was cropped, turned, recoloured or spoilt. Noise,
+They show which layers still find an image that was cropped, turned, recoloured or degraded. Noise,
 blur and JPEG are among the corruptions of Hendrycks & Dietterich 2019, "Benchmarking neural network
-robustness to common corruptions and perturbations"; shuffled tiles as in Zhang & Zhu 2019,
-"Interpreting adversarially trained convolutional neural networks". None makes an image larger.
+robustness to common corruptions and perturbations"; shuffled tiles are as in Zhang & Zhu 2019,
+"Interpreting adversarially trained convolutional neural networks". None enlarges an image.
 """
 
 from __future__ import annotations
@@ -47,21 +47,13 @@ _DARKENED: Final = [level // 2 for level in range(256)] * 3
 
 
 def corrupt(image: Image.Image, names: tuple[Corruption, ...]) -> Image.Image:
-    """An image altered by each of `names` in turn.
+    """Apply each corruption in turn to an image in mode RGB, which stays as it is.
 
-    Args:
-        image: mode RGB; it stays as it is.
-        names: see `preprocess.check_alterations`; empty gives `image` itself.
-
-    Returns:
-        Mode RGB, at least 1 x 1 and at most as large as `image`. The same pixels always give the
-        same result, on any machine, as far as Pillow is the same.
-
-    Raises:
-        DecodeError: `jpeg` of an image with more than 65,500 pixels on one side.
+    Returns an image in mode RGB, at least 1 x 1 and at most as large; `image` itself without names.
+    The same pixels always give the same result, on any machine, as far as Pillow is the same.
     """
     for name in names:
-        image = _STEPS[name](image)
+        image = _CORRUPTIONS[name](image)
     return image
 
 
@@ -82,14 +74,14 @@ def _zoom(image: Image.Image) -> Image.Image:
 
 
 def _trimmed(image: Image.Image, across: int, down: int) -> Image.Image:
-    """Without `across` columns on the left and on the right, `down` rows above and below."""
+    """Remove `across` columns on the left and on the right, `down` rows above and below."""
     return image.crop((across, down, image.width - across, image.height - down))
 
 
 def _rotate(image: Image.Image) -> Image.Image:
-    """Turned about the middle, then cut to what no empty corner reaches into.
+    """Turn about the centre, then crop so that no empty corner is left.
 
-    At least one or two pixels of either side stay, of which a strip may show an empty one.
+    At least one or two pixels of either side stay; a strip that narrow may show an empty one.
     """
     turned = image.rotate(math.degrees(_ANGLE), Image.Resampling.BILINEAR)
     width, height = image.size
@@ -123,7 +115,7 @@ def _blur(image: Image.Image) -> Image.Image:
 
 
 def _noise(image: Image.Image) -> Image.Image:
-    """Gaussian noise, seeded by the pixels themselves: no two images have the same."""
+    """Add Gaussian noise that is seeded by the pixels themselves: no two images get the same."""
     pixels = np.array(image)  # (H, W, 3) uint8
     bits = np.random.PCG64(zlib.crc32(pixels.data))
     values = pixels.reshape(-1)  # (H * W * 3,), a view
@@ -134,7 +126,7 @@ def _noise(image: Image.Image) -> Image.Image:
 
 
 def _noise_levels(bits: np.random.PCG64, count: int) -> NDArray[np.int16]:
-    """Normally distributed whole grey levels, (count,).
+    """Return normally distributed whole grey levels, (count,).
 
     NumPy promises the same bits from a seed for ever, but not the same normal numbers.
     """
@@ -144,7 +136,7 @@ def _noise_levels(bits: np.random.PCG64, count: int) -> NDArray[np.int16]:
 
 @functools.cache
 def _quantiles() -> NDArray[np.int16]:
-    """The normal distribution's 65,536 quantiles, in grey levels, (65536,)."""
+    """Return the normal distribution's 65,536 quantiles in grey levels, (65536,)."""
     normal, count = NormalDist(sigma=_DEVIATION), 1 << 16
     return np.array([round(normal.inv_cdf((i + 0.5) / count)) for i in range(count)], np.int16)
 
@@ -152,7 +144,7 @@ def _quantiles() -> NDArray[np.int16]:
 def _jpeg(image: Image.Image) -> Image.Image:
     if max(image.size) > _LONGEST_JPEG:
         raise DecodeError(
-            f"alteration jpeg: {image.width} x {image.height} pixels; "
+            f"corruption jpeg: {image.width} x {image.height} pixels; "
             f"at most {_LONGEST_JPEG} a side make a JPEG"
         )
     bare = image.copy()
@@ -165,7 +157,7 @@ def _jpeg(image: Image.Image) -> Image.Image:
 
 
 def _shuffle(image: Image.Image) -> Image.Image:
-    """Tiles of equal size; up to three columns on the right and rows below that are over stay."""
+    """Permute 4 x 4 tiles of equal size; columns and rows left over on the right and below stay."""
     width, height = image.width // _TILES, image.height // _TILES
     shuffled = image.copy()
     for place, tile in enumerate(_SHUFFLED):
@@ -182,7 +174,7 @@ def _occlude(image: Image.Image) -> Image.Image:
     return hidden
 
 
-_STEPS: Mapping[Corruption, Callable[[Image.Image], Image.Image]] = {
+_CORRUPTIONS: Mapping[Corruption, Callable[[Image.Image], Image.Image]] = {
     "mirror": _mirror,
     "flip": _flip,
     "crop": _crop,

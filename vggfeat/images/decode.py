@@ -1,7 +1,7 @@
-"""From the bytes of an image file to the pixels the network sees: uint8 or uint16 (H, W, C).
+"""Decode the bytes of an image file to the pixels the network sees: uint8 or uint16 (H, W, C).
 
-Usual images, 8-bit RGB by their full scale, stay with Pillow all the way, so what becomes of them
-equals torchvision's own transform byte for byte. Whatever is wrong with a file's content ends in a
+Usual images, 8-bit RGB by their full scale, are decoded and resized by Pillow alone, so that the
+result equals torchvision's own transform byte for byte. Any error in a file's content becomes a
 `DecodeError` with a short reason.
 """
 
@@ -44,24 +44,20 @@ _HEADER_ONLY = ("PNG", "JPEG", "TIFF", "BMP", "GIF")  # opening these costs noth
 
 
 def pixel_type(preprocess: Preprocess) -> type[np.uint8 | np.uint16]:
-    """The type of decoded pixels."""
+    """Return the type of decoded pixels."""
     return np.uint8 if preprocess.depth == 8 else np.uint16  # noqa: PLR2004 bits
 
 
 def decode_file(path: bytes, preprocess: Preprocess, max_pixels: int) -> NDArray[Any]:
-    """The pixels of the image file `path`; see `decode`.
-
-    Raises:
-        DecodeError: there is no such regular file, it may not be read, or it holds no image.
-    """
+    """Decode the image file `path`; see `decode`."""
     with open_file(path) as stream:
         return decode(stream, preprocess, max_pixels)
 
 
 def read_digest(stream: BinaryIO) -> tuple[bytes, BinaryIO]:
-    """SHA-256 of all bytes of a stream, and a stream of the same bytes to decode from.
+    """Return the SHA-256 of a stream, and a stream of the same bytes to decode from.
 
-    Up to 64 MiB are read once and kept; of more, only the digest is.
+    Up to 64 MiB are read once and held in memory; a larger file is read twice.
     """
     start = stream.read(READ_AT_ONCE)
     digest = hashlib.sha256(start)
@@ -73,10 +69,10 @@ def read_digest(stream: BinaryIO) -> tuple[bytes, BinaryIO]:
 
 
 def decode(stream: BinaryIO, preprocess: Preprocess, max_pixels: int) -> NDArray[Any]:
-    """The first image in a seekable stream: its channels, turned, altered, resized and cut.
+    """Decode the first image in a seekable stream: turned, corrupted, resized and cropped.
 
-    While it runs, Pillow's pixel limit and the warning filters of the process are its own, so
-    other threads that use Pillow should not run beside it; worker processes may.
+    While it runs, Pillow's pixel limit and the warning filters of the process are changed, so other
+    threads that use Pillow should not run beside it; worker processes may.
 
     Returns:
         uint8, or uint16 for `depth=16`, (H, W, `preprocess.channels`), RGB where those are 3;
@@ -84,7 +80,7 @@ def decode(stream: BinaryIO, preprocess: Preprocess, max_pixels: int) -> NDArray
         the shorter side.
 
     Raises:
-        DecodeError: empty, no image, truncated, damaged, of other channels than asked for, or more
+        DecodeError: empty, no image, truncated, damaged, of other channels than requested, or more
             than `max_pixels` pixels.
     """
     with as_decode_errors(stream, max_pixels):
@@ -96,7 +92,7 @@ def decode(stream: BinaryIO, preprocess: Preprocess, max_pixels: int) -> NDArray
 
 
 def finish(raster: Raster, preprocess: Preprocess, max_pixels: int) -> NDArray[Any]:
-    """What `decode` makes of an image's values; see there."""
+    """Make pixels of an image's values, as `decode` does."""
     pixels = develop(raster, preprocess)
     if preprocess.augment:  # which settings allow for 8-bit RGB alone
         pixels = np.asarray(corrupt(Image.fromarray(pixels), preprocess.augment))
@@ -105,7 +101,7 @@ def finish(raster: Raster, preprocess: Preprocess, max_pixels: int) -> NDArray[A
 
 @contextlib.contextmanager
 def as_decode_errors(stream: BinaryIO, max_pixels: int) -> Iterator[None]:
-    """Turns whatever is wrong with a file's content into a `DecodeError` with a short reason."""
+    """Turn any error in a file's content into a `DecodeError` with a short reason."""
     with pillow_to_ourselves(max_pixels):
         try:
             yield
@@ -118,7 +114,7 @@ def as_decode_errors(stream: BinaryIO, max_pixels: int) -> Iterator[None]:
 
 
 def _bomb(stream: BinaryIO, complaint: str, max_pixels: int) -> str:
-    """The reason for a file that Pillow finds too large, with its sides where they can be had."""
+    """Return the reason for a file that Pillow finds too large, with its sides where possible."""
     Image.MAX_IMAGE_PIXELS = None
     with contextlib.suppress(Exception):  # the sides are a courtesy; the reason stands anyway
         width, height = Image.open(stream, formats=_HEADER_ONLY).size
@@ -131,7 +127,7 @@ def _bomb(stream: BinaryIO, complaint: str, max_pixels: int) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """One printable line that says what Pillow did not like."""
+    """Return what Pillow did not like, as one printable line."""
     if isinstance(error, UnidentifiedImageError):
         return "not an image Pillow can read"
     text = _one_line(str(error))

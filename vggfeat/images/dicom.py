@@ -31,20 +31,16 @@ def is_dicom(stream: BinaryIO) -> bool:
 
 
 def read_dicom(stream: BinaryIO, preprocess: Preprocess, max_pixels: int) -> Raster:
-    """The first frame of a DICOM file.
+    """Read the first frame of a DICOM file.
 
     Args:
         stream: seekable.
-        preprocess: whether a window or percentiles are given; else the file's own window, or its
-            table of grey levels, is what becomes black and white, or if it has none the least and
-            the largest value.
+        preprocess: whether a window or percentiles are given; else black and white are those of the
+            file's own window or table of grey levels, or its smallest and largest value.
         max_pixels: larger ones are not read.
 
     Returns:
         Grey rescaled to the file's units, as Hounsfield units of a CT; or colours as RGB.
-
-    Raises:
-        DecodeError: pydicom is not installed, or there are no pixels, or too many.
     """
     try:
         import pydicom
@@ -79,11 +75,7 @@ def read_dicom(stream: BinaryIO, preprocess: Preprocess, max_pixels: int) -> Ras
 
 
 def _name_syntax(dataset: Any) -> None:
-    """Name the transfer syntax of a file that does not, as those without a preamble, by its form.
-
-    Raises:
-        DecodeError: it is compressed, and nothing says how.
-    """
+    """Set the transfer syntax of a file that has none, as without a preamble, by its form."""
     from pydicom.dataset import FileMetaDataset
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
@@ -99,7 +91,7 @@ def _name_syntax(dataset: Any) -> None:
 
 
 def _padding(dataset: Any, stored: NDArray[Any]) -> NDArray[np.bool_] | None:
-    """Where stored values, (H, W), are no image but padding (C.7.5.1.1.2); None for nowhere."""
+    """Return where stored values, (H, W), are padding (C.7.5.1.1.2); None for nowhere."""
     first = dataset.get("PixelPaddingValue")
     if first is None:
         return None
@@ -110,7 +102,7 @@ def _padding(dataset: Any, stored: NDArray[Any]) -> NDArray[np.bool_] | None:
 
 
 def _as_stored(value: int, stored: NDArray[Any]) -> int:
-    """A value with the sign of the pixels: many files write -2000 as 63536."""
+    """Return a value with the sign of the pixels: many files write -2000 as 63536."""
     size = 1 << (8 * stored.dtype.itemsize)
     if stored.dtype.kind == "i" and value >= size // 2:
         return value - size
@@ -118,7 +110,7 @@ def _as_stored(value: int, stored: NDArray[Any]) -> int:
 
 
 def _first_frame(dataset: Any) -> NDArray[Any]:
-    """Stored values, (H, W) or RGB (H, W, 3)."""
+    """Return stored values, (H, W) or RGB (H, W, 3)."""
     from pydicom.pixels.utils import pixel_array
 
     try:
@@ -135,7 +127,7 @@ def _first_frame(dataset: Any) -> NDArray[Any]:
 
 
 def _class_name(dataset: Any) -> str:
-    """What kind of object a file holds, as far as it says."""
+    """Return the name of the class of object in a file."""
     with contextlib.suppress(AttributeError):
         return str(dataset.file_meta.MediaStorageSOPClassUID.name)
     return "of an unknown kind"
@@ -144,7 +136,7 @@ def _class_name(dataset: Any) -> str:
 def _by_file(
     dataset: Any, values: NDArray[Any], padding: NDArray[np.bool_] | None
 ) -> tuple[NDArray[Any], Range]:
-    """Values, and their black and white, as the file itself wants to be shown."""
+    """Return values with their black and white, as the file itself specifies its display."""
     from pydicom.pixels.processing import apply_voi
 
     window = _window(dataset)
@@ -159,7 +151,7 @@ def _by_file(
 
 
 def _window(dataset: Any) -> Range | None:
-    """The first window of a file as C.11.2.1.2 and C.11.2.1.3 have it; a sigmoid as exact."""
+    """Return a file's first window after C.11.2.1.2 and C.11.2.1.3; of a sigmoid as if exact."""
     centre, width = (_first(dataset.get(name)) for name in ("WindowCenter", "WindowWidth"))
     if centre is None or width is None or width <= 0:
         return None

@@ -26,9 +26,9 @@ _AT_ONCE = 1 << 16  # numbers that are Python's own objects at a time
 
 @dataclass(slots=True)
 class FileList:
-    """Files in the order in which they were found; a path may come more than once.
+    """Files in the order in which they were found; a path may occur more than once.
 
-    A dictionary of tuples would take three times as much.
+    A dictionary of tuples would need three times the memory.
 
     Attributes:
         paths: absolute, as bytes.
@@ -38,13 +38,13 @@ class FileList:
     _facts: array[int] = field(default_factory=lambda: array("q"))
 
     def add(self, path: bytes, size: int, mtime_ns: int) -> None:
-        """Takes in one file; a date that fits in no int64 becomes the nearest that does."""
+        """Append one file; a date that fits in no int64 becomes the nearest that does."""
         self.paths.append(path)
         self._facts.append(size)
         self._facts.append(clamp_ns(mtime_ns))
 
     def extended(self, other: FileList) -> FileList:
-        """Itself, having taken in all files of another list."""
+        """Append all files of another list, and return this list."""
         self.paths += other.paths
         self._facts += other._facts
         return self
@@ -56,7 +56,7 @@ class FileList:
         return iter(self.paths)
 
     def facts(self) -> NDArray[np.int64]:
-        """Sizes in bytes and times in nanoseconds since 1970, int64 (n, 2)."""
+        """Return sizes in bytes and times in nanoseconds since 1970, int64 (n, 2)."""
         return np.frombuffer(self._facts, dtype=np.int64).reshape(-1, 2)
 
 
@@ -70,10 +70,10 @@ class ImageList:
             members are `ARCHIVE!MEMBER`.
         sizes: int64 (N,), bytes, of members unpacked; 0 where the file could not be looked at.
         mtimes: int64 (N,), nanoseconds since 1970, of members that of the archive; 0 likewise.
-        skipped: how many files in folders and archives were skipped, by lower-case extension
-            without the dot ('' for none); `NOT_REGULAR` counts what is no file at all,
-            `UNSAFE_NAME` members whose names lead out of the archive, `HIDDEN_IMAGE` and
-            `HIDDEN_FOLDER` images and folders whose names begin with a dot.
+        skipped: counts of files skipped in folders and archives, by lower-case extension without
+            the dot ('' for none); `NOT_REGULAR` counts what is no file at all, `UNSAFE_NAME`
+            members whose names lead out of the archive, `HIDDEN_IMAGE` and `HIDDEN_FOLDER` images
+            and folders whose names begin with a dot.
         places: where members lie; None if all rows are files of their own.
     """
 
@@ -91,14 +91,13 @@ class ImageList:
         return ImageRef(self.paths[row], int(self.sizes[row]), int(self.mtimes[row]))
 
     def absolute(self, row: int) -> bytes:
-        """Where the image of `row` lies, `/path/ARCHIVE!MEMBER` for a member."""
+        """Return the absolute path of the image of `row`, `/path/ARCHIVE!MEMBER` for a member."""
         return os.path.join(self.root, self.paths[row])
 
     def open(self, row: int) -> AbstractContextManager[BinaryIO]:
-        """The bytes of the image of `row` as a stream that can seek.
+        """Open the image of `row` as a seekable stream; entering raises `DecodeError` if it fails.
 
-        Entering raises `DecodeError` where they cannot be had. It may be called in any process,
-        also a forked one, but by one thread at a time.
+        It may be called in any process, also a forked one, but by one thread at a time.
         """
         if self.places is None or not self.places.is_member(row):
             size, mtime_ns = int(self.sizes[row]), int(self.mtimes[row])
@@ -106,15 +105,15 @@ class ImageList:
         return self.places.open(row)
 
     def spread(self, count: int) -> NDArray[np.int64]:
-        """Rows at even distances from the first to the last, int64 (n,), up to `count` of them."""
+        """Return up to `count` evenly spaced rows, the first and the last included, int64 (n,)."""
         rows = np.linspace(0, len(self) - 1, min(count, len(self))).astype(np.int64)
         return np.unique(rows)
 
     def reading_ranks(self) -> NDArray[np.int64] | None:
-        """The place of each row, int64 (N,), in the order to read them in; None for their own.
+        """Return each row's position in the order to read them in, int64 (N,); None for their own.
 
-        A compressed tar can be read forward only: taken in the order of its names it would be
-        unpacked from its beginning again and again.
+        A compressed tar can be read forward only: in the order of its names it would be unpacked
+        from its beginning again and again.
         """
         if self.places is None or not self.places.forward_only:
             return None
@@ -122,7 +121,7 @@ class ImageList:
 
 
 def sorted_order(paths: list[bytes]) -> NDArray[np.int64]:
-    """Places of the paths sorted by their bytes, int64 (n,), each path once: where it came last."""
+    """Return positions of the paths sorted by their bytes, int64 (n,), of equal ones the last."""
     names = np.empty(len(paths), dtype=object)
     names[:] = paths
     order = np.argsort(names, kind="stable")
@@ -133,7 +132,7 @@ def sorted_order(paths: list[bytes]) -> NDArray[np.int64]:
 
 
 def taken_in_order(paths: list[bytes], order: NDArray[np.int64], cut: int) -> tuple[bytes, ...]:
-    """The paths in an order, without their first `cut` bytes; those in the list are given up."""
+    """Return the paths in an order, without their first `cut` bytes, and clear the list's own."""
     taken = []
     for start in range(0, len(order), _AT_ONCE):
         for place in order[start : start + _AT_ONCE].tolist():

@@ -1,4 +1,4 @@
-"""From the values in a file to levels between black and white: windows, percentiles, full scale.
+"""Map the values in a file to levels between black and white: windows, percentiles, full scale.
 
 Values are in the file's own units (Hounsfield units, counts, grey levels); levels are the integers
 0 to 255 or 0 to 65535 that the network's input is made of.
@@ -65,7 +65,7 @@ class Raster:
 
     @property
     def own(self) -> NDArray[Any]:
-        """The values without padding: (H, W, C), or (n, C) where some are left out."""
+        """Values without padding: (H, W, C), or (n, C) where some are left out."""
         return self.values if self.padding is None else self.values[~self.padding]
 
 
@@ -75,7 +75,7 @@ def in_native_order(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def develop(raster: Raster, preprocess: Preprocess) -> NDArray[Any]:
-    """Levels of as many channels as the network takes.
+    """Map values to levels of as many channels as the network takes.
 
     Args:
         raster: of as many channels, or of one where RGB is wanted, or of RGB where grey is.
@@ -83,9 +83,6 @@ def develop(raster: Raster, preprocess: Preprocess) -> NDArray[Any]:
 
     Returns:
         uint8 or uint16 (H, W, `preprocess.channels`); writable only where it is a copy.
-
-    Raises:
-        DecodeError: of another number of channels.
     """
     raster = with_channels(raster, preprocess.channels)
     values, own = raster.values, raster.own
@@ -110,10 +107,10 @@ def develop(raster: Raster, preprocess: Preprocess) -> NDArray[Any]:
 
 
 def with_channels(raster: Raster, channels: int) -> Raster:
-    """The raster with colours as luma where one channel is wanted.
+    """Return the raster, with colours as luma where one channel is wanted.
 
-    Raises:
-        DecodeError: it has another number of channels, and is not grey where RGB is wanted.
+    Grey is returned as it is where RGB is wanted. Raises DecodeError for any other number of
+    channels.
     """
     have = raster.values.shape[2]
     if have == channels or (have == 1 and channels == RGB):
@@ -126,7 +123,7 @@ def with_channels(raster: Raster, channels: int) -> Raster:
 
 
 def luma(values: NDArray[Any]) -> NDArray[Any]:
-    """ITU-R BT.601's luma of red, green and blue, (H, W, 3) to (H, W, 1) of the same type.
+    """Return ITU-R BT.601's luma of RGB, (H, W, 3) to (H, W, 1) of the same type.
 
     Integers up to 32 bits are rounded as Pillow rounds them in 8.
     """
@@ -140,7 +137,7 @@ def luma(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def find_range(values: NDArray[Any], scale: Range | None, tones: Tones) -> Range:
-    """What becomes black and white: by the window, by percentiles, by the file, by its values."""
+    """Return black and white: by the window, by percentiles, by the file, or by the values."""
     if tones.window is not None:
         level, width = tones.window
         return Range(level - width / 2, level + width / 2)
@@ -152,10 +149,10 @@ def find_range(values: NDArray[Any], scale: Range | None, tones: Tones) -> Range
 
 
 def by_values(values: NDArray[Any]) -> Range:
-    """Black and white where no file says what they are, from what there is.
+    """Return black and white of values for which no file says what they are.
 
-    Floats within [0, 1] go from 0 to 1; anything within [0, 255] from 0 to 255; integers within
-    [0, 65535] from 0 to 65535; anything else from its least to its largest, infinities aside.
+    Floats within [0, 1] go from 0 to 1; anything within [0, 255] from 0 to 255; integers within [0,
+    65535] from 0 to 65535; anything else from its least to its largest, infinities aside.
     """
     finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
     if not finite.size:
@@ -172,11 +169,11 @@ def by_values(values: NDArray[Any]) -> Range:
 
 
 def to_levels(values: NDArray[Any], found: Range, top: int) -> NDArray[Any]:
-    """Values as levels from 0 to `top`, to the nearest.
+    """Map values to levels from 0 to `top`, rounded to the nearest.
 
     Args:
         values: (…), integers or floats. NaN becomes 0, infinities count as the finite extremes.
-        found: what becomes 0 and `top`.
+        found: the values that become 0 and `top`.
         top: 255 or 65535.
 
     Returns:
@@ -212,6 +209,6 @@ def _exact_levels(values: NDArray[Any], found: Range, top: int) -> NDArray[Any]:
 
 
 def grey_bytes(values: NDArray[Any], scale: Range | None, *, inverted: bool) -> NDArray[np.uint8]:
-    """Values of one channel, (H, W), as 8-bit grey by the file's scale or by themselves."""
+    """Map values of one channel, (H, W), to 8-bit grey by the file's scale or by the values."""
     levels: NDArray[np.uint8] = to_levels(values, scale or by_values(values), BYTE)
     return BYTE - levels if inverted else levels

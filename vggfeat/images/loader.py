@@ -40,18 +40,18 @@ def load_batches(
     pin: bool,
     goes_on: Callable[[], bool] = lambda: True,
 ) -> Generator[DecodedBatch, None, None]:
-    """Starts the workers and yields the batches in order.
+    """Start the decoding processes, and yield batches in the order of the plan.
 
-    The workers are forked at the call and not at the first batch, so that they decode while the
-    caller brings up the network.
+    The processes are forked at the call and not at the first batch, so that they decode while the
+    caller loads the network.
 
     Args:
-        open_image: a cache row's image as a stream; raises DecodeError.
+        open_image: opens the image of a cache row as a stream; raises DecodeError.
         plan: int64 (batches, B), rows or `EMPTY`.
-        settings: what becomes of each image, how large it may be and how long it may take.
+        settings: how images are preprocessed, how large they may be and how long one may take.
         workers: processes; 0 decodes in this one.
         pin: whether batches come in page-locked memory, for copies that overlap.
-        goes_on: asked while waiting for a batch; if it says no, there are no more.
+        goes_on: called while waiting for a batch; if it returns False, no more batches come.
     """
     preprocess, max_pixels = settings.preprocess(), settings.max_pixels
 
@@ -91,7 +91,7 @@ class _Empty:
 
 
 def _as_batch(images: list[DecodedImage], seconds: float, empty: _Empty) -> DecodedBatch:
-    """Copies what decoded into a tensor of its own; slots without an image are zero."""
+    """Copy decoded images into a tensor of its own; slots without an image are zero."""
     good = [image for image in images if image.pixels is not None]
     slots, *usual = empty.shape
     sides = good[0].pixels.shape if good else usual
@@ -117,7 +117,7 @@ def _as_batch(images: list[DecodedImage], seconds: float, empty: _Empty) -> Deco
 
 
 def choose_workers(settings: Settings, device_types: Collection[str]) -> int:
-    """Decoding processes: as asked, or from the cores this process may use."""
+    """Return the number of decoding processes: as set, or by the cores this process may use."""
     if settings.workers != "auto":
         return settings.workers
     cores = usable_cores()

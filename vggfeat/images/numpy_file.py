@@ -35,9 +35,6 @@ def read_array(stream: BinaryIO, _preprocess: Preprocess, max_pixels: int) -> Ra
     Returns:
         Its values in the byte order of this machine. 8 and 16 bits have the full range of their
         type as their scale.
-
-    Raises:
-        DecodeError: it has another shape or type, is truncated or too large.
     """
     stream.seek(0)
     version = npy.read_magic(stream)

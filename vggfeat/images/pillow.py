@@ -61,10 +61,10 @@ class Loaded:
 
 @contextlib.contextmanager
 def pillow_to_ourselves(max_pixels: int) -> Iterator[None]:
-    """Have Pillow as installed, with our limits: raise where it would warn of them, else silent.
+    """Have Pillow as installed, with our limits as errors and its other warnings silenced.
 
-    Pillow checks right after a header is read, the outer one and those inside: an ICO, for one,
-    is decoded while it is opened.
+    Pillow checks its limits right after a header is read, the outer one and those inside: an ICO,
+    for one, is decoded while it is opened.
     """
     limit, text_limit = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK
     Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK = max_pixels, _LONGEST_TEXT
@@ -78,7 +78,7 @@ def pillow_to_ourselves(max_pixels: int) -> Iterator[None]:
 
 
 def load_rgb(stream: BinaryIO, preprocess: Preprocess) -> Image.Image:
-    """The whole image in mode RGB, upright if `preprocess.exif` says so."""
+    """Decode an image in mode RGB, upright if `preprocess.exif` says so."""
     image = open_image(stream)
     match_key_to_pixels(image)
     loaded = load(image, preprocess)
@@ -86,7 +86,7 @@ def load_rgb(stream: BinaryIO, preprocess: Preprocess) -> Image.Image:
 
 
 def load(image: ImageFile.ImageFile, preprocess: Preprocess) -> Loaded:
-    """Decode an image that was opened; of a JPEG only what is needed, where that is asked for."""
+    """Decode an opened image; of a JPEG only the part that `preprocess` needs."""
     _draft(image, preprocess)
     # Pillow turns a TIFF while loading it and drops the tag: then there is nothing left to do, but
     # something to undo.
@@ -99,7 +99,7 @@ def load(image: ImageFile.ImageFile, preprocess: Preprocess) -> Loaded:
 
 
 def _draft(image: ImageFile.ImageFile, preprocess: Preprocess) -> None:
-    """Has libjpeg leave out colours that are not wanted, and with `fast` the finest frequencies."""
+    """Let libjpeg skip colours that are not wanted, and with `fast` the highest frequencies."""
     if image.format not in ("JPEG", "MPO"):
         return
     mode = "L" if preprocess.channels == 1 else None
@@ -114,7 +114,7 @@ def _draft(image: ImageFile.ImageFile, preprocess: Preprocess) -> None:
 
 
 def _small_enough(size: tuple[int, int], preprocess: Preprocess) -> tuple[int, int] | None:
-    """Sides that leave enough pixels for a resize; None if those of the file are no more."""
+    """Return sides that leave enough pixels for a resize; None if no smaller ones do."""
     needed = preprocess.resize or preprocess.size
     side = max(size) if preprocess.crop == "pad" else min(size)
     factor = side // (_GAP * needed)
@@ -124,7 +124,7 @@ def _small_enough(size: tuple[int, int], preprocess: Preprocess) -> tuple[int, i
 
 @contextlib.contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Has libtiff, which writes what it dislikes to standard error by itself, write to nowhere."""
+    """Discard what libtiff writes to standard error by itself."""
     try:
         kept = os.dup(2)
     except OSError:  # closed already, as some daemons start their children
@@ -140,11 +140,7 @@ def _silent_stderr() -> Iterator[None]:
 
 
 def open_image(stream: BinaryIO) -> ImageFile.ImageFile:
-    """The first image of a stream, of which only the header is read.
-
-    Raises:
-        DecodeError: empty, a program, or laid out in a way that Pillow gets wrong.
-    """
+    """Open the first image of a stream, reading only its header."""
     stream.seek(0)
     if not stream.read(1):
         raise DecodeError("empty file")
@@ -157,12 +153,12 @@ def open_image(stream: BinaryIO) -> ImageFile.ImageFile:
 
 
 def has_planes(image: Image.Image) -> bool:
-    """Whether a TIFF holds its channels one after the other, and not pixel by pixel."""
+    """Return whether a TIFF stores its channels one after the other, and not pixel by pixel."""
     return bool(_tag(image, _PLANES) == _SEPARATE and len(image.getbands()) > 1)
 
 
 def bits_of(image: Image.Image) -> int:
-    """Bits of a channel in the file."""
+    """Return the bits of a channel in the file."""
     tag = _tag(image, _BITS_PER_SAMPLE)
     if isinstance(tag, tuple) and tag and isinstance(tag[0], int):
         return tag[0]
@@ -174,7 +170,7 @@ def bits_of(image: Image.Image) -> int:
 
 
 def scale_of(image: Image.Image) -> Range | None:
-    """Black and white of an image of one channel; None for 32-bit integers and floats."""
+    """Return black and white of an image of one channel; None for 32-bit integers and floats."""
     # Before version 11.3 Pillow gave 16-bit PNG as 32-bit integers, and still does so for PGM.
     if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
         return None
@@ -183,7 +179,7 @@ def scale_of(image: Image.Image) -> Range | None:
 
 
 def is_inverted(image: Image.Image) -> bool:
-    """Whether a TIFF of more than 8 bits has white as zero; Pillow sees to those of 8 itself."""
+    """Return whether zero is white in a TIFF of more than 8 bits; of 8 bits Pillow inverts it."""
     return image.mode[0] in "IF" and _tag(image, _PHOTOMETRIC) == _WHITE_IS_ZERO
 
 
@@ -192,7 +188,7 @@ def _tag(image: Image.Image, tag: int) -> Any:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 where there is none or it makes no sense."""
+    """Return the EXIF orientation, 1 to 8; 1 if there is none or it makes no sense."""
     try:
         value = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # noqa: BLE001 broken EXIF says nothing about the pixels, which may be fine
@@ -201,7 +197,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def upright(loaded: Loaded) -> Image.Image:
-    """The image turned as it is to be seen."""
+    """Return the image turned as it is to be seen."""
     turn = _TURNS.get(loaded.turn)
     return loaded.image if turn is None else loaded.image.transpose(turn)
 
@@ -219,10 +215,10 @@ def match_key_to_pixels(image: ImageFile.ImageFile) -> None:
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """`image` in mode RGB; what is transparent shows white.
+    """Return `image` in mode RGB, on white where it is transparent.
 
     Sixteen unsigned bits are divided by 257. Of 32-bit integers and floats no file says what white
-    is, so it goes by what they hold: see `levels.by_values`.
+    is, so it depends on their values: see `intensity.by_values`.
     """
     if image.mode[0] in "IF":
         values = np.asarray(image)

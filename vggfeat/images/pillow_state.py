@@ -72,7 +72,7 @@ def pillow_as_installed() -> Iterator[None]:
 
 @functools.cache
 def own_plugins() -> dict[str, Plugin]:
-    """Format → what Pillow itself registers for it, in the order in which it asks them.
+    """Return the plugins that Pillow itself registers, by format, in the order in which it tries.
 
     Taken from the sources of its plugins: their modules register when they are imported, once, and
     the host process may have changed the registry since. The first call takes a tenth of a second.

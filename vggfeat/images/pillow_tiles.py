@@ -30,11 +30,7 @@ def is_uncompressed(image: Image.Image) -> bool:
 
 
 def set_raw_mode(image: ImageFile.ImageFile, raw: str) -> None:
-    """Have an opened image decoded as if its pixels lay in the file in another layout.
-
-    Raises:
-        DecodeError: this version of Pillow keeps the layout elsewhere.
-    """
+    """Have an opened image decoded as if its pixels lay in the file in another layout."""
     if not raw_mode(image):
         raise DecodeError("16-bit channels, which this version of Pillow does not give")
     image.tile = [

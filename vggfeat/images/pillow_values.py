@@ -68,7 +68,7 @@ def _kind(image: Image.Image) -> str:
 
 
 def _read_bytes(image: ImageFile.ImageFile, preprocess: Preprocess) -> Raster:
-    """Eight bits, of one channel or of RGB."""
+    """Read eight bits, of one channel or of RGB."""
     kind, bits = _kind(image), bits_of(image)
     match_key_to_pixels(image)
     loaded = load(image, preprocess)
@@ -82,7 +82,7 @@ def _read_bytes(image: ImageFile.ImageFile, preprocess: Preprocess) -> Raster:
 
 
 def _read_grey(image: ImageFile.ImageFile, preprocess: Preprocess) -> Raster:
-    """More than eight bits of one channel; its transparent value, if there is one, is white."""
+    """Read more than eight bits of one channel; a transparent value becomes white."""
     kind, bits, scale, inverted = _kind(image), bits_of(image), scale_of(image), is_inverted(image)
     loaded = load(image, preprocess)
     values = in_native_order(np.asarray(loaded.image))[..., None]
@@ -93,13 +93,13 @@ def _read_grey(image: ImageFile.ImageFile, preprocess: Preprocess) -> Raster:
 
 
 def _is_deep(image: Image.Image) -> bool:
-    """Whether there are several channels of 16 bits, of which Pillow alone would give 8."""
+    """Return whether there are several channels of 16 bits, of which Pillow alone would give 8."""
     kind, deep, _ = raw_mode(image).partition(";16")
     return bool(deep) and (kind in _MANY_BITS or raw_mode(image) == _GREY_AND_ALPHA)
 
 
 def _read_deep(stream: BinaryIO, image: ImageFile.ImageFile, preprocess: Preprocess) -> Raster:
-    """All bits of 16-bit colours or grey; what is transparent is white."""
+    """Read all bits of 16-bit colours or grey, on white where they are transparent."""
     kind = _kind(image)
     values, turn = _words(stream, image, preprocess)
     key = image.info.get("transparency")
@@ -116,9 +116,9 @@ def _read_deep(stream: BinaryIO, image: ImageFile.ImageFile, preprocess: Preproc
 def _words(
     stream: BinaryIO, image: ImageFile.ImageFile, preprocess: Preprocess
 ) -> tuple[NDArray[np.uint16], int]:
-    """Every channel of 16 bits, uint16 (H, W, C), and how it is still to be turned.
+    """Read every channel of 16 bits, uint16 (H, W, C); also return how it is still to be turned.
 
-    Pillow's unpackers keep one byte of two, which is the upper one in the file's own order; read
+    Pillow's unpackers keep one byte of two, which is the upper one in the file's own order. Read
     once more in the other order, it is the lower one.
     """
     raw = raw_mode(image)
@@ -137,7 +137,7 @@ def _words(
 
 
 def _joined(upper: NDArray[Any], lower: NDArray[Any]) -> NDArray[np.uint16]:
-    """Two bytes of each value as one."""
+    """Join the two bytes of each value."""
     return np.asarray(upper.astype(np.uint16) * 256 + lower, np.uint16)
 
 
@@ -148,7 +148,7 @@ def _in_other_order(raw: str) -> str:
 
 
 def _read_bands(stream: BinaryIO, image: ImageFile.ImageFile, preprocess: Preprocess) -> Raster:
-    """As many bands, or pages of one band each, as are wanted; none is laid onto another."""
+    """Read as many bands, or pages of one band each, as are wanted, without blending them."""
     wanted = preprocess.channels
     deep = _is_deep(image)
     bands = 2 if raw_mode(image) == _GREY_AND_ALPHA else len(image.getbands())

@@ -43,9 +43,6 @@ def read_raster(stream: BinaryIO, preprocess: Preprocess, max_pixels: int) -> Ra
 
     Returns:
         As many channels as are wanted where a file can give them, else one or three.
-
-    Raises:
-        DecodeError: it cannot.
     """
     for sniff, read in _TYPES:
         if sniff(stream):

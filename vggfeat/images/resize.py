@@ -23,11 +23,11 @@ Up to here a resize is torchvision's to the byte; beyond, to within one grey lev
 
 
 def fit_pixels(pixels: NDArray[Any], preprocess: Preprocess, max_pixels: int) -> NDArray[Any]:
-    """Resize and cut an array of any number of channels as `fit_inside` does an image.
+    """Resize and crop an array of any number of channels as `fit_inside` does an image.
 
     Args:
         pixels: uint8 or uint16 (H, W, C). Eight bits of one channel or of RGB are resized as
-            integers, as torchvision has it; all others as floats, a channel by itself, and then
+            integers, as torchvision does; all others as floats, each channel by itself, and then
             rounded.
         preprocess: its size, crop and resize.
         max_pixels: see `fit_inside`.
@@ -56,16 +56,13 @@ def fit_pixels(pixels: NDArray[Any], preprocess: Preprocess, max_pixels: int) ->
 def fit_inside(
     image: Image.Image, preprocess: Preprocess, max_pixels: int, fill: int | tuple[int, ...]
 ) -> Image.Image:
-    """Resize and cut an image as `preprocess.crop` says.
+    """Resize and crop an image as `preprocess.crop` says.
 
     Args:
         image: mode RGB, L or F.
         preprocess: its size, crop and resize.
-        max_pixels: with crop none, more than that fail.
-        fill: what padding takes.
-
-    Raises:
-        DecodeError: too large once resized.
+        max_pixels: with crop none, a result of more fails.
+        fill: colour of padding.
     """
     size = preprocess.size
     if preprocess.crop == "center":
@@ -82,7 +79,7 @@ def fit_inside(
 
 
 def with_shorter_side(size: tuple[int, int], shorter: int) -> tuple[int, int]:
-    """Width and height in the proportion of `size`, rounded down as torchvision does."""
+    """Return width and height in the proportion of `size`, rounded down as torchvision does."""
     width, height = size
     if width <= height:
         return shorter, int(shorter * height / width)
@@ -94,7 +91,7 @@ def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def _centre(image: Image.Image, resize: int, size: int) -> Image.Image:
-    """Shorter side to `resize`, then size x size from the middle; torchvision's arithmetic."""
+    """Resize the shorter side to `resize`, then crop the centre, as torchvision does."""
     whole = with_shorter_side(image.size, resize)
     left, top = (round((side - size) / 2.0) for side in whole)
     window = (left, top, left + size, top + size)
@@ -106,7 +103,7 @@ def _centre(image: Image.Image, resize: int, size: int) -> Image.Image:
 def _resized_window(
     image: Image.Image, whole: tuple[int, int], window: tuple[int, int, int, int]
 ) -> Image.Image:
-    """What `image.resize(whole).crop(window)` shows, without the rest ever being computed."""
+    """Return `image.resize(whole).crop(window)` without computing the rest."""
     across, down = image.width / whole[0], image.height / whole[1]
     left, top, right, bottom = window
     box = (
@@ -119,7 +116,7 @@ def _resized_window(
 
 
 def _padded(image: Image.Image, size: int, fill: int | tuple[int, ...]) -> Image.Image:
-    """Longer side to `size`, the rest filled up equally on both sides."""
+    """Resize the longer side to `size`, and pad equally on both sides."""
     longer = max(image.size)
     width, height = (max(1, round(size * side / longer)) for side in image.size)
     square = Image.new(image.mode, (size, size), fill)
@@ -128,5 +125,5 @@ def _padded(image: Image.Image, size: int, fill: int | tuple[int, ...]) -> Image
 
 
 def too_large(what: str, pixels: str, max_pixels: int) -> str:
-    """The reason for an image of too many pixels."""
+    """Return the reason for an image of too many pixels."""
     return f"{what}: {pixels} pixels, at most {max_pixels} allowed (--max-pixels)"

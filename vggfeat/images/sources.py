@@ -1,4 +1,4 @@
-"""What the user names, folders, files, archives and lists, as one sorted manifest of images."""
+"""List what the user names, folders, files, archives, lists and buckets, as one `ImageList`."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def discover(
 
     A list whose data holds a NUL byte is separated by NULs, else by line ends, and may have
     comments; see `core.path_list.read_paths`. Its relative paths start at the current directory.
-    What it names and does not exist stays in the manifest with size 0, to become a failed row. In
+    What it names and does not exist stays in the list of images with size 0, to become a failed row. In
     folders, names with a leading dot are skipped, links are followed, each real folder is read
     once, and archives are not looked into.
 
@@ -85,13 +85,13 @@ def discover(
     if not len(found) and not any(listing.names for listing in listings):
         raise InputError(_nothing_found(sources, skipped))
     base = _common_root(named) if root is None else _absolute(os.fsencode(root))
-    return _manifest(found, listings, base, dict(sorted(skipped.items())))
+    return _image_list(found, listings, base, dict(sorted(skipped.items())))
 
 
-def tell_skipped(manifest: ImageList) -> None:
+def tell_skipped(images: ImageList) -> None:
     """Note in the log what was skipped in folders, archives and object stores."""
-    hidden = hidden_text(manifest.skipped)
-    others = {kind: n for kind, n in manifest.skipped.items() if kind not in _HIDDEN}
+    hidden = hidden_text(images.skipped)
+    others = {kind: n for kind, n in images.skipped.items() if kind not in _HIDDEN}
     if others:
         kinds = ", ".join(f"{kind or 'no extension'} {n}" for kind, n in others.items())
         total = sum(others.values())
@@ -114,10 +114,10 @@ def _discover_objects(
     if not len(objects.found):
         raise InputError(_nothing_found(sources, objects.skipped))
     base = objects.root if root is None else os.fsencode(root.rstrip("/"))
-    return _manifest(objects.found, [], base, dict(sorted(objects.skipped.items())))
+    return _image_list(objects.found, [], base, dict(sorted(objects.skipped.items())))
 
 
-def _manifest(
+def _image_list(
     found: FileList,
     listings: Sequence[Listing],
     root: bytes,
@@ -213,7 +213,7 @@ class _Named:
 
 
 def _split_member(path: bytes) -> tuple[bytes, bytes]:
-    """An archive that exists and the plain name of a member; the name is b'' if `path` is none."""
+    """Split `path` into an existing archive and a member's plain name; b"" twice if it is none."""
     at = path.find(MEMBER_MARK)
     while at >= 0:
         archive = path[:at]

@@ -1,4 +1,7 @@
-"""Mean and deviation of images as the network gets them, and what values their files hold."""
+"""Mean and deviation of images as the network gets them, and percentiles of the values in files.
+
+Percentiles need little memory: integers of 16 bits are counted exactly, others are sampled.
+"""
 
 from __future__ import annotations
 
@@ -64,15 +67,15 @@ class Channel:
 
 @dataclass(frozen=True, slots=True)
 class FileValues:
-    """The values in the files, in their own units, of as many channels as the network takes.
+    """Values in the files, in their own units, of as many channels as the network takes.
 
     Attributes:
         minimum, maximum: of finite values.
         percentiles: of all values of all files together, by percentage.
-        exact: the percentiles are of every value; else of a sample spread over each image, as
-            of values that are no whole numbers of 16 bits.
-        kinds: format and pixels, such as `PNG I;16`, and how many files of each.
-        bits: of a channel in the file, and how many files of each.
+        exact: whether the percentiles are of every value; else of a sample from each image, taken
+            if values are not whole numbers of 16 bits.
+        kinds: number of files by format and type of pixels, such as `PNG I;16`.
+        bits: number of files by bits of a channel.
     """
 
     minimum: float
@@ -85,17 +88,17 @@ class FileValues:
 
 @dataclass(frozen=True, slots=True)
 class PixelStats:
-    """What `vggfeat stats` shows.
+    """The result of `vggfeat.stats`.
 
     Attributes:
-        images: that were measured.
-        failed: that could not be decoded.
+        images: number of images measured.
+        failed: number of images that could not be decoded.
         failures: the first hundred of those.
         pixels: of a channel, of all images.
-        channels: one each.
+        channels: one for each.
         values: in the files.
-        settings: how the images were read, by the names of settings, with the `mean` and `std`
-            that were found; what `extract` takes as a configuration.
+        settings: how the images were read, by the names of settings, with the `mean` and `std` that
+            were measured; `extract` takes them as a configuration.
     """
 
     images: int
@@ -121,39 +124,39 @@ def stats(
     sample: int | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> PixelStats:
-    """Measures images exactly as a run with these settings would read them.
+    """Measure images exactly as a run with these settings would read them.
 
     Pixels are integers, so their sums and sums of squares are kept as such: nothing is rounded,
     however many there are, and the order of the images changes nothing.
 
     Args:
         sources: folders, files, archives, `@list.txt`, or `-`; see `sources.discover`.
-        settings: size, crop, channels, depth, window, clip, clahe and whatever else tells how an
-            image is read; workers. Their mean and std matter to the fill of `crop="pad"` alone.
-        sample: images at most, spread over all; None for all.
+        settings: size, crop, channels, depth, window, clip, clahe and all others by which images
+            are read; workers. Their mean and std affect only the padding of `crop="pad"`.
+        sample: most images to measure, evenly spaced over all; None for all.
         on_progress: called now and then.
 
     Raises:
         InputError: a source is missing, there is no image, or none can be decoded.
     """
     listed = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
-    manifest = discover(listed)
-    tell_skipped(manifest)
-    rows = manifest.spread(len(manifest) if sample is None else sample)
-    ranks = manifest.reading_ranks()
+    found = discover(listed)
+    tell_skipped(found)
+    rows = found.spread(len(found) if sample is None else sample)
+    ranks = found.reading_ranks()
     plan = plan_batches(rows, min(_SLOTS, len(rows)), None if ranks is None else ranks[rows])
     workers = usable_cores() if settings.workers == "auto" else settings.workers
     sums = _Sums(settings.preprocess().channels)
     for images, _ in decode_batches(
         plan,
         None,
-        _measuring(manifest, settings),
+        _measuring(found, settings),
         workers=min(workers, len(rows)),
         timeout=settings.decode_timeout,
         goes_on=lambda: True,
     ):
         for image in images:
-            sums.add(image.pixels, FailedImage(manifest[image.row].name, image.reason))
+            sums.add(image.pixels, FailedImage(found[image.row].name, image.reason))
         if on_progress is not None:
             on_progress(Progress(sums.images, sums.failed, len(rows)))
     if not sums.images:
@@ -175,7 +178,7 @@ class _Measured:
         squares: uint64 (C,), of their squares.
         lowest, highest: (C,), of the pixels.
         values: of the file.
-        kind, bits: see `levels.Raster`.
+        kind, bits: see `intensity.Raster`.
     """
 
     pixels: int
@@ -188,12 +191,12 @@ class _Measured:
     bits: int
 
 
-def _measuring(manifest: ImageList, settings: Settings) -> Callable[[int], tuple[bytes, _Measured]]:
+def _measuring(listed: ImageList, settings: Settings) -> Callable[[int], tuple[bytes, _Measured]]:
     preprocess, max_pixels = settings.preprocess(), settings.max_pixels
     own_plugins()  # here, and not in every process anew
 
     def measure(row: int) -> tuple[bytes, _Measured]:
-        with manifest.open(row) as stream, as_decode_errors(stream, max_pixels):
+        with listed.open(row) as stream, as_decode_errors(stream, max_pixels):
             raster = read_raster(stream, preprocess, max_pixels)
             pixels = finish(raster, preprocess, max_pixels)
         channels = pixels.reshape(-1, pixels.shape[2])  # (H * W, C)
@@ -213,7 +216,7 @@ def _measuring(manifest: ImageList, settings: Settings) -> Callable[[int], tuple
 
 
 class _Sums:
-    """What all images come to."""
+    """Sums over all images."""
 
     def __init__(self, channels: int) -> None:
         self.images = self.failed = self.pixels = 0
@@ -226,7 +229,7 @@ class _Sums:
         self._bits: Counter[str] = Counter()
 
     def add(self, found: _Measured | None, otherwise: FailedImage) -> None:
-        """Adds an image, or where there is none its failure."""
+        """Add an image, or if it is None its failure."""
         if found is None:
             self.failed += 1
             if self.failed <= FAILURES_KEPT:
@@ -299,12 +302,12 @@ def _settings(
 
 
 def _rounded(value: float) -> float:
-    """To six digits that count: of images in 16 bits that use few of them both are small."""
+    """Round to six significant digits: both are small for 16-bit images that use few levels."""
     return float(f"{value:.6g}")
 
 
 def as_config(found: PixelStats) -> str:
-    """The settings as a TOML file that `--config` takes."""
+    """Return the settings as a TOML file that `--config` takes."""
     lines = [f"# Measured by vggfeat stats on {counted(found.images, 'image')}."]
     for name, value in found.settings.items():
         shown = json.dumps(list(value) if isinstance(value, tuple) else value)
@@ -314,12 +317,12 @@ def as_config(found: PixelStats) -> str:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ValueCounts:
-    """The values of one image, or a sample of them.
+    """Values of one image, or a sample of them.
 
     Attributes:
         values: float64 (k,).
-        counts: float64 (k,), how often each of them occurs, or how many values each stands for.
-        exact: they are all values, and whole numbers from `_LOWEST` to `_HIGHEST`.
+        counts: float64 (k,), how often each occurs, or how many values each stands for.
+        exact: whether they are all values, and whole numbers from `_LOWEST` to `_HIGHEST`.
         lowest, highest: of all finite values; NaN if there are none.
     """
 
@@ -331,7 +334,7 @@ class ValueCounts:
 
 
 def count_values(values: NDArray[Any]) -> ValueCounts:
-    """Counts finite values, (…) of any numbers; of those that are not whole a spread sample."""
+    """Count finite values of any type; of those that are not whole, an evenly spaced sample."""
     flat = values.reshape(-1)
     if flat.dtype.kind == "f":
         flat = flat[np.isfinite(flat)]
@@ -364,7 +367,7 @@ class ValueHistogram:
         self._kept = 0
 
     def add(self, found: ValueCounts) -> None:
-        """Adds those of an image."""
+        """Add the values of an image."""
         self.exact = self.exact and found.exact
         if not len(found.values):
             return
@@ -380,7 +383,7 @@ class ValueHistogram:
             self._kept = sum(len(values) for values, _ in self._others)
 
     def percentiles(self, wanted: Sequence[float]) -> list[float]:
-        """Linear between neighbouring values, as `numpy.percentile` has it; NaN of nothing."""
+        """Return linearly interpolated percentiles, as `numpy.percentile`; NaN without values."""
         places = np.flatnonzero(self._whole)
         values = np.concatenate([places + float(_LOWEST), *(one for one, _ in self._others)])
         counts = np.concatenate([self._whole[places], *(one for _, one in self._others)])

@@ -31,7 +31,7 @@ _SPARSE = b"S"
 
 @dataclass(slots=True)
 class _Said:
-    """What headers before a member's own say about it; pax records about all that follow."""
+    """What earlier headers say about the next member; `for_all`, about all that follow."""
 
     name: bytes = b""
     records: dict[bytes, bytes] = field(default_factory=dict)
@@ -48,11 +48,10 @@ class _Said:
 
 
 def read_tar(source: ArchiveReader) -> Iterator[ArchiveMember]:
-    """All members but folders, in the order of the archive, several archives in a row included.
+    """Yield all members but folders, in the order of the archive, also of concatenated archives.
 
-    Raises:
-        DamagedError: the archive is cut short, or holds what is no header where one must be; the
-            members before that were given.
+    Raises DamagedError, after the members before it, if the archive is truncated or has something
+    else where a header must be.
     """
     offset, said, ended = 0, _Said(), False
     while True:
@@ -74,7 +73,7 @@ def read_tar(source: ArchiveReader) -> Iterator[ArchiveMember]:
 
 
 def _behind_zeros(source: ArchiveReader, offset: int) -> int:
-    """The first block from `offset` on that is not zero, or the end."""
+    """Return the offset of the first block from `offset` on that is not zero, or the end."""
     while stretch := source.read(offset, _STRETCH):
         rest = stretch.lstrip(b"\0")
         if rest:
@@ -84,7 +83,7 @@ def _behind_zeros(source: ArchiveReader, offset: int) -> int:
 
 
 def _checked(block: bytes, offset: int) -> bytes:
-    """The kind of a header whose checksum is right."""
+    """Return the type of a header whose checksum is right."""
     if len(block) < _BLOCK:
         raise DamagedError(f"cut short: it ends at byte {offset + len(block)}")
     stated = _octal(block[148:156])
@@ -97,7 +96,7 @@ def _checked(block: bytes, offset: int) -> bytes:
 
 
 def _read_extension(source: ArchiveReader, block: bytes, offset: int, said: _Said) -> int:
-    """Take over what the header at `offset` says about others, and return where the next is."""
+    """Apply what the header at `offset` says about others; return the offset of the next header."""
     size = _number(block[124:136], offset)
     data = source.read(offset + _BLOCK, size) if size <= _LARGEST_HEADER else b""
     if len(data) < size:
@@ -117,7 +116,7 @@ def _read_extension(source: ArchiveReader, block: bytes, offset: int, said: _Sai
 def _member(
     source: ArchiveReader, block: bytes, offset: int, said: _Said
 ) -> tuple[ArchiveMember | None, int]:
-    """The member whose header is at `offset`, None for a folder, and where the next header is."""
+    """Return the member whose header is at `offset`, None for a folder, and the next offset."""
     kind, data = block[156:157], offset + _BLOCK
     size = _number(said.get(b"size") or block[124:136], offset, decimal=bool(said.get(b"size")))
     name = said.get(b"path") or said.name or _own_name(block)
@@ -141,7 +140,7 @@ def _own_name(block: bytes) -> bytes:
 
 
 def _pax_records(data: bytes, offset: int) -> dict[bytes, bytes]:
-    """The records `LENGTH KEY=VALUE` of a pax header; the length counts the whole record."""
+    """Return the records `LENGTH KEY=VALUE` of a pax header; the length is of the whole record."""
     records, at = {}, 0
     while at < len(data) and data[at]:
         length, _, _ = data[at : at + 20].partition(b" ")
@@ -155,7 +154,7 @@ def _pax_records(data: bytes, offset: int) -> dict[bytes, bytes]:
 
 
 def _number(text: bytes, offset: int, *, decimal: bool = False) -> int:
-    """A size in octal digits or, where the first bit is set, in binary; in pax decimal digits."""
+    """Parse a size: octal digits, or binary if the first bit is set; in pax, decimal digits."""
     if decimal:
         value = int(text) if text.isdigit() else -1
     elif text[0] == 0x80:  # noqa: PLR2004 a positive number, the rest of its bytes follow
@@ -168,7 +167,7 @@ def _number(text: bytes, offset: int, *, decimal: bool = False) -> int:
 
 
 def _octal(text: bytes) -> int:
-    """Octal digits with blanks around and a NUL behind; -1 for what is none."""
+    """Parse octal digits with blanks around and a NUL behind; return -1 for anything else."""
     digits = _text(text).strip()
     try:
         return int(digits or b"0", 8)
