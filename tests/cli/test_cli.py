@@ -132,7 +132,7 @@ def test_changed_images_are_told(workplace: Path, tmp_path: Path) -> None:
         (["extract", "images", "--out", "x.h5"], 2, "no layers asked for"),
         (["extract", "images", "--layers", "conv9_9,fc7", "--out", "x.h5"], 2, "'conv9_9'"),
         (["extract", "images", *SMALL, "--batch-size", "many", "--out", "x.h5"], 2, "'many'"),
-        (["extract", "images", *SMALL, "--out", "no/x.h5"], 2, "make it first"),
+        (["extract", "images", *SMALL, "--out", "no/x.h5"], 2, "create it first"),
         (["extract", "images", "--config", "nope", "--out", "x.h5"], 2, "not a preset"),
         (["extract", "nowhere", *SMALL, "--out", "x.h5"], 3, "'nowhere'"),
         (["extract", "images", *SMALL, "--weights", "w.pth", "--out", "x.h5"], 3, "'w.pth'"),

@@ -122,7 +122,7 @@ def test_nothing_left_to_derive(
     if words[0] == "fuse":  # reduce writes its model first
         done = way([*words, "--fresh"], workplace)
         assert done.returncode == 6, done.stderr
-        assert ".lock cannot be made: " in done.stderr
+        assert ".lock cannot be created: " in done.stderr
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -151,7 +151,7 @@ def test_work_is_refused(
         done = way([*RUN, "--out", out, *more], workplace)
         (workplace / "images" / "new.png").unlink()
         assert done.returncode == 6, done.stderr
-        assert ".lock cannot be made: " in done.stderr
+        assert ".lock cannot be created: " in done.stderr
     done = way([*RUN, "--out", out.replace("/f", "/g")], workplace)
     assert done.returncode in (2, 6), done.stderr
     assert sorted(os.listdir(workplace / "out")) == [

@@ -321,7 +321,7 @@ def test_places_that_take_no_shards(images: Path, reference: Path, tmp_path: Pat
         library.extract(images, reference, settings(), sharding=Sharding(shards=2))
     with pytest.raises(UsageError, match="named like a file"):
         library.extract(images, tmp_path / "f.h5", settings(), sharding=Sharding(shards=2))
-    with pytest.raises(UsageError, match="make it first"):
+    with pytest.raises(UsageError, match="create it first"):
         library.extract(images, f"{tmp_path}/no/feats/", settings())
     assert os.listdir(tmp_path) == []
 

@@ -236,7 +236,7 @@ def test_what_is_no_lock_is_not_touched(
     if user is refuse_if_held:
         user(out)  # which it is not
     else:
-        with pytest.raises(UsageError, match=rf"f\.h5\.lock.*no lock of vggfeat: {found}"):
+        with pytest.raises(UsageError, match=rf"f\.h5\.lock.*not a lock of vggfeat: {found}"):
             use(user, out)
     assert lasting(lock) == before
     assert (tmp_path / "victim").read_text() == "years of work"
@@ -357,7 +357,7 @@ def test_processes_race_with_those_that_are_killed(tmp_path: Path) -> None:
 def test_no_folder(tmp_path: Path) -> None:
     """A lock file that cannot be made is a SpaceError with its name."""
     with (
-        pytest.raises(SpaceError, match=r"lock file .*gone/f\.h5\.lock cannot be made: "),
+        pytest.raises(SpaceError, match=r"lock file .*gone/f\.h5\.lock cannot be created: "),
         hold(str(tmp_path / "gone" / "f.h5")),
     ):
         pass

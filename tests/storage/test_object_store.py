@@ -276,7 +276,7 @@ def test_listing_is_whole_sorted_and_safe(place: Place) -> None:
         ("s3://absent/x", InputError, "cannot list 's3://absent/x': no such bucket; look at its"),
         (f"s3://{BUCKET}/none", InputError, f"cannot find 's3://{BUCKET}/none'; expected"),
         (f"s3://{BUCKET}/x.tar", InputError, f"archives are not read.*'s3://{BUCKET}/x.tar'"),
-        ("az://box/images", UsageError, "is in no store that is read; expected s3://bucket"),
+        ("az://box/images", UsageError, "is in an unknown store; expected s3://bucket"),
         ("gs://box/images", UsageError, "needs the package gcsfs: pip install gcsfs"),
     ],
 )
@@ -387,7 +387,7 @@ def test_a_fetch_is_told(place: Place) -> None:
 @pytest.mark.parametrize(
     ("address", "words"),
     [
-        (f"s3://{BUCKET}/caches/none.h5", "none.h5' is not there; expected a cache"),
+        (f"s3://{BUCKET}/caches/none.h5", "none.h5' does not exist; expected a cache"),
         ("s3://absent/none.h5", "cannot be opened: no such bucket"),
     ],
 )
@@ -461,7 +461,7 @@ def test_shards_are_put_there_one_by_one_and_the_manifest_last(place: Place) -> 
     assert half.pending == 0
     (first,) = keys(place, "split/")
     assert first.startswith("split/shard-00000-")
-    with pytest.raises(InputError, match=r"is no cache yet: it has no manifest.json"):
+    with pytest.raises(InputError, match=r"is not a cache yet: it has no manifest.json"):
         vggfeat.open(address)
     place.gate.reset()
     whole = extract(*asked)
@@ -482,7 +482,7 @@ def test_shards_are_put_there_one_by_one_and_the_manifest_last(place: Place) -> 
         (f"s3://{BUCKET}/images", UsageError, "is a folder in the store, asked as a file"),
         (f"s3://{BUCKET}", UsageError, "names no object; expected s3://bucket/name.h5"),
         (f"s3://{BUCKET}/a/../b.h5", UsageError, "names no object"),
-        ("az://box/feats.h5", UsageError, "is in no store that is read"),
+        ("az://box/feats.h5", UsageError, "is in an unknown store"),
         ("feats.h5", UsageError, "--scratch is for outputs in an object store"),
     ],
 )

@@ -117,7 +117,7 @@ class SourceGuard:
             f"source {name!r} has gone since the run began: of "
             f"{counted(len(looked_for), 'image')} looked for "
             f"not one can be read, the first is {first!r}. Is a folder no longer mounted? No image "
-            "is marked as failed for it, all that is done is kept, and the same command goes on "
+            "is marked as failed for it, all that is done is kept, and the same command resumes "
             "once it is back"
         )
 

@@ -46,21 +46,22 @@ def discover(
 ) -> ImageList:
     """List the images that `sources` name.
 
+    In folders, names with a leading dot are skipped, links are followed, each real folder is read
+    once, and archives are not looked into. A list whose data holds a NUL byte is separated by NULs,
+    else by line ends, and may have comments; see `core.path_list.read_paths`. Its relative paths
+    start at the current directory; those that do not exist stay, with size 0, to become failed
+    rows.
+
     Args:
         sources: each a folder, read with all below it; a tar or zip archive; any other file, taken
-            whatever its extension; `ARCHIVE!MEMBER`, one member of an archive; `@LIST`, a file
-            with a path a line; or `-`, such a list from standard input. A file called `-` or `@x`
-            is `./-` or `./@x`, or a `Path`, which is never taken for a list. Each may be a
-            `file:` address. Or addresses of folders and objects in one object store, such as `s3://bucket/folder`.
-        root: what paths are made relative to; by default the one folder named, or what all
-            folders and files have in common.
-        stdin: stands in for standard input.
-
-    A list whose data holds a NUL byte is separated by NULs, else by line ends, and may have
-    comments; see `core.path_list.read_paths`. Its relative paths start at the current directory.
-    What it names and does not exist stays in the list of images with size 0, to become a failed row. In
-    folders, names with a leading dot are skipped, links are followed, each real folder is read
-    once, and archives are not looked into.
+            whatever its extension; `ARCHIVE!MEMBER`, one member of an archive; `@LIST`, a file with
+            a path a line; or `-`, such a list from standard input. A file called `-` or `@x` is
+            `./-` or `./@x`, or a `Path`, which is never taken for a list. Each may be a `file:`
+            address. Or addresses of folders and objects in one object store, such as
+            `s3://bucket/folder`.
+        root: what paths are made relative to; by default the one folder named, or what all folders
+            and files have in common.
+        stdin: used in place of standard input.
 
     Raises:
         InputError: a source is missing or cannot be read, an archive is damaged, a path is outside

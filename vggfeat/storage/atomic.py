@@ -54,22 +54,18 @@ def atomic_file(
 ) -> Iterator[BinaryIO]:
     """Replace the file `path` by what the block writes, once the block has ended without an error.
 
-    Processes and threads that write the same output at once take turns.
+    Processes and threads that write the same output at once wait for each other. If anything fails,
+    the existing file stays.
 
     Args:
-        path: the output; need not exist.
+        path: the output; need not exist. Raises UsageError if it is no regular file.
         temporary: name to write under, in the folder of the output; by default that of the output
-            with `TEMPORARY_SUFFIX`. It says whose the file is: what is there is removed.
-        exclusive: create the file, and never replace one. Decided by the file system, NFS
+            with `TEMPORARY_SUFFIX`. A file left there by a killed run is removed.
+        exclusive: raise FileExistsError rather than replace a file. Decided by the file system, NFS
             included, so that of two processes without a common lock one wins.
 
     Yields:
         a binary file, empty, open for reading and writing.
-
-    Raises:
-        FileExistsError: with `exclusive`, another process has created the file meanwhile.
-        UsageError: the output is no regular file, or what is at its temporary name is none.
-        OSError: it cannot be written; what was there before stays.
     """
     with _published(path, temporary, exclusive=exclusive, in_turn=True) as (_, handle):
         file = cast("BinaryIO", open(handle, "w+b", closefd=False))  # noqa: SIM115 closed below
@@ -88,21 +84,8 @@ def atomic_path(
 ) -> Iterator[str]:
     """Replace the file `path` by what the block writes to the path that it is given.
 
-    For libraries that open files themselves, and truncate what is there. The caller holds the lock
-    of the output.
-
-    Args:
-        path: the output; need not exist.
-        temporary: see `atomic_file`.
-        exclusive: see `atomic_file`.
-
-    Yields:
-        path of an empty file beside the output.
-
-    Raises:
-        FileExistsError: see `atomic_file`.
-        UsageError: see `atomic_file`.
-        OSError: it cannot be written; what was there before stays.
+    For libraries that open files themselves, and truncate existing ones. The caller holds the lock
+    of the output. Arguments and errors are those of `atomic_file`.
     """
     with _published(path, temporary, exclusive=exclusive, in_turn=False) as (name, _):
         yield name
@@ -147,10 +130,10 @@ def _create(name: str, mode: int) -> int:
 
 
 def _create_in_turn(name: str, mode: int) -> int:
-    """Open a new file, after whoever is at work on another one there has ended.
+    """Open a new file, after any process that is writing another one there has ended.
 
-    A `flock` on the temporary itself says that it is in use: nothing has to be kept beside it, and
-    it is gone with the process. Only who holds that lock removes the file or gives it another name.
+    A `flock` on the temporary file itself says that it is in use: no other file is needed, and the
+    lock dies with the process. Only the holder of that lock removes or renames the file.
     """
     while True:
         _remove_when_unused(name)
@@ -165,7 +148,7 @@ def _create_in_turn(name: str, mode: int) -> int:
 
 
 def _remove_when_unused(name: str) -> None:
-    """Remove the temporary file `name` once nobody writes to it any more."""
+    """Remove the temporary file `name` once no process writes to it any more."""
     if not _is_leftover(name):
         return
     try:
@@ -189,18 +172,14 @@ def _flock(handle: int) -> None:
 
 
 def remove_leftover(name: str) -> None:
-    """Remove the temporary file that a killed run left at `name`, if any.
-
-    Raises:
-        UsageError: something else is there, which is left alone.
-    """
+    """Remove the temporary file that a killed run left at `name`; refuse anything else there."""
     if _is_leftover(name):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
 
 
 def _is_leftover(name: str) -> bool:
-    """Return whether there is a temporary file at `name`; refuse anything else that is there."""
+    """Return whether there is a temporary file at `name`; refuse anything else there."""
     try:
         mode = os.lstat(name).st_mode
     except FileNotFoundError:
@@ -214,7 +193,7 @@ def _is_leftover(name: str) -> bool:
 
 
 def _remove_unused(name: str) -> None:
-    """Remove the temporary file `name` unless it is none, or in use by another writer."""
+    """Remove the temporary file `name` unless another process is writing to it."""
     with contextlib.suppress(OSError):
         handle = open_descriptor(name, _EXISTING)
         try:
@@ -276,22 +255,18 @@ def _put(handle: int, name: str, target: str, *, exclusive: bool) -> None:
 
 @contextlib.contextmanager
 def atomic_folder(path: str, *, temporary: str | None = None) -> Iterator[str]:
-    """Create the folder `path` from what the block puts at the place that it is given.
+    """Create the folder `path` from what the block creates at the path that it is given.
 
     Files and folders of any depth are synced before the folder gets its name. The caller holds the
-    lock of the output.
+    lock of the output. If anything fails, nothing is left.
 
     Args:
-        path: the folder; must not exist.
-        temporary: name to work under, beside it; by default with `TEMPORARY_SUFFIX`.
+        path: the folder; raises FileExistsError if anything exists there.
+        temporary: name to work under, beside it; by default with `TEMPORARY_SUFFIX`. Raises
+            UsageError if what exists there was not left by an earlier run.
 
     Yields:
-        path at which nothing is; the block creates a folder there.
-
-    Raises:
-        FileExistsError: there is something at `path`.
-        UsageError: what is at the temporary name is not an earlier run's.
-        OSError: it cannot be written; nothing is left.
+        where the block creates a folder.
     """
     target = os.path.realpath(path)
     work = temporary or f"{target}{TEMPORARY_SUFFIX}"
@@ -316,11 +291,7 @@ def atomic_folder(path: str, *, temporary: str | None = None) -> Iterator[str]:
 
 
 def _remove_unfinished(work: str) -> None:
-    """Remove what a run that ended left of a folder; an empty folder stays.
-
-    Raises:
-        UsageError: it is something else, which is left alone.
-    """
+    """Remove what a killed run left of a folder; refuse anything else; keep an empty folder."""
     try:
         names = os.listdir(work) if not os.path.islink(work) else None
     except FileNotFoundError:
@@ -340,7 +311,7 @@ def _remove_unfinished(work: str) -> None:
 
 
 def sync_tree(path: str) -> None:
-    """Return when the disk has all files below a folder, and the names of all."""
+    """Sync all files below a folder, and the names of all, to the disk."""
     for folder, _, files in os.walk(path):
         for name in files:
             handle = open_descriptor(os.path.join(folder, name), os.O_RDONLY)
@@ -352,13 +323,10 @@ def sync_tree(path: str) -> None:
 
 
 def sync_directory(path: str) -> None:
-    """Return when the disk has the names in a directory, new and renamed ones.
+    """Sync the names in a directory, new and renamed ones, to the disk.
 
-    Some network file systems have no sync of directories, and a directory without read permission
-    cannot be opened: there the names are on the disk when the file system says so.
-
-    Raises:
-        SpaceError: it failed.
+    Some network file systems cannot sync directories, and a directory without read permission
+    cannot be opened: there the file system decides when the names are on the disk.
     """
     try:
         handle = open_descriptor(path, os.O_RDONLY | os.O_DIRECTORY)

@@ -53,11 +53,7 @@ class FileDigest:
 
 
 def digest_file(path: str) -> FileDigest:
-    """Read a file once, in pieces, and return its digests.
-
-    Raises:
-        OSError: it cannot be read.
-    """
+    """Read a file once, in pieces, and return its digests."""
     whole, pieces, size = hashlib.sha256(), [], 0
     buffer = memoryview(bytearray(PIECE_BYTES))
     beside = concurrent.futures.ThreadPoolExecutor(1)  # hashing releases the GIL
@@ -83,17 +79,14 @@ def _read_fully(descriptor: int, buffer: memoryview, offset: int) -> int:
 
 
 class CheckedFile(io.RawIOBase):
-    """A file open for reading, whose bytes are checked against digests before anyone has them.
+    """A file open for reading, whose bytes are checked against digests before they are returned.
 
-    Nothing is mapped: a file cut short while it is read is an error and no SIGBUS.
+    Nothing is mapped, so that a file truncated while it is read is an error and no SIGBUS.
 
     Args:
         path: of the file.
-        digest: what its bytes must be; None reads them unchecked, where only names and shapes are
-            looked at.
-
-    Raises:
-        OSError: the file cannot be read; `FileChangedError` where its bytes are other ones.
+        digest: of the bytes expected, else `FileChangedError` is raised; None reads them unchecked,
+            where only names and shapes are needed.
     """
 
     def __init__(self, path: str, digest: FileDigest | None = None) -> None:
@@ -154,10 +147,6 @@ class CheckedFile(io.RawIOBase):
 
         Args:
             targets: offset in the file, and a writable view of bytes to fill from there.
-
-        Raises:
-            ValueError: a target reaches beyond the file.
-            OSError: see the class.
         """
         ordered = sorted((one for one in targets if len(one[1])), key=lambda one: one[0])
         jobs: dict[int, list[tuple[int, memoryview]]] = {}

@@ -17,9 +17,6 @@ def open_descriptor(path: str | bytes, flags: int, mode: int = 0o666) -> int:
     """Open a file like `os.open`, under a number above 2 and closed on exec.
 
     Also an `opener` of the built-in `open`.
-
-    Raises:
-        OSError: it cannot be opened.
     """
     handle = os.open(path, flags | os.O_CLOEXEC, mode)
     if handle > _STANDARD[-1]:

@@ -26,11 +26,9 @@ def file_digest(path: str) -> str:
 def file_digests(path: str) -> FileDigest:
     """Return the digests of a file, remembered by path, size, times and inode.
 
-    What is remembered may be wrong where a file system's clock is coarse: whoever reads the file
-    checks its pieces, and calls `forget_digest` when they differ.
-
-    Raises:
-        WeightsError: the file cannot be read, or changes while it is.
+    A remembered digest may be outdated where a file system's clock is coarse: whoever reads the
+    file checks its pieces, and calls `forget_digest` when they differ. Raises WeightsError if the
+    file cannot be read, or changes while it is.
     """
     path = os.path.realpath(path)
     memory = _digest_memory()

@@ -56,11 +56,7 @@ class Hdf5Output:
         self._handlers: dict[int, Callable[..., Any]] = {}
 
     def check(self) -> None:
-        """Raise the first error that any call met, and let the handlers of signals run.
-
-        Raises:
-            OSError: that one; what the file holds is of no use.
-        """
+        """Raise the first error that any call met, and let the handlers of signals run."""
         while self._signals:
             number = self._signals.pop()
             self._handlers[number](number, None)
@@ -154,7 +150,7 @@ def reason_of(error: Exception) -> str:
 
 @contextlib.contextmanager
 def checked_hdf5(target: BinaryIO, **options: Any) -> Iterator[tuple[h5py.File, Hdf5Output]]:
-    """Write an HDF5 file into `target` and raise if any byte of it could not be written.
+    """Write an HDF5 file into `target`, and raise OSError if any byte could not be written.
 
     Args:
         target: an empty file, open for reading and writing.
@@ -162,9 +158,6 @@ def checked_hdf5(target: BinaryIO, **options: Any) -> Iterator[tuple[h5py.File, 
 
     Yields:
         the HDF5 file, and its `Hdf5Output`, whose `check` a long loop calls to end early.
-
-    Raises:
-        OSError: a write failed; HDF5 itself knows nothing of it.
     """
     checked = Hdf5Output(target.fileno())
     try:
@@ -179,11 +172,7 @@ def checked_hdf5(target: BinaryIO, **options: Any) -> Iterator[tuple[h5py.File, 
 
 @contextlib.contextmanager
 def open_hdf5(file_name: str) -> Iterator[h5py.File]:
-    """Open an HDF5 file for reading, without a lock, also if it is marked as open for writing.
-
-    Raises:
-        OSError: there is no such file, or it is no HDF5 file.
-    """
+    """Open an HDF5 file for reading, without a lock, also if it is marked as open for writing."""
     with contextlib.ExitStack() as stack:
         try:
             file = h5py.File(file_name, "r", locking=False)
@@ -198,7 +187,7 @@ def open_hdf5(file_name: str) -> Iterator[h5py.File]:
 
 
 def is_marked(file_name: str) -> bool:
-    """Whether a file says that a program has it open for writing; that may have been killed."""
+    """Return whether a file is marked as open for writing, perhaps by a program that was killed."""
     try:
         with open(file_name, "rb") as file:
             start = file.read(_FLAGS_AT + 1)
@@ -213,16 +202,13 @@ def is_marked(file_name: str) -> bool:
 
 
 def refuse_if_open_elsewhere(handle: int, path: str) -> None:
-    """Refuse to write to a file that an HDF5 program has open for writing just now.
+    """Refuse to write to a file that an HDF5 program has open for writing, by HDF5's own lock.
 
-    It would write back what it remembers of the rows. It is known by HDF5's own lock.
+    That program would write back the rows that it has in memory.
 
     Args:
         handle: of the file, open.
         path: for the message.
-
-    Raises:
-        LockedError: a program holds HDF5's lock for writing.
     """
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -26,21 +26,16 @@ log = logging.getLogger("vggfeat")
 
 
 def mirror_folder() -> str:
-    """Where fetched caches are kept; what lies there may be deleted at any time."""
+    """Return the folder of fetched caches; its content may be deleted at any time."""
     return os.path.join(user_cache(), "vggfeat", "remote")
 
 
 def local_copy(address: str) -> str:
-    """The cache at `address` as a file here, or a folder of its shards.
+    """Return a local copy of the cache at `address`: a file, or a folder of its shards.
 
-    The store is asked each time whether it still has what was fetched last, by its own mark of the
-    content. Older ones are deleted a day after they were last asked for: whoever has one open may
-    look at another layer of it at any time.
-
-    Raises:
-        InputError: there is no such cache, or the store does not say or send it.
-        SpaceError: no room for it.
-        UsageError: the scheme is none we read, or its package is not installed.
+    The store is asked each time whether its content is still the one fetched last. Older copies are
+    deleted a day after they were last used: a program that has one open may read another layer of
+    it at any time.
     """
     try:
         entry = look_up(address.rstrip("/"))
@@ -51,11 +46,13 @@ def local_copy(address: str) -> str:
         raise InputError(f"{address!r} cannot be opened: {error}") from error
     files = [one for one in below if not one.folder and not one.address.endswith("/")]
     if not files:
-        raise InputError(f"{address!r} is not there; expected a cache, FILE.h5 or a folder of them")
+        raise InputError(
+            f"{address!r} does not exist; expected a cache, FILE.h5 or a folder of them"
+        )
     if not any(one.address.endswith(f"/{SHARD_MANIFEST}") for one in files):
         raise InputError(
-            f"{address!r} is no cache yet: it has no {SHARD_MANIFEST}, which comes last; wait for "
-            "the run that makes it, or run that again"
+            f"{address!r} is not a cache yet: it has no {SHARD_MANIFEST}, which is written last; "
+            "wait for the run that writes it, or run it again"
         )
     return _folder(address.rstrip("/"), files)
 
@@ -69,7 +66,7 @@ def _mark(entry: RemoteEntry) -> str:
 
 
 def _file(entry: RemoteEntry) -> str:
-    """The object's own place, which its address and its mark decide."""
+    """Return the local copy of an object, whose path depends on its address and its content."""
     place = os.path.join(mirror_folder(), _key(entry.address))
     name = entry.address.rpartition("/")[2]
     path = os.path.join(place, _key(_mark(entry)), name)
@@ -89,7 +86,7 @@ def _file(entry: RemoteEntry) -> str:
 
 
 def _folder(address: str, files: Sequence[RemoteEntry]) -> str:
-    """A folder of links to the objects' own copies, so that one changed is one fetched."""
+    """Return a folder of links to the objects' own copies, so that an unchanged one is kept."""
     place = os.path.join(mirror_folder(), _key(address + "/"))
     marks = "\n".join(f"{one.address} {_mark(one)}" for one in files)
     path = os.path.join(place, _key(marks), address.rpartition("/")[2])
@@ -118,13 +115,13 @@ def _link(copies: Sequence[str], path: str) -> None:
 def _no_room(address: str, error: OSError) -> SpaceError:
     return SpaceError(
         error.errno,
-        f"{address!r} cannot be kept in {mirror_folder()!r}: {error.strerror or error}; set "
+        f"{address!r} cannot be stored in {mirror_folder()!r}: {error.strerror or error}; set "
         "XDG_CACHE_HOME elsewhere",
     )
 
 
 def _have(path: str) -> bool:
-    """Whether the copy is there; if so, that it was asked for now is noted."""
+    """Return whether the copy exists, and if so record that it is in use."""
     try:
         os.utime(os.path.dirname(path))
     except OSError:

@@ -40,14 +40,11 @@ SHARED, EXCLUSIVE = fcntl.F_RDLCK, fcntl.F_WRLCK
 
 
 class LockFile:
-    """A lock file, made if it is not there.
+    """A lock file, created if it does not exist.
 
     Args:
-        path: of it; the last holder removes it, where the file system is a local one.
-
-    Raises:
-        OSError: it cannot be made.
-        UsageError: what has its name is another thing.
+        path: its path; raises UsageError if it names something else. The last holder removes it, if
+            the file system is a local one.
     """
 
     def __init__(self, path: str) -> None:
@@ -76,14 +73,11 @@ class LockFile:
         self._removable = self._own_description and kind in _LOCAL
 
     def acquire(self, how: int, *, wait: bool) -> bool:
-        """Take the lock, `SHARED` or `EXCLUSIVE`; a lock held before is changed into it.
+        """Acquire the lock, `SHARED` or `EXCLUSIVE`; a lock held before is converted.
 
-        Returns:
-            False if others hold it, and `wait` is not set.
-
-        Raises:
-            OSError: the file system has no locks, or the file cannot be created again.
-            UsageError: the file is not one of ours.
+        Returns False if another process holds it and `wait` is not set. Raises OSError if the file
+        system has no locks or the file cannot be created again, UsageError if the file is not one
+        of ours.
         """
         stale = 0
         while True:
@@ -106,7 +100,7 @@ class LockFile:
             self.close()  # its last holder has removed it meanwhile
 
     def unlock(self) -> None:
-        """Give the lock back and keep the file open."""
+        """Release the lock and keep the file open."""
         if self._handle >= 0:
             self._lock(fcntl.F_UNLCK, wait=False)
         self._held = fcntl.F_UNLCK
@@ -129,7 +123,7 @@ class LockFile:
         fcntl.lockf(self._handle, operation | (0 if wait else fcntl.LOCK_NB))
 
     def _is_current(self) -> bool:
-        """Whether the name is still that of the open file."""
+        """Return whether the name is still that of the open file."""
         if not self._own_description:
             return True
         mine = os.fstat(self._handle)
@@ -163,7 +157,7 @@ class LockFile:
         os.pwrite(self._handle, text.encode(), 0)
 
     def release(self) -> None:
-        """Give the lock back and close the file, which the last holder removes.
+        """Release the lock and close the file, which the last holder removes.
 
         Does nothing in a forked child: the lock is the parent's.
         """
@@ -186,7 +180,7 @@ class LockFile:
             os.unlink(self.path)
 
     def close(self) -> None:
-        """Close the file, which gives the lock back, and leave it where it is."""
+        """Close the file, which releases the lock, and leave it where it is."""
         with _forking:
             _opened.discard(self)
             handle, self._handle, self._held = self._handle, -1, fcntl.F_UNLCK
@@ -203,9 +197,9 @@ class LockFile:
 
 
 def is_held_elsewhere(path: str) -> bool:
-    """Return whether another process holds the lock file `path`; takes no lock, makes no file.
+    """Return whether another process holds the lock file `path`, without locking or creating it.
 
-    What cannot be opened or asked counts as not held: taking the lock will say what is wrong.
+    A file that cannot be opened or asked counts as not held: acquiring the lock will say why.
     """
     if not hasattr(fcntl, "F_OFD_GETLK"):
         return False
@@ -227,17 +221,13 @@ def is_held_elsewhere(path: str) -> bool:
 def is_open_lock(status: os.stat_result) -> bool:
     """Return whether a file is a lock file that this process has open.
 
-    Where only POSIX record locks exist, opening and closing it again would give its lock back.
+    Where only POSIX record locks exist, opening and closing it again would release its lock.
     """
     return any(one.identity() == (status.st_dev, status.st_ino) for one in tuple(_opened))
 
 
 def refuse_open_lock(path: str, what: str) -> None:
-    """Refuse to read a lock file that this process has open; see `is_open_lock`.
-
-    Raises:
-        InputError: names it.
-    """
+    """Refuse to read a lock file that this process has open; see `is_open_lock`."""
     try:
         status = os.stat(path)
     except OSError:  # which reading it will say
@@ -263,7 +253,7 @@ def _as_usage_error(path: str, error: OSError) -> Exception:
 
 def _not_ours(path: str, found: str) -> str:
     return (
-        f"lock file {path!r} would be made there, and what has that name is no lock of vggfeat: "
+        f"lock file {path!r} cannot be created: what exists there is not a lock of vggfeat: "
         f"{found}; move it away, or choose another --out"
     )
 

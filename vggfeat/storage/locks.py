@@ -33,20 +33,17 @@ os.register_at_fork(after_in_child=_held.clear)  # a child holds nothing of its 
 
 @contextlib.contextmanager
 def hold(out: str, *, hidden: bool = False) -> Iterator[None]:
-    """Hold the lock of `out` for as long as the block runs.
+    """Hold the lock of the output `out` while the block runs.
 
-    The lock dies with this process, also where a forked worker outlives it. It is not lost when
-    the process opens and closes the lock file by another way. On leaving, the lock file is
-    removed, except on file systems that other machines may share.
+    The lock dies with this process, even if a forked worker outlives it, and is not lost when the
+    process opens and closes the lock file in another way. On leaving, the lock file is removed,
+    except on file systems that other machines may share.
 
     Args:
-        out: the output.
+        out: the output; raises LockedError, with the holder, if another run holds it, SpaceError if
+            the lock file cannot be created or locked, and UsageError if something else has its
+            name.
         hidden: whether the name of the lock file begins with a dot.
-
-    Raises:
-        LockedError: another run holds it; says which.
-        SpaceError: the lock file cannot be made, or its file system has no locks.
-        UsageError: what has the name of the lock file is something else, and is not touched.
     """
     path = lock_path(out, hidden=hidden)
     with _once(path, f"output {out!r}"):
@@ -66,15 +63,12 @@ def hold(out: str, *, hidden: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def unless_read_only(lock: AbstractContextManager[object]) -> Iterator[SpaceError | None]:
-    """Enter a lock of this module, or run the block without it where its file may not be made.
+    """Enter a lock of this module, or run the block without it where its file may not be created.
 
     A block that is given the error may read, and raises that error if it has anything to write.
 
     Yields:
-        None if the lock is entered; else the error that says why its file cannot be made.
-
-    Raises:
-        see the lock.
+        None if the lock is held; else the error that says why its file cannot be created.
     """
     with contextlib.ExitStack() as stack:
         refusal = None
@@ -88,11 +82,7 @@ def unless_read_only(lock: AbstractContextManager[object]) -> Iterator[SpaceErro
 
 
 def refuse_if_held(out: str, *, hidden: bool = False) -> None:
-    """Raise at once if another run holds `out`; make no lock file and take no lock.
-
-    Raises:
-        LockedError: see `hold`.
-    """
+    """Raise LockedError at once if another run holds `out`, without locking or creating a file."""
     path = lock_path(out, hidden=hidden)
     if path in _held or is_held_elsewhere(path):
         with hold(out, hidden=hidden):  # which says who, or finds that it has just been given back
@@ -100,29 +90,25 @@ def refuse_if_held(out: str, *, hidden: bool = False) -> None:
 
 
 def remove_left_lock(out: str) -> None:
-    """Remove the lock file of `out` that a killed run left; one that is held or foreign stays."""
+    """Remove the lock file of `out` that a killed run left; a held or foreign one stays."""
     if os.path.exists(lock_path(out)):
         with contextlib.suppress(LockedError, SpaceError, UsageError), hold(out):
             pass
 
 
 def lock_path(out: str, *, hidden: bool = False) -> str:
-    """Return the lock file of an output, whichever name of it is given."""
+    """Return the path of the lock file of an output; links to the output have the same."""
     folder, name = os.path.split(os.path.realpath(out))
     return os.path.join(folder, f".{name}.lock" if hidden else f"{name}.lock")
 
 
 @contextlib.contextmanager
 def wait_for_lock(path: str, notice: Callable[[], None]) -> Iterator[None]:
-    """Run the block while no other process is in one for the same `path`; wait for its turn.
+    """Hold `<path>.lock` while the block runs; wait while another process holds it.
 
     Args:
-        path: its `.lock` file is made beside it, and removed as that of `hold`.
-        notice: called once if there is somebody to wait for.
-
-    Raises:
-        OSError: the lock file cannot be made, or its file system has no locks.
-        UsageError: what has the name of the lock file is something else, and is not touched.
+        path: of anything; the lock file is created and removed as by `hold`.
+        notice: called once if the lock has to be waited for.
     """
     lock = LockFile(path + ".lock")
     try:
@@ -135,18 +121,13 @@ def wait_for_lock(path: str, notice: Callable[[], None]) -> Iterator[None]:
 
 
 class SharedLock:
-    """The lock of a place that many work in at once, and that one alone may change.
+    """The lock of a folder in which many processes work at once, and which one alone may change.
 
-    Used as a context; it holds nothing until `share` or `own` is called, either as often as needed,
-    and gives all back at its end. Of one process only one may be entered for one path.
+    Used as a context. It holds nothing until `acquire_shared` or `acquire_exclusive` is called,
+    either as often as needed, and releases all at its end. A process may enter only one for a path.
 
     Args:
-        path: `<path>.lock` is made beside it. The last to leave removes it as `hold` does.
-
-    Raises:
-        LockedError: on entering, another run of this process has entered it.
-        SpaceError: on entering, the lock file cannot be made.
-        UsageError: on entering, what has the name of the lock file is something else.
+        path: `<path>.lock` is created beside it, and removed as by `hold`.
     """
 
     def __init__(self, path: str) -> None:
@@ -170,21 +151,13 @@ class SharedLock:
         self._stack.close()
 
     def acquire_shared(self, notice: Callable[[], None]) -> None:
-        """Hold it beside others who share; wait for one who owns it, and say so once.
-
-        Raises:
-            SpaceError: the file system has no locks.
-        """
+        """Hold the lock beside others; wait for an exclusive holder after calling `notice`."""
         self._take(SHARED, notice)
 
     def acquire_exclusive(self, notice: Callable[[], None] | None = None) -> None:
-        """Hold it alone; wait for all others, having said so, where there is a `notice`.
+        """Hold the lock alone; wait for all others after calling `notice`, or without one raise.
 
-        What was shared before is given back first: two that both wait to own would wait forever.
-
-        Raises:
-            LockedError: others hold it, and there is no `notice`.
-            SpaceError: the file system has no locks.
+        A shared lock is released first: two that both waited for the other would wait forever.
         """
         self._lock.unlock()
         self._take(EXCLUSIVE, notice)
@@ -202,7 +175,7 @@ class SharedLock:
 
 @contextlib.contextmanager
 def _once(path: str, what: str) -> Iterator[None]:
-    """Keep this process from a lock that it holds already."""
+    """Refuse a lock that this process holds already."""
     with _mutex:
         if path in _held:
             raise LockedError(f"{what} is held by another run of this process")
@@ -217,7 +190,7 @@ def _open_lock(path: str) -> LockFile:
     try:
         return LockFile(path)
     except OSError as error:
-        raise _cannot_make(path, error) from error
+        raise _cannot_create(path, error) from error
 
 
 def _acquire(lock: LockFile, how: int, *, wait: bool) -> bool:
@@ -225,7 +198,7 @@ def _acquire(lock: LockFile, how: int, *, wait: bool) -> bool:
         return lock.acquire(how, wait=wait)
     except OSError as error:
         if error.filename is not None:  # it had to be created again
-            raise _cannot_make(lock.path, error) from error
+            raise _cannot_create(lock.path, error) from error
         raise SpaceError(
             error.errno,
             f"file system of {lock.path} has no locks ({error.strerror}), without which two runs "
@@ -237,8 +210,8 @@ def _write(lock: LockFile, text: str) -> None:
     try:
         lock.write(text)
     except OSError as error:
-        raise _cannot_make(lock.path, error) from error
+        raise _cannot_create(lock.path, error) from error
 
 
-def _cannot_make(path: str, error: OSError) -> SpaceError:
-    return SpaceError(error.errno, f"lock file {path} cannot be made: {error.strerror}")
+def _cannot_create(path: str, error: OSError) -> SpaceError:
+    return SpaceError(error.errno, f"lock file {path} cannot be created: {error.strerror}")

@@ -44,11 +44,11 @@ _systems: dict[tuple[int, str, bool], Any] = {}
 
 
 class RemoteError(Exception):
-    """A request that came to nothing; its text is the reason.
+    """A request that failed; its text is the reason.
 
     Attributes:
         kind: `missing`, `denied`, `away` or `changed`.
-        of_object: whether another object might be had all the same.
+        of_object: whether the failure concerns this object alone.
     """
 
     def __init__(self, reason: str, kind: str, *, of_object: bool) -> None:
@@ -59,7 +59,7 @@ class RemoteError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RemoteEntry:
-    """What lies at an address.
+    """What exists at an address.
 
     Attributes:
         address: with its scheme.
@@ -77,17 +77,15 @@ class RemoteEntry:
 
 
 def file_system(address: str, *, patient: bool = True) -> Any:
-    """This process's own fsspec file system for the scheme of `address`.
+    """Return this process's own fsspec file system for the scheme of `address`.
 
     Credentials, endpoint and region are found as the store's library finds them: environment,
     configuration files, the machine's role.
 
     Args:
-        address: any of the store.
-        patient: whether a request is made again and again by the library; else once, by s3fs.
-
-    Raises:
-        UsageError: the scheme is none we read, or its package is not installed.
+        address: any of the store; raises UsageError if its scheme is unknown, or its package is not
+            installed.
+        patient: whether the library repeats failed requests; else s3fs makes each once.
     """
     scheme = remote_scheme(address)
     key = (os.getpid(), scheme, patient)
@@ -104,7 +102,7 @@ def file_system(address: str, *, patient: bool = True) -> Any:
 def _import_store(scheme: str, address: str) -> Any:
     if scheme not in _PACKAGES:
         known = " or ".join(f"{name}://bucket/…" for name in _PACKAGES)
-        raise UsageError(f"{address!r} is in no store that is read; expected {known}, or a path")
+        raise UsageError(f"{address!r} is in an unknown store; expected {known}, or a path")
     package, command = _PACKAGES[scheme]
     try:
         importlib.import_module(package)
@@ -114,14 +112,14 @@ def _import_store(scheme: str, address: str) -> Any:
 
 
 def _once(configured: Any) -> dict[str, Any]:
-    """s3fs's options for one attempt a request, beside those the user has configured."""
+    """Return s3fs's options for one attempt a request, with those that the user has configured."""
     given = configured.get("config_kwargs", {})
     return {"config_kwargs": {**given, "retries": {"total_max_attempts": 1}}}
 
 
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
-    """Turns whatever a store's library raises in the block into a `RemoteError`."""
+    """Turn any error that a store's library raises in the block into a `RemoteError`."""
     try:
         yield
     except Exception as error:
@@ -145,7 +143,7 @@ _GONE = "no such object"
 
 
 def _code(error: BaseException) -> str:
-    """The code in a store's reply, which lies below the error that the library makes of it."""
+    """Return the code of a store's reply, from below the error that the library makes of it."""
     below: BaseException | None = error
     while below is not None:
         response = getattr(below, "response", None)
@@ -156,12 +154,7 @@ def _code(error: BaseException) -> str:
 
 
 def look_up(address: str) -> RemoteEntry | None:
-    """What lies at `address`, an object before a folder; None for nothing.
-
-    Raises:
-        RemoteError: the store does not say.
-        UsageError: see `file_system`.
-    """
+    """Return what exists at `address`, an object before a folder; None for nothing."""
     system = file_system(address)
     try:
         with explained():
@@ -175,12 +168,7 @@ def look_up(address: str) -> RemoteEntry | None:
 
 
 def list_folder(address: str) -> list[RemoteEntry]:
-    """What lies right below the folder `address`, page by page until there is no more.
-
-    Raises:
-        RemoteError: there is nothing below it, or the store does not say.
-        UsageError: see `file_system`.
-    """
+    """Return what is directly below the folder `address`; raise RemoteError if nothing is."""
     system = file_system(address)
     scheme = remote_scheme(address)
     with explained():
@@ -200,10 +188,9 @@ def _entry(address: str, found: Any) -> RemoteEntry:
 
 
 def _check_is_reply(address: str, entry: RemoteEntry) -> None:
-    """Refuse a reply that no store gave: a login page answers every request with status 200.
+    """Refuse a reply without the time of last change, which S3 sends with every object.
 
-    Raises:
-        RemoteError: it lacks the time of last change, which S3 sends with every object.
+    No store has sent it: a login page, for example, answers every request with status 200.
     """
     if remote_scheme(address) == "s3" and not entry.folder and not entry.mtime_ns:
         raise RemoteError(
@@ -215,7 +202,7 @@ def _check_is_reply(address: str, entry: RemoteEntry) -> None:
 
 
 def read_object(address: str, size: int = 0, mtime_ns: int = 0) -> bytes:
-    """All bytes of an object.
+    """Read all bytes of an object.
 
     Args:
         address: with its scheme.
@@ -223,10 +210,10 @@ def read_object(address: str, size: int = 0, mtime_ns: int = 0) -> bytes:
         mtime_ns: time of its last change when it was listed; 0 if it was not.
 
     Raises:
-        DecodeError: this object is missing, denied to us, larger than `LARGEST_OBJECT`, or another
-            one than was listed.
-        InputError: the store does not answer, or knows us or the bucket no more, or something
-            answers in its place: not one object's fault, so no row is to fail for it.
+        DecodeError: this object is missing, denied, larger than `LARGEST_OBJECT`, or has changed
+            since it was listed.
+        InputError: the store does not answer, refuses the credentials or the bucket, or something
+            answers in its place: not one object's fault, so no row may fail for it.
     """
     if size > LARGEST_OBJECT:
         raise DecodeError(f"larger than {LARGEST_OBJECT} bytes, which is not fetched: {size}")
@@ -238,12 +225,12 @@ def read_object(address: str, size: int = 0, mtime_ns: int = 0) -> bytes:
             raise DecodeError(f"{error} in the store") from error
         raise InputError(
             f"{address!r} cannot be read: {error}; what is done so far is kept, and the same "
-            "command goes on once the store answers"
+            "command resumes once the store answers"
         ) from error
 
 
 def _listed(address: str, size: int, mtime_ns: int) -> RemoteEntry | None:
-    """The object as it was listed, or as the store describes it now; None where it is not there."""
+    """Return the object as it was listed, or as the store describes it now; None if missing."""
     if mtime_ns:
         return RemoteEntry(address, folder=False, size=size, mtime_ns=mtime_ns, tag="")
     found = look_up(address)
@@ -271,7 +258,7 @@ def _read(address: str, listed: RemoteEntry | None) -> bytes:
 
 
 def _fetch(system: Any, address: str) -> tuple[bytes, RemoteEntry]:
-    """All bytes of an object by one request, and what the reply says of it."""
+    """Fetch all bytes of an object by one request; also return what the reply says of it."""
     # Without s3fs's private call the body cannot be compared with the headers of its own reply.
     if remote_scheme(address) != "s3" or not hasattr(system, "_call_s3"):
         data: bytes = system.cat_file(address)
@@ -295,11 +282,7 @@ async def _fetch_s3(system: Any, address: str) -> tuple[bytes, RemoteEntry]:
 
 
 def _check_same(listed: RemoteEntry, said: RemoteEntry, size: int) -> None:
-    """Refuse a body that is not the object as it was listed.
-
-    Raises:
-        RemoteError: the object was changed since; or it was not, and the body is not all of it.
-    """
+    """Refuse a body that is not the object as it was listed, or not all of it."""
     # A date in a listing may have been rounded to a second, that of a reply cut off to one.
     same_time = not said.mtime_ns or abs(said.mtime_ns - listed.mtime_ns) <= _SECOND
     if size == listed.size and same_time:
@@ -320,10 +303,9 @@ def _check_same(listed: RemoteEntry, said: RemoteEntry, size: int) -> None:
 
 
 def is_there(address: str) -> bool:
-    """Whether there is an object at `address`; True also where that may not be asked.
+    """Return whether an object exists at `address`; True also if it is denied.
 
-    Raises:
-        InputError: the store does not answer.
+    Raises InputError if the store does not answer.
     """
     try:
         found = look_up(address)
@@ -335,11 +317,7 @@ def is_there(address: str) -> bool:
 
 
 def remove_object(address: str) -> None:
-    """Removes an object.
-
-    Raises:
-        RemoteError: it cannot be removed.
-    """
+    """Remove an object."""
     system = file_system(address)
     with explained():
         system.rm_file(address)

@@ -25,16 +25,13 @@ SHARD_MANIFEST: Final = "manifest.json"
 
 
 def check_place(out: str, what: str = "output") -> None:
-    """Refuse a place where no regular file can be made or replaced; touch nothing.
+    """Refuse a path where no regular file can be created or replaced; touch nothing.
 
-    A folder passes: what it means there is the caller's to say.
+    A folder passes: whether it may be one is the caller's to say.
 
     Args:
         out: the output, as the user has named it.
-        what: it is to the user, for errors, e.g. "model".
-
-    Raises:
-        UsageError: it is `-`, a device, pipe or socket, a link in a circle, or in no folder.
+        what: its name in errors, e.g. "model".
     """
     refuse_standard_output(out, what)
     try:
@@ -42,7 +39,7 @@ def check_place(out: str, what: str = "output") -> None:
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
             raise UsageError(
-                f"{what} {out!r} is no name for a file: {error.strerror}; name another place"
+                f"{what} {out!r} is not a file name: {error.strerror}; name another place"
             ) from error
         _check_folder(out, what)
         return
@@ -54,11 +51,7 @@ def check_place(out: str, what: str = "output") -> None:
 
 
 def refuse_standard_output(out: str, what: str = "output") -> None:
-    """Refuse `-`, which many tools take for their standard output.
-
-    Raises:
-        UsageError: it is `-`.
-    """
+    """Refuse `-`, which many tools take for their standard output."""
     if out == STANDARD_OUTPUT:
         raise UsageError(
             f"{what} '-' is not standard output here, where no file is written to; name a file"
@@ -71,15 +64,11 @@ def _check_folder(out: str, what: str) -> None:
     folder = os.path.dirname(target if is_link else os.path.abspath(out))
     if not os.path.isdir(folder):
         named = f"{what} {out!r} is a link to {target!r}" if is_link else f"{what} {out!r}"
-        raise UsageError(f"{named}: its folder {folder!r} is not there; make it first")
+        raise UsageError(f"{named}: its folder {folder!r} does not exist; create it first")
 
 
 def resolve(path: str) -> str:
-    """Return the place that an output names, with symbolic links followed, as an absolute path.
-
-    Raises:
-        UsageError: something is there that is no regular file, such as a folder or a device.
-    """
+    """Return an output's absolute path, links followed; refuse what is no regular file."""
     target = os.path.realpath(path)
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISREG(os.lstat(target).st_mode):
@@ -105,11 +94,11 @@ def _kind(mode: int) -> str:
 
 
 def dangling_link(path: bytes, error: OSError) -> str:
-    """Say which link is why a file does not exist: the file itself or a folder above it; else "".
+    """Return which link is why a file does not exist, the file or a folder above it; else "".
 
     Args:
         path: the file.
-        error: that opening it ended with.
+        error: raised by opening it.
     """
     if error.errno != errno.ENOENT:  # of others a loop of links
         return ""

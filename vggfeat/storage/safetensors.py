@@ -31,7 +31,7 @@ _DTYPES: Mapping[str, str] = {"torch.float32": "F32"}  # by text, so that torch 
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """One tensor that is to be written.
+    """One tensor to be written.
 
     Attributes:
         name: of the tensor.
@@ -51,11 +51,11 @@ class TensorEntry:
 
 @dataclass(frozen=True, slots=True)
 class TensorHeader:
-    """What the head of a file holds.
+    """The header of a file.
 
     Attributes:
-        entries: tensor name → `dtype`, `shape`, `data_offsets`, as they stand there, unchecked.
-        metadata: what the file says of itself, texts by name.
+        entries: tensor name → `dtype`, `shape`, `data_offsets`, as in the file, unchecked.
+        metadata: the file's own, text by name.
         begin: offset of the first value in the file.
     """
 
@@ -65,14 +65,11 @@ class TensorHeader:
 
 
 def header_length(head: bytes, size: int) -> int:
-    """Bytes of the JSON behind the first eight.
+    """Return the bytes of the JSON after the first eight bytes; raise ValueError if they cannot be.
 
     Args:
         head: the first eight bytes of the file.
         size: of the whole file.
-
-    Raises:
-        ValueError: it cannot be so long.
     """
     length = int.from_bytes(head, "little")
     if not 0 < length <= min(_LONGEST_HEADER, size - _ALIGNMENT):
@@ -81,12 +78,7 @@ def header_length(head: bytes, size: int) -> int:
 
 
 def parse_header(text: bytes) -> TensorHeader:
-    """The JSON of a header.
-
-    Raises:
-        ValueError: it is no JSON.
-        TypeError: it is no table.
-    """
+    """Parse the JSON of a header; raise ValueError or TypeError if it is none."""
     entries = json.loads(text)
     if not isinstance(entries, dict):
         raise TypeError(f"a header that is a {type(entries).__name__} and no table of tensors")
@@ -97,12 +89,7 @@ def parse_header(text: bytes) -> TensorHeader:
 
 
 def read_safetensors_header(path: str) -> TensorHeader:
-    """The header of the file at `path`.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError, TypeError: it is no safetensors file.
-    """
+    """Read the header of the file at `path`; raise ValueError or TypeError if it has none."""
     with open(path, "rb") as file:
         head = file.read(8)
         size = file.seek(0, 2)
@@ -111,7 +98,7 @@ def read_safetensors_header(path: str) -> TensorHeader:
 
 
 def header_bytes(entries: Iterable[TensorEntry], metadata: Mapping[str, str]) -> bytes:
-    """The head of a file whose values follow in the order of `entries`, without gaps."""
+    """Return the header of a file whose values follow in the order of `entries`, without gaps."""
     table: dict[str, Any] = {_METADATA: dict(metadata)}
     at = 0
     for entry in entries:
@@ -130,15 +117,12 @@ def header_bytes(entries: Iterable[TensorEntry], metadata: Mapping[str, str]) ->
 def write_tensors(
     path: str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
 ) -> None:
-    """Write float32 tensors as a file that appears whole, synced, or not at all.
+    """Write float32 tensors to a file that appears whole, or not at all; then raise SpaceError.
 
     Args:
-        path: where to; what was there is replaced.
+        path: of the file; an existing one is replaced.
         tensors: by name, on any device.
         metadata: texts by name.
-
-    Raises:
-        SpaceError: it cannot be written; what was there stays.
     """
     entries = [
         TensorEntry(name, _DTYPES[str(tensor.dtype)], tuple(tensor.shape))

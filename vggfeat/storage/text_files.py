@@ -23,16 +23,13 @@ _BLOCK = 1 << 18
 
 
 def read_text(path: str, what: str, *, with_paths: bool = False) -> str:
-    """Return the text of a file: UTF-8, or UTF-16 where a byte order mark says so.
+    """Return the text of a file: UTF-8, or UTF-16 if a byte order mark says so.
 
     Args:
-        path: the file.
-        what: it is to the user, for errors, e.g. "labels".
+        path: the file; raises InputError if it cannot be read, or is the lock file of this run, and
+            UsageError if it is in another encoding.
+        what: its name in errors, e.g. "labels".
         with_paths: see `decode_text`.
-
-    Raises:
-        InputError: it cannot be read, or is the lock file of this run.
-        UsageError: it is in another encoding.
     """
     refuse_open_lock(path, what)
     try:
@@ -43,15 +40,13 @@ def read_text(path: str, what: str, *, with_paths: bool = False) -> str:
 
 
 def as_utf8(stream: BinaryIO) -> BinaryIO:
-    """Return a stream of the same text without its byte order mark, in UTF-8 if it was UTF-16.
+    """Return a stream of the same text in UTF-8 without its byte order mark.
 
-    A stream without a mark is returned as it is, whatever its bytes.
+    A stream without a mark is returned as it is, whatever its bytes. Reading raises
+    UnicodeDecodeError if it is not the UTF-16 that its mark says.
 
     Args:
         stream: at its beginning; it can seek.
-
-    Raises:
-        UnicodeDecodeError: when it is read, where it is not the UTF-16 that its mark says.
     """
     beginning = stream.read(len(codecs.BOM_UTF8))
     stream.seek(0)
@@ -64,7 +59,7 @@ def as_utf8(stream: BinaryIO) -> BinaryIO:
 
 
 class _Recoded(io.RawIOBase):
-    """UTF-8 of a stream behind its mark. It seeks by reading on, or anew from the beginning."""
+    """UTF-8 of a stream after its mark. It seeks by reading on, or again from the beginning."""
 
     def __init__(self, stream: BinaryIO, encoding: str, start: int) -> None:
         self._stream, self._encoding, self._start = stream, encoding, start

@@ -23,15 +23,12 @@ log = logging.getLogger("vggfeat")
 
 
 def download_object(entry: RemoteEntry, path: str) -> None:
-    """Fetches an object into the file `path`, over what is there, in one step.
+    """Fetch an object into the file `path`, which appears whole or not at all.
 
     Args:
-        entry: the object as it was looked up.
-        path: the file; its folder is made.
-
-    Raises:
-        InputError: the object cannot be had, or became another one meanwhile; nothing is left.
-        SpaceError: no room for it.
+        entry: the object as it was looked up; raises InputError if it cannot be fetched or has
+            changed.
+        path: the file; its folder is created. Raises SpaceError if there is no room.
     """
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -45,7 +42,7 @@ def download_object(entry: RemoteEntry, path: str) -> None:
         raise
     except OSError as error:
         raise SpaceError(
-            error.errno, f"{entry.address} cannot be kept at {path!r}: {error.strerror or error}"
+            error.errno, f"{entry.address} cannot be stored at {path!r}: {error.strerror or error}"
         ) from error
 
 
@@ -80,15 +77,13 @@ def _as_input_error(address: str) -> Iterator[None]:
 
 
 def upload(path: str, address: str) -> RemoteEntry:
-    """Puts the file `path` at `address`, reads it back, and compares the digests.
+    """Put the file `path` at `address`, read it back, and compare the digests.
 
-    A store shows the object whole or not at all. Large files go up in parts, several at once.
+    A store shows the object whole or not at all. Large files are uploaded in parts, several at
+    once. Raises SpaceError unless it reads back as it was put.
 
     Returns:
-        the object as it lies there now.
-
-    Raises:
-        SpaceError: it cannot be put there, or is not there as it was put.
+        the object as it now exists.
     """
     log.info("uploading %s to %s", byte_count(os.stat(path).st_size), address)
     digest = _digest_of_file(path)
@@ -100,13 +95,13 @@ def upload(path: str, address: str) -> RemoteEntry:
         entry = look_up(address)
     except RemoteError as error:
         raise SpaceError(
-            f"{address!r} cannot be written: {error}; what was to go there is at {path!r}, and "
-            "the same command goes on with it"
+            f"{address!r} cannot be written: {error}; the file is at {path!r}, and "
+            "the same command resumes with it"
         ) from error
     if entry is None or found != digest:
         raise SpaceError(
             f"{address!r} reads back with SHA-256 {found[:8]}…, expected {digest[:8]}…; was it "
-            f"written by others meanwhile? It is at {path!r}; run again"
+            f"written by others meanwhile? The file is at {path!r}; run again"
         )
     return entry
 
