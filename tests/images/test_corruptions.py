@@ -255,7 +255,7 @@ def test_the_table_of_the_documents_is_the_list() -> None:
     page = (REPOSITORY / "docs" / "IMAGES.md").read_text()
     section = page.partition("## Alterations")[2].partition("\n## ")[0]
     assert tuple(re.findall(r"^\| `(\w+)`", section, flags=re.MULTILINE)) == CORRUPTIONS
-    assert tuple(module._STEPS) == CORRUPTIONS
+    assert tuple(module._CORRUPTIONS) == CORRUPTIONS
 
 
 @pytest.mark.parametrize(

@@ -305,7 +305,7 @@ def test_one_other_byte_is_refused(noise_file: Path, tmp_path: Path, at: int) ->
             begin = number * PIECE_BYTES
             target = memoryview(bytearray(min(PIECE_BYTES, len(data) - begin)))
             if number == at // PIECE_BYTES:
-                with pytest.raises(FileChangedError, match="are other ones"):
+                with pytest.raises(FileChangedError, match="differ from those"):
                     file.copy_into([(begin, target)])
             else:
                 file.copy_into([(begin, target)])

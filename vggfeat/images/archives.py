@@ -1,4 +1,4 @@
-"""The images in tar and zip archives, without unpacking them: where each lies, and its size."""
+"""List the images in tar and zip archives, with place and size, without unpacking them."""
 
 from __future__ import annotations
 

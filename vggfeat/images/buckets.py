@@ -1,4 +1,4 @@
-"""The images below addresses of object stores, as the sources name them."""
+"""List the images below addresses of object stores."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def _walk(pool: ThreadPoolExecutor, folders: Iterable[str], objects: Objects) ->
         for entries in pool.map(lambda folder: _ask(list_folder, folder), waiting):
             for entry in entries:
                 if not entry.folder and entry.address.endswith("/"):
-                    continue  # what consoles make to show an empty folder
+                    continue  # an object by which consoles show an empty folder
                 if not _is_plain(entry.address):
                     objects.skipped[UNSAFE_NAME] += 1
                 elif not entry.folder:

@@ -1,7 +1,7 @@
 """DICOM files: their first frame in its own units, with what the file says of its grey levels.
 
-DICOM PS3.3, C.7.6.3 (pixels), C.11.1 (rescaling) and C.11.2 (windows). How they are compressed,
-ordered and coloured is pydicom's business.
+DICOM PS3.3, C.7.6.3 (pixels), C.11.1 (rescaling) and C.11.2 (windows). Compression, order of bytes
+and colour spaces are left to pydicom.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The images below folders of this machine."""
+"""List the images in folders on this machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class FolderWalk:
-    """Images below folders. Links to folders wait until all real folders are read."""
+    """Images in folders. Links to folders are followed once all real folders are read."""
 
     found: FileList = field(default_factory=FileList)
     skipped: Counter[str] = field(default_factory=Counter)
@@ -31,7 +31,7 @@ class FolderWalk:
     _links: list[bytes] = field(default_factory=list)
 
     def read(self, folders: Iterable[bytes]) -> None:
-        """Read all `folders` and what is below them, then what links in them lead to."""
+        """Read all `folders` with their subfolders, then the folders that links in them name."""
         for folder in sorted(folders, key=lambda path: (os.path.islink(path), path)):
             self._read_tree(folder)
         while self._links:

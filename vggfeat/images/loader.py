@@ -1,4 +1,4 @@
-"""Files to batches of pixels: what each decoding process does, and batches as tensors."""
+"""Decode images in worker processes, and yield batches as tensors."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def load_batches(
             error.digest = digest
             raise
 
-    own_plugins()  # here, and not in every process anew
+    own_plugins()  # cached before the fork, and not computed by every process
     usual = (preprocess.size, preprocess.size, preprocess.channels)
     dtype = pixel_type(preprocess)
     decoded = decode_batches(

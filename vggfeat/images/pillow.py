@@ -1,4 +1,4 @@
-"""Image files through Pillow: opened, bounded, upright, and what is transparent on white."""
+"""Open and decode image files with Pillow: limits, EXIF orientation, transparency, RGB."""
 
 from __future__ import annotations
 
@@ -88,8 +88,8 @@ def load_rgb(stream: BinaryIO, preprocess: Preprocess) -> Image.Image:
 def load(image: ImageFile.ImageFile, preprocess: Preprocess) -> Loaded:
     """Decode an opened image; of a JPEG only the part that `preprocess` needs."""
     _draft(image, preprocess)
-    # Pillow turns a TIFF while loading it and drops the tag: then there is nothing left to do, but
-    # something to undo.
+    # Pillow turns a TIFF while loading it and drops the tag: then nothing is left to do, or, where
+    # orientation is to be ignored, something to undo.
     turned = _orientation(image) if image.format == "TIFF" else UPRIGHT
     with _silent_stderr() if image.format == "TIFF" else contextlib.nullcontext():
         image.load()
@@ -103,8 +103,8 @@ def _draft(image: ImageFile.ImageFile, preprocess: Preprocess) -> None:
     if image.format not in ("JPEG", "MPO"):
         return
     mode = "L" if preprocess.channels == 1 else None
-    # Of what is cut too few pixels would be left; and noise is another one at another scale, as
-    # are percentiles and histograms.
+    # A crop would leave too few pixels; and noise, percentiles and histograms differ at another
+    # scale.
     shrinks = preprocess.decode == "fast" and not (
         preprocess.augment or preprocess.clip or preprocess.clahe
     )

@@ -1,4 +1,4 @@
-"""Pillow as in a fresh process, whatever the host process has made of it."""
+"""Use Pillow as in a fresh process, whatever the host process has changed in it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     Plugin = tuple[Callable[..., Any], Callable[..., Any] | None]
 
-# Those that Pillow asks first; of all others the order is its own.
+# Those that Pillow tries first; all others follow in its own order.
 _FIRST = ("BmpImagePlugin", "GifImagePlugin", "JpegImagePlugin", "PpmImagePlugin", "PngImagePlugin")
 _REGISTRATION = re.compile(r"^Image\.register_(open|decoder)\(([^()]*)\)", re.MULTILINE)
 
@@ -28,16 +28,16 @@ _LOGGER = logging.getLogger("PIL")
 _LOGGER.addHandler(logging.NullHandler())
 
 _FRESH: tuple[tuple[Any, str, Any], ...] = (
-    # Would make a whole image of a file that was cut short, with grey where pixels are missing.
+    # Would make a whole image of a truncated file, with grey where pixels are missing.
     (ImageFile, "LOAD_TRUNCATED_IMAGES", False),
     # The first frame of a GIF has a palette or is RGB by it.
     (GifImagePlugin, "LOADING_STRATEGY", GifImagePlugin.LoadingStrategy.RGB_AFTER_FIRST),
-    # Decodes uncompressed TIFFs by libtiff too, whose conversions are others.
+    # Would decode uncompressed TIFFs by libtiff too, whose conversions differ.
     (TiffImagePlugin, "READ_LIBTIFF", False),
     # A PNG with more text fails, however good its pixels.
     (PngImagePlugin, "MAX_TEXT_MEMORY", 64 * 1024 * 1024),
     (Image, "WARN_POSSIBLE_FORMATS", False),
-    # Its complaints name no file; what fails says why, and the rest is no matter.
+    # Its warnings name no file, and a failed image has its reason anyway.
     (_LOGGER, "propagate", False),
 )
 

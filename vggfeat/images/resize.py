@@ -1,4 +1,4 @@
-"""Resizing and cutting: torchvision's own geometry, on Pillow images and on arrays of channels."""
+"""Resize and crop as torchvision does, Pillow images and arrays of any number of channels."""
 
 from __future__ import annotations
 

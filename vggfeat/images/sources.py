@@ -239,7 +239,7 @@ def _read_names(sources: Sequence[str | os.PathLike[str]], stdin: BinaryIO | Non
                 named.add(path, listed=True)
         elif text:
             named.add(os.fsencode(path_text(source)), listed=False)
-        else:  # an unset shell variable; the current directory is hardly meant
+        else:  # probably an unset shell variable; the current directory is hardly meant
             named.missing.append("'' (an empty name)")
     if named.missing:
         raise InputError(

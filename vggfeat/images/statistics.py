@@ -193,7 +193,7 @@ class _Measured:
 
 def _measuring(listed: ImageList, settings: Settings) -> Callable[[int], tuple[bytes, _Measured]]:
     preprocess, max_pixels = settings.preprocess(), settings.max_pixels
-    own_plugins()  # here, and not in every process anew
+    own_plugins()  # cached before the fork, and not computed by every process
 
     def measure(row: int) -> tuple[bytes, _Measured]:
         with listed.open(row) as stream, as_decode_errors(stream, max_pixels):

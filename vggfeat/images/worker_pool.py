@@ -1,9 +1,10 @@
-"""Images decoded in processes of our own, none of which can take the run down with it.
+"""Decode images in processes that may crash or hang without ending the run.
 
-A worker that dies costs one more attempt at the image it was at, and one that hangs costs that
-image. Pixels come through memory the processes share, all else as small messages, one channel a
-worker, so that a worker killed in the middle of anything leaves nothing locked and nothing half
-said.
+A process that dies costs one more attempt at the image that it was decoding; one that hangs costs
+that image. Pixels are written to memory that the processes share, all else is sent as small
+messages. Each process has a channel of its own, and there is no queue and no lock in common, which
+a killed process could leave locked or half written: a killed process of `multiprocessing.Pool`
+hangs the run, one of torch's DataLoader or of `concurrent.futures` ends it.
 """
 
 from __future__ import annotations
@@ -36,22 +37,22 @@ if TYPE_CHECKING:
     DecodeRow = Callable[[int], tuple[bytes, Any]]
 
 _POLL_SECONDS = 0.1
-_TASKS_AHEAD = 2  # one at work, one waiting, so that no worker waits for its next
+_TASKS_AHEAD = 2  # one in progress and one waiting, so that no worker waits for its next
 _LARGEST_TASK = 16  # images
-_ATTEMPTS = 2
-_AT_REST = -1
+_ATTEMPTS = 2  # the kernel may have killed the first for want of memory, which passes
+_IDLE = -1  # in place of a row, between two images
 
 
 @dataclass(frozen=True, slots=True)
 class DecodedImage:
-    """What came of one image.
+    """The result for one image.
 
     Attributes:
         slot: of its batch.
         row: of the cache.
         digest: SHA-256 of its bytes, empty if they could not be read.
         reason: why it failed, empty if it did not.
-        pixels: what `decode_row` gave, as a rule uint8 or uint16 (H, W, C); None if it failed.
+        pixels: as `decode_row` returned them, usually uint8 or uint16 (H, W, C); None if it failed.
     """
 
     slot: int
@@ -71,14 +72,14 @@ class _Task:
 
 @dataclass(slots=True)
 class _Worker:
-    """A process, the tasks it was given, and how long it was watched without getting on."""
+    """A process, the tasks that it was given, and the seconds since it last made progress."""
 
     pid: int
     place: int
     channel: Connection[Any, Any]
     tasks: deque[_Task] = field(default_factory=deque)
     watched: float = 0.0
-    at: tuple[int, int] = (_AT_REST, 0)
+    at: tuple[int, int] = (_IDLE, 0)
 
 
 def decode_batches(
@@ -91,23 +92,22 @@ def decode_batches(
     goes_on: Callable[[], bool],
     dtype: type[np.generic] = np.uint8,
 ) -> Iterator[tuple[list[DecodedImage], float]]:
-    """Starts decoding at the call, and yields the batches in the order of the plan.
+    """Start decoding at the call, and yield the batches in the order of the plan.
 
     Args:
         plan: int64 (batches, B), the row in each slot, or `EMPTY`.
-        shape: of every image, (H, W, C); None if they differ, and are sent and not shared.
-        decode_row: a row's digest and pixels; raises DecodeError.
-        workers: processes; 0 decodes in this one, without a limit of time.
+        shape: of every image, (H, W, C), in memory that the processes share; None if shapes differ:
+            pixels are then sent as messages.
+        decode_row: returns a row's digest and pixels; raises DecodeError.
+        workers: processes; 0 decodes in this one, without a time limit.
         timeout: seconds an image may take before it fails and its process is killed.
-        goes_on: asked while waiting; if it says no, there are no more batches.
+        goes_on: called while waiting; if it returns False, no more batches come.
         dtype: of the pixels, where they have a shape.
 
     Returns:
-        of each batch its images in the order of their slots, and the seconds their decoding took;
-        pixels are valid until the next batch is asked for.
-
-    Raises:
-        VggfeatError: processes die again and again before they decode anything.
+        for each batch its images in the order of their slots, and the seconds their decoding took;
+        pixels are valid until the next batch is requested. Raises VggfeatError if processes die
+        again and again before they decode anything.
     """
     if not workers:
         return _decode_here(plan, decode_row)
@@ -139,7 +139,7 @@ def _decode(decode_row: DecodeRow, slot: int, row: int) -> DecodedImage:
 
 
 class _Pool:
-    """The parent's side: hands out tasks, collects what comes of them, replaces the dead."""
+    """The parent's side: hands out tasks, collects results, replaces dead processes."""
 
     def __init__(
         self,
@@ -156,20 +156,22 @@ class _Pool:
         self._plan, self._decode_row = plan, decode_row
         self._timeout, self._goes_on = timeout, goes_on
         self._task_size = max(1, min(_LARGEST_TASK, -(-slots // workers)))
+        # Batches that the tasks of all workers may be of, and the one that the caller reads.
         ahead = -(-workers * _TASKS_AHEAD * self._task_size // slots)
         self._buffers = min(len(plan), ahead + 1)
         self._pixels = None if shape is None else _shared((self._buffers, slots, *shape), dtype)
-        # Of each worker: the row it is at, and a number that is another one for every image.
+        # The row that each worker decodes, and the number of images it has begun: a row that is
+        # tried again at once is progress too. In shared memory, where it outlives the worker.
         self._at = _shared((workers, 2), np.int64)
-        self._at[:, 0] = _AT_REST
-        self._next_batch = 0  # the first whose tasks are not made yet
-        self._given = 0  # batches that were yielded
+        self._at[:, 0] = _IDLE
+        self._next_batch = 0  # the first that is not split into tasks yet
+        self._finished = 0  # batches that the caller has done with
         self._waiting: deque[_Task] = deque()
         self._images: dict[int, list[DecodedImage]] = {}
         self._missing: dict[int, int] = {}
         self._seconds: Counter[int] = Counter()
         self._deaths: Counter[int] = Counter()
-        self._in_vain = 0
+        self._in_vain = 0  # processes replaced since one last sent anything
         self._polled = time.monotonic()
         self._workers: list[_Worker] = []
         try:
@@ -183,7 +185,7 @@ class _Pool:
     def batches(self) -> Iterator[tuple[list[DecodedImage], float]]:
         """See `decode_batches`."""
         batches = self._batches()
-        next(batches)  # so that closing it, or losing sight of it, ends the processes
+        next(batches)  # runs into its `try`: closing or dropping it now ends the processes
         return batches
 
     def _batches(self) -> Generator[tuple[list[DecodedImage], float], None, None]:
@@ -199,29 +201,29 @@ class _Pool:
                 images = sorted(self._images.pop(batch), key=lambda image: image.slot)
                 del self._missing[batch]
                 yield images, float(self._seconds.pop(batch, 0.0))
-                self._given = batch + 1  # its memory is free again
+                self._finished = batch + 1  # resumed by the next request: its memory is free again
                 self._hand_out()
         finally:
             self._close()
 
     def _hand_out(self) -> None:
-        """Gives each worker tasks until it has one at work and one waiting."""
+        """Give tasks to the workers until each has one in progress and one waiting."""
         while True:
             worker = min(self._workers, key=lambda worker: len(worker.tasks))
             if len(worker.tasks) >= _TASKS_AHEAD:
                 return
-            while not self._waiting:  # a batch may hold no image at all
+            while not self._waiting:  # not `if`: a batch may have no image at all
                 if not self._make_tasks():
                     return
             task = self._waiting.popleft()
             worker.tasks.append(task)
-            with contextlib.suppress(OSError):  # it is dead, which the next wait will find
+            with contextlib.suppress(OSError):  # it has died, which the next `_wait` notices
                 worker.channel.send(task)
 
     def _make_tasks(self) -> bool:
-        """Cuts the next batch, if there is memory for it, into tasks."""
+        """Split the next batch into tasks, if there is memory for it; return whether there was."""
         batch = self._next_batch
-        if batch == len(self._plan) or batch >= self._given + self._buffers:
+        if batch == len(self._plan) or batch >= self._finished + self._buffers:
             return False
         self._next_batch += 1
         filled = _filled(self._plan[batch])
@@ -235,7 +237,7 @@ class _Pool:
         for channel in wait(list(by_channel), _POLL_SECONDS):
             self._receive(by_channel[channel])  # type: ignore[index] # no sockets were given
         now = time.monotonic()
-        # Only time in which we ourselves run counts: a stopped run is no hanging image.
+        # Only time in which this process ran counts, or Ctrl-Z and fg would fail every image.
         passed = min(now - self._polled, 2 * _POLL_SECONDS)
         self._polled = now
         for worker in list(self._workers):
@@ -249,7 +251,7 @@ class _Pool:
         worker.watched += passed
         if worker.watched <= self._timeout:
             return
-        if at[0] == _AT_REST or is_stopped(worker.pid):  # then no image is to blame
+        if at[0] == _IDLE or is_stopped(worker.pid):  # no image is to blame
             self._replace(worker)
             return
         reason = f"decoding took longer than {self._timeout:g} s (--decode-timeout)"
@@ -269,7 +271,7 @@ class _Pool:
         self._seconds[task.batch] += seconds
         for slot, row, digest, reason, pixels in images:
             if not reason and self._pixels is not None:
-                pixels = self._pixels[task.batch % self._buffers, slot]  # noqa: PLW2901 same thing
+                pixels = self._pixels[task.batch % self._buffers, slot]  # noqa: PLW2901 the same pixels
             self._keep(task.batch, DecodedImage(slot, row, digest, reason, pixels))
 
     def _keep(self, batch: int, image: DecodedImage) -> None:
@@ -277,15 +279,15 @@ class _Pool:
         self._missing[batch] -= 1
 
     def _replace(self, worker: _Worker, blamed: str = "") -> None:
-        """Another process in the place of one that died, or that is to die because it hangs.
+        """Replace a worker that died, or kill and replace one that hangs.
 
-        One that stands still between two images, or was stopped from outside, costs no image.
+        One that died between two images, or was stopped from outside, costs no image.
         """
         stopped = not blamed and is_stopped(worker.pid)
         ended = end(worker.pid)
         worker.channel.close()
-        row = _AT_REST if stopped else int(self._at[worker.place, 0])
-        self._at[worker.place, 0] = _AT_REST
+        row = _IDLE if stopped else int(self._at[worker.place, 0])
+        self._at[worker.place, 0] = _IDLE
         self._in_vain += 1
         if self._in_vain > _ATTEMPTS * (len(self._workers) + _LARGEST_TASK):
             raise VggfeatError(
@@ -295,24 +297,28 @@ class _Pool:
         again: list[_Task] = []
         for task in worker.tasks:
             again += self._without(task, row, blamed or ended, at_once=bool(blamed))
-            row = _AT_REST  # it was at the first of them
+            row = _IDLE  # it was decoding one of the first task; the others had not begun
         self._waiting.extendleft(reversed(again))
         self._workers[worker.place] = self._fork(worker.place)
         self._hand_out()
 
     def _without(self, task: _Task, row: int, why: str, *, at_once: bool) -> list[_Task]:
-        """What is to be done again of a task; the guilty image alone, or not at all."""
-        guilty = [image for image in task.images if image[1] == row]
-        if not guilty:
+        """Return what is left to do of a task whose process died while it decoded `row`.
+
+        That image is tried once more in a task of its own, so that it cannot take others with it
+        again, and then fails; with `at_once` it fails now.
+        """
+        culprit = [image for image in task.images if image[1] == row]
+        if not culprit:
             return [task]
         self._deaths[row] += 1
         others = tuple(image for image in task.images if image[1] != row)
         again = [_Task(task.batch, others)] if others else []
         if at_once or self._deaths[row] >= _ATTEMPTS:
             reason = why if at_once else f"its decoding process {why}, {_ATTEMPTS} times"
-            self._keep(task.batch, DecodedImage(guilty[0][0], row, b"", reason, None))
+            self._keep(task.batch, DecodedImage(culprit[0][0], row, b"", reason, None))
         else:
-            again.append(_Task(task.batch, tuple(guilty)))
+            again.append(_Task(task.batch, tuple(culprit)))
         return again
 
     def _fork(self, place: int) -> _Worker:
@@ -335,12 +341,12 @@ class _Pool:
                 worker.channel.close()
             self._work(theirs, self._at[place])
         except (EOFError, OSError):
-            pass  # the parent is gone, or wants no more
+            pass  # the parent has ended, or closed the channel
         finally:
-            os._exit(0)
+            os._exit(0)  # not `exit`: the parent's buffers and atexit handlers are not ours to run
 
     def _work(self, channel: Connection[Any, Any], at: NDArray[np.int64]) -> None:
-        """The child's side: tasks in, one answer each."""
+        """Run the child's side: receive tasks, send one answer for each."""
         while True:
             task: _Task = channel.recv()
             started = time.perf_counter()
@@ -360,7 +366,7 @@ class _Pool:
         if pixels is not None and self._pixels is not None:
             self._pixels[batch % self._buffers, slot] = pixels
             pixels = None
-        at[0] = _AT_REST
+        at[0] = _IDLE
         return slot, row, image.digest, image.reason, pixels
 
     def _close(self) -> None:
@@ -373,13 +379,13 @@ class _Pool:
 
 
 def _shared(shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
-    """Zeros that forked processes see each other write; no file, so no limit of /dev/shm."""
+    """Return zeros in memory that forked processes share; no file, so no limit of /dev/shm."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     return np.frombuffer(mmap.mmap(-1, size), dtype=dtype).reshape(shape)
 
 
 def _portable(error: Exception) -> Exception:
-    """The error itself where it can be sent, else its text."""
+    """Return the error itself if it can be sent, else one with its text."""
     if isinstance(error, VggfeatError) and len(error.args) == 1:
         return error
     exhausted = exhaustion_of(error)

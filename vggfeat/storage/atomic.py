@@ -1,17 +1,17 @@
-"""Files and folders that appear under their name whole or not at all, and are on the disk then.
+"""Write files and folders that appear under their name whole, and on the disk, or not at all.
 
 Everything is written under a temporary name in the folder of the output, synced, and renamed:
 
 - `atomic_file`: written through a file object. Several processes may write one output at once.
-- `write_bytes`: the same for bytes that are at hand.
-- `atomic_path`: written by a library that wants a path. The caller holds the output's lock.
+- `write_bytes`: the same for bytes in memory.
+- `atomic_path`: written by a library that needs a path. The caller holds the output's lock.
 - `atomic_folder`: a folder of files, likewise under its lock.
 
 An output that is a symbolic link is resolved first, so that the file it names is replaced, not the
-link. A replaced file's mode, owner, group and access list are kept. Temporary names are fixed: what
-a killed run left behind is removed by the next. They say whose they are, since the content of half
-a file does not: a user's own `<path>.tmp` is never one. A link, a folder or a device at such a name
-is nobody's leftover, and is neither followed nor removed.
+link. A replaced file's mode, owner, group and access list are kept. Temporary names are fixed, so
+that the next run removes what a killed one left. They contain our name, since half a file cannot be
+recognised by its content, and a user's own `<path>.tmp` must not be taken for one. A link, a folder
+or a device at such a name is neither followed nor removed.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _published(
     """Yield the name and a descriptor of the temporary file, then put it at `path`."""
     target = resolve(path)
     name = f"{target}{TEMPORARY_SUFFIX}" if temporary is None else temporary
-    # Readable by all only once it has the rights of the file that it replaces.
+    # Not readable by others before it has the permissions of the file that it replaces.
     replaced = os.path.lexists(target)
     mode = 0o600 if replaced else 0o666
     handle = -1
@@ -116,7 +116,9 @@ def _published(
     except BaseException as error:
         if handle >= 0 and _is_at(handle, name):
             os.unlink(name)
-        elif isinstance(error, KeyboardInterrupt):  # it may have come between file and handle
+        elif isinstance(
+            error, KeyboardInterrupt
+        ):  # perhaps after the file was created and before `handle`
             _remove_unused(name)
         raise
     finally:
@@ -240,13 +242,13 @@ def _put(handle: int, name: str, target: str, *, exclusive: bool) -> None:
     try:
         os.link(name, target)
     except FileExistsError:
-        # A link that was made, and whose answer a network lost, is made again and refused.
+        # NFS repeats a request whose reply was lost, and is refused for the link it has made.
         if os.stat(name).st_nlink < 2:  # noqa: PLR2004 its own name and the new one
             raise
     except OSError as error:
         if error.errno not in _NO_HARD_LINKS:
             raise
-        if os.path.lexists(target):  # no hard links here; the caller's lock has to do
+        if os.path.lexists(target):  # no hard links here; the caller's lock has to suffice
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from error
         os.replace(name, target)
         return
@@ -334,7 +336,7 @@ def sync_directory(path: str) -> None:
         return
     try:
         os.fsync(handle)
-    except OSError as error:  # the kernel may have dropped the pages: nothing later can be trusted
+    except OSError as error:  # the kernel may have dropped the pages: a later sync proves nothing
         if error.errno != errno.EINVAL:
             raise SpaceError(
                 error.errno, f"the disk did not keep what was written: {error.strerror}"

@@ -1,10 +1,10 @@
-"""Read a file whose digest is known, and refuse every byte that the digest is not of.
+"""Read a file whose digest is known, and refuse bytes that have changed since.
 
-A weight file may be overwritten in place while a run starts. Its SHA-256 is that of the whole
-file, of which a truncated network needs a seventh; so a CRC-32 of each piece is taken beside it.
-Later reads fetch only the pieces they need, and each must still have its CRC. CRC-32 costs half of
-what SHA-256 does beside the copying. It guards against accidents, not against forgery: a change
-within 32 consecutive bits is always found, any other with probability 1 - 2**-32 in each piece.
+A weight file may be overwritten in place while a run starts. SHA-256 is of the whole file, of which
+a truncated network needs a seventh; so the CRC-32 of each piece is computed too. Later reads fetch
+only the pieces that they need, and each must still have its CRC, which takes half the time of
+SHA-256. It guards against accidents, not against forgery: a change within 32 consecutive bits is
+always found, any other with probability 1 - 2**-32 in each piece.
 """
 
 from __future__ import annotations
@@ -78,32 +78,11 @@ def _read_fully(descriptor: int, buffer: memoryview, offset: int) -> int:
     return done
 
 
-class CheckedFile(io.RawIOBase):
-    """A file open for reading, whose bytes are checked against digests before they are returned.
+class _Region(io.RawIOBase):
+    """A seekable file of `size` bytes, read by the `_read_at` of its subclass."""
 
-    Nothing is mapped, so that a file truncated while it is read is an error and no SIGBUS.
-
-    Args:
-        path: of the file.
-        digest: of the bytes expected, else `FileChangedError` is raised; None reads them unchecked,
-            where only names and shapes are needed.
-    """
-
-    def __init__(self, path: str, digest: FileDigest | None = None) -> None:
-        super().__init__()
-        self.path = path
-        self._digest = digest
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 closed by close()
-        self.size = os.fstat(self._file.fileno()).st_size if digest is None else digest.size
-        self.failure: FileChangedError | None = None
-        """Set for those who read through a library that hides exceptions, as HDF5 does."""
-        self._at = 0
-        self._kept: tuple[int, memoryview] | None = None
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-        super().close()
+    size: int
+    _at = 0
 
     def readable(self) -> bool:
         """Return True."""
@@ -125,17 +104,52 @@ class CheckedFile(io.RawIOBase):
         """Read from the position on; return the bytes read, 0 at the end."""
         view = memoryview(buffer).cast("B")
         count = max(0, min(len(view), self.size - self._at))
-        if count <= _SMALL:
-            self._read_small(view[:count])
-        else:
-            self.copy_into([(self._at, view[:count])])
-        self._at += count
-        return count
+        done = self._read_at(self._at, view[:count])
+        self._at += done
+        return done
 
-    def _read_small(self, view: memoryview) -> None:
+    def _read_at(self, offset: int, view: memoryview) -> int:
+        """Fill a view that ends before the file does; return the bytes read."""
+        raise NotImplementedError
+
+
+class CheckedFile(_Region):
+    """A file open for reading, whose bytes are checked against digests before they are returned.
+
+    Nothing is mapped, so that a file truncated while it is read is an error and no SIGBUS.
+
+    Args:
+        path: of the file.
+        digest: of the bytes expected, else `FileChangedError` is raised; None reads them unchecked,
+            where only names and shapes are needed.
+    """
+
+    def __init__(self, path: str, digest: FileDigest | None = None) -> None:
+        super().__init__()
+        self.path = path
+        self._digest = digest
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 closed by close()
+        self.size = os.fstat(self._file.fileno()).st_size if digest is None else digest.size
+        self.failure: FileChangedError | None = None
+        """Set for those who read through a library that hides exceptions, as HDF5 does."""
+        self._kept: tuple[int, memoryview] | None = None
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+        super().close()
+
+    def _read_at(self, offset: int, view: memoryview) -> int:
+        if len(view) <= _SMALL:
+            self._read_small(offset, view)
+        else:
+            self.copy_into([(offset, view)])
+        return len(view)
+
+    def _read_small(self, offset: int, view: memoryview) -> None:
         done = 0
         while done < len(view):
-            number, skip = divmod(self._at + done, PIECE_BYTES)
+            number, skip = divmod(offset + done, PIECE_BYTES)
             if self._kept is None or self._kept[0] != number:
                 self._kept = (number, self._piece(number))
             part = self._kept[1][skip : skip + len(view) - done]
@@ -165,7 +179,7 @@ class CheckedFile(io.RawIOBase):
         begin, size = number * PIECE_BYTES, self._piece_size(number)
         offset, view = targets[0]
         if offset <= begin and begin + size <= offset + len(view):
-            # All of the piece belongs to one tensor: it is read to where it stays.
+            # The whole piece belongs to one tensor: read it to its final place, without a copy.
             self._load(number, view[begin - offset : begin - offset + size])
             targets = targets[1:]
         if not targets:
@@ -194,7 +208,7 @@ class CheckedFile(io.RawIOBase):
             )
         if self._digest is not None and zlib.crc32(buffer) != self._digest.pieces[number]:
             raise self._failed(
-                f"bytes {begin} to {begin + count} are other ones than those of SHA-256 "
+                f"bytes {begin} to {begin + count} differ from those of SHA-256 "
                 f"{self._digest.sha256[:8]}…"
             )
 
@@ -203,8 +217,8 @@ class CheckedFile(io.RawIOBase):
         return self.failure
 
 
-class FileWindow(io.RawIOBase):
-    """A part of a file, as a file: a member of an archive that is stored as it is.
+class FileWindow(_Region):
+    """A part of a file as a file: a member of an archive that is stored without compression.
 
     Args:
         file: the whole file.
@@ -214,32 +228,8 @@ class FileWindow(io.RawIOBase):
 
     def __init__(self, file: CheckedFile, begin: int, size: int) -> None:
         super().__init__()
-        self._file, self._begin, self._size, self._at = file, begin, size, 0
+        self._file, self._begin, self.size = file, begin, size
 
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seekable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        """Move the position within the part."""
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
-        self._at = base + offset
-        return self._at
-
-    def readinto(self, buffer: Buffer, /) -> int:
-        """Read from the position on; return the bytes read, 0 at the end."""
-        view = memoryview(buffer).cast("B")
-        count = max(0, min(len(view), self._size - self._at))
-        self._file.seek(self._begin + self._at)
-        done = 0
-        while done < count:
-            got = self._file.readinto(view[done:count])
-            if not got:
-                break
-            done += got
-        self._at += done
-        return done
+    def _read_at(self, offset: int, view: memoryview) -> int:
+        self._file.seek(self._begin + offset)
+        return self._file.readinto(view)

@@ -1,4 +1,4 @@
-"""File descriptors above 2, so that no file of ours is anybody's standard input or output.
+"""Open files under descriptors above 2, so that none is taken for a standard stream.
 
 A daemon may start a process with descriptors 0, 1 or 2 closed. The next file opened then gets that
 number, and whatever a library prints to descriptor 1 goes into it: into the middle of a cache.

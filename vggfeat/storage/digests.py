@@ -90,7 +90,7 @@ def _read_memory(path: str | None) -> dict[str, Any]:
         with open(path, encoding="utf-8") as file:
             known = json.load(file)
     except (OSError, ValueError):
-        return {}  # it only saves time
+        return {}  # the file only saves time
     return known if isinstance(known, dict) else {}
 
 
@@ -103,6 +103,6 @@ def _remember(memory: str | None, path: str, entry: dict[str, Any] | None) -> No
 def _write_memory(path: str | None, known: Mapping[str, Any]) -> None:
     if path is None:
         return
-    with contextlib.suppress(OSError):  # a home that cannot be written to costs time, not the run
+    with contextlib.suppress(OSError):  # a home that is not writable costs time, not the run
         os.makedirs(os.path.dirname(path), exist_ok=True)
         write_bytes(path, json.dumps(known).encode())

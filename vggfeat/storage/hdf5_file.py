@@ -144,7 +144,7 @@ class Hdf5Output:
 def reason_of(error: Exception) -> str:
     """Return why HDF5, or the system, could not write, in the system's words, as one line."""
     text = " ".join(str(getattr(error, "strerror", None) or error).split())
-    found = _ERRNO.search(text)  # h5py hands the whole text on, as `strerror` too
+    found = _ERRNO.search(text)  # h5py puts the whole text of libhdf5 into `strerror`
     return os.strerror(int(found[1])) if found else text
 
 
@@ -164,7 +164,11 @@ def checked_hdf5(target: BinaryIO, **options: Any) -> Iterator[tuple[h5py.File, 
         with checked.defer_signals(), h5py.File(checked, "w", **options) as file:
             yield file, checked
             file.flush()
-    except (RuntimeError, KeyError, OSError):  # what HDF5 makes of bytes that were not kept
+    except (
+        RuntimeError,
+        KeyError,
+        OSError,
+    ):  # HDF5 fails on reading bytes that could not be written
         checked.check()
         raise
     checked.check()
@@ -180,7 +184,7 @@ def open_hdf5(file_name: str) -> Iterator[h5py.File]:
             if not is_marked(file_name):
                 raise
             _tell(file_name)
-            # HDF5 looks for the mark only where it reads files by itself.
+            # HDF5 looks for the mark only in files that it opens itself.
             stream = stack.enter_context(open(file_name, "rb"))
             file = h5py.File(stream, "r")
         yield stack.enter_context(file)
@@ -219,7 +223,9 @@ def refuse_if_open_elsewhere(handle: int, path: str) -> None:
         ) from error
     except OSError:  # a file system without such locks
         return
-    fcntl.flock(handle, fcntl.LOCK_UN)  # decoding processes inherit the handle, and would keep it
+    fcntl.flock(
+        handle, fcntl.LOCK_UN
+    )  # a decoding process inherits the handle, and would keep the lock
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Caches in object stores as files of this machine: fetched once, and again when they change."""
+"""Local copies of caches in object stores: fetched once, and again when they change."""
 
 from __future__ import annotations
 

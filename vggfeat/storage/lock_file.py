@@ -1,9 +1,10 @@
-"""One lock file: opened, locked, checked to bear its name still, removed by its last holder.
+"""One lock file: opened, locked, checked to have its name still, removed by its last holder.
 
-The lock is one of the open file description (`F_OFD_SETLK`). Unlike a POSIX record lock it stays
-when another descriptor of the same file is closed, as a program does that reads all files of a
-folder. Unlike `flock` it keeps out the POSIX record locks of other programs, and reaches the other
-machines of a network file system. A forked child would hold it too; a hook closes its copy.
+The lock belongs to the open file description (`F_OFD_SETLK`). Unlike a POSIX record lock it is kept
+when another descriptor of the same file is closed, as code does that reads all files of a folder.
+Unlike `flock`, which filelock and portalocker use, it excludes POSIX record locks of other programs
+and works between machines on a network file system. A forked child would hold it too: decoding
+processes would keep the lock of a run that was killed. So a hook closes their copy.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from vggfeat.storage.descriptors import fill_standard_descriptors, open_descript
 
 _TAKEN = (errno.EACCES, errno.EAGAIN)  # what POSIX lets a refused lock say
 _UNKNOWN_KIND = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
-_STALE_TRIES = 10  # NFS says so of a file that its holder has removed on the server
+_STALE_TRIES = 10  # ESTALE is NFS's error for a file that its holder has removed on the server
 
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 _OURS = re.compile(rb"pid \d+ on [^\n]*")
@@ -68,7 +69,7 @@ class LockFile:
             self.close()
             raise UsageError(_not_ours(self.path, "no regular file"))
         kind = _file_system(self._handle)
-        # Over FUSE the kernel does not give such a lock back when its process is killed.
+        # Over FUSE the kernel does not release such a lock when its process is killed.
         self._own_description = hasattr(fcntl, "F_OFD_SETLK") and kind != _FUSE
         self._removable = self._own_description and kind in _LOCAL
 
@@ -139,7 +140,7 @@ class LockFile:
 
     def _refuse_other_content(self) -> None:
         content = os.pread(self._handle, 300, 0)
-        if content.strip(b"\0") and not _OURS.match(content):  # a power cut may leave zeros
+        if content.strip(b"\0") and not _OURS.match(content):  # a power failure may leave zeros
             self.close()  # so that it is not removed
             raise UsageError(_not_ours(self.path, "its content is not that of a lock"))
 
@@ -163,16 +164,18 @@ class LockFile:
         """
         try:
             if self._handle >= 0 and self._held != fcntl.F_UNLCK and self._removable:
-                with contextlib.suppress(OSError):  # then it stays, as on a network file system
+                with contextlib.suppress(
+                    OSError
+                ):  # then the file stays, as on a network file system
                     self._remove_if_last()
-            with contextlib.suppress(OSError):  # closing does it too, if no child has a copy
+            with contextlib.suppress(OSError):  # closing releases it too, if no child has a copy
                 self.unlock()
         finally:
             self.close()
 
     def _remove_if_last(self) -> None:
         if self._held == SHARED:
-            # Given back first: of two that leave at once, both asking to be alone, none would be.
+            # Released first: if two leave at once and both ask for it alone, none would get it.
             self.unlock()
             self._lock(EXCLUSIVE, wait=False)
             self._held = EXCLUSIVE
@@ -238,9 +241,12 @@ def refuse_open_lock(path: str, what: str) -> None:
 
 def _file_system(handle: int) -> int:
     """Return the kernel's number of the file system's type; 0 where it has none."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    found = ctypes.create_string_buffer(512)
-    if not hasattr(fcntl, "F_OFD_SETLK") or libc.fstatfs(handle, found):
+    try:
+        fstatfs = ctypes.CDLL(None).fstatfs
+    except (OSError, AttributeError):  # a Python without a C library to look into, or another one
+        return 0
+    found = ctypes.create_string_buffer(512)  # struct statfs, which begins with the number
+    if not hasattr(fcntl, "F_OFD_SETLK") or fstatfs(handle, found):
         return 0
     return ctypes.c_long.from_buffer(found).value & 0xFFFFFFFF
 
@@ -259,7 +265,9 @@ def _not_ours(path: str, found: str) -> str:
 
 
 _opened: set[LockFile] = set()
-_forking = threading.RLock()  # a fork waits for it, so that a child knows all that it has to close
+_forking = (
+    threading.RLock()
+)  # held while forking, so that `_opened` names all files that the child has to close
 
 
 def _close_in_child() -> None:

@@ -1,7 +1,7 @@
-"""One run an output: a lock that dies with its process.
+"""One run per output: locks that die with their process.
 
-`<out>.lock` is made beside the output, or `.<out>.lock` where programs read whole folders. Its last
-holder removes it where the file system is a local one; see `storage.lock_file`.
+`<out>.lock` is created beside the output, or `.<out>.lock` where programs read whole folders. Its
+last holder removes it where the file system is a local one; see `storage.lock_file`.
 """
 
 from __future__ import annotations

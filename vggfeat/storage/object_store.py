@@ -1,8 +1,8 @@
-"""Object stores, reached by fsspec: what is there, and the bytes of one object by one request.
+"""Object stores by fsspec: look up addresses, list folders, read an object by one request.
 
-A worker is forked from a process that may have listed a bucket. fsspec's event loop runs in a
-thread, which a fork leaves behind, so every process has file systems of its own. Those that it
-inherited are never closed in it: their sockets are in an epoll set that it shares with its parent.
+A decoding process is forked from one that may have listed a bucket. fsspec's event loop runs in a
+thread, which does not survive a fork, so every process has file systems of its own. It never closes
+those that it inherited: their sockets are in an epoll set that it shares with its parent.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _PACKAGES = {
 _ATTEMPTS = 5
 _FIRST_PAUSE = 0.5  # seconds; each one after it is twice as long
 _PATIENCE = 30.0
-"""Seconds after which an image's request is not made again: less than `--decode-timeout` has by
-default, so that a store that is away ends the run and does not cost it an image."""
+"""Seconds after which an image's request is not repeated: less than the default of
+`--decode-timeout`, so that a store that does not answer ends the run and fails no image."""
 
 _MISSING, _DENIED, _AWAY, _CHANGED = "missing", "denied", "away", "changed"
 _SECOND = 10**9
-# What a store says about one object, and not about the store, the bucket or who asks.
+# Errors that concern one object, and not the store, the bucket or the credentials.
 _OF_AN_OBJECT = ("NoSuchKey", "AccessDenied", "InvalidObjectState", "404", "403")
 _NOT_ALLOWED = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound")
 
@@ -259,7 +259,7 @@ def _read(address: str, listed: RemoteEntry | None) -> bytes:
 
 def _fetch(system: Any, address: str) -> tuple[bytes, RemoteEntry]:
     """Fetch all bytes of an object by one request; also return what the reply says of it."""
-    # Without s3fs's private call the body cannot be compared with the headers of its own reply.
+    # Only s3fs's private call gives the headers that a body came with.
     if remote_scheme(address) != "s3" or not hasattr(system, "_call_s3"):
         data: bytes = system.cat_file(address)
         return data, RemoteEntry(address, folder=False, size=len(data), mtime_ns=0, tag="")
@@ -272,7 +272,7 @@ def _fetch(system: Any, address: str) -> tuple[bytes, RemoteEntry]:
 async def _fetch_s3(system: Any, address: str) -> tuple[bytes, RemoteEntry]:
     bucket, key, version = system.split_path(address)
     which = {"VersionId": version} if version else {}
-    # `cat_file` keeps the headers of the reply to itself, and these tell the store from others.
+    # `cat_file` does not return the headers, by which a reply of the store is recognised.
     reply = await system._call_s3("get_object", Bucket=bucket, Key=key, **which)  # noqa: SLF001 no public way
     try:
         data = await reply["Body"].read()
@@ -283,7 +283,7 @@ async def _fetch_s3(system: Any, address: str) -> tuple[bytes, RemoteEntry]:
 
 def _check_same(listed: RemoteEntry, said: RemoteEntry, size: int) -> None:
     """Refuse a body that is not the object as it was listed, or not all of it."""
-    # A date in a listing may have been rounded to a second, that of a reply cut off to one.
+    # A listing may round the date to a second where the object's own reply truncates it.
     same_time = not said.mtime_ns or abs(said.mtime_ns - listed.mtime_ns) <= _SECOND
     if size == listed.size and same_time:
         return

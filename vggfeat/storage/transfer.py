@@ -1,4 +1,4 @@
-"""Whole files to and from object stores, each checked once it is there."""
+"""Copy whole files to and from object stores, and check each copy."""
 
 from __future__ import annotations
 
