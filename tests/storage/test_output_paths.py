@@ -45,7 +45,7 @@ def test_places_for_outputs(place: Path, name: str) -> None:
         ("x" * 300, r"is not a file name: File name too long"),
         ("gone/x", r"model 'gone/x': its folder '.*/gone' does not exist; create it first$"),
         ("file/x", r"model 'file/x': its folder '.*/file' does not exist; create it first$"),
-        ("to_nowhere", r"'to_nowhere' is a link to '.*/gone/new': its folder '.*/gone' is not th"),
+        ("to_nowhere", r"'to_nowhere' is a link to '.*/gone/new': its folder '.*/gone' does not"),
     ],
 )
 def test_no_places_for_outputs(place: Path, name: str, said: str) -> None:
