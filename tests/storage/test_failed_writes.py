@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 SOURCE = TESTS / "failing_writes.c"
 
+PYTHON = (sys.executable, "-B")
+"""Without bytecode: cut short by the limit of file sizes, it would spoil later imports."""
+
 
 @pytest.fixture(scope="module")
 def shim(tmp_path_factory: pytest.TempPathFactory) -> str:
@@ -79,7 +82,7 @@ def save(folder: Path, env: dict[str, str], limit: int | None = None) -> tuple[i
     """Saves a model in a process; returns its exit code and message."""
     code = SAVE.format(path=[str(SOURCE.parent)])
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, env={**os.environ, **env}, check=False,
+        [*PYTHON, "-c", code], cwd=folder, env={**os.environ, **env}, check=False,
         capture_output=True, text=True, preexec_fn=limited(limit) if limit is not None else None,
     )  # fmt: skip
     return done.returncode, done.stderr
@@ -112,7 +115,7 @@ def test_a_cache_larger_than_files_may_be(tmp_path: Path) -> None:
     """One line in the system's words, exit 6, and neither a file nor a new folder is left."""
     write_images(tmp_path / "images", 3)
     done = subprocess.run(
-        [sys.executable, "-c", LIMITED], cwd=tmp_path, check=False, capture_output=True, text=True
+        [*PYTHON, "-c", LIMITED], cwd=tmp_path, check=False, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout.splitlines()[-1])
