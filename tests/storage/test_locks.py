@@ -273,7 +273,6 @@ RACER = """
 import contextlib, os, random, sys, time
 from vggfeat.errors import LockedError
 from vggfeat.storage.locks import SharedLock, hold, wait_for_lock
-from vggfeat.extraction.update import UpdatePolicy
 
 out, how, times, seed = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 chance = random.Random(seed)
