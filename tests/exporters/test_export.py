@@ -308,13 +308,13 @@ def test_small_blocks_change_nothing(
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--to", "mat"], "format 'mat' is not known; expected one of npy, npz"),
+        (["--to", "mat"], "unknown format 'mat'; expected one of npy, npz"),
         (["--to", "csv", "--compress", "zstd"], "compress zstd is not for csv; it is for parquet"),
         (["--to", "hdf5", "--compress", "xz"], "compress is 'xz'; expected one of none, gzip"),
         (["--to", "csv", "--rows", "birds/*"], "matches 'birds/*'; paths look like"),
         (["--to", "csv", "--rows", "*03b*"], "none of them is done"),
         (["--to", "faiss"], "one layer of vectors, asked for"),
-        (["--to", "faiss", "--layers", "pool4:map"], "one layer of vectors, asked for pool4:map"),
+        (["--to", "faiss", "--layers", "pool4:map"], "one layer of vectors, requested pool4:map"),
         (["--to", "faiss", "--metric", "l1"], "metric is 'l1'; expected one of cosine, ip, l2"),
     ],
 )
@@ -331,7 +331,7 @@ def test_what_is_there_stays(workplace: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.csv"
     out.write_text("mine")
     done = vggfeat("export", "float16.h5", "--to", "csv", "--out", out, cwd=workplace)
-    assert_one_line(done, 2, "is there already; choose another --out or delete it")
+    assert_one_line(done, 2, "exists; choose another --out or delete it")
     assert out.read_text() == "mine"
     done = vggfeat("export", "float16.h5", "--to", "csv", "--out", tmp_path / "no" / "x.csv",
                    cwd=workplace)  # fmt: skip

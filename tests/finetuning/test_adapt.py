@@ -350,7 +350,7 @@ def test_wrong_settings_are_told_at_once() -> None:
     with pytest.raises(UsageError) as caught:
         asked({"layers": "conv1_1,conv2_1:max,pool2", "precision": "float16", "fuse": "concat"},
               epochs=0, lr=0.0, jitter="mirror,spin", batch_size=1.5)  # fmt: skip
-    for words in ("epochs is 0", "lr is 0.0; expected a number above 0", "'spin' is not known",
+    for words in ("epochs is 0", "lr is 0.0; expected a number above 0", "unknown jitter 'spin'",
                   "batch_size is 1.5; expected a whole number", "name one", "fuse concat",
                   "precision float16 cannot be trained in"):  # fmt: skip
         assert words in str(caught.value)
@@ -442,7 +442,7 @@ def test_signals_end_it_and_the_same_command_goes_on(
     assert not out.exists()
     again = vggfeat(*words, "--out", out, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
-    assert "going on in epoch" in again.stderr
+    assert "resuming in epoch" in again.stderr
     assert files_beside(out) == {""}
     whole = tmp_path / "whole" / "w.safetensors"
     whole.parent.mkdir()
@@ -519,7 +519,11 @@ def test_once_done_the_same_command_only_tells(ready: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["--epochs", "3", "--size", "96"], 5, "epochs: file 2, asked 3; preprocess.size: file"),
+        (
+            ["--epochs", "3", "--size", "96"],
+            5,
+            "epochs: file 2, requested 3; preprocess.size: file",
+        ),
         (["--epochs", "0", "--trainable", "fc6"], 2, "epochs is 0"),
         (["--out", "w.pth"], 2, "expected a name that ends in .safetensors"),
         (["--out", "gone/w.safetensors"], 2, "folder"),
@@ -545,7 +549,7 @@ def test_files_of_others_are_left_alone(images: Path, tmp_path: Path) -> None:
     safetensors.torch.save_file({"x": torch.zeros(2)}, out)
     before = out.read_bytes()
     for fresh in (False, True):
-        with pytest.raises(CacheError, match="is there and no weight file of adapt"):
+        with pytest.raises(CacheError, match="exists and was not written by adapt"):
             adapt(images, out, asked(), fresh=fresh)
     assert out.read_bytes() == before
 
@@ -554,7 +558,9 @@ def test_fresh_begins_again(images: Path, tmp_path: Path) -> None:
     """What was begun or made otherwise is refused, and replaced with `fresh`."""
     out = tmp_path / "w.safetensors"
     adapt(images, out, asked({"layers": "conv1_1"}, epochs=1))
-    with pytest.raises(CacheMismatchError, match=r"begun otherwise: seed: file 0, asked 1"):
+    with pytest.raises(
+        CacheMismatchError, match=r"begun with other settings or images: seed: file 0, requested 1"
+    ):
         adapt(images, out, asked({"layers": "conv1_1"}, epochs=1, seed=1))
     found = adapt(images, out, asked({"layers": "conv1_1"}, epochs=1, seed=1), fresh=True)
     assert found.after is not None

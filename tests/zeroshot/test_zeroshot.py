@@ -598,7 +598,7 @@ def test_json_and_csv_say_the_same(workplace: Path, tmp_path: Path) -> None:
     ("more", "code", "says"),
     [
         (["--seen", "class00,class01"], 2, "--seen and --unseen name the same split"),
-        (["--method", "sje"], 2, "method 'sje' is not known"),
+        (["--method", "sje"], 2, "unknown method 'sje'"),
         (["--method", "devise", "--gamma", "1"], 2, "--gamma and --lambda belong to the method"),
         (["--gamma", "0", "--beta", "-1"], 2, "gamma 0: expected a number above 0; beta -1"),
         (["--layer", "fc7"], 2, "no vectors of fc7; it has conv1_1, conv2_1"),

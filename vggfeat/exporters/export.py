@@ -106,7 +106,7 @@ def export(
 def _check(to: str, place: str, compress: str, metric: str, norm: str | None) -> Format:
     form = EXPORT_FORMATS.get(to)
     if form is None:
-        raise UsageError(f"format {to!r} is not known; expected one of {', '.join(EXPORT_FORMATS)}")
+        raise UsageError(f"unknown format {to!r}; expected one of {', '.join(EXPORT_FORMATS)}")
     if compress not in COMPRESSIONS:
         raise UsageError(f"compress is {compress!r}; expected one of {', '.join(COMPRESSIONS)}")
     if compress != "none" and compress not in form.compressions:
@@ -124,7 +124,7 @@ def _check(to: str, place: str, compress: str, metric: str, norm: str | None) ->
 
 
 def _exists(place: str) -> UsageError:
-    return UsageError(f"output {place!r} is there already; choose another --out or delete it")
+    return UsageError(f"output {place!r} exists; choose another --out or delete it")
 
 
 def _put(content: Content, place: str, form: Format, options: Options) -> None:

@@ -23,7 +23,7 @@ def write_faiss(content: Content, folder: str, options: Options) -> None:
     (layer, *others) = content.layers
     if others or len(content.row_shape(layer)) != 1:
         raise UsageError(
-            f"a faiss index is of one layer of vectors, asked for {', '.join(content.layers)}; "
+            f"a faiss index is of one layer of vectors, requested {', '.join(content.layers)}; "
             "name one by --layers, or make one of several by `vggfeat fuse`"
         )
     width = content.width(layer)

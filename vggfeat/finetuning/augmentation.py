@@ -31,7 +31,7 @@ def parse_jitter(text: str) -> tuple[Augmentation, ...]:
     unknown = [word for word in words if word not in AUGMENTATIONS]
     if unknown:
         raise UsageError(
-            f"jitter {', '.join(map(repr, unknown))} is not known; expected any of "
+            f"unknown jitter {', '.join(map(repr, unknown))}; expected any of "
             f"{', '.join(AUGMENTATIONS)}"
         )
     return tuple(name for name in AUGMENTATIONS if name in words)

@@ -96,8 +96,8 @@ class Request:
         unlike = request_differences(had, {**self.identity, "precision": precision})
         if unlike:
             raise CacheMismatchError(
-                f"{path!r} was begun otherwise: {'; '.join(unlike)}. Ask for the same, choose "
-                "another --out, or --fresh to begin again"
+                f"{path!r} was begun with other settings or images: {'; '.join(unlike)}. Repeat "
+                "those, choose another --out, or --fresh to begin again"
             )
 
 
@@ -132,7 +132,7 @@ def finished_report(out: str, request: Request, *, fresh: bool) -> FinetuneRepor
     """
     if not os.path.lexists(out):
         return None
-    with as_cache_error(out, "is there and no weight file of adapt; choose another --out"):
+    with as_cache_error(out, "exists and was not written by adapt; choose another --out"):
         metadata = read_safetensors_header(out).metadata
         found = report_from_json(out, metadata[REPORT])
         had = json.loads(metadata[IDENTITY])
@@ -161,7 +161,7 @@ def start_or_resume(path: str, request: Request, precision: str) -> Job:
         metadata = read_safetensors_header(path).metadata
         had, state = json.loads(metadata[IDENTITY]), state_from_json(metadata[STATE])
     request.check(path, had)
-    log.info("going on in epoch %d, batch %d", len(state.epochs) + 1, state.batches + 1)
+    log.info("resuming in epoch %d, batch %d", len(state.epochs) + 1, state.batches + 1)
     return Job(had, state, resumed=True)
 
 
@@ -177,7 +177,7 @@ def as_cache_error(path: str, what: str = "is damaged; --fresh begins again") ->
 
 
 IDENTITY, REPORT, STATE = "vggfeat.adapt", "vggfeat.report", "vggfeat.state"
-"""Keys: what was asked for, the report, how far training is."""
+"""Keys of the metadata: what was requested, the report, the state of training."""
 
 
 def preprocessing_metadata(network: Settings) -> dict[str, str]:
@@ -213,13 +213,13 @@ def identity_of(settings: AdaptSettings, weights_sha256: str, images: str) -> di
     }
 
 
-def request_differences(had: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+def request_differences(had: Mapping[str, Any], requested: Mapping[str, Any]) -> list[str]:
     """List what a file has and what is requested instead, one line for each difference."""
-    asked = json.loads(json.dumps(asked))  # lists for tuples, as the file has them
+    wanted = json.loads(json.dumps(requested))  # lists for tuples, as the file has them
     return [
-        f"{name}: file {_short(had.get(name))}, asked {_short(asked.get(name))}"
-        for name in dict.fromkeys((*had, *asked))
-        if had.get(name) != asked.get(name)
+        f"{name}: file {_short(had.get(name))}, requested {_short(wanted.get(name))}"
+        for name in dict.fromkeys((*had, *wanted))
+        if had.get(name) != wanted.get(name)
     ]
 
 

@@ -63,7 +63,7 @@ def check_marks(name: str) -> Marks:
     for known in MARKS:
         if known == name:
             return known
-    raise UsageError(f"marks {name!r} is none; expected one of {', '.join(MARKS)}")
+    raise UsageError(f"unknown marks {name!r}; expected one of {', '.join(MARKS)}")
 
 
 def colour_by_folder(paths: list[str]) -> Colouring:

@@ -108,7 +108,7 @@ def check_projection(name: str) -> Projection:
             if known == "umap":
                 _check_umap()
             return known
-    raise UsageError(f"projection {name!r} is none; expected one of {', '.join(PROJECTIONS)}")
+    raise UsageError(f"unknown projection {name!r}; expected one of {', '.join(PROJECTIONS)}")
 
 
 def _check_umap() -> None:

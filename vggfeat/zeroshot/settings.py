@@ -69,7 +69,7 @@ class ZeroShotSettings:
     def _wrong_choices(self) -> list[str]:
         known = {"method": ZERO_SHOT_METHODS, "norm": INPUT_NORMS}
         return [
-            f"{name} {getattr(self, name)!r} is not known; expected one of {', '.join(choices)}"
+            f"unknown {name} {getattr(self, name)!r}; expected one of {', '.join(choices)}"
             for name, choices in known.items()
             if getattr(self, name) not in choices
         ]

@@ -39,7 +39,7 @@ _LONGEST_LINE = 1 << 20
 _LONGEST_WORD = 1 << 16
 _FASTTEXT = b"\xba\x16\x4f\x2f"
 _PICKLES = tuple(bytes((0x80, protocol)) for protocol in range(2, 6))
-_TAKES_A_WHILE = 100_000_000  # bytes; then it is said what goes on
+_TAKES_A_WHILE = 100_000_000  # bytes; reading more is logged
 _NEITHER = (
     "expected word2vec text or binary, GloVe text, a .csv or .tsv table, .npz, .mat, or "
     "predicate-matrix-*.txt"
