@@ -9,6 +9,7 @@ import numpy as np
 
 from vggfeat.core.arrays import spread, unit_rows
 from vggfeat.core.layer_spec import split_specs
+from vggfeat.core.optional import require
 from vggfeat.core.text import counted
 from vggfeat.errors import InputError, UsageError
 from vggfeat.transforms.pca import fit_pca
@@ -106,18 +107,9 @@ def check_projection(name: str) -> Projection:
     for known in PROJECTIONS:
         if known == name:
             if known == "umap":
-                _check_umap()
+                require("umap", "umap", "projection umap", package="umap-learn")
             return known
     raise UsageError(f"unknown projection {name!r}; expected one of {', '.join(PROJECTIONS)}")
-
-
-def _check_umap() -> None:
-    try:
-        import umap  # noqa: F401
-    except ImportError as error:
-        raise UsageError(
-            f"projection umap needs umap-learn ({error}): pip install 'vggfeat[umap]'"
-        ) from error
 
 
 def view_cache(
