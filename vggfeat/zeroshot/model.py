@@ -34,7 +34,7 @@ ZEROSHOT_KIND = "zeroshot"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ZeroShotModel:
-    """A bilinear map between images and class vectors, with all it takes to use it.
+    """A bilinear map between images and class vectors, with everything needed to use it.
 
         model = vggfeat.ZeroShotModel.load("model.h5")
         model.scores({"fc7": cache.values("fc7", rows)})    # (n, classes)
@@ -43,16 +43,16 @@ class ZeroShotModel:
         method: `eszsl` or `devise`.
         inputs: layers, and how they are joined.
         map: V, float32 (d, a).
-        names: of the classes, z of them, seen ones first.
-        seen: which of them were learnt from, bool (z,).
+        names: of the z classes, seen ones first.
+        seen: whether each class had training images, bool (z,).
         vectors: of the classes at unit length, float32 (z, a).
-        means: of each seen class's rows as they go in, float32 (seen, d).
-        counts: images of each seen class that were learnt from, int64 (seen,).
-        trained: keys of the images learnt from, sorted, uint64 (m,): see `image_keys`.
-        bias: to take from seen classes' scores, found on classes held out; None where none were.
-        tree: over the classes; without parents where none was given.
-        network: what a cache must be of: see `network_record`.
-        record: how it was fitted: `asked`, `notes`, regularisers, figures.
+        means: of the joined rows of each seen class, float32 (seen, d).
+        counts: training images of each seen class, int64 (seen,).
+        trained: keys of the training images, sorted, uint64 (m,): see `image_keys`.
+        bias: to subtract from scores of seen classes, found on held-out classes; None if none were.
+        tree: over the classes; without parents if none was given.
+        network: that a cache must come from: see `network_record`.
+        record: of the fit: `asked`, `notes`, regularisers, figures.
     """
 
     method: str
