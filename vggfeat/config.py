@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from vggfeat.core.settings import SETTING_NAMES, SETTINGS, Settings
 from vggfeat.core.text import decode_text
 from vggfeat.errors import UsageError
-from vggfeat.network.weight_metadata import with_carried
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -88,6 +87,9 @@ def make_settings(config: str | None, flags: Mapping[str, Any]) -> Settings:
         config: see `load_config`; None for defaults alone.
         flags: setting names to values; None stands for not given.
     """
+    # Here, since it opens weight files of all formats: a help page does not.
+    from vggfeat.network.weight_metadata import with_carried
+
     values = load_config(config) if config is not None else {}
     given = {name: value for name, value in flags.items() if value is not None}
     return Settings(**with_carried({**values, **given}))

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, get_args
 
-import numpy as np
-
 from vggfeat.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
     from torch import Tensor
 
 Augmentation = Literal["mirror", "flip", "shift", "contrast"]
@@ -57,11 +56,10 @@ def augment(
     if not augmentations:
         return images
     import torch
+    from numpy.random import default_rng
 
     pairs = zip(images, seeds, strict=True)
-    return torch.stack(
-        [_augment_one(x, augmentations, np.random.default_rng(seed)) for x, seed in pairs]
-    )
+    return torch.stack([_augment_one(x, augmentations, default_rng(seed)) for x, seed in pairs])
 
 
 def _augment_one(
