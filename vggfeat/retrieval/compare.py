@@ -1,4 +1,4 @@
-"""How well each layer, and layers together, find images of the same class, or the same image."""
+"""`vggfeat compare`: how well each layer, and fusions, retrieve a class or the same image."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ class Candidate:
         name: the layer, with its file where two files have one; of several `concat(a,b)`.
         cache: file it is in.
         width: numbers a vector.
-        mean_average_precision: mean over the queries of `metrics.average_precision`.
+        mean_average_precision: mean over the queries of `average_precision`.
         nearest_neighbour: share of queries whose nearest image is relevant: with labels the
             accuracy of a 1-nearest-neighbour classifier, each image left out in turn.
-        recalls: at each k asked for, ascending.
+        recalls: at each requested k, ascending.
         queries: how many were made.
         images: how many were searched.
     """
@@ -81,7 +81,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class QueryResults:
-    """What the queries of one cache came to: its path, and the candidates, best first."""
+    """The results of the queries of one cache: its path, and the candidates, best first."""
 
     queries: str
     candidates: tuple[Candidate, ...]
@@ -89,7 +89,7 @@ class QueryResults:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What a comparison found.
+    """Outcome of a comparison.
 
     Attributes:
         metric: one of `RANKING_METRICS`.
@@ -97,7 +97,7 @@ class Comparison:
         classes: how many classes the images searched have; 0 by queries.
         candidates: best mean average precision first; of several query caches, over all queries.
         by_queries: of several query caches, each one's results; else empty.
-        notes: what a user should know of the labels, see `labels.Labels`, and of the caches: random
+        notes: what a user should know of the labels, see `Labels`, and of the caches: random
             weights, or other images under the same paths.
     """
 
@@ -120,7 +120,7 @@ def compare(
     fusions: str = "all",
     sample: int = QUERY_SAMPLE,
 ) -> Comparison:
-    """Measures how well each vector layer of each cache finds what is relevant.
+    """Measure how well each vector layer of each cache retrieves what is relevant.
 
     By labels, an image is a query for the others of its class, and is itself left out. By queries,
     each altered image is one for its original among all images of the cache. Images that are not
@@ -131,7 +131,7 @@ def compare(
 
     Args:
         caches: of the same images, matched by path.
-        labels: CSV file as `labels.read_labels` takes it; without it and without queries, folders
+        labels: CSV file as `read_labels` takes it; without it and without queries, folders
             name the classes.
         queries: caches of altered images under the same paths, made with the same network.
         metric: `cosine` or `l2`.
@@ -209,7 +209,7 @@ def _check_caches(
 
 
 def _doubts(caches: Sequence[FeatureCache]) -> list[str]:
-    """What makes figures mean something else than they seem to, a line each."""
+    """Return what makes figures mean something else than they seem to, a line each."""
     found = [
         f"cache {cache.path!r}: {cache.header.provenance.warning}"
         for cache in caches
@@ -276,7 +276,7 @@ def _asked(
 
 
 def _check_queries(cache: FeatureCache, altered: FeatureCache, plan: Plan) -> None:
-    """The queries need the same network and layers; how the image came to it may differ."""
+    """Raise unless the queries have the same network and layers; preprocessing may differ."""
     missing = [layer.name for layer in plan.layers if layer.name not in altered.layers]
     if missing:
         raise UsageError(
@@ -304,13 +304,13 @@ def _check_queries(cache: FeatureCache, altered: FeatureCache, plan: Plan) -> No
     differences = had.differences(found)
     if differences:
         raise CacheMismatchError(
-            f"cache {cache.path!r} and queries {altered.path!r} (asked) were made with other "
+            f"cache {cache.path!r} and queries {altered.path!r} (requested) were made with other "
             f"settings: {'; '.join(differences)}. Only the images may differ"
         )
 
 
 def _common_rows(caches: Sequence[FeatureCache]) -> tuple[NDArray[np.int64], ...]:
-    """Rows, one array a cache, of the images that are done in all, in the order of their paths."""
+    """Return rows, an array a cache, of the images that are done in all, ordered by path."""
     done = [np.flatnonzero(cache.done) for cache in caches]
     paths = [np.asarray(cache.paths[rows]) for cache, rows in zip(caches, done, strict=True)]
     common = reduce(lambda a, b: np.intersect1d(a, b, assume_unique=True), paths)
@@ -329,7 +329,7 @@ def _common_rows(caches: Sequence[FeatureCache]) -> tuple[NDArray[np.int64], ...
 def _results(
     found: Found, database: Database, plan: Plan, k: Sequence[int]
 ) -> tuple[Candidate, ...]:
-    """The candidates, best mean average precision first."""
+    """Return the candidates, best mean average precision first."""
     ranks = sorted(set(k))
     candidates = [
         Candidate(

@@ -115,16 +115,7 @@ class Found:
 
 
 def plan_candidates(caches: Sequence[FeatureCache], metric: str, fusions: str) -> Plan:
-    """What is compared: each layer, and of the first cache's layers fusions.
-
-    Args:
-        caches: whose layers; those that hold maps are left out.
-        metric: one of `RANKING_METRICS`.
-        fusions: one of `FUSIONS`.
-
-    Raises:
-        UsageError: no layer is of vectors.
-    """
+    """Return the candidates: each layer of vectors, and fusions of the first cache's layers."""
     layers = _vector_layers(caches)
     first = sum(layer.source == 0 for layer in layers)
     fused = first if first > 1 and fusions != "none" else 0
@@ -178,7 +169,7 @@ def _name(
 
 
 def rank_database(database: Database, queries: RankingQueries, plan: Plan) -> Found:
-    """Scores every image of the database for every query by every candidate, and judges."""
+    """Score every image of the database for every query by every candidate, and judge."""
     count, images = len(queries.classes), len(database.classes)
     held = 1 + (2 if plan.fused else 0) + (plan.fused if plan.pairs else 0)
     widest = max(layer.width for layer in plan.layers)
@@ -199,7 +190,7 @@ def _judge(
     wanted: NDArray[np.int64],
     own: NDArray[np.int64],
 ) -> NDArray[np.float64]:
-    """Average precision, and images ahead of the first relevant one: float64 (2, q).
+    """Return average precision, and images ahead of the first relevant: float64 (2, q).
 
     Args:
         scores: (q, n); that of a query's own image becomes -inf.
@@ -220,7 +211,7 @@ def _judge(
 def _candidate_scores(
     database: Database, queries: RankingQueries, plan: Plan, part: slice
 ) -> Iterator[NDArray[np.float32]]:
-    """Scores (q, n) of some queries by each candidate, in the order of the plan.
+    """Yield scores (q, n) of some queries by each candidate, in the order of the plan.
 
     Those of a fusion are sums over its layers at unit length: the mean of their cosines, or minus
     the squared distance of their concatenations, but for a factor.
@@ -251,7 +242,7 @@ def _scores(
     *,
     unit: bool = False,
 ) -> NDArray[np.float32]:
-    """Scores (q, n) of some queries by one layer, as it is or at unit length."""
+    """Return scores (q, n) of some queries by one layer, as it is or at unit length."""
     cache, rows = database.caches[layer.source], database.rows[layer.source]
     step = max(1, _ROW_BYTES // (4 * layer.width))
     unit = unit or metric == "cosine"
