@@ -313,7 +313,7 @@ def test_small_blocks_change_nothing(
         (["--to", "hdf5", "--compress", "xz"], "compress is 'xz'; expected one of none, gzip"),
         (["--to", "csv", "--rows", "birds/*"], "matches 'birds/*'; paths look like"),
         (["--to", "csv", "--rows", "*03b*"], "none of them is done"),
-        (["--to", "faiss"], "one layer of vectors, asked for"),
+        (["--to", "faiss"], "one layer of vectors, requested"),
         (["--to", "faiss", "--layers", "pool4:map"], "one layer of vectors, requested pool4:map"),
         (["--to", "faiss", "--metric", "l1"], "metric is 'l1'; expected one of cosine, ip, l2"),
     ],
