@@ -154,7 +154,7 @@ def test_an_identifier_may_stand_in_front_of_either(tmp_path: Path) -> None:
     assert found.found_as[0] == ("001.Black_footed_Albatross",)
     with pytest.raises(UsageError, match="'crane' may be 'n02012849_crane' or 'n03126707_crane'"):
         library.class_vectors(table, ["crane"])
-    with pytest.raises(UsageError, match=r"none for 1 of 1 classes: '007\.Black_footed_Albatross'"):
+    with pytest.raises(UsageError, match=r"none for 1 of 1 class: '007\.Black_footed_Albatross'"):
         library.class_vectors(table, ["007.Black_footed_Albatross"])
     (tmp_path / "tree.csv").write_text("001.Black_footed_Albatross,bird\nn1_crane,bird\n")
     tree = read_tree(tmp_path / "tree.csv")
