@@ -87,7 +87,7 @@ def test_the_same_in_other_words_is_no_difference(workplace: Path, same: list[st
     ("other", "words"),
     [
         (["--layers", "conv1_1,conv1_1:max"], ["layers: file", "requested also conv1_1:max"]),
-        (["--weights", "random:1"], ["weights: file random:0", "asked random:1"]),
+        (["--weights", "random:1"], ["weights: file random:0", "requested random:1"]),
         (["--crop", "squash"], ["preprocess.crop: file center, requested squash"]),
         (["--precision", "bfloat16"], ["precision: file float32, requested bfloat16"]),
         (["--dtype", "float32", "--exif", "ignore"], ["dtype: file float16", "preprocess.exif"]),
