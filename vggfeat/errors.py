@@ -23,7 +23,7 @@ EXIT_CODES = (
         ),
     ),
     ("75", "another run holds the output"),
-    ("129, 130 and 143", "interrupted, run again to go on"),
+    ("129, 130 and 143", "interrupted, run again to resume"),
     ("1", "a defect of vggfeat"),
 )
 """What the exit codes of the command line stand for."""

@@ -129,7 +129,7 @@ def test_changed_images_are_told(workplace: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "expected"),
     [
-        (["extract", "images", "--out", "x.h5"], 2, "no layers asked for"),
+        (["extract", "images", "--out", "x.h5"], 2, "no layers requested"),
         (["extract", "images", "--layers", "conv9_9,fc7", "--out", "x.h5"], 2, "'conv9_9'"),
         (["extract", "images", *SMALL, "--batch-size", "many", "--out", "x.h5"], 2, "'many'"),
         (["extract", "images", *SMALL, "--out", "no/x.h5"], 2, "create it first"),

@@ -162,8 +162,8 @@ def test_parsed_values_are_those_written() -> None:
         ("conv5_3:spp(1,2", "'spp(1' is no pool"),
         ("conv5_4.post", "layer 'conv5_4.post' is not in vgg19; did you mean conv5_4"),
         ("conv9_9", "`vggfeat layers --model vgg19` lists them all"),
-        ("", "no layers asked for; expected for example `--layers conv5_3,fc7`, or a preset"),
-        (" , ", "no layers asked for"),
+        ("", "no layers requested; expected for example `--layers conv5_3,fc7`, or a preset"),
+        (" , ", "no layers requested"),
     ],
 )  # fmt: skip
 def test_refusals_say_what_and_what_to_do(text: str, message: str) -> None:

@@ -55,7 +55,7 @@ def test_settings_are_frozen() -> None:
     ("values", "message"),
     [
         ({"model": "vgg20"}, "model 'vgg20' is not known; expected one of vgg11,"),
-        ({"layers": ""}, "no layers asked for"),
+        ({"layers": ""}, "no layers requested"),
         ({"layers": "fc9"}, "layer 'fc9' is not in vgg19"),
         ({"layers": ["fc7"]}, "layers is ['fc7']; expected text"),
         ({"model": 19}, "model is 19; expected text"),

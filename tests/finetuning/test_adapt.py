@@ -438,7 +438,7 @@ def test_signals_end_it_and_the_same_command_goes_on(
     stdout, stderr = process.communicate()
     assert process.returncode == 143, stderr
     assert "stopped by SIGTERM in epoch" in stderr
-    assert "UNFINISHED (SIGTERM); the same command again goes on" in stdout
+    assert "UNFINISHED (SIGTERM); the same command again resumes it" in stdout
     assert not out.exists()
     again = vggfeat(*words, "--out", out, cwd=tmp_path)
     assert again.returncode == 0, again.stderr

@@ -630,7 +630,7 @@ def test_a_signal_ends_a_run_that_then_goes_on(large: Path, tmp_path: Path) -> N
     run.send_signal(signal.SIGINT)
     out, error = run.communicate()
     assert run.returncode == 130, error
-    assert "run the same command again to go on" in error
+    assert "run the same command again to resume" in error
     assert " left" in out
     first = library.open(tmp_path / "o.h5")
     before = int(first.done.sum())

@@ -449,7 +449,7 @@ def test_exit_codes(workplace: Path, tmp_path: Path) -> None:
         (2, ["f.h5", "-o", out, "--projection", "tsne"], "expected one of pca, umap"),
         (2, ["f.h5", "-o", out, "--marks", "x"], "expected one of thumbnails, folders"),
         (2, ["f.h5", "-o", out, "--sample", "0"], "sample is 0; expected 1 or more"),
-        (2, ["f.h5", "-o", out, "--layers", ","], "no layers asked for"),
+        (2, ["f.h5", "-o", out, "--layers", ","], "no layers requested"),
         (3, ["images/class0/broken.png", *NETWORK, "-o", out], "cannot be plotted: not an image"),
         (3, ["gone.jpg", *NETWORK, "-o", out], "'gone.jpg' cannot be plotted"),
         (5, ["gone.h5", "-o", out], "cache 'gone.h5' is not there"),

@@ -68,7 +68,7 @@ def adapt(
         typer.Option(
             "--out",
             "-o",
-            help="The weights to make or go on with; `extract --weights` takes them.",
+            help="The weights to create or resume; `extract --weights` takes them.",
             metavar="FILE.safetensors",
         ),
     ],
@@ -192,7 +192,9 @@ def _lines(found: FinetuneReport, *, fresh: bool) -> list[str]:
         lines += _class_lines(found)
     if found.stopped:
         kept = os.path.lexists(found.out)
-        again = how_to_go_on(fresh=fresh, kept=kept) if fresh else "the same command again goes on"
+        again = (
+            how_to_go_on(fresh=fresh, kept=kept) if fresh else "the same command again resumes it"
+        )
         lines.append(f"  UNFINISHED ({found.stopped}); {again}")
     if found.warning:
         lines.append(f"  WARNING  {found.warning}")

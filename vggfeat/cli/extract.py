@@ -45,7 +45,7 @@ def extract(
         typer.Option(
             "--out",
             "-o",
-            help="The cache to make or go on with: a file, or a folder for a sharded one; or "
+            help="The cache to create or resume: a file, or a folder for a sharded one; or "
             "either as s3://BUCKET/NAME.",
             metavar="FILE.h5|DIR/",
         ),

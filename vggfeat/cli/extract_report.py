@@ -48,7 +48,9 @@ def _lines(summary: Summary, *, fresh: bool, verbose: bool) -> list[str]:
     if hidden:
         lines.append(f"  hidden   {hidden}; name them as sources to take them")
     if summary.stopped:
-        again = "without --fresh, which would begin again, goes on" if fresh else "again goes on"
+        again = (
+            "without --fresh, which would begin again, resumes it" if fresh else "again resumes it"
+        )
         lines.append(f"  UNFINISHED ({summary.stopped}); the same command {again}")
     if verbose:
         lines += _where_time_went(summary)

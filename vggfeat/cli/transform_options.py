@@ -23,7 +23,7 @@ Source = Annotated[
     ),
 ]
 Out = Annotated[
-    str, typer.Option("--out", "-o", help="The cache to make or go on with.", metavar="FILE.h5")
+    str, typer.Option("--out", "-o", help="The cache to create or resume.", metavar="FILE.h5")
 ]
 Layers = Annotated[
     str | None,

@@ -116,7 +116,7 @@ def parse_specs(
             specs.setdefault(str(spec), spec)
     if not split_specs(text):
         wrong.append(
-            "no layers asked for; expected for example `--layers conv5_3,fc7`, or a preset such as "
+            "no layers requested; expected for example `--layers conv5_3,fc7`, or a preset such as "
             "`--config overall`"
         )
     if wrong:

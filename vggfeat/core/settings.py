@@ -294,8 +294,8 @@ class Settings:
     )
     time_limit: str | None = setting(
         None,
-        "Stop cleanly within this time, such as 55m, with exit 0; the same command goes on, "
-        "without --fresh if it had that.",
+        "Stop cleanly within this time, such as 55m, with exit 0; the same command resumes the "
+        "run, without --fresh if it had that.",
         "TIME",
     )
     checkpoint_seconds: float = setting(

@@ -37,7 +37,7 @@ def how_to_go_on(*, fresh: bool, kept: bool = False) -> str:
         return "the output of the earlier run is as it was; with --fresh the command begins again"
     if fresh:
         return "the same command without --fresh does the rest, with --fresh it begins again"
-    return "run the same command again to go on"
+    return "run the same command again to resume"
 
 
 @contextlib.contextmanager

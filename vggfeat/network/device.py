@@ -44,7 +44,7 @@ def device_errors(device: torch.device) -> Iterator[None]:
             raise
         raise DeviceError(
             f"device {device} failed: {str(error).splitlines()[0]}; rows up to the last "
-            "checkpoint are kept, run again to go on"
+            "checkpoint are kept, run again to resume"
         ) from error
 
 

@@ -135,7 +135,7 @@ def view_cache(
         raise UsageError(f"sample is {sample}; expected 1 or more")
     names = cache.layers if layers is None else tuple(map(cache.canonical, split_specs(layers)))
     if not names:
-        raise UsageError(f"no layers asked for; cache {cache.path!r} has {', '.join(cache.layers)}")
+        raise UsageError(f"no layers requested; cache {cache.path!r} has {', '.join(cache.layers)}")
     done = np.flatnonzero(cache.done)
     rows = spread(done, min([sample, *(_held_rows(cache, name) for name in names)]))
     views = [
