@@ -7,7 +7,7 @@
     cache = vggfeat.open("feats.h5")
     cache["fc7"]     # (N, 4096) float16, memory-mapped
 
-Begin with `extraction/api.py`, the way of all images through the package; docs/ARCHITECTURE.md
+Begin with `extraction/api.py`, the path of every image through the package; docs/ARCHITECTURE.md
 shows the rooms. Names are loaded when they are first used: reading a cache never loads torch.
 """
 

@@ -73,7 +73,7 @@ def extract(
         bool,
         typer.Option(
             "--resume/--fresh",
-            help="Go on with FILE.h5 if it is there, or make it anew. Interrupted, the same "
+            help="Resume FILE.h5 if it exists, or create it again. Interrupted, the same "
             "command without --fresh does the rest; with it, it begins again.",
         ),
     ] = True,

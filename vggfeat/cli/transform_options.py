@@ -56,7 +56,7 @@ Save = Annotated[
 Fresh = Annotated[
     bool,
     typer.Option(
-        "--resume/--fresh", help="Go on with the cache if it is there, or fit and make it anew."
+        "--resume/--fresh", help="Resume the cache if it exists, or fit and create it again."
     ),
 ]
 Update = Annotated[

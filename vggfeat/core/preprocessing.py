@@ -85,7 +85,7 @@ class Preprocess:
         decode: `exact` decodes every pixel; `fast` has libjpeg decode JPEGs far larger than needed
             at 1/2, 1/4 or 1/8 of their sides, which is other pixels by a little.
         augment: how the upright image is altered before it is resized, in this order; see
-            `alterations.alter`. With any, `fast` decodes every pixel too.
+            `images.corruptions.corrupt`. With any, `fast` decodes every pixel too.
         channels: of the network's input: 3 is RGB, 1 grey, others are taken as a file has them.
         depth: bits of a channel; with 16 nothing is rounded to 8 on the way.
         window: see `Tones`.

@@ -96,7 +96,7 @@ class Settings:
         dtype: of the stored features.
         precision: type that the network computes in.
         device: one, several separated by commas, or `all` CUDA devices.
-        batch_size: images a pass, or `auto`.
+        batch_size: images in one forward pass, or `auto`.
         workers: decoding processes, 0 for none, or `auto`.
         max_pixels: images with more fail instead of filling the memory.
         decode_timeout: seconds after which an image fails that is still not decoded.
