@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 import pytest
+from small_disks import with_mount
 
 from vggfeat.cache.format import Provenance, lay_out, read_header
 from vggfeat.cache.identity import Identity
@@ -322,15 +323,8 @@ def test_creation_beyond_the_size_limit_leaves_nothing(tmp_path: Path, limit: in
 
 def test_creation_on_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     """On a disk that is too small, creation says what is needed and free, and leaves nothing."""
-    mount = 'mount -t tmpfs -o size=1m tmpfs "$PWD" && cd "$PWD" && exec "$@"'
-    wrapper = ("unshare", "-m", "sh", "-c", mount, "sh")
-    if (
-        shutil.which("unshare") is None
-        or subprocess.run(
-            [*wrapper, "true"], cwd=tmp_path, check=False, capture_output=True
-        ).returncode
-    ):
-        pytest.skip("mounting is not permitted here")
+    mount = 'mount -t tmpfs -o size=1m tmpfs "$PWD" && cd "$PWD"'
+    wrapper = with_mount(mount, tmp_path)
     message, listing = fail_to_create(tmp_path, "", *wrapper)
     assert message == (
         "cache 'f.h5' needs 5.3 MB, the disk has 1.0 MB free; make room, ask for fewer or "

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from small_disks import with_mount
 
 from vggfeat.cache.background_writer import Sink
 from vggfeat.cache.format import Header, Provenance, RowState, lay_out, read_header
@@ -334,15 +334,8 @@ def fill(out: str) -> None:
 
 def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     """On a real disk that fills up, the error says so and every earlier row is whole."""
-    mount = 'mount -t tmpfs -o size=2m tmpfs "$PWD" && cd "$PWD" && exec "$@"'
-    wrapper = ["unshare", "-m", "sh", "-c", mount, "sh"]
-    if (
-        shutil.which("unshare") is None
-        or subprocess.run(
-            [*wrapper, "true"], cwd=tmp_path, check=False, capture_output=True
-        ).returncode
-    ):
-        pytest.skip("mounting is not permitted here")
+    mount = 'mount -t tmpfs -o size=2m tmpfs "$PWD" && cd "$PWD"'
+    wrapper = with_mount(mount, tmp_path)
     code = FULL_DISK.format(path=[os.path.dirname(__file__), *sys.path])
     command = [*wrapper, sys.executable, "-c", code]
     shown = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout

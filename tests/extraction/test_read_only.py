@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from command_line import write_images
+from small_disks import with_mount
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -58,15 +59,8 @@ def as_another_user(words: list[str], folder: Path) -> subprocess.CompletedProce
 
 def on_a_read_only_mount(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     """A command for which `folder/out` is a read-only file system."""
-    mount = 'mount --bind "$PWD/out" "$PWD/out" && mount -o remount,bind,ro "$PWD/out" && exec "$@"'
-    wrapper = ("unshare", "-m", "sh", "-c", mount, "sh")
-    if (
-        shutil.which("unshare") is None
-        or subprocess.run(
-            [*wrapper, "true"], cwd=folder, check=False, capture_output=True
-        ).returncode
-    ):
-        pytest.skip("mounting is not permitted here")
+    mount = 'mount --bind "$PWD/out" "$PWD/out" && mount -o remount,bind,ro "$PWD/out"'
+    wrapper = with_mount(mount, folder)
     return start(["-m", "vggfeat", *words], folder, *wrapper)
 
 
