@@ -253,7 +253,7 @@ def test_no_corruption_is_the_image_itself() -> None:
 def test_the_table_of_the_documents_is_the_list() -> None:
     """Each corruption has its function and its line, in one order."""
     page = (REPOSITORY / "docs" / "IMAGES.md").read_text()
-    section = page.partition("## Alterations")[2].partition("\n## ")[0]
+    section = page.partition("## Corruptions")[2].partition("\n## ")[0]
     assert tuple(re.findall(r"^\| `(\w+)`", section, flags=re.MULTILINE)) == CORRUPTIONS
     assert tuple(module._CORRUPTIONS) == CORRUPTIONS
 
