@@ -118,7 +118,7 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     warning = "RANDOM WEIGHTS (seed 0): these features carry no learnt meaning"
     assert done.stderr.count(f"vggfeat: warning: cache 'f.h5': {warning}\n") == 1
     assert done.stdout.splitlines() == [
-        "6 images by conv2_1:max: 3 pairs with cosine >= 0.99999, 1 group, 2 images to spare",
+        "6 images by conv2_1:max: 3 pairs with cosine >= 0.99999, 1 group, 2 redundant images",
         "",
         "group 1: 3 images, nearest 1.0000",
         "  1.0000  01.png  (identical file)",

@@ -89,7 +89,7 @@ def _lines(found: Duplicates) -> list[str]:
         f"{counted(found.images, 'image')} by {printable(found.layer)}: "
         f"{counted(found.pairs, 'pair')} with {what} "
         f"{sign} {found.threshold:g}, {counted(len(found.groups), 'group')}, "
-        f"{counted(found.spare, 'image')} to spare"
+        f"{counted(found.spare, 'redundant image')}"
     )
     lines = [heading]
     for number, group in enumerate(found.groups, 1):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vggfeat.cache.reader import FeatureCache
     from vggfeat.cache.rows import MatchingRow
     from vggfeat.cache.summary import CacheSummary, LayerSummary
-    from vggfeat.retrieval.nearest_images import NearestImages
+    from vggfeat.retrieval.exact_search import NearestImages
     from vggfeat.retrieval.quantization_loss import LayerLoss
 
 _FAILURES_SHOWN = 20
@@ -111,7 +111,7 @@ def _find(
     cache: FeatureCache, pattern: str | None, most: int, near: str | None, *, as_json: bool
 ) -> None:
     from vggfeat.cache.rows import matching, matching_rows
-    from vggfeat.retrieval.nearest_images import nearest_images
+    from vggfeat.retrieval.exact_search import nearest_images
 
     if most < 1:
         raise UsageError(f"most is {most}; expected 1 row or more")

@@ -1,4 +1,4 @@
-"""How many threads NumPy's matrix products take; no dependency, and harmless where it fails."""
+"""Limit the threads of NumPy's matrix products; no dependency, harmless where it fails."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SUFFIXES = ("64_", "")
 
 @dataclass(slots=True)
 class _Users:
-    """Who has asked for single threads, and what to go back to when the last one leaves."""
+    """Number of blocks that want single threads, and the number of threads to restore after all."""
 
     count: int = 0
     before: int = 0
@@ -31,11 +31,10 @@ _lock = threading.Lock()
 
 @contextlib.contextmanager
 def single_threaded() -> Iterator[bool]:
-    """Has each product computed by the thread that asks for it; whether that could be arranged.
+    """Compute each product in the thread that calls it; yield whether that could be arranged.
 
-    Many small products from several threads of our own are far faster so: OpenBLAS has one pool
-    for the process, and callers queue for it. It holds for the process until the block ends, also
-    where several overlap.
+    Many small products from several of our threads are far faster so: OpenBLAS has one pool for the
+    process, and callers queue for it. It holds for the process until the last such block ends.
     """
     library = _openblas()
     if library is None:
@@ -58,8 +57,17 @@ def single_threaded() -> Iterator[bool]:
 
 @functools.cache
 def _openblas() -> tuple[Any, Any] | None:
-    """The functions that get and set the number of threads, of the OpenBLAS that NumPy loaded."""
-    for path in _loaded_libraries():
+    """Return what gets and sets the number of threads of the OpenBLAS that NumPy loaded.
+
+    The libraries of this process are listed on Linux only.
+    """
+    try:
+        lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return None
+    paths = {line.split(maxsplit=5)[-1] for line in lines.splitlines() if "blas" in line}
+    libraries = [path for path in paths if path.startswith("/") and ".so" in path]
+    for path in sorted(libraries, key=lambda path: ("numpy" not in path, path)):
         try:
             library = ctypes.CDLL(path)
         except OSError:  # the file was replaced by an upgrade since it was loaded
@@ -71,14 +79,3 @@ def _openblas() -> tuple[Any, Any] | None:
                 if get is not None and put is not None:
                     return get, put
     return None
-
-
-def _loaded_libraries() -> list[str]:
-    """Paths of the BLAS libraries in this process; NumPy's own first. Linux only, else none."""
-    try:
-        lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape")
-    except OSError:
-        return []
-    paths = {line.split(maxsplit=5)[-1] for line in lines.splitlines() if "blas" in line}
-    found = (path for path in paths if path.startswith("/") and ".so" in path)
-    return sorted(found, key=lambda path: ("numpy" not in path, path))

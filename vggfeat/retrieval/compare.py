@@ -21,7 +21,7 @@ from vggfeat.retrieval.layer_ranking import (
     FUSIONS,
     RANKING_METRICS,
     Database,
-    Found,
+    Judgements,
     Plan,
     RankingQueries,
     plan_candidates,
@@ -140,7 +140,7 @@ def compare(
         sample: queries at most, of each query cache; spread evenly over the images.
 
     Raises:
-        UsageError: a choice that is none, or nothing to compare by.
+        UsageError: an unknown choice, or nothing to compare by.
         InputError: the labels cannot be read.
         CacheError: a file is not a cache of ours, or damaged.
         CacheMismatchError: the caches have no image in common, or the queries were made otherwise.
@@ -154,17 +154,20 @@ def compare(
     for note in notes:
         _log.warning("%s", note)
     if altered:
-        database, asked = _by_queries(opened[0], altered, plan, sample)
+        (rows,) = _common_rows(opened)
+        database = Database(opened, (rows,), np.arange(len(rows)))
+        sets = [_altered_queries(opened[0], rows, other, plan, sample) for other in altered]
     else:
         known = labels_of(opened[0], labels)
         notes += known.notes
-        database, asked = _by_labels(opened, known, sample)
-    found = [rank_database(database, one, plan) for one in asked]
-    pooled = Found(
-        np.concatenate([one.precision for one in found], axis=1),
-        np.concatenate([one.ahead for one in found], axis=1),
+        database, queries_by_label = _by_labels(opened, known, sample)
+        sets = [queries_by_label]
+    judged = [rank_database(database, one, plan) for one in sets]
+    pooled = Judgements(
+        np.concatenate([one.precision for one in judged], axis=1),
+        np.concatenate([one.ahead for one in judged], axis=1),
     )
-    each = zip(altered, found, strict=True) if len(altered) > 1 else ()
+    each = zip(altered, judged, strict=True) if len(altered) > 1 else ()
     return Comparison(
         metric=metric,
         by="queries" if altered else "labels",
@@ -210,7 +213,7 @@ def _check_caches(
 
 def _doubts(caches: Sequence[FeatureCache]) -> list[str]:
     """Return what makes figures mean something else than they seem to, a line each."""
-    found = [
+    doubts = [
         f"cache {cache.path!r}: {cache.header.provenance.warning}"
         for cache in caches
         if cache.header.provenance.warning
@@ -225,17 +228,17 @@ def _doubts(caches: Sequence[FeatureCache]) -> list[str]:
         known = mine.any(axis=1) & theirs.any(axis=1)  # zeros: never read, or not kept then
         unlike = int(((mine != theirs).any(axis=1) & known).sum())
         if unlike:
-            found.append(
+            doubts.append(
                 f"{unlike} of {counted(len(mine), 'image')} that {first.path!r} and "
                 f"{other.path!r} have under the same paths {agree(unlike, 'has')} other "
                 "contents there; images are compared by path"
             )
-    return found
+    return doubts
 
 
 def _by_labels(
     caches: tuple[FeatureCache, ...], known: Labels, sample: int
-) -> tuple[Database, list[RankingQueries]]:
+) -> tuple[Database, RankingQueries]:
     rows = _common_rows(caches)
     classes = known.classes[rows[0]]
     labelled = classes != UNLABELLED
@@ -249,19 +252,11 @@ def _by_labels(
             "other --labels, or --queries"
         )
     places = spread(np.flatnonzero(members[database.classes] > 1), sample)
-    asked = tuple(one[places] for one in database.rows)
-    return database, [RankingQueries(caches, asked, database.classes[places], places)]
+    query_rows = tuple(one[places] for one in database.rows)
+    return database, RankingQueries(caches, query_rows, database.classes[places], places)
 
 
-def _by_queries(
-    cache: FeatureCache, altered: Sequence[FeatureCache], plan: Plan, sample: int
-) -> tuple[Database, list[RankingQueries]]:
-    (rows,) = _common_rows((cache,))
-    database = Database((cache,), (rows,), np.arange(len(rows)))
-    return database, [_asked(cache, rows, other, plan, sample) for other in altered]
-
-
-def _asked(
+def _altered_queries(
     cache: FeatureCache,
     rows: NDArray[np.int64],
     altered: FeatureCache,
@@ -276,7 +271,7 @@ def _asked(
 
 
 def _check_queries(cache: FeatureCache, altered: FeatureCache, plan: Plan) -> None:
-    """Raise unless the queries have the same network and layers; preprocessing may differ."""
+    """Refuse queries of another network or other layers; preprocessing may differ."""
     missing = [layer.name for layer in plan.layers if layer.name not in altered.layers]
     if missing:
         raise UsageError(
@@ -292,7 +287,7 @@ def _check_queries(cache: FeatureCache, altered: FeatureCache, plan: Plan) -> No
             f"cache {cache.path!r} and queries {altered.path!r} were not made in the same way from "
             "the network's features; apply the same fusion or reduction to both (--use)"
         )
-    found = replace(
+    theirs = replace(
         altered.header.identity,
         dtype=had.dtype,
         preprocess=had.preprocess,
@@ -301,7 +296,7 @@ def _check_queries(cache: FeatureCache, altered: FeatureCache, plan: Plan) -> No
         scales=had.scales,
         steps=had.steps,
     )
-    differences = had.differences(found)
+    differences = had.differences(theirs)
     if differences:
         raise CacheMismatchError(
             f"cache {cache.path!r} and queries {altered.path!r} (requested) were made with other "
@@ -327,7 +322,7 @@ def _common_rows(caches: Sequence[FeatureCache]) -> tuple[NDArray[np.int64], ...
 
 
 def _results(
-    found: Found, database: Database, plan: Plan, k: Sequence[int]
+    judged: Judgements, database: Database, plan: Plan, k: Sequence[int]
 ) -> tuple[Candidate, ...]:
     """Return the candidates, best mean average precision first."""
     ranks = sorted(set(k))
@@ -343,7 +338,7 @@ def _results(
             images=len(database.classes),
         )
         for name, source, width, precision, ahead in zip(
-            plan.names, plan.sources, plan.widths, found.precision, found.ahead, strict=True
+            plan.names, plan.sources, plan.widths, judged.precision, judged.ahead, strict=True
         )
     ]
     return tuple(sorted(candidates, key=lambda one: -one.mean_average_precision))

@@ -107,7 +107,7 @@ class Duplicates:
 
     @property
     def spare(self) -> int:
-        """Redundant images: those that could go if one of each group stayed."""
+        """Number of redundant images, which could go if one of each group stayed."""
         return sum(len(group.members) - 1 for group in self.groups)
 
 
@@ -145,11 +145,11 @@ def duplicates(
         )
     warning = warn_of_cache(opened)
     task = _Task(opened, name, rows, metric, threshold)
-    found = _Groups(len(rows))
+    joined = _Groups(len(rows))
     with single_threaded() as alone:
-        _Work(task, found, on_progress).run(usable_cores() if alone else 1)
-    groups = found.groups(task)
-    return Duplicates(opened.path, name, metric, threshold, len(rows), found.pairs, groups, warning)
+        _Work(task, joined, on_progress).run(usable_cores() if alone else 1)
+    groups, pairs = joined.groups(task), joined.pairs
+    return Duplicates(opened.path, name, metric, threshold, len(rows), pairs, groups, warning)
 
 
 def _check(threshold: float, metric: str) -> None:
@@ -179,11 +179,10 @@ class _Task:
 
     @property
     def step(self) -> int:
-        """Number of rows compared with the outer ones at a time."""
+        """Rows that are compared with the outer ones at a time."""
         return min(_OUTER_ROWS, block_rows(self.cache, [self.layer]))
 
     def query(self, rows: Rows) -> PreparedQuery:
-        """Return rows as queries."""
         rows_as_query = LayerQuery(self.layer, self.cache.values(self.layer, rows))
         (query,) = prepare_queries(self.cache, [rows_as_query], self.metric)
         return query
@@ -201,10 +200,10 @@ class _Work:
     """Compares all pairs, some blocks at a time."""
 
     def __init__(
-        self, task: _Task, found: _Groups, on_progress: Callable[[int, int], None] | None
+        self, task: _Task, joined: _Groups, on_progress: Callable[[int, int], None] | None
     ) -> None:
         self._task = task
-        self._found = found
+        self._joined = joined
         self._on_progress = on_progress
         self._lock = threading.Lock()
 
@@ -240,15 +239,11 @@ class _Work:
             values[some] = exact_pairs(rows, query.exact[which[some]], query)
         near = task.near(values)
         with self._lock:
-            self._found.join(first + which[near], start + at[near], values[near])
+            self._joined.join(first + which[near], start + at[near], values[near])
 
 
 class _Groups:
-    """Which of `count` places belong together, and how near each is to another.
-
-    Args:
-        count: how many.
-    """
+    """Groups of `count` places that belong together, and the nearest partner of each place."""
 
     def __init__(self, count: int) -> None:
         self.pairs = 0
@@ -268,7 +263,7 @@ class _Groups:
             np.minimum.at(self._parents, np.maximum(roots, others), np.minimum(roots, others))
 
     def _take(self, one: Rows, other: Rows, similarity: NDArray[np.float64]) -> None:
-        """Keep the nearest partner of each, of equal ones the first."""
+        """Keep the nearest partner of each place; of equally near ones the first."""
         better = (similarity > self._best[one]) | (
             (similarity == self._best[one]) & (other < self._partners[one])
         )
@@ -287,7 +282,7 @@ class _Groups:
             roots = above
 
     def groups(self, task: _Task) -> tuple[DuplicateGroup, ...]:
-        """Return the groups of two and more, of the task whose rows the places are."""
+        """Return the groups of two and more; places are those of the task's rows."""
         places = np.flatnonzero(self._partners < len(task.rows))
         roots = self._roots(places)
         order = np.argsort(roots, kind="stable")
@@ -295,12 +290,12 @@ class _Groups:
         rows = task.rows[places]
         scores = _scores(task, rows, task.rows[self._partners[places]])
         bounds = np.flatnonzero(np.diff(roots, prepend=-1, append=-1)).tolist()
-        found = [
+        groups = [
             _group(task, rows[start:stop], scores[start:stop]) for start, stop in pairwise(bounds)
         ]
         sign = 1 if task.metric == "l2" else -1
-        found.sort(key=lambda one: (-len(one.members), sign * one.score, one.members[0].row))
-        return tuple(found)
+        groups.sort(key=lambda one: (-len(one.members), sign * one.score, one.members[0].row))
+        return tuple(groups)
 
 
 def _scores(task: _Task, rows: Rows, partners: Rows) -> Values:

@@ -19,6 +19,7 @@ import numpy as np
 from vggfeat.core.resources import usable_cores
 from vggfeat.errors import UsageError
 from vggfeat.retrieval.blas_threads import single_threaded
+from vggfeat.retrieval.selection import row_named
 from vggfeat.retrieval.similarity import (
     Kernel,
     LayerQuery,
@@ -45,8 +46,8 @@ class Nearest:
     """The rows nearest to each query, nearest first.
 
     Attributes:
-        rows: int64 (q, k); -1 where there are fewer than k rows.
-        scores: float32 (q, k), cosines, inner products or distances; NaN where there is no row.
+        rows: int64 (q, k); -1 where fewer than k rows exist.
+        scores: float32 (q, k), cosines, inner products or distances; NaN where the row is -1.
     """
 
     rows: Rows
@@ -80,8 +81,42 @@ def top_k(
         UsageError: queries, k, rows or metric that make no sense.
         CacheError: no such layer.
     """
-    found = nearest(cache, [LayerQuery(layer, queries)], k, metric, rows=rows)
-    return found.rows, found.scores
+    result = nearest(cache, [LayerQuery(layer, queries)], k, metric, rows=rows)
+    return result.rows, result.scores
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """An image near to another, and the cosine of their features."""
+
+    row: int
+    path: str
+    cosine: float
+
+
+@dataclass(frozen=True, slots=True)
+class NearestImages:
+    """The images nearest to the image `path` by one layer, nearest first, without itself."""
+
+    layer: str
+    path: str
+    neighbours: tuple[Neighbour, ...]
+
+
+def nearest_images(cache: FeatureCache, name: str, most: int = 10) -> tuple[NearestImages, ...]:
+    """Return the images nearest to a done one by cosine, for each layer of vectors; exact."""
+    own = np.array([row_named(cache, name)])
+    layers = [layer for layer in cache.layers if len(cache.header.shapes[layer]) == 1]
+    if not layers:
+        raise UsageError(f"cache {cache.path!r} holds maps only; --nearest compares vectors")
+    answers = []
+    for layer in layers:
+        query = LayerQuery(layer, cache.values(layer, own))
+        result = nearest(cache, [query], most, left_out=own)
+        pairs = zip(result.rows[0].tolist(), result.scores[0].tolist(), strict=True)
+        neighbours = tuple(Neighbour(row, cache.name(row), cos) for row, cos in pairs if row >= 0)
+        answers.append(NearestImages(layer, name, neighbours))
+    return tuple(answers)
 
 
 def nearest(
@@ -100,18 +135,17 @@ def nearest(
     Args:
         cache: what is searched; memory needed does not grow with it.
         queries: by each layer; see `prepare_queries` for the similarity by several layers.
-        k: number of rows a query, at least 1.
-        metric: `cosine`, `l2` or `dot`.
-        rows: int64 (n,), the rows to search; by default all rows that are done.
-        left_out: int64 (q,), a row that each query does not find, -1 for none.
+        k: see `top_k`.
+        metric: likewise.
+        rows: likewise.
+        left_out: int64 (q,), a row to leave out for each query, -1 for none.
         threads: number of threads; by default one for each core this process may use.
-        device: `cpu`; a CUDA device, which computes the products; `auto`, CUDA where torch is
-            loaded already and there is one.
+        device: where products are computed: see `kernel_on`.
     """
     if k < 1:
         raise UsageError(f"top is {k}; expected at least 1")
     prepared = prepare_queries(cache, queries, metric)
-    wanted = _wanted(cache, rows)
+    wanted = np.flatnonzero(cache.done) if rows is None else _checked(cache, rows)
     k = min(k, len(wanted))
     kept = k if left_out is None else k + 1
     make = kernel_on(device)
@@ -128,9 +162,7 @@ def nearest(
         return ranked(cache, prepared, which, found, k, left_out=left_out)
 
 
-def _wanted(cache: FeatureCache, rows: Rows | None) -> Rows:
-    if rows is None:
-        return np.flatnonzero(cache.done)
+def _checked(cache: FeatureCache, rows: Rows) -> Rows:
     wanted = np.unique(np.asarray(rows, dtype=np.int64))
     if len(wanted) and not (wanted[0] >= 0 and wanted[-1] < len(cache)):
         raise UsageError(
@@ -141,12 +173,7 @@ def _wanted(cache: FeatureCache, rows: Rows | None) -> Rows:
 
 
 class _Blocks:
-    """Blocks of rows that threads take one after the other.
-
-    Args:
-        wanted: int64 (n,), ascending.
-        size: rows of a block at most.
-    """
+    """Blocks of at most `size` of the ascending `wanted` rows; threads take one after another."""
 
     def __init__(self, wanted: Rows, size: int) -> None:
         self.size = size
@@ -155,7 +182,7 @@ class _Blocks:
         self._lock = threading.Lock()
 
     def __iter__(self) -> Iterator[tuple[int, int, Rows]]:
-        """Yield first row, the one behind the last, and the wanted ones, counted from the first."""
+        """Yield the first row, the end, and the wanted rows counted from the first."""
         while True:
             with self._lock:
                 if self._next >= len(self._wanted):
@@ -271,10 +298,7 @@ def ranked(
     *,
     left_out: Rows | None = None,
 ) -> Nearest:
-    """Return the k nearest of candidates, query `which` and row `rows`, scored in float64.
-
-    `left_out`, int64 (q,), is a row that each query does not find, -1 for none.
-    """
+    """Return the k nearest of candidates, query `which` and row `rows`, scored in float64."""
     if left_out is not None:
         others = rows != np.asarray(left_out)[which]
         which, rows = which[others], rows[others]

@@ -37,7 +37,7 @@ from vggfeat.storage.locks import hold
 from vggfeat.storage.paths import check_place
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from numpy.typing import NDArray
 
@@ -57,7 +57,7 @@ RECALL = 0.95
 
 _AT = 10  # nearest rows that recall is measured at
 _QUERIES = 200  # rows of the cache that recall is measured on
-_LISTS_PER_ROOT = 4  # lists = 4 sqrt(n), which keeps centroids and rows looked at of one order
+_LISTS_PER_ROOT = 4  # lists = 4 sqrt(n), so that a query compares about as many centroids as rows
 _LEAST_POINTS = 39  # training rows a list, below which faiss warns that they are too few
 _POINTS = 40
 _ITERATIONS = 10  # of k-means, after which recall gains nothing worth its time
@@ -70,12 +70,12 @@ class FaissIndex:
     """An index in use, with the cache that it was built from.
 
     Args:
-        cache: where the rows that the index finds are scored.
+        cache: scores the rows that the index finds.
         source: what it was built from.
-        info: what it is; `probes` is the number of lists that a query looks into.
-        index: faiss's.
-        rows: int64 (n,), the row of the cache of each of its entries.
-        guard: of the file that it is mapped from; None where it is in memory.
+        info: describes it.
+        index: of faiss.
+        rows: int64 (n,), the cache's row of each entry.
+        guard: of the file that the index is mapped from; None if it is in memory.
     """
 
     def __init__(
@@ -96,19 +96,10 @@ class FaissIndex:
         self._guard = guard
 
     def search(self, queries: Values, k: int, *, left_out: Rows | None = None) -> Nearest:
-        """Return the k nearest rows to each query that the index finds; scores are exact.
+        """Return the k nearest rows to each query that the index finds, as `nearest` does.
 
-        faiss is asked for twice as many; these are scored from the cache in float64, as the exact
-        search does, and the best are kept. That also mends most confusions by float16.
-
-        Args:
-            queries: float32 (q, D).
-            k: number of rows a query, at least 1.
-            left_out: int64 (q,), a row that each query does not find, -1 for none.
-
-        Raises:
-            UsageError: queries or k that make no sense.
-            CacheError: the file of the index was cut short since it was opened.
+        faiss returns twice as many; these are scored from the cache in float64, as the exact search
+        does, and the best are kept. That also mends most confusions by float16.
         """
         if self._guard is not None:
             self._guard.check()
@@ -145,22 +136,12 @@ def open_index(
     *,
     on_progress: OnProgress | None = None,
 ) -> FaissIndex:
-    """Open the index of a layer; build it first if it does not exist or is of other rows.
-
-    Args:
-        cache: its rows that are done now.
-        layer: a layer of vectors.
-        metric: `cosine`, `l2` or `dot`.
-        path: of the index.
-        on_progress: see `build_index`.
+    """Open the index of a layer's done rows; build it if it does not exist or is of other rows.
 
     Raises:
         CacheMismatchError: it is of another cache, layer or metric.
         CacheError: the file is no index of ours or is damaged, or the cache has no such layer.
-        UsageError: faiss is not installed, a layer of maps, or no such metric.
-        InputError: no row is done.
-        LockedError: another run is building it.
-        SpaceError: it cannot be written.
+        LockedError: another run is building it, or writing rows of the cache.
     """
     load_faiss()
     path = os.fspath(path)
@@ -190,18 +171,11 @@ def build_index(
     *,
     on_progress: OnProgress | None = None,
 ) -> IndexInfo:
-    """Build the index of a layer and measure its recall. Memory holds it and a block of rows.
+    """Build the index of a layer's done rows and measure its recall.
 
-    Args:
-        cache: its rows that are done.
-        layer: a layer of vectors.
-        metric: `cosine`, `l2` or `dot`.
-        path: where the index appears when it is whole. An index of the same cache, layer and metric
-            is replaced; nothing else is.
-        on_progress: called with the number of rows added, and of all rows.
-
-    Raises:
-        see `open_index`.
+    It appears at `path` when it is whole, and replaces nothing but an index of the same cache,
+    layer and metric. Memory holds the index and a block of rows. `on_progress` is called with the
+    number of rows added, and of all rows.
     """
     load_faiss()
     path = os.fspath(path)
@@ -230,7 +204,7 @@ def _check_path(path: str) -> None:
 
 
 def _source(cache: FeatureCache, layer: str, metric: Metric) -> tuple[IndexedLayer, Rows]:
-    """Return what an index built now would be of, and the rows that are done."""
+    """Describe the layer as it is now, and return the rows that are done."""
     done = np.array(cache.done)
     check_layers(cache, [layer], [1.0], metric)
     return IndexedLayer.of(cache, cache.canonical(layer), metric, done), np.flatnonzero(done)
@@ -253,14 +227,14 @@ def _current(path: str, source: IndexedLayer) -> Record | None:
     return None
 
 
-def _refuse_another(path: str, found: IndexedLayer, wanted: IndexedLayer) -> None:
+def _refuse_another(path: str, had: IndexedLayer, wanted: IndexedLayer) -> None:
     for field, name in (
         ("layer", "layer"),
         ("metric", "metric"),
         ("root", "a cache of the images in"),
         ("fingerprint", "a cache with fingerprint"),
     ):
-        has, expected = getattr(found, field), getattr(wanted, field)
+        has, expected = getattr(had, field), getattr(wanted, field)
         if has != expected:
             raise CacheMismatchError(
                 f"index {path!r} is of {name} {has}, expected {expected}; name another file"
@@ -273,7 +247,9 @@ def _built(
     _log.info("building index %r of %s by %s", path, counted(len(rows), "image"), source.layer)
     index, info = _trained(cache, source, rows)
     added = 0
-    for x in _blocks(cache, source, rows):
+    step = max(1, _BLOCK_BYTES // (4 * cache[source.layer].shape[1]))
+    for start in range(0, len(rows), step):
+        x = _ready(cache, source, rows[start : start + step])
         index.add(x)
         added += len(x)
         if on_progress is not None:
@@ -287,7 +263,7 @@ def _built(
 
 
 def _trained(cache: FeatureCache, source: IndexedLayer, rows: Rows) -> tuple[Any, IndexInfo]:
-    """Return a trained index without rows, and its description but for probes and recall."""
+    """Return a trained index without rows, and its description except probes and recall."""
     faiss = load_faiss()
     width, count = cache[source.layer].shape[1], len(rows)
     kind = faiss.METRIC_L2 if source.metric == "l2" else faiss.METRIC_INNER_PRODUCT
@@ -321,12 +297,6 @@ def _fits_float16(cache: FeatureCache, source: IndexedLayer) -> bool:
     return bool(np.all(np.abs(scales.offset) + 128 * np.abs(scales.scale) < _LARGEST_HALF))
 
 
-def _blocks(cache: FeatureCache, source: IndexedLayer, rows: Rows) -> Iterator[Values]:
-    step = max(1, _BLOCK_BYTES // (4 * cache[source.layer].shape[1]))
-    for start in range(0, len(rows), step):
-        yield _ready(cache, source, rows[start : start + step])
-
-
 def _ready(cache: FeatureCache, source: IndexedLayer, rows: Rows) -> Values:
     """Return rows as the index holds them, float32 (n, D); for cosines of unit length."""
     x = cache.values(source.layer, rows)
@@ -336,10 +306,10 @@ def _ready(cache: FeatureCache, source: IndexedLayer, rows: Rows) -> Values:
 def _measured(
     index: FaissIndex, cache: FeatureCache, source: IndexedLayer, rows: Rows
 ) -> IndexInfo:
-    """Return the description with as few probes, a power of two, as reach the recall, or all.
+    """Return the description with the fewest probes, a power of two, that reach the recall.
 
-    A row that is as near as the last one wanted counts as found: which of equal rows is shown does
-    not matter.
+    A row as near as the last of the exact search counts: which of equal rows is shown does not
+    matter.
     """
     own = spread(rows, _QUERIES)
     at = min(_AT, len(rows) - 1)
@@ -352,8 +322,8 @@ def _measured(
     for power in itertools.count():
         info = dataclasses.replace(info, probes=min(2**power, info.lists), at=at, sample=len(own))
         index.info = info
-        found = index.search(queries, at, left_out=own)
-        recall = float(np.mean(sign * found.scores >= sign * exact.scores[:, -1:]))
+        result = index.search(queries, at, left_out=own)
+        recall = float(np.mean(sign * result.scores >= sign * exact.scores[:, -1:]))
         info = dataclasses.replace(info, recall=recall)
         if recall >= RECALL or info.probes >= info.lists:
             break

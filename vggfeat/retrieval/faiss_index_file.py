@@ -7,7 +7,6 @@ and which faiss can read without vggfeat.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import os
 import struct
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vggfeat.core.optional import require
 from vggfeat.errors import CacheError, SpaceError, UsageError
 from vggfeat.storage.atomic import atomic_path
 from vggfeat.storage.descriptors import open_descriptor
@@ -37,19 +37,19 @@ _READ_BYTES = 1 << 24
 
 @dataclass(frozen=True, slots=True)
 class IndexInfo:
-    """An index, and how well it finds.
+    """An index, and its measured recall.
 
     Attributes:
-        kind: `flat`, every row is looked at; `ivf`, rows lie in lists around centroids and a query
-            looks into the nearest few.
-        rows: in it.
-        storage: of its rows, `float16` or `float32`.
-        lists: how many, 0 of a flat one.
-        probes: lists that a query looks into.
-        trained: rows that the centroids were found from.
-        recall: share of the `at` nearest rows that it finds, as measured.
-        at: how many nearest rows were looked for.
-        sample: rows of the cache that were the queries; 0 where there is only one row.
+        kind: `flat`, every row is compared; `ivf`, rows lie in lists around centroids and a query
+            probes the nearest few.
+        rows: number of rows in it.
+        storage: type of its rows, `float16` or `float32`.
+        lists: number of lists; 0 for a flat index.
+        probes: number of lists that a query probes.
+        trained: number of rows that the centroids were trained on.
+        recall: share of the `at` nearest rows that a query finds.
+        at: number of nearest rows that recall was measured at.
+        sample: number of rows that were the queries; 0 for an index of one row.
     """
 
     kind: str
@@ -65,15 +65,9 @@ class IndexInfo:
 
 @dataclass(frozen=True, slots=True)
 class IndexedLayer:
-    """What an index was built from.
+    """What an index was built from: a layer of a cache, and the rows that were done.
 
-    Attributes:
-        fingerprint: of the cache's settings.
-        root: of its images.
-        layer: name in the cache.
-        metric: `cosine`, `l2` or `dot`.
-        rows: that were done.
-        digest: SHA-256 of their checksums, in order.
+    `digest` is the SHA-256 of these rows' checksums, in order.
     """
 
     fingerprint: str
@@ -87,7 +81,7 @@ class IndexedLayer:
     def of(
         cls, cache: FeatureCache, layer: str, metric: Metric, done: NDArray[np.bool_]
     ) -> IndexedLayer:
-        """Describe a cache as it is now, with these rows done, bool (N,)."""
+        """Describe a cache whose rows `done`, bool (N,), are done."""
         # Not which rows: entries count done rows, so that a cache may gain others between them.
         checksums = np.ascontiguousarray(cache.checksums[done], "<u4")
         header = cache.header
@@ -108,10 +102,10 @@ class Record:
     Attributes:
         source: what the index was built from.
         info: the index.
-        faiss_bytes: of faiss's part.
-        head_bytes: of it before the lists of rows; of a flat index all.
-        head_crc32: of these. Lists are mapped and not read at once, so that they have none; hits
-            are scored from the cache anyway.
+        faiss_bytes: length of faiss's part.
+        head_bytes: length of what precedes the lists of rows; for a flat index, of all.
+        head_crc32: of that head. Lists are mapped and not read at once, so that they have no
+            checksum; hits are scored from the cache anyway.
     """
 
     source: IndexedLayer
@@ -122,18 +116,12 @@ class Record:
 
 
 def load_faiss() -> Any:
-    """Return the faiss module; raise UsageError, which says how to install it, without one."""
-    try:
-        return importlib.import_module("faiss")
-    except ImportError as error:
-        raise UsageError(f"an index needs faiss ({error}): pip install 'vggfeat[faiss]'") from error
+    """Return the faiss module; a UsageError says how to install it."""
+    return require("faiss", "faiss", "an index")
 
 
 def write_file(path: str, index: Any, source: IndexedLayer, info: IndexInfo) -> None:
-    """Write an index beside `path` and rename it there, whole or not at all.
-
-    The caller holds the lock of `path`: what an interrupted run left half written is overwritten.
-    """
+    """Write an index to `path`, whole or not at all; the caller holds the lock of `path`."""
     try:
         with atomic_path(path) as temporary:
             load_faiss().write_index(index, temporary)
@@ -154,7 +142,7 @@ def write_file(path: str, index: Any, source: IndexedLayer, info: IndexInfo) -> 
 
 
 def read_record(path: str) -> Record | None:
-    """Return the record of an index; None where there is no file."""
+    """Return the record of an index; None if the file does not exist."""
     try:
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -190,10 +178,10 @@ def read_record(path: str) -> Record | None:
 
 
 class LengthGuard:
-    """Tells before a search whether a mapped file was cut short since it was opened.
+    """Detects before a search that a mapped file was cut short since it was opened.
 
-    Touching a page that is gone would be a SIGBUS. Reading the lists instead of mapping them would
-    take memory and time for the whole index, where a query looks into a few lists.
+    Touching a page beyond its end would be a SIGBUS. Reading the lists instead of mapping them
+    would take memory and time for the whole index, where a query probes a few lists.
     """
 
     def __init__(self, path: str, size: int) -> None:
@@ -203,19 +191,16 @@ class LengthGuard:
 
     def check(self) -> None:
         """Raise CacheError if the file is shorter now."""
-        found = os.fstat(self._handle).st_size
-        if found < self._size:
+        left = os.fstat(self._handle).st_size
+        if left < self._size:
             raise CacheError(
-                f"index {self._path!r} was cut short while it was used: {found} of {self._size} "
+                f"index {self._path!r} was cut short while it was used: {left} of {self._size} "
                 "bytes are left; delete it to have it built anew"
             )
 
 
 def read_index(path: str, record: Record) -> tuple[Any, LengthGuard | None]:
-    """Open the index in faiss; lists of rows are mapped, not read.
-
-    The guard is to be checked before each search; it is None where nothing is mapped.
-    """
+    """Open the index in faiss; map lists of rows, and return a guard to check before searches."""
     faiss = load_faiss()
     try:
         guard = LengthGuard(path, record.faiss_bytes) if record.info.lists else None

@@ -4,6 +4,9 @@ Scores are computed for some queries at a time against blocks of database rows, 
 within about 1 GiB beside the mapped files, whatever the number of images: `_SCORE_BYTES` of scores,
 `_ROW_BYTES` of queries, and rows of the same size, two or three times over while they become
 numbers.
+
+`similarity` is not used: ranking needs every score rather than the best, and its roundings, which
+are of rows that are neither centred nor divided by their length before, would change the figures.
 """
 
 from __future__ import annotations
@@ -76,7 +79,7 @@ class Database:
     Attributes:
         caches: that have them.
         rows: int64 (n,) for each cache, the images' rows in it.
-        classes: int64 (n,); by queries each image is a class of its own.
+        classes: int64 (n,); by queries each image is a separate class.
     """
 
     caches: tuple[FeatureCache, ...]
@@ -102,12 +105,10 @@ class RankingQueries:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Found:
-    """For each candidate and query what was found, both float64 (c, q).
+class Judgements:
+    """Average precision and irrelevant images ahead of the first relevant one, float64 (c, q).
 
-    Attributes:
-        precision: average precision.
-        ahead: irrelevant images before the first relevant one.
+    One of each for every candidate and query.
     """
 
     precision: NDArray[np.float64]
@@ -168,20 +169,20 @@ def _name(
     return f"{layer.name} in {caches[layer.source].path if alike else files[layer.source]}"
 
 
-def rank_database(database: Database, queries: RankingQueries, plan: Plan) -> Found:
+def rank_database(database: Database, queries: RankingQueries, plan: Plan) -> Judgements:
     """Score every image of the database for every query by every candidate, and judge."""
     count, images = len(queries.classes), len(database.classes)
     held = 1 + (2 if plan.fused else 0) + (plan.fused if plan.pairs else 0)
     widest = max(layer.width for layer in plan.layers)
     step = max(1, min(_SCORE_BYTES // (4 * images * held), _ROW_BYTES // (4 * widest)))
-    found = np.empty((2, len(plan.names), count))
+    judged = np.empty((2, len(plan.names), count))
     for start in range(0, count, step):
         part = slice(start, start + step)
         for number, scores in enumerate(_candidate_scores(database, queries, plan, part)):
-            found[:, number, part] = _judge(
+            judged[:, number, part] = _judge(
                 scores, database.classes, queries.classes[part], queries.own[part]
             )
-    return Found(*found)
+    return Judgements(*judged)
 
 
 def _judge(
@@ -193,10 +194,10 @@ def _judge(
     """Return average precision, and images ahead of the first relevant: float64 (2, q).
 
     Args:
-        scores: (q, n); that of a query's own image becomes -inf.
+        scores: (q, n); overwritten with -inf for the query itself.
         classes: (n,), of the images.
         wanted: (q,), of the queries.
-        own: (q,), place of the query's own image, or -1.
+        own: (q,), place of the query itself among the images, or -1.
     """
     judged = np.empty((2, len(scores)))
     for query, row in enumerate(scores):
@@ -213,7 +214,7 @@ def _candidate_scores(
 ) -> Iterator[NDArray[np.float32]]:
     """Yield scores (q, n) of some queries by each candidate, in the order of the plan.
 
-    Those of a fusion are sums over its layers at unit length: the mean of their cosines, or minus
+    A fusion's scores are sums over its layers at unit length: the mean of their cosines, or minus
     the squared distance of their concatenations, but for a factor.
     """
     earlier: list[NDArray[np.float32]] = []
@@ -249,14 +250,14 @@ def _scores(
     some = spread(rows, min(step, _CENTRE_ROWS))
     centre = None if unit else cache.values(layer.name, some).mean(axis=0)
 
-    def prepared(source: FeatureCache, wanted: NDArray[np.int64]) -> NDArray[np.float32]:
-        x = source.values(layer.name, wanted)
+    def prepared(source: FeatureCache, chosen: NDArray[np.int64]) -> NDArray[np.float32]:
+        x = source.values(layer.name, chosen)
         return unit_rows(x) if centre is None else np.subtract(x, centre, out=x)
 
     score = inner_products if metric == "cosine" else nearness
-    asked = prepared(queries.caches[layer.source], queries.rows[layer.source][part])
-    scores = np.empty((len(asked), len(rows)), dtype=np.float32)
+    wanted = prepared(queries.caches[layer.source], queries.rows[layer.source][part])
+    scores = np.empty((len(wanted), len(rows)), dtype=np.float32)
     for start in range(0, len(rows), step):
         block = rows[start : start + step]
-        scores[:, start : start + step] = score(asked, prepared(cache, block))
+        scores[:, start : start + step] = score(wanted, prepared(cache, block))
     return scores

@@ -1,4 +1,7 @@
-"""The loss by storing features in fewer bits: cosines to the wider ones, changed neighbours."""
+"""Measure the loss by a narrower dtype: cosines to the wider features, changed neighbours.
+
+Rows are rounded in memory and lie in no cache, which the engine of `similarity` reads.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
     Values = NDArray[np.float32]
 
 LOSS_SAMPLE = 1000
-"""Rows that are looked at unless told otherwise."""
+"""Number of rows that are compared by default."""
 
 NEIGHBOURS = 10
 
@@ -85,21 +88,21 @@ def measure_loss(
             f"{counted(len(rows), 'row')} of {cache.path!r} can be compared, being done; two are "
             "needed"
         )
-    found: list[LayerLoss] = []
+    losses: list[LayerLoss] = []
     for layer in cache.layers:
         most = max(2, _SAMPLE_BYTES // (4 * int(np.prod(cache.header.shapes[layer]))))
         some, other = rows[:most], others[:most]
         if against is None:
-            wide = _flat(cache.values(layer, some))
-            found += [
+            wide = cache.values(layer, some).reshape(len(some), -1)
+            losses += [
                 _compare(layer, narrower, dtype, wide, _narrowed(wide, narrower))
                 for narrower in _NARROWER[dtype]
             ]
         else:
-            wide = _flat(against.values(layer, other))
-            narrow = _flat(cache.values(layer, some))
-            found.append(_compare(layer, dtype, against.header.identity.dtype, wide, narrow))
-    return tuple(found)
+            wide = against.values(layer, other).reshape(len(other), -1)
+            narrow = cache.values(layer, some).reshape(len(some), -1)
+            losses.append(_compare(layer, dtype, against.header.identity.dtype, wide, narrow))
+    return tuple(losses)
 
 
 def _rows(
@@ -120,10 +123,6 @@ def _rows(
         rows, others = rows[match.listed[done]], match.rows[done]
     order = np.random.default_rng(0).permutation(spread(np.arange(len(rows)), sample))
     return rows[order], others[order]
-
-
-def _flat(values: Values) -> Values:
-    return values.reshape(len(values), -1)
 
 
 def _narrowed(wide: Values, dtype: str) -> Values:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vggfeat.core.records import FailedImage
 from vggfeat.core.settings import SETTING_NAMES, Settings
 from vggfeat.errors import CacheMismatchError, DecodeError, WeightsError
 from vggfeat.images.decode import decode, read_digest
@@ -33,34 +34,21 @@ log = logging.getLogger("vggfeat")
 _BATCH_SIZE = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Undecodable:
-    """A query that could not be decoded.
-
-    Attributes:
-        path: as far as possible relative to the current directory.
-        reason: one line.
-    """
-
-    path: str
-    reason: str
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Queries:
     """Decoded query images and their features.
 
     Attributes:
-        paths: of those that could be decoded, q of them, sorted.
+        paths: of q decoded images, sorted, relative to the current directory where possible.
         vectors: layer of the cache → float32 (q, D).
-        failures: the others.
-        places: where each of `paths` lies, an absolute path or address.
-        digests: SHA-256 of each one's bytes.
+        failures: the images that could not be decoded.
+        places: absolute path or address of each of `paths`.
+        digests: SHA-256 of each image's bytes.
     """
 
-    paths: tuple[str, ...]
-    vectors: Mapping[str, Values]
-    failures: tuple[Undecodable, ...]
+    paths: tuple[str, ...] = ()
+    vectors: Mapping[str, Values] = field(default_factory=dict)
+    failures: tuple[FailedImage, ...] = ()
     places: tuple[bytes, ...] = ()
     digests: tuple[bytes, ...] = ()
 
@@ -74,24 +62,18 @@ def query_images(
     model_weights: str | os.PathLike[str] | None = None,
     use: Sequence[str | os.PathLike[str]] = (),
 ) -> Queries:
-    """Compute the features of images as the cache's own were, but never corrupt the images.
+    """Compute the features of query images with the network and preprocessing of a cache.
 
     A cache of corrupted images (`--augment`) is searched with images as they are.
 
     Args:
-        cache: what is to be searched; it records how its features were made.
+        cache: to be searched; it records how its features were made.
         sources: images, folders, archives: see `discover`.
         layers: of the cache, canonical.
         device: for the network: see `Settings.device`.
         model_weights: the weights' file, where it is not found as the cache names it.
         use: for a cache made by `fuse` or `reduce`, the files with what was fitted; by default
             those beside the caches that they made, `<cache>.model.h5`.
-
-    Raises:
-        InputError: a source is missing, or there is no image.
-        WeightsError: the weights were not found and could not be downloaded.
-        CacheMismatchError: the weights or the fitted model are not those of the cache.
-        DeviceError: no such device.
     """
     listed = discover(sources)
     replay = replay_to(cache, use)
@@ -104,20 +86,22 @@ def query_images(
         )
     names, images, failures = [], [], []
     places, digests = [], []
+    here = os.path.join(os.getcwdb(), b"")
     for position in range(len(listed)):
-        name = _shown(listed.absolute(position))
+        place = listed.absolute(position)
+        name = os.fsdecode(place.removeprefix(here))
         try:
             with listed.open(position) as stream:
                 digest, content = read_digest(stream)
                 images.append(decode(content, preprocess, extractor.settings.max_pixels))
         except DecodeError as error:
-            failures.append(Undecodable(name, str(error)))
+            failures.append(FailedImage(name, str(error)))
         else:
             names.append(name)
-            places.append(listed.absolute(position))
+            places.append(place)
             digests.append(digest)
     if not names:
-        return Queries((), {}, tuple(failures))
+        return Queries(failures=tuple(failures))
     vectors = replay(_vectors(extractor, images))
     return Queries(
         tuple(names),
@@ -126,11 +110,6 @@ def query_images(
         tuple(places),
         tuple(digests),
     )
-
-
-def _shown(path: bytes) -> str:
-    here = os.path.join(os.getcwdb(), b"")
-    return os.fsdecode(path.removeprefix(here))
 
 
 def _vectors(extractor: Extractor, images: Sequence[NDArray[Any]]) -> dict[str, Values]:

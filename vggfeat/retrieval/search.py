@@ -14,7 +14,7 @@ from vggfeat.core.text import counted
 from vggfeat.errors import InputError, TooManyFailuresError, UsageError
 from vggfeat.retrieval.exact_search import nearest
 from vggfeat.retrieval.faiss_index import open_index
-from vggfeat.retrieval.query_images import Queries, Undecodable, query_images
+from vggfeat.retrieval.query_images import Queries, query_images
 from vggfeat.retrieval.selection import check_done, only_layer, row_named, warn_of_cache
 from vggfeat.retrieval.similarity import LayerQuery, check_layers
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from vggfeat.core.records import FailedImage
     from vggfeat.retrieval.exact_search import Nearest
     from vggfeat.retrieval.faiss_index_file import IndexInfo
     from vggfeat.retrieval.similarity import Metric
@@ -86,10 +87,10 @@ class SearchResult:
         layers: searched by.
         weights: of each layer, adding up to 1.
         metric: `cosine`, `l2` or `dot`.
-        images: among which was searched.
+        images: number of images searched.
         answers: one a query, images before rows.
-        failures: queries that give no image.
-        index: that was searched, with the recall measured; None where the search was exact.
+        failures: queries that could not be decoded.
+        index: the index searched, with its measured recall; None where the search was exact.
         warning: what to know of the cache's features, e.g. that their weights are random.
     """
 
@@ -99,7 +100,7 @@ class SearchResult:
     metric: str
     images: int
     answers: tuple[Answer, ...]
-    failures: tuple[Undecodable, ...]
+    failures: tuple[FailedImage, ...]
     index: IndexInfo | None = None
     warning: str = ""
 
@@ -164,7 +165,7 @@ def search(
     check_layers(opened, names, shares, metric)
     if index is not None and len(names) > 1:
         raise UsageError(f"an index is of one layer, not of {', '.join(names)}; name one")
-    decoded = Queries((), {}, ())
+    decoded = Queries()
     if queries:
         decoded = query_images(
             opened, queries, names, device=device, model_weights=model_weights, use=use
@@ -190,13 +191,11 @@ def search(
 
 @dataclass(frozen=True, slots=True)
 class _Query:
-    """A query and where it is from.
+    """A query: `label` and `row` as in `Answer`, and what tells it among the hits.
 
     Attributes:
-        label: path of the image, or its name in the cache.
-        row: of the cache that it was taken from, else None.
-        own: row of the image at its path, or -1.
-        digest: SHA-256 of its bytes, or zeros.
+        own: row of the image at the query's path, or -1.
+        digest: SHA-256 of the query's bytes, or zeros.
     """
 
     label: str
@@ -206,7 +205,6 @@ class _Query:
 
 
 def _queries(cache: FeatureCache, decoded: Queries, own: Sequence[int]) -> list[_Query]:
-    """Return the queries: images first, then rows."""
     images = [
         _Query(path, None, _own_row(cache, place), digest)
         for path, place, digest in zip(decoded.paths, decoded.places, decoded.digests, strict=True)
@@ -216,7 +214,7 @@ def _queries(cache: FeatureCache, decoded: Queries, own: Sequence[int]) -> list[
 
 
 def _own_row(cache: FeatureCache, place: bytes) -> int:
-    """Return the row of the image at an absolute path or address; -1 without one."""
+    """Return the row of the image at an absolute path or address, or -1."""
     above = cache.header.provenance.root.rstrip(b"/") + b"/"
     if not place.startswith(above):
         return -1
@@ -238,10 +236,10 @@ def _answers(
     """Return `top` hits a query; search for more where hits on itself are left out."""
     count = top
     while True:
-        found = find(count)
+        near = find(count)
         hits = [
             _hits(cache, query, rows, scores, metric)
-            for query, rows, scores in zip(queries, found.rows, found.scores, strict=True)
+            for query, rows, scores in zip(queries, near.rows, near.scores, strict=True)
         ]
         if not exclude_self:
             break
@@ -299,7 +297,6 @@ def _layer_queries(
     vectors: Mapping[str, Values],
     own: Sequence[int],
 ) -> list[LayerQuery]:
-    """Return the queries by each layer: images first, then rows."""
     queries = []
     for layer, weight in zip(layers, weights, strict=True):
         parts = [cache.values(layer, np.array(own, np.int64))]
@@ -312,8 +309,7 @@ def _layer_queries(
 def _hits(
     cache: FeatureCache, query: _Query, rows: NDArray[np.int64], scores: Values, metric: Metric
 ) -> list[Hit]:
-    found = rows >= 0
-    rows, scores = rows[found], scores[found]
+    rows, scores = rows[rows >= 0], scores[rows >= 0]
     digest = np.frombuffer(query.digest, np.uint8)
     same = np.full(len(rows), any(query.digest))
     same &= (np.asarray(cache.digests[rows]) == digest).all(1)
@@ -326,7 +322,7 @@ def _hits(
     ]
 
 
-def _none_decoded(failures: Sequence[Undecodable]) -> str:
+def _none_decoded(failures: Sequence[FailedImage]) -> str:
     first = failures[0]
     return (
         f"none of {counted(len(failures), 'query image')} can be decoded; the first, "

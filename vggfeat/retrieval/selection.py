@@ -1,4 +1,4 @@
-"""The layer and the row of a cache that a user names, or need not name."""
+"""Resolve the layer and the row of a cache that a user names, or need not name."""
 
 from __future__ import annotations
 

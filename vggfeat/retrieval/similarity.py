@@ -42,16 +42,10 @@ _UNIT = 2.0**-24  # rounding error of float32
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerQuery:
-    """Queries by one layer.
-
-    Attributes:
-        layer: a layer of vectors.
-        vectors: float32 (q, D), not normalized.
-        weight: of this layer among several, not negative.
-    """
+    """Queries by one layer of vectors, not normalized, with its weight among several layers."""
 
     layer: str
-    vectors: Values
+    vectors: Values  # (q, D)
     weight: float = 1.0
 
 
@@ -140,7 +134,7 @@ def _at_unit_length(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def final_scores(similarities: NDArray[np.float64], metric: Metric) -> NDArray[np.float32]:
-    """Return similarities as they are shown, float32: of `l2` as distances."""
+    """Return similarities as scores are shown, float32; those of `l2` become distances."""
     if metric == "l2":
         return np.sqrt(np.maximum(-2 * similarities, 0)).astype(np.float32)
     return similarities.astype(np.float32)
@@ -155,13 +149,8 @@ def block_rows(cache: FeatureCache, layers: Sequence[str]) -> int:
 class Kernel:
     """Similarities of blocks of rows to all queries, for one thread.
 
-    A similarity is a cosine or an inner product, or of `l2` minus half the squared distance, so
-    that more is nearer throughout.
-
-    Args:
-        cache: what is searched.
-        queries: see `prepare_queries`.
-        size: most rows of a block.
+    A similarity is a cosine, an inner product or, for `l2`, minus half the squared distance, so
+    that more is nearer throughout. A block has `size` rows at most.
     """
 
     def __init__(self, cache: FeatureCache, queries: Sequence[PreparedQuery], size: int) -> None:
@@ -174,9 +163,9 @@ class Kernel:
         self._signed: set[str] = set()  # layers known to hold negative numbers
 
     def __call__(self, start: int, stop: int) -> tuple[Values, float]:
-        """Return the similarities, float32 (n, q), of all rows from `start` to `stop`.
+        """Return similarities, float32 (n, q), of all rows of a block, done or not.
 
-        Rows that are not done are among them. The second result is how far each may be off.
+        The second result is how far each may be off.
         """
         total: Values | None = None
         error = 0.0
@@ -192,18 +181,16 @@ class Kernel:
         return total, error
 
     def _products(self, query: PreparedQuery, start: int, stop: int) -> tuple[Values, Values]:
-        """Inner products of rows with queries, float32 (n, q), and the rows' squared lengths."""
+        """Return inner products with the queries, float32 (n, q), and the rows' squared lengths."""
         x, squares = self._load(query.layer, start, stop)  # (n, D), (n,)
         return x @ query.vectors.T, squares
 
     def _load(self, layer: str, start: int, stop: int) -> tuple[Values, Values]:
-        """Rows as float32 (n, D), and their squared lengths (n,).
-
-        Values behind a ReLU are never negative; to look for signs would read all of them once more.
-        """
+        """Return rows as float32 (n, D), and their squared lengths (n,)."""
         stored = self._cache[layer][start:stop]
         out = self._buffers[layer][: stop - start]
         scales = self._cache.header.scales.get(layer)
+        # Values behind a ReLU are never negative, and looking for signs would read all once more.
         if layer not in self._signed:
             x = to_float32(stored, out, scales, signed=False)
             squares = row_squares(x)
@@ -222,13 +209,12 @@ class CudaKernel(Kernel):
         device: torch.device,
         cache: FeatureCache,
         queries: Sequence[PreparedQuery],
-        size: int,
+        _size: int,
     ) -> None:
         import torch
 
         super().__init__(cache, queries, 0)  # rows are widened on the device
         self._device = device
-        self._size = size
         self._vectors = {
             query.layer: torch.from_numpy(query.vectors).to(device).T for query in queries
         }
@@ -236,23 +222,18 @@ class CudaKernel(Kernel):
     def _products(self, query: PreparedQuery, start: int, stop: int) -> tuple[Values, Values]:
         import torch
 
+        stored = np.array(self._cache[query.layer][start:stop])
+        scales = self._cache.header.scales.get(query.layer)
+        if scales is not None:
+            stored = to_float32(stored, np.empty(stored.shape, np.float32), scales)
         with torch.no_grad():
-            x = self._on_device(query.layer, start, stop)  # (n, D)
+            x = torch.from_numpy(stored).to(self._device).float()  # (n, D)
             products = (x @ self._vectors[query.layer]).cpu().numpy()  # (n, q)
             return products, (x * x).sum(1).cpu().numpy()
 
-    def _on_device(self, layer: str, start: int, stop: int) -> torch.Tensor:
-        import torch
-
-        stored = np.array(self._cache[layer][start:stop])
-        scales = self._cache.header.scales.get(layer)
-        if scales is not None:
-            stored = to_float32(stored, np.empty(stored.shape, np.float32), scales)
-        return torch.from_numpy(stored).to(self._device).float()
-
 
 def kernel_on(device: str) -> Callable[[FeatureCache, Sequence[PreparedQuery], int], Kernel]:
-    """Return what makes kernels for a device: `cpu`, `cuda`, `cuda:1` or `auto`.
+    """Return the class of kernels for a device: `cpu`, `cuda`, `cuda:1` or `auto`.
 
     `auto` is CUDA only where torch is loaded already: a scan is over before torch would be.
     """
@@ -307,7 +288,10 @@ def similarities(products: Values, squares: Values, query: PreparedQuery) -> tup
     3.1); twice that with some room also covers the lengths and the last roundings.
     """
     relative = 2 * (query.vectors.shape[1] + 16) * _UNIT
-    longest = _longest(squares)
+    most = float(squares.max(initial=0))
+    if not math.isfinite(most):  # rows that are not done may hold anything
+        most = float(squares[np.isfinite(squares)].max(initial=0))
+    longest = math.sqrt(most)
     longest_query = math.sqrt(float(query.squares.max())) if len(query.squares) else 0.0
     if query.unit:
         lengths = np.sqrt(squares)
@@ -319,14 +303,6 @@ def similarities(products: Values, squares: Values, query: PreparedQuery) -> tup
     products -= (squares / 2)[:, None]
     products -= (query.squares / 2).astype(np.float32)
     return products, relative * (longest + longest_query) ** 2
-
-
-def _longest(squares: Values) -> float:
-    """Return the greatest finite length."""
-    most = float(squares.max(initial=0))
-    if not math.isfinite(most):  # rows that are not done may hold anything
-        most = float(squares[np.isfinite(squares)].max(initial=0))
-    return math.sqrt(most)
 
 
 def exact_similarities(

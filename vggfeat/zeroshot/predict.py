@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vggfeat.cache.reader import FeatureCache
-    from vggfeat.retrieval.query_images import Undecodable
+    from vggfeat.core.records import FailedImage
 
     Numbers = NDArray[np.int64]
     Values = NDArray[np.float32]
@@ -55,7 +55,7 @@ class Predictions:
     classes: Numbers
     scores: Values
     bias: float
-    failures: tuple[Undecodable, ...]
+    failures: tuple[FailedImage, ...]
 
     def of(self, position: int) -> list[tuple[str, float]]:
         """Return class and score of one image, best first."""
