@@ -433,7 +433,6 @@ SOMETHING_ELSE = {
     "pdf": b"%PDF-1.4\n%%EOF\n", "elf": b"\x7fELF\2\1\1" + bytes(60),
     "gzip": b"\x1f\x8b\x08" + NOISE, "zip": b"PK\3\4" + NOISE,
     "mp4": b"\0\0\0\x18ftypmp42" + NOISE,
-    "heic": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + NOISE,
 }  # fmt: skip
 STARTS = {
     "jpg": b"\xff\xd8", "png": b"\x89PNG\r\n\x1a\n", "gif": b"GIF89a", "bmp": b"BM", "ppm": b"P6",
@@ -459,7 +458,7 @@ def no_images() -> Iterator[Item]:
 
 
 PASSED_OVER = (
-    "x", "png", "x.txt", "x.png.txt", "x.png~", "x.heic", "x.zip", "x.tar.gz", "x.pdf", "x.",
+    "x", "png", "x.txt", "x.png.txt", "x.png~", "x.mp4", "x.zip", "x.tar.gz", "x.pdf", "x.",
     "x.png.part", ".hidden.png", "._x.png", ".hidden/x.png", "x.p\xf1g",
 )  # fmt: skip
 

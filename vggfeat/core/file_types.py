@@ -7,11 +7,11 @@ from types import MappingProxyType
 from typing import Final
 
 IMAGE_EXTENSIONS: Final = frozenset(
-    b"apng avif avifs bmp dcm dib dicom gif ico j2c j2k jfif jp2 jpc jpe jpeg jpf jpg jpx mpo pbm "
-    b"pcx pgm png pnm ppm rgb rgba sgi tga tif tiff webp".split()
+    b"apng avif avifs bmp dcm dib dicom gif heic heics heif heifs hif ico j2c j2k jfif jp2 jpc jpe "
+    b"jpeg jpf jpg jpx jxl mpo pbm pcx pgm png pnm ppm rgb rgba sgi tga tif tiff webp".split()
 )
-"""Lower-case extensions of pictures that Pillow reads, and of DICOM; files in folders are chosen by
-them."""
+"""Lower-case extensions of pictures that Pillow reads, by itself or with an extra, and of DICOM;
+files in folders are chosen by them."""
 
 TAR_SUFFIXES: Final = tuple(b"tar tar.gz tgz tar.bz2 tbz2 tbz tar.xz txz tar.zst tzst".split())
 """Lower-case endings, without the dot, of files that are read as tar archives."""

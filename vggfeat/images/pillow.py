@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from vggfeat.errors import DecodeError
 from vggfeat.images.intensity import WORD, Range, grey_bytes
+from vggfeat.images.optional_formats import check_jpeg_xl_size, lacking
 from vggfeat.images.pillow_state import pillow_as_installed
 from vggfeat.images.pillow_tiles import is_uncompressed, raw_mode
 
@@ -144,7 +145,11 @@ def open_image(stream: BinaryIO) -> ImageFile.ImageFile:
     stream.seek(0)
     if not stream.read(1):
         raise DecodeError("empty file")
-    image = Image.open(stream)
+    check_jpeg_xl_size(stream, Image.MAX_IMAGE_PIXELS)
+    try:
+        image = Image.open(stream)
+    except UnidentifiedImageError as error:
+        raise DecodeError(lacking(stream) or "not an image Pillow can read") from error
     if image.format == "EPS":
         raise DecodeError("EPS, a program for Ghostscript; it is not run")
     if has_planes(image) and bits_of(image) == _SIXTEEN and is_uncompressed(image):

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import PIL
 from PIL import GifImagePlugin, Image, ImageFile, PngImagePlugin, TiffImagePlugin
 
+from vggfeat.images.optional_formats import PLUGINS, thread_settings
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 # Those that Pillow tries first; all others follow in its own order.
 _FIRST = ("BmpImagePlugin", "GifImagePlugin", "JpegImagePlugin", "PpmImagePlugin", "PngImagePlugin")
-_REGISTRATION = re.compile(r"^Image\.register_(open|decoder)\(([^()]*)\)", re.MULTILINE)
+_REGISTRATION = re.compile(r"^ *Image\.register_(open|decoder)\(([^()]*)\)", re.MULTILINE)
 
 # Without a handler of its own, Python would print what does not propagate.
 _LOGGER = logging.getLogger("PIL")
@@ -44,7 +46,7 @@ _FRESH: tuple[tuple[Any, str, Any], ...] = (
 
 @contextlib.contextmanager
 def pillow_as_installed() -> Iterator[None]:
-    """Give Pillow its own plugins, all of them and no others, and its own ways to read files.
+    """Give Pillow its own plugins and those of our extras, and its own ways to read files.
 
     What the host process has registered, unregistered or switched on is put aside for a while: it
     must not decide which images of a cache are done.
@@ -53,6 +55,7 @@ def pillow_as_installed() -> Iterator[None]:
     state: Any = Image
     fresh = [
         *_FRESH,
+        *thread_settings(),
         (state, "OPEN", dict(plugins)),
         (state, "ID", list(plugins)),
         # One of the host's would be asked before Pillow's in C of the same name.
@@ -72,7 +75,7 @@ def pillow_as_installed() -> Iterator[None]:
 
 @functools.cache
 def own_plugins() -> dict[str, Plugin]:
-    """Return the plugins that Pillow itself registers, by format, in the order in which it tries.
+    """Return the plugins of Pillow and of our extras, by format, in the order in which it tries.
 
     Taken from the sources of its plugins: their modules register when they are imported, once, and
     the host process may have changed the registry since. The first call takes a tenth of a second.
@@ -105,9 +108,10 @@ def _own_registrations() -> list[tuple[str, list[Any]]]:
     """Return each `Image.register_open(…)` and `register_decoder(…)`: its kind and arguments."""
     Image.init()  # for the plugins' file extensions
     found = []
-    for name in (*_FIRST, *(name for name in _plugin_names() if name not in _FIRST)):
-        with contextlib.suppress(ImportError):
-            module: Any = importlib.import_module(f"PIL.{name}")
+    own = (*_FIRST, *(name for name in _plugin_names() if name not in _FIRST))
+    for name in (*(f"PIL.{name}" for name in own), *PLUGINS):
+        with contextlib.suppress(ImportError, OSError):  # not installed, or without its C library
+            module: Any = importlib.import_module(name)
             source = module.__loader__.get_source(module.__name__) or ""
             for kind, arguments in _REGISTRATION.findall(source):
                 names = [name.strip() for name in arguments.split(",") if name.strip()]

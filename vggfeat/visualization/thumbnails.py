@@ -14,7 +14,7 @@ from vggfeat.core.settings import Settings
 from vggfeat.core.text import printable
 from vggfeat.errors import DecodeError
 from vggfeat.images.decode import as_decode_errors, decode, finish
-from vggfeat.images.pillow import pillow_to_ourselves
+from vggfeat.images.pillow import open_image, pillow_to_ourselves
 from vggfeat.images.raw_values import is_of_values, read_raster
 from vggfeat.images.streams import open_file
 from vggfeat.storage.object_store import is_there
@@ -62,8 +62,10 @@ def _picture_of_values(stream: BinaryIO, longest: int, tones: Tones) -> Image.Im
 def _shorter_side(stream: BinaryIO, longest: int) -> int:
     """Return the pixels of the shorter side once the longer one is at most `longest`."""
     try:
-        with pillow_to_ourselves(MAX_PIXELS), Image.open(stream) as image:
+        with pillow_to_ourselves(MAX_PIXELS), open_image(stream) as image:
             sides: Any = image.size  # a plugin fills it in, from whatever the file says
+    except DecodeError:
+        raise
     except Exception as error:  # plugins raise nearly anything on broken data
         raise DecodeError("not an image Pillow can read") from error
     small, large = sorted(sides)
