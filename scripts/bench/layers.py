@@ -68,7 +68,7 @@ def extract(weights: str, photos: str, folder: Path, name: str) -> None:
 
 def print_alterations(folder: Path, layers: tuple[str, ...]) -> None:
     """Mean average precision of each layer for each alteration; queries are the altered ones."""
-    print(f"\n| alteration | {' | '.join(layers)} |\n|{'---|' * (len(layers) + 1)}")
+    print(f"\n| corruption | {' | '.join(layers)} |\n|{'---|' * (len(layers) + 1)}")
     for name in CORRUPTIONS:
         found = found_again(folder / "original.h5", folder / f"{name}.h5")
         cells = [
@@ -142,7 +142,7 @@ def spearman(a: Values, b: Values) -> float:
 
 def print_ways(folder: Path) -> None:
     """Mean average precision of single layers, fusions and reductions where it is not easy."""
-    print(f"\n| way | width | {' | '.join(HARD)} | mean |\n|{'---|' * (len(HARD) + 3)}")
+    print(f"\n| method | width | {' | '.join(HARD)} | mean |\n|{'---|' * (len(HARD) + 3)}")
     single = [found_again(folder / "original.h5", folder / f"{name}.h5") for name in HARD]
     for layer in sorted(single[0]):
         print_way(layer, single[0][layer].width, [found[layer] for found in single])
@@ -201,11 +201,11 @@ def ways(folder: Path) -> dict[str, Make]:
         "the same, norm standard": fusing(three, norm="standard"),
         "the same, norm ssr": fusing(three, norm="ssr"),
         "the same, weighted 1,2,1": fusing(three, method="weighted", weights=(1.0, 2.0, 1.0)),
-        "the same, weights learnt": fusing(three, method="weighted", pairs=pairs),
+        "the same, weights learned": fusing(three, method="weighted", pairs=pairs),
         "the same, attention": fusing(three, method="attention", pairs=pairs),
         "the same, sum, 32 wide": fusing(three, method="sum", width=32),
         "concat of all five": fusing(",".join(BLOCKS)),
-        "all five, weights learnt": fusing(",".join(BLOCKS), method="weighted", pairs=pairs),
+        "all five, weights learned": fusing(",".join(BLOCKS), method="weighted", pairs=pairs),
         "concat of conv4_3:max, conv5_3:max": fusing("conv4_3:max,conv5_3:max"),
         "conv5_3 by PCA to 32": reducing("conv5_3", 32, whiten=False),
         "conv5_3 whitened to 32": reducing("conv5_3", 32, whiten=True),
