@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vggfeat.core.choices import unknown_value
 from vggfeat.core.settings import SETTING_NAMES, SETTINGS, Settings
 from vggfeat.core.text import decode_text
 from vggfeat.errors import UsageError
@@ -51,13 +51,8 @@ def _by_name(config: str, values: Mapping[str, Any]) -> dict[str, Any]:
     spelt = {key: key.replace("-", "_") for key in values}
     unknown = [key for key, setting in spelt.items() if setting not in SETTING_NAMES]
     if unknown:
-        near = [difflib.get_close_matches(spelt[key], SETTING_NAMES, n=1) for key in unknown]
-        meant = ", ".join(dict.fromkeys(match for matches in near for match in matches))
-        hint = f"; did you mean {meant}?" if meant else ""
-        raise UsageError(
-            f"config {config!r} has unknown settings {', '.join(unknown)}{hint}; expected any of "
-            f"{', '.join(SETTING_NAMES)}"
-        )
+        what = "setting" if len(unknown) == 1 else "settings"
+        raise UsageError(f"config {config!r}: {unknown_value(what, SETTING_NAMES, *unknown)}")
     twice = [key for key, setting in spelt.items() if key != setting and setting in values]
     if twice:
         both = ", ".join(f"{spelt[key]} and {key}" for key in twice)
@@ -102,7 +97,4 @@ def _config_path(name: str) -> Path:
     for folder in (package / "configs", package.parent / "configs"):
         if (folder / f"{name}.toml").is_file():
             return folder / f"{name}.toml"
-    raise UsageError(
-        f"config {name!r} is not a preset; expected one of {', '.join(PRESETS)}, "
-        "or the path of a .toml file"
-    )
+    raise UsageError(unknown_value("config", (*PRESETS, "or the path of a .toml file"), name))

@@ -88,7 +88,7 @@ def test_paths_that_are_no_utf_8(tmp_path: Path) -> None:
         ("a,cat,0.9\nb\n", r"line 1: 3 columns; line 2: 1 column"),
         ("a,cat\n,dog\nb,\n", r"line 2: no path; line 3: no label"),
         ('a,cat\n"b"c,dog\n', r"line 2: "),
-        ("1\n2\n3\n4\n5\n", r"line 3: 1 column; and 2 more"),
+        ("1\n2\n3\n4\n5\n6\n7\n", r"line 5: 1 column; and 2 more"),
         ("path,label\n", r"no labels in it"),
     ],
 )
@@ -193,9 +193,9 @@ def test_paths_of_another_unicode_form(tmp_path: Path) -> None:
 
 
 def test_one_image_under_two_paths_with_two_labels(tmp_path: Path) -> None:
-    """Lines that name one image in two ways and disagree are listed together, three at most."""
-    paths = [f"{number}.jpg".encode() for number in range(5)]
-    lines = [f"{number}.jpg,cat\n./{number}.jpg,dog\n" for number in range(5)]
+    """Lines that name one image in two ways and disagree are listed together, five at most."""
+    paths = [f"{number}.jpg".encode() for number in range(7)]
+    lines = [f"{number}.jpg,cat\n./{number}.jpg,dog\n" for number in range(7)]
     with pytest.raises(UsageError) as caught:
         labels_of_paths(paths, "'f.h5'", written(tmp_path, "".join(lines)))
     text = str(caught.value)
@@ -214,14 +214,14 @@ def test_spellings_of_one_label_do_not_conflict(tmp_path: Path) -> None:
 def test_what_has_no_counterpart_is_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Labels of no image and images of no label: how many, and the first three of either."""
-    cache = cache_of(tmp_path, *(f"{number}.jpg".encode() for number in range(5)))
-    file = written(tmp_path, "4.jpg,cat\n" + "".join(f"x{at}.jpg,dog\n" for at in range(4)))
+    """Labels of no image and images of no label: how many, and the first five of either."""
+    cache = cache_of(tmp_path, *(f"{number}.jpg".encode() for number in range(7)))
+    file = written(tmp_path, "6.jpg,cat\n" + "".join(f"x{at}.jpg,dog\n" for at in range(6)))
     with caplog.at_level(logging.INFO, "vggfeat"):
         found = labels_of(cache, file)
     where = f"paths in {file} are not in {cache.path!r}"
     assert found.notes == (
-        f"4 of 5 {where}: 'x0.jpg', 'x1.jpg', 'x2.jpg' and 1 more",
-        "4 of 5 images have no label: '0.jpg', '1.jpg', '2.jpg' and 1 more",
+        f"6 of 7 {where}: 'x0.jpg', 'x1.jpg', 'x2.jpg', 'x3.jpg', 'x4.jpg' and 1 more",
+        "6 of 7 images have no label: '0.jpg', '1.jpg', '2.jpg', '3.jpg', '4.jpg' and 1 more",
     )  # fmt: skip
     assert [record.getMessage() for record in caplog.records] == list(found.notes)

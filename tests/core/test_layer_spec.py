@@ -139,9 +139,9 @@ def test_parsed_values_are_those_written() -> None:
         ("conv5_3:l2:max", "is one too many or out of place; expected NAME[.pre][:POOL][:NORM]"),
         ("conv5_3:max:gem", "'gem' is one too many or out of place"),
         ("conv5_3:max:l2:l2", "'l2' is one too many or out of place"),
-        ("conv5_3:mean", "'conv5_3:mean': 'mean' is no pool; expected one of avg, max, gem"),
-        ("conv5_3:mean", "(norms are none, l2, ssr)"),
-        ("conv5_3:", "'' is no pool"),
+        ("conv5_3:mean", "'conv5_3:mean': unknown pool 'mean'; expected one of avg, max, gem"),
+        ("conv5_3:mean", "; norms are none, l2, ssr"),
+        ("conv5_3:", "unknown pool ''"),
         ("conv5_3:max(2)", "max takes nothing in brackets; write max"),
         ("conv5_3:avg()", "avg takes nothing in brackets; write avg"),
         ("conv5_3:gem()", "gem() has no exponent of 0.1 or more; expected for example gem(p=4)"),
@@ -159,8 +159,8 @@ def test_parsed_values_are_those_written() -> None:
         ("conv5_3:spp(1,15)", "(1,15) must be whole numbers from 1 to 14"),
         ("conv5_3:spp(1,,2)", "must be whole numbers"),
         ("conv5_3:spp(1.5)", "must be whole numbers"),
-        ("conv5_3:spp(1,2", "'spp(1' is no pool"),
-        ("conv5_4.post", "layer 'conv5_4.post' is not in vgg19; did you mean conv5_4"),
+        ("conv5_3:spp(1,2", "unknown pool 'spp(1'"),
+        ("conv5_4.post", "layer 'conv5_4.post' is not in vgg19 (did you mean conv5_4"),
         ("conv9_9", "`vggfeat layers --model vgg19` lists them all"),
         ("", "no layers requested; expected for example `--layers conv5_3,fc7`, or a preset"),
         (" , ", "no layers requested"),
@@ -193,7 +193,7 @@ def test_all_errors_come_at_once() -> None:
         next(i for i, part in enumerate(parts) if words in part)
         for words in (
             "default pool 'mean'",
-            "norm 'l3' is not known",
+            "unknown norm 'l3'",
             "'conv5_5'",
             "'fc7:max'",
             "gem(p=0)",
@@ -207,14 +207,14 @@ def test_all_errors_come_at_once() -> None:
 def test_a_norm_is_no_default_pool() -> None:
     """A norm given as the pool is told apart from it, and the pools are listed."""
     assert refusal("conv5_3", pool="l2") == (
-        f"default pool 'l2': 'l2' is no pool; expected one of {', '.join(POOLS)} "
-        "(norms are none, l2, ssr)"
+        f"default pool 'l2': unknown pool 'l2'; expected one of {', '.join(POOLS)}; norms are "
+        "none, l2, ssr"
     )
 
 
 def test_unknown_model_is_said_once() -> None:
     """A wrong model is one error, not one for each layer."""
-    assert refusal("conv5_3,fc7,conv1_1", model="vgg20").count("is not known") == 1
+    assert refusal("conv5_3,fc7,conv1_1", model="vgg20").count("unknown model") == 1
 
 
 def test_layers_are_those_of_the_model() -> None:

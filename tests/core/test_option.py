@@ -32,7 +32,7 @@ class Camera:
 @pytest.mark.parametrize(
     ("values", "problem"),
     [
-        ({"lens": "fish"}, "lens 'fish' is not known; expected one of wide, tele"),
+        ({"lens": "fish"}, "unknown lens 'fish'; expected one of wide, tele"),
         ({"shots": 10}, "shots is 10; expected a whole number from 1 to 9, or auto"),
         ({"shots": 1.0}, "shots is 1.0; expected a whole number from 1 to 9, or auto"),
         ({"shots": True}, "shots is True; expected a whole number from 1 to 9, or auto"),

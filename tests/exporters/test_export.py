@@ -310,12 +310,15 @@ def test_small_blocks_change_nothing(
     [
         (["--to", "mat"], "unknown format 'mat'; expected one of npy, npz"),
         (["--to", "csv", "--compress", "zstd"], "compress zstd is not for csv; it is for parquet"),
-        (["--to", "hdf5", "--compress", "xz"], "compress is 'xz'; expected one of none, gzip"),
+        (["--to", "hdf5", "--compress", "xz"], "unknown compress 'xz'; expected one of none, gzip"),
         (["--to", "csv", "--rows", "birds/*"], "matches 'birds/*'; paths look like"),
         (["--to", "csv", "--rows", "*03b*"], "none of them is done"),
         (["--to", "faiss"], "one layer of vectors, requested"),
         (["--to", "faiss", "--layers", "pool4:map"], "one layer of vectors, requested pool4:map"),
-        (["--to", "faiss", "--metric", "l1"], "metric is 'l1'; expected one of cosine, ip, l2"),
+        (
+            ["--to", "faiss", "--metric", "l1"],
+            "unknown metric 'l1'; expected one of cosine, ip",
+        ),
     ],
 )
 def test_usage(workplace: Path, tmp_path: Path, words: list[str], expected: str) -> None:
@@ -335,7 +338,7 @@ def test_what_is_there_stays(workplace: Path, tmp_path: Path) -> None:
     assert out.read_text() == "mine"
     done = vggfeat("export", "float16.h5", "--to", "csv", "--out", tmp_path / "no" / "x.csv",
                    cwd=workplace)  # fmt: skip
-    assert_one_line(done, 2, "there is no folder")
+    assert_one_line(done, 2, "does not exist; create it first")
     done = vggfeat("export", "float16.h5", "--to", "csv", "--out", tmp_path / "y.csv", "--layers",
                    "fc7", cwd=workplace)  # fmt: skip
     assert_one_line(done, 5, "has no layer 'fc7'; it has conv1_1")

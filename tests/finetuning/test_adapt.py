@@ -334,9 +334,12 @@ def test_what_learns_is_parsed() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("conv1,adaptor,pool2", r"'adaptor' \(did you mean adapter\?\), 'pool2'"),
+        (
+            "conv1,adaptor,pool2",
+            r"'adaptor', 'pool2' in vgg16; expected .*mean adapter\?\)",
+        ),
         ("conv4,fc6,first", "conv4, fc6 lies behind conv3_2, on which the head stands"),
-        (" , ", "is not known in vgg16; expected adapter, first, a layer with weights"),
+        (" , ", "unknown trainable ' , ' in vgg16; expected adapter, first, a layer with weights"),
     ],
 )
 def test_what_cannot_learn_is_named(text: str, message: str) -> None:

@@ -272,8 +272,8 @@ def test_unknown_names_come_in_one_message() -> None:
     with pytest.raises(UsageError) as caught:
         parse_corruptions("mirorr,crop,sepia")
     assert str(caught.value) == (
-        "augment 'mirorr' (did you mean mirror?), 'sepia' is not known; expected any of "
-        + ", ".join(CORRUPTIONS)
+        f"unknown augment 'mirorr', 'sepia'; expected one of {', '.join(CORRUPTIONS)} "
+        "(did you mean mirror?)"
     )
 
 
@@ -281,7 +281,7 @@ def test_settings_name_a_wrong_corruption_beside_all_else() -> None:
     """Corruptions are checked with the other settings, all at once."""
     with pytest.raises(UsageError) as caught:
         Settings(layers="fc9", augment="sepia", size=3)
-    for words in ("augment 'sepia' is not known", "size is 3", "'fc9'"):
+    for words in ("unknown augment 'sepia'", "size is 3", "'fc9'"):
         assert words in str(caught.value)
     with pytest.raises(UsageError, match=r"^augment is 3; expected text$"):
         Settings(layers="fc7", augment=3)  # type: ignore[arg-type] # the claim is that this fails
@@ -404,7 +404,7 @@ def test_an_unknown_corruption_is_wrong_usage(workplace: Path) -> None:
     done = vggfeat(
         "extract", "images", *SMALL, "--augment", "crpo", "--out", "no.h5", cwd=workplace
     )
-    assert_one_line(done, 2, "augment 'crpo' (did you mean crop?) is not known")
+    assert_one_line(done, 2, "unknown augment 'crpo'", "(did you mean crop?)")
     assert not (workplace / "no.h5").exists()
 
 

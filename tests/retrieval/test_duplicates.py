@@ -92,7 +92,7 @@ def test_rows_that_are_not_done_do_not_count(tmp_path: Path) -> None:
         ({"threshold": 1.5}, "threshold is 1.5; expected a cosine from -1 to 1"),
         ({"threshold": float("nan")}, "threshold is nan"),
         ({"threshold": -1.0, "metric": "l2"}, "expected a distance of 0 or more"),
-        ({"metric": "dot"}, "unknown metric 'dot' for duplicates; expected cosine or l2"),
+        ({"metric": "dot"}, "unknown metric 'dot'; expected one of cosine, l2"),
     ],
 )
 def test_wrong_choices(tmp_path: Path, options: dict[str, Any], words: str) -> None:

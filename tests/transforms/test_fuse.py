@@ -303,7 +303,7 @@ def test_killed_at_any_time_it_goes_on_to_the_same_bytes(tmp_path: Path) -> None
     [
         (["--layers", "conv1_1"], 2, "two layers or more, found conv1_1"),
         (["--layers", "conv1_1,conv3_1"], 2, "no vectors of conv3_1"),
-        (["--method", "mean"], 2, "method 'mean' is not known"),
+        (["--method", "mean"], 2, "unknown method 'mean'"),
         (["--method", "attention"], 2, "attention is learnt"),
         (["--method", "sum"], 2, "unequal width cannot be added: conv1_1 64, conv2_1:max 128"),
         (["--width", "4"], 2, "--width belongs to the method sum"),
@@ -316,7 +316,7 @@ def test_killed_at_any_time_it_goes_on_to_the_same_bytes(tmp_path: Path) -> None
         (["--method", "weighted", "--labels", "gone.csv"], 3, "gone.csv"),
         (["--method", "sum", "--width", "40"], 2, "40"),
         (["--name", "a/b"], 2, "name 'a/b' must be"),
-        (["--dtype", "int4"], 2, "dtype 'int4' is not known"),
+        (["--dtype", "int4"], 2, "unknown dtype 'int4'"),
         (["--use", "gone.h5"], 5, "gone.h5' is not there"),
         (["--use", "gone.h5", "--method", "sum"], 2, "give it without --method"),
     ],

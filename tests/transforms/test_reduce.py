@@ -164,8 +164,8 @@ def test_layers_are_kept_to_change_their_dtype(workplace: Path, tmp_path: Path) 
         (["--dims", "12"], 2, "12"),
         (["--dims", "0"], 2, "dims '0'"),
         (["--dims", "110%"], 2, "dims '110%'"),
-        (["--method", "lda"], 2, "method 'lda' is not known"),
-        (["--norm", "l1"], 2, "norm 'l1' is not known"),
+        (["--method", "lda"], 2, "unknown method 'lda'"),
+        (["--norm", "l1"], 2, "unknown norm 'l1'"),
         (
             ["--method", "standard", "--whiten"],
             2,

@@ -206,7 +206,7 @@ def test_sheets_that_cannot_be(
     before = sorted(os.listdir(tmp_path))
     for out, kind, words in (
         ("s.gif", UsageError, r"'.*s\.gif' has no known format; end it in \.png or \.html"),
-        ("none/s.png", UsageError, "there is no folder"),
+        ("none/s.png", UsageError, "does not exist; create it first"),
         ("s.png", UsageError, "is a folder, expected a regular file"),
     ):
         with pytest.raises(kind, match=words):

@@ -441,7 +441,7 @@ def test_exit_codes(workplace: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "p.png")
     for code, words, message in (
         (2, ["a.png", "-o", "p.gif"], "has no known format; end it in .png or .svg or .pdf"),
-        (2, ["a.png", "-o", "none/p.png"], "there is no folder 'none'"),
+        (2, ["a.png", "-o", "none/p.png"], "does not exist; create it first"),
         (2, ["a.png", "-o", out, "--marks", "folders", "--sample", "0"],
          "--marks, --sample is for caches, and 'a.png' is none"),
         (2, ["f.h5", "-o", out, "--overlay", "--model", "vgg11"],

@@ -605,7 +605,7 @@ def test_json_and_csv_say_the_same(workplace: Path, tmp_path: Path) -> None:
         (["--attention"], 2, "attention weighs several layers, found conv1_1 alone"),
         (["--unseen", "yak,gnu"], 2, "none for 2 of 42 classes: 'gnu', 'yak'"),
         (["--vectors", "none.txt"], 3, "vectors 'none.txt' cannot be read"),
-        (["--out", "no/m.h5"], 2, "there is no folder 'no'"),
+        (["--out", "no/m.h5"], 2, "does not exist; create it first"),
         (["--labels", "none.csv"], 3, "labels 'none.csv' cannot be read"),
         (["--held-out", "1"], 2, "held-out 1: expected a share"),
     ],

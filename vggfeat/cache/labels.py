@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vggfeat.core.class_names import class_key, one_line, unify
+from vggfeat.core.class_names import class_key, unify
 from vggfeat.core.file_types import MEMBER_MARK, archive_suffix
 from vggfeat.core.image_paths import PathIndex
-from vggfeat.core.text import agree, counted, is_text
+from vggfeat.core.text import agree, counted, first_few, is_text, quoted
 from vggfeat.errors import UsageError
 from vggfeat.storage.text_files import read_text
 
@@ -36,7 +36,6 @@ _PATH_HEADS = frozenset({
     "imagepath", "img", "name", "image_name",
 })  # fmt: skip
 _LABEL_HEADS = frozenset({"label", "class", "category", "target", "class_name", "classname"})
-_SHOWN = 3
 _NOT_UTF8 = "is not UTF-8"
 _ENCODING_REMEDY = "; save the file as UTF-8"
 _OTHER_SEPARATORS = (";", "\t")
@@ -140,9 +139,8 @@ def _parse(path: str, lines: Iterable[str]) -> dict[bytes, str]:
     if not labels and not wrong:
         wrong.append("no labels in it")
     if wrong:
-        more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
         remedy = _ENCODING_REMEDY if any(_NOT_UTF8 in problem for problem in wrong) else ""
-        problems = f"{'; '.join(wrong[:_SHOWN])}{more}{remedy}"
+        problems = first_few(wrong, "; ") + remedy
         raise UsageError(f"labels {path!r}, expected lines of path,label: {problems}")
     return labels
 
@@ -205,17 +203,16 @@ def _from_csv(
             f"{os.fsdecode(paths[0])!r}, found {unknown[0]!r}"
         )
     if wrong:
-        more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
         raise UsageError(
             f"labels {labels_csv!r}, expected one label for each image of {where}: "
-            f"{'; '.join(wrong[:_SHOWN])}{more}"
+            f"{first_few(wrong, '; ')}"
         )
     if not unknown:
         return labels, ()
     note = (
         f"{len(unknown)} of {counted(len(by_path), 'path')} in {labels_csv} "
         f"{agree(len(unknown), 'is')} not in {where}: "
-        f"{one_line(unknown)}"
+        f"{first_few(map(repr, unknown))}"
     )
     return labels, (note,)
 
@@ -246,7 +243,7 @@ def _numbered(labels: Sequence[str], paths: Sequence[bytes], notes: Sequence[str
     without = np.flatnonzero(classes == UNLABELLED).tolist()
     said = list(notes)
     if names and without:
-        some = one_line([os.fsdecode(paths[row]) for row in without])
+        some = first_few(quoted(paths[row]) for row in without)
         said.append(
             f"{len(without)} of {counted(len(paths), 'image')} {agree(len(without), 'has')} no "
             f"label: {some}"

@@ -18,7 +18,7 @@ from vggfeat.cache.writer import create_cache, write_all
 from vggfeat.core.file_types import other_format
 from vggfeat.core.isolation import isolated
 from vggfeat.core.records import Images
-from vggfeat.core.text import agree, counted
+from vggfeat.core.text import agree, counted, first_few, quoted
 from vggfeat.errors import CacheError, CacheMismatchError, InputError, UsageError
 from vggfeat.storage.locks import hold
 from vggfeat.storage.paths import check_place, path_text
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     from vggfeat.cache.format import Header
 
-_SHOWN = 3
 _BEST_FIRST = (RowState.DONE, RowState.FAILED, RowState.PENDING)
 
 
@@ -206,11 +205,10 @@ def _check_images(caches: Sequence[FeatureCache], rows: _Rows) -> None:
         if one.any() and other.any() and (one != other).any():
             unlike.append(at)
     if unlike:
-        names = ", ".join(repr(os.fsdecode(bytes(rows.paths[at]))) for at in unlike[:_SHOWN])
-        more = f" and {len(unlike) - _SHOWN} more" if len(unlike) > _SHOWN else ""
+        names = first_few(quoted(bytes(rows.paths[at])) for at in unlike)
         raise CacheMismatchError(
             f"{counted(len(unlike), 'path')} {agree(len(unlike), 'stands')} for different images "
-            f"in the caches: {names}{more}; bring "
+            f"in the caches: {names}; bring "
             "the older cache up to date (extract --update), or merge others"
         )
 
@@ -267,7 +265,7 @@ def check_whole(caches: Sequence[FeatureCache]) -> None:
     lacking = [cache for cache in caches if isinstance(cache, ShardedCache) and cache.missing]
     if lacking:
         each = "; ".join(
-            f"{len(cache.missing)} of {cache.path!r}: {', '.join(cache.missing[:_SHOWN])}"
+            f"{len(cache.missing)} of {cache.path!r}: {first_few(cache.missing)}"
             for cache in lacking
         )
         raise CacheError(

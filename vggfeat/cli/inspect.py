@@ -17,7 +17,7 @@ from vggfeat.cli.terminal import (
     print_json,
     shape_text,
 )
-from vggfeat.core.text import agree, byte_count, counted, printable
+from vggfeat.core.text import agree, byte_count, counted, first_few, printable
 from vggfeat.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from vggfeat.retrieval.quantization_loss import LayerLoss
 
 _FAILURES_SHOWN = 20
-_SHARDS_NAMED = 3
 _FIRST_TO_GO = ("std", "size", "zeros", "min", "mean", "max")
 
 
@@ -198,12 +197,11 @@ def _shard_lines(summary: CacheSummary) -> list[str]:
         f"  {counted(len(summary.shards), 'shard')}, {len(pending)} of them with images left to do"
     ]
     if missing:
-        names = ", ".join(shard.name for shard in missing[:_SHARDS_NAMED])
-        more = f" and {len(missing) - _SHARDS_NAMED} more" if len(missing) > _SHARDS_NAMED else ""
+        names = first_few(shard.name for shard in missing)
         lines.append(
             painted(
                 f"  {counted(len(missing), 'shard')} {agree(len(missing), 'is')} not there: "
-                f"{names}{more}",
+                f"{names}",
                 "yellow",
             )
         )

@@ -146,13 +146,9 @@ def _check_place(path: str | None) -> None:
     """Refuses early what `publish` could not write to, or would replace and should not."""
     if not path:
         return
-    refuse_standard_output(path, "file")
-    folder = os.path.dirname(os.path.abspath(path))
-    if not os.path.isdir(folder):
-        raise UsageError(f"{path!r} cannot be written: its folder is not there; make it first")
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise UsageError(f"{path!r} cannot be written: it is no regular file; name another place")
     check_place(path, "file")
+    if os.path.isdir(path):
+        raise UsageError(f"file {path!r} is a folder, expected a regular file; name another place")
 
 
 class _LogFile(logging.handlers.WatchedFileHandler):

@@ -9,7 +9,7 @@ import typer
 from vggfeat.cli.options import given, settings_options
 from vggfeat.cli.terminal import Bar, Quiet, exit_codes, print_json, set_up_logging, table
 from vggfeat.config import make_settings
-from vggfeat.core.text import printable
+from vggfeat.core.text import first_few, printable
 from vggfeat.errors import UsageError
 from vggfeat.storage.paths import check_place, refuse_standard_output
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from vggfeat.images.statistics import PixelStats
 
-_SHOWN = 5  # failures, and kinds of files
+_SHOWN = 5  # failures
 _ENDING = ".toml"
 
 
@@ -110,8 +110,7 @@ def _lines(found: PixelStats) -> Iterator[str]:
         yield f"          and {found.failed - _SHOWN} more: --json"
     values = found.values
     kinds = [f"{kind} {number:,}" for kind, number in values.kinds.items()]
-    more = f" and {len(kinds) - _SHOWN} more kinds" if len(kinds) > _SHOWN else ""
-    yield f"files     {', '.join(kinds[:_SHOWN])}{more}"
+    yield f"files     {first_few(kinds)}"
     yield f"bits      {', '.join(f'{bits}: {number:,}' for bits, number in values.bits.items())}"
     yield f"values    {values.minimum:.6g} to {values.maximum:.6g}, in the files' own units"
     about = "" if values.exact else ", of a sample"

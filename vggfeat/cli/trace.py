@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vggfeat.cli.terminal import exit_codes, output_width, print_json, shape_text, table
+from vggfeat.core.choices import choose
 from vggfeat.core.preprocessing import CROPS
 from vggfeat.core.text import byte_count, counted, printable
-from vggfeat.errors import UsageError
 
 if TYPE_CHECKING:
     from vggfeat.extraction.trace import Stage, Trace
@@ -75,10 +75,9 @@ def trace(
     with exit_codes():
         from vggfeat.extraction.trace import trace as follow
 
-        if crop is not None and crop not in CROPS:
-            raise UsageError(f"crop is {crop!r}; expected one of {', '.join(CROPS)}")
         found = follow(
-            photo, size=size, model=model, weights=weights, crop=crop,
+            photo, size=size, model=model, weights=weights,
+            crop=None if crop is None else choose("crop", CROPS, crop),
             batch=batch,
         )  # fmt: skip
         if as_json:

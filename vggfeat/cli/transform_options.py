@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vggfeat.cli.terminal import Bar, print_json
+from vggfeat.core.choices import choose
 from vggfeat.core.settings import DTYPES
 from vggfeat.core.text import counted, duration, printable
 from vggfeat.errors import InterruptedRunError, UsageError
@@ -91,8 +92,7 @@ def run(
         flags = [*given, *(["save"] if save is not None else [])]
         named = ", ".join("--" + name.replace("_", "-") for name in flags)
         raise UsageError(f"--use applies a model with its own settings; give it without {named}")
-    if dtype not in DTYPES:
-        raise UsageError(f"dtype {dtype!r} is not known; expected one of {', '.join(DTYPES)}")
+    choose("dtype", DTYPES, dtype)
     if update and not resume:
         raise UsageError("--fresh makes all rows anew; give it without --update")
     begin = "update" if update else "resume" if resume else "fresh"

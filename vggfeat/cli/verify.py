@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vggfeat.cli.terminal import exit_codes, print_json
-from vggfeat.core.text import agree, byte_count, counted, duration, printable
+from vggfeat.core.text import agree, byte_count, counted, duration, first_few, printable
 from vggfeat.errors import CacheError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def verify(
             raise CacheError(
                 f"cache {cache!r}: {counted(len(found.missing), 'shard')} "
                 f"{agree(len(found.missing), 'is')} not there: "
-                f"{', '.join(found.missing[:_SHOWN])}; restore them from a backup, or `vggfeat "
+                f"{first_few(found.missing)}; restore them from a backup, or `vggfeat "
                 "extract --update` takes their images into the shards beside"
             )
         if len(found.bad) > found.repaired:

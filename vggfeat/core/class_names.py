@@ -14,14 +14,13 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vggfeat.core.text import counted
+from vggfeat.core.text import first_few
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
 # A minus sign is no joint: labels such as -1 and 1, or "x -1" and "x 1", are two classes.
 _JOINT = re.compile(r"[\s_]+|(?<=[^\W_])-(?=[^\W_])")
-_SHOWN = 3
 
 
 def fold(text: str) -> str:
@@ -46,12 +45,6 @@ def class_key(name: str) -> str:
     if len(name) == 1:
         return name
     return _JOINT.sub(" ", fold(name)).strip() or name
-
-
-def one_line(names: Sequence[str]) -> str:
-    """Return the first few names of many, quoted: `'a', 'b', 'c' and 2 more`."""
-    shown = ", ".join(map(repr, names[:_SHOWN]))
-    return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown
 
 
 class ClassNames:
@@ -90,12 +83,10 @@ class Spellings:
 
     def __str__(self) -> str:
         """Say which spellings were taken for one class, the first few of many."""
-        each = [
-            f"{', '.join(map(repr, some))} as {name!r}"
-            for name, some in list(self.merged.items())[:_SHOWN]
-        ]
-        more = len(self.merged) - _SHOWN
-        return "; ".join(each) + (f"; and {counted(more, 'class')} more" if more > 0 else "")
+        merged = self.merged.items()
+        return first_few(
+            (f"{', '.join(map(repr, some))} as {name!r}" for name, some in merged), "; "
+        )
 
 
 def unify(names: Iterable[str]) -> Spellings:

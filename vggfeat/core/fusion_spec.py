@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from vggfeat.core.choices import unknown_choices, unknown_value
 from vggfeat.core.steps import Step
 from vggfeat.core.text import counted
 from vggfeat.errors import UsageError
@@ -51,7 +52,8 @@ class Recipe:
     weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        wrong = [*_wrong_choices(self), *_wrong_layers(self), *_wrong_weights(self)]
+        known = {"method": METHODS, "norm": ROW_NORMS, "final_norm": FINAL_NORMS}
+        wrong = [*unknown_choices(self, known), *_wrong_layers(self), *_wrong_weights(self)]
         if wrong:
             raise UsageError("; ".join(wrong))
 
@@ -101,15 +103,6 @@ class Recipe:
         )
 
 
-def _wrong_choices(recipe: Recipe) -> list[str]:
-    known = {"method": METHODS, "norm": ROW_NORMS, "final_norm": FINAL_NORMS}
-    return [
-        f"{name} {getattr(recipe, name)!r} is not known; expected one of {', '.join(choices)}"
-        for name, choices in known.items()
-        if getattr(recipe, name) not in choices
-    ]
-
-
 def _wrong_layers(recipe: Recipe) -> list[str]:
     if len(recipe.layers) >= 2:  # noqa: PLR2004 one layer is fused with nothing
         return []
@@ -150,8 +143,8 @@ def parse_fuse(text: str) -> tuple[Method, tuple[float, ...]]:
             "`vggfeat fuse --method attention`"
         )
     raise UsageError(
-        f"fuse {text!r} is not known; expected one of {', '.join(ON_THE_FLY)}, the last two also "
-        "with weights, as in weighted(2,1,1)"
+        f"{unknown_value('fuse', ON_THE_FLY, text)}; the last two also take weights, as in "
+        "weighted(2,1,1)"
     )
 
 

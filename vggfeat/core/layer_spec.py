@@ -15,6 +15,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
+from vggfeat.core.choices import choose, unknown_value
 from vggfeat.core.vgg_layers import GRID, Layer, find_layer, layer_table
 from vggfeat.errors import UsageError
 
@@ -138,7 +139,7 @@ def _parse_defaults(pool: str, norm: str) -> tuple[Pool, Norm, list[str]]:
     except UsageError as error:
         wrong.append(str(error))
     try:
-        default_norm = _parse_norm(norm)
+        default_norm = choose("norm", NORMS, norm)
     except UsageError as error:
         wrong.append(str(error))
     return default_pool, default_norm, wrong
@@ -169,7 +170,7 @@ def _parse_modifiers(text: str, modifiers: list[str]) -> tuple[Pool | None, Norm
     norm: Norm | None = None
     for word in modifiers:
         if norm is None and word in NORMS:
-            norm = _parse_norm(word)
+            norm = choose("norm", NORMS, word)
         elif pool is None and norm is None and word not in NORMS:
             pool = _parse_pool(word, f"layer spec {text!r}")
         else:
@@ -180,22 +181,13 @@ def _parse_modifiers(text: str, modifiers: list[str]) -> tuple[Pool | None, Norm
     return pool, norm
 
 
-def _parse_norm(word: str) -> Norm:
-    for norm in NORMS:
-        if norm == word:
-            return norm
-    raise UsageError(f"norm {word!r} is not known; expected one of {', '.join(NORMS)}")
-
-
 def _parse_pool(word: str, where: str) -> Pool:
     match = re.fullmatch(r"(\w+)(?:\(([^()]*)\))?", word)
     name = match.group(1) if match else word
     arguments = match.group(2) if match else None
     if name not in POOLS:
-        raise UsageError(
-            f"{where}: {word!r} is no pool; expected one of {', '.join(POOLS)} "
-            f"(norms are {', '.join(NORMS)})"
-        )
+        norms = ", ".join(NORMS)
+        raise UsageError(f"{where}: {unknown_value('pool', POOLS, word)}; norms are {norms}")
     parse = POOLS[name].parse
     if parse is not None:
         return parse(arguments, where)

@@ -10,6 +10,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vggfeat.core.choices import unknown_value
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -63,8 +65,7 @@ class Option:
     def problem(self, name: str, value: object) -> str:
         """Return what is wrong with a value by type, choices and range; '' if nothing is."""
         if self.choices and value not in self.choices:
-            known = ", ".join(self.choices)
-            return f"{name} {value!r} is not known; expected one of {known}"
+            return unknown_value(name, self.choices, value)
         if self.is_text and not isinstance(value, str):
             return f"{name} is {value!r}; expected text"
         if self.within is None or self._is_allowed(value, *self.within):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
+from vggfeat.core.choices import unknown_value
 from vggfeat.errors import UsageError
 
 if TYPE_CHECKING:
@@ -177,17 +177,10 @@ def parse_corruptions(text: str) -> tuple[Corruption, ...]:
     """
     known: Mapping[str, Corruption] = {name: name for name in CORRUPTIONS}
     names = [part.strip() for part in text.split(",") if part.strip()]
-    unknown = [_with_guess(name) for name in names if name not in known]
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise UsageError(
-            f"augment {', '.join(unknown)} is not known; expected any of {', '.join(known)}"
-        )
+        raise UsageError(unknown_value("augment", known, *unknown))
     return tuple(known[name] for name in names)
-
-
-def _with_guess(name: str) -> str:
-    near = difflib.get_close_matches(name, CORRUPTIONS, n=1)
-    return f"{name!r} (did you mean {near[0]}?)" if near else repr(name)
 
 
 def parse_window(text: str) -> tuple[float, float] | None:

@@ -107,8 +107,8 @@ def quoted(path: bytes) -> str:
     return repr(os.fsdecode(path))
 
 
-def first_few(offenders: Iterable[str]) -> str:
-    """The first five, and how many more there are."""
+def first_few(offenders: Iterable[str], separator: str = ", ") -> str:
+    """Return the first five, and how many more there are: `a, b, c, d, e and 7 more`."""
     names = list(offenders)
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    more = f"{separator.rstrip(', ')} and {len(names) - _SHOWN} more" * (len(names) > _SHOWN)
+    return separator.join(names[:_SHOWN]) + more

@@ -7,11 +7,11 @@ numbering. With the tensors that the layers need: their names in torchvision's m
 
 from __future__ import annotations
 
-import difflib
 import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
+from vggfeat.core.choices import choose, did_you_mean
 from vggfeat.core.foreign_names import explain_name
 from vggfeat.errors import UsageError
 
@@ -144,17 +144,9 @@ def layer_table(model: str) -> tuple[Layer, ...]:
     Raises:
         UsageError: `model` is no VGG variant of torchvision.
     """
-    depth, batch_norm = _parse_variant(model)
-    return (*_feature_layers(depth, batch_norm=batch_norm), *_classifier_layers())
-
-
-def _parse_variant(model: str) -> tuple[int, bool]:
-    if model not in VARIANTS:
-        raise UsageError(
-            f"model {model!r} is not known; expected one of {', '.join(VARIANTS)}"
-            f"{_did_you_mean(model, VARIANTS)}"
-        )
-    return int(model[3:5]), model.endswith("_bn")
+    choose("model", VARIANTS, model)
+    batch_norm = model.endswith("_bn")
+    return (*_feature_layers(int(model[3:5]), batch_norm=batch_norm), *_classifier_layers())
 
 
 def _feature_layers(depth: int, *, batch_norm: bool) -> list[Layer]:
@@ -248,7 +240,7 @@ def find_layer(model: str, name: str) -> Layer:
     layer = table.get(meant)
     if layer is None:
         explained = explain_name(name, tuple(table.values()))
-        hint = f"; {explained}" if explained else _did_you_mean(meant, list(table))
+        hint = f"; {explained}" if explained else did_you_mean([meant], table, most=3)
         raise UsageError(
             f"layer {name!r} is not in {model}{hint}; "
             f"`vggfeat layers --model {model}` lists them all"
@@ -262,11 +254,6 @@ def _resolve_alias(name: str) -> str:
     if name in ("relu6", "relu7"):
         return name.replace("relu", "fc")
     return name.replace("relu", "conv", 1) if name.startswith("relu") else name
-
-
-def _did_you_mean(word: str, known: list[str] | tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
-    return f"; did you mean {', '.join(near)}?" if near else ""
 
 
 @dataclass(frozen=True, slots=True)

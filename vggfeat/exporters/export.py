@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vggfeat.cache.sharded import open_cache
+from vggfeat.core.choices import choose
 from vggfeat.core.isolation import isolated
 from vggfeat.core.layer_spec import NORMS
 from vggfeat.core.text import agree, counted
@@ -104,21 +105,14 @@ def export(
 
 
 def _check(to: str, place: str, compress: str, metric: str, norm: str | None) -> Format:
-    form = EXPORT_FORMATS.get(to)
-    if form is None:
-        raise UsageError(f"unknown format {to!r}; expected one of {', '.join(EXPORT_FORMATS)}")
-    if compress not in COMPRESSIONS:
-        raise UsageError(f"compress is {compress!r}; expected one of {', '.join(COMPRESSIONS)}")
+    form = EXPORT_FORMATS[choose("format", EXPORT_FORMATS, to)]
+    choose("compress", COMPRESSIONS, compress)
     if compress != "none" and compress not in form.compressions:
         able = [name for name, one in EXPORT_FORMATS.items() if compress in one.compressions]
         raise UsageError(f"compress {compress} is not for {to}; it is for {' and '.join(able)}")
-    if metric not in INDEX_METRICS:
-        raise UsageError(f"metric is {metric!r}; expected one of {', '.join(INDEX_METRICS)}")
-    if norm is not None and norm not in NORMS:
-        raise UsageError(f"unknown norm {norm!r}; expected one of {', '.join(NORMS)}")
-    folder = os.path.dirname(place) or os.curdir
-    if not os.path.isdir(folder):
-        raise UsageError(f"output {place!r}: there is no folder {folder!r}; make it first")
+    choose("metric", INDEX_METRICS, metric)
+    if norm is not None:
+        choose("norm", NORMS, norm)
     check_place(place)
     return form
 

@@ -30,9 +30,6 @@ def output_format(path: str, what: str, known: Sequence[str]) -> str:
     ending = os.path.splitext(path)[1].lower().removeprefix(".")
     if ending not in known:
         raise UsageError(f"{what} {path!r} has no known format; end it in .{' or .'.join(known)}")
-    folder = os.path.dirname(path) or os.curdir
-    if not os.path.isdir(folder):
-        raise UsageError(f"{what} {path!r}: there is no folder {folder!r}; make it first")
     check_place(path, what)
     return ending
 

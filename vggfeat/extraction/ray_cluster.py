@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import logging
 import os
@@ -14,6 +13,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
+from vggfeat.core.optional import require
 from vggfeat.core.text import counted
 from vggfeat.errors import DeviceError, UsageError
 
@@ -210,9 +210,4 @@ def last_line(error: BaseException) -> str:
 
 def import_ray() -> Any:
     """Return the package, which is an extra, or raise `UsageError` if it is not installed."""
-    try:
-        return importlib.import_module("ray")
-    except ImportError as error:
-        raise UsageError(
-            'the engine ray needs the package ray: pip install "vggfeat[ray]"'
-        ) from error
+    return require("ray", "ray", "the engine ray")

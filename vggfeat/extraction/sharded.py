@@ -15,7 +15,7 @@ from vggfeat.cache.shard_manifest import MANIFEST, read_manifest
 from vggfeat.cache.sharded import ShardedCache
 from vggfeat.cache.sharding import Sharding
 from vggfeat.core.signals import StopFlag
-from vggfeat.core.text import agree, counted
+from vggfeat.core.text import agree, counted, first_few
 from vggfeat.errors import CacheError, LockedError, ShardsHeldError, UsageError
 from vggfeat.extraction.metadata import describe_cache
 from vggfeat.extraction.pipeline import (
@@ -240,7 +240,7 @@ class _Work:
             self.damaged.append(
                 f"{counted(len(missing), 'shard')} of {self._cache.path!r} "
                 f"{agree(len(missing), 'is')} not there: "
-                f"{', '.join(missing[:3])}; restore them from a backup, or --update lists "
+                f"{first_few(missing)}; restore them from a backup, or --update lists "
                 "the images anew and takes theirs into the shards beside"
             )
 

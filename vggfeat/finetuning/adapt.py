@@ -184,9 +184,6 @@ def _check_request(out: str, sources: Sequence[str | os.PathLike[str]]) -> None:
     wrong = []
     if not out.endswith(_SUFFIX):
         wrong.append(f"output {out!r}: expected a name that ends in {_SUFFIX}")
-    folder = os.path.dirname(os.path.abspath(out))
-    if not os.path.isdir(folder):
-        wrong.append(f"output {out!r}: its folder {folder!r} is not there; make it first")
     if "-" in sources:
         wrong.append("images are read more than once, and a list on standard input cannot be; "
                      "write it to a file and name it as @list.txt")  # fmt: skip

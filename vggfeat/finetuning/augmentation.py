@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, get_args
 
+from vggfeat.core.choices import unknown_value
 from vggfeat.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,10 +30,7 @@ def parse_jitter(text: str) -> tuple[Augmentation, ...]:
     words = [word.strip() for word in text.split(",") if word.strip()]
     unknown = [word for word in words if word not in AUGMENTATIONS]
     if unknown:
-        raise UsageError(
-            f"unknown jitter {', '.join(map(repr, unknown))}; expected any of "
-            f"{', '.join(AUGMENTATIONS)}"
-        )
+        raise UsageError(unknown_value("jitter", AUGMENTATIONS, *unknown))
     return tuple(name for name in AUGMENTATIONS if name in words)
 
 

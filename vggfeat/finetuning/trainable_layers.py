@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vggfeat.core.choices import did_you_mean
 from vggfeat.core.vgg_layers import ADAPTER, ADAPTER_BIAS, Layer, layer_table
 from vggfeat.errors import UsageError
 
@@ -62,11 +62,12 @@ def parse_trainable(text: str, model: str, deepest: Layer) -> Trainable:
     within = table[: table.index(deepest) + 1]
     known = _names(table)
     words = [word.strip() for word in text.split(",") if word.strip()]
-    wrong = [_with_guess(word, known) for word in words if word not in known and word != _ADAPTER]
+    wrong = [word for word in words if word not in known and word != _ADAPTER]
     if wrong or not words:
         raise UsageError(
-            f"trainable {', '.join(wrong) or repr(text)} is not known in {model}; expected "
+            f"unknown trainable {', '.join(map(repr, wrong or [text]))} in {model}; expected "
             "adapter, first, a layer with weights such as conv3_2, a block such as conv3, or all"
+            f"{did_you_mean(wrong, [_ADAPTER, *known])}"
         )
     deep = [w for w in words if w != _ALL and not set(known.get(w, within)) & set(within)]
     if deep:
@@ -87,8 +88,3 @@ def _names(table: Sequence[Layer]) -> Mapping[str, tuple[Layer, ...]]:
             layer for layer in trainable if layer.level == block and layer.kind == "conv"
         )
     return {**names, _FIRST: trainable[:1], _ALL: trainable}
-
-
-def _with_guess(word: str, known: Mapping[str, object]) -> str:
-    near = difflib.get_close_matches(word, [_ADAPTER, *known], n=1)
-    return f"{word!r} (did you mean {near[0]}?)" if near else repr(word)

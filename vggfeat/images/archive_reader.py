@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
 
 import numpy as np
 
+from vggfeat.core.optional import require
 from vggfeat.core.text import counted
 from vggfeat.errors import DecodeError, InputError
 from vggfeat.images.streams import GONE, open_regular, reason_for
@@ -267,13 +268,8 @@ def _zstd(path: bytes) -> Any:
     try:
         import compression.zstd as module  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
-        try:
-            import zstandard as module
-        except ImportError as error:
-            raise InputError(
-                f"{os.fsdecode(path)!r} is compressed by zstd, which needs a package that is not "
-                "installed: pip install zstandard"
-            ) from error
+        what = f"{os.fsdecode(path)!r}, which is compressed by zstd,"
+        module = require("zstandard", "", what, error=InputError)
     return module
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from vggfeat.core.dicom_head import HEAD_BYTES, is_dicom_head
+from vggfeat.core.optional import require
 from vggfeat.errors import DecodeError
 from vggfeat.images.intensity import Range, Raster
 from vggfeat.images.resize import too_large
@@ -42,13 +43,10 @@ def read_dicom(stream: BinaryIO, preprocess: Preprocess, max_pixels: int) -> Ras
     Returns:
         Grey rescaled to the file's units, as Hounsfield units of a CT; or colours as RGB.
     """
-    try:
-        import pydicom
-        from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
-    except ImportError:
-        raise DecodeError(
-            'DICOM, which needs a package that is not installed: pip install "vggfeat[dicom]"'
-        ) from None
+    require("pydicom", "dicom", "DICOM", error=DecodeError)
+    import pydicom
+    from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
+
     stream.seek(0)
     dataset = pydicom.dcmread(stream, force=True)  # a preamble may be lacking: see `is_dicom`
     _name_syntax(dataset)

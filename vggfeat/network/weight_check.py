@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vggfeat.core.text import agree, counted
+from vggfeat.core.text import agree, counted, first_few
 from vggfeat.core.vgg_layers import (
     ADAPTER,
     ADAPTER_BIAS,
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     Shapes = Mapping[str, tuple[int, ...]]
-
-_NAMED = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +199,7 @@ def _convolutions(found: Shapes, model: str, meant: Sequence[Layer]) -> list[Pro
     return [
         Problem(
             wrong[0].name,
-            _offences(wrong, found),
+            first_few(_unlike(wrong, found), "; "),
             "use a file whose convolutions have torchvision's names and shapes; save the "
             "state_dict of the whole model",
         )
@@ -226,12 +224,6 @@ def _shape(shape: tuple[int, ...]) -> str:
     return f"({', '.join(map(str, shape))}{',' * (len(shape) == 1)})"
 
 
-def _offences(layers: Sequence[Layer], found: Shapes) -> str:
-    lines = _unlike(layers, found)
-    more = len(lines) - _NAMED
-    return "; ".join(lines[:_NAMED]) + (f"; and {more} more" if more > 0 else "")
-
-
 def _classifier(found: Shapes, checkpoint: Checkpoint, model: str) -> list[Problem]:
     if checkpoint.convolutions_only or not any(name.startswith("classifier.") for name in found):
         what = "holds convolutions only; fc6 to fc8 lie behind them"
@@ -246,7 +238,7 @@ def _classifier(found: Shapes, checkpoint: Checkpoint, model: str) -> list[Probl
     if not wrong:
         return []
     remedy = f"a classifier of another make cannot be computed here; {_convolutions_do(model)}"
-    return [Problem(wrong[0].name, _offences(wrong, found), remedy)]
+    return [Problem(wrong[0].name, first_few(_unlike(wrong, found), "; "), remedy)]
 
 
 def _other_input(fc6: Layer, shape: tuple[int, ...], convolutions_do: str) -> Problem:
@@ -292,8 +284,6 @@ def _unexpected(found: Shapes, model: str, problems: Sequence[Problem]) -> list[
     ]
     if not names:
         return []
-    more = " …" if len(names) > _NAMED else ""
-    shown = ", ".join(names[:_NAMED])
     has, are = agree(len(names), "has"), agree(len(names), "is")
     what = f"of the file {has} no place in {model} and {are} skipped"
-    return [f"{counted(len(names), 'tensor')} {what}: {shown}{more}"]
+    return [f"{counted(len(names), 'tensor')} {what}: {first_few(names)}"]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vggfeat.core.resources import user_cache
-from vggfeat.core.text import agree, counted
+from vggfeat.core.text import agree, counted, first_few
 from vggfeat.core.vgg_layers import (
     ADAPTER,
     ADAPTER_BIAS,
@@ -296,8 +296,7 @@ def _check_fit(
         raise WeightsError(
             f"weights {weights.name} do not fit {model}: {len(missing)} of "
             f"{counted(len(wanted), 'tensor')} {agree(len(missing), 'is')} missing, "
-            f"{', '.join(missing[:4])}{' …' * (len(missing) > 4)}"  # noqa: PLR2004 4
-            f"; found {counted(len(found), 'tensor')}{hint}"
+            f"{first_few(missing)}; found {counted(len(found), 'tensor')}{hint}"
         )
     unlike = [
         f"{name} expected {list(shape)}, found {list(found[name])}"

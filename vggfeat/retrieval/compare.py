@@ -14,6 +14,7 @@ from vggfeat.cache.labels import UNLABELLED, labels_of
 from vggfeat.cache.rows import match_paths
 from vggfeat.cache.sharded import open_cache
 from vggfeat.core.arrays import spread
+from vggfeat.core.choices import unknown_value
 from vggfeat.core.isolation import isolated
 from vggfeat.core.text import agree, counted
 from vggfeat.errors import CacheMismatchError, UsageError
@@ -183,9 +184,9 @@ def compare(
 def _check_choices(metric: str, fusions: str, sample: int, k: Sequence[int]) -> None:
     wrong = []
     if metric not in RANKING_METRICS:
-        wrong.append(f"unknown metric {metric!r}; expected one of {', '.join(RANKING_METRICS)}")
+        wrong.append(unknown_value("metric", RANKING_METRICS, metric))
     if fusions not in FUSIONS:
-        wrong.append(f"unknown fusions {fusions!r}; expected one of {', '.join(FUSIONS)}")
+        wrong.append(unknown_value("fusions", FUSIONS, fusions))
     if sample < 1:
         wrong.append(f"sample is {sample}; expected 1 query or more")
     if not k or min(k) < 1:

@@ -21,6 +21,7 @@ import numpy as np
 
 from vggfeat.cache.reader import FeatureCache
 from vggfeat.cache.sharded import open_cache
+from vggfeat.core.choices import choose
 from vggfeat.core.isolation import isolated
 from vggfeat.core.resources import usable_cores
 from vggfeat.core.text import agree, counted
@@ -153,8 +154,7 @@ def duplicates(
 
 
 def _check(threshold: float, metric: str) -> None:
-    if metric not in ("cosine", "l2"):
-        raise UsageError(f"unknown metric {metric!r} for duplicates; expected cosine or l2")
+    choose("metric", ("cosine", "l2"), metric)
     most = 1.0 if metric == "cosine" else math.inf
     least = -1.0 if metric == "cosine" else 0.0
     if not least <= threshold <= most or math.isinf(threshold):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import numpy as np
 
+from vggfeat.core.choices import choose
 from vggfeat.errors import UsageError
 
 if TYPE_CHECKING:
@@ -76,8 +77,7 @@ def check_layers(
     cache: FeatureCache, layers: Sequence[str], weights: Sequence[float], metric: Metric
 ) -> None:
     """Raise UsageError for an unknown metric, weights that are no shares, or a layer of maps."""
-    if metric not in METRICS:
-        raise UsageError(f"unknown metric {metric!r}; expected one of {', '.join(METRICS)}")
+    choose("metric", METRICS, metric)
     total = math.fsum(weights)
     if not (all(0 <= weight < math.inf for weight in weights) and 0 < total < math.inf):
         named = ", ".join(f"{weight:g}" for weight in weights) or "none"

@@ -8,12 +8,12 @@ those that it inherited: their sockets are in an epoll set that it shares with i
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from vggfeat.core.optional import require
 from vggfeat.core.text import counted
 from vggfeat.errors import DecodeError, InputError, UsageError
 from vggfeat.storage.paths import remote_scheme
@@ -24,10 +24,7 @@ if TYPE_CHECKING:
 LARGEST_OBJECT: Final = 2**30
 """Bytes of the largest image that is fetched; it is held in memory while it is decoded."""
 
-_PACKAGES = {
-    "s3": ("s3fs", 'pip install "vggfeat[remote]"'),
-    "gs": ("gcsfs", "pip install gcsfs"),
-}
+_PACKAGES = {"s3": ("s3fs", "remote"), "gs": ("gcsfs", "")}  # with the extra that installs it
 _ATTEMPTS = 5
 _FIRST_PAUSE = 0.5  # seconds; each one after it is twice as long
 _PATIENCE = 30.0
@@ -103,12 +100,9 @@ def _import_store(scheme: str, address: str) -> Any:
     if scheme not in _PACKAGES:
         known = " or ".join(f"{name}://bucket/…" for name in _PACKAGES)
         raise UsageError(f"{address!r} is in an unknown store; expected {known}, or a path")
-    package, command = _PACKAGES[scheme]
-    try:
-        importlib.import_module(package)
-        return importlib.import_module("fsspec")
-    except ImportError as error:
-        raise UsageError(f"{address!r} needs the package {package}: {command}") from error
+    package, extra = _PACKAGES[scheme]
+    require(package, extra, repr(address))
+    return require("fsspec", extra, repr(address))
 
 
 def _once(configured: Any) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
+from vggfeat.core.choices import unknown_choices, unknown_value
+from vggfeat.core.fusion_spec import FINAL_NORMS, FinalNorm
 from vggfeat.core.isolation import isolated
 from vggfeat.core.layer_spec import NORMS
 from vggfeat.core.steps import Step
@@ -37,7 +39,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vggfeat.cache.reader import FeatureCache
-    from vggfeat.core.fusion_spec import FinalNorm
     from vggfeat.core.layer_spec import Norm
     from vggfeat.core.settings import Dtype
     from vggfeat.transforms.derive import Begin, OnProgress
@@ -83,14 +84,9 @@ class ReduceSettings:
 
     def check(self) -> None:
         """Raise UsageError for settings that do not go together."""
-        wrong = []
-        if self.method not in REDUCE_METHODS:
-            known = ", ".join(REDUCE_METHODS)
-            wrong.append(f"method {self.method!r} is not known; expected one of {known}")
-        if self.norm not in NORMS:
-            wrong.append(f"norm {self.norm!r} is not known; expected one of {', '.join(NORMS)}")
-        if self.final_norm not in (None, "none", "l2"):
-            wrong.append(f"final norm {self.final_norm!r} is not known; expected none or l2")
+        wrong = unknown_choices(self, {"method": REDUCE_METHODS, "norm": NORMS})
+        if self.final_norm not in (None, *FINAL_NORMS):
+            wrong.append(unknown_value("final norm", FINAL_NORMS, self.final_norm))
         if self.whiten and self.method != "pca":
             wrong.append(
                 f"whitening belongs to the method pca; {self.method} does not turn the axes"

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Final, Literal, get_args
 
 import numpy as np
 
+from vggfeat.core.choices import choose
 from vggfeat.core.text import counted, printable
-from vggfeat.errors import DecodeError, UsageError
+from vggfeat.errors import DecodeError
 from vggfeat.visualization.figure_files import check_matplotlib
 from vggfeat.visualization.thumbnails import image_file, load_picture, shortened
 
@@ -60,10 +61,7 @@ class Colouring:
 
 def check_marks(name: str) -> Marks:
     """Return the one of `MARKS` that is named."""
-    for known in MARKS:
-        if known == name:
-            return known
-    raise UsageError(f"unknown marks {name!r}; expected one of {', '.join(MARKS)}")
+    return choose("marks", MARKS, name)
 
 
 def colour_by_folder(paths: list[str]) -> Colouring:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, Literal, get_args
 import numpy as np
 
 from vggfeat.core.arrays import spread, unit_rows
+from vggfeat.core.choices import choose
 from vggfeat.core.layer_spec import split_specs
 from vggfeat.core.optional import require
 from vggfeat.core.text import counted
@@ -104,12 +105,10 @@ class CacheView:
 
 def check_projection(name: str) -> Projection:
     """Return the projection of that name, if it can be computed here."""
-    for known in PROJECTIONS:
-        if known == name:
-            if known == "umap":
-                require("umap", "umap", "projection umap", package="umap-learn")
-            return known
-    raise UsageError(f"unknown projection {name!r}; expected one of {', '.join(PROJECTIONS)}")
+    projection = choose("projection", PROJECTIONS, name)
+    if projection == "umap":
+        require("umap", "umap", "projection umap", package="umap-learn")
+    return projection
 
 
 def view_cache(

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Final
 import h5py
 import numpy as np
 
-from vggfeat.core.text import counted, decode_text
+from vggfeat.core.optional import require
+from vggfeat.core.text import counted, decode_text, first_few
 from vggfeat.errors import InputError, UsageError
 from vggfeat.storage.text_files import read_text
 from vggfeat.zeroshot.word_vectors import Words
@@ -40,7 +41,6 @@ _NUMBERED = re.compile(r"\d+\s+")
 _LOOKED_AT = 1 << 16  # bytes in which the first line ends
 _FEWEST = 3  # columns; two numbers are the first line of word2vec
 
-_SHOWN = 3  # mistakes that an error message lists
 _NPZ = "expected arrays `names` (n,) and `vectors` (n, dims), or one array (dims,) a class"
 
 log = logging.getLogger("vggfeat")
@@ -102,10 +102,7 @@ def _take(cells: list[str], dims: int, vectors: dict[str, Values]) -> str:
 
 def _refuse(path: str, expected: str, wrong: list[str]) -> None:
     if wrong:
-        more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
-        raise UsageError(
-            f"vectors {path!r}, expected {expected}: {'; '.join(wrong[:_SHOWN])}{more}"
-        )
+        raise UsageError(f"vectors {path!r}, expected {expected}: {first_few(wrong, '; ')}")
 
 
 def _from_npz(path: str) -> Words:
@@ -130,7 +127,9 @@ def _from_npz(path: str) -> Words:
     shape = next(iter(shapes)) if len(shapes) == 1 else ()
     kinds = {array.dtype.kind for array in arrays.values()}
     if len(shape) != 1 or not kinds <= set("fiub"):
-        raise UsageError(f"vectors {path!r}: {_NPZ}; found shapes {sorted(shapes)[:_SHOWN]}")
+        raise UsageError(
+            f"vectors {path!r}: {_NPZ}; found shapes {first_few(map(str, sorted(shapes)))}"
+        )
     vectors = {name: array.astype(np.float32) for name, array in arrays.items()}
     return Words("table", vectors, shape[0])
 
@@ -254,14 +253,10 @@ def read_mat(path: str) -> Words:
 
 
 def _matlab_5(path: str) -> dict[str, Any]:
-    try:
-        from scipy.io import loadmat
-        from scipy.io.matlab import MatReadError
-    except ImportError:
-        raise UsageError(
-            f"vectors {path!r} are a MATLAB file, which needs a package that is not installed: pip "
-            'install "vggfeat[mat]"'
-        ) from None
+    require("scipy.io", "mat", f"the MATLAB file {path!r}")
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
     try:
         found = loadmat(path, variable_names=[_ATTRIBUTES, _NAMES])
     except OSError:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vggfeat.core.class_names import ClassNames, class_key
-from vggfeat.core.text import counted
+from vggfeat.core.text import counted, first_few
 from vggfeat.errors import UsageError
 from vggfeat.storage.text_files import read_text
 from vggfeat.zeroshot.name_matching import ClassIndex, identifier, listed, nearest_names
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 
 _HEAD = ["child", "parent"]
-_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +143,7 @@ def read_tree(path: str | os.PathLike[str]) -> ClassTree:
     parents, wrong = _parse(io.StringIO(read_text(path, "class tree"), newline=""))
     wrong = wrong or _circles(parents)
     if wrong:
-        more = [f"and {len(wrong) - _SHOWN} more"] if len(wrong) > _SHOWN else []
-        problems = "; ".join([*wrong[:_SHOWN], *more])
+        problems = first_few(wrong, "; ")
         raise UsageError(f"class tree {path!r}, expected lines of child,parent: {problems}")
     return ClassTree(parents)
 

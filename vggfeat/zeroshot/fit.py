@@ -151,7 +151,7 @@ def fit_zeroshot(
     started = time.perf_counter()
     settings, out = settings or ZeroShotSettings(), path_text(out)
     settings.check()
-    _check_out(out)
+    check_model_place(out)
     check_replaceable(out, ZEROSHOT_KIND)
     task = _task(open_cache(source), os.fspath(vectors), settings)
     keys = image_keys(task.cache, task.train.rows)
@@ -163,13 +163,6 @@ def fit_zeroshot(
     else:
         model = ZeroShotModel.load(out)
     return _summary(out, model, anew=anew, seconds=time.perf_counter() - started)
-
-
-def _check_out(out: str) -> None:
-    folder = os.path.dirname(out) or os.curdir
-    if not os.path.isdir(folder):
-        raise UsageError(f"model {out!r}: there is no folder {folder!r}; make it first")
-    check_model_place(out)
 
 
 def _is_up_to_date(out: str, requested: dict[str, Any]) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 from vggfeat.cache.sharded import open_cache
 from vggfeat.core.class_names import ClassNames
 from vggfeat.core.isolation import isolated
+from vggfeat.core.text import first_few
 from vggfeat.errors import CacheError, InputError, TooManyFailuresError, UsageError
 from vggfeat.transforms.base import blocks_of
 from vggfeat.zeroshot.class_split import read_class_list
@@ -117,7 +118,7 @@ def predict_zeroshot(
     found = rank([asked.vectors] if asked.paths else [])
     predictions = Predictions(path, chosen.names, asked.paths, *found, bias, asked.failures)
     if not asked.paths:
-        reasons = "; ".join(f"{failure.path}: {failure.reason}" for failure in asked.failures[:3])
+        reasons = first_few((f"{one.path}: {one.reason}" for one in asked.failures), "; ")
         raise TooManyFailuresError(f"no image could be decoded: {reasons}", predictions)
     return predictions
 

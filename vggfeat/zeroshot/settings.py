@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from vggfeat.core.choices import unknown_choices
 from vggfeat.errors import UsageError
 from vggfeat.zeroshot.features import INPUT_NORMS, InputNorm
 
@@ -58,21 +59,14 @@ class ZeroShotSettings:
         Raises:
             UsageError: names all that is wrong.
         """
-        wrong = [*self._wrong_choices(), *self._wrong_numbers()]
+        known = {"method": ZERO_SHOT_METHODS, "norm": INPUT_NORMS}
+        wrong = [*unknown_choices(self, known), *self._wrong_numbers()]
         if self.seen is not None and self.unseen is not None:
             wrong.append("--seen and --unseen name the same split; give one of them")
         if self.method == "devise" and (self.gamma is not None or self.lambda_ is not None):
             wrong.append("--gamma and --lambda belong to the method eszsl, not devise")
         if wrong:
             raise UsageError("; ".join(wrong))
-
-    def _wrong_choices(self) -> list[str]:
-        known = {"method": ZERO_SHOT_METHODS, "norm": INPUT_NORMS}
-        return [
-            f"unknown {name} {getattr(self, name)!r}; expected one of {', '.join(choices)}"
-            for name, choices in known.items()
-            if getattr(self, name) not in choices
-        ]
 
     def _wrong_numbers(self) -> list[str]:
         above = {

@@ -10,6 +10,7 @@ import io
 import zipfile
 from typing import TYPE_CHECKING
 
+from vggfeat.core.text import first_few
 from vggfeat.network.containers.records import Contents, RefusedError
 from vggfeat.network.containers.tensor_pickle import load_noted, named_tensors
 
@@ -34,7 +35,7 @@ def read_torch_archive(file: CheckedFile) -> Contents:
         if not pickles:
             raise RefusedError(
                 f"it is a zip archive without {_PICKLE}, as torch.save writes it; it holds "
-                f"{', '.join(sorted(members)[:4])}"
+                f"{first_few(sorted(members))}"
             )
         root = pickles[0].removesuffix(_PICKLE)
         _check_byte_order(archive, f"{root}byteorder")
