@@ -76,88 +76,40 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "_version": ("__version__",),
-    "cache.merge": (
-        "MergeReport",
-        "merge",
-    ),
+    "cache.merge": ("MergeReport", "merge"),
     "cache.reader": ("FeatureCache",),
-    "cache.sharded": (
-        "ShardedCache",
-        "open",
-    ),
+    "cache.sharded": ("ShardedCache", "open"),
     "cache.sharding": ("Sharding",),
-    "cache.torch_dataset": (
-        "FeatureDataset",
-        "as_tensor",
-    ),
-    "cache.verify": (
-        "VerifyReport",
-        "verify",
-    ),
+    "cache.torch_dataset": ("FeatureDataset", "as_tensor"),
+    "cache.verify": ("VerifyReport", "verify"),
     "config": ("load_config",),
-    "core.records": (
-        "Progress",
-        "Summary",
-    ),
+    "core.records": ("Progress", "Summary"),
     "core.settings": ("Settings",),
     "errors": ("VggfeatError",),
-    "exporters.export": (
-        "ExportReport",
-        "export",
-    ),
+    "exporters.export": ("ExportReport", "export"),
     "extraction.api": ("extract",),
-    "extraction.benchmark": (
-        "Bench",
-        "bench",
-    ),
+    "extraction.benchmark": ("Bench", "bench"),
     "extraction.ray_cluster": ("RayCluster",),
     "extraction.trace": ("trace",),
     "extraction.update": ("UpdatePolicy",),
     "finetuning.adapt": ("adapt",),
     "finetuning.report": ("FinetuneReport",),
     "finetuning.settings": ("AdaptSettings",),
-    "images.statistics": (
-        "PixelStats",
-        "stats",
-    ),
+    "images.statistics": ("PixelStats", "stats"),
     "network.calibration": ("calibrate",),
     "network.extractor": ("Extractor",),
-    "retrieval.compare": (
-        "Comparison",
-        "compare",
-    ),
-    "retrieval.duplicates": (
-        "Duplicates",
-        "duplicates",
-    ),
+    "retrieval.compare": ("Comparison", "compare"),
+    "retrieval.duplicates": ("Duplicates", "duplicates"),
     "retrieval.quantization_loss": ("measure_loss",),
-    "retrieval.search": (
-        "SearchResult",
-        "search",
-    ),
+    "retrieval.search": ("SearchResult", "search"),
     "transforms.derive": ("TransformReport",),
-    "transforms.fuse": (
-        "FuseSettings",
-        "fuse",
-    ),
-    "transforms.reduce": (
-        "ReduceSettings",
-        "reduce",
-    ),
+    "transforms.fuse": ("FuseSettings", "fuse"),
+    "transforms.reduce": ("ReduceSettings", "reduce"),
     "zeroshot.class_vectors": ("class_vectors",),
-    "zeroshot.evaluate": (
-        "Evaluation",
-        "evaluate_zeroshot",
-    ),
-    "zeroshot.fit": (
-        "ZeroShotFitReport",
-        "fit_zeroshot",
-    ),
+    "zeroshot.evaluate": ("Evaluation", "evaluate_zeroshot"),
+    "zeroshot.fit": ("ZeroShotFitReport", "fit_zeroshot"),
     "zeroshot.model": ("ZeroShotModel",),
-    "zeroshot.predict": (
-        "Predictions",
-        "predict_zeroshot",
-    ),
+    "zeroshot.predict": ("Predictions", "predict_zeroshot"),
     "zeroshot.settings": ("ZeroShotSettings",),
 }
 """Public names by the module that defines them."""

@@ -40,7 +40,7 @@ SPECS = ",".join((*BLOCKS, *(spec.replace(":avg", "") for spec in DEEP)))
 
 
 def main() -> None:
-    """Extracts every alteration once, then prints table after table."""
+    """Extracts every corruption once, then prints table after table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("weights")
     parser.add_argument("photos")
@@ -51,14 +51,14 @@ def main() -> None:
         folder.mkdir(exist_ok=True)
         for name in ("original", *CORRUPTIONS):
             extract(given.weights, given.photos, folder, name)
-        print_alterations(folder, BLOCKS)
-        print_alterations(folder, tuple(spec.replace(":avg", "") for spec in DEEP))
+        print_corruptions(folder, BLOCKS)
+        print_corruptions(folder, tuple(spec.replace(":avg", "") for spec in DEEP))
         print_correlations(folder, Path(given.photos))
         print_ways(folder)
 
 
 def extract(weights: str, photos: str, folder: Path, name: str) -> None:
-    """The cache of one alteration, `<name>.h5`."""
+    """The cache of one corruption, `<name>.h5`."""
     settings = vggfeat.Settings(
         layers=SPECS, model="vgg16", weights=weights, transform="features", dtype="float32",
         augment="" if name == "original" else name,
@@ -66,8 +66,8 @@ def extract(weights: str, photos: str, folder: Path, name: str) -> None:
     vggfeat.extract(photos, folder / f"{name}.h5", settings)
 
 
-def print_alterations(folder: Path, layers: tuple[str, ...]) -> None:
-    """Mean average precision of each layer for each alteration; queries are the altered ones."""
+def print_corruptions(folder: Path, layers: tuple[str, ...]) -> None:
+    """Mean average precision of each layer for each corruption; queries are the altered ones."""
     print(f"\n| corruption | {' | '.join(layers)} |\n|{'---|' * (len(layers) + 1)}")
     for name in CORRUPTIONS:
         found = found_again(folder / "original.h5", folder / f"{name}.h5")
@@ -151,9 +151,9 @@ def print_ways(folder: Path) -> None:
             database = Path(temporary) / "database.h5"
             width = make(folder / "original.h5", database, None)
             found: list[Candidate] = []
-            for alteration in HARD:
-                queries = Path(temporary) / f"{alteration}.h5"
-                make(folder / f"{alteration}.h5", queries, Path(temporary) / "database.model.h5")
+            for corruption in HARD:
+                queries = Path(temporary) / f"{corruption}.h5"
+                make(folder / f"{corruption}.h5", queries, Path(temporary) / "database.model.h5")
                 found += found_again(database, queries).values()
             print_way(name, width, found)
 
@@ -192,7 +192,7 @@ def reducing(layer: str, dims: int, *, whiten: bool) -> Make:
 
 
 def ways(folder: Path) -> dict[str, Make]:
-    """What is compared; weights are learnt from alterations that are not among those judged by."""
+    """What is compared; weights are learnt from corruptions that are not among those judged by."""
     three = ",".join(BLOCKS[2:])
     pairs = tuple(str(folder / f"{name}.h5") for name in EASY)
     return {

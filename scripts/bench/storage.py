@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def write_versions(photos: Path, folder: Path) -> None:
-    """Every photograph as it is and in each alteration, a folder each photograph."""
+    """Every photograph as it is and in each corruption, a folder each photograph."""
     for path in sorted(photos.iterdir()):
         image = Image.open(path).convert("RGB")
         place = folder / path.stem

@@ -80,10 +80,10 @@ def test_an_empty_mirror_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 NOBODY = ["setpriv", "--reuid", "54321", "--regid", "54321", "--clear-groups"]
 STRANGER = """
 import os, sys
-from vggfeat.storage.digests import file_digest
+from vggfeat.storage.digests import file_digests
 from vggfeat.core.resources import user_cache
 from vggfeat.cli import main
-print(len(file_digest(sys.argv[1])))
+print(len(file_digests(sys.argv[1]).sha256))
 sys.argv[1:] = ["doctor"]
 try:
     user_cache()

@@ -15,7 +15,7 @@ from sklearn.model_selection import LeaveOneOut, cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier
 
 from vggfeat.core.arrays import inner_products, nearness, unit_rows
-from vggfeat.core.ranking_metrics import average_precision, first_relevant, recall_at
+from vggfeat.core.ranking_metrics import average_precision, first_relevant
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,6 +51,12 @@ def test_average_precision_by_hand() -> None:
     relevant = np.array([1, 0, 1, 0, 0, 1], bool)
     assert average_precision(scores, relevant) == pytest.approx((1 + 2 / 3 + 3 / 6) / 3)
     assert average_precision(scores[::-1], relevant[::-1]) == pytest.approx((1 + 2 / 3 + 1 / 2) / 3)
+
+
+def recall_at(k: int, scores: NDArray[np.float32], relevant: NDArray[np.bool_]) -> float:
+    """Whether the first relevant image is among the first k, as `compare` counts it."""
+    position = first_relevant(scores, relevant)
+    return position if math.isnan(position) else float(position < k)
 
 
 @given(data=st.data())

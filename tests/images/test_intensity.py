@@ -130,7 +130,7 @@ def smooth(height: int, width: int, channels: int = 1) -> NDArray[np.uint8]:
         ({"std": "0"}, "std is '0'; expected one number, or 3 separated by commas, above 0"),
         ({"channels": 1, "std": "0.1,0.1,0.1"}, "std is '0.1,0.1,0.1'; expected one number, above"),
         ({"window": "1,2", "clip": "1,99"}, "window and clip both say what becomes black"),
-        ({"channels": 1, "augment": "crop"}, "augment alters 8-bit RGB alone, not channels 1"),
+        ({"channels": 1, "augment": "crop"}, "augment takes 8-bit RGB alone, not channels 1"),
         ({"depth": 16, "channels": 4, "precision": "int8"}, "not channels 4 with depth 16"),
     ],
 )
@@ -603,7 +603,7 @@ def test_thumbnails_by_the_window_of_the_cache(tmp_path: Path) -> None:
     settings = ask(size=32, window="2047.5,4095", workers=0)
     library.extract([tmp_path / "scans"], tmp_path / "t.h5", settings)
     (result,) = results_of_rows(library.open(tmp_path / "t.h5"), "*")
-    with picture_of(result.path, 100, result.tones) as picture:
+    with picture_of(result.path, 100, result.preprocess) as picture:
         assert isinstance(picture, Image.Image)
         assert picture.getpixel((30, 30)) == (round(3000 / 4095 * 255),) * 3
     with Image.fromarray(np.asarray(load_picture(str(tmp_path / "scans" / "a.png"), 100))) as plain:

@@ -16,16 +16,16 @@ import torchvision
 from accelerator import needs_cuda
 from torch.nn import functional
 from torchvision.models.feature_extraction import create_feature_extractor
+from weight_files import read_checkpoint
 
 from vggfeat.config import make_settings
 from vggfeat.core.records import DecodedBatch, Failure
 from vggfeat.core.settings import Settings
 from vggfeat.core.vgg_layers import VARIANTS, layer_table
 from vggfeat.errors import DeviceError
-from vggfeat.network.checkpoint_reader import read_checkpoint
 from vggfeat.network.device import choose_batch_size, choose_device, choose_precision
 from vggfeat.network.extractor import Extractor
-from vggfeat.storage.digests import file_digest
+from vggfeat.storage.digests import file_digests
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -274,7 +274,7 @@ def bytes_read() -> int:
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="no /proc/self/io here")
 def test_nothing_behind_the_deepest_layer_is_touched(vgg19_file: str) -> None:
     """conv3_4 alone loads the eight convolutions up to it and reads nothing of the classifier."""
-    file_digest(vgg19_file)  # once for all runs
+    file_digests(vgg19_file)  # once for all runs
     before = bytes_read()
     network = extractor("conv3_4", vgg19_file, "vgg19")
     assert bytes_read() - before < 60_000_000  # in pieces of 4 MiB, of which headers need some

@@ -114,7 +114,7 @@ def test_an_altered_photograph_finds_its_original(
     queries = features_of(network, [alter(photos[index]) for index in QUERIES])
     cosines = unit(queries) @ unit(database).T  # (12, 60)
     own = cosines[np.arange(len(QUERIES)), list(QUERIES)]
-    assert own.max() < 1 - 1e-5, "the alteration changed nothing"
+    assert own.max() < 1 - 1e-5, "the corruption changed nothing"
     assert cosines.argmax(1).tolist() == list(QUERIES)
 
 

@@ -27,6 +27,7 @@ import torch
 import torchvision
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from weight_files import read_checkpoint
 
 from vggfeat.core.layer_spec import parse_specs
 from vggfeat.core.preprocessing import NORMALISATIONS
@@ -35,7 +36,6 @@ from vggfeat.core.vgg_layers import VARIANTS, VGG, layer_table, parameter_shapes
 from vggfeat.errors import UsageError, WeightsError
 from vggfeat.network import download as download_module
 from vggfeat.network import weights as weights_module
-from vggfeat.network.checkpoint_reader import read_checkpoint
 from vggfeat.network.vgg import needed_layers
 from vggfeat.network.weights import (
     Weights,
@@ -45,7 +45,7 @@ from vggfeat.network.weights import (
     weights_folder,
     weights_name,
 )
-from vggfeat.storage.digests import file_digest, file_digests
+from vggfeat.storage.digests import file_digests
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -115,14 +115,14 @@ def test_the_digest_is_remembered(tmp_path: Path) -> None:
     """A file is read for its digest once, and again when it has changed."""
     path = tmp_path / "big.pth"
     path.write_bytes(bytes(range(256)) * 40_000)
-    assert file_digest(str(path)) == sha256(path.read_bytes())
+    assert file_digests(str(path)).sha256 == sha256(path.read_bytes())
     memory = tmp_path / "cache" / "vggfeat" / "digests.json"
     known = json.loads(memory.read_text(encoding="utf-8"))
     known[str(path.resolve())]["sha256"] = "remembered"
     memory.write_text(json.dumps(known), encoding="utf-8")
-    assert file_digest(str(path)) == "remembered"
+    assert file_digests(str(path)).sha256 == "remembered"
     path.write_bytes(b"changed")
-    assert file_digest(str(path)) == sha256(b"changed")
+    assert file_digests(str(path)).sha256 == sha256(b"changed")
     assert [item.name for item in memory.parent.iterdir()] == ["digests.json"]
 
 
@@ -130,19 +130,19 @@ def test_a_change_of_time_alone_has_the_file_read_again(tmp_path: Path) -> None:
     """Bytes that changed while the size did not are seen by the time of change."""
     path = tmp_path / "w.pth"
     path.write_bytes(b"one")
-    before = file_digest(str(path))
+    before = file_digests(str(path)).sha256
     status = path.stat()
     path.write_bytes(b"two")
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
     assert before == sha256(b"one")
-    assert file_digest(str(path)) == sha256(b"two")
+    assert file_digests(str(path)).sha256 == sha256(b"two")
 
 
 def test_a_file_that_cannot_be_read_is_an_error_of_ours(tmp_path: Path) -> None:
     """A file that goes away or is closed to us is a WeightsError that names it and says why."""
     path = tmp_path / "gone.pth"
     with pytest.raises(WeightsError, match=r"gone\.pth' cannot be read: No such file"):
-        file_digest(str(path))
+        file_digests(str(path))
 
 
 def test_the_digest_that_an_earlier_version_remembered(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_a_spoilt_memory_of_digests_only_costs_time(tmp_path: Path, content: str
     memory = tmp_path / "cache" / "vggfeat" / "digests.json"
     memory.parent.mkdir(parents=True)
     memory.write_text(content.replace("PATH", str(path.resolve())), encoding="utf-8")
-    assert file_digest(str(path)) == sha256(b"one")
+    assert file_digests(str(path)).sha256 == sha256(b"one")
 
 
 # --- torchvision's own

@@ -25,7 +25,7 @@ from vggfeat.core.vgg_layers import layer_table
 from vggfeat.errors import WeightsError
 from vggfeat.network.weights import Weights, find_weights, load_tensors
 from vggfeat.storage.checked_file import PIECE_BYTES, CheckedFile, FileChangedError, digest_file
-from vggfeat.storage.digests import file_digest, file_digests
+from vggfeat.storage.digests import file_digests
 
 KINDS = ("w.safetensors", "w.pth", "legacy.pth")
 IMAGES = 240
@@ -101,7 +101,7 @@ def test_a_run_computes_with_what_it_loaded(
 ) -> None:
     """What happens to the file after the first rows changes none of the others, and no SIGBUS."""
     words = ["extract", str(place / "images"), "--weights", str(weights), *RUN, "--out"]
-    digest = file_digest(str(weights))
+    digest = file_digests(str(weights)).sha256
     done = vggfeat(*words, "whole.h5", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     run = subprocess.Popen(
@@ -230,12 +230,12 @@ def test_the_time_of_change_counts(place: Path, tmp_path: Path) -> None:
     """Bytes changed in place under the old time of modification, as rsync does, are seen."""
     path = tmp_path / "w.safetensors"
     shutil.copy(place / "w.safetensors", path)
-    before, status = file_digest(str(path)), path.stat()
+    before, status = file_digests(str(path)).sha256, path.stat()
     while path.stat().st_ctime_ns == status.st_ctime_ns:
         overwrite(path, place / "other-w.safetensors")
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert path.stat().st_size == status.st_size
-    assert file_digest(str(path)) == digest_file(str(path)).sha256 != before
+    assert file_digests(str(path)).sha256 == digest_file(str(path)).sha256 != before
 
 
 def test_weights_of_another_digest_are_refused(place: Path) -> None:

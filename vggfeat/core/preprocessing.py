@@ -47,27 +47,6 @@ _DIGITS = 6  # of averages, so that they are recorded as people write them
 
 
 @dataclass(frozen=True, slots=True)
-class Tones:
-    """What becomes of the values in a file before they are resized.
-
-    Attributes:
-        window: level and width in the file's own units: level - width / 2 becomes black,
-            level + width / 2 white; None for what the file says, or its full scale.
-        clip: percentiles of each image that become black and white.
-        clahe: clip limit and tiles along a side of contrast-limited adaptive histogram
-            equalisation.
-    """
-
-    window: tuple[float, float] | None = None
-    clip: tuple[float, float] | None = None
-    clahe: tuple[float, int] | None = None
-
-
-AS_FILES_SAY: Final = Tones()
-"""Full scale, or what else a file has for black and white."""
-
-
-@dataclass(frozen=True, slots=True)
 class Preprocess:
     """How a file becomes the network's input. Recorded whole in the cache.
 
@@ -84,13 +63,15 @@ class Preprocess:
         background: what shows through transparent pixels.
         decode: `exact` decodes every pixel; `fast` has libjpeg decode JPEGs far larger than needed
             at 1/2, 1/4 or 1/8 of their sides, which is other pixels by a little.
-        augment: how the upright image is altered before it is resized, in this order; see
+        augment: corruptions of the upright image before it is resized, in this order; see
             `images.corruptions.corrupt`. With any, `fast` decodes every pixel too.
         channels: of the network's input: 3 is RGB, 1 grey, others are taken as a file has them.
         depth: bits of a channel; with 16 nothing is rounded to 8 on the way.
-        window: see `Tones`.
-        clip: see `Tones`.
-        clahe: see `Tones`.
+        window: level and width in the file's own units: level - width / 2 becomes black,
+            level + width / 2 white; None for what the file says, or its full scale.
+        clip: percentiles of each image that become black and white.
+        clahe: clip limit and tiles along a side of contrast-limited adaptive histogram
+            equalisation.
     """
 
     size: int = 224
@@ -121,9 +102,9 @@ class Preprocess:
         return fields
 
     @property
-    def tones(self) -> Tones:
-        """What becomes of a file's values."""
-        return Tones(self.window, self.clip, self.clahe)
+    def full_scale(self) -> bool:
+        """Whether black and white are those of the file: no window, percentiles or equalisation."""
+        return self.window is None and self.clip is None and self.clahe is None
 
     @property
     def white(self) -> int:
@@ -133,12 +114,16 @@ class Preprocess:
     @property
     def usual(self) -> bool:
         """Whether images become 8-bit RGB by their full scale, as published weights want them."""
-        return self.channels == RGB and self.depth == 8 and self.tones == AS_FILES_SAY  # noqa: PLR2004 bits
+        return self.channels == RGB and self.depth == 8 and self.full_scale  # noqa: PLR2004 bits
 
     @property
     def fill(self) -> tuple[int, ...]:
         """What padding takes: the mean's pixel, which normalisation turns into about 0."""
         return tuple(round(self.white * value) for value in self.mean)
+
+
+AS_FILES_SAY: Final = Preprocess()
+"""Full scale, or what else a file has for black and white."""
 
 
 NOT_ALWAYS: Mapping[str, Any] = {
@@ -167,7 +152,7 @@ def preprocess_from(recorded: Mapping[str, Any]) -> Preprocess:
 
 
 def parse_corruptions(text: str) -> tuple[Corruption, ...]:
-    """The alterations that `text` names, in its order.
+    """The corruptions that `text` names, in its order.
 
     Args:
         text: names separated by commas; empty for none.

@@ -51,19 +51,3 @@ def first_relevant(scores: NDArray[np.float32], relevant: NDArray[np.bool_]) -> 
         return math.nan
     ahead = scores >= scores[relevant].max()
     return float(np.count_nonzero(ahead & ~relevant))
-
-
-def recall_at(k: int, scores: NDArray[np.float32], relevant: NDArray[np.bool_]) -> float:
-    """Whether a relevant image is among the first k: 1 or 0, and NaN where nothing is relevant.
-
-    That is recall at k as in metric learning (Jégou et al. 2011, Song et al. 2016). At k = 1 and
-    with the query itself left out it is the accuracy of its nearest neighbour. An irrelevant image
-    of the same score counts as the earlier one.
-
-    Args:
-        k: from 1.
-        scores: float (n,).
-        relevant: bool (n,).
-    """
-    position = first_relevant(scores, relevant)
-    return position if math.isnan(position) else float(position < k)

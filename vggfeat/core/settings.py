@@ -173,7 +173,7 @@ class Settings:
     )
     augment: str = setting(
         "",
-        f"Alter every image before it is resized, by any of {', '.join(CORRUPTIONS)}; several "
+        f"Apply corruptions to every image before it is resized: {', '.join(CORRUPTIONS)}; several "
         "are applied in the order given.",
         "NAME,...",
         items=str,

@@ -131,7 +131,7 @@ def _wrong_domain(settings: Settings) -> list[str]:
     other = [f"channels {settings.channels}"] if settings.channels != RGB else []
     other += [f"depth {settings.depth}"] if settings.depth != DEPTHS[0] else []
     if other and settings.augment:
-        wrong.append(f"augment alters 8-bit RGB alone, not {' with '.join(other)}; leave it out")
+        wrong.append(f"augment takes 8-bit RGB alone, not {' with '.join(other)}; leave it out")
     if other and settings.precision == "int8":
         wrong.append(
             f"precision int8 computes with 8-bit RGB alone, not {' with '.join(other)}; use "

@@ -18,7 +18,7 @@ from vggfeat.images.clahe import equalise
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from vggfeat.core.preprocessing import Preprocess, Tones
+    from vggfeat.core.preprocessing import Preprocess
 
 BYTE: Final = 255
 WORD: Final = 65535
@@ -91,7 +91,7 @@ def develop(raster: Raster, preprocess: Preprocess) -> NDArray[Any]:
     count = 1 if values.shape[2] in (1, RGB) else values.shape[2]
     parts = zip(np.split(values, count, axis=2), np.split(own, count, axis=-1), strict=True)
     levels = [
-        to_levels(part, find_range(shown, raster.scale, preprocess.tones), preprocess.white)
+        to_levels(part, find_range(shown, raster.scale, preprocess), preprocess.white)
         for part, shown in parts
     ]
     found = levels[0] if len(levels) == 1 else np.concatenate(levels, axis=2)
@@ -136,14 +136,14 @@ def luma(values: NDArray[Any]) -> NDArray[Any]:
     return (total >> _LUMA_BITS).astype(values.dtype)[..., None]
 
 
-def find_range(values: NDArray[Any], scale: Range | None, tones: Tones) -> Range:
+def find_range(values: NDArray[Any], scale: Range | None, preprocess: Preprocess) -> Range:
     """Return black and white: by the window, by percentiles, by the file, or by the values."""
-    if tones.window is not None:
-        level, width = tones.window
+    if preprocess.window is not None:
+        level, width = preprocess.window
         return Range(level - width / 2, level + width / 2)
-    if tones.clip is not None:
+    if preprocess.clip is not None:
         finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
-        low, high = np.percentile(finite, tones.clip) if finite.size else (0.0, 0.0)
+        low, high = np.percentile(finite, preprocess.clip) if finite.size else (0.0, 0.0)
         return Range(float(low), float(high))
     return scale or by_values(values)
 

@@ -125,12 +125,6 @@ def open_checkpoint(path: str, digest: FileDigest | None = None) -> Iterator[Wei
         yield WeightFile(path, contents, reading, file)
 
 
-def read_checkpoint(path: str) -> dict[str, torch.Tensor]:
-    """Read all tensors of a weight file by torchvision's names, or its own if it is no VGG."""
-    with open_checkpoint(path) as file:
-        return file.read(file.shapes)
-
-
 def read_own_safetensors(path: str) -> dict[str, torch.Tensor]:
     """Read all tensors of a file that this package wrote, by the names it gave them."""
     with CheckedFile(path) as file:

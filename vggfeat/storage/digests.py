@@ -18,11 +18,6 @@ if TYPE_CHECKING:
 _ATTEMPTS = 3
 
 
-def file_digest(path: str) -> str:
-    """Return the SHA-256 of a file: see `file_digests`."""
-    return file_digests(path).sha256
-
-
 def file_digests(path: str) -> FileDigest:
     """Return the digests of a file, remembered by path, size, times and inode.
 

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vggfeat.cache.rows import matching, matching_rows
 from vggfeat.cache.sharded import open_cache
-from vggfeat.core.preprocessing import AS_FILES_SAY, Tones
+from vggfeat.core.preprocessing import AS_FILES_SAY, Preprocess
 from vggfeat.core.text import counted, printable
 from vggfeat.errors import UsageError
 from vggfeat.extraction.monitoring import output_format, publish
@@ -60,12 +60,12 @@ class Query:
     Attributes:
         path: its file.
         label: its caption; undecodable bytes as surrogate escapes.
-        tones: the file's values that become black and white.
+        preprocess: whose window, clip and clahe say what becomes black and white.
     """
 
     path: str
     label: str
-    tones: Tones = AS_FILES_SAY
+    preprocess: Preprocess = AS_FILES_SAY
 
     is_query: ClassVar[bool] = True
     heading: ClassVar[str] = "query"
@@ -87,7 +87,7 @@ class Result:
         path: its file; None if the file is not found.
         name: its caption; undecodable bytes as surrogate escapes.
         note: a further caption, such as its state.
-        tones: the file's values that become black and white.
+        preprocess: whose window, clip and clahe say what becomes black and white.
     """
 
     rank: int
@@ -95,7 +95,7 @@ class Result:
     path: str | None
     name: str
     note: str = ""
-    tones: Tones = AS_FILES_SAY
+    preprocess: Preprocess = AS_FILES_SAY
 
     is_query: ClassVar[bool] = False
 
@@ -169,7 +169,7 @@ def results_of_rows(
     """
     if most < 1:
         raise UsageError(f"most is {most}; expected 1 or more")
-    tones = cache.header.identity.preprocess.tones
+    preprocess = cache.header.identity.preprocess
     return [
         Result(
             rank=place + 1,
@@ -177,7 +177,7 @@ def results_of_rows(
             path=image_file(cache, one.row, root),
             name=one.path,
             note=f"{one.state}: {one.reason}" if one.reason else one.state,
-            tones=tones,
+            preprocess=preprocess,
         )
         for place, one in enumerate(matching_rows(cache, matching(cache, pattern)[:most]))
     ]
@@ -196,18 +196,25 @@ def sheet_of_findings(found: SearchResult, out: str, *, root: str | None = None)
         SpaceError: the file cannot be written; an existing one is kept.
     """
     cache = open_cache(found.cache)
-    tones = cache.header.identity.preprocess.tones
+    preprocess = cache.header.identity.preprocess
     queries = [
         Query(
             answer.query if answer.row is None else image_file(cache, answer.row, root) or "",
             answer.query,
-            tones,
+            preprocess,
         )
         for answer in found.answers
     ]
     results = [
         [
-            Result(hit.rank, hit.score, image_file(cache, hit.row, root), hit.path, hit.mark, tones)
+            Result(
+                hit.rank,
+                hit.score,
+                image_file(cache, hit.row, root),
+                hit.path,
+                hit.mark,
+                preprocess,
+            )
             for hit in answer.hits
         ]
         for answer in found.answers
@@ -292,7 +299,7 @@ def _draw_tile(
 ) -> None:
     left, top = corner
     draw.rectangle((left, top, left + _SIDE - 1, top + _SIDE - 1), fill=_BACK)
-    with picture_of(tile.path, _SIDE, tile.tones) as picture:
+    with picture_of(tile.path, _SIDE, tile.preprocess) as picture:
         if isinstance(picture, str):
             for number, line in enumerate(_wrapped(picture, _font(_FONT_SIZE), _SIDE - 16, 4)):
                 draw.text((left + 8, top + 8 + number * _LINE), line, font=_font(_FONT_SIZE),

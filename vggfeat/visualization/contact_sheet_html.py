@@ -192,7 +192,7 @@ def _breakable(escaped: str) -> str:
 
 
 def _button(tile: Tile) -> str:
-    with picture_of(tile.path, LONGEST, tile.tones) as picture:
+    with picture_of(tile.path, LONGEST, tile.preprocess) as picture:
         if isinstance(picture, str):
             words = html.escape(picture)
             return f'<button type="button" class="open none" aria-disabled="true">{words}</button>'

@@ -230,14 +230,14 @@ def _draw_thumbnail(
 def _thumbnails(view: CacheView, root: str | None) -> dict[int, Image.Image]:
     """Load the pictures that exist, by their place in `view.rows`."""
     longest = round(_side(len(view.rows)) * _PIXELS_AN_INCH)
-    tones = view.cache.header.identity.preprocess.tones
+    preprocess = view.cache.header.identity.preprocess
     found = {}
     for at, row in enumerate(view.rows.tolist()):
         path = image_file(view.cache, row, root)
         if path is None:
             continue
         try:
-            found[at] = load_picture(path, longest, tones)
+            found[at] = load_picture(path, longest, preprocess)
         except DecodeError:  # changed since; then it is a dot
             continue
     return found

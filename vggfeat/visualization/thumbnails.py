@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from PIL import Image
 
-from vggfeat.core.preprocessing import AS_FILES_SAY, Preprocess, Tones
+from vggfeat.core.preprocessing import AS_FILES_SAY, Preprocess
 from vggfeat.core.settings import Settings
 from vggfeat.core.text import printable
 from vggfeat.errors import DecodeError
@@ -31,26 +31,30 @@ MAX_PIXELS = Settings(layers="fc7").max_pixels
 _BEGINNING, _END = 22, 15  # characters of a name that are kept
 
 
-def load_picture(path: str | bytes, longest: int, tones: Tones = AS_FILES_SAY) -> Image.Image:
+def load_picture(
+    path: str | bytes, longest: int, preprocess: Preprocess = AS_FILES_SAY
+) -> Image.Image:
     """Load the image in a file, upright, in mode RGB.
 
     Args:
         path: an image file of any kind that an extraction accepts.
         longest: pixels of the longer side at most; smaller images keep their size.
-        tones: values that become black and white; without them, images of 12 or 16 bits or in
-            physical units show little.
+        preprocess: whose window, clip and clahe say what becomes black and white; without them,
+            images of 12 or 16 bits or in physical units show little.
     """
     with open_file(os.fsencode(path)) as stream:
-        if is_of_values(stream) or tones != AS_FILES_SAY:
-            return _picture_of_values(stream, longest, tones)
+        if is_of_values(stream) or not preprocess.full_scale:
+            return _picture_of_values(stream, longest, preprocess)
         shorter = _shorter_side(stream, longest)
-        preprocess = Preprocess(size=shorter, resize=None, crop="none", decode="fast")
-        return Image.fromarray(decode(stream, preprocess, MAX_PIXELS))
+        shown = Preprocess(size=shorter, resize=None, crop="none", decode="fast")
+        return Image.fromarray(decode(stream, shown, MAX_PIXELS))
 
 
-def _picture_of_values(stream: BinaryIO, longest: int, tones: Tones) -> Image.Image:
+def _picture_of_values(stream: BinaryIO, longest: int, like: Preprocess) -> Image.Image:
     """Load any file by its values; Pillow cannot tell the size of an array or of DICOM."""
-    shown = Preprocess(crop="none", resize=None, **dataclasses.asdict(tones))
+    shown = Preprocess(
+        crop="none", resize=None, window=like.window, clip=like.clip, clahe=like.clahe
+    )
     with as_decode_errors(stream, MAX_PIXELS):
         raster = read_raster(stream, shown, MAX_PIXELS)
         small, large = sorted(raster.values.shape[:2])
@@ -74,14 +78,14 @@ def _shorter_side(stream: BinaryIO, longest: int) -> int:
 
 @contextlib.contextmanager
 def picture_of(
-    path: str | None, longest: int, tones: Tones = AS_FILES_SAY
+    path: str | None, longest: int, preprocess: Preprocess = AS_FILES_SAY
 ) -> Iterator[Image.Image | str]:
     """Yield the image in a file as `load_picture` does, or a few words on why there is none."""
     if path is None or not os.path.isfile(path):
         yield "file not found"
         return
     try:
-        image = load_picture(path, longest, tones)
+        image = load_picture(path, longest, preprocess)
     except DecodeError as error:
         yield printable(str(error))
         return
