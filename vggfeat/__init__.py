@@ -58,10 +58,10 @@ if TYPE_CHECKING:
     from vggfeat.retrieval.search import SearchResult as SearchResult
     from vggfeat.retrieval.search import search as search
     from vggfeat.transforms.derive import TransformReport as TransformReport
-    from vggfeat.transforms.fuse import FuseSettings as FuseSettings
     from vggfeat.transforms.fuse import fuse as fuse
-    from vggfeat.transforms.reduce import ReduceSettings as ReduceSettings
     from vggfeat.transforms.reduce import reduce as reduce
+    from vggfeat.transforms.settings import FuseSettings as FuseSettings
+    from vggfeat.transforms.settings import ReduceSettings as ReduceSettings
     from vggfeat.zeroshot.class_vectors import class_vectors as class_vectors
     from vggfeat.zeroshot.evaluate import Evaluation as Evaluation
     from vggfeat.zeroshot.evaluate import evaluate_zeroshot as evaluate_zeroshot
@@ -103,8 +103,9 @@ _HOMES = {
     "retrieval.quantization_loss": ("measure_loss",),
     "retrieval.search": ("SearchResult", "search"),
     "transforms.derive": ("TransformReport",),
-    "transforms.fuse": ("FuseSettings", "fuse"),
-    "transforms.reduce": ("ReduceSettings", "reduce"),
+    "transforms.fuse": ("fuse",),
+    "transforms.reduce": ("reduce",),
+    "transforms.settings": ("FuseSettings", "ReduceSettings"),
     "zeroshot.class_vectors": ("class_vectors",),
     "zeroshot.evaluate": ("Evaluation", "evaluate_zeroshot"),
     "zeroshot.fit": ("ZeroShotFitReport", "fit_zeroshot"),

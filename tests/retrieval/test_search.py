@@ -400,7 +400,7 @@ def test_the_weights_must_be_those_of_the_cache(workplace: Path, tmp_path: Path)
         (["codes.h5", "none.png"], 3, ["'none.png'"]),
         (["codes.h5", "images/b/broken.png"], 4, ["none of 1 query image can", "broken.png"]),
         (["images/a/00.png", "images"], 5, ["images/a/00.png"]),
-        (["short.h5", "images", "--use", "none.h5"], 5, ["model 'none.h5' is not there"]),
+        (["short.h5", "images", "--use", "none.h5"], 5, ["model 'none.h5' does not exist"]),
         (["short.h5", "images", "--use", "standard.model.h5"], 5, ["expected one of vggfeat red"]),
     ],
 )

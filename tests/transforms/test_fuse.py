@@ -23,10 +23,10 @@ from sklearn.preprocessing import StandardScaler, normalize
 import vggfeat as library
 from vggfeat.core.fusion_spec import Recipe
 from vggfeat.errors import CacheError, CacheMismatchError, InputError, UsageError
-from vggfeat.transforms.fuse import FuseSettings
 from vggfeat.transforms.fusion import Attention, Fusion, fit_fusion
 from vggfeat.transforms.layer_weights import Examples, contrastive_loss, learn
 from vggfeat.transforms.model_file import Fitted, load_fitted, save_fitted
+from vggfeat.transforms.settings import FuseSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -317,7 +317,7 @@ def test_killed_at_any_time_it_goes_on_to_the_same_bytes(tmp_path: Path) -> None
         (["--method", "sum", "--width", "40"], 2, "40"),
         (["--name", "a/b"], 2, "name 'a/b' must be"),
         (["--dtype", "int4"], 2, "unknown dtype 'int4'"),
-        (["--use", "gone.h5"], 5, "gone.h5' is not there"),
+        (["--use", "gone.h5"], 5, "gone.h5' does not exist"),
         (["--use", "gone.h5", "--method", "sum"], 2, "give it without --method"),
     ],
 )

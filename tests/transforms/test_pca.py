@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from vggfeat.transforms.pca import Blocks
+    from vggfeat.transforms.pca_solvers import Blocks
 
     Rows = NDArray[np.float32]
 

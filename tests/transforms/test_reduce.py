@@ -15,7 +15,7 @@ from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler, normalize
 
 import vggfeat as library
-from vggfeat.transforms.reduce import ReduceSettings
+from vggfeat.transforms.settings import ReduceSettings
 
 if TYPE_CHECKING:
     from pathlib import Path

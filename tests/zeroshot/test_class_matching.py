@@ -15,7 +15,8 @@ from zeroshot_caches import write_cache, write_vectors
 import vggfeat as library
 from vggfeat.cache.labels import labels_of
 from vggfeat.errors import UsageError
-from vggfeat.transforms.fuse import FuseSettings, fuse
+from vggfeat.transforms.fuse import fuse
+from vggfeat.transforms.settings import FuseSettings
 from vggfeat.zeroshot.class_split import read_class_list, split_classes
 from vggfeat.zeroshot.class_tree import read_tree
 

@@ -622,9 +622,9 @@ def test_bad_requests_are_one_line(
 def test_models_and_caches_that_do_not_fit_are_refused(workplace: Path, tmp_path: Path) -> None:
     """Another fit, another network, other vectors, other kinds of file: each says so."""
     fitted(workplace, tmp_path / "m.h5", gamma=1, lambda_=1)
-    with pytest.raises(CacheMismatchError, match=r"gamma: model 1, asked 2.*--fresh"):
+    with pytest.raises(CacheMismatchError, match=r"gamma: model 1, requested 2.*--fresh"):
         fitted(workplace, tmp_path / "m.h5", gamma=2, lambda_=1)
-    with pytest.raises(CacheError, match="is not there; vggfeat zeroshot fit makes one"):
+    with pytest.raises(CacheError, match="does not exist; vggfeat zeroshot fit makes one"):
         library.predict_zeroshot(tmp_path / "none.h5", workplace / "f.h5")
     before = (workplace / "f.h5").read_bytes()
     with pytest.raises(CacheError, match=r"no model of ours.* not replaced; name another place"):

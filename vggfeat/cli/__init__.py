@@ -31,16 +31,15 @@ from vggfeat.cli.doctor import doctor
 from vggfeat.cli.duplicates import duplicates
 from vggfeat.cli.export import export
 from vggfeat.cli.extract import extract
-from vggfeat.cli.fuse import fuse
 from vggfeat.cli.inspect import inspect
 from vggfeat.cli.layers import layers
 from vggfeat.cli.merge import merge
 from vggfeat.cli.plot import plot
-from vggfeat.cli.reduce import reduce
 from vggfeat.cli.search import search
 from vggfeat.cli.sheet import sheet
 from vggfeat.cli.stats import stats
 from vggfeat.cli.trace import trace
+from vggfeat.cli.transforms import fuse, reduce
 from vggfeat.cli.verify import verify
 from vggfeat.cli.zeroshot import zeroshot
 

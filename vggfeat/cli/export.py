@@ -8,10 +8,14 @@ import typer
 
 from vggfeat.cli.terminal import exit_codes, print_json
 from vggfeat.core.text import byte_count, counted, printable
+from vggfeat.exporters.registry import COMPRESSIONS, EXPORT_FORMATS
 
 if TYPE_CHECKING:
     from vggfeat.core.layer_spec import Norm
     from vggfeat.exporters.registry import Compress, IndexMetric
+
+_FOLDERS = [name for name, form in EXPORT_FORMATS.items() if form.is_folder]
+_COMPRESSIBLE = [name for name, form in EXPORT_FORMATS.items() if form.compressions]
 
 
 def export(
@@ -22,7 +26,7 @@ def export(
     to: Annotated[
         str,
         typer.Option(
-            help="npy, npz, parquet, safetensors, csv, webdataset, hloc, faiss or hdf5.",
+            help=f"One of {', '.join(EXPORT_FORMATS)}.",
             metavar="FORMAT",
         ),
     ],
@@ -31,7 +35,7 @@ def export(
         typer.Option(
             "--out",
             "-o",
-            help="The file to make; for npy, webdataset and faiss a folder.",
+            help=f"The file to create; a folder for {', '.join(_FOLDERS)}.",
             metavar="PATH",
         ),
     ],
@@ -48,7 +52,11 @@ def export(
         ),
     ] = "done",
     compress: Annotated[
-        str, typer.Option(help="none, gzip or zstd, for hdf5 and parquet.", metavar="HOW")
+        str,
+        typer.Option(
+            help=f"One of {', '.join(COMPRESSIONS)}; for {' and '.join(_COMPRESSIBLE)}.",
+            metavar="HOW",
+        ),
     ] = "none",
     metric: Annotated[
         str,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vggfeat.core.choices import unknown_value
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 _KEY = "option"
 
@@ -34,6 +34,7 @@ class Option:
         above: whether the least number itself is excluded.
         items: type of each value of a comma separated text, which a TOML file may have as a list.
         also: other spellings of the option.
+        parse: reads a value that is no text from the text of the command line.
     """
 
     help: str
@@ -47,6 +48,7 @@ class Option:
     above: bool = False
     items: type[str | float] | None = None
     also: tuple[str, ...] = ()
+    parse: Callable[[Any], Any] | None = None
 
     @property
     def full_help(self) -> str:
@@ -54,16 +56,24 @@ class Option:
         parts = [self.help]
         if self.choices:
             parts.append(f"One of {', '.join(self.choices)}.")
-        default = self.unset if self.default in (None, "") else self.default
+        is_empty = self.default is None or self.default is False or self.default in ("", ())
+        default = self.unset if is_empty else self.default
         return " ".join(parts) + (f" [default: {default}]" if default != "" else "")
 
     @property
     def is_text(self) -> bool:
         """Whether the value is free text that is never missing."""
-        return self.default is not None and self.kind is str and not self.choices
+        is_parsed = bool(self.choices or self.parse)
+        return self.default is not None and self.kind is str and not is_parsed
+
+    def read(self, text: Any) -> Any:
+        """Return the value of a text of the command line."""
+        return self.parse(text) if self.parse else text
 
     def problem(self, name: str, value: object) -> str:
         """Return what is wrong with a value by type, choices and range; '' if nothing is."""
+        if value is None and self.default is None:
+            return ""
         if self.choices and value not in self.choices:
             return unknown_value(name, self.choices, value)
         if self.is_text and not isinstance(value, str):
@@ -73,7 +83,7 @@ class Option:
         return f"{name} is {value!r}; expected {self._range(*self.within)}"
 
     def _is_allowed(self, value: Any, least: float, most: float) -> bool:
-        if value in self.words or (value is None and self.default is None):
+        if value in self.words:
             return True
         if type(value) is not int and not (self.kind is float and type(value) is float):
             return False

@@ -45,7 +45,7 @@ class ExportReport:
         layers: canonical specs.
         bytes: size of the file, or of all files of the folder.
         notes: differences from the cache.
-        norm: that rows were normalised to.
+        norm: applied to every vector.
     """
 
     out: str
@@ -101,7 +101,9 @@ def export(
             raise _exists(place)
         _put(content, place, form, Options(compress, metric))
     notes = tuple(_notes(content, form, to, compress))
-    return ExportReport(place, to, len(content), content.layers, _size(place), notes, norm)
+    files = [os.path.join(place, name) for name in os.listdir(place)] if form.is_folder else [place]
+    size = sum(map(os.path.getsize, files))
+    return ExportReport(place, to, len(content), content.layers, size, notes, norm)
 
 
 def _check(to: str, place: str, compress: str, metric: str, norm: str | None) -> Format:
@@ -143,16 +145,6 @@ def _put(content: Content, place: str, form: Format, options: Options) -> None:
         ) from error
 
 
-def _files(place: str) -> list[str]:
-    if not os.path.isdir(place):
-        return [place]
-    return [os.path.join(place, name) for name in sorted(os.listdir(place))]
-
-
-def _size(place: str) -> int:
-    return sum(os.path.getsize(path) for path in _files(place))
-
-
 def _notes(content: Content, form: Format, to: str, compress: str) -> list[str]:
     notes = []
     if content.norm != "none":
@@ -164,8 +156,7 @@ def _notes(content: Content, form: Format, to: str, compress: str) -> list[str]:
     if strange:
         notes.append(
             f"{counted(strange, 'path')} {agree(strange, 'holds')} bytes that are no UTF-8, or "
-            "control "
-            r"characters, written as \xNN"
+            r"control characters, written as \xNN"
         )
     if to == "hdf5" and compress != "none":
         notes.append(

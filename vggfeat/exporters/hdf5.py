@@ -11,7 +11,6 @@ import numpy as np
 
 from vggfeat.cache.format import FEATURES, IMAGES, OFFSETS, SCALES, attributes_of
 from vggfeat.cache.writer import row_checksums
-from vggfeat.core.arrays import blocks
 from vggfeat.core.layer_spec import parse_specs
 from vggfeat.core.optional import require
 from vggfeat.core.quantization import scales_digest
@@ -19,7 +18,7 @@ from vggfeat.errors import UsageError
 from vggfeat.storage.hdf5_file import checked_hdf5
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from vggfeat.exporters.selection import Content
 
 _CHUNK_BYTES = 1 << 20
-_FLOAT32_BYTES = 4
 _GZIP_LEVEL = 4
 
 
@@ -63,7 +61,7 @@ def write_hdf5(content: Content, path: str, options: Options) -> None:
             if content.norm != "none":
                 run = dataclasses.replace(run, dtype=content.dtype(layer).str)
             dataset = _create(new, f"{FEATURES}/{names[layer]}", run, len(content), how)
-            for start, stop in _blocks(content, [layer]):
+            for start, stop in content.blocks([layer]):
                 dataset[start:stop] = _stored(content, layer, start, stop)
                 written.check()
             if names[layer] in scales:
@@ -71,11 +69,18 @@ def write_hdf5(content: Content, path: str, options: Options) -> None:
                 new[f"{SCALES}/{names[layer]}"] = one.scale.astype("<f4")
                 new[f"{OFFSETS}/{names[layer]}"] = one.offset.astype("<f4")
         if set(content.layers) != set(content.cache.layers) or content.norm != "none":
-            new[f"{IMAGES}/checksum"][...] = _checksums(content, names)
+            layers = sorted(content.layers, key=names.__getitem__)
+            sums = [
+                row_checksums(
+                    [_stored(content, layer, start, end) for layer in layers], end - start
+                )
+                for start, end in content.blocks(layers)
+            ]
+            new[f"{IMAGES}/checksum"][...] = np.concatenate(sums)
 
 
 def _names(content: Content) -> dict[str, str]:
-    """Return the spec of each layer in the export: with a norm it changes."""
+    """Return the spec of each layer in the export, which a norm changes."""
     if content.norm == "none":
         return {layer: layer for layer in content.layers}
     identity = content.cache.header.identity
@@ -99,26 +104,11 @@ def _names(content: Content) -> dict[str, str]:
     return names
 
 
-def _blocks(content: Content, layers: Sequence[str]) -> list[tuple[int, int]]:
-    return blocks(len(content), sum(content.width(layer) for layer in layers) * _FLOAT32_BYTES)
-
-
 def _stored(content: Content, layer: str, start: int, stop: int) -> NDArray[np.generic]:
     """Read rows as they are written: exactly as in the cache, unless normalised."""
     if content.norm == "none":
         return content.cache[layer][content.rows[start:stop]]
     return content.read(layer, content.rows[start:stop])
-
-
-def _checksums(content: Content, names: Mapping[str, str]) -> NDArray[np.uint32]:
-    """Return checksums of rows that lost layers or have new values, uint32 (n,)."""
-    layers = sorted(content.layers, key=names.__getitem__)
-    return np.concatenate(
-        [
-            row_checksums([_stored(content, layer, start, stop) for layer in layers], stop - start)
-            for start, stop in _blocks(content, layers)
-        ]
-    )
 
 
 def _filters(options: Options) -> Mapping[str, Any]:
@@ -147,11 +137,10 @@ def write_hloc(content: Content, path: str, _options: Options) -> None:
     Names follow hloc (github.com/cvg/Hierarchical-Localization, extract_features), whose
     pairs_from_retrieval takes inner products of global descriptors.
     """
-    paths = content.paths()
     with open(path, "r+b") as target, checked_hdf5(target, libver="latest") as (file, written):
         for part in content.parts():
-            for at in range(len(part.rows)):
+            for at, name in enumerate(part.paths):
                 written.check()
-                group = file.create_group(paths[part.start + at].lstrip(os.sep))
+                group = file.create_group(name.lstrip(os.sep))
                 for layer, values in part.values.items():
                     group["global_descriptor" if content.is_one_vector else layer] = values[at]

@@ -29,7 +29,10 @@ def write_npy(content: Content, folder: str, _options: Options) -> None:
 
 def write_lines(content: Content, folder: str) -> None:
     """Write `paths.txt` and `states.txt`, one line a row."""
-    for name, lines in ((_PATHS_FILE, content.paths()), ("states.txt", content.states())):
+    for name, lines in (
+        (_PATHS_FILE, content.paths(content.rows)),
+        ("states.txt", content.states(content.rows)),
+    ):
         with open(os.path.join(folder, name), "w", encoding="utf-8", newline="\n") as file:
             file.writelines(f"{line}\n" for line in lines)
 
@@ -42,21 +45,18 @@ def write_npz(content: Content, path: str, _options: Options) -> None:
                 for block in npy_blocks(content, layer):
                     member.write(block)
         archive.writestr("paths.npy", npy_bytes(np.asarray(content.cache.paths[content.rows])))
-        archive.writestr("states.npy", npy_bytes(np.array(content.states())))
+        archive.writestr("states.npy", npy_bytes(np.array(content.states(content.rows))))
 
 
 def npy_blocks(content: Content, layer: str) -> Iterator[bytes]:
     """Yield a .npy file of one layer in blocks."""
     header = io.BytesIO()
-    shape = (len(content), *content.row_shape(layer))
-    np.lib.format.write_array_header_1_0(
-        header,
-        {
-            "descr": np.lib.format.dtype_to_descr(content.dtype(layer)),
-            "fortran_order": False,
-            "shape": shape,
-        },
-    )
+    about = {
+        "descr": np.lib.format.dtype_to_descr(content.dtype(layer)),
+        "fortran_order": False,
+        "shape": (len(content), *content.row_shape(layer)),
+    }
+    np.lib.format.write_array_header_1_0(header, about)
     yield header.getvalue()
     for values in content.of(layer):
         yield values.tobytes()

@@ -1,16 +1,10 @@
-"""Formats that a cache can be exported to. To add one, add a line to `EXPORT_FORMATS`."""
+"""Registry of export formats. To add one, add a line to `EXPORT_FORMATS`."""
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
-
-from vggfeat.exporters.faiss import write_faiss
-from vggfeat.exporters.hdf5 import write_hdf5, write_hloc
-from vggfeat.exporters.numpy import write_npy, write_npz
-from vggfeat.exporters.safetensors import write_safetensors
-from vggfeat.exporters.tables import write_csv, write_parquet
-from vggfeat.exporters.webdataset import write_webdataset
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -49,8 +43,8 @@ class Format:
         compressions: that it supports besides none.
         exact_paths: whether paths are kept as bytes, whatever they contain.
         keeps_codes: whether int8 stays int8, with its scales, unless rows are normalised.
-        descriptor_norm: of single vectors unless another norm is requested: for formats whose
-            readers take inner products for similarities.
+        descriptor_norm: default norm of an export of single vectors, for formats whose readers
+            take inner products for similarities.
     """
 
     write: Callable[[Content, str, Options], None]
@@ -61,14 +55,28 @@ class Format:
     descriptor_norm: Norm = "none"
 
 
+def _by(module: str, function: str) -> Callable[[Content, str, Options], None]:
+    """Return a writer that imports its module when it is called: help texts need the names only."""
+
+    def write(content: Content, path: str, options: Options) -> None:
+        writer = getattr(importlib.import_module(f"vggfeat.exporters.{module}"), function)
+        writer(content, path, options)
+
+    return write
+
+
+_PACKED: tuple[Compress, ...] = ("gzip", "zstd")
+
 EXPORT_FORMATS: Mapping[str, Format] = {
-    "npy": Format(write_npy, is_folder=True),
-    "npz": Format(write_npz, exact_paths=True),
-    "parquet": Format(write_parquet, compressions=("gzip", "zstd")),
-    "safetensors": Format(write_safetensors, exact_paths=True),
-    "csv": Format(write_csv),
-    "webdataset": Format(write_webdataset, is_folder=True),
-    "hloc": Format(write_hloc, descriptor_norm="l2"),
-    "faiss": Format(write_faiss, is_folder=True),
-    "hdf5": Format(write_hdf5, compressions=("gzip", "zstd"), exact_paths=True, keeps_codes=True),
+    "npy": Format(_by("numpy", "write_npy"), is_folder=True),
+    "npz": Format(_by("numpy", "write_npz"), exact_paths=True),
+    "parquet": Format(_by("tables", "write_parquet"), compressions=_PACKED),
+    "safetensors": Format(_by("safetensors", "write_safetensors"), exact_paths=True),
+    "csv": Format(_by("tables", "write_csv")),
+    "webdataset": Format(_by("webdataset", "write_webdataset"), is_folder=True),
+    "hloc": Format(_by("hdf5", "write_hloc"), descriptor_norm="l2"),
+    "faiss": Format(_by("faiss", "write_faiss"), is_folder=True),
+    "hdf5": Format(
+        _by("hdf5", "write_hdf5"), compressions=_PACKED, exact_paths=True, keeps_codes=True
+    ),
 }

@@ -25,21 +25,17 @@ def write_safetensors(content: Content, path: str, _options: Options) -> None:
     # The widest numbers first, so that all begin at a multiple of their size.
     layers = sorted(content.layers, key=lambda layer: -content.dtype(layer).itemsize)
     paths = np.asarray(content.cache.paths[content.rows])
-    longest = paths.dtype.itemsize
-    with open(path, "wb") as file:
-        file.write(_header(content, layers, longest))
-        for layer in layers:
-            file.writelines(values.tobytes() for values in content.of(layer))
-        file.write(paths.tobytes())
-
-
-def _header(content: Content, layers: list[str], longest: int) -> bytes:
     count = len(content)
     entries = [
         TensorEntry(layer, _NAMES[content.dtype(layer).str], (count, *content.row_shape(layer)))
         for layer in layers
     ]
-    return header_bytes([*entries, TensorEntry(_PATHS, "U8", (count, longest))], _metadata(content))
+    entries.append(TensorEntry(_PATHS, "U8", (count, paths.dtype.itemsize)))
+    with open(path, "wb") as file:
+        file.write(header_bytes(entries, _metadata(content)))
+        for layer in layers:
+            file.writelines(values.tobytes() for values in content.of(layer))
+        file.write(paths.tobytes())
 
 
 def _metadata(content: Content) -> dict[str, str]:

@@ -27,17 +27,13 @@ _FLOAT32_BYTES = 4
 
 @dataclass(frozen=True, slots=True)
 class ExportPart:
-    """A block of rows of the export.
-
-    Attributes:
-        start: number of the first row in the export.
-        rows: their numbers in the cache, int64 (n,).
-        values: layer → (n, …) float16 or float32.
-    """
+    """A block of rows of the export: number of the first there, and what belongs to each row."""
 
     start: int
-    rows: NDArray[np.int64]
-    values: Mapping[str, NDArray[np.floating[Any]]]
+    rows: list[int]  # in the cache
+    paths: list[str]
+    states: list[str]
+    values: Mapping[str, NDArray[np.floating[Any]]]  # layer → (n, …) float16 or float32
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,21 +74,25 @@ class Content:
         stored = np.dtype(self.cache.header.feature(layer).dtype)
         return np.dtype("<f2" if stored == np.float16 else "<f4")
 
+    def blocks(self, layers: Sequence[str]) -> list[tuple[int, int]]:
+        """Return first row and end of the blocks in which these layers are read."""
+        return blocks(len(self), sum(map(self.width, layers)) * _FLOAT32_BYTES)
+
     def of(self, layer: str) -> Iterator[NDArray[np.floating[Any]]]:
         """Yield all rows of one layer in blocks (n, …); NaN where a row is not done."""
-        for start, stop in blocks(len(self), self.width(layer) * _FLOAT32_BYTES):
+        for start, stop in self.blocks([layer]):
             yield self.read(layer, self.rows[start:stop])
 
     def parts(self) -> Iterator[ExportPart]:
         """Yield all rows with all layers, in blocks."""
-        row_bytes = sum(map(self.width, self.layers)) * _FLOAT32_BYTES
-        for start, stop in blocks(len(self), row_bytes):
+        for start, stop in self.blocks(self.layers):
             rows = self.rows[start:stop]
-            yield ExportPart(start, rows, {layer: self.read(layer, rows) for layer in self.layers})
+            values = {layer: self.read(layer, rows) for layer in self.layers}
+            yield ExportPart(start, rows.tolist(), self.paths(rows), self.states(rows), values)
 
     def read(self, layer: str, rows: NDArray[np.int64]) -> NDArray[np.floating[Any]]:
         """Read rows of the cache, int64 (n,), as they are exported, (n, …); NaN where not done."""
-        # What follows one another is read as one slice, several times as fast.
+        # Consecutive rows are read as one slice, several times as fast.
         together = len(rows) and rows[-1] - rows[0] + 1 == len(rows)
         wanted = slice(int(rows[0]), int(rows[-1]) + 1) if together else rows
         if layer in self.cache.header.scales:
@@ -102,13 +102,13 @@ class Content:
         values[self.cache.state[rows] != RowState.DONE] = np.nan
         return normalised(values, self.norm)
 
-    def paths(self) -> list[str]:
-        r"""Return each row's path as UTF-8 text; other bytes and control characters as `\xNN`."""
-        return [text_of(bytes(path)) for path in self.cache.paths[self.rows]]
+    def paths(self, rows: NDArray[np.int64]) -> list[str]:
+        r"""Return the paths of rows as UTF-8 text; other bytes and control characters as `\xNN`."""
+        return [text_of(bytes(path)) for path in self.cache.paths[rows]]
 
-    def states(self) -> list[str]:
-        """Return the name of each row's state, lower case."""
-        return [RowState(int(state)).name.lower() for state in self.cache.state[self.rows]]
+    def states(self, rows: NDArray[np.int64]) -> list[str]:
+        """Return the names of the states of rows, lower case."""
+        return [RowState(int(state)).name.lower() for state in self.cache.state[rows]]
 
     def not_utf8(self) -> int:
         """Count the paths that `paths` escapes."""

@@ -23,7 +23,6 @@ def write_csv(content: Content, path: str, _options: Options) -> None:
     """Write `path,state,<layer>_0,<layer>_1,…` (RFC 4180) with enough digits for each value."""
     head = [f"{layer}_{at}" for layer in content.layers for at in range(content.width(layer))]
     writers = {layer: _number_texts(content.dtype(layer)) for layer in content.layers}
-    paths, states = content.paths(), content.states()
     with open(path, "w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         table.writerow(("path", "state", *head))
@@ -34,8 +33,8 @@ def write_csv(content: Content, path: str, _options: Options) -> None:
                     for layer in content.layers
                 ]
             )  # (n, D) object
-            for at, line in enumerate(texts, start=part.start):
-                table.writerow((paths[at], states[at], *line))
+            for name, state, line in zip(part.paths, part.states, texts, strict=True):
+                table.writerow((name, state, *line))
 
 
 def _number_texts(
@@ -73,10 +72,8 @@ def _parquet_schema(pyarrow: Any, content: Content) -> Any:
 
 
 def _record_batches(pyarrow: Any, content: Content, schema: Any) -> Iterator[Any]:
-    paths, states = content.paths(), content.states()
     for part in content.parts():
-        stop = part.start + len(part.rows)
-        columns = [pyarrow.array(texts[part.start : stop]) for texts in (paths, states)]
+        columns = [pyarrow.array(part.paths), pyarrow.array(part.states)]
         for layer in content.layers:
             flat = pyarrow.array(part.values[layer].reshape(-1))
             columns.append(pyarrow.FixedSizeListArray.from_arrays(flat, content.width(layer)))

@@ -25,7 +25,6 @@ _PER_FILE = 2 * _BLOCK  # header and padding of a tar
 def write_webdataset(content: Content, folder: str, _options: Options) -> None:
     """Write `shard-000000.tar` and so on, with `<row>.<layer>.npy` and `<row>.json`."""
     os.mkdir(folder)
-    paths, states = content.paths(), content.states()
     row_bytes = sum(
         content.width(layer) * content.dtype(layer).itemsize + _PER_FILE for layer in content.layers
     )
@@ -41,18 +40,15 @@ def write_webdataset(content: Content, folder: str, _options: Options) -> None:
                     shard = stack.enter_context(
                         tarfile.open(name, "w", format=tarfile.USTAR_FORMAT)
                     )
-                _add_image(shard, part, at, paths[part.start + at], states[part.start + at])
+                _add_image(shard, part, at)
 
 
-def _add_image(shard: tarfile.TarFile, part: ExportPart, at: int, path: str, state: str) -> None:
-    key = f"{int(part.rows[at]):010}"
-    for layer, values in part.values.items():
-        _add(shard, f"{key}.{file_name(layer)}.npy", npy_bytes(values[at]))
-    about = {"path": path, "row": int(part.rows[at]), "state": state}
-    _add(shard, f"{key}.json", json.dumps(about).encode())
-
-
-def _add(shard: tarfile.TarFile, name: str, data: bytes) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = len(data)
-    shard.addfile(member, io.BytesIO(data))
+def _add_image(shard: tarfile.TarFile, part: ExportPart, at: int) -> None:
+    row = part.rows[at]
+    about = {"path": part.paths[at], "row": row, "state": part.states[at]}
+    files = {f"{file_name(layer)}.npy": npy_bytes(one[at]) for layer, one in part.values.items()}
+    files["json"] = json.dumps(about).encode()
+    for ending, data in files.items():
+        member = tarfile.TarInfo(f"{row:010}.{ending}")
+        member.size = len(data)
+        shard.addfile(member, io.BytesIO(data))

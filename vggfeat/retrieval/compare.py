@@ -1,4 +1,4 @@
-"""`vggfeat compare`: how well each layer, and fusions, retrieve a class or the same image."""
+"""`vggfeat compare`: measure how well layers and fusions retrieve a class or the same image."""
 
 from __future__ import annotations
 
@@ -279,9 +279,9 @@ def _check_queries(cache: FeatureCache, altered: FeatureCache, plan: Plan) -> No
             f"queries {altered.path!r} have no {', '.join(missing)}; they have "
             f"{', '.join(altered.layers)}: extract the same layers as {cache.path!r} has"
         )
-    had = cache.header.identity
+    own = cache.header.identity
     steps, other_steps = (
-        [step.anywhere() for step in identity.steps] for identity in (had, altered.header.identity)
+        [step.anywhere() for step in identity.steps] for identity in (own, altered.header.identity)
     )
     if steps != other_steps:
         raise CacheMismatchError(
@@ -290,14 +290,14 @@ def _check_queries(cache: FeatureCache, altered: FeatureCache, plan: Plan) -> No
         )
     theirs = replace(
         altered.header.identity,
-        dtype=had.dtype,
-        preprocess=had.preprocess,
-        layers=had.layers,
-        activations=had.activations,  # calibrated on other images, as queries are
-        scales=had.scales,
-        steps=had.steps,
+        dtype=own.dtype,
+        preprocess=own.preprocess,
+        layers=own.layers,
+        activations=own.activations,  # calibrated on other images, as queries are
+        scales=own.scales,
+        steps=own.steps,
     )
-    differences = had.differences(theirs)
+    differences = own.differences(theirs)
     if differences:
         raise CacheMismatchError(
             f"cache {cache.path!r} and queries {altered.path!r} (requested) were made with other "

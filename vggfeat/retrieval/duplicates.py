@@ -1,7 +1,7 @@
 """Near-duplicates: pairs of images closer than a threshold, and the groups they form.
 
 Every row is compared with every other once, blocks of rows against blocks; pairs are not kept but
-join groups as they are found (union-find, Galler & Fischer 1964), so that memory grows with the
+join groups at once (union-find, Galler & Fischer 1964), so that memory grows with the
 rows and not with the pairs.
 """
 
@@ -125,7 +125,7 @@ def duplicates(
 
     Args:
         cache: done rows are compared.
-        layer: a layer of vectors; may be left out where there is only one layer.
+        layer: a layer of vectors; may be left out for a cache of one layer.
         threshold: least cosine of a pair, or with metric `l2` its largest distance.
         metric: `cosine` or `l2`.
         on_progress: called with the number of comparisons done, and of all.
@@ -148,7 +148,7 @@ def duplicates(
     task = _Task(opened, name, rows, metric, threshold)
     joined = _Groups(len(rows))
     with single_threaded() as alone:
-        _Work(task, joined, on_progress).run(usable_cores() if alone else 1)
+        _compare_all(task, joined, usable_cores() if alone else 1, on_progress)
     groups, pairs = joined.groups(task), joined.pairs
     return Duplicates(opened.path, name, metric, threshold, len(rows), pairs, groups, warning)
 
@@ -196,50 +196,40 @@ class _Task:
         return near
 
 
-class _Work:
-    """Compares all pairs, some blocks at a time."""
+def _compare_all(
+    task: _Task, joined: _Groups, threads: int, on_progress: Callable[[int, int], None] | None
+) -> None:
+    """Compare every row with every one after it, and join those that are near."""
+    count = len(task.rows)
+    outer = range(0, count, _OUTER_ROWS)
+    # Pairs above the diagonal; blocks on the diagonal are compared whole.
+    sizes = [min(_OUTER_ROWS, count - first) * (count - first) for first in outer]
+    with ThreadPoolExecutor(threads) as pool:
+        for number, first in enumerate(outer):
+            query = task.query(task.rows[first : first + _OUTER_ROWS])
+            compare = partial(_compare, task, joined, first, query)
+            list(pool.map(compare, range(first, count, task.step)))
+            if on_progress is not None:
+                on_progress(sum(sizes[: number + 1]), sum(sizes))
 
-    def __init__(
-        self, task: _Task, joined: _Groups, on_progress: Callable[[int, int], None] | None
-    ) -> None:
-        self._task = task
-        self._joined = joined
-        self._on_progress = on_progress
-        self._lock = threading.Lock()
 
-    def run(self, threads: int) -> None:
-        """Compare every row with every one after it."""
-        count = len(self._task.rows)
-        outer = range(0, count, _OUTER_ROWS)
-        # Pairs above the diagonal; blocks on the diagonal are compared whole.
-        sizes = [min(_OUTER_ROWS, count - first) * (count - first) for first in outer]
-        with ThreadPoolExecutor(threads) as pool:
-            for number, first in enumerate(outer):
-                query = self._task.query(self._task.rows[first : first + _OUTER_ROWS])
-                compare = partial(self._compare, first, query)
-                list(pool.map(compare, range(first, count, self._task.step)))
-                if self._on_progress is not None:
-                    self._on_progress(sum(sizes[: number + 1]), sum(sizes))
-
-    def _compare(self, first: int, query: PreparedQuery, start: int) -> None:
-        """Compare rows from place `start` on with the outer ones, from place `first` on."""
-        task = self._task
-        x = task.cache.values(task.layer, task.rows[start : start + task.step])  # (n, D)
-        scores, error = similarities(x @ query.vectors.T, row_squares(x), query)
-        low = np.nextafter(np.float32(task.least - error), np.float32(-np.inf))
-        hits = np.flatnonzero(scores >= low)
-        at, which = np.divmod(hits, scores.shape[1])
-        values = scores.reshape(-1)[hits].astype(np.float64)
-        behind = start + at > first + which  # each pair once, none with itself
-        at, which, values = at[behind], which[behind], values[behind]
-        doubtful = np.flatnonzero(values < task.least + error)
-        for begin in range(0, len(doubtful), _DECIDED_AT_ONCE):
-            some = doubtful[begin : begin + _DECIDED_AT_ONCE]
-            rows = x[at[some]].astype(np.float64)
-            values[some] = exact_pairs(rows, query.exact[which[some]], query)
-        near = task.near(values)
-        with self._lock:
-            self._joined.join(first + which[near], start + at[near], values[near])
+def _compare(task: _Task, joined: _Groups, first: int, query: PreparedQuery, start: int) -> None:
+    """Compare rows from place `start` on with the outer ones, from place `first` on."""
+    x = task.cache.values(task.layer, task.rows[start : start + task.step])  # (n, D)
+    scores, error = similarities(x @ query.vectors.T, row_squares(x), query)
+    low = np.nextafter(np.float32(task.least - error), np.float32(-np.inf))
+    hits = np.flatnonzero(scores >= low)
+    at, which = np.divmod(hits, scores.shape[1])
+    values = scores.reshape(-1)[hits].astype(np.float64)
+    behind = start + at > first + which  # each pair once, none with itself
+    at, which, values = at[behind], which[behind], values[behind]
+    doubtful = np.flatnonzero(values < task.least + error)
+    for begin in range(0, len(doubtful), _DECIDED_AT_ONCE):
+        some = doubtful[begin : begin + _DECIDED_AT_ONCE]
+        rows = x[at[some]].astype(np.float64)
+        values[some] = exact_pairs(rows, query.exact[which[some]], query)
+    near = task.near(values)
+    joined.join(first + which[near], start + at[near], values[near])
 
 
 class _Groups:
@@ -247,20 +237,22 @@ class _Groups:
 
     def __init__(self, count: int) -> None:
         self.pairs = 0
+        self._lock = threading.Lock()
         self._parents = np.arange(count)
         self._best = np.full(count, -np.inf)
         self._partners = np.full(count, count)
 
     def join(self, a: Rows, b: Rows, similarity: NDArray[np.float64]) -> None:
-        """Add pairs of places, int64 (p,) each."""
-        self.pairs += len(a)
-        for one, other in ((a, b), (b, a)):
-            self._take(one, other, similarity)
-        while len(a):
-            roots, others = self._roots(a), self._roots(b)
-            apart = roots != others
-            a, b, roots, others = a[apart], b[apart], roots[apart], others[apart]
-            np.minimum.at(self._parents, np.maximum(roots, others), np.minimum(roots, others))
+        """Add pairs of places, int64 (p,) each, from any thread."""
+        with self._lock:
+            self.pairs += len(a)
+            for one, other in ((a, b), (b, a)):
+                self._take(one, other, similarity)
+            while len(a):
+                roots, others = self._roots(a), self._roots(b)
+                apart = roots != others
+                a, b, roots, others = a[apart], b[apart], roots[apart], others[apart]
+                np.minimum.at(self._parents, np.maximum(roots, others), np.minimum(roots, others))
 
     def _take(self, one: Rows, other: Rows, similarity: NDArray[np.float64]) -> None:
         """Keep the nearest partner of each place; of equally near ones the first."""

@@ -75,7 +75,7 @@ def top_k(
 
     Returns:
         rows int64 (q, k) and scores float32 (q, k), nearest first, equal scores by row; k is less
-        where there are fewer rows. Scores are cosines, distances or inner products.
+        where fewer rows exist. Scores are cosines, distances or inner products.
 
     Raises:
         UsageError: queries, k, rows or metric that make no sense.
@@ -158,8 +158,8 @@ def nearest(
             run = map if pool is None else pool.map
             list(run(scan, shortlists))
         candidates = [shortlist.candidates() for shortlist in shortlists]
-        which, found = (np.concatenate(parts) for parts in zip(*candidates, strict=True))
-        return ranked(cache, prepared, which, found, k, left_out=left_out)
+        which, near = (np.concatenate(parts) for parts in zip(*candidates, strict=True))
+        return ranked(cache, prepared, which, near, k, left_out=left_out)
 
 
 def _checked(cache: FeatureCache, rows: Rows) -> Rows:

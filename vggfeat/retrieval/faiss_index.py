@@ -67,15 +67,9 @@ _LARGEST_HALF = 65504.0
 
 
 class FaissIndex:
-    """An index in use, with the cache that it was built from.
+    """An index of faiss in use, with the cache that it was built from, which scores its finds.
 
-    Args:
-        cache: scores the rows that the index finds.
-        source: what it was built from.
-        info: describes it.
-        index: of faiss.
-        rows: int64 (n,), the cache's row of each entry.
-        guard: of the file that the index is mapped from; None if it is in memory.
+    `rows`, int64 (n,), are the cache's rows of its entries; `guard` is None if it is in memory.
     """
 
     def __init__(

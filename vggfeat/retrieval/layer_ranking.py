@@ -52,56 +52,36 @@ class RankedLayer:
 class Plan:
     """What is compared, and how.
 
-    Attributes:
-        layers: those of the first cache first.
-        metric: one of `RANKING_METRICS`.
-        fused: how many layers, from the first, take part in fusions; 0 or at least 2.
-        pairs: whether each pair is a fusion.
-        names: of the candidates: each layer, behind it its pairs with earlier ones, and behind
-            the last that is fused all of them.
-        widths: likewise.
-        sources: likewise.
+    Candidates are each layer, after it its pairs with earlier ones, and after the last of the
+    `fused` first layers (0 or at least 2), all of these.
     """
 
     layers: tuple[RankedLayer, ...]
     metric: str
     fused: int
     pairs: bool
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # of the candidates, as the next two
     widths: tuple[int, ...]
     sources: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Database:
-    """The images searched.
-
-    Attributes:
-        caches: that have them.
-        rows: int64 (n,) for each cache, the images' rows in it.
-        classes: int64 (n,); by queries each image is a separate class.
-    """
+    """The images searched, which all caches have; by queries each image is a separate class."""
 
     caches: tuple[FeatureCache, ...]
-    rows: tuple[NDArray[np.int64], ...]
-    classes: NDArray[np.int64]
+    rows: tuple[NDArray[np.int64], ...]  # (n,) for each cache
+    classes: NDArray[np.int64]  # (n,)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RankingQueries:
-    """Queries to a database.
-
-    Attributes:
-        caches: that have them, parallel to the database's.
-        rows: int64 (q,) for each cache.
-        classes: int64 (q,), what is relevant.
-        own: int64 (q,), place in the database that is left out, or -1.
-    """
+    """Queries to a database; their caches are parallel to the database's."""
 
     caches: tuple[FeatureCache, ...]
-    rows: tuple[NDArray[np.int64], ...]
-    classes: NDArray[np.int64]
-    own: NDArray[np.int64]
+    rows: tuple[NDArray[np.int64], ...]  # (q,) for each cache
+    classes: NDArray[np.int64]  # (q,), what is relevant
+    own: NDArray[np.int64]  # (q,), place in the database that is left out, or -1
 
 
 @dataclass(frozen=True, slots=True, eq=False)

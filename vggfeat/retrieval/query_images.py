@@ -1,4 +1,4 @@
-"""Query images, through the network, weights and preprocessing that a cache was made with."""
+"""Compute query images with the network, weights and preprocessing that made a cache."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def query_images(
         sources: images, folders, archives: see `discover`.
         layers: of the cache, canonical.
         device: for the network: see `Settings.device`.
-        model_weights: the weights' file, where it is not found as the cache names it.
+        model_weights: the weights' file, where it is not where the cache says.
         use: for a cache made by `fuse` or `reduce`, the files with what was fitted; by default
             those beside the caches that they made, `<cache>.model.h5`.
     """

@@ -1,7 +1,8 @@
-"""`vggfeat search`: the nearest images of a cache to query images, or to rows of its own."""
+"""`vggfeat search`: find the images of a cache nearest to query images or to its rows."""
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from vggfeat.errors import InputError, TooManyFailuresError, UsageError
 from vggfeat.retrieval.exact_search import nearest
 from vggfeat.retrieval.faiss_index import open_index
 from vggfeat.retrieval.query_images import Queries, query_images
-from vggfeat.retrieval.selection import check_done, only_layer, row_named, warn_of_cache
+from vggfeat.retrieval.selection import only_layer, row_named, warn_of_cache
 from vggfeat.retrieval.similarity import LayerQuery, check_layers
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Hit:
         similarity: the score, but of a distance d it is 1 / (1 + d).
         is_self: whether it is the query itself: the image of the query's own path, or, where the
             cache has none of that path, one of the same bytes.
-        identical: whether its file had the same bytes as the query has.
+        identical: whether its file had the same bytes as the query.
     """
 
     rank: int
@@ -159,7 +160,7 @@ def search(
     images = int(opened.done.sum())
     if not images:
         raise InputError(f"no image of cache {opened.path!r} is done; run vggfeat extract first")
-    own = [_row(opened, name) for name in rows]
+    own = [row_named(opened, name) for name in rows]
     if top < 1:
         raise UsageError(f"top is {top}; expected at least 1")
     check_layers(opened, names, shares, metric)
@@ -216,12 +217,10 @@ def _queries(cache: FeatureCache, decoded: Queries, own: Sequence[int]) -> list[
 def _own_row(cache: FeatureCache, place: bytes) -> int:
     """Return the row of the image at an absolute path or address, or -1."""
     above = cache.header.provenance.root.rstrip(b"/") + b"/"
-    if not place.startswith(above):
-        return -1
-    try:
-        return cache.row(place[len(above) :])
-    except KeyError:
-        return -1
+    with contextlib.suppress(KeyError):
+        if place.startswith(above):
+            return cache.row(place[len(above) :])
+    return -1
 
 
 def _answers(
@@ -276,18 +275,6 @@ def _layers(
     given = tuple(weights) or (1.0,) * len(names)
     total = sum(given)
     return names, tuple(one / total for one in given) if total else given
-
-
-def _row(cache: FeatureCache, name: str | int) -> int:
-    """Return the row of a query that is an image of the cache, which must be done."""
-    if isinstance(name, str):
-        return row_named(cache, name)
-    if not 0 <= name < len(cache):
-        raise UsageError(
-            f"row {name} is not in cache {cache.path!r} of {counted(len(cache), 'row')}"
-        )
-    check_done(cache, name)
-    return name
 
 
 def _layer_queries(

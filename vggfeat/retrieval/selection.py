@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from vggfeat.cache.format import RowState
+from vggfeat.core.text import counted
 from vggfeat.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,29 +25,31 @@ def only_layer(cache: FeatureCache) -> str:
     return cache.layers[0]
 
 
-def row_named(cache: FeatureCache, name: str) -> int:
-    """Return the row of an image by its path; raise UsageError unless it is done."""
-    try:
-        row = cache.row(name)
-    except KeyError:
-        example = f"; paths look like {cache.name(0)!r}" if len(cache) else ""
-        raise UsageError(f"image {name!r} is not in cache {cache.path!r}{example}") from None
-    check_done(cache, row)
-    return row
-
-
-def check_done(cache: FeatureCache, row: int) -> None:
-    """Raise UsageError if a row has no features."""
+def row_named(cache: FeatureCache, name: str | int) -> int:
+    """Return the row of an image by its path or number; raise UsageError unless it is done."""
+    if isinstance(name, int):
+        row = name
+        if not 0 <= row < len(cache):
+            raise UsageError(
+                f"row {row} is not in cache {cache.path!r} of {counted(len(cache), 'row')}"
+            )
+    else:
+        try:
+            row = cache.row(name)
+        except KeyError:
+            example = f"; paths look like {cache.name(0)!r}" if len(cache) else ""
+            raise UsageError(f"image {name!r} is not in cache {cache.path!r}{example}") from None
     state = RowState(int(cache.state[row]))
     if state != RowState.DONE:
         raise UsageError(
             f"image {cache.name(row)!r} of cache {cache.path!r} is {state.name.lower()}, not done, "
             "and has no features; name one that is done"
         )
+    return row
 
 
 def warn_of_cache(cache: FeatureCache) -> str:
-    """Log what a reader of the cache must know of its features, and return it; mostly empty."""
+    """Log the warning that the cache records of its features, and return it; mostly empty."""
     warning = cache.header.provenance.warning
     if warning:
         _log.warning("cache %r: %s", cache.path, warning)

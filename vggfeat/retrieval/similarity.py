@@ -54,20 +54,13 @@ class LayerQuery:
 class PreparedQuery:
     """Queries by one layer, checked and ready to be multiplied with.
 
-    Attributes:
-        layer: canonical name.
-        vectors: float32 (q, D); of unit length if `unit`.
-        exact: float64 (q, D), likewise.
-        squares: float64 (q,), squared lengths of `exact`.
-        share: of this layer; the shares of all layers add up to 1.
-        unit: whether rows are compared at unit length.
-        metric: one of `METRICS`.
+    If `unit`, rows are compared at unit length. The shares of all layers add up to 1.
     """
 
     layer: str
-    vectors: Values
-    exact: NDArray[np.float64]
-    squares: NDArray[np.float64]
+    vectors: Values  # (q, D)
+    exact: NDArray[np.float64]  # the same
+    squares: NDArray[np.float64]  # (q,), squared lengths of `exact`
     share: float
     unit: bool
     metric: Metric

@@ -11,7 +11,7 @@ from vggfeat.core.quantization import Scales
 from vggfeat.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -49,10 +49,7 @@ def vector_layers(cache: FeatureCache) -> tuple[str, ...]:
 
 
 def chosen_layers(cache: FeatureCache, text: str | None) -> tuple[str, ...]:
-    """Return the layers that `text` names, separated by commas; of None all that are vectors.
-
-    UsageError names every layer that the cache does not have or that is a map.
-    """
+    """Return the layers that `text` names, separated by commas; for None all that are vectors."""
     known = vector_layers(cache)
     if text is None:
         return known
@@ -77,8 +74,19 @@ def blocks_of(
         yield part, {layer: source.values(layer, part) for layer in layers}
 
 
+def layer_blocks(
+    source: FeatureCache,
+    layer: str,
+    rows: NDArray[np.int64],
+    prepare: Callable[[Values], Values] | None = None,
+) -> Iterator[Values]:
+    """Yield rows of one layer in blocks, float32 (n, D), as `prepare` returns them."""
+    for _, layers in blocks_of(source, (layer,), rows):
+        yield layers[layer] if prepare is None else prepare(layers[layer])
+
+
 def find_scales(source: FeatureCache, transform: Transform) -> dict[str, Scales]:
-    """Return scales over the range that each dimension of the new features really has."""
+    """Return scales over the real range of each dimension of the new features."""
     low: dict[str, Values] = {}
     high: dict[str, Values] = {}
     for _, layers in blocks_of(source, transform.inputs, np.flatnonzero(source.done)):

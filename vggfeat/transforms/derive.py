@@ -62,14 +62,14 @@ class TransformReport:
         rows: images in it.
         done: rows with features.
         failed: rows whose image failed.
-        pending: rows still to do, most likely because they are so in the source.
+        pending: rows still to do, most likely because they are pending in the source.
         new_done: of `done`, from this run.
         layers: name → width of each new layer.
         dtype: of the stored features.
         clamped: values beyond the stored type's range that were set to its largest, in this run.
         seconds: of the whole run.
         model: file with what was fitted; empty if nothing was.
-        notes: what the fit has to say of itself, a line each.
+        notes: remarks on the fit, a line each.
     """
 
     out: str
@@ -90,15 +90,9 @@ class TransformReport:
 def open_source(
     source: str | os.PathLike[str], out: str, *, begin: Begin, settings: object, use: object
 ) -> FeatureCache:
-    """Open what is read, once it is clear that `out` may be written: a fit may take long.
-
-    Raises:
-        UsageError: settings and a model, or no place for `out`.
-        CacheError: `source`, or what would be replaced, is not a cache of ours.
-        LockedError: another run writes to `out`.
-    """
+    """Open the source; refuse early what cannot become `out`, since a fit may take long."""
     if use is not None and settings is not None:
-        raise UsageError("a model has settings of its own; give them or the model, not both")
+        raise UsageError("a model has its own settings; give settings or a model, not both")
     cache = open_cache(source)
     check_output(out, fresh=begin == "fresh")
     refuse_if_held(out)
@@ -120,30 +114,26 @@ def derive(
         source: where the features are.
         out: the new cache.
         transform: makes new features of old ones.
-        dtype: of the stored features; for int8 the range of each dimension is found first, in a
-            pass of its own over the source.
-        begin: what to do if `out` exists: `resume` it; `update`, also add images that are new in
-            the source and remove those that are gone; `fresh`, begin again.
+        dtype: of the stored features; for int8 a first pass measures the range of each dimension.
+        begin: what to do if `out` exists: see `fuse`.
         on_progress: called after every block of rows.
-
-    Raises:
-        UsageError: `out` is the source itself, or there is no place for it.
-        CacheError: `out` is not a cache of ours, or damaged.
-        CacheMismatchError: `out` was made in another way, or of other images.
-        LockedError: another run writes to `out`.
-        SpaceError: the disk is full; rows written before are kept.
-        InterruptedRunError: SIGINT or SIGTERM; call again to resume.
     """
     started = time.perf_counter()
     if os.path.exists(out) and os.path.samefile(out, source.path):
         raise UsageError(f"output {out!r} is the cache that is read; choose another --out")
     with unless_read_only(hold(out)) as refusal, StopFlag() as stop:
         exists = check_output(out, fresh=begin == "fresh")
-        if refusal is not None and not (exists and _is_complete(source, FeatureCache(out))):
+        if refusal is not None and not (exists and _same_rows(source, FeatureCache(out))):
             raise refusal
         if exists:
-            _check_way(source, FeatureCache(out), transform, dtype)
-            _check_images(source, FeatureCache(out), update=begin == "update")
+            target = FeatureCache(out)
+            requested = _identity(source, transform, dtype, target.header.scales)
+            if differences := target.header.identity.differences(requested):
+                raise CacheMismatchError(
+                    f"cache {out!r} was made in another way: {'; '.join(differences)}. Repeat its "
+                    "settings, choose another --out, or --fresh to begin again"
+                )
+            _check_images(source, target, update=begin == "update")
         else:
             _begin(source, out, transform, dtype)
         work = _Work(source, FeatureCache(out), transform, stop, on_progress)
@@ -164,17 +154,19 @@ def derive(
 def _begin(source: FeatureCache, out: str, transform: Transform, dtype: Dtype) -> None:
     scales = find_scales(source, transform) if dtype == "int8" else {}
     identity = _identity(source, transform, dtype, scales)
-    had = source.header.provenance
+    origin = source.header.provenance
     came_from = {
         "path": os.path.abspath(source.path),
         "fingerprint": source.header.identity.fingerprint(),
-        "created_utc": had.created_utc,
+        "created_utc": origin.created_utc,
     }
+    # A step that extract itself made has no cache as its source.
+    unknown: list[dict[str, str]] = [{}] * (len(identity.steps) - 1 - len(origin.sources))
     provenance = dataclasses.replace(
-        had,
+        origin,
         created_utc=dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
         tool_version=__version__,
-        sources=(*had.sources, *[{}] * (len(identity.steps) - 1 - len(had.sources)), came_from),
+        sources=(*origin.sources, *unknown, came_from),
     )
     create_cache(
         out,
@@ -189,38 +181,24 @@ def _begin(source: FeatureCache, out: str, transform: Transform, dtype: Dtype) -
 def _identity(
     source: FeatureCache, transform: Transform, dtype: str, scales: Mapping[str, Scales]
 ) -> Identity:
-    had = source.header.identity
-    step = Step({**transform.step.record, "source": had.fingerprint()})
+    identity = source.header.identity
+    step = Step({**transform.step.record, "source": identity.fingerprint()})
     return dataclasses.replace(
-        had,
+        identity,
         dtype=dtype,
         layers=tuple(sorted(transform.outputs)),
         scales=scales_digest(scales),
-        steps=(*had.steps, step),
+        steps=(*identity.steps, step),
     )
 
 
-def _check_way(
-    source: FeatureCache, target: FeatureCache, transform: Transform, dtype: Dtype
-) -> None:
-    """Raise CacheMismatchError for a target that was made in another way."""
-    requested = _identity(source, transform, dtype, target.header.scales)
-    differences = target.header.identity.differences(requested)
-    if differences:
-        raise CacheMismatchError(
-            f"cache {target.path!r} was made in another way: {'; '.join(differences)}. Ask for the "
-            "same, choose another --out, or --fresh to begin again"
-        )
-
-
-def _is_complete(source: FeatureCache, target: FeatureCache) -> bool:
-    """Return whether a target has the rows of its source as they are now."""
+def _same_rows(source: FeatureCache, target: FeatureCache) -> bool:
     columns = ("paths", "state", "sizes", "mtimes", "digests")
     return all(np.array_equal(getattr(source, one), getattr(target, one)) for one in columns)
 
 
 def _check_images(source: FeatureCache, target: FeatureCache, *, update: bool) -> None:
-    """Bring a target in line that has other images than the source, or refuse it."""
+    """With `update` give the target the source's images; else refuse a target of other images."""
     if np.array_equal(source.paths, target.paths):
         return
     if not update:
@@ -228,11 +206,7 @@ def _check_images(source: FeatureCache, target: FeatureCache, *, update: bool) -
             f"cache {target.path!r} has {counted(len(target), 'image')}, not those {len(source)} "
             f"that {source.path!r} has now; --update brings it in line, --fresh begins again"
         )
-    _take_over(source, target)
-
-
-def _take_over(source: FeatureCache, target: FeatureCache) -> None:
-    """Replace the target by one with the source's images; keep the rows of those it had."""
+    # The rows of images that the target has already are kept.
     match = match_paths(target.paths, source.paths)
     origin = np.full(len(source), -1, dtype=np.int64)
     origin[match.listed] = match.rows
@@ -293,13 +267,13 @@ class _Work:
     def _bring_in_line(
         self, writer: CacheWriter, state: NDArray[np.uint8]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Set states as the source has them; return rows to do, and rows that failed there."""
+        """Copy the source's states; return rows to do, and rows that failed there."""
         source, target = self._source, self._target
-        had = np.array(target.state)
+        own = np.array(target.state)
         other = (source.sizes != target.sizes) | (source.mtimes != target.mtimes)
-        other |= (source.digests != target.digests).any(1) & (had != RowState.PENDING)
-        settled = np.isin(had, (RowState.DONE, RowState.FAILED))
-        stale = np.flatnonzero(settled & (other | (state != had)))
+        other |= (source.digests != target.digests).any(1) & (own != RowState.PENDING)
+        settled = np.isin(own, (RowState.DONE, RowState.FAILED))
+        stale = np.flatnonzero(settled & (other | (state != own)))
         # States first and synced, as for any row that is to be written anew.
         writer.set_states(stale, RowState.PENDING)
         writer.set_states(np.flatnonzero(state == RowState.REMOVED), RowState.REMOVED)
@@ -307,31 +281,25 @@ class _Work:
         writer.clear_reasons(target.rows_with_reason(stale))
         changed = np.flatnonzero(other)
         writer.update_files(changed, source.sizes[changed], source.mtimes[changed])
-        had[stale] = RowState.PENDING
-        todo = np.flatnonzero((state == RowState.DONE) & (had != RowState.DONE))
-        return todo, np.flatnonzero((state == RowState.FAILED) & (had != RowState.FAILED))
+        own[stale] = RowState.PENDING
+        todo = np.flatnonzero((state == RowState.DONE) & (own != RowState.DONE))
+        return todo, np.flatnonzero((state == RowState.FAILED) & (own != RowState.FAILED))
 
     def _batches(self, todo: NDArray[np.int64]) -> Iterator[FeatureBatch]:
         for rows, layers in blocks_of(self._source, self._transform.inputs, todo):
             if self._stop:
                 return
-            with np.errstate(all="ignore"):  # what comes out is looked at
+            with np.errstate(all="ignore"):  # values that are not finite fail their row below
                 values = self._transform(layers)
             finite = np.all([np.isfinite(one).all(1) for one in values.values()], axis=0)
             stored, clamped = {}, 0
             for name, one in values.items():
                 stored[name], beyond = self._stored(name, one[finite])
                 clamped += beyond
-            yield FeatureBatch(
-                rows[finite],
-                np.asarray(self._source.digests[rows[finite]]),
-                stored,
-                tuple(
-                    Failure(row, f"{self._transform.step.name} gave values that are not finite")
-                    for row in rows[~finite].tolist()
-                ),
-                clamped,
-            )
+            reason = f"{self._transform.step.name} gave values that are not finite"
+            failures = tuple(Failure(row, reason) for row in rows[~finite].tolist())
+            digests = np.asarray(self._source.digests[rows[finite]])
+            yield FeatureBatch(rows[finite], digests, stored, failures, clamped)
 
     def _stored(self, name: str, values: Values) -> tuple[NDArray[np.generic], int]:
         """Return values in the target's dtype, and how many were beyond its range."""

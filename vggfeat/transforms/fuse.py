@@ -7,7 +7,6 @@ import hashlib
 import logging
 import os
 import time
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +17,10 @@ from vggfeat.cache.labels import UNLABELLED, labels_of
 from vggfeat.cache.rows import match_paths
 from vggfeat.cache.sharded import open_cache
 from vggfeat.core.arrays import spread
-from vggfeat.core.fusion_spec import FinalNorm, Method, Recipe, RowNorm, recipe_from
+from vggfeat.core.fusion_spec import Recipe, recipe_from
 from vggfeat.core.isolation import isolated
 from vggfeat.core.text import counted
-from vggfeat.errors import CacheError, InputError, UsageError
+from vggfeat.errors import CacheError, InputError
 from vggfeat.storage.paths import path_text
 from vggfeat.transforms.base import blocks_of, chosen_layers
 from vggfeat.transforms.derive import TransformReport, derive, open_source
@@ -40,9 +39,10 @@ from vggfeat.transforms.model_file import (
     network_record,
 )
 from vggfeat.transforms.pca import Pca, Standardisation
+from vggfeat.transforms.settings import FuseSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -53,74 +53,12 @@ if TYPE_CHECKING:
 
 FUSION_KIND = "fuse"
 FOLDERS = "folders"
-"""In place of a file of labels: the folder an image lies in is its label."""
+"""Stands for a file of labels: the folder that an image lies in is its label."""
 
-_MOST_ROWS = 20_000  # that are learnt from, spread evenly
+_MOST_ROWS = 20_000  # to learn from, spread evenly
 _MOST_BYTES = 1 << 30  # of them, as float32
 
 log = logging.getLogger("vggfeat")
-
-
-@dataclass(frozen=True, slots=True)
-class FuseSettings:
-    """Settings of a fusion, text as on the command line.
-
-    Attributes:
-        layers: layers of the cache, separated by commas, in the order they are joined in; None is
-            all that are vectors.
-        method, norm, final_norm, weights: see `vggfeat.core.fusion_spec.Recipe`.
-        width: for `sum`, what layers are projected to by PCA before they are added.
-        name: of the new layer; the method's by default.
-        labels: learn the weights from a CSV file of labels, or from `folders`.
-        pairs: learn the weights from caches of altered versions of the same images.
-        device: where to learn: see `Settings.device`.
-    """
-
-    layers: str | None = None
-    method: Method = "concat"
-    norm: RowNorm = "l2"
-    final_norm: FinalNorm = "l2"
-    weights: tuple[float, ...] = ()
-    width: int | None = None
-    name: str | None = None
-    labels: str | None = None
-    pairs: tuple[str, ...] = ()
-    device: str = "auto"
-
-    @property
-    def learns(self) -> bool:
-        """Whether the weights are learnt."""
-        return self.labels is not None or bool(self.pairs)
-
-    @property
-    def fits(self) -> bool:
-        """Whether anything is fitted, so that there is a model to keep."""
-        return self.learns or self.norm == "standard" or self.width is not None
-
-    def check(self) -> None:
-        """Raise UsageError for settings that do not go together."""
-        wrong = []
-        if self.labels is not None and self.pairs:
-            wrong.append("--labels and --pairs are two ways to learn; give one of them")
-        if self.method == "attention" and not self.learns:
-            wrong.append(
-                "the method attention is learnt: give --labels FILE.csv, --labels folders, or "
-                "--pairs with caches of altered versions (vggfeat extract --augment)"
-            )
-        if self.method == "concat" and self.learns:
-            wrong.append("concat has no weights to learn; the methods weighted and attention do")
-        if self.weights and self.learns:
-            wrong.append(
-                "weights are given or learnt; leave out --weights, or --labels and --pairs"
-            )
-        if self.name is not None and not _is_name(self.name):
-            wrong.append(f"name {self.name!r} must be of letters, digits, and . _ : + - in between")
-        if wrong:
-            raise UsageError("; ".join(wrong))
-
-
-def _is_name(text: str) -> bool:
-    return text[:1].isalnum() and all(c.isalnum() or c in "._:+-" for c in text) and text.isascii()
 
 
 @isolated()
@@ -163,29 +101,17 @@ def fuse(
     cache = open_source(source, out, begin=begin, settings=settings, use=use)
     settings = settings or FuseSettings()
     settings.check()
-    fusion, path, notes = _fusion(cache, out, settings, use=use, save=save, fresh=begin == "fresh")
-    derived = derive(cache, out, fusion, dtype=dtype, begin=begin, on_progress=on_progress)
-    seconds = time.perf_counter() - started
-    return dataclasses.replace(derived, model=path, notes=notes, seconds=seconds)
-
-
-def _fusion(
-    cache: FeatureCache,
-    out: str,
-    settings: FuseSettings,
-    *,
-    use: str | os.PathLike[str] | None,
-    save: str | os.PathLike[str] | None,
-    fresh: bool,
-) -> tuple[Fusion, str, tuple[str, ...]]:
-    """Return the fusion, the model file that keeps it, if any, and notes on the fit."""
     if use is None and not settings.fits:
-        return fit_fusion(cache, _recipe(cache, settings), name=settings.name), "", ()
+        fusion = fit_fusion(cache, _recipe(cache, settings), name=settings.name)
+        return derive(cache, out, fusion, dtype=dtype, begin=begin, on_progress=on_progress)
     path = os.fspath(use if use is not None else save or default_model(out))
     requested = _requested(cache, settings) if use is None else None
     fit = partial(_fit, cache, settings)
-    fitted = model_for(cache, path, FUSION_KIND, requested, fit, fresh=fresh)
-    return from_fitted(fitted), path, tuple(fitted.parameters["notes"])
+    fitted = model_for(cache, path, FUSION_KIND, requested, fit, fresh=begin == "fresh")
+    fusion = from_fitted(fitted)
+    report = derive(cache, out, fusion, dtype=dtype, begin=begin, on_progress=on_progress)
+    notes, seconds = tuple(fitted.parameters["notes"]), time.perf_counter() - started
+    return dataclasses.replace(report, model=path, notes=notes, seconds=seconds)
 
 
 def _recipe(cache: FeatureCache, settings: FuseSettings) -> Recipe:
@@ -196,8 +122,14 @@ def _recipe(cache: FeatureCache, settings: FuseSettings) -> Recipe:
 def _requested(cache: FeatureCache, settings: FuseSettings) -> dict[str, Any]:
     """Return what a model must have been fitted to, to be used again."""
     labels = settings.labels
-    if labels not in (None, FOLDERS):
-        labels = hashlib.sha256(_bytes_of(str(labels))).hexdigest()
+    if labels is not None and labels != FOLDERS:
+        try:
+            labels = hashlib.sha256(Path(labels).read_bytes()).hexdigest()
+        except OSError as error:
+            raise InputError(
+                f"labels {labels!r} cannot be read: {error.strerror}; expected a CSV file of "
+                f"path,label, or the word {FOLDERS}"
+            ) from error
     return {
         **_recipe(cache, settings).step().record,
         "width": settings.width,
@@ -208,18 +140,7 @@ def _requested(cache: FeatureCache, settings: FuseSettings) -> dict[str, Any]:
     }
 
 
-def _bytes_of(path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"labels {path!r} cannot be read: {error.strerror}; expected a CSV file of path,label, "
-            f"or the word {FOLDERS}"
-        ) from error
-
-
 def _fit(cache: FeatureCache, settings: FuseSettings) -> Fitted:
-    """Fit, and learn, all that the settings request."""
     fusion = fit_fusion(cache, _recipe(cache, settings), width=settings.width, name=settings.name)
     notes = [
         f"{layer}: {pca.share:.1%} of the variance in {counted(len(pca.components), 'dimension')}"
@@ -236,7 +157,16 @@ def _fit(cache: FeatureCache, settings: FuseSettings) -> Fitted:
         log.info("learning weights from %s", counted(len(examples.groups), "image"))
         learnt = learn(fusion, examples, by_group=bool(settings.pairs), device=settings.device)
         fusion, notes = learnt.fusion, [*notes, *_notes_of(learnt)]
-    return to_fitted(cache, fusion, _requested(cache, settings), notes)
+    parameters = {
+        "recipe": dict(fusion.recipe.step().record),
+        "widths": dict(fusion.widths),
+        "name": fusion.name,
+        "notes": notes,
+        "asked": _requested(cache, settings),
+        "network": network_record(cache, fusion.inputs),
+    }
+    arrays = fusion_arrays(fusion.standard, fusion.projections, fusion.attention)
+    return Fitted(FUSION_KIND, parameters, arrays)
 
 
 def _notes_of(learnt: LearnedWeights) -> list[str]:
@@ -278,43 +208,24 @@ def _from_pairs(cache: FeatureCache, fusion: Fusion, pairs: Sequence[str]) -> Ex
         done = other.done[match.rows]
         parts.append((other, match.rows[done]))
         groups.append(originals[match.listed[done]])
-    parts.append((cache, originals))
-    groups.append(originals)
-    return Examples(_gathered(parts, fusion), np.concatenate(groups))
+    gathered = _gathered([*parts, (cache, originals)], fusion)
+    return Examples(gathered, np.concatenate([*groups, originals]))
 
 
 def _gathered(
     parts: Sequence[tuple[FeatureCache, NDArray[np.int64]]], fusion: Fusion
 ) -> dict[str, NDArray[np.float32]]:
     """Return rows of several caches, concatenated, as they go into the fusion."""
-
-    def blocks() -> Iterator[dict[str, NDArray[np.float32]]]:
-        for cache, rows in parts:
-            for _, layers in blocks_of(cache, fusion.inputs, rows):
-                yield fusion.normalised(layers)
-
-    found = list(blocks())
-    if not found:
+    blocks = [
+        fusion.normalised(layers)
+        for cache, rows in parts
+        for _, layers in blocks_of(cache, fusion.inputs, rows)
+    ]
+    if not blocks:
         raise InputError(
             f"no row that is done and has company in {parts[0][0].path!r}; nothing can be learnt"
         )
-    return {name: np.concatenate([block[name] for block in found]) for name in fusion.inputs}
-
-
-def to_fitted(
-    cache: FeatureCache, fusion: Fusion, requested: dict[str, Any], notes: Sequence[str]
-) -> Fitted:
-    """Return the content of a fusion's model file."""
-    parameters = {
-        "recipe": dict(fusion.recipe.step().record),
-        "widths": dict(fusion.widths),
-        "name": fusion.name,
-        "notes": list(notes),
-        "asked": requested,
-        "network": network_record(cache, fusion.inputs),
-    }
-    arrays = fusion_arrays(fusion.standard, fusion.projections, fusion.attention)
-    return Fitted(FUSION_KIND, parameters, arrays)
+    return {name: np.concatenate([block[name] for block in blocks]) for name in fusion.inputs}
 
 
 def from_fitted(fitted: Fitted) -> Fusion:

@@ -1,8 +1,11 @@
-"""Fuse the vectors of several layers into one vector an image.
+"""Fuse the vectors of several layers into one vector an image, in NumPy.
 
 Layers differ in range by orders of magnitude, so each is normalised by itself before they are
 fused. What a method needs fitted, means, projections or learnt weights, is kept in a model file
 that can be applied to other caches.
+
+`network.pooling.fuse_vectors` does the same for tensors, while `extract` runs: it stays on their
+device and needs torch, which is not loaded for `fuse`; the two round differently.
 """
 
 from __future__ import annotations
@@ -19,12 +22,12 @@ import numpy as np
 from vggfeat.core.arrays import unit_rows
 from vggfeat.core.steps import Step
 from vggfeat.errors import UsageError
-from vggfeat.transforms.base import blocks_of
+from vggfeat.transforms.base import layer_blocks
 from vggfeat.transforms.model_file import pack, unpack
 from vggfeat.transforms.pca import fit_pca, fit_standardisation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -76,12 +79,12 @@ class Fusion:
     """A recipe with all that was fitted for it; fuses rows of several layers.
 
     Attributes:
-        recipe: method, layers, normalisation, weights.
+        recipe: method, layers, norms, weights.
         widths: layer → length of its vectors.
         name: of the new layer.
-        standard: layer → mean and deviation, where the norm is `standard`.
-        projections: layer → what brings it to a common width, where they are added.
-        attention: of the method `attention`.
+        standard: layer → mean and deviation, for the norm `standard`.
+        projections: layer → projection to a common width, for the method `sum`.
+        attention: for the method `attention`.
         model: digest of the model file; empty where nothing was fitted.
     """
 
@@ -163,41 +166,28 @@ def fit_fusion(
 ) -> Fusion:
     """Fit all that a recipe needs but learnt weights to the done rows of a cache.
 
-    Args:
-        source: the features.
-        recipe: method, layers and norms.
-        width: for `sum`, the width that each layer is projected to by PCA; without it layers must
-            have one width.
-        name: of the new layer; the method's by default.
+    For `sum` each layer is projected to `width` by PCA; without it layers must have one width.
     """
     if width is not None and recipe.method != "sum":
         raise UsageError(f"--width belongs to the method sum, not {recipe.method}")
     widths = {layer: source.header.shapes[layer][0] for layer in recipe.layers}
     fusion = Fusion(recipe, widths, name or recipe.method)
+    done = np.flatnonzero(source.done)
     if recipe.norm == "standard":
         standard = {
-            layer: fit_standardisation(partial(_rows_of, source, layer, None))
+            layer: fit_standardisation(partial(layer_blocks, source, layer, done))
             for layer in recipe.layers
         }
         fusion = dataclasses.replace(fusion, standard=standard)
     if width is not None:
-        projections = {
-            layer: fit_pca(partial(_rows_of, source, layer, fusion), width)
-            for layer in recipe.layers
-        }
+        projections = {}
+        for layer in recipe.layers:
+            prepare = partial(normalise, norm=recipe.norm, standard=fusion.standard.get(layer))
+            blocks = partial(layer_blocks, source, layer, done, prepare)
+            projections[layer] = fit_pca(blocks, width)
         fusion = dataclasses.replace(fusion, projections=projections)
     _ = fusion.outputs  # refuses widths that do not fit
     return fusion
-
-
-def _rows_of(source: FeatureCache, layer: str, fusion: Fusion | None) -> Iterator[Values]:
-    """Yield done rows of one layer in blocks, normalised as `fusion` says, or as they are."""
-    rows = np.flatnonzero(source.done)
-    for _, layers in blocks_of(source, (layer,), rows):
-        if fusion is None:
-            yield layers[layer]
-        else:
-            yield normalise(layers[layer], fusion.recipe.norm, fusion.standard.get(layer))
 
 
 def fusion_arrays(
@@ -220,7 +210,7 @@ def fusion_arrays(
 def unpack_layers(
     kind: type[T], prefix: str, layers: Sequence[str], arrays: Mapping[str, NDArray[Any]]
 ) -> dict[str, T]:
-    """Return what was fitted to each of these layers that has it; KeyError if it has a part."""
+    """Return what was fitted to each layer that has it; raise KeyError if a part is missing."""
     return {
         layer: unpack(kind, f"{prefix} {layer}", arrays)
         for layer in layers

@@ -8,6 +8,7 @@ images held out: a lower loss alone is no reason.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import math
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     Numbers = NDArray[np.int64]
 
 TEMPERATURE = 0.1
-"""Of the loss, as in Khosla et al.; where learning begins, for it is learnt along with the weights.
+"""Initial temperature of the loss, as in Khosla et al.; it is learnt along with the weights.
 
 With a fixed one, the layer whose cosines happen to spread most would win.
 """
@@ -54,15 +55,10 @@ log = logging.getLogger("vggfeat")
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """Images that belong together in groups.
+    """Images that belong together in groups, of equal numbers."""
 
-    Attributes:
-        layers: layer → float32 (n, D), as they go into the fusion: normalised and projected.
-        groups: int64 (n,); equal numbers belong together.
-    """
-
-    layers: Mapping[str, Values]
-    groups: Numbers
+    layers: Mapping[str, Values]  # layer → (n, D), normalised and projected for the fusion
+    groups: Numbers  # (n,)
 
     def take(self, rows: Numbers) -> Examples:
         """Return some of them."""
@@ -71,14 +67,14 @@ class Examples:
 
 @dataclass(frozen=True, slots=True)
 class LearnedWeights:
-    """A fusion with learnt weights, and whether they help on images they were not learnt from.
+    """A fusion with learnt weights, and how much they help on images held out.
 
     Attributes:
         fusion: with `recipe.weights` or `attention` set.
-        images: learnt from.
-        held_out: images that judged.
-        before: mean average precision among them with equal weights.
-        after: with those learnt.
+        images: number of images to learn from.
+        held_out: number of images held out.
+        before: mean average precision among these with equal weights.
+        after: likewise with the learnt weights.
         mean_weights: of each layer, over all images.
     """
 
@@ -104,10 +100,8 @@ def learn(
     examples = examples.take(_with_company(examples.groups))
     train, judge = _split(examples.groups, by_group=by_group)
     where = choose_device(device)
-    weigher = LayerWeigher(fusion, {name: x.shape[1] for name, x in examples.layers.items()}).to(
-        where
-    )
     tensors = {name: torch.from_numpy(x) for name, x in examples.layers.items()}
+    weigher = LayerWeigher(fusion, {name: x.shape[1] for name, x in tensors.items()}).to(where)
     groups = torch.from_numpy(examples.groups)
     before = weigher.judged(tensors, examples.groups, judge)
     _train(weigher, tensors, groups, (train, judge))
@@ -123,7 +117,7 @@ def learn(
 
 
 def _with_company(groups: Numbers) -> Numbers:
-    """Return the positions of those that are not alone in their group."""
+    """Return the positions of members of groups of two or more."""
     _, inverse, counts = np.unique(groups, return_inverse=True, return_counts=True)
     return np.flatnonzero(counts[inverse] > 1)
 
@@ -169,11 +163,10 @@ class LayerWeigher(nn.Module):
             [torch.zeros(widths[name]) for name in self._names] if per_image else []
         )
         if fusion.attention is not None:
-            self._take_over(fusion.attention)
+            self._begin_with(fusion.attention)
 
     @torch.no_grad()
-    def _take_over(self, attention: Attention) -> None:
-        """Begin with the weights of an existing attention."""
+    def _begin_with(self, attention: Attention) -> None:
         self.bias.copy_(torch.from_numpy(attention.bias))
         for gate, known in zip(self.gates, attention.gates.values(), strict=True):
             gate.copy_(torch.from_numpy(known))
@@ -209,12 +202,12 @@ class LayerWeigher(nn.Module):
         fused = self(self.some(layers, torch.from_numpy(rows))).cpu().numpy()
         own = groups[rows]
         queries = np.unique(np.linspace(0, len(rows) - 1, _JUDGED).astype(np.int64))
-        found = []
+        precisions = []
         for query in queries.tolist():
             others = np.arange(len(rows)) != query
             scores = fused[others] @ fused[query]
-            found.append(average_precision(scores, own[others] == own[query]))
-        return float(np.mean(found))
+            precisions.append(average_precision(scores, own[others] == own[query]))
+        return float(np.mean(precisions))
 
     @torch.no_grad()
     def mean_weights(self, layers: Mapping[str, Tensor]) -> dict[str, float]:
@@ -263,7 +256,7 @@ def _train(
     optimiser = torch.optim.Adam(weigher.parameters(), _RATES[method], weight_decay=_DECAY)
     noise = np.random.default_rng(0)
     own = groups.numpy()
-    best, kept, since = weigher.judged(layers, own, judge), _copy_of(weigher), 0
+    best, kept, since = weigher.judged(layers, own, judge), copy.deepcopy(weigher.state_dict()), 0
     for step in range(1, _STEPS + 1):
         batch = torch.from_numpy(train[_batch(own[train], noise)])
         fused = weigher(weigher.some(layers, batch))
@@ -275,15 +268,11 @@ def _train(
             continue
         now, since = weigher.judged(layers, own, judge), since + 1
         if now > best + _GAIN:
-            best, kept, since = now, _copy_of(weigher), 0
+            best, kept, since = now, copy.deepcopy(weigher.state_dict()), 0
         if since >= _PATIENCE:
             break
     log.info("learnt for %s", counted(step, "step"))
     weigher.load_state_dict(kept)
-
-
-def _copy_of(weigher: LayerWeigher) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in weigher.state_dict().items()}
 
 
 def _batch(groups: Numbers, noise: np.random.Generator) -> Numbers:

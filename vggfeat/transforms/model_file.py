@@ -84,22 +84,18 @@ def save_fitted(path: str, fitted: Fitted) -> None:
 def _check_as_written(target: BinaryIO, fitted: Fitted) -> None:
     """Read a model back before it gets its name; raise OSError if it differs."""
     with h5py.File(target, "r") as file:
-        found = _read(target.name, file, fitted.kind)
-    if found.sha256 != fitted.sha256:
+        written = _read(target.name, file, fitted.kind)
+    if written.sha256 != fitted.sha256:
         raise OSError(errno.EIO, "it reads back otherwise than it was written")
 
 
 def load_fitted(path: str, kind: str) -> Fitted:
-    """Read a model file, which must be of a kind: `fuse`, `reduce` or `zeroshot`.
-
-    Raises:
-        CacheError: not there, not a model of ours, of a newer version, damaged or of another kind.
-    """
+    """Read a model file, which must be of a kind: `fuse`, `reduce` or `zeroshot`."""
     try:
         with open_hdf5(path) as file:
             fitted = _read(path, file, kind)
     except FileNotFoundError:
-        raise CacheError(f"model {path!r} is not there; {_maker(kind)} makes one") from None
+        raise CacheError(f"model {path!r} does not exist; {_maker(kind)} makes one") from None
     except CacheError:
         raise
     except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -117,10 +113,10 @@ def _maker(kind: str) -> str:
 
 
 def _read(path: str, file: h5py.File, kind: str) -> Fitted:
-    found, version = file.attrs.get("format"), file.attrs.get("format_version")
-    if not isinstance(found, str) or found != MODEL_FORMAT or version != MODEL_VERSION:
+    name, version = file.attrs.get("format"), file.attrs.get("format_version")
+    if not isinstance(name, str) or name != MODEL_FORMAT or version != MODEL_VERSION:
         raise CacheError(
-            f"{path!r} is no model of ours: format {found!r} {version}, expected {MODEL_FORMAT!r} "
+            f"{path!r} is no model of ours: format {name!r} {version}, expected {MODEL_FORMAT!r} "
             f"{MODEL_VERSION}; {_maker(kind)} makes one"
         )
     return Fitted(
@@ -131,7 +127,7 @@ def _read(path: str, file: h5py.File, kind: str) -> Fitted:
 
 
 def default_model(out: str) -> str:
-    """Return where the model of a new cache is kept by default, such as `fused.model.h5`."""
+    """Return the default place of a new cache's model, such as `fused.model.h5`."""
     return f"{out.removesuffix('.h5')}.model.h5"
 
 
@@ -144,7 +140,7 @@ def model_for(
     *,
     fresh: bool = False,
 ) -> Fitted:
-    """Return the model of a file that fits a cache, or fit one now and keep it there.
+    """Load the model to apply to a cache, or fit one now and save it.
 
     So a resumed run applies the model that it began with, also where the source has grown since.
 
@@ -152,22 +148,21 @@ def model_for(
         cache: what the model is applied to.
         path: the file.
         kind: see `load_fitted`.
-        requested: what it must have been fitted to; None takes it as it is.
-        fit: fits; what it returns has `requested` among its parameters as `asked`.
+        requested: what the model must have been fitted to; None takes it as it is.
+        fit: returns a model that has `requested` among its parameters as `asked`.
         fresh: fit again even if the file exists.
-
-    Raises:
-        UsageError: see `check_model_place`.
-        CacheError: see `load_fitted`.
-        CacheMismatchError: it was fitted to something else, and stays.
-        SpaceError: it cannot be written.
     """
     if requested is not None:
         check_model_place(path)
     if requested is None or (os.path.exists(path) and not fresh):
         fitted = load_fitted(path, kind)
-        if requested is not None:
-            _check_fitted_to(fitted, requested, path)
+        asked = fitted.parameters["asked"]
+        if unlike := model_differences(asked, requested or asked):
+            raise CacheMismatchError(
+                f"model {path!r} was fitted to something else: {'; '.join(unlike)}. "
+                "Repeat its settings, choose another --save, or --fresh to fit again; --use "
+                "applies it as it is"
+            )
     else:
         check_replaceable(path, kind)
         fitted = fit()
@@ -176,27 +171,18 @@ def model_for(
     return fitted
 
 
-def _check_fitted_to(fitted: Fitted, requested: Mapping[str, Any], path: str) -> None:
-    unlike = model_differences(fitted.parameters["asked"], requested)
-    if unlike:
-        raise CacheMismatchError(
-            f"model {path!r} was fitted to something else: {'; '.join(unlike)}. Ask for the "
-            "same, choose another --save, or --fresh to fit again; --use applies it as it is"
-        )
-
-
-def model_differences(had: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """Return how the fit of a model and a request differ, each `name: model a, asked b`."""
-    known, wanted = json.loads(_json(had)), json.loads(_json(asked))
+def model_differences(had: Mapping[str, Any], requested: Mapping[str, Any]) -> list[str]:
+    """Return how the fit of a model and a request differ, each `name: model a, requested b`."""
+    known, wanted = json.loads(_json(had)), json.loads(_json(requested))
     return [
-        f"{name}: model {known.get(name)}, asked {wanted.get(name)}"
+        f"{name}: model {known.get(name)}, requested {wanted.get(name)}"
         for name in sorted({*known, *wanted})
         if known.get(name) != wanted.get(name)
     ]
 
 
 def check_model_place(path: str) -> None:
-    """Raise UsageError where no file can be, or for the name of another format."""
+    """Refuse a path where no file can be, or one named like a file of another format."""
     check_place(path, "model")
     if ending := foreign_ending(path):
         raise UsageError(
@@ -206,7 +192,7 @@ def check_model_place(path: str) -> None:
 
 
 def check_replaceable(path: str, kind: str) -> None:
-    """Raise CacheError where something else is than a model, such as a cache named by mistake."""
+    """Refuse to replace what is no model, such as a cache named by mistake."""
     if not os.path.lexists(path):
         return
     try:
@@ -218,7 +204,7 @@ def check_replaceable(path: str, kind: str) -> None:
 
 
 def network_record(cache: FeatureCache, layers: Sequence[str]) -> dict[str, Any]:
-    """Return what features must have in common for a model of some to fit others."""
+    """Return what must be the same in every cache that a model is applied to."""
     identity = cache.header.identity
     return {
         "model": identity.model,
@@ -229,14 +215,14 @@ def network_record(cache: FeatureCache, layers: Sequence[str]) -> dict[str, Any]
 
 
 def check_network(cache: FeatureCache, network: Mapping[str, Any], other: str) -> None:
-    """Raise CacheMismatchError for features of another network, or without some of its layers."""
+    """Refuse features of another network, or without some of its layers."""
     missing = [layer for layer in network["layers"] if layer not in cache.layers]
     wrong = [f"it has no {', '.join(missing)}"] if missing else []
-    found = network_record(cache, [layer for layer in network["layers"] if layer in cache.layers])
+    own = network_record(cache, [layer for layer in network["layers"] if layer in cache.layers])
     wrong += [
-        f"{name}: {found[name]}, expected {network[name]}"
+        f"{name}: {own[name]}, expected {network[name]}"
         for name in (["layers"] if not missing else []) + ["model", "weights_sha256", "steps"]
-        if found[name] != network[name]
+        if own[name] != network[name]
     ]
     if wrong:
         raise CacheMismatchError(
@@ -256,5 +242,5 @@ def pack(prefix: str, record: Any) -> dict[str, NDArray[Any]]:
 def unpack(kind: type[T], prefix: str, arrays: Mapping[str, NDArray[Any]]) -> T:
     """Return what `pack` packed."""
     names = [item.name for item in dataclasses.fields(kind)]  # type: ignore[arg-type] # a dataclass
-    found = {name: arrays[f"{prefix}.{name}"] for name in names}
-    return kind(**{name: one if one.ndim else one.item() for name, one in found.items()})
+    values = {name: arrays[f"{prefix}.{name}"] for name in names}
+    return kind(**{name: one if one.ndim else one.item() for name, one in values.items()})

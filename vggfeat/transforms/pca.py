@@ -25,16 +25,6 @@ from vggfeat.transforms.pca_solvers import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = [
-    "WHITEN_FLOOR",
-    "Blocks",
-    "Dims",
-    "Pca",
-    "Standardisation",
-    "fit_pca",
-    "fit_standardisation",
-]
-
 WHITEN_FLOOR = 1e-10
 """Variance, relative to the largest, at or below which a component cannot be whitened.
 
@@ -69,7 +59,7 @@ class Pca:
     def apply(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """Centre, project, and whiten if so fitted (Jégou & Chum 2012), float32 (n, D) to (n, k).
 
-        The result is not normalised. A row with NaN in it is NaN.
+        The result is not normalised. A row with NaN in it becomes NaN.
         """
         _check_shape(x.shape, len(self.mean))
         projected = np.empty((len(x), len(self.components)), dtype=np.float32)
@@ -82,12 +72,12 @@ class Pca:
 
     @property
     def explained(self) -> NDArray[np.float64]:
-        """Share of the total variance that is along each component, float64 (k,)."""
+        """Share of the total variance along each component, float64 (k,)."""
         return self.variances / self.total_variance
 
     @property
     def share(self) -> float:
-        """Share of the total variance that is along all components together, up to 1."""
+        """Share of the total variance along all components together, up to 1."""
         return float(self.explained.sum())
 
 
@@ -124,21 +114,22 @@ def fit_standardisation(blocks: Blocks) -> Standardisation:
 def fit_pca(blocks: Blocks, dims: Dims, *, whiten: bool = False) -> Pca:
     """Fit principal components to data that is read several times, and never held whole if large.
 
-    Args:
-        blocks: starts a pass over float32 blocks (n, D); each pass must give the same rows.
-        dims: an int, how many components; or a float in (0, 1), the share of the variance that as
-            few components as possible explain.
-        whiten: whether `Pca.apply` also divides by the deviation along each component.
+    For a float `dims` as few components as explain that share of the variance are kept; `whiten`
+    makes `Pca.apply` divide by the deviation along each component.
     """
-    _check_dims(dims)
+    if not (0 < dims < 1 if isinstance(dims, float) else dims >= 1):
+        raise UsageError(
+            f"dims {dims}: expected a whole number, 1 or more, or a share of the variance between "
+            "0.0 and 1.0"
+        )
     moments = moments_of(blocks)
     total = float(moments.squares.sum()) / (moments.rows - 1)
     data = Data(blocks, moments.rows, moments.mean, total)
     _check_possible(dims, data)
-    found = find_components(data, dims)
+    leading = find_components(data, dims)
     if whiten:
-        _check_whitening(found.variances)
-    return Pca(data.mean, _signed(found.vectors), found.variances, total, data.rows, whiten)
+        _check_whitening(leading.variances)
+    return Pca(data.mean, _signed(leading.vectors), leading.variances, total, data.rows, whiten)
 
 
 def _check_shape(shape: tuple[int, ...], width: int) -> None:
@@ -149,17 +140,9 @@ def _check_shape(shape: tuple[int, ...], width: int) -> None:
 
 
 def _parts(shape: tuple[int, ...]) -> list[slice]:
-    """Return slices of rows that are worked on together, for data of that shape."""
+    """Return slices of rows that are transformed together."""
     step = rows_at_once(shape[1])
     return [slice(start, start + step) for start in range(0, shape[0], step)]
-
-
-def _check_dims(dims: Dims) -> None:
-    if not (0 < dims < 1 if isinstance(dims, float) else dims >= 1):
-        raise UsageError(
-            f"dims {dims}: expected a whole number, 1 or more, or a share of the variance between "
-            "0.0 and 1.0"
-        )
 
 
 def _check_possible(dims: Dims, data: Data) -> None:

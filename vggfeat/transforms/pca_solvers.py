@@ -46,7 +46,7 @@ COVARIANCE_LIMIT = 8192
 """Dimensions up to which the covariance is made."""
 
 GRAM_ROWS = 4096
-"""Rows up to which the Gram matrix is made, where there are more dimensions than rows."""
+"""Rows up to which the Gram matrix is made, for data of more dimensions than rows."""
 
 GRAM_BYTES = 1 << 30
 """Of float32 data that may be held for it."""
@@ -81,14 +81,7 @@ class Moments:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Data:
-    """Data for later passes, with what the first one found.
-
-    Attributes:
-        blocks: starts a pass.
-        rows: how many there are.
-        mean: of each dimension, (D,).
-        total_variance: of all dimensions together, over rows - 1.
-    """
+    """Data for later passes, with mean (D,) and total variance, over rows - 1, of the first."""
 
     blocks: Blocks
     rows: int
@@ -189,7 +182,12 @@ def moments_of(blocks: Blocks) -> Moments:
         with np.errstate(invalid="ignore"):  # infinities of both signs
             mean = chunk.sum(axis=0) / len(chunk)
         if not np.isfinite(mean).all():
-            _raise_not_finite(chunk, total.rows if total else 0)
+            before = total.rows if total else 0
+            row, dimension = np.argwhere(~np.isfinite(chunk))[0].tolist()
+            raise InputError(
+                f"row {before + row} of the data holds {chunk[row, dimension]} in dimension "
+                f"{dimension}; expected finite numbers, leave such rows out"
+            )
         np.subtract(chunk, mean, out=chunk)
         part = Moments(len(chunk), mean, np.einsum("nd,nd->d", chunk, chunk))
         total = total.plus(part) if total else part
@@ -198,14 +196,6 @@ def moments_of(blocks: Blocks) -> Moments:
             f"the data has {counted(total.rows if total else 0, 'row')}; expected two or more"
         )
     return total
-
-
-def _raise_not_finite(chunk: Matrix, before: int) -> None:
-    row, dimension = np.argwhere(~np.isfinite(chunk))[0].tolist()
-    raise InputError(
-        f"row {before + row} of the data holds {chunk[row, dimension]} in dimension {dimension}; "
-        "expected finite numbers, leave such rows out"
-    )
 
 
 def find_components(data: Data, dims: Dims) -> Components:
@@ -254,7 +244,7 @@ def _by_gram(data: Data, dims: Dims) -> Components:
     vectors = np.empty((data.width, k))
     for tile in tiles:
         np.matmul((held[:, tile] - data.mean[tile]).T, left[:, :k], out=vectors[tile])
-    # They are orthogonal but for rounding, which is all there is where the variance is none.
+    # They are orthogonal but for rounding, which is all that is left where the variance is 0.
     if variances[k - 1] > 1e-10 * variances[0]:
         vectors /= np.linalg.norm(vectors, axis=0)
     else:
@@ -263,7 +253,7 @@ def _by_gram(data: Data, dims: Dims) -> Components:
 
 
 def _countable(data: Data, dims: Dims) -> int:
-    """Return `dims` if the iteration can find as many."""
+    """Return `dims` if the iteration can find so many."""
     if isinstance(dims, float):
         raise UsageError(
             f"dims {dims}: a share needs all variances, which are computed up to "
@@ -290,9 +280,14 @@ def _by_iteration(data: Data, dims: int) -> Components:
         image = data.times_covariance(block)  # (D, size)
         passes += 1
         inner = basis.T @ image  # (s, size)
-        projected = _bordered(projected, inner)
+        above, below = np.split(inner, [len(projected)])
+        projected = np.block([[projected, above], [above.T, below]])
         variances, turn = _eigh(projected)
-        block, coupling = _next_block(basis, image - basis @ inner)
+        # Orthonormal columns, orthogonal to the basis, and the rest of the image in terms of them.
+        block, first = np.linalg.qr(image - basis @ inner)
+        block -= basis @ (basis.T @ block)  # once more, for where the rest is small
+        block, second = np.linalg.qr(block)
+        coupling = second @ first
         residuals = np.linalg.norm(coupling @ turn[-size:, : dims + 1], axis=0)
         angle = _worst_angle(variances, residuals)
         if angle <= _ANGLE or passes == _MOST_PASSES:
@@ -308,24 +303,6 @@ def _by_iteration(data: Data, dims: int) -> Components:
             passes + 1,
         )
     return Components(variances[:dims], (basis @ turn[:, :dims]).T)
-
-
-def _bordered(inside: Matrix, border: Matrix) -> Matrix:
-    """Return a symmetric matrix (s, s) of its part (s - m, s - m) and its last columns (s, m)."""
-    known = len(inside)
-    whole = np.empty((len(border), len(border)))
-    whole[:known, :known] = inside
-    whole[known:] = border.T
-    whole[:, known:] = border
-    return whole
-
-
-def _next_block(basis: Matrix, rest: Matrix) -> tuple[Matrix, Matrix]:
-    """Return orthonormal columns (D, m), orthogonal to the basis, and `rest` in terms of them."""
-    block, first = np.linalg.qr(rest)
-    block -= basis @ (basis.T @ block)  # once more, for where the rest is small
-    block, second = np.linalg.qr(block)
-    return block, second @ first
 
 
 def _worst_angle(variances: Matrix, residuals: Matrix) -> float:

@@ -8,19 +8,16 @@ import os
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vggfeat.core.choices import unknown_choices, unknown_value
-from vggfeat.core.fusion_spec import FINAL_NORMS, FinalNorm
 from vggfeat.core.isolation import isolated
-from vggfeat.core.layer_spec import NORMS
 from vggfeat.core.steps import Step
 from vggfeat.core.text import counted
-from vggfeat.errors import CacheError, UsageError
+from vggfeat.errors import CacheError
 from vggfeat.storage.paths import path_text
-from vggfeat.transforms.base import blocks_of, chosen_layers
+from vggfeat.transforms.base import chosen_layers, layer_blocks
 from vggfeat.transforms.derive import TransformReport, derive, open_source
 from vggfeat.transforms.fusion import normalise, unit_length
 from vggfeat.transforms.model_file import (
@@ -32,67 +29,26 @@ from vggfeat.transforms.model_file import (
     unpack,
 )
 from vggfeat.transforms.pca import Pca, Standardisation, fit_pca, fit_standardisation
+from vggfeat.transforms.settings import ReduceSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
     from vggfeat.cache.reader import FeatureCache
+    from vggfeat.core.fusion_spec import FinalNorm
     from vggfeat.core.layer_spec import Norm
     from vggfeat.core.settings import Dtype
     from vggfeat.transforms.derive import Begin, OnProgress
 
     Values = NDArray[np.float32]
 
-ReduceMethod = Literal["pca", "standard", "keep"]
-REDUCE_METHODS: tuple[ReduceMethod, ...] = get_args(ReduceMethod)
-
 REDUCTION_KIND = "reduce"
 
-_TAKES_A_WHILE = 10_000  # rows; then it is said what goes on
+_TAKES_A_WHILE = 10_000  # rows from which on a fit is logged
 
 log = logging.getLogger("vggfeat")
-
-
-@dataclass(frozen=True, slots=True)
-class ReduceSettings:
-    """Settings of a reduction, text as on the command line.
-
-    Attributes:
-        layers: layers of the cache, separated by commas; None is all that are vectors.
-        method: `pca`, fewer dimensions; `standard`, each dimension to mean 0 and deviation 1;
-            `keep`, as they are, for another dtype or norm alone.
-        dims: dimensions that PCA leaves, or as a number below 1 the share of the variance.
-        whiten: bring the dimensions PCA leaves to equal variance.
-        norm: of each vector before: `none`, `l2` or `ssr`.
-        final_norm: of each vector afterwards: `none`, `l2`, or None, which is `l2` with whitening,
-            as Jégou & Chum (ECCV 2012) do, else `none`.
-    """
-
-    layers: str | None = None
-    method: ReduceMethod = "pca"
-    dims: int | float = 128
-    whiten: bool = False
-    norm: Norm = "none"
-    final_norm: FinalNorm | None = None
-
-    @property
-    def final(self) -> FinalNorm:
-        """`final_norm` resolved."""
-        return self.final_norm or ("l2" if self.whiten else "none")
-
-    def check(self) -> None:
-        """Raise UsageError for settings that do not go together."""
-        wrong = unknown_choices(self, {"method": REDUCE_METHODS, "norm": NORMS})
-        if self.final_norm not in (None, *FINAL_NORMS):
-            wrong.append(unknown_value("final norm", FINAL_NORMS, self.final_norm))
-        if self.whiten and self.method != "pca":
-            wrong.append(
-                f"whitening belongs to the method pca; {self.method} does not turn the axes"
-            )
-        if wrong:
-            raise UsageError("; ".join(wrong))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +68,7 @@ LayerPart = ReductionFit | Kept
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reduction:
-    """What was fitted to each layer; turns its rows into rows of new layers.
+    """Makes rows of new layers from rows of layers, by what was fitted to each.
 
     Attributes:
         norm, final_norm: see `ReduceSettings`.
@@ -199,7 +155,7 @@ def reduce(
 
     Raises:
         UsageError: settings that do not go together, layers that the cache does not have, or more
-            dimensions than there are.
+            dimensions than it has.
         InputError: too few rows to fit to.
         CacheError: a file is not ours, or damaged.
         CacheMismatchError: `out` or the model was made from something else.
@@ -213,22 +169,20 @@ def reduce(
     chosen = settings or ReduceSettings()
     chosen.check()
     if use is None and chosen.method == "keep":
-        kept = _kept(cache, chosen)
+        parts = {
+            layer: Kept(cache.header.shapes[layer][0])
+            for layer in chosen_layers(cache, chosen.layers)
+        }
+        kept = Reduction(chosen.norm, chosen.final, parts, "")
         return derive(cache, out, kept, dtype=dtype, begin=begin, on_progress=on_progress)
     path = os.fspath(use if use is not None else save or default_model(out))
     requested = _requested(cache, chosen) if use is None else None
     fit = partial(_fit, cache, chosen)
     fitted = model_for(cache, path, REDUCTION_KIND, requested, fit, fresh=begin == "fresh")
     reduction = reduction_from(fitted)
-    derived = derive(cache, out, reduction, dtype=dtype, begin=begin, on_progress=on_progress)
+    report = derive(cache, out, reduction, dtype=dtype, begin=begin, on_progress=on_progress)
     notes, seconds = tuple(fitted.parameters["notes"]), time.perf_counter() - started
-    return dataclasses.replace(derived, model=path, notes=notes, seconds=seconds)
-
-
-def _kept(cache: FeatureCache, settings: ReduceSettings) -> Reduction:
-    layers = chosen_layers(cache, settings.layers)
-    parts = {layer: Kept(cache.header.shapes[layer][0]) for layer in layers}
-    return Reduction(settings.norm, settings.final, parts, "")
+    return dataclasses.replace(report, model=path, notes=notes, seconds=seconds)
 
 
 def _requested(cache: FeatureCache, settings: ReduceSettings) -> dict[str, Any]:
@@ -244,11 +198,11 @@ def _requested(cache: FeatureCache, settings: ReduceSettings) -> dict[str, Any]:
 def _fit(cache: FeatureCache, settings: ReduceSettings) -> Fitted:
     layers = chosen_layers(cache, settings.layers)
     parts: dict[str, ReductionFit] = {}
-    count = int(cache.done.sum())
+    done = np.flatnonzero(cache.done)
     for layer in layers:
-        if count > _TAKES_A_WHILE:
-            log.info("fitting %s to %d rows of %s", settings.method, count, layer)
-        blocks = partial(_blocks, cache, layer, settings.norm)
+        if len(done) > _TAKES_A_WHILE:
+            log.info("fitting %s to %d rows of %s", settings.method, len(done), layer)
+        blocks = partial(layer_blocks, cache, layer, done, partial(normalise, norm=settings.norm))
         if settings.method == "pca":
             parts[layer] = fit_pca(blocks, settings.dims, whiten=settings.whiten)
         else:
@@ -266,12 +220,6 @@ def _fit(cache: FeatureCache, settings: ReduceSettings) -> Fitted:
         "network": network_record(cache, layers),
     }
     return Fitted(REDUCTION_KIND, parameters, arrays)
-
-
-def _blocks(cache: FeatureCache, layer: str, norm: Norm) -> Iterator[Values]:
-    """Yield done rows of a layer in blocks, normalised."""
-    for _, layers in blocks_of(cache, (layer,), np.flatnonzero(cache.done)):
-        yield normalise(layers[layer], norm)
 
 
 def _note(layer: str, part: ReductionFit) -> str:

@@ -32,8 +32,8 @@ class Replay:
     """The transforms that a cache went through.
 
     Attributes:
-        specs: layers that the network must compute; empty for the cache's own.
-        transforms: applied to them one after the other.
+        specs: layers that the network must compute; empty for the cache's layers.
+        transforms: applied to them in order.
     """
 
     specs: tuple[str, ...] = ()
@@ -50,10 +50,8 @@ class Replay:
 def replay_to(cache: FeatureCache, models: Sequence[str | os.PathLike[str]] = ()) -> Replay:
     """Return the replay of a cache's transforms.
 
-    Args:
-        cache: made in any number of steps.
-        models: files with what was fitted, where they are not beside the caches that the steps
-            made; each belongs to the step that records its digest.
+    `models` are files with what was fitted, where they are not beside the caches that the steps
+    made; each belongs to the step that records its digest.
     """
     steps = cache.header.identity.steps
     if not steps:
@@ -70,7 +68,11 @@ def _transform(cache: FeatureCache, at: int, models: Sequence[str | os.PathLike[
     steps, shapes = cache.header.identity.steps, cache.header.shapes
     step, last = steps[at], at == len(steps) - 1
     if step.model_sha256 is not None:
-        fitted = _fitted(cache, step, [os.fspath(one) for one in models] or [_beside(cache, at)])
+        # By default a step's model is beside the cache that the step made.
+        sources = cache.header.provenance.sources
+        made = sources[at + 1].get("path") if at + 1 < len(sources) else None
+        paths = [os.fspath(one) for one in models] or [default_model(made or cache.path)]
+        fitted = _fitted(cache, step, paths)
         return from_fitted(fitted) if step.name == "fuse" else reduction_from(fitted)
     if step.name == "fuse":
         name = cache.layers[0] if last else steps[at + 1].layers[0]
@@ -80,28 +82,22 @@ def _transform(cache: FeatureCache, at: int, models: Sequence[str | os.PathLike[
     return Reduction(step.record["norm"], step.record["final_norm"], kept, "")
 
 
-def _beside(cache: FeatureCache, at: int) -> str:
-    """Return where a step keeps its model by default: beside the cache that it made."""
-    sources = cache.header.provenance.sources
-    made = sources[at + 1].get("path") if at + 1 < len(sources) else None
-    return default_model(made or cache.path)
-
-
 def _fitted(cache: FeatureCache, step: Step, paths: Sequence[str]) -> Fitted:
     """Return the one of these models that a step was made with."""
     refused: list[CacheError] = []
+    expected = str(step.model_sha256)
     for path in paths:
         try:
-            return _same(cache, load_fitted(path, step.name), str(step.model_sha256), path)
+            fitted = load_fitted(path, step.name)
         except CacheError as error:
             refused.append(error)
-    raise refused[0]
-
-
-def _same(cache: FeatureCache, fitted: Fitted, sha256: str, path: str) -> Fitted:
-    if fitted.sha256 != sha256:
-        raise CacheMismatchError(
-            f"model {path!r} is not the one that cache {cache.path!r} was made with: SHA-256 "
-            f"{fitted.sha256[:8]}, expected {sha256[:8]}; name it with --use"
+            continue
+        if fitted.sha256 == expected:
+            return fitted
+        refused.append(
+            CacheMismatchError(
+                f"model {path!r} is not the one that cache {cache.path!r} was made with: SHA-256 "
+                f"{fitted.sha256[:8]}, expected {expected[:8]}; name it with --use"
+            )
         )
-    return fitted
+    raise refused[0]

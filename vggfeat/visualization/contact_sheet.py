@@ -24,16 +24,6 @@ if TYPE_CHECKING:
     from vggfeat.cache.reader import FeatureCache
     from vggfeat.retrieval.search import SearchResult
 
-__all__ = [
-    "SHEET_FORMATS",
-    "Query",
-    "Result",
-    "check_sheet",
-    "contact_sheet",
-    "results_of_rows",
-    "sheet_of_findings",
-]
-
 SHEET_FORMATS: Final = ("png", "html")
 
 _SIDE = 176  # pixels of an image's longer side
@@ -55,7 +45,7 @@ _MARK = (0, 96, 168)
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """An image that others were searched for.
+    """A query image of a sheet.
 
     Attributes:
         path: its file.
@@ -79,12 +69,12 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """An image that was found.
+    """A result image of a sheet.
 
     Attributes:
         rank: its place in the list, from 1.
         score: its similarity to the query; None without a query.
-        path: its file; None if the file is not found.
+        path: its file; None if the file does not exist.
         name: its caption; undecodable bytes as surrogate escapes.
         note: a further caption, such as its state.
         preprocess: whose window, clip and clahe say what becomes black and white.
@@ -112,7 +102,7 @@ Tile = Query | Result
 """One image of a sheet with its captions."""
 
 TileGroup = tuple[Query | None, Sequence[Result]]
-"""A query and its results; without a query, images that stand by themselves."""
+"""A query and its results; without a query, images alone."""
 
 
 def check_sheet(out: str) -> str:
@@ -123,7 +113,7 @@ def check_sheet(out: str) -> str:
 def contact_sheet(
     title: str, queries: Sequence[Query], results: Sequence[Sequence[Result]], out: str
 ) -> None:
-    """Write queries and the images found for each as a contact sheet.
+    """Write queries and the results of each as a contact sheet.
 
         contact_sheet(
             "nearest by conv5_3",
@@ -136,8 +126,8 @@ def contact_sheet(
 
     Args:
         title: of the sheet.
-        queries: images that were searched for; empty for a sheet of images alone.
-        results: for each query, best first; without queries each list stands by itself.
+        queries: query images; empty for a sheet of images alone.
+        results: for each query, best first; without queries, lists of images.
         out: a name that ends in `.png` or `.html`.
 
     Raises:
@@ -156,16 +146,9 @@ def contact_sheet(
 def results_of_rows(
     cache: FeatureCache, pattern: str, *, most: int = 100, root: str | None = None
 ) -> list[Result]:
-    """Return images of a cache for a sheet, each with its state.
+    """Return images of a cache whose paths match, `most` at most, each with its state.
 
-    Args:
-        cache: any cache.
-        pattern: of paths, see `matching`.
-        most: at most so many.
-        root: folder of the images now; by default that of the extraction.
-
-    Raises:
-        UsageError: no image matches, or `most` is below 1.
+    `root` is the folder of the images now; by default that of the extraction.
     """
     if most < 1:
         raise UsageError(f"most is {most}; expected 1 or more")
@@ -184,17 +167,7 @@ def results_of_rows(
 
 
 def sheet_of_findings(found: SearchResult, out: str, *, root: str | None = None) -> None:
-    """Write the result of a search as a contact sheet.
-
-    Args:
-        found: of `vggfeat.search`.
-        out: a name that ends in `.png` or `.html`.
-        root: folder of the cache's images now; by default that of the extraction.
-
-    Raises:
-        UsageError: another ending, no such folder, or the picture would be too large.
-        SpaceError: the file cannot be written; an existing one is kept.
-    """
+    """Write the result of a search as a contact sheet: see `contact_sheet`, `results_of_rows`."""
     cache = open_cache(found.cache)
     preprocess = cache.header.identity.preprocess
     queries = [
@@ -232,72 +205,52 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
         return ImageFont.load_default(size)
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """Positions on the sheet, in pixels.
-
-    Attributes:
-        across: results in a line.
-        down: distance between lines.
-        indent: left of the results, where a query stands.
-        tops: upper edge of each group.
-        size: width and height of the sheet.
-    """
-
-    across: int
-    down: int
-    indent: int
-    tops: tuple[int, ...]
-    size: tuple[int, int]
-
-
 _STEP: Final = _SIDE + _GAP
 
 
-def _plan(groups: Sequence[TileGroup]) -> _Plan:
+def _placed(groups: Sequence[TileGroup]) -> tuple[list[tuple[Tile, int, int]], tuple[int, int]]:
+    """Return each tile with its left and upper edge, and the size of the sheet, in pixels."""
     across = max(1, min(_ACROSS, max((len(results) for _, results in groups), default=1)))
-    queries = [query for query, _ in groups if query is not None]
-    found = [result for _, results in groups for result in results]
-    indent = _GAP + (_STEP + _GAP if queries else 0)
-    headed = bool(queries) or any(result.heading for result in found)
-    lines = _NAME_LINES + headed + any(result.note for result in found)
+    has_queries = any(query is not None for query, _ in groups)
+    every = [result for _, results in groups for result in results]
+    indent = _GAP + (_STEP + _GAP if has_queries else 0)  # left of the results, for the query
+    headed = has_queries or any(result.heading for result in every)
+    lines = _NAME_LINES + headed + any(result.note for result in every)
     down = _SIDE + lines * _LINE + _GAP
-    top, tops = 2 * _GAP + _TITLE_SIZE, []
-    for _, results in groups:
-        tops.append(top)
+    tiles: list[tuple[Tile, int, int]] = []
+    top = 2 * _GAP + _TITLE_SIZE
+    for query, results in groups:
+        if query is not None:
+            tiles.append((query, _GAP, top))
+        tiles += [
+            (result, indent + place % across * _STEP, top + place // across * down)
+            for place, result in enumerate(results)
+        ]
         top += max(1, math.ceil(len(results) / across)) * down
-    width = max(indent + across * _STEP, 2 * _STEP)
-    return _Plan(across, down, indent, tuple(tops), (width, top))
+    return tiles, (max(indent + across * _STEP, 2 * _STEP), top)
 
 
 def _png(title: str, groups: Sequence[TileGroup]) -> bytes:
-    plan = _plan(groups)
-    if plan.size[0] * plan.size[1] > _MOST_PIXELS:
-        count = sum((query is not None) + len(results) for query, results in groups)
+    tiles, (width, height) = _placed(groups)
+    if width * height > _MOST_PIXELS:
         raise UsageError(
-            f"a PNG of {counted(count, 'image')} would have {plan.size[0]} x {plan.size[1]} "
-            "pixels; show fewer, or write .html"
+            f"a PNG of {counted(len(tiles), 'image')} would have {width} x {height} pixels; show "
+            "fewer, or write .html"
         )
-    sheet = Image.new("RGB", plan.size, _WHITE)
+    sheet = Image.new("RGB", (width, height), _WHITE)
     draw = ImageDraw.Draw(sheet)
     font = _font(_TITLE_SIZE)
-    shown = _cut(printable(title), font, plan.size[0] - 2 * _GAP)
-    draw.text((_GAP, _GAP), shown, font=font, fill=_TEXT)
-    for top, (query, results) in zip(plan.tops, groups, strict=True):
-        if query is not None:
-            _draw_tile(sheet, draw, query, (_GAP, top))
-        for place, result in enumerate(results):
-            left = plan.indent + place % plan.across * _STEP
-            _draw_tile(sheet, draw, result, (left, top + place // plan.across * plan.down))
+    draw.text((_GAP, _GAP), _cut(printable(title), font, width - 2 * _GAP), font=font, fill=_TEXT)
+    for tile, left, top in tiles:
+        _draw_tile(sheet, draw, tile, left, top)
     file = io.BytesIO()
     sheet.save(file, "PNG")
     return file.getvalue()
 
 
 def _draw_tile(
-    sheet: Image.Image, draw: ImageDraw.ImageDraw, tile: Tile, corner: tuple[int, int]
+    sheet: Image.Image, draw: ImageDraw.ImageDraw, tile: Tile, left: int, top: int
 ) -> None:
-    left, top = corner
     draw.rectangle((left, top, left + _SIDE - 1, top + _SIDE - 1), fill=_BACK)
     with picture_of(tile.path, _SIDE, tile.preprocess) as picture:
         if isinstance(picture, str):
@@ -305,7 +258,10 @@ def _draw_tile(
                 draw.text((left + 8, top + 8 + number * _LINE), line, font=_font(_FONT_SIZE),
                           fill=_SOFT)  # fmt: skip
         else:
-            whole = _fitted(picture)
+            # A small image is enlarged by the largest whole factor that fits, to be seen.
+            factor = max(1, _SIDE // max(picture.size))
+            size = (picture.width * factor, picture.height * factor)
+            whole = picture.resize(size, Image.Resampling.NEAREST) if factor > 1 else picture
             sheet.paste(
                 whole, (left + (_SIDE - whole.width) // 2, top + (_SIDE - whole.height) // 2)
             )
@@ -313,15 +269,6 @@ def _draw_tile(
         draw.rectangle((left - 3, top - 3, left + _SIDE + 2, top + _SIDE + 2), outline=_MARK,
                        width=3)  # fmt: skip
     _draw_texts(draw, tile, left, top + _SIDE + 4)
-
-
-def _fitted(picture: Image.Image) -> Image.Image:
-    """Enlarge a small image by the largest whole factor that fits, so that it can be seen."""
-    factor = _SIDE // max(picture.size)
-    if factor <= 1:
-        return picture
-    size = (picture.width * factor, picture.height * factor)
-    return picture.resize(size, Image.Resampling.NEAREST)
 
 
 def _draw_texts(draw: ImageDraw.ImageDraw, tile: Tile, left: int, top: int) -> None:

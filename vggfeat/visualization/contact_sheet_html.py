@@ -15,7 +15,7 @@ from vggfeat.core.text import printable
 from vggfeat.visualization.thumbnails import picture_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from PIL import Image
 
@@ -25,7 +25,9 @@ LONGEST: Final = 640
 """Pixels of the longer side of an image within the file, which its large view shows."""
 
 _JPEG_QUALITY = 85
-_LOSSLESS_SIDE = 128  # pixels up to which JPEG would be no smaller, and blur what is there
+_AFTER_PARTS = re.compile(r"(?<=[/_-])")  # of a name, where its line may break
+_BREAK = "<wbr>"
+_LOSSLESS_SIDE = 128  # pixels up to which JPEG would be no smaller, and blur the image
 
 # Nothing is fetched from anywhere, whatever the names of files say.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -135,12 +137,8 @@ document.querySelector('.hint').hidden = false;
 
 def page(title: str, groups: Sequence[TileGroup]) -> bytes:
     """Return the file of a contact sheet, UTF-8."""
-    return "".join(_parts(title, groups)).encode()
-
-
-def _parts(title: str, groups: Sequence[TileGroup]) -> Iterator[str]:
     name = _escaped(title)
-    yield (
+    head = (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -148,25 +146,20 @@ def _parts(title: str, groups: Sequence[TileGroup]) -> Iterator[str]:
         f"<h1>{name}</h1>\n"
         '<p class="hint" hidden>Arrow keys move, Enter shows an image large, Esc closes it.</p>\n'
     )
-    for group in groups:
-        yield from _section(group)
-    yield (
+    tail = (
         '</main>\n<dialog aria-label="image"><img alt=""><p></p>'
         '<form method="dialog"><button>Close</button></form></dialog>\n'
         f"<script>{_SCRIPT}</script>\n</body>\n</html>\n"
     )
+    return (head + "".join(map(_section, groups)) + tail).encode()
 
 
-def _section(group: TileGroup) -> Iterator[str]:
+def _section(group: TileGroup) -> str:
     query, results = group
-    yield "<section>\n"
-    if query is not None:
-        yield f"<h2>{_escaped(query.name)}</h2>\n"
-    yield "<ol>\n"
-    if query is not None:
-        yield _item(query)
-    yield from map(_item, results)
-    yield "</ol>\n</section>\n"
+    heading = f"<h2>{_escaped(query.name)}</h2>\n" if query is not None else ""
+    tiles: Sequence[Tile] = results if query is None else [query, *results]
+    items = "".join(map(_item, tiles))
+    return f"<section>\n{heading}<ol>\n{items}</ol>\n</section>\n"
 
 
 def _escaped(text: str) -> str:
@@ -176,7 +169,7 @@ def _escaped(text: str) -> str:
 def _item(tile: Tile) -> str:
     kind = ' class="query"' if tile.is_query else ""
     words = [
-        f'<span class="{name}">{_breakable(_escaped(text))}</span>'
+        f'<span class="{name}">{_AFTER_PARTS.sub(_BREAK, _escaped(text))}</span>'
         for name, text in (("heading", tile.heading), ("name", tile.name), ("note", tile.note))
         if text
     ]
@@ -184,11 +177,6 @@ def _item(tile: Tile) -> str:
         f"<li{kind}><figure>{_button(tile)}<figcaption>{' '.join(words)}</figcaption>"
         "</figure></li>\n"
     )
-
-
-def _breakable(escaped: str) -> str:
-    """Allow line breaks after the parts of names."""
-    return re.sub(r"([/_-])", r"\1<wbr>", escaped)
 
 
 def _button(tile: Tile) -> str:

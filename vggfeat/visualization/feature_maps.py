@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
@@ -23,13 +23,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from vggfeat.core.preprocessing import Preprocess
     from vggfeat.core.settings import Settings
 
 log = logging.getLogger("vggfeat")
 
 MEAN: Final = "mean"
-"""Instead of channels: the mean of all."""
+"""Stands for the mean of all channels."""
 
 _TOP: Final = "top:"
 _MOST_CHANNELS: Final = 144  # drawn of one layer; more would be smaller than what they show
@@ -107,22 +106,16 @@ def see(path: str, settings: Settings) -> SeenImage:
     if extractor.weights.warning:
         log.warning(extractor.weights.warning)
     images = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)  # (1, C, H, W)
-    found = extractor.compute(images)  # of any shape, by --crop none
+    outputs = extractor.compute(images)  # of any shape, by --crop none
     maps = [
-        FeatureMap(spec.removesuffix(":map"), found[spec][0].cpu().numpy())  # (C, H, W)
+        FeatureMap(spec.removesuffix(":map"), outputs[spec][0].cpu().numpy())  # (C, H, W)
         for spec in specs
     ]
     name = os.path.basename(path)
-    shown = _as_picture(pixels, preprocess)
-    return SeenImage(name, settings.model, extractor.weights.name, shown, tuple(maps))
-
-
-def _as_picture(pixels: NDArray[Any], preprocess: Preprocess) -> NDArray[np.uint8]:
-    """Convert an input of the network, (H, W, C), to 8-bit RGB for display."""
-    levels = to_levels(pixels, Range(0, preprocess.white), BYTE)
+    levels = to_levels(pixels, Range(0, preprocess.white), BYTE)  # (H, W, C) uint8
     if preprocess.channels != RGB:
         levels = np.rint(levels.mean(axis=2, keepdims=True)).astype(np.uint8).repeat(RGB, axis=2)
-    return levels
+    return SeenImage(name, settings.model, extractor.weights.name, levels, tuple(maps))
 
 
 def _map_specs(settings: Settings) -> list[str]:
@@ -144,19 +137,14 @@ def _map_specs(settings: Settings) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Channels:
-    """The channels of a layer that are shown.
-
-    Attributes:
-        top: number of channels with the largest mean; 0 for others.
-        numbers: of the channels; empty together with `top` 0 for the mean of all.
-    """
+    """The channels of a layer to show: `top` with the largest means, or numbers, or the mean."""
 
     top: int = 0
     numbers: tuple[int, ...] = ()
 
     @property
     def is_mean(self) -> bool:
-        """Whether the mean of all channels is shown."""
+        """Whether to show the mean of all channels."""
         return not self.top and not self.numbers
 
     def of(self, one: FeatureMap) -> NDArray[np.int64]:

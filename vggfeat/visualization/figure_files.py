@@ -1,4 +1,4 @@
-"""Files of matplotlib figures: which formats there are, and whether matplotlib is installed."""
+"""Files of matplotlib figures: their formats, and the check that matplotlib is installed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def chart_format(path: str) -> str:
 
 
 def check_matplotlib() -> None:
-    """Raise a UsageError that says how to install matplotlib if it is not installed."""
+    """Raise a UsageError that says how to install matplotlib if it is missing."""
     require("matplotlib.figure", "plot", "a chart")
 
 

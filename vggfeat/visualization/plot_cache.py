@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
-    from vggfeat.visualization.projections import CacheView, Histogram, LayerView
+    from vggfeat.visualization.projections import CacheView, LayerView
 
 Marks = Literal["thumbnails", "folders"]
 MARKS: tuple[Marks, ...] = get_args(Marks)
 
-# Of Okabe and Ito, told apart by all eyes; the last for folders that have none of their own.
+# Of Okabe and Ito, told apart by all eyes; the last is shared by all further folders.
 _COLOURS: Final = (
     "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#777777",
 )  # fmt: skip
@@ -48,19 +48,14 @@ _MARGIN = 0.08
 
 @dataclass(frozen=True, slots=True)
 class Colouring:
-    """The colour of each image.
-
-    Attributes:
-        colours: one an image.
-        legend: colour by name of a folder; empty if there is only one folder.
-    """
+    """The colour of each image, and of each folder, or of none if all are in one folder."""
 
     colours: tuple[str, ...]
     legend: dict[str, str]
 
 
 def check_marks(name: str) -> Marks:
-    """Return the one of `MARKS` that is named."""
+    """Return the name as one of `MARKS`."""
     return choose("marks", MARKS, name)
 
 
@@ -81,7 +76,7 @@ def draw_cache(view: CacheView, *, marks: Marks = "thumbnails", root: str | None
 
     Args:
         view: the cache.
-        marks: `thumbnails` shows images whose files are found, and dots for others and where images
+        marks: `thumbnails` shows images whose files exist, and dots for others and where images
             would overlap; `folders` shows dots alone. Both are coloured by folder.
         root: folder of the images now; by default that of the extraction.
     """
@@ -101,15 +96,12 @@ def draw_cache(view: CacheView, *, marks: Marks = "thumbnails", root: str | None
         _draw_histogram(left, layer)
         _draw_plane(right, layer, colouring, thumbnails)
     _draw_legend(figure, colouring)
-    figure.suptitle(_title(view), parse_math=False, fontsize="medium")
-    return figure
-
-
-def _title(view: CacheView) -> str:
     identity = view.cache.header.identity
-    name = os.path.basename(view.cache.path)
+    network = f"{identity.model}, {shortened(identity.weights)}"
+    name = shortened(os.path.basename(view.cache.path))
     images = f"{len(view.rows)} of {counted(len(view.cache), 'image')} in the planes"
-    return f"{shortened(name)}  ({identity.model}, {shortened(identity.weights)}), {images}"
+    figure.suptitle(f"{name}  ({network}), {images}", parse_math=False, fontsize="medium")
+    return figure
 
 
 def _draw_legend(figure: Figure, colouring: Colouring) -> None:
@@ -138,17 +130,14 @@ def _draw_histogram(axes: Axes, layer: LayerView) -> None:
         axes.set_title(head, fontsize="medium", parse_math=False)
         _say(axes, "no row is done")
         return
-    found = layer.histogram
-    axes.stairs(found.counts, found.edges, fill=True, color=_BARS)
+    histogram = layer.histogram
+    axes.stairs(histogram.counts, histogram.edges, fill=True, color=_BARS)
     axes.set_yscale("log")
     axes.set_ylim(bottom=0.6)  # a single value is a bar
-    axes.set_title(f"{head}\n{_range(found)}", fontsize="medium", parse_math=False)
-    axes.set_xlabel(f"value, of {counted(found.rows, 'image')}")
+    span = f"{histogram.edges[0]:.4g} to {histogram.edges[-1]:.4g}, {histogram.zeros:.1%} zeros"
+    axes.set_title(f"{head}\n{span}", fontsize="medium", parse_math=False)
+    axes.set_xlabel(f"value, of {counted(histogram.rows, 'image')}")
     axes.set_ylabel("how many, log scale")
-
-
-def _range(found: Histogram) -> str:
-    return f"{found.edges[0]:.4g} to {found.edges[-1]:.4g}, {found.zeros:.1%} zeros"
 
 
 def _say(axes: Axes, text: str) -> None:
@@ -175,7 +164,7 @@ def _draw_plane(
     side = _side(len(points))
     chosen = _apart(points, sorted(thumbnails), side)
     hidden = np.isin(np.arange(len(points)), chosen)
-    # All points give the axes their range; under a thumbnail none is seen, and above one some are.
+    # All points give the axes their range; those under a thumbnail have no size.
     axes.scatter(
         points[:, 0],
         points[:, 1],
@@ -228,16 +217,16 @@ def _draw_thumbnail(
 
 
 def _thumbnails(view: CacheView, root: str | None) -> dict[int, Image.Image]:
-    """Load the pictures that exist, by their place in `view.rows`."""
+    """Load the images whose files exist, by their place in `view.rows`."""
     longest = round(_side(len(view.rows)) * _PIXELS_AN_INCH)
     preprocess = view.cache.header.identity.preprocess
-    found = {}
+    images = {}
     for at, row in enumerate(view.rows.tolist()):
         path = image_file(view.cache, row, root)
         if path is None:
             continue
         try:
-            found[at] = load_picture(path, longest, preprocess)
+            images[at] = load_picture(path, longest, preprocess)
         except DecodeError:  # changed since; then it is a dot
             continue
-    return found
+    return images

@@ -22,14 +22,9 @@ _COLOURS = ("#0072b2", "#e69f00")  # of Okabe and Ito, told apart by all eyes an
 
 
 def draw(comparison: Comparison, form: str) -> bytes:
-    """Draw bars for each candidate: mean average precision, and relevance of the nearest neighbour.
+    """Draw bars of mean average precision and of relevance of the nearest neighbour.
 
-    Args:
-        comparison: whose candidates are drawn, best on top.
-        form: one of `FIGURE_FORMATS`.
-
-    Returns:
-        The bytes of the file.
+    Return the bytes of a file of a format, one of `FIGURE_FORMATS`; the best candidate is on top.
     """
     check_matplotlib()
     from matplotlib.figure import Figure

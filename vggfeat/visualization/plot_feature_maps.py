@@ -29,12 +29,9 @@ _OPACITY = 0.6
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tiles:
-    """Maps of one layer side by side.
+    """Maps of one layer side by side, NaN between them; `shape` is that of one of them.
 
-    Attributes:
-        values: float32 (H, W), NaN between the tiles.
-        corners: row and column of the upper left corner of each tile.
-        shape: of one tile.
+    `corners` are row and column of the upper left corner of each.
     """
 
     values: NDArray[np.float32]
@@ -73,7 +70,7 @@ def draw_maps(seen: SeenImage, channels: Channels, *, overlay: bool = False) -> 
     Args:
         seen: the image and its maps.
         channels: to show.
-        overlay: whether to draw maps over the image.
+        overlay: draw maps over the image.
     """
     check_matplotlib()
     from matplotlib.figure import Figure
@@ -86,7 +83,8 @@ def draw_maps(seen: SeenImage, channels: Channels, *, overlay: bool = False) -> 
     size = (across * (side + 0.55), down * (tall + 0.55) + 0.45)
     figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08))
     panels = figure.subplots(down, across, squeeze=False).ravel()
-    _draw_input(panels[0], seen)
+    panels[0].imshow(seen.pixels)
+    _name(panels[0], "input", f"3 x {height} x {width}")
     for axes, one in zip(panels[1:], seen.maps, strict=False):
         _draw_layer(axes, one, channels, seen.pixels if overlay else None)
     for axes in panels[len(seen.maps) + 1 :]:
@@ -103,12 +101,6 @@ def _grid(panels: int, room: int) -> tuple[int, int]:
     return math.ceil(panels / across), across
 
 
-def _draw_input(axes: Axes, seen: SeenImage) -> None:
-    height, width = seen.pixels.shape[:2]
-    axes.imshow(seen.pixels)
-    _name(axes, "input", f"3 x {height} x {width}")
-
-
 def _name(axes: Axes, name: str, what: str) -> None:
     axes.set_axis_off()
     axes.set_title(f"{name}   {what}", fontsize="medium", parse_math=False)
@@ -122,7 +114,10 @@ def _draw_layer(
     if under is not None:
         height, width = under.shape[:2]
         maps = np.stack([resized(part, height, width) for part in maps])
-        _draw_under(axes, under, len(maps))
+        # In grey, since its colours would mix with those of the map.
+        grey = np.asarray(Image.fromarray(under).convert("L"), dtype=np.float32)
+        below = tile(np.broadcast_to(grey, (len(maps), *grey.shape)))
+        axes.imshow(below.values, cmap="gray", vmin=0, vmax=255)
     tiles = tile(maps)
     drawn = axes.imshow(
         tiles.values,
@@ -135,13 +130,6 @@ def _draw_layer(
     _name(axes, one.layer, _shape_words(one, channels))
     scale = axes.inset_axes((1.02, 0.0, 0.035, 1.0))
     axes.figure.colorbar(drawn, cax=scale).ax.tick_params(labelsize="small")
-
-
-def _draw_under(axes: Axes, under: NDArray[np.uint8], count: int) -> None:
-    """Draw the image in grey under every tile; its colours would mix with those of the map."""
-    grey = np.asarray(Image.fromarray(under).convert("L"), dtype=np.float32)
-    below = tile(np.broadcast_to(grey, (count, *grey.shape)))
-    axes.imshow(below.values, cmap="gray", vmin=0, vmax=255)
 
 
 def _number(axes: Axes, tiles: Tiles, numbers: NDArray[np.int64]) -> None:

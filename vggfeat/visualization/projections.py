@@ -26,7 +26,7 @@ PROJECTIONS: tuple[Projection, ...] = get_args(Projection)
 BINS: Final = 60
 
 VALUES_BYTES: Final = 1 << 28
-"""Of values as float32 that a histogram reads of a layer; of a larger one it takes some rows."""
+"""Limit of the values, as float32, that a histogram reads of a layer; it samples larger ones."""
 
 _HELD_BYTES = 1 << 30  # of vectors as float32, of all images in a plane
 _BLOCK_BYTES = 1 << 26  # of maps that are read at once, to be averaged
@@ -37,17 +37,10 @@ _SEED = 0  # of UMAP, which starts from random numbers
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Histogram:
-    """Counts of a layer's values.
+    """Counts of the values of a layer of some rows, and the share of values that are 0."""
 
-    Attributes:
-        counts: int64 (`BINS`,).
-        edges: float64 (`BINS` + 1,), from the lowest value to the highest.
-        zeros: share of values that are 0.
-        rows: number of images counted.
-    """
-
-    counts: NDArray[np.int64]
-    edges: NDArray[np.float64]
+    counts: NDArray[np.int64]  # (BINS,)
+    edges: NDArray[np.float64]  # (BINS + 1,), from the lowest value to the highest
     zeros: float
     rows: int
 
@@ -57,9 +50,9 @@ class Plane:
     """Images as points of a plane.
 
     Attributes:
-        points: float32 (n, 2); empty if there are too few images, or all are the same.
+        points: float32 (n, 2); empty for too few images, or if all are the same.
         axes: labels of the two axes.
-        note: why there are no points; '' if there are.
+        note: why `points` is empty, or ''.
     """
 
     points: NDArray[np.float32]
@@ -71,12 +64,7 @@ class Plane:
 class LayerView:
     """One layer of a cache, ready to be drawn.
 
-    Attributes:
-        layer: its name.
-        shape: of a row.
-        dtype: as stored.
-        histogram: of the values; None where no row is done.
-        plane: of the images in `CacheView.rows`.
+    `histogram` is None where no row is done; `plane` has the images in `CacheView.rows`.
     """
 
     layer: str
@@ -88,14 +76,7 @@ class LayerView:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CacheView:
-    """A cache, ready to be drawn.
-
-    Attributes:
-        cache: it.
-        rows: int64 (n,), the images in the planes.
-        layers: one view each.
-        projection: how the planes were found.
-    """
+    """A cache, ready to be drawn; `rows`, int64 (n,), are the images in the planes."""
 
     cache: FeatureCache
     rows: NDArray[np.int64]
@@ -136,13 +117,15 @@ def view_cache(
     if not names:
         raise UsageError(f"no layers requested; cache {cache.path!r} has {', '.join(cache.layers)}")
     done = np.flatnonzero(cache.done)
-    rows = spread(done, min([sample, *(_held_rows(cache, name) for name in names)]))
+    # Of a vector all values are held, of a map one for each channel.
+    widest = max(cache[name].shape[1] for name in names)
+    rows = spread(done, min(sample, max(1, _HELD_BYTES // (4 * widest))))
     views = [
         LayerView(
             layer=name,
             shape=cache[name].shape[1:],
             dtype=cache[name].dtype.name,
-            histogram=_histogram_of(cache, name, done),
+            histogram=_histogram(cache, name, done),
             plane=plane_of(unit_rows(_vectors(cache, name, rows)), projection),
         )
         for name in dict.fromkeys(names)
@@ -150,23 +133,14 @@ def view_cache(
     return CacheView(cache, rows, tuple(views), projection)
 
 
-def _histogram_of(cache: FeatureCache, layer: str, done: NDArray[np.int64]) -> Histogram | None:
+def _histogram(cache: FeatureCache, layer: str, done: NDArray[np.int64]) -> Histogram | None:
     width = int(np.prod(cache[layer].shape[1:]))
     values = cache.values(layer, spread(done, max(1, VALUES_BYTES // (4 * width))))
-    return histogram(values) if len(values) else None
-
-
-def histogram(values: NDArray[np.float32]) -> Histogram:
-    """Count values, float32 (n, ...), finite, at least one, in `BINS` bins of equal width."""
+    if not len(values):
+        return None
     counts, edges = np.histogram(values, bins=BINS)
     zeros = 1 - np.count_nonzero(values) / values.size
     return Histogram(counts.astype(np.int64), edges.astype(np.float64), zeros, len(values))
-
-
-def _held_rows(cache: FeatureCache, layer: str) -> int:
-    """Return the number of rows whose vectors fit into `_HELD_BYTES`."""
-    width = cache[layer].shape[1]  # of maps only the channels are held
-    return max(1, _HELD_BYTES // (4 * width))
 
 
 def _vectors(cache: FeatureCache, layer: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -216,7 +190,7 @@ def plane_of(vectors: NDArray[np.float32], projection: Projection) -> Plane:
 def _umap(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     import umap
 
-    # One job: a seed allows no more, and umap warns of it where it has to be told.
+    # One job: a seed allows no more, and umap would warn of that.
     reducer = umap.UMAP(
         n_neighbors=min(_NEIGHBOURS, len(vectors) - 1),
         metric="cosine",

@@ -34,10 +34,10 @@ _BEGINNING, _END = 22, 15  # characters of a name that are kept
 def load_picture(
     path: str | bytes, longest: int, preprocess: Preprocess = AS_FILES_SAY
 ) -> Image.Image:
-    """Load the image in a file, upright, in mode RGB.
+    """Load an image file of any kind that an extraction accepts, upright, in mode RGB.
 
     Args:
-        path: an image file of any kind that an extraction accepts.
+        path: the file.
         longest: pixels of the longer side at most; smaller images keep their size.
         preprocess: whose window, clip and clahe say what becomes black and white; without them,
             images of 12 or 16 bits or in physical units show little.
@@ -45,7 +45,15 @@ def load_picture(
     with open_file(os.fsencode(path)) as stream:
         if is_of_values(stream) or not preprocess.full_scale:
             return _picture_of_values(stream, longest, preprocess)
-        shorter = _shorter_side(stream, longest)
+        try:
+            with pillow_to_ourselves(MAX_PIXELS), open_image(stream) as image:
+                sides: Any = image.size  # a plugin fills it in, from whatever the file says
+        except DecodeError:
+            raise
+        except Exception as error:  # plugins raise nearly anything on broken data
+            raise DecodeError("not an image Pillow can read") from error
+        small, large = sorted(sides)
+        shorter = _shorter_side(small, large, longest)
         shown = Preprocess(size=shorter, resize=None, crop="none", decode="fast")
         return Image.fromarray(decode(stream, shown, MAX_PIXELS))
 
@@ -58,21 +66,12 @@ def _picture_of_values(stream: BinaryIO, longest: int, like: Preprocess) -> Imag
     with as_decode_errors(stream, MAX_PIXELS):
         raster = read_raster(stream, shown, MAX_PIXELS)
         small, large = sorted(raster.values.shape[:2])
-        shorter = small if large <= longest else max(1, round(small * longest / large))
-        preprocess = dataclasses.replace(shown, size=shorter)
+        preprocess = dataclasses.replace(shown, size=_shorter_side(small, large, longest))
         return Image.fromarray(finish(raster, preprocess, MAX_PIXELS))
 
 
-def _shorter_side(stream: BinaryIO, longest: int) -> int:
+def _shorter_side(small: int, large: int, longest: int) -> int:
     """Return the pixels of the shorter side once the longer one is at most `longest`."""
-    try:
-        with pillow_to_ourselves(MAX_PIXELS), open_image(stream) as image:
-            sides: Any = image.size  # a plugin fills it in, from whatever the file says
-    except DecodeError:
-        raise
-    except Exception as error:  # plugins raise nearly anything on broken data
-        raise DecodeError("not an image Pillow can read") from error
-    small, large = sorted(sides)
     return int(small) if large <= longest else max(1, round(small * longest / large))
 
 
@@ -80,7 +79,7 @@ def _shorter_side(stream: BinaryIO, longest: int) -> int:
 def picture_of(
     path: str | None, longest: int, preprocess: Preprocess = AS_FILES_SAY
 ) -> Iterator[Image.Image | str]:
-    """Yield the image in a file as `load_picture` does, or a few words on why there is none."""
+    """Yield the image in a file as `load_picture` does, or the reason why it cannot be shown."""
     if path is None or not os.path.isfile(path):
         yield "file not found"
         return
@@ -94,17 +93,14 @@ def picture_of(
 
 
 def image_file(cache: FeatureCache, row: int, root: str | None = None) -> str | None:
-    """Return the path of a row's image now; None if there is no such file, as for archive members.
+    """Return the path of a row's image now; None if no such file exists, as for archive members.
 
-    Args:
-        cache: of the row.
-        row: its number.
-        root: folder of the images now; by default that of the extraction.
+    `root` is the folder of the images now; by default that of the extraction.
     """
     base = cache.header.provenance.root if root is None else os.fsencode(root)
     path = os.path.join(base, bytes(cache.paths[row]))
-    there = is_there(os.fsdecode(path)) if remote_scheme(path) else os.path.isfile(path)
-    return os.fsdecode(path) if there else None
+    exists = is_there(os.fsdecode(path)) if remote_scheme(path) else os.path.isfile(path)
+    return os.fsdecode(path) if exists else None
 
 
 def shortened(text: str) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from vggfeat.core.fusion_spec import Recipe
-from vggfeat.transforms.base import blocks_of
+from vggfeat.transforms.base import blocks_of, layer_blocks
 from vggfeat.transforms.fusion import (
     Attention,
     Fusion,
@@ -109,14 +109,9 @@ def fit_inputs(
     if norm != "standard":
         return Inputs(layers, widths, norm)
     standard = {
-        layer: fit_standardisation(partial(_rows_of, cache, layer, rows)) for layer in layers
+        layer: fit_standardisation(partial(layer_blocks, cache, layer, rows)) for layer in layers
     }
     return Inputs(layers, widths, norm, standard)
-
-
-def _rows_of(cache: FeatureCache, layer: str, rows: NDArray[np.int64]) -> Iterator[Values]:
-    for _, layers in blocks_of(cache, (layer,), rows):
-        yield layers[layer]
 
 
 def joined_blocks(

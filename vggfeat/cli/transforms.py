@@ -1,0 +1,195 @@
+"""`vggfeat fuse` and `vggfeat reduce`: options, run and summary of a cache made from another."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vggfeat.cli.options import settings_options
+from vggfeat.cli.terminal import Bar, Quiet, exit_codes, print_json, set_up_logging
+from vggfeat.core.option import options_of
+from vggfeat.core.settings import SETTINGS, Settings
+from vggfeat.core.text import counted, duration, printable
+from vggfeat.errors import InterruptedRunError, UsageError
+from vggfeat.transforms.settings import FuseSettings, ReduceSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from vggfeat.transforms.derive import TransformReport
+
+Source = Annotated[
+    str,
+    typer.Argument(
+        help="The cache with the layers, a file or a folder of shards.", metavar="FILE.h5"
+    ),
+]
+Out = Annotated[
+    str, typer.Option("--out", "-o", help="The cache to create or resume.", metavar="FILE.h5")
+]
+Use = Annotated[
+    str | None,
+    typer.Option(
+        help="Apply this model of an earlier run as it is, instead of fitting.",
+        metavar="MODEL.h5",
+        show_default=False,
+    ),
+]
+Save = Annotated[
+    str | None,
+    typer.Option(
+        help="Where to keep what is fitted. [default: beside the new cache, as *.model.h5]",
+        metavar="MODEL.h5",
+        show_default=False,
+    ),
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume/--fresh", help="Resume the cache if it exists, or fit and create it again."
+    ),
+]
+Update = Annotated[
+    bool,
+    typer.Option(
+        "--update",
+        help="Bring in images that are new in the source since, and leave out those that are gone; "
+        "what was fitted stays.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="The summary as JSON.")]
+
+_DTYPE = {"dtype": {"help": "Type of the stored features."}}
+
+
+@settings_options(
+    *options_of(FuseSettings), "dtype", of=(FuseSettings, Settings), instead=_DTYPE
+)  # fmt: skip
+def fuse(
+    source: Source,
+    out: Out,
+    *,
+    use: Use = None,
+    save: Save = None,
+    resume: Resume = True,
+    update: Update = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    **flags: Any,
+) -> None:
+    """Make one vector an image of several layers, from a cache into another.
+
+    Each layer is normalised by itself first, so that its range does not decide. The new cache has
+    the same images, and the same command again does what is left.
+    """
+    with exit_codes():
+        set_up_logging(quiet=quiet or as_json, verbose=False)
+        from vggfeat.transforms.fuse import fuse as command
+
+        files = {"source": source, "out": out, "use": use, "save": save}
+        begin = _begin(resume=resume, update=update)
+        _run(command, FuseSettings, files, flags, begin, as_json=as_json, quiet=quiet)
+
+
+@settings_options(
+    *options_of(ReduceSettings), "dtype", of=(ReduceSettings, Settings), instead=_DTYPE
+)  # fmt: skip
+def reduce(
+    source: Source,
+    out: Out,
+    *,
+    use: Use = None,
+    save: Save = None,
+    resume: Resume = True,
+    update: Update = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    **flags: Any,
+) -> None:
+    """Shorten the vectors of a cache by PCA, with whitening or without, or standardise them.
+
+    Fitted in a stream to every layer by itself; the cache may be larger than memory. What was
+    fitted is kept in a model file, and --use applies it to other caches.
+    """
+    with exit_codes():
+        set_up_logging(quiet=quiet or as_json, verbose=False)
+        from vggfeat.transforms.reduce import reduce as command
+
+        files = {"source": source, "out": out, "use": use, "save": save}
+        begin = _begin(resume=resume, update=update)
+        _run(command, ReduceSettings, files, flags, begin, as_json=as_json, quiet=quiet)
+
+
+def _begin(*, resume: bool, update: bool) -> str:
+    if update and not resume:
+        raise UsageError("--fresh makes all rows anew; give it without --update")
+    return "update" if update else "resume" if resume else "fresh"
+
+
+def _run(
+    command: Callable[..., TransformReport],
+    record: type,
+    files: Mapping[str, str | None],
+    flags: Mapping[str, Any],
+    begin: str,
+    *,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Call `fuse` or `reduce` with the settings that were given, and show its report."""
+    options = options_of(record)
+    texts = {
+        name: flags[name]
+        for name in options
+        if not (flags[name] is None or flags[name] is False or flags[name] == [])
+    }
+    if files["use"] is not None and (texts or files["save"] is not None):
+        names = [*texts, *(["save"] if files["save"] is not None else [])]
+        named = ", ".join("--" + name.replace("_", "-") for name in names)
+        raise UsageError(f"--use applies a model with its own settings; give it without {named}")
+    dtype = flags["dtype"] or SETTINGS["dtype"].default
+    if problem := SETTINGS["dtype"].problem("dtype", dtype):
+        raise UsageError(problem)
+    settings = None
+    if files["use"] is None:
+        settings = record(**{name: options[name].read(text) for name, text in texts.items()})
+    bar = Bar(quiet=quiet or as_json, late=True)
+    report: TransformReport | None = None
+    try:
+        report = command(
+            **files, settings=settings, dtype=dtype, begin=begin, on_progress=bar.update
+        )
+    except InterruptedRunError as error:
+        report = error.summary
+        raise
+    finally:
+        bar.close()
+        if report is not None and as_json:
+            print_json(report)
+        elif report is not None and not quiet:
+            typer.echo("\n".join(_lines(report)))
+
+
+def _lines(report: TransformReport) -> list[str]:
+    counts = f"{report.done} done, {report.failed} failed"
+    if report.pending:
+        counts += f", {report.pending} left"
+    layers = ", ".join(f"{name} ({width})" for name, width in report.layers.items())
+    this_run = (
+        f"{counted(report.new_done, 'row')} in {duration(report.seconds)}"
+        if report.new_done
+        else f"nothing left to do ({duration(report.seconds)})"
+    )
+    lines = [
+        f"{printable(report.out)}: {counted(report.rows, 'image')}, {counts}",
+        f"  layers   {layers}, {report.dtype}",
+        f"  from     {printable(report.source)}",
+        f"  this run {this_run}",
+    ]
+    if report.model:
+        lines.append(f"  model    {printable(report.model)}")
+        lines += [f"           {note}" for note in report.notes]
+    if report.clamped:
+        lines.append(f"  clamped  {counted(report.clamped, 'value')} beyond {report.dtype}'s range")
+    return lines
