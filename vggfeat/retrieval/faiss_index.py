@@ -13,6 +13,7 @@ import itertools
 import logging
 import math
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,28 +67,16 @@ _BLOCK_BYTES = 1 << 26  # of rows added at a time
 _LARGEST_HALF = 65504.0
 
 
+@dataclass(slots=True, eq=False)
 class FaissIndex:
-    """An index of faiss in use, with the cache that it was built from, which scores its finds.
+    """An index of faiss in use, with the cache that it was built from, which scores its finds."""
 
-    `rows`, int64 (n,), are the cache's rows of its entries; `guard` is None if it is in memory.
-    """
-
-    def __init__(
-        self,
-        cache: FeatureCache,
-        source: IndexedLayer,
-        info: IndexInfo,
-        index: Any,
-        rows: Rows,
-        *,
-        guard: LengthGuard | None = None,
-    ) -> None:
-        self.info = info
-        self._cache = cache
-        self._source = source
-        self._index = index
-        self._rows = rows
-        self._guard = guard
+    cache: FeatureCache
+    source: IndexedLayer
+    info: IndexInfo
+    index: Any  # of faiss
+    rows: Rows  # (n,), the cache's row of each entry
+    guard: LengthGuard | None = None  # of the file that it is mapped from
 
     def search(self, queries: Values, k: int, *, left_out: Rows | None = None) -> Nearest:
         """Return the k nearest rows to each query that the index finds, as `nearest` does.
@@ -95,28 +84,28 @@ class FaissIndex:
         faiss returns twice as many; these are scored from the cache in float64, as the exact search
         does, and the best are kept. That also mends most confusions by float16.
         """
-        if self._guard is not None:
-            self._guard.check()
+        if self.guard is not None:
+            self.guard.check()
         if k < 1:
             raise UsageError(f"top is {k}; expected at least 1")
-        requested = [LayerQuery(self._source.layer, queries)]
-        prepared = prepare_queries(self._cache, requested, self._source.metric)
-        places = self._places(prepared[0].vectors, min(len(self._rows), 2 * k + 1))
-        which, rank = np.nonzero((places >= 0) & (places < len(self._rows)))
-        rows = self._rows[places[which, rank]]
-        most = min(k, len(self._rows))
-        return ranked(self._cache, prepared, which, rows, most, left_out=left_out)
+        requested = [LayerQuery(self.source.layer, queries)]
+        prepared = prepare_queries(self.cache, requested, self.source.metric)
+        places = self._places(prepared[0].vectors, min(len(self.rows), 2 * k + 1))
+        which, rank = np.nonzero((places >= 0) & (places < len(self.rows)))
+        rows = self.rows[places[which, rank]]
+        most = min(k, len(self.rows))
+        return ranked(self.cache, prepared, which, rows, most, left_out=left_out)
 
     def _places(self, vectors: Values, count: int) -> NDArray[np.int64]:
         """Return entries, int64 (q, count); probe more lists where these hold too few."""
         if not self.info.lists:
-            flat: NDArray[np.int64] = self._index.search(vectors, count)[1]
+            flat: NDArray[np.int64] = self.index.search(vectors, count)[1]
             return flat
         faiss = load_faiss()
         probes = self.info.probes
         while True:
             parameters = faiss.SearchParametersIVF(nprobe=probes)
-            places: NDArray[np.int64] = self._index.search(vectors, count, params=parameters)[1]
+            places: NDArray[np.int64] = self.index.search(vectors, count, params=parameters)[1]
             if probes >= self.info.lists or (places >= 0).all():
                 return places
             probes = min(2 * probes, self.info.lists)
@@ -154,7 +143,7 @@ def open_index(
     index, guard = read_index(path, record)
     if index.d != cache[layer].shape[1]:
         raise damaged(path, "its width")
-    return FaissIndex(cache, source, record.info, index, rows, guard=guard)
+    return FaissIndex(cache, source, record.info, index, rows, guard)
 
 
 def build_index(

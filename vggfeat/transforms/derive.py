@@ -230,45 +230,38 @@ def _check_images(source: FeatureCache, target: FeatureCache, *, update: bool) -
     )
 
 
+@dataclass(slots=True, eq=False)
 class _Work:
     """One run from a source into an existing target."""
 
-    def __init__(
-        self,
-        source: FeatureCache,
-        target: FeatureCache,
-        transform: Transform,
-        stop: StopFlag,
-        on_progress: OnProgress | None,
-    ) -> None:
-        self._source = source
-        self._target = target
-        self._transform = transform
-        self._stop = stop
-        self._on_progress = on_progress
-        self._new_done = 0
-        self._clamped = 0
+    source: FeatureCache
+    target: FeatureCache
+    transform: Transform
+    stop: StopFlag
+    on_progress: OnProgress | None
+    new_done: int = 0
+    clamped: int = 0
 
     def do(self) -> None:
         """Bring the target in line with the source and transform the rows that are missing."""
-        state = np.array(self._source.state)  # before any feature: what is done by now is whole
-        writer = CacheWriter(self._target.path, self._target.header)
+        state = np.array(self.source.state)  # before any feature: what is done by now is whole
+        writer = CacheWriter(self.target.path, self.target.header)
         with Sink(writer, _CHECKPOINT_SECONDS) as sink:
             todo, failed = self._bring_in_line(writer, state)
             for batch in self._batches(todo):
                 sink.put(batch)
-                self._new_done += len(batch.rows)
-                self._clamped += batch.clamped
-                if self._on_progress is not None:
-                    self._on_progress(Progress(self._new_done, 0, len(todo)))
-            if not self._stop:
+                self.new_done += len(batch.rows)
+                self.clamped += batch.clamped
+                if self.on_progress is not None:
+                    self.on_progress(Progress(self.new_done, 0, len(todo)))
+            if not self.stop:
                 sink.put(self._failures(failed))
 
     def _bring_in_line(
         self, writer: CacheWriter, state: NDArray[np.uint8]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Copy the source's states; return rows to do, and rows that failed there."""
-        source, target = self._source, self._target
+        source, target = self.source, self.target
         own = np.array(target.state)
         other = (source.sizes != target.sizes) | (source.mtimes != target.mtimes)
         other |= (source.digests != target.digests).any(1) & (own != RowState.PENDING)
@@ -286,26 +279,26 @@ class _Work:
         return todo, np.flatnonzero((state == RowState.FAILED) & (own != RowState.FAILED))
 
     def _batches(self, todo: NDArray[np.int64]) -> Iterator[FeatureBatch]:
-        for rows, layers in blocks_of(self._source, self._transform.inputs, todo):
-            if self._stop:
+        for rows, layers in blocks_of(self.source, self.transform.inputs, todo):
+            if self.stop:
                 return
             with np.errstate(all="ignore"):  # values that are not finite fail their row below
-                values = self._transform(layers)
+                values = self.transform(layers)
             finite = np.all([np.isfinite(one).all(1) for one in values.values()], axis=0)
             stored, clamped = {}, 0
             for name, one in values.items():
                 stored[name], beyond = self._stored(name, one[finite])
                 clamped += beyond
-            reason = f"{self._transform.step.name} gave values that are not finite"
+            reason = f"{self.transform.step.name} gave values that are not finite"
             failures = tuple(Failure(row, reason) for row in rows[~finite].tolist())
-            digests = np.asarray(self._source.digests[rows[finite]])
+            digests = np.asarray(self.source.digests[rows[finite]])
             yield FeatureBatch(rows[finite], digests, stored, failures, clamped)
 
     def _stored(self, name: str, values: Values) -> tuple[NDArray[np.generic], int]:
         """Return values in the target's dtype, and how many were beyond its range."""
-        dtype = self._target.header.identity.dtype
+        dtype = self.target.header.identity.dtype
         if dtype == "int8":
-            return encode(values, self._target.header.scales[name])
+            return encode(values, self.target.header.scales[name])
         if dtype == "float32":
             return values, 0
         return to_float16(values)
@@ -313,10 +306,10 @@ class _Work:
     def _failures(self, rows: NDArray[np.int64]) -> FeatureBatch:
         """Return the source's failures as the target's."""
         wanted = set(rows.tolist())
-        digests = self._source.digests
+        digests = self.source.digests
         failures = tuple(
             dataclasses.replace(failure, digest=digests[failure.row].tobytes())
-            for failure in self._source.failures()
+            for failure in self.source.failures()
             if failure.row in wanted
         )
         nothing = np.empty(0, dtype=np.int64)
@@ -324,18 +317,18 @@ class _Work:
 
     def result(self, seconds: float) -> TransformReport:
         """Return the outcome of the run."""
-        header: Header = self._target.header
-        counts = np.bincount(self._target.state, minlength=len(RowState)).tolist()
+        header: Header = self.target.header
+        counts = np.bincount(self.target.state, minlength=len(RowState)).tolist()
         return TransformReport(
-            out=self._target.path,
-            source=self._source.path,
+            out=self.target.path,
+            source=self.source.path,
             rows=header.rows,
             done=counts[RowState.DONE],
             failed=counts[RowState.FAILED],
             pending=counts[RowState.PENDING],
-            new_done=self._new_done,
+            new_done=self.new_done,
             layers={name: shape[0] for name, shape in header.shapes.items()},
             dtype=header.identity.dtype,
-            clamped=self._clamped,
+            clamped=self.clamped,
             seconds=seconds,
         )

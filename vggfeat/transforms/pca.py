@@ -61,9 +61,9 @@ class Pca:
 
         The result is not normalised. A row with NaN in it becomes NaN.
         """
-        _check_shape(x.shape, len(self.mean))
+        parts = _parts(x.shape, len(self.mean))
         projected = np.empty((len(x), len(self.components)), dtype=np.float32)
-        for part in _parts(x.shape):
+        for part in parts:
             centred = np.subtract(x[part], self.mean, dtype=np.float64).astype(np.float32)
             np.matmul(centred, self.components.T, out=projected[part])
         if self.whiten:
@@ -95,9 +95,8 @@ class Standardisation:
 
     def apply(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """Bring each dimension to mean 0 and deviation 1: `(x - mean) / scale`, float32 (n, D)."""
-        _check_shape(x.shape, len(self.mean))
         scaled = np.empty(x.shape, dtype=np.float32)
-        for part in _parts(x.shape):
+        for part in _parts(x.shape, len(self.mean)):
             centred = np.subtract(x[part], self.mean, dtype=np.float64)
             np.divide(centred, self.scale, out=scaled[part], casting="same_kind")
         return scaled
@@ -132,16 +131,13 @@ def fit_pca(blocks: Blocks, dims: Dims, *, whiten: bool = False) -> Pca:
     return Pca(data.mean, _signed(leading.vectors), leading.variances, total, data.rows, whiten)
 
 
-def _check_shape(shape: tuple[int, ...], width: int) -> None:
+def _parts(shape: tuple[int, ...], width: int) -> list[slice]:
+    """Check the shape of data, and return slices of rows that are transformed together."""
     if shape[1:] != (width,):
         raise UsageError(
             f"fitted on {counted(width, 'dimension')}: expected (n, {width}), found {shape}"
         )
-
-
-def _parts(shape: tuple[int, ...]) -> list[slice]:
-    """Return slices of rows that are transformed together."""
-    step = rows_at_once(shape[1])
+    step = rows_at_once(width)
     return [slice(start, start + step) for start in range(0, shape[0], step)]
 
 
