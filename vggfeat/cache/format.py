@@ -21,6 +21,7 @@ from h5py import h5d, h5f, h5p, h5s, h5t
 from vggfeat.cache.identity import Identity
 from vggfeat.core.preprocessing import preprocess_from
 from vggfeat.core.quantization import Scales, scales_digest
+from vggfeat.core.records import RowCounts
 from vggfeat.core.settings import DTYPES
 from vggfeat.core.steps import Step
 from vggfeat.core.text import counted
@@ -29,6 +30,8 @@ from vggfeat.storage.hdf5_file import open_hdf5
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from numpy.typing import NDArray
 
 FORMAT = "vggfeat"
 FORMAT_VERSION = 1
@@ -64,6 +67,15 @@ class RowState(enum.IntEnum):
     DONE = 1
     FAILED = 2
     REMOVED = 3
+
+
+def count_rows(state: NDArray[Any]) -> RowCounts:
+    """Count rows by state, uint8 (N,)."""
+    counts = np.bincount(state, minlength=len(RowState)).tolist()
+    done, failed, pending = (
+        counts[one] for one in (RowState.DONE, RowState.FAILED, RowState.PENDING)
+    )
+    return RowCounts(len(state), done, failed, pending)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import operator
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vggfeat.cache.format import IMAGES, RowState
+from vggfeat.cache.format import IMAGES, RowState, count_rows
 from vggfeat.cache.reader import FeatureCache
 from vggfeat.cache.row_copy import copy_rows
 from vggfeat.cache.sharded import ShardedCache, open_cache
@@ -17,7 +19,7 @@ from vggfeat.cache.sharded_array import ShardedArray
 from vggfeat.cache.writer import create_cache, write_all
 from vggfeat.core.file_types import other_format
 from vggfeat.core.isolation import isolated
-from vggfeat.core.records import Images
+from vggfeat.core.records import HasRowCounts, Images, RowCounts
 from vggfeat.core.text import agree, counted, first_few, quoted
 from vggfeat.errors import CacheError, CacheMismatchError, InputError, UsageError
 from vggfeat.storage.locks import hold
@@ -34,25 +36,19 @@ _BEST_FIRST = (RowState.DONE, RowState.FAILED, RowState.PENDING)
 
 
 @dataclass(frozen=True, slots=True)
-class MergeReport:
+class MergeReport(HasRowCounts):
     """Result of a merge.
 
     Attributes:
         out: the new cache.
         sources: number of caches merged.
-        rows: images in it.
-        done: rows with features.
-        failed: rows whose image failed.
-        pending: rows not computed yet.
+        row_counts: `rows`, `done`, `failed` and `pending`, also attributes of the report.
         shared: rows that more than one source had.
     """
 
     out: str
     sources: int
-    rows: int
-    done: int
-    failed: int
-    pending: int
+    row_counts: RowCounts
     shared: int
 
 
@@ -113,7 +109,9 @@ def merge(
     caches = [open_cache(source) for source in sources]
     check_whole(caches)
     if len(caches) == 1 and isinstance(caches[0], ShardedCache):
-        return _joined(caches[0], out)
+        with hold(out):
+            refuse_replacing(out)
+            return MergeReport(out, 1, _join_shards(caches[0], out), shared=0)
     _check_settings(caches)
     with hold(out):
         refuse_replacing(out)
@@ -124,25 +122,8 @@ def merge(
         kept = _first_of_each(rows)
         _check_images(caches, rows)
         _write(caches, kept, root, out)
-    counts = np.bincount(kept.state, minlength=len(RowState)).tolist()
-    return MergeReport(
-        out=out,
-        sources=len(caches),
-        rows=len(kept.paths),
-        done=counts[RowState.DONE],
-        failed=counts[RowState.FAILED],
-        pending=counts[RowState.PENDING],
-        shared=len(np.unique(rows.paths[1:][rows.paths[1:] == rows.paths[:-1]])),
-    )
-
-
-def _joined(source: ShardedCache, out: str) -> MergeReport:
-    with hold(out):
-        refuse_replacing(out)
-        counts = _join_shards(source, out)
-    rows = sum(counts) - counts[RowState.REMOVED]
-    done, failed, pending = (counts[state] for state in _BEST_FIRST)
-    return MergeReport(out, 1, rows, done, failed, pending, shared=0)
+    shared = len(np.unique(rows.paths[1:][rows.paths[1:] == rows.paths[:-1]]))
+    return MergeReport(out, len(caches), count_rows(kept.state), shared)
 
 
 def _check_settings(caches: Sequence[FeatureCache]) -> None:
@@ -283,7 +264,7 @@ def _all_removed(caches: Sequence[FeatureCache]) -> InputError:
     )
 
 
-def _join_shards(source: ShardedCache, out: str) -> list[int]:
+def _join_shards(source: ShardedCache, out: str) -> RowCounts:
     """Copy all shards into one file, inside the kernel where possible; the caller holds its lock.
 
     Rows of images that are gone are left out. In memory are columns of one shard at a time, and 9
@@ -294,7 +275,7 @@ def _join_shards(source: ShardedCache, out: str) -> list[int]:
         out: the new file; whole or not at all.
 
     Returns:
-        rows in each `RowState`, by number; states as they were when this began.
+        counts of the new file's rows; states as they were when this began.
     """
     parts = source.parts()
     # Opened again for each column, since a process has fewer file descriptors than we have maps.
@@ -331,7 +312,7 @@ def _join_shards(source: ShardedCache, out: str) -> list[int]:
         scales=header.scales,
         fill=take_over,
     )
-    counts: list[int] = sum(
-        np.bincount(state, minlength=len(RowState)) for state in states
-    ).tolist()  # type: ignore[union-attr] # there is at least one shard
-    return counts
+    return functools.reduce(
+        operator.add,
+        (count_rows(state[rows]) for state, rows in zip(states, kept, strict=True)),
+    )

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vggfeat.cache.format import RowState
+from vggfeat.cache.format import RowState, count_rows
 from vggfeat.cache.sharded import ShardedCache
 from vggfeat.core.preprocessing import NOT_ALWAYS
-from vggfeat.core.records import FailedImage
+from vggfeat.core.records import FailedImage, HasRowCounts, RowCounts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -55,23 +55,17 @@ class LayerSummary:
 
 
 @dataclass(frozen=True, slots=True)
-class ShardSummary:
+class ShardSummary(HasRowCounts):
     """One shard of a sharded cache.
 
     Attributes:
         name: of its file; empty if it has no rows, and so no file.
-        rows: images in it.
-        done: rows with features.
-        failed: rows whose image failed.
-        pending: rows not computed yet; all of them if the file is missing.
+        row_counts: of its rows; all pending if the file is missing.
         there: whether the file exists.
     """
 
     name: str
-    rows: int
-    done: int
-    failed: int
-    pending: int
+    row_counts: RowCounts
     there: bool
 
 
@@ -162,18 +156,10 @@ def _shards(cache: FeatureCache) -> tuple[ShardSummary, ...]:
     return tuple(
         ShardSummary(
             shard.name,
-            shard.rows,
-            counts[RowState.DONE],
-            counts[RowState.FAILED],
-            counts[RowState.PENDING],
+            count_rows(state[shard.first : shard.first + shard.rows]),
             there=cache.shard_header(number) is not None or not shard.rows,
         )
         for number, shard in enumerate(cache.shards)
-        for counts in [
-            np.bincount(
-                state[shard.first : shard.first + shard.rows], minlength=len(RowState)
-            ).tolist()
-        ]
     )
 
 

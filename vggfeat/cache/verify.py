@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vggfeat.cache.format import IMAGES, Header, RowState
+from vggfeat.cache.format import IMAGES, Header, RowState, count_rows
 from vggfeat.cache.reader import FeatureCache
 from vggfeat.cache.sharded import ShardedCache
 from vggfeat.cache.writer import CacheWriter, row_checksums
 from vggfeat.core.isolation import isolated
+from vggfeat.core.records import HasRowCounts, RowCounts
 from vggfeat.core.resources import usable_cores
 from vggfeat.core.text import counted
 from vggfeat.errors import CacheError, UsageError
@@ -45,15 +46,12 @@ class BadRow:
 
 
 @dataclass(frozen=True, slots=True)
-class VerifyReport:
+class VerifyReport(HasRowCounts):
     """Result of verifying a cache.
 
     Attributes:
         path: the cache.
-        rows: images in it.
-        done: rows with features.
-        failed: rows whose image failed.
-        pending: rows not computed yet.
+        row_counts: `rows`, `done`, `failed` and `pending`, also attributes of the report.
         removed: rows whose image is gone.
         bad: rows that are not as they were written, ascending.
         repaired: how many of them are pending now.
@@ -63,10 +61,7 @@ class VerifyReport:
     """
 
     path: str
-    rows: int
-    done: int
-    failed: int
-    pending: int
+    row_counts: RowCounts
     removed: int
     bad: tuple[BadRow, ...]
     repaired: int
@@ -107,12 +102,13 @@ def verify(path: str | os.PathLike[str], *, repair: bool = False) -> VerifyRepor
 def _verify_shards(path: str, *, repair: bool) -> VerifyReport:
     """Verify the shards that exist, one after the other; rows are numbered over all shards."""
     cache = ShardedCache(path)
-    found = VerifyReport(path, len(cache), 0, 0, 0, 0, (), 0, 0, 0.0, tuple(cache.missing))
+    found = VerifyReport(path, RowCounts(0, 0, 0, 0), 0, (), 0, 0, 0.0, tuple(cache.missing))
     last = b""
     for number, shard in enumerate(cache.shards):
         header = cache.shard_header(number)
         if header is None:
-            found = replace(found, pending=found.pending + shard.rows)
+            lost = RowCounts(shard.rows, 0, 0, shard.rows)
+            found = replace(found, row_counts=found.row_counts + lost)
             continue
         one = FeatureCache(cache.shard_path(number), header)
         if bytes(one.paths[0]) <= last:
@@ -125,9 +121,7 @@ def _verify_shards(path: str, *, repair: bool) -> VerifyReport:
         part = _verify_file(one.path, header, repair=repair)
         found = replace(
             found,
-            done=found.done + part.done,
-            failed=found.failed + part.failed,
-            pending=found.pending + part.pending,
+            row_counts=found.row_counts + part.row_counts,
             removed=found.removed + part.removed,
             bad=(*found.bad, *(replace(bad, row=shard.first + bad.row) for bad in part.bad)),
             repaired=found.repaired + part.repaired,
@@ -153,7 +147,6 @@ def _verify_file(path: str, header: Header | None = None, *, repair: bool) -> Ve
 def _look(cache: FeatureCache) -> VerifyReport:
     rows = _Rows(cache)
     states = rows.read(f"{IMAGES}/state", 0, len(cache))
-    counts = np.bincount(states, minlength=len(RowState)).tolist()
     settled = int(np.isin(states, _SETTLED).sum())
     with ThreadPoolExecutor(usable_cores()) as pool:
         suspects = np.concatenate([*pool.map(rows.suspects, rows.blocks())])
@@ -166,11 +159,8 @@ def _look(cache: FeatureCache) -> VerifyReport:
     ]
     return VerifyReport(
         path=cache.path,
-        rows=len(cache),
-        done=counts[RowState.DONE],
-        failed=counts[RowState.FAILED],
-        pending=counts[RowState.PENDING],
-        removed=counts[RowState.REMOVED],
+        row_counts=count_rows(states),
+        removed=int((states == RowState.REMOVED).sum()),
         bad=tuple(bad),
         repaired=0,
         bytes=settled * rows.row_bytes,

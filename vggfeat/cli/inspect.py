@@ -17,6 +17,7 @@ from vggfeat.cli.terminal import (
     print_json,
     shape_text,
 )
+from vggfeat.core.records import as_plain
 from vggfeat.core.text import agree, byte_count, counted, first_few, printable
 from vggfeat.errors import UsageError
 
@@ -97,7 +98,7 @@ def inspect(
         summary = summarise(opened)
         losses = _losses(opened, against, wanted=loss)
         if as_json:
-            plain = dataclasses.asdict(summary)
+            plain = as_plain(summary)
             print_json({**plain, "loss": [dataclasses.asdict(one) for one in losses or ()]})
             return
         for line in _lines(summary, all_failures=failures):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vggfeat.core.exhaustion import exhaustion_of
+from vggfeat.core.records import as_plain
 from vggfeat.core.signals import ended_by_signals
 from vggfeat.core.text import counted, duration
 from vggfeat.errors import InterruptedRunError, VggfeatError
@@ -178,7 +179,7 @@ class Bar:
 
 def print_json(value: Any) -> None:
     """A dataclass or plain value as JSON on stdout, undecodable names escaped."""
-    plain = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type] # an instance, never the class
+    plain = as_plain(value) if dataclasses.is_dataclass(value) else value
     typer.echo(json.dumps(plain, indent=2))
 
 

@@ -5,9 +5,10 @@ Shapes: B is the batch shape fixed for the run, n ≤ B the images really in it.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -164,6 +165,70 @@ class Stages:
 
 
 @dataclass(frozen=True, slots=True)
+class RowCounts:
+    """Numbers of rows of a cache, by state.
+
+    Attributes:
+        rows: all of them, one for each image.
+        done: with features.
+        failed: whose image failed.
+        pending: not computed yet.
+    """
+
+    rows: int
+    done: int
+    failed: int
+    pending: int
+
+    def __add__(self, other: RowCounts) -> RowCounts:
+        return RowCounts(
+            self.rows + other.rows,
+            self.done + other.done,
+            self.failed + other.failed,
+            self.pending + other.pending,
+        )
+
+
+class HasRowCounts:
+    """A record with a field `row_counts`, whose numbers are attributes of the record too."""
+
+    __slots__ = ()
+    row_counts: RowCounts
+
+    @property
+    def rows(self) -> int:
+        """Number of rows, one for each image."""
+        return self.row_counts.rows
+
+    @property
+    def done(self) -> int:
+        """Number of rows with features."""
+        return self.row_counts.done
+
+    @property
+    def failed(self) -> int:
+        """Number of rows whose image failed."""
+        return self.row_counts.failed
+
+    @property
+    def pending(self) -> int:
+        """Number of rows not computed yet."""
+        return self.row_counts.pending
+
+
+def as_plain(record: Any) -> dict[str, Any]:
+    """Return a dataclass as JSON shows it: the numbers of `row_counts` among its own."""
+
+    def flatten(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+        plain: dict[str, Any] = {}
+        for name, value in fields:
+            plain |= value if name == "row_counts" else {name: value}
+        return plain
+
+    return dataclasses.asdict(record, dict_factory=flatten)
+
+
+@dataclass(frozen=True, slots=True)
 class FailedImage:
     """An image that failed in this run, by name."""
 
@@ -172,15 +237,12 @@ class FailedImage:
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
+class Summary(HasRowCounts):
     """What a run did and what the cache now holds.
 
     Attributes:
         out: the cache.
-        rows: images in it.
-        done: rows with features.
-        failed: rows whose image failed.
-        pending: rows still to do.
+        row_counts: `rows`, `done`, `failed` and `pending`, also attributes of the summary.
         removed: rows whose image is gone, kept until the file is next written anew.
         added, changed, retried, gone: what `update` and `retry_failed` found in this run: images
             new to the cache, changed since, tried again, and no longer there.
@@ -208,10 +270,7 @@ class Summary:
     """
 
     out: str
-    rows: int
-    done: int
-    failed: int
-    pending: int
+    row_counts: RowCounts
     removed: int
     added: int
     changed: int

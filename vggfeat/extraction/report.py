@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vggfeat.cache.format import RowState
+from vggfeat.cache.format import RowState, count_rows
 from vggfeat.cache.reader import FeatureCache
 from vggfeat.core.records import FailedImage, Failure, FeatureBatch, Progress, Stages, Summary
 from vggfeat.extraction.update import join_changes
@@ -94,24 +94,20 @@ def summarise_run(
         shards: of a sharded cache, those that the run was asked for.
     """
     cache = FeatureCache(out) if shards is None else shards
-    counts = np.bincount(cache.state, minlength=len(RowState)).tolist()
+    state = np.asarray(cache.state)
+    counts = count_rows(state)
     identity, provenance = cache.header.identity, cache.header.provenance
     changes = stats.changes
     busy = stats.wait + stats.network + stats.write
     return Summary(
         out=out,
-        rows=len(cache),
-        done=counts[RowState.DONE],
-        failed=counts[RowState.FAILED],
-        pending=counts[RowState.PENDING],
-        removed=counts[RowState.REMOVED],
+        row_counts=counts,
+        removed=int((state == RowState.REMOVED).sum()),
         added=len(changes.added) if changes else 0,
         changed=len(changes.changed) + len(changes.returned) if changes else 0,
         retried=len(changes.retried) if changes else 0,
         gone=len(changes.removed) if changes else 0,
-        stopped=(stopped or ("a failed image" if stats.fatal else ""))
-        if counts[RowState.PENDING]
-        else "",
+        stopped=(stopped or ("a failed image" if stats.fatal else "")) if counts.pending else "",
         new_done=stats.done,
         new_failed=stats.failed,
         failures=tuple(FailedImage(cache.name(row), why) for row, why in stats.failures),

@@ -18,14 +18,21 @@ import numpy as np
 
 from vggfeat._version import __version__
 from vggfeat.cache.background_writer import Sink
-from vggfeat.cache.format import IMAGES, RowState
+from vggfeat.cache.format import IMAGES, RowState, count_rows
 from vggfeat.cache.reader import FeatureCache
 from vggfeat.cache.row_copy import copy_rows
 from vggfeat.cache.rows import match_paths
 from vggfeat.cache.sharded import open_cache
 from vggfeat.cache.writer import CacheWriter, create_cache, write_all
 from vggfeat.core.quantization import encode, scales_digest, to_float16
-from vggfeat.core.records import Failure, FeatureBatch, Images, Progress
+from vggfeat.core.records import (
+    Failure,
+    FeatureBatch,
+    HasRowCounts,
+    Images,
+    Progress,
+    RowCounts,
+)
 from vggfeat.core.signals import StopFlag, how_to_go_on
 from vggfeat.core.steps import Step
 from vggfeat.core.text import agree, counted
@@ -53,16 +60,14 @@ _CHECKPOINT_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class TransformReport:
+class TransformReport(HasRowCounts):
     """Outcome of a transform of one cache into another.
 
     Attributes:
         out: the new cache.
         source: the cache it was made from.
-        rows: images in it.
-        done: rows with features.
-        failed: rows whose image failed.
-        pending: rows still to do, most likely because they are pending in the source.
+        row_counts: `rows`, `done`, `failed` and `pending`, also attributes of the report; rows
+            are pending most likely because they are pending in the source.
         new_done: of `done`, from this run.
         layers: name → width of each new layer.
         dtype: of the stored features.
@@ -74,10 +79,7 @@ class TransformReport:
 
     out: str
     source: str
-    rows: int
-    done: int
-    failed: int
-    pending: int
+    row_counts: RowCounts
     new_done: int
     layers: Mapping[str, int]
     dtype: str
@@ -318,14 +320,10 @@ class _Work:
     def result(self, seconds: float) -> TransformReport:
         """Return the outcome of the run."""
         header: Header = self.target.header
-        counts = np.bincount(self.target.state, minlength=len(RowState)).tolist()
         return TransformReport(
             out=self.target.path,
             source=self.source.path,
-            rows=header.rows,
-            done=counts[RowState.DONE],
-            failed=counts[RowState.FAILED],
-            pending=counts[RowState.PENDING],
+            row_counts=count_rows(self.target.state),
             new_done=self.new_done,
             layers={name: shape[0] for name, shape in header.shapes.items()},
             dtype=header.identity.dtype,
