@@ -197,8 +197,8 @@ def _child(command: dict[str, Any]) -> int:
         signal.setitimer(signal.ITIMER_REAL, command["kill_after"])
     try:
         settings = Settings(**command["settings"])
-        wish, sharding = UpdatePolicy(**command["options"]), Sharding(**command["sharding"])
-        extract(command["images"], command["out"], settings, wish=wish, sharding=sharding)
+        policy, sharding = UpdatePolicy(**command["options"]), Sharding(**command["sharding"])
+        extract(command["images"], command["out"], settings, policy=policy, sharding=sharding)
     except VggfeatError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code

@@ -20,8 +20,7 @@ def blow_up(small: Path, large: Path, count: int) -> None:
     header = read_header(str(small))
     paths = np.array([f"{row:06}.png" for row in range(count)], dtype=np.bytes_)
     numbers = np.arange(count, dtype=np.int64)
-    create_cache(str(large), Images(paths, numbers, numbers), header.shapes, header.identity,
-                 header.provenance)  # fmt: skip
+    create_cache(str(large), Images(paths, numbers, numbers), header)
     noise = np.random.default_rng(0)
     with h5py.File(large, "r+") as file:
         values = {name: noise.random(data.shape, np.float32) for name, data in

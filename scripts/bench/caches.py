@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vggfeat.cache.format import Header, Provenance
+from vggfeat.cache.format import CacheMetadata, Header, Provenance
 from vggfeat.cache.identity import Identity
 from vggfeat.cache.writer import create_cache
 from vggfeat.core.preprocessing import Preprocess
@@ -28,4 +28,4 @@ def new_cache(
     layers = tuple(sorted(shapes))
     identity = Identity("vgg19", "w", "00" * 32, "float32", "float16", Preprocess(), layers)
     provenance = Provenance(b"/", {"batch_size": 1}, "2026-01-01T00:00:00+00:00", "1", {})
-    return create_cache(path, images, shapes, identity, provenance, fill=fill)
+    return create_cache(path, images, CacheMetadata(identity, provenance, shapes), fill=fill)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from small_disks import with_mount
 
-from vggfeat.cache.format import Provenance, lay_out, read_header
+from vggfeat.cache.format import CacheMetadata, Provenance, lay_out, read_header
 from vggfeat.cache.identity import Identity
 from vggfeat.cache.writer import create_cache
 from vggfeat.core.preprocessing import Preprocess
@@ -66,7 +66,7 @@ def manifest(paths: tuple[bytes, ...] = PATHS) -> ImageList:
 
 def create(folder: Path) -> str:
     out = str(folder / "f.h5")
-    create_cache(out, manifest(), SHAPES, IDENTITY, PROVENANCE)
+    create_cache(out, manifest(), CacheMetadata(IDENTITY, PROVENANCE, SHAPES))
     return out
 
 
@@ -294,8 +294,8 @@ from vggfeat.errors import SpaceError
 {before}
 try:
     test_format.create_cache(
-        "f.h5", test_format.manifest(), test_format.SHAPES, test_format.IDENTITY,
-        test_format.PROVENANCE,
+        "f.h5", test_format.manifest(),
+        test_format.CacheMetadata(test_format.IDENTITY, test_format.PROVENANCE, test_format.SHAPES),
     )
 except SpaceError as error:
     print(error)

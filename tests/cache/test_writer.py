@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from small_disks import with_mount
 
 from vggfeat.cache.background_writer import Sink
-from vggfeat.cache.format import Header, Provenance, RowState, lay_out, read_header
+from vggfeat.cache.format import CacheMetadata, Header, Provenance, RowState, lay_out, read_header
 from vggfeat.cache.identity import Identity
 from vggfeat.cache.writer import CacheWriter, create_cache
 from vggfeat.core.preprocessing import Preprocess
@@ -47,7 +47,7 @@ def create(
     layers = tuple(sorted(shapes))
     identity = Identity("vgg16", "w", "00" * 32, "float32", dtype, Preprocess(), layers)
     provenance = Provenance(b"/data", {"batch_size": 4}, "2026-01-02T03:04:05+00:00", "1", {})
-    return create_cache(out, manifest, shapes, identity, provenance)
+    return create_cache(out, manifest, CacheMetadata(identity, provenance, shapes))
 
 
 def random_features(

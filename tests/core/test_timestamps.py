@@ -81,10 +81,10 @@ def test_a_run_keeps_the_nearest_date_and_finds_nothing_changed(folder: Path) ->
     assert vggfeat.extract(*asked).done == 1
     with h5py.File(folder / "out.h5") as file:
         assert file["images/mtime_ns"][:].tolist() == [2**63 - 1]
-    again = vggfeat.extract(*asked, wish=vggfeat.UpdatePolicy(update=True))
+    again = vggfeat.extract(*asked, policy=vggfeat.UpdatePolicy(update=True))
     assert (again.new_done, again.changed) == (0, 0)
     os.utime(folder / "images" / "a.png", (0, 10**9))
-    assert vggfeat.extract(*asked, wish=vggfeat.UpdatePolicy(update=True)).changed == 1
+    assert vggfeat.extract(*asked, policy=vggfeat.UpdatePolicy(update=True)).changed == 1
 
 
 @pytest.mark.parametrize("mtime", [-5.5, 1e30, 10**20, 1234567890.123456789, "NaN", "inf", "x"])

@@ -309,7 +309,7 @@ def test_what_a_plan_was_not_made_for(server: KillServer, images: Path, tmp_path
             out,
             settings(),
             sharding=Sharding(share="0/3"),
-            wish=library.UpdatePolicy(update=True),
+            policy=library.UpdatePolicy(update=True),
         )
 
 
@@ -343,7 +343,7 @@ def test_a_shard_that_is_gone(
         cache.row("010.png")
     with pytest.raises(CacheError, match=rf"1 shard of .* is not there: {gone.name}"):
         library.extract(images, out, settings())
-    summary = library.extract(images, out, settings(), wish=library.UpdatePolicy(update=True))
+    summary = library.extract(images, out, settings(), policy=library.UpdatePolicy(update=True))
     assert (summary.added, summary.pending, summary.new_done) == (8, 0, 8)
     assert_same(out, reference)
     assert_only_own_files(out)
@@ -606,7 +606,7 @@ def test_update(server: KillServer, images: Path, tmp_path: Path) -> None:
     names = {path.name for path in files_of(out)}
     shutil.rmtree(place)
     changed_copy(images, place)
-    summary = library.extract(place, out, settings(), wish=library.UpdatePolicy(update=True))
+    summary = library.extract(place, out, settings(), policy=library.UpdatePolicy(update=True))
     assert (summary.added, summary.changed, summary.gone) == (4, 1, 2)
     assert (summary.new_done, summary.pending, summary.removed) == (5, 0, 0)
     assert_only_own_files(out)
@@ -628,19 +628,19 @@ def test_update_killed_at_many_calls(server: KillServer, images: Path, tmp_path:
     first = tmp_path / "first"
     assert server.run(images, first, sharding=COUNTS)[0] == 0
     place = changed_copy(images, tmp_path / "images")
-    wish = {"update": True}
+    policy = {"update": True}
     whole = tmp_path / "whole"
     shutil.copytree(first, whole)
-    _, calls = server.run(place, whole, options=wish)
+    _, calls = server.run(place, whole, options=policy)
     assert calls > 30
     for at in range(1, calls + 1, 9):
         out = tmp_path / "killed"
         shutil.copytree(first, out)
-        status, _ = server.run(place, out, options=wish, kill_at=at)
+        status, _ = server.run(place, out, options=policy, kill_at=at)
         assert status == -signal.SIGKILL
         assert not library.verify(out).bad
         assert len(library.open(out)) in (22, 24)
-        assert server.run(place, out, options=wish)[0] == 0
+        assert server.run(place, out, options=policy)[0] == 0
         found, right = joined(out), joined(whole)
         assert all(found[name].tobytes() == right[name].tobytes() for name in right)
         assert_only_own_files(out)
@@ -657,14 +657,14 @@ def test_an_image_gone_and_another_changed_in_one_shard(
     (place / "001.png").unlink()
     shutil.copy(place / "000.png", place / "002.png")
     update, retry = library.UpdatePolicy(update=True), library.UpdatePolicy(retry_failed=True)
-    for wish, done in ((update, 1), (update, 0), (retry, 0)):
-        summary = library.extract(place, out, settings(), wish=wish)
+    for policy, done in ((update, 1), (update, 0), (retry, 0)):
+        summary = library.extract(place, out, settings(), policy=policy)
         assert (summary.new_done, summary.pending, summary.removed) == (done, 0, 1)
     shutil.copy(place / "000.png", place / "005b.jpg")
-    assert library.extract(place, out, settings(), wish=retry).new_done == 1
+    assert library.extract(place, out, settings(), policy=retry).new_done == 1
     shutil.copy(place / "000.png", place / "001.png")  # and back again, which is an update's
     assert library.extract(place, out, settings()).removed == 1
-    assert library.extract(place, out, settings(), wish=update).done == 22
+    assert library.extract(place, out, settings(), policy=update).done == 22
 
 
 def test_a_shard_all_of_whose_images_are_gone(
@@ -677,11 +677,11 @@ def test_a_shard_all_of_whose_images_are_gone(
     for number in range(8):
         (place / f"{number:03}.png").unlink()
     (place / "005b.jpg").unlink()
-    summary = library.extract(place, out, settings(), wish=library.UpdatePolicy(update=True))
+    summary = library.extract(place, out, settings(), policy=library.UpdatePolicy(update=True))
     assert (summary.removed, summary.pending) == (9, 0)
-    for wish in (library.UpdatePolicy(), library.UpdatePolicy(retry_failed=True)):
+    for policy in (library.UpdatePolicy(), library.UpdatePolicy(retry_failed=True)):
         share = library.extract(
-            place, out, settings(), sharding=Sharding(share="0/3"), wish=wish
+            place, out, settings(), sharding=Sharding(share="0/3"), policy=policy
         )  # fmt: skip
         assert (share.rows, share.removed, share.done) == (8, 8, 0)
 
@@ -696,7 +696,7 @@ def test_too_many_gone(server: KillServer, images: Path, tmp_path: Path) -> None
         (place / name).unlink()
     with pytest.raises(InputError, match=r"3 of the 22 images .* are gone.*2 may be"):
         library.extract(
-            place, out, settings(max_removed="2"), wish=library.UpdatePolicy(update=True)
+            place, out, settings(max_removed="2"), policy=library.UpdatePolicy(update=True)
         )
     assert (out / "manifest.json").read_bytes() == before
     assert (joined(out)["images/state"] != 3).all()
@@ -745,7 +745,7 @@ def test_nobody_plans_while_others_work(server: KillServer, images: Path, tmp_pa
     ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
-        for how in ({"fresh": True}, {"wish": library.UpdatePolicy(update=True)}):
+        for how in ({"fresh": True}, {"policy": library.UpdatePolicy(update=True)}):
             with pytest.raises(LockedError, match="is held by runs at work"):
                 library.extract(images, out, settings(), **how)
         assert library.extract(images, out, settings()).done == 21

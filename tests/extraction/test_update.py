@@ -8,6 +8,7 @@ import os
 import resource
 import shutil
 import signal
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import h5py
@@ -68,9 +69,23 @@ def change_folder(folder: Path, *, with_new: bool) -> None:
         save(folder / name, 200 + number)
 
 
-def extract(images: Path, out: Path, *, max_removed: str | None = None, **wish: bool) -> Summary:
+def extract(images: Path, out: Path, *, max_removed: str | None = None, **policy: bool) -> Summary:
     settings = library.Settings(**SETTINGS, max_removed=max_removed)
-    return library.extract(images, out, settings, wish=UpdatePolicy(**wish))
+    return library.extract(images, out, settings, policy=UpdatePolicy(**policy))
+
+
+def test_the_old_name_of_policy_works_with_a_warning(tmp_path: Path) -> None:
+    images, out = make_folder(tmp_path / "images"), tmp_path / "feats.h5"
+    extract(images, out)
+    (images / REMOVED[0]).unlink()
+    settings = library.Settings(**SETTINGS)
+    with pytest.warns(DeprecationWarning, match=r"extract\(policy=") as told:
+        assert library.extract(images, out, settings, wish=UpdatePolicy(update=True)).gone == 1
+    assert told[0].filename == __file__
+    with warnings.catch_warnings():  # `isolated` makes no error of warnings: this one comes before
+        warnings.simplefilter("error")
+        with pytest.raises(DeprecationWarning):
+            library.extract(images, out, settings, wish=UpdatePolicy())
 
 
 def rows_of(path: Path) -> dict[bytes, tuple[Any, ...]]:
@@ -174,7 +189,7 @@ def test_asking_for_less_removes_nothing(images: Path, tmp_path: Path) -> None:
     extract(images, out)
     settings = library.Settings(**SETTINGS)
     summary = library.extract(
-        images / "sub", out, settings, wish=UpdatePolicy(update=True), root=str(images)
+        images / "sub", out, settings, policy=UpdatePolicy(update=True), root=str(images)
     )
     assert summary.gone == summary.removed == 0
 
@@ -204,12 +219,12 @@ def test_an_archive_that_is_not_asked_for_keeps_its_rows(images: Path, tmp_path:
     settings = library.Settings(**SETTINGS)
     library.extract([images, archive], out, settings)
     update = UpdatePolicy(update=True)
-    alone = library.extract([images], out, settings, wish=update, root=str(tmp_path))
+    alone = library.extract([images], out, settings, policy=update, root=str(tmp_path))
     assert alone.gone == 0
     (images / "000.png").unlink()
     archive.unlink()
     shutil.make_archive(str(tmp_path / "more"), "zip", images)
-    assert library.extract([images, archive], out, settings, wish=update).gone == 2
+    assert library.extract([images, archive], out, settings, policy=update).gone == 2
 
 
 def test_a_list_that_names_what_is_gone(images: Path, tmp_path: Path) -> None:
@@ -220,8 +235,8 @@ def test_a_list_that_names_what_is_gone(images: Path, tmp_path: Path) -> None:
     (images / REMOVED[0]).unlink()
     assert extract(images, out, update=True).gone == 1
     settings = library.Settings(**SETTINGS)
-    for wish in (UpdatePolicy(), UpdatePolicy(update=True), UpdatePolicy(retry_failed=True)):
-        summary = library.extract(f"@{listed}", out, settings, wish=wish, root=str(images))
+    for policy in (UpdatePolicy(), UpdatePolicy(update=True), UpdatePolicy(retry_failed=True)):
+        summary = library.extract(f"@{listed}", out, settings, policy=policy, root=str(images))
         assert (summary.removed, summary.failed, summary.changed) == (1, 1, 0)
 
 
@@ -244,7 +259,7 @@ def test_other_settings_change_nothing(images: Path, tmp_path: Path) -> None:
     before = out.read_bytes()
     settings = library.Settings(**{**SETTINGS, "weights": "random:1"})
     with pytest.raises(CacheMismatchError, match="random:1"):
-        library.extract(images, out, settings, wish=UpdatePolicy(update=True))
+        library.extract(images, out, settings, policy=UpdatePolicy(update=True))
     assert out.read_bytes() == before
 
 

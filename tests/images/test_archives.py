@@ -844,9 +844,9 @@ def test_a_compressed_tar_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.M
         layers="conv1_1", model="vgg11", weights="random:0", size=32, batch_size=4, workers=0,
         device="cpu", precision="float32",
     )  # fmt: skip
-    for wish in (UpdatePolicy(), UpdatePolicy(update=True, by_digest=True)):
+    for policy in (UpdatePolicy(), UpdatePolicy(update=True, by_digest=True)):
         begun.clear()
-        extract(tmp_path / "x.tar.gz", tmp_path / "packed.h5", settings, wish=wish)
+        extract(tmp_path / "x.tar.gz", tmp_path / "packed.h5", settings, policy=policy)
         assert len(begun) == 2  # once to list it, once to read it
     extract(tmp_path / "x.tar", tmp_path / "plain.h5", settings)
     packed, plain = FeatureCache(tmp_path / "packed.h5"), FeatureCache(tmp_path / "plain.h5")

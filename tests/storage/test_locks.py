@@ -447,8 +447,8 @@ def test_a_file_system_with_posix_locks_alone(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("wish", [UpdatePolicy(), UpdatePolicy(update=True, by_digest=True)])
-def test_an_image_that_is_the_lock(tmp_path: Path, wish: UpdatePolicy) -> None:
+@pytest.mark.parametrize("policy", [UpdatePolicy(), UpdatePolicy(update=True, by_digest=True)])
+def test_an_image_that_is_the_lock(tmp_path: Path, policy: UpdatePolicy) -> None:
     """A run among whose images its own lock file is fails that row and keeps its lock."""
     out = str(tmp_path / "o.h5")
     images = write_images(tmp_path / "images", 3)
@@ -458,13 +458,13 @@ def test_an_image_that_is_the_lock(tmp_path: Path, wish: UpdatePolicy) -> None:
     )  # fmt: skip
     (tmp_path / "o.h5.lock").write_text("pid 1 on elsewhere since then\n")  # of a killed run
     os.symlink("../o.h5.lock", images / "000.jpg")
-    if wish.update:
+    if policy.update:
         extract([images], out, settings)
         (tmp_path / "o.h5.lock").write_text("pid 1 on elsewhere since then\n")
         (images / "99.png").write_bytes((images / "00.png").read_bytes())
     held = []
     summary = extract(
-        [images], out, settings, wish=wish, on_progress=lambda _: held.append(no_other(out))
+        [images], out, settings, policy=policy, on_progress=lambda _: held.append(no_other(out))
     )
     assert held
     assert all(held)

@@ -64,8 +64,8 @@ def test_a_file_that_a_killed_program_marked(
     assert np.array_equal(cache["conv1_1"], expected)
     assert not vggfeat.verify(out).bad
     Image.new("RGB", (40, 40), "red").save(images / "03.png")
-    wish = vggfeat.UpdatePolicy(update=True)
-    assert vggfeat.extract(images, out, vggfeat.Settings(**SETTINGS), wish=wish).done == 4
+    policy = vggfeat.UpdatePolicy(update=True)
+    assert vggfeat.extract(images, out, vggfeat.Settings(**SETTINGS), policy=policy).done == 4
     assert np.array_equal(vggfeat.open(out)["conv1_1"][:3], expected)
 
 

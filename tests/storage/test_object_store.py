@@ -232,12 +232,12 @@ def test_what_changes_in_a_bucket_is_brought_in(place: Place) -> None:
     stores.upload(place.store, write_images(folder, 3), BUCKET, "changing")
     asked = (f"s3://{BUCKET}/changing", place.folder / "changing.h5", SETTINGS)
     assert extract(*asked).new_done == 3
-    assert extract(*asked, wish=UpdatePolicy(update=True)).new_done == 0
+    assert extract(*asked, policy=UpdatePolicy(update=True)).new_done == 0
     put = {"Bucket": BUCKET, "Body": (place.folder / "images" / "05.png").read_bytes() + b" "}
     place.store.put_object(Key="changing/new.png", **put)
     place.store.put_object(Key="changing/00.png", **put)
     place.store.delete_object(Bucket=BUCKET, Key="changing/02.png")
-    summary = extract(*asked, wish=UpdatePolicy(update=True))
+    summary = extract(*asked, policy=UpdatePolicy(update=True))
     assert (summary.added, summary.changed, summary.gone, summary.new_done) == (1, 1, 1, 2)
 
 
@@ -429,14 +429,16 @@ def test_another_machine_goes_on_with_what_is_there(place: Place) -> None:
     one, two = str(place.folder / "scratch-one"), str(place.folder / "scratch-two")
     assert extract(images, address, SETTINGS, scratch=one).new_done == 3
     (images / "03.png").write_bytes((images / "00.png").read_bytes())
-    second = extract(images, address, SETTINGS, scratch=two, wish=UpdatePolicy(update=True))
+    second = extract(images, address, SETTINGS, scratch=two, policy=UpdatePolicy(update=True))
     assert (second.new_done, second.done) == (1, 4)
     third = extract(images, address, SETTINGS, scratch=one)
     assert (third.new_done, third.done) == (0, 4)
     work = Path(one, "s3", BUCKET, "two", "feats.h5")
     work.touch()
     (images / "04.png").write_bytes((images / "01.png").read_bytes())
-    assert extract(images, address, SETTINGS, scratch=two, wish=UpdatePolicy(update=True)).done == 5
+    assert (
+        extract(images, address, SETTINGS, scratch=two, policy=UpdatePolicy(update=True)).done == 5
+    )
     with pytest.raises(CacheMismatchError, match="delete that to go on with what is there now"):
         extract(images, address, SETTINGS, scratch=one)
 

@@ -123,6 +123,23 @@ class Provenance:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheMetadata:
+    """What a new cache records about itself; a `Header` has the same attributes.
+
+    Attributes:
+        identity: what a run must agree in to resume the cache.
+        provenance: how it is made.
+        shapes: canonical spec → shape of one row.
+        scales: of each layer, where the features are int8; else empty.
+    """
+
+    identity: Identity
+    provenance: Provenance
+    shapes: Mapping[str, tuple[int, ...]]
+    scales: Mapping[str, Scales] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Header:
     """Metadata of a cache.
 

@@ -211,10 +211,7 @@ def _write(caches: Sequence[FeatureCache], kept: _Rows, root: bytes, out: str) -
     create_cache(
         out,
         Images(kept.paths, sizes, mtimes),
-        header.shapes,
-        header.identity,
-        dataclasses.replace(header.provenance, root=root),
-        scales=header.scales,
+        dataclasses.replace(header, provenance=dataclasses.replace(header.provenance, root=root)),
         fill=take_over,
     )
 
@@ -302,16 +299,8 @@ def _join_shards(source: ShardedCache, out: str) -> RowCounts:
             lambda at: FeatureCache(parts[at].path).column(name)[kept[at]],
         )
 
-    header = source.header
-    create_cache(
-        out,
-        Images(column("path"), column("size"), column("mtime_ns")),
-        header.shapes,
-        header.identity,
-        header.provenance,
-        scales=header.scales,
-        fill=take_over,
-    )
+    images = Images(column("path"), column("size"), column("mtime_ns"))
+    create_cache(out, images, source.header, fill=take_over)
     return functools.reduce(
         operator.add,
         (count_rows(state[rows]) for state, rows in zip(states, kept, strict=True)),

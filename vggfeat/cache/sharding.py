@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from vggfeat.core.text import counted
 from vggfeat.errors import UsageError
@@ -25,9 +25,6 @@ class Share:
 
     index: int
     count: int
-
-    def __str__(self) -> str:
-        return f"{self.index}/{self.count}"
 
     def has(self, shard: int) -> bool:
         """Return whether this share includes a shard, by its number."""
@@ -61,14 +58,16 @@ class Sharding:
             for each `ROWS_A_SHARD` rows.
         share: `3/64`: only shards whose number mod 64 is 3. Empty: all.
         plan_only: list the images, lay out the shards, and do none.
+        part: `share`, parsed; None for all.
     """
 
     shards: int | None = None
     share: str = ""
     plan_only: bool = False
+    part: Share | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        parse_share(self.share)
+        object.__setattr__(self, "part", parse_share(self.share))
         count: object = self.shards
         if count is not None and not (type(count) is int and 1 <= count <= MOST_SHARDS):
             raise UsageError(
@@ -76,11 +75,6 @@ class Sharding:
             )
         if self.plan_only and self.share:
             raise UsageError("--plan-only does no shard; give it without --shard")
-
-    @property
-    def part(self) -> Share:
-        """`share`, parsed; all of it as the only share."""
-        return parse_share(self.share) or Share(0, 1)
 
     def check_count(self, out: str, existing: int) -> None:
         """Refuse a number of shards that differs from the plan's, which is chosen once.
@@ -96,8 +90,7 @@ class Sharding:
 
     def count_for(self, rows: int) -> int:
         """Return the number of shards of a new plan of that many rows."""
-        share = parse_share(self.share)
-        return self.shards or (share.count if share else -(-rows // ROWS_A_SHARD))
+        return self.shards or (self.part.count if self.part else -(-rows // ROWS_A_SHARD))
 
 
 def split_rows(rows: int, batch_size: int, shards: int) -> list[int]:

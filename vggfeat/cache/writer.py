@@ -10,7 +10,6 @@ import ctypes
 import errno
 import os
 import zlib
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,9 +37,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from vggfeat.cache.format import DatasetExtent, Provenance
-    from vggfeat.cache.identity import Identity
-    from vggfeat.core.quantization import Scales
+    from vggfeat.cache.format import CacheMetadata, DatasetExtent
     from vggfeat.core.records import Failure, FeatureBatch, ImageColumns
 
 
@@ -50,11 +47,8 @@ _IMAGES_AT_ONCE = 1 << 16  # written: as an array paths take several times what 
 def create_cache(
     out: str,
     images: ImageColumns,
-    shapes: Mapping[str, tuple[int, ...]],
-    identity: Identity,
-    provenance: Provenance,
+    metadata: CacheMetadata | Header,
     *,
-    scales: Mapping[str, Scales] = MappingProxyType({}),
     fill: Callable[[int, Header], None] | None = None,
     reserve: bool = True,
 ) -> Header:
@@ -62,8 +56,7 @@ def create_cache(
 
     The file appears whole or not at all: made beside its place, room reserved, synced, renamed,
     directory synced. `fill` may write rows into it before, given a descriptor and the header.
-    `scales` are those of the layers, for int8. Without `reserve` the file takes its room on the
-    disk only as it is filled.
+    Without `reserve` the file takes its room on the disk only as it is filled.
     """
     longest = _longest(images.paths)
     if os.path.exists(out):
@@ -74,10 +67,10 @@ def create_cache(
                 temporary,
                 len(images.paths),
                 longest,
-                shapes=shapes,
-                identity=identity,
-                provenance=provenance,
-                scales=scales,
+                shapes=metadata.shapes,
+                identity=metadata.identity,
+                provenance=metadata.provenance,
+                scales=metadata.scales,
             )
             header = read_header(temporary)
             handle = open_descriptor(temporary, os.O_RDWR | os.O_NOFOLLOW)

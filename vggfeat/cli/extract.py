@@ -205,7 +205,7 @@ def extract(
                 out,
                 settings,
                 fresh=not resume,
-                wish=_make_wish(
+                policy=_make_policy(
                     fresh=not resume, update=update, by_digest=by_digest, retry=retry_failed
                 ),
                 root=root,
@@ -219,7 +219,7 @@ def extract(
             _run(run, watch, Bar(quiet=quiet or as_json), tell)
 
 
-def _make_wish(*, fresh: bool, update: bool, by_digest: bool, retry: bool) -> UpdatePolicy:
+def _make_policy(*, fresh: bool, update: bool, by_digest: bool, retry: bool) -> UpdatePolicy:
     """What `--update`, `--by-digest` and `--retry-failed` come to.
 
     Raises:

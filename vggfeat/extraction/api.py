@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -37,19 +38,19 @@ class ExtractRequest:
     sharding: Sharding = field(default_factory=Sharding)
 
 
-@isolated()
 def extract(
     sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],
     settings: Settings,
     *,
     fresh: bool = False,
-    wish: UpdatePolicy = UpdatePolicy(),  # noqa: B008 frozen
+    policy: UpdatePolicy = UpdatePolicy(),  # noqa: B008 frozen
     root: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     sharding: Sharding | None = None,
     scratch: str | None = None,
     cluster: RayCluster | None = None,
+    wish: UpdatePolicy | None = None,
 ) -> Summary:
     """Extract features of images into a cache, or resume a cache begun earlier.
 
@@ -61,13 +62,15 @@ def extract(
             it is then made in `scratch` and uploaded when it is complete.
         settings: layers, network, preprocessing, storage.
         fresh: begin again even if `out` exists.
-        wish: what to do about images that are new, changed, removed or failed since `out` was made.
+        policy: what to do about images that are new, changed, removed or failed since `out` was
+            made.
         root: directory that the recorded paths are relative to.
         on_progress: called after every batch; with a cluster, several times a second.
         sharding: of a folder, how it is split and which of its shards to process.
         scratch: folder in which an output for an object store is made; by default one in the
             user's cache. A later run with the same folder resumes what it finds there.
         cluster: process the shards with Ray; `out` is then a folder that all nodes share.
+        wish: earlier name of `policy`, deprecated.
 
     Returns:
         what was done, and what the cache, or the requested share of it, now holds.
@@ -87,24 +90,24 @@ def extract(
             done; or one failed, and `settings.on_error` is `stop`.
         InterruptedRunError: SIGINT or SIGTERM; call again to resume.
     """
-    out = path_text(out) if isinstance(out, str) else out
-    refuse_broken_threads()
-    work = working_place(out, scratch)
-    listed = (sources,) if isinstance(sources, str | os.PathLike) else tuple(sources)
-    request = ExtractRequest(listed, work, settings, fresh, wish, root, sharding or Sharding())
-    if work == os.fspath(out):
-        return _run(request, cluster, on_progress)
-    named = os.fspath(out).endswith("/")
-    sharded = named or cluster is not None or is_sharded(work, request.sharding)
-    if sharded:
-        request = dataclasses.replace(request, out=f"{work}/")
-    return extract_to_store(
-        os.fspath(out),
-        work,
-        lambda: _run(request, cluster, on_progress),
-        sharded=sharded,
-        fresh=fresh,
-    )
+    if wish is not None:
+        # Before `isolated`, which sets the caller's filters of warnings aside.
+        warnings.warn(
+            "extract(wish=...) is now extract(policy=...); the old name goes with the next release",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        policy = wish
+    with isolated():
+        refuse_broken_threads()
+        work = working_place(out, scratch)
+        listed = (sources,) if isinstance(sources, str | os.PathLike) else tuple(sources)
+        request = ExtractRequest(
+            listed, work, settings, fresh, policy, root, sharding or Sharding()
+        )
+        if work == path_text(out):
+            return _run(request, cluster, on_progress)
+        return _run_for_store(path_text(out), request, cluster, on_progress)
 
 
 def working_place(out: str | os.PathLike[str], scratch: str | None = None) -> str:
@@ -121,6 +124,26 @@ def working_place(out: str | os.PathLike[str], scratch: str | None = None) -> st
             )
         return text
     return scratch_place(text, scratch)
+
+
+def _run_for_store(
+    address: str,
+    request: ExtractRequest,
+    cluster: RayCluster | None,
+    on_progress: Callable[[Progress], None] | None,
+) -> Summary:
+    work = request.out
+    named = address.endswith("/")
+    sharded = named or cluster is not None or is_sharded(work, request.sharding)
+    if sharded:
+        request = dataclasses.replace(request, out=f"{work}/")
+    return extract_to_store(
+        address,
+        work,
+        lambda: _run(request, cluster, on_progress),
+        sharded=sharded,
+        fresh=request.fresh,
+    )
 
 
 def _run(

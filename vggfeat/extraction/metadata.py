@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from vggfeat._version import __version__
-from vggfeat.cache.format import Provenance
+from vggfeat.cache.format import CacheMetadata, Provenance
 from vggfeat.cache.identity import Identity
 from vggfeat.core.quantization import scales_digest
 from vggfeat.network.weights import find_weights, weights_name
@@ -28,23 +28,6 @@ if TYPE_CHECKING:
 _LIBRARIES = ("torch", "torchvision", "pillow", "numpy", "h5py")
 
 log = logging.getLogger("vggfeat")
-
-
-@dataclass(frozen=True, slots=True)
-class CacheMetadata:
-    """What a new cache records about itself.
-
-    Attributes:
-        shapes: canonical spec → shape of one row.
-        identity: what a run that resumes the cache must agree in.
-        provenance: how the cache was made.
-        scales: of each layer, for int8; else empty.
-    """
-
-    shapes: Mapping[str, tuple[int, ...]]
-    identity: Identity
-    provenance: Provenance
-    scales: Mapping[str, Scales]
 
 
 @dataclass(frozen=True, slots=True)

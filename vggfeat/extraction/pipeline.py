@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from vggfeat.core.records import DecodedBatch, Failure
     from vggfeat.core.settings import Settings
     from vggfeat.extraction.api import ExtractRequest
-    from vggfeat.extraction.update import UpdatePolicy
     from vggfeat.images.image_list import ImageList
     from vggfeat.images.loader import OpenImage
     from vggfeat.network.extractor import Pending
@@ -92,41 +91,41 @@ def extract_file(
     See `vggfeat.extract`; `request.sharding` is ignored.
     """
     started = time.perf_counter()
-    stats = RunStats()
-    out, settings = request.out, request.settings
+    stats, out = RunStats(), request.out
     check_output(out, fresh=request.fresh)  # before a listing that may take minutes
     refuse_if_held(out)
-    images = discover(request.sources, root=request.root)
-    tell_skipped(images)
-    stats.skipped = images.skipped
+    images = list_images(request, stats)
     stats.discover = time.perf_counter() - started
-    limit = settings.seconds_allowed
+    limit = request.settings.seconds_allowed
     limit = limit and limit - stats.discover
     with unless_read_only(hold(out)) as refusal, StopFlag(limit) as stop:
         context = RunContext(stats, stop, request, on_progress)
         exists = check_output(out, fresh=request.fresh)
-        if refusal is not None and not (exists and is_complete(out, images, request.policy)):
+        if refusal is not None and not (exists and is_complete(request, images)):
             raise refusal
         if exists:
-            resume_cache(out, settings, images, context, request.policy)
+            resume_cache(images, context)
         else:
-            _begin(out, settings, images, context)
+            _begin(images, context)
     summary = summarise_run(out, stats, time.perf_counter() - started, stop.reason)
     raise_if_cut_short(summary, request, stop.signum, stats.fatal)
     return summary
 
 
-def resume_cache(
-    out: str,
-    settings: Settings,
-    images: ImageList,
-    context: RunContext,
-    policy: UpdatePolicy,
-) -> None:
+def list_images(request: ExtractRequest, stats: RunStats) -> ImageList:
+    """List the images of the sources, and say which files were skipped."""
+    images = discover(request.sources, root=request.root)
+    tell_skipped(images)
+    stats.skipped = images.skipped
+    return images
+
+
+def resume_cache(images: ImageList, context: RunContext) -> None:
     """Extract what is left in an existing cache, whose lock the caller holds."""
-    resumed, weights = plan_resume(out, settings, images, policy)
+    out = context.request.out
+    resumed = plan_resume(context.request, images)
     context.stats.note(resumed.changes)
-    if not len(resumed.todo) or weights is None:
+    if not len(resumed.todo) or resumed.weights is None:
         return
     cache = resumed.cache
     batch_size = int(cache.header.provenance.config["batch_size"])
@@ -136,7 +135,7 @@ def resume_cache(
         resumed.settings,
         lambda row: images.open(places[row]),
         plan_batches(resumed.todo, batch_size, None if ranks is None else ranks[resumed.positions]),
-        weights,
+        resumed.weights,
         SourceGuard(images, context.request.sources, lambda row: places[row]),
         lambda: dict(cache.header.identity.activations),
     )
@@ -152,8 +151,9 @@ def resume_cache(
         _loop(loader, replicas, writer, work.guard, context)
 
 
-def _begin(out: str, settings: Settings, images: ImageList, context: RunContext) -> None:
+def _begin(images: ImageList, context: RunContext) -> None:
     """Make a new cache, whose lock the caller holds, and extract all rows."""
+    settings, out = context.request.settings, context.request.out
     new = prepare_cache(settings, images)
     work = _Work(
         settings,
@@ -167,14 +167,7 @@ def _begin(out: str, settings: Settings, images: ImageList, context: RunContext)
     with contextlib.closing(loader):
         metadata = new.describe(replicas)
         _end_if_stopped(out, context)
-        header = create_cache(
-            out,
-            images,
-            metadata.shapes,
-            metadata.identity,
-            metadata.provenance,
-            scales=metadata.scales,
-        )
+        header = create_cache(out, images, metadata)
         _loop(loader, replicas, CacheWriter(out, header), work.guard, context)
 
 

@@ -39,7 +39,6 @@ from vggfeat.extraction.ray_worker import (
     Outcome,
     ShardJob,
     do_jobs,
-    retries_failed,
 )
 from vggfeat.extraction.report import FAILURES_NAMED, RunStats, summarise_run
 from vggfeat.storage.paths import absolute_place
@@ -232,7 +231,7 @@ class _Driver:
 
     @property
     def _unfinished(self) -> tuple[RowState, ...]:
-        return (RowState.PENDING, RowState.FAILED)[: 2 if retries_failed(self.run) else 1]
+        return (RowState.PENDING, RowState.FAILED)[: 2 if self.run.policy.retries_shards else 1]
 
     def _rows_left(self, cache: ShardedCache, number: int) -> int:
         if cache.shard_header(number) is None:
@@ -245,7 +244,7 @@ class _Driver:
         left = _count(after.state, *self._unfinished)
         self.stats.done = _count(after.state, RowState.DONE) - done_before
         self.stats.failed = max(0, self.stats.total - self.stats.done - left)
-        if retries_failed(self.run):  # those that failed again are among what is left
+        if self.run.policy.retries_shards:  # those that failed again are among what is left
             self.stats.failed = self._failed
 
     def _goes_on(self) -> bool:

@@ -54,14 +54,9 @@ class ShardJob:
         return dataclasses.replace(
             run,
             fresh=False,
-            policy=UpdatePolicy(retry_failed=retries_failed(run)),
+            policy=UpdatePolicy(retry_failed=run.policy.retries_shards),
             sharding=Sharding(share=f"{self.number}/{self.shards}"),
         )
-
-
-def retries_failed(run: ExtractRequest) -> bool:
-    """Return whether shards retry failed images; where the plan is updated, that does it."""
-    return run.policy.retry_failed and not run.policy.update
 
 
 @dataclass(frozen=True, slots=True)

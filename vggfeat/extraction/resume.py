@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
     from vggfeat.cache.identity import Identity
     from vggfeat.core.settings import Precision, Settings
-    from vggfeat.extraction.update import Changes, UpdatePolicy
+    from vggfeat.extraction.api import ExtractRequest
+    from vggfeat.extraction.update import Changes
     from vggfeat.images.image_list import ImageList
     from vggfeat.network.weights import Weights
 
@@ -46,6 +47,7 @@ class Resumed:
         stale: of `todo`, rows whose file has changed since it was listed.
         listed: positions in the image list of the `stale` rows.
         changes: what was updated in the cache before.
+        weights: None, without a search for them, where nothing is left.
     """
 
     cache: FeatureCache
@@ -55,6 +57,7 @@ class Resumed:
     stale: NDArray[np.int64]
     listed: NDArray[np.int64]
     changes: Changes
+    weights: Weights | None
 
 
 def check_output(out: str, *, fresh: bool) -> bool:
@@ -83,56 +86,59 @@ def check_output(out: str, *, fresh: bool) -> bool:
     return not fresh
 
 
-def plan_resume(
-    out: str, settings: Settings, images: ImageList, policy: UpdatePolicy
-) -> tuple[Resumed, Weights | None]:
-    """Open an existing cache, update it as `policy` allows, and find the rows left to do.
+def plan_resume(request: ExtractRequest, images: ImageList) -> Resumed:
+    """Open an existing cache, update it as the policy allows, and find the rows left to do.
 
     Args:
-        out: the cache, whose lock the caller holds.
-        settings: as requested; where they say `auto`, the file decides.
+        request: its `out` is the cache, whose lock the caller holds; where its settings say `auto`,
+            the file decides.
         images: the requested images.
-        policy: what may be done about images that are new, changed, removed or failed.
-
-    Returns:
-        what is left, and the weights; None, without a search for them, where nothing is left.
     """
-    cache = FeatureCache(out)
+    cache = FeatureCache(request.out)
     match = match_paths(cache.paths, images.paths)
-    changes = find_changes(cache, images, match, policy)
-    _check_removed(cache, changes, settings)
+    changes = find_changes(cache, images, match, request.policy)
+    if len(changes.removed):
+        first = cache.name(int(changes.removed[0]))
+        present = int((cache.state != RowState.REMOVED).sum())
+        check_removals(request.settings, cache.path, len(changes.removed), present, first)
     work = changes.makes_work or bool((cache.state[match.rows] == RowState.PENDING).any())
-    weights = check_settings(cache, settings, work=work)
-    if not policy.update:
+    weights = check_settings(cache, request.settings, work=work)
+    if not request.policy.update:
         _check_images(cache, match, images)
     apply_changes(cache, images, match, changes)
     if len(changes.added):  # the file is another one now
-        cache = FeatureCache(out)
+        cache = FeatureCache(request.out)
         match = match_paths(cache.paths, images.paths)
     pending = cache.state[match.rows] == RowState.PENDING
     changed = files_differ(cache, images, match)
     removed = cache.state[match.rows] == RowState.REMOVED
-    _tell_changed(int((changed & ~pending & ~removed).sum()))
+    kept = int((changed & ~pending & ~removed).sum())
+    if kept:
+        log.warning(
+            "%s %s changed since their features were taken; their rows are kept "
+            "(--update takes them anew)",
+            counted(kept, "image"),
+            agree(kept, "has"),
+        )
     stale = changed & pending
     return Resumed(
         cache=cache,
-        settings=_take_over(settings, cache),
+        settings=_take_over(request.settings, cache),
         todo=match.rows[pending],
         positions=match.listed[pending],
         stale=match.rows[stale],
         listed=match.listed[stale],
         changes=changes,
-    ), weights
+        weights=weights,
+    )
 
 
-def is_complete(out: str, images: ImageList, policy: UpdatePolicy) -> bool:
+def is_complete(request: ExtractRequest, images: ImageList) -> bool:
     """Return whether a run would write nothing to an existing cache."""
-    cache = FeatureCache(out)
+    cache = FeatureCache(request.out)
     match = match_paths(cache.paths, images.paths)
-    changes = find_changes(cache, images, match, policy)
-    if not changes.is_empty:
-        return False
-    return not bool((cache.state[match.rows] == RowState.PENDING).any())
+    changes = find_changes(cache, images, match, request.policy)
+    return changes.is_empty and not (cache.state[match.rows] == RowState.PENDING).any()
 
 
 def check_settings(cache: FeatureCache, settings: Settings, *, work: bool) -> Weights | None:
@@ -153,13 +159,6 @@ def check_settings(cache: FeatureCache, settings: Settings, *, work: bool) -> We
     precision = existing.precision if settings.precision == "auto" else settings.precision
     _check_identity(cache, make_identity(settings, precision, weights))
     return weights
-
-
-def _check_removed(cache: FeatureCache, changes: Changes, settings: Settings) -> None:
-    if len(changes.removed):
-        first = cache.name(int(changes.removed[0]))
-        present = int((cache.state != RowState.REMOVED).sum())
-        check_removals(settings, cache.path, len(changes.removed), present, first)
 
 
 def check_removals(settings: Settings, path: str, removed: int, present: int, first: str) -> None:
@@ -231,14 +230,4 @@ def _check_images(cache: FeatureCache, match: Match, images: ImageList) -> None:
             "%s of the cache %s not requested; kept",
             counted(others, "image"),
             agree(others, "was"),
-        )
-
-
-def _tell_changed(count: int) -> None:
-    if count:
-        log.warning(
-            "%s %s changed since their features were taken; their rows are kept "
-            "(--update takes them anew)",
-            counted(count, "image"),
-            agree(count, "has"),
         )

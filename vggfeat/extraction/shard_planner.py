@@ -66,11 +66,11 @@ from vggfeat.storage.paths import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from vggfeat.cache.format import CacheMetadata
     from vggfeat.cache.rows import Match
-    from vggfeat.cache.sharding import Sharding
     from vggfeat.core.settings import Settings
     from vggfeat.core.signals import StopFlag
-    from vggfeat.extraction.metadata import CacheMetadata
+    from vggfeat.extraction.api import ExtractRequest
 
 log = logging.getLogger("vggfeat")
 
@@ -93,17 +93,11 @@ class Planner:
     stop: StopFlag
     token: str = dataclasses.field(default_factory=lambda: secrets.token_hex(4))
 
-    def begin(self, made: CacheMetadata, shards: int) -> ShardManifest:
+    def begin(self, made: CacheMetadata, shards: int) -> None:
         """Create all shards with every row pending and publish their manifest.
 
-        An error, as for a signal or too little room for all shards once full, leaves no file.
-
-        Args:
-            made: metadata of every shard.
-            shards: how many.
-
-        Returns:
-            the manifest that counts: another process's, if that was first.
+        An error, as for a signal or too little room for all shards once full, leaves no file. If
+        another process has published a manifest meanwhile, that one counts.
         """
         replace = os.path.exists(os.path.join(self.out, MANIFEST))
         batch_size = int(made.provenance.config["batch_size"])
@@ -125,7 +119,6 @@ class Planner:
                 tool_version=__version__,
             )
             self._publish(manifest, replace=replace)
-        return read_manifest(self.out)
 
     def _lay_out(self, made: CacheMetadata, number: int, start: int, stop: int) -> Shard:
         self._end_if_stopped()
@@ -135,10 +128,7 @@ class Planner:
         create_cache(
             os.path.join(self.out, name),
             part_of(self.images, start, stop),
-            made.shapes,
-            made.identity,
-            made.provenance,
-            scales=made.scales,
+            made,
             reserve=False,  # each run reserves its own; here `_check_room` looks at all
         )
         return Shard(name, start, stop - start)
@@ -452,16 +442,11 @@ def _make_folder(out: str) -> None:
         ) from error
 
 
-def check_plan(
-    out: str,
-    manifest: ShardManifest,
-    sources: Sequence[str | os.PathLike[str]],
-    root: str | None,
-    sharding: Sharding,
-) -> None:
+def check_plan(request: ExtractRequest, manifest: ShardManifest) -> None:
     """Refuse a request that an existing plan was not made for."""
-    sharding.check_count(out, len(manifest.shards))
-    asked = named_sources(sources)
+    out, root = request.out, request.root
+    request.sharding.check_count(out, len(manifest.shards))
+    asked = named_sources(request.sources)
     if asked != manifest.sources:
         raise CacheMismatchError(
             f"sharded cache {out!r} was planned of {', '.join(manifest.sources)}, asked "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import time
@@ -21,6 +22,7 @@ from vggfeat.extraction.metadata import describe_cache
 from vggfeat.extraction.pipeline import (
     RunContext,
     extract_file,
+    list_images,
     raise_if_cut_short,
     resume_cache,
 )
@@ -35,13 +37,11 @@ from vggfeat.extraction.shard_planner import (
     remove_leftovers,
 )
 from vggfeat.extraction.update import UpdatePolicy
-from vggfeat.images.sources import discover, tell_skipped
 from vggfeat.storage.locks import SharedLock, hold, remove_left_lock, unless_read_only
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vggfeat.cache.shard_manifest import ShardManifest
     from vggfeat.core.records import Progress, Summary
     from vggfeat.errors import SpaceError
     from vggfeat.extraction.api import ExtractRequest
@@ -91,11 +91,11 @@ def _extract_shards(
             if changes is not None:
                 stats.note(changes)
             if refusal is None:
-                lock.acquire_shared(_nobody_to_wait_for)
+                lock.acquire_shared(lambda: None)  # held alone or shared already: at once
             stats.discover = time.perf_counter() - started
             context = RunContext(stats, stop, request, on_progress)
             cache = ShardedCache(request.out, request.sharding.share)
-            work = _Work(request, cache, context)
+            work = _Work(cache, context)
             if refusal is not None and any(work.rows_left()):
                 raise refusal
             left = [] if request.sharding.plan_only else work.do()
@@ -113,10 +113,6 @@ def _extract_shards(
             summary,
         )
     return summary
-
-
-def _nobody_to_wait_for() -> None:
-    """Say nothing: a lock held alone, or shared already, is shared at once."""
 
 
 def _prepare_plan(
@@ -138,37 +134,24 @@ def _prepare_plan(
     elif not os.path.exists(path):
         lock.acquire_exclusive(tell)
     if request.fresh or not os.path.exists(path):
-        return _beginning(request, stats)
+        images = list_images(request, stats)
+        shards = request.sharding.count_for(len(images))
+        made = describe_cache(request.settings, images)
+        return lambda stop: _planner(request, images, stop).begin(made, shards)
     existing = read_manifest(request.out)
     if request.policy.update:
-        return _updating(request, stats, existing)
-    check_plan(request.out, existing, request.sources, request.root, request.sharding)
+        request.sharding.check_count(request.out, len(existing.shards))
+        images = list_images(request, stats)
+        return lambda stop: _planner(request, images, stop).update(
+            existing, request.settings, request.policy
+        )
+    check_plan(request, existing)
     remove_leftovers(request.out, existing)
     return lambda _: None
 
 
-def _beginning(request: ExtractRequest, stats: RunStats) -> Callable[[StopFlag], None]:
-    images = _discover(request, stats)
-    shards = request.sharding.count_for(len(images))
-    made = describe_cache(request.settings, images)
-
-    def begin(stop: StopFlag) -> None:
-        Planner(request.out, images, named_sources(request.sources), stop).begin(made, shards)
-
-    return begin
-
-
-def _updating(
-    request: ExtractRequest, stats: RunStats, existing: ShardManifest
-) -> Callable[[StopFlag], Changes]:
-    request.sharding.check_count(request.out, len(existing.shards))
-    images = _discover(request, stats)
-
-    def update(stop: StopFlag) -> Changes:
-        planner = Planner(request.out, images, named_sources(request.sources), stop)
-        return planner.update(existing, request.settings, request.policy)
-
-    return update
+def _planner(request: ExtractRequest, images: ImageList, stop: StopFlag) -> Planner:
+    return Planner(request.out, images, named_sources(request.sources), stop)
 
 
 def _no_plan(
@@ -179,35 +162,27 @@ def _no_plan(
         raise refusal
     existing = read_manifest(request.out)
     if not request.policy.update:
-        check_plan(request.out, existing, request.sources, request.root, request.sharding)
+        check_plan(request, existing)
         return lambda _: None
     request.sharding.check_count(request.out, len(existing.shards))
-    images = _discover(request, stats)
+    images = list_images(request, stats)
 
     def refuse_changes(stop: StopFlag) -> None:
-        planner = Planner(request.out, images, named_sources(request.sources), stop)
+        planner = _planner(request, images, stop)
         if not planner.is_up_to_date(existing, request.settings, request.policy):
             raise refusal
 
     return refuse_changes
 
 
-def _discover(request: ExtractRequest, stats: RunStats) -> ImageList:
-    images = discover(request.sources, root=request.root)
-    tell_skipped(images)
-    stats.skipped = images.skipped
-    return images
-
-
 class _Work:
     """The shards that one process is to extract."""
 
-    def __init__(self, request: ExtractRequest, cache: ShardedCache, context: RunContext) -> None:
+    def __init__(self, cache: ShardedCache, context: RunContext) -> None:
         self.damaged: list[str] = []
-        self._request = request
         self._cache = cache
         self._context = context
-        self._retry = request.policy.retry_failed and not request.policy.update
+        self._retry = context.request.policy.retries_shards
 
     def do(self) -> list[str]:
         """Extract what is left, shard by shard, and retry those that others hold at the end.
@@ -226,7 +201,7 @@ class _Work:
         self._context.stats.total = sum(left[number] for number in waiting)
         if existing:
             first = FeatureCache(cache.shard_path(existing[0]))
-            check_settings(first, self._request.settings, work=bool(waiting))
+            check_settings(first, self._context.request.settings, work=bool(waiting))
         while waiting and self._context.goes_on():
             held = [number for number in waiting if not self._try(number)]
             if len(held) == len(waiting):
@@ -273,4 +248,5 @@ class _Work:
         if images is None:
             return
         policy = UpdatePolicy(retry_failed=self._retry)
-        resume_cache(path, self._request.settings, images, self._context, policy)
+        request = dataclasses.replace(self._context.request, out=path, policy=policy)
+        resume_cache(images, dataclasses.replace(self._context, request=request))

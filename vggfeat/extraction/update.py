@@ -57,6 +57,11 @@ class UpdatePolicy:
     by_digest: bool = False
     retry_failed: bool = False
 
+    @property
+    def retries_shards(self) -> bool:
+        """Whether each shard retries failed images; where the plan is updated, that does it."""
+        return self.retry_failed and not self.update
+
 
 @dataclass(frozen=True, slots=True)
 class Changes:
@@ -274,15 +279,8 @@ def _rewrite(
         copy_rows(cache.path, header, handle, new, origin)
         write_all(handle, states, new.runs[f"{IMAGES}/state"].offset)
 
-    create_cache(
-        out,
-        joined,
-        header.shapes,
-        header.identity,
-        dataclasses.replace(header.provenance, root=images.root),
-        scales=header.scales,
-        fill=take_over,
-    )
+    provenance = dataclasses.replace(header.provenance, root=images.root)
+    create_cache(out, joined, dataclasses.replace(header, provenance=provenance), fill=take_over)
 
 
 def _join(

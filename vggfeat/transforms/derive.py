@@ -18,7 +18,7 @@ import numpy as np
 
 from vggfeat._version import __version__
 from vggfeat.cache.background_writer import Sink
-from vggfeat.cache.format import IMAGES, RowState, count_rows
+from vggfeat.cache.format import IMAGES, CacheMetadata, RowState, count_rows
 from vggfeat.cache.reader import FeatureCache
 from vggfeat.cache.row_copy import copy_rows
 from vggfeat.cache.rows import match_paths
@@ -173,10 +173,12 @@ def _begin(source: FeatureCache, out: str, transform: Transform, dtype: Dtype) -
     create_cache(
         out,
         Images(source.paths, source.sizes, source.mtimes),
-        {name: (width,) for name, width in transform.outputs.items()},
-        identity,
-        provenance,
-        scales=scales,
+        CacheMetadata(
+            identity,
+            provenance,
+            {name: (width,) for name, width in transform.outputs.items()},
+            scales,
+        ),
     )
 
 
@@ -221,15 +223,8 @@ def _check_images(source: FeatureCache, target: FeatureCache, *, update: bool) -
         copy_rows(target.path, header, handle, new, origin)
         write_all(handle, state.astype(np.uint8), new.runs[f"{IMAGES}/state"].offset)
 
-    create_cache(
-        target.path,
-        Images(source.paths, source.sizes, source.mtimes),
-        header.shapes,
-        header.identity,
-        header.provenance,
-        scales=header.scales,
-        fill=copy,
-    )
+    images = Images(source.paths, source.sizes, source.mtimes)
+    create_cache(target.path, images, header, fill=copy)
 
 
 @dataclass(slots=True, eq=False)
