@@ -46,6 +46,7 @@ class Place:
 
     folder: Path
     address: str
+    head: int = 0  # process of the cluster's head
 
     def words(self, out: str, *more: str) -> list[str]:
         engine = ["--engine", "ray", "--address", self.address, "--actors", "2", "--shards", "4"]
@@ -86,7 +87,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     ).returncode:
         assert time.monotonic() < until
         assert head.poll() is None
-    yield Place(folder, f"127.0.0.1:{port}")
+    yield Place(folder, f"127.0.0.1:{port}", head.pid)
     head.terminate()
     try:
         head.wait(30)
@@ -102,6 +103,23 @@ def holder(shard: Path) -> int | None:
         if held is not None and b"do_jobs" in Path(f"/proc/{held[1]}/cmdline").read_bytes():
             return int(held[1])
     return None
+
+
+def ancestors(pid: int) -> Iterator[int]:
+    """The parent of a process, its parent and so on."""
+    while pid > 1:
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        yield pid
+
+
+def board_of(place: Place) -> int:
+    """The process that deals out the shards of the only run on the cluster."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            board = (process / "cmdline").read_bytes().startswith(b"ray::Board")
+            if board and place.head in ancestors(int(process.name)):
+                return int(process.name)
+    raise AssertionError("no board")
 
 
 def shard_under_way(
@@ -209,6 +227,21 @@ def test_workers_that_end_at_once_are_counted(place: Place) -> None:
     again = run_vggfeat(*place.words("deaths", "--shards", "1"), cwd=place.folder, env=JOINING)
     assert again.returncode == 0, again.stderr
     assert_equals_one_file(place, "deaths")
+
+
+def test_the_end_of_the_board_ends_the_run(place: Place) -> None:
+    """The run ends with one line that says so, and the same command resumes."""
+    run = place.begin("boardless")
+    shard_under_way(run, place.folder / "boardless")
+    os.kill(board_of(place), signal.SIGKILL)
+    _, notices = run.communicate(timeout=_WITHIN_SECONDS)
+    assert run.returncode == 6, notices
+    said = notices.splitlines()[-1]
+    assert said.startswith("vggfeat: the process that deals out shards, beside this one, ended: ")
+    assert said.endswith("; run again to resume")
+    again = run_vggfeat(*place.words("boardless"), cwd=place.folder, env=JOINING)
+    assert again.returncode == 0, again.stderr
+    assert_equals_one_file(place, "boardless")
 
 
 def test_a_signal_stops_all_and_the_same_command_goes_on(place: Place) -> None:

@@ -23,12 +23,9 @@ _LEAVE_SECONDS = 5.0  # that Ctrl-C waits for the batch being written
 class Sink:
     """Hand batches to a `CacheWriter` in a thread, which checkpoints every few seconds.
 
-    Leaving the block writes all queued batches and checkpoints, whatever error ended it, so that
-    no computed feature is lost; only KeyboardInterrupt leaves at once.
-
-    Args:
-        writer: closed on leaving.
-        checkpoint_seconds: time between checkpoints, the most work that a crash may cost.
+    Leaving the block writes all queued batches, checkpoints and closes the writer, whatever error
+    ended it, so that no computed feature is lost; only KeyboardInterrupt leaves at once. A crash
+    may cost the work of `checkpoint_seconds`.
     """
 
     def __init__(self, writer: CacheWriter, checkpoint_seconds: float) -> None:

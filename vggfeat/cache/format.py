@@ -141,14 +141,11 @@ class CacheMetadata:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Metadata of a cache.
+    """Metadata of an existing cache; for what is not here see `CacheMetadata`.
 
     Attributes:
-        identity: what a run must agree in to resume it.
-        provenance: how it was made.
         rows: number of images.
         runs: dataset name without the leading slash → where its bytes lie.
-        scales: of each layer, where the features are int8; else empty.
     """
 
     identity: Identity
@@ -212,16 +209,9 @@ def lay_out(
     provenance: Provenance,
     scales: Mapping[str, Scales] = MappingProxyType({}),
 ) -> None:
-    """Create the file `file_name` with all metadata and every dataset allocated, rows unwritten.
+    """Create a file with all metadata and every dataset allocated, rows unwritten.
 
-    Args:
-        file_name: if it exists, it must be empty.
-        rows: number of images.
-        longest_path: bytes of the longest path.
-        shapes: canonical spec → shape of one row.
-        identity: see `Header`.
-        provenance: see `Header`.
-        scales: see `Header`.
+    An existing file must be empty. `longest_path` is in bytes; for the others see `CacheMetadata`.
     """
     access = h5p.create(h5p.FILE_ACCESS)
     # 1.10 is the first version with chunks that need no index; fixed, so that files do not depend
@@ -252,16 +242,11 @@ def _create_dataset(group: h5py.Group, name: str, dtype: str, shape: tuple[int, 
     # writes no zeros over a file whose blocks are about to be reserved.
     layout.set_alloc_time(h5d.ALLOC_TIME_EARLY)
     layout.set_fill_time(h5d.FILL_TIME_NEVER)
-    h5d.create(
-        group.id, name.encode(), _hdf5_type(dtype), h5s.create_simple(shape, shape), dcpl=layout
-    )
-
-
-def _hdf5_type(dtype: str) -> h5t.TypeID:
     kind = np.dtype(dtype)
     if kind.kind == "S":
-        return h5t.py_create(h5py.string_dtype(TEXT_ENCODING, kind.itemsize), logical=True)
-    return h5t.py_create(kind, logical=True)
+        kind = h5py.string_dtype(TEXT_ENCODING, kind.itemsize)
+    stored = h5t.py_create(kind, logical=True)
+    h5d.create(group.id, name.encode(), stored, h5s.create_simple(shape, shape), dcpl=layout)
 
 
 def attributes_of(identity: Identity, provenance: Provenance) -> dict[str, Any]:
@@ -368,7 +353,8 @@ def _runs(file: h5py.File, wrong: list[str]) -> Iterator[tuple[str, DatasetExten
         if column in _OPTIONAL and file.get(name, getlink=True) is None:
             continue
         if not isinstance(dataset, h5py.Dataset) or dataset.shape[1:] != shape:
-            wrong.append(f"/{name} is missing or not {_row_words(shape)} a row")
+            values = counted(shape[0], "value") if shape else "one value"
+            wrong.append(f"/{name} is missing or not {values} a row")
         elif dataset.dtype.kind != expected.kind or (
             expected.kind != "S" and dataset.dtype != expected
         ):
@@ -404,10 +390,6 @@ def _scales(
             )
             continue
         yield spec, Scales(*(one[()].astype(np.float32) for one in found))
-
-
-def _row_words(shape: tuple[int, ...]) -> str:
-    return f"{counted(shape[0], 'value')}" if shape else "one value"
 
 
 def _read_attributes(
@@ -446,14 +428,9 @@ def _read_attributes(
 
 
 def _elsewhere(file: h5py.File, groups: tuple[str, ...]) -> list[str]:
-    """Name what a cache only refers to: offsets in other files mean nothing in this one.
+    """Name each link, virtual dataset and dataset in a raw file in some groups below `/`.
 
-    Args:
-        file: the cache.
-        groups: names below `/` whose members are looked at.
-
-    Returns:
-        a phrase for each soft or external link, virtual dataset, and dataset in a raw file.
+    The offsets of what they refer to mean nothing in this file.
     """
     found = []
     for group in groups:

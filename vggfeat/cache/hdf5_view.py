@@ -31,15 +31,8 @@ if TYPE_CHECKING:
 def view_shards(source: str | os.PathLike[str], out: str | os.PathLike[str]) -> int:
     """Create a file in which HDF5 tools see all shards as one: virtual datasets, no copy.
 
-    It names the shards by their place relative to it, and must be created again after an update.
-    Shards that are missing show as zeros.
-
-    Args:
-        source: a folder of shards.
-        out: the new file; must not be there yet.
-
-    Returns:
-        rows.
+    The file `out`, which must not exist yet, names the shards by their place relative to it, and
+    must be created again after an update. Missing shards show as zeros. Return the rows.
     """
     cache, out = open_cache(source), path_text(out)
     if not isinstance(cache, ShardedCache):

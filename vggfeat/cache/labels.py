@@ -58,12 +58,10 @@ class Labels:
 
 
 def labels_of(cache: FeatureCache, labels_csv: str | os.PathLike[str] | None = None) -> Labels:
-    """Return the class of each row, from a CSV file or else from folders.
+    """Return the class of each row, whatever its state, from a CSV file: see `read_labels`.
 
-    Args:
-        cache: whose rows; their state does not matter.
-        labels_csv: a file as `read_labels` takes it; without it, the name of the folder that an
-            image lies in is its label, as in ImageNet's `class/image.jpg`.
+    Without one, the name of the folder that an image lies in is its label, as in ImageNet's
+    `class/image.jpg`.
     """
     paths = [bytes(path) for path in cache.paths]
     root = cache.header.provenance.root
@@ -109,27 +107,19 @@ def read_labels(path: str | os.PathLike[str]) -> dict[bytes, str]:
     UTF-8, or UTF-16 with its byte order mark. Paths may hold the file system's own bytes, which
     need not be UTF-8; labels must be. A header such as `path,label` or `filename,class` and blank
     lines are skipped.
-
-    Args:
-        path: the CSV file.
-
-    Returns:
-        Label by path, both as they stand there, the path as bytes, as caches have it.
     """
     path = os.fspath(path)
     text = read_text(path, "labels", with_paths=True)
-    return _parse(path, io.StringIO(text, newline=""))
-
-
-def _parse(path: str, lines: Iterable[str]) -> dict[bytes, str]:
     labels: dict[bytes, str] = {}
     wrong = []
-    reader = csv.reader(lines, strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    filled = (cells for cells in reader if cells and not (len(cells) == 1 and cells[0].isspace()))
     try:
-        for number, cells in enumerate(filter(_is_filled, reader)):
+        for number, cells in enumerate(filled):
             if number == 0:
                 _check_separator(path, cells)
-                if _is_header(cells):
+                words = [cell.strip().lower() for cell in cells]
+                if len(words) == _COLUMNS and words[0] in _PATH_HEADS and words[1] in _LABEL_HEADS:
                     continue
             problem = _take(cells, labels)
             if problem:
@@ -150,16 +140,6 @@ def _check_separator(path: str, cells: list[str]) -> None:
     for separator in _OTHER_SEPARATORS:
         if len(cells) == 1 and cells[0].count(separator) == 1:
             raise UsageError(f"labels {path!r} is separated by {separator!r}; expected ','")
-
-
-def _is_filled(cells: list[str]) -> bool:
-    """Return whether a line has any text."""
-    return len(cells) > 1 or (len(cells) == 1 and not cells[0].isspace())
-
-
-def _is_header(cells: list[str]) -> bool:
-    words = [cell.strip().lower() for cell in cells]
-    return len(words) == _COLUMNS and words[0] in _PATH_HEADS and words[1] in _LABEL_HEADS
 
 
 def _take(cells: list[str], labels: dict[bytes, str]) -> str:

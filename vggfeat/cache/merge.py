@@ -54,19 +54,12 @@ class MergeReport(HasRowCounts):
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """Every row of every source that is kept or competes, in the order of the new file.
+    """Every row of every source that is kept or competes, in the order of the new file."""
 
-    Attributes:
-        paths: bytes (n,), relative to the new root, ascending.
-        source: int64 (n,), which cache.
-        row: int64 (n,), where in it.
-        state: uint8 (n,).
-    """
-
-    paths: NDArray[np.bytes_]
-    source: NDArray[np.int64]
-    row: NDArray[np.int64]
-    state: NDArray[np.uint8]
+    paths: NDArray[np.bytes_]  # (n,), relative to the new root, ascending
+    source: NDArray[np.int64]  # (n,), which cache
+    row: NDArray[np.int64]  # (n,), where in it
+    state: NDArray[np.uint8]  # (n,)
 
     def take(self, which: NDArray[np.generic]) -> _Rows:
         """Return some of the rows, or all in another order."""
@@ -119,10 +112,12 @@ def merge(
         rows = _all_rows(caches, prefixes)
         if not len(rows.paths):
             raise _all_removed(caches)
-        kept = _first_of_each(rows)
+        first = np.ones(len(rows.paths), dtype=bool)
+        first[1:] = rows.paths[1:] != rows.paths[:-1]
+        kept = rows.take(first)
         _check_images(caches, rows)
         _write(caches, kept, root, out)
-    shared = len(np.unique(rows.paths[1:][rows.paths[1:] == rows.paths[:-1]]))
+    shared = len(np.unique(rows.paths[~first]))
     return MergeReport(out, len(caches), count_rows(kept.state), shared)
 
 
@@ -168,12 +163,6 @@ def _all_rows(caches: Sequence[FeatureCache], prefixes: Sequence[bytes]) -> _Row
     rank = np.zeros(len(RowState), dtype=np.int64)
     rank[list(_BEST_FIRST)] = np.arange(len(_BEST_FIRST))
     return rows.take(np.lexsort((rows.source, rank[rows.state], rows.paths)))
-
-
-def _first_of_each(rows: _Rows) -> _Rows:
-    fresh = np.ones(len(rows.paths), dtype=bool)
-    fresh[1:] = rows.paths[1:] != rows.paths[:-1]
-    return rows.take(fresh)
 
 
 def _check_images(caches: Sequence[FeatureCache], rows: _Rows) -> None:
@@ -265,14 +254,7 @@ def _join_shards(source: ShardedCache, out: str) -> RowCounts:
     """Copy all shards into one file, inside the kernel where possible; the caller holds its lock.
 
     Rows of images that are gone are left out. In memory are columns of one shard at a time, and 9
-    bytes a row.
-
-    Args:
-        source: all of whose shards are there.
-        out: the new file; whole or not at all.
-
-    Returns:
-        counts of the new file's rows; states as they were when this began.
+    bytes a row. No shard may be missing. Rows are counted as they were when this began.
     """
     parts = source.parts()
     # Opened again for each column, since a process has fewer file descriptors than we have maps.

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vggfeat.cache.format import IMAGES
+from vggfeat.core.arrays import consecutive
 from vggfeat.errors import CacheError, SpaceError
 from vggfeat.storage.descriptors import open_descriptor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from numpy.typing import NDArray
 
     from vggfeat.cache.format import Header
@@ -38,13 +37,14 @@ def copy_rows(
         first: row of the new file that `origin` begins with.
     """
     rows = np.flatnonzero(origin >= 0)
+    ranges = consecutive(rows, origin[rows])
     source = open_descriptor(path, os.O_RDONLY)
     try:
         for name, run in new.runs.items():
             had = old.runs.get(name)
             if had is None or name.removeprefix(f"{IMAGES}/") in _LISTED_ANEW:
                 continue
-            for start, stop in _runs_in_both(rows, origin[rows]):
+            for start, stop in ranges:
                 _copy_range(
                     source,
                     had.offset + int(origin[rows[start]]) * run.row_bytes,
@@ -54,14 +54,6 @@ def copy_rows(
                 )
     finally:
         os.close(source)
-
-
-def _runs_in_both(rows: NDArray[np.int64], olds: NDArray[np.int64]) -> Iterable[tuple[int, int]]:
-    """Return index ranges over which both arrays count up by one."""
-    if not len(rows):
-        return []
-    breaks = (np.flatnonzero((np.diff(rows) != 1) | (np.diff(olds) != 1)) + 1).tolist()
-    return zip([0, *breaks], [*breaks, len(rows)], strict=True)
 
 
 def _copy_range(source: int, start: int, target: int, place: int, count: int) -> None:

@@ -58,14 +58,7 @@ def match_paths(cached: NDArray[np.bytes_], listed: Sequence[bytes] | NDArray[np
 
 @dataclass(frozen=True, slots=True)
 class MatchingRow:
-    """One row of a cache.
-
-    Attributes:
-        row: its number.
-        path: as text; undecodable bytes as surrogate escapes.
-        state: name of it, lower case.
-        reason: of a failed row; else empty.
-    """
+    """One row: number, path as text, state in lower case, and reason, empty unless it failed."""
 
     row: int
     path: str

@@ -185,19 +185,11 @@ def _inconsistencies(manifest: ShardManifest, rows: object) -> list[str]:
 
 
 def publish_manifest(folder: str, manifest: ShardManifest, token: str, *, replace: bool) -> bool:
-    """Publish the manifest, whole and synced to the disk; return whether this process did.
+    """Publish the manifest, whole and synced to the disk; return False if another was first.
 
-    A new one is linked there, which the file system, NFS included, lets one process alone do; so of
-    two that plan at once where locks do not reach, one wins.
-
-    Args:
-        folder: of the sharded cache.
-        manifest: what to write.
-        token: keeps the temporary file apart from others'.
-        replace: whether it takes the place of another.
-
-    Returns:
-        whether it is there now; False if another process was first.
+    A new one (not `replace`) is linked there, which the file system, NFS included, lets one process
+    alone do; so of two that plan at once where locks do not reach, one wins. `token` keeps the
+    temporary file apart from others'.
     """
     path = os.path.join(folder, MANIFEST)
     temporary = f"{path}.{token}{TEMPORARY_SUFFIX}"

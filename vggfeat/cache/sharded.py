@@ -55,7 +55,7 @@ class ShardedCache(FeatureCache):
         self.path = os.fspath(path).rstrip("/") or "/"
         self.manifest: ShardManifest = read_manifest(self.path)
         self.share = share
-        self.shards: tuple[Shard, ...] = _of_share(self.manifest, parse_share(share))
+        self.shards: tuple[Shard, ...] = self._shards_of(parse_share(share))
         self._headers: dict[int, Header | None] = {}
         self._maps: OrderedDict[tuple[str, int], NDArray[Any]] = OrderedDict()
         self._lock = threading.Lock()
@@ -63,6 +63,17 @@ class ShardedCache(FeatureCache):
         self.header: Header = self._joined_header()
         self.layers: tuple[str, ...] = self.header.identity.layers
         self._arrays = {}
+
+    def _shards_of(self, share: Share | None) -> tuple[Shard, ...]:
+        """Return the shards of a share, their rows counted over these alone."""
+        if share is None:
+            return self.manifest.shards
+        chosen = [one for at, one in enumerate(self.manifest.shards) if share.has(at)]
+        firsts = itertools.accumulate((one.rows for one in chosen), initial=0)
+        return tuple(
+            dataclasses.replace(one, first=first)
+            for one, first in zip(chosen, firsts, strict=False)
+        )
 
     def __repr__(self) -> str:
         layers = ", ".join(self.layers)
@@ -107,11 +118,7 @@ class ShardedCache(FeatureCache):
         return os.path.join(self.path, self.shards[number].name)
 
     def shard_header(self, number: int) -> Header | None:
-        """Return the metadata of a shard, read once; None if it has no file or no rows.
-
-        Raises:
-            CacheError: it is damaged, or another one than the manifest says.
-        """
+        """Return the metadata of a shard, read once; None if it has no file or no rows."""
         if number not in self._headers:
             self._headers[number] = self._read_header(self.shards[number])
         return self._headers[number]
@@ -165,13 +172,13 @@ class ShardedCache(FeatureCache):
         with self._lock:
             key = (name, number)
             if key not in self._maps:
-                self._maps[key] = self._mapped(name, number)
+                self._maps[key] = self._open_map(name, number)
                 if len(self._maps) > _MAPS_KEPT:
                     self._maps.popitem(last=False)
             self._maps.move_to_end(key)
             return self._maps[key]
 
-    def _mapped(self, name: str, number: int) -> NDArray[Any]:
+    def _open_map(self, name: str, number: int) -> NDArray[Any]:
         header = self.shard_header(number)
         run = None if header is None else header.runs.get(name)
         if run is None:
@@ -205,18 +212,6 @@ class ShardedCache(FeatureCache):
             if self.shard_header(later) is not None:
                 return bytes(self._map(f"{IMAGES}/path", later)[0])
         return b"\xff" * (self.manifest.path_bytes + 1)
-
-
-def _of_share(manifest: ShardManifest, share: Share | None) -> tuple[Shard, ...]:
-    """Return the shards of a share, their rows counted over these alone."""
-    if share is None:
-        return manifest.shards
-    chosen, first = [], 0
-    for number, shard in enumerate(manifest.shards):
-        if share.has(number):
-            chosen.append(dataclasses.replace(shard, first=first))
-            first += shard.rows
-    return tuple(chosen)
 
 
 def open_cache(path: str | os.PathLike[str], share: str = "") -> FeatureCache:

@@ -77,11 +77,7 @@ class Sharding:
             raise UsageError("--plan-only does no shard; give it without --shard")
 
     def check_count(self, out: str, existing: int) -> None:
-        """Refuse a number of shards that differs from the plan's, which is chosen once.
-
-        Raises:
-            UsageError: says both.
-        """
+        """Refuse a number of shards that differs from the plan's, which is chosen once."""
         if self.shards not in (None, existing):
             raise UsageError(
                 f"sharded cache {out!r} has {counted(existing, 'shard')}, requested {self.shards}; "
@@ -94,18 +90,11 @@ class Sharding:
 
 
 def split_rows(rows: int, batch_size: int, shards: int) -> list[int]:
-    """Return the first row of each shard: whole batches each, sizes as equal as that allows.
+    """Return `shards` + 1 row numbers from 0 to `rows`; a shard is from one to the next.
 
-    A row has the same slot of a batch (row mod `batch_size`) in its shard as in the one file of all
-    rows, so that both get the same bits.
-
-    Args:
-        rows: of all shards, at least 1.
-        batch_size: images of a batch.
-        shards: how many; those behind the last batch are empty.
-
-    Returns:
-        `shards` + 1 row numbers, ascending from 0 to `rows`; a shard is from one to the next.
+    Each has whole batches, as equally many as can be; shards behind the last batch are empty. A row
+    has the same slot of a batch (row mod `batch_size`) in its shard as in the one file of all rows,
+    so that both get the same bits.
     """
     batches = -(-rows // batch_size)
     return [min(rows, number * batches // shards * batch_size) for number in range(shards + 1)]

@@ -16,8 +16,6 @@ from vggfeat.core.records import FailedImage, HasRowCounts, RowCounts
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from numpy.typing import NDArray
-
     from vggfeat.cache.reader import FeatureCache
     from vggfeat.core.preprocessing import Preprocess
 
@@ -192,10 +190,12 @@ def summarise_layer(cache: FeatureCache, layer: str) -> LayerSummary:
         rows = rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
     values = cache.values(layer, rows)
     known = len(rows) > 0
+    dtype = np.dtype(run.dtype)
+    most_stored = np.finfo(dtype).max if dtype.kind == "f" else np.inf
     return LayerSummary(
         spec=layer,
         shape=run.shape[1:],
-        dtype=np.dtype(run.dtype).name,
+        dtype=dtype.name,
         size=run.row_bytes * len(cache),
         sampled=len(rows),
         minimum=float(values.min()) if known else None,
@@ -203,11 +203,5 @@ def summarise_layer(cache: FeatureCache, layer: str) -> LayerSummary:
         mean=float(values.mean(dtype=np.float64)) if known else None,
         std=float(values.std(dtype=np.float64)) if known else None,
         zeros=float((values == 0).mean()) if known else None,
-        saturated=_saturated(values, np.dtype(run.dtype)),
+        saturated=int((np.abs(values) >= most_stored).sum()),
     )
-
-
-def _saturated(values: NDArray[np.float32], dtype: np.dtype[Any]) -> int:
-    if dtype.kind != "f":
-        return 0
-    return int((np.abs(values) >= np.finfo(dtype).max).sum())

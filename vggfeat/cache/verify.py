@@ -178,7 +178,8 @@ class _Rows:
         self._path = cache.path
         self._handle = open_descriptor(cache.path, os.O_RDONLY)
         size = os.fstat(self._handle).st_size
-        end = max(run.offset + run.row_bytes * cache.header.rows for run in self._runs())
+        runs = cache.header.runs.values()
+        end = max(run.offset + run.row_bytes * cache.header.rows for run in runs)
         if size < end:
             raise CacheError(
                 f"cache {cache.path!r} is cut short: {counted(size, 'byte')}, expected {end} at "
@@ -189,9 +190,6 @@ class _Rows:
     def __del__(self) -> None:
         if hasattr(self, "_handle"):
             os.close(self._handle)
-
-    def _runs(self) -> list[DatasetExtent]:
-        return list(self._header.runs.values())
 
     def _check_order(self) -> None:
         last = b""

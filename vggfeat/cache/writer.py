@@ -25,6 +25,7 @@ from vggfeat.cache.format import (
     lay_out,
     read_header,
 )
+from vggfeat.core.arrays import consecutive
 from vggfeat.core.quantization import NAN_CODE
 from vggfeat.core.text import byte_count
 from vggfeat.errors import SpaceError, VggfeatError
@@ -33,7 +34,7 @@ from vggfeat.storage.descriptors import open_descriptor
 from vggfeat.storage.hdf5_file import reason_of, refuse_if_open_elsewhere
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -165,12 +166,7 @@ def _sync(handle: int, sync: Callable[[int], None]) -> None:
 
 
 class CacheWriter:
-    """Write rows of an existing cache; their states follow at the next checkpoint.
-
-    Args:
-        path: the cache.
-        header: its metadata.
-    """
+    """Write rows of an existing cache; their states follow at the next checkpoint."""
 
     def __init__(self, path: str, header: Header) -> None:
         self._header = header
@@ -210,7 +206,8 @@ class CacheWriter:
             for spec in self._specs:
                 self._put(f"{FEATURES}/{spec}", rows, batch.features[spec])
             self._put_digests(rows, batch.digests)
-            self._put(f"{IMAGES}/checksum", rows, self._checksums(batch.features, len(rows)))
+            sums = row_checksums([batch.features[spec] for spec in self._specs], len(rows))
+            self._put(f"{IMAGES}/checksum", rows, sums)
         # States are only noted here: they are written by the next checkpoint, after a sync.
         for failure in batch.failures:
             self._write_failure(failure)
@@ -225,8 +222,11 @@ class CacheWriter:
             nothing = NAN_CODE if np.dtype(run.dtype) == np.int8 else np.nan
             hollow[spec] = np.full((1, *run.shape[1:]), nothing, dtype=run.dtype)
             self._put(f"{FEATURES}/{spec}", at, hollow[spec])
-        self._put(f"{IMAGES}/checksum", at, self._checksums(hollow, 1))
-        self._put(f"{IMAGES}/error", at, np.array([_fit(failure.reason)], dtype=f"|S{ERROR_BYTES}"))
+        self._put(f"{IMAGES}/checksum", at, row_checksums([*hollow.values()], 1))
+        # As UTF-8, cut between characters to the bytes that a row has for it.
+        reason = failure.reason.encode(errors="backslashreplace")[:ERROR_BYTES]
+        text = reason.decode(errors="ignore").encode()
+        self._put(f"{IMAGES}/error", at, np.array([text], dtype=f"|S{ERROR_BYTES}"))
         digest = np.frombuffer(failure.digest.ljust(DIGEST_BYTES, b"\0"), dtype=np.uint8)
         self._put_digests(at, digest[None])
 
@@ -234,11 +234,6 @@ class CacheWriter:
         name = f"{IMAGES}/digest"
         if name in self._header.runs:
             self._put(name, rows, digests)
-
-    def _checksums(
-        self, features: Mapping[str, NDArray[np.generic]], count: int
-    ) -> NDArray[np.uint32]:
-        return row_checksums([features[spec] for spec in self._specs], count)
 
     def update_files(
         self, rows: NDArray[np.int64], sizes: NDArray[np.int64], mtimes: NDArray[np.int64]
@@ -256,19 +251,11 @@ class CacheWriter:
         self._put(f"{IMAGES}/state", rows, np.full(len(rows), state, dtype=np.uint8))
 
     def sync(self) -> None:
-        """Returns when the disk has all that was written.
-
-        Raises:
-            SpaceError: it failed.
-        """
+        """Return once the disk has all that was written."""
         _sync(self._handle, os.fdatasync)
 
     def checkpoint(self) -> None:
-        """Mark all rows written so far as done or failed, safely against a power cut.
-
-        Raises:
-            SpaceError: a sync failed; what the disk holds since the last checkpoint is unknown.
-        """
+        """Mark all rows written so far as done or failed, safely against a power cut."""
         if not self._states:
             return
         # Features first: without this sync the kernel may write a state before the row it vouches
@@ -282,21 +269,17 @@ class CacheWriter:
         self._states.clear()
 
     def _put(self, name: str, rows: NDArray[np.int64], values: NDArray[np.generic]) -> None:
-        if not len(rows):
-            return
         run: DatasetExtent = self._header.runs[name]
         values = np.ascontiguousarray(values, dtype=run.dtype)
-        for start, stop in _consecutive(rows):
+        for start, stop in consecutive(rows):  # one write for each
             offset = run.offset + int(rows[start]) * run.row_bytes
             write_all(self._handle, values[start:stop], offset)
 
 
 def row_checksums(features: Sequence[NDArray[np.generic]], count: int) -> NDArray[np.uint32]:
-    """Return the CRC-32 of each row's feature bytes, layers in the order of their names.
+    """Return the CRC-32 of each row's feature bytes, of one (count, …) array a layer.
 
-    Args:
-        features: one (count, …) array a layer, in that order.
-        count: rows.
+    The layers are in the order of their names.
     """
     plain = [np.ascontiguousarray(array).reshape(count, -1).view(np.uint8) for array in features]
     sums = np.empty(count, dtype=np.uint32)
@@ -306,14 +289,3 @@ def row_checksums(features: Sequence[NDArray[np.generic]], count: int) -> NDArra
             value = zlib.crc32(array[row], value)
         sums[row] = value
     return sums
-
-
-def _fit(reason: str) -> bytes:
-    """Return a reason as UTF-8, cut between characters to the bytes that a row has for it."""
-    return reason.encode(errors="backslashreplace")[:ERROR_BYTES].decode(errors="ignore").encode()
-
-
-def _consecutive(rows: NDArray[np.int64]) -> Iterable[tuple[int, int]]:
-    """Return index ranges over which `rows` counts up by one, so that one write serves each."""
-    breaks = (np.flatnonzero(np.diff(rows) != 1) + 1).tolist()
-    return zip([0, *breaks], [*breaks, len(rows)], strict=True)

@@ -53,6 +53,15 @@ def spread(items: NDArray[np.int64], most: int) -> NDArray[np.int64]:
     return chosen
 
 
+def consecutive(*numbers: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Return index ranges over which all arrays, of one length, count up by one."""
+    if not len(numbers[0]):
+        return []
+    steps = np.any([np.diff(one) != 1 for one in numbers], axis=0)
+    breaks = (np.flatnonzero(steps) + 1).tolist()
+    return list(zip([0, *breaks], [*breaks, len(numbers[0])], strict=True))
+
+
 def blocks(count: int, item_bytes: int) -> list[tuple[int, int]]:
     """Ranges that cover `count` items, of at most about `BLOCK_BYTES` each."""
     size = max(1, BLOCK_BYTES // max(1, item_bytes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import os
@@ -162,11 +163,9 @@ def _sample(sources: Sequence[str | os.PathLike[str]]) -> list[bytes]:
     images = discover(sources)
     files = []
     for position in images.spread(_SAMPLE).tolist():
-        try:
-            with images.open(position) as stream:
-                files.append(stream.read())
-        except DecodeError:
-            continue  # a run would mark it failed
+        # A run would mark as failed what cannot be read.
+        with contextlib.suppress(DecodeError), images.open(position) as stream:
+            files.append(stream.read())
     return files
 
 
@@ -185,7 +184,11 @@ def _synthetic(seed: int) -> bytes:
 
 def _decode_rate(files: Sequence[bytes], settings: Settings, seconds: float) -> float:
     preprocess = settings.preprocess()
-    good = [file for file in files if _decodes(file, preprocess, settings.max_pixels)]
+    good = []
+    for file in files:
+        with contextlib.suppress(DecodeError):
+            decode(io.BytesIO(file), preprocess, settings.max_pixels)
+            good.append(file)
     if not good:
         raise InputError("none of the images sampled can be decoded; name others")
 
@@ -195,14 +198,6 @@ def _decode_rate(files: Sequence[bytes], settings: Settings, seconds: float) -> 
         return len(good)
 
     return _rate(work, seconds)
-
-
-def _decodes(file: bytes, preprocess: Preprocess, max_pixels: int) -> bool:
-    try:
-        decode(io.BytesIO(file), preprocess, max_pixels)
-    except DecodeError:
-        return False
-    return True
 
 
 def _networks(settings: Settings) -> list[Extractor]:

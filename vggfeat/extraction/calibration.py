@@ -77,12 +77,10 @@ def scales_on_sample(
     found: dict[str, list[Tensor]] = {name: [] for name in settings.stored}
     for batch in batches:
         for name, feature in replicas.features(batch).items():
-            found[name].append(_per_channel(feature).cpu())  # (n * H * W, C)
+            if feature.dim() > 2:  # noqa: PLR2004 (N, D)
+                feature = feature.flatten(2).transpose(1, 2).flatten(0, 1)  # noqa: PLW2901
+            found[name].append(feature.cpu())  # (n * H * W, C)
     return {name: _widened(torch.cat(parts)) for name, parts in found.items()}
-
-
-def _per_channel(feature: Tensor) -> Tensor:
-    return feature.flatten(2).transpose(1, 2).flatten(0, 1) if feature.dim() > 2 else feature  # noqa: PLR2004 (N, D)
 
 
 def _widened(values: Tensor) -> Scales:

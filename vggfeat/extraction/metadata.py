@@ -49,14 +49,11 @@ class NewCache:
         """Return the metadata of the cache, which only the networks know in full."""
         size = self.settings.preprocess().size
         scales = self._scales(replicas)
-        return CacheMetadata(
-            shapes=replicas.output_shapes(size, size),
-            identity=make_identity(
-                self.settings, replicas.precision, self.weights, replicas.activations, scales
-            ),
-            provenance=self._provenance(replicas.precision),
-            scales=scales,
+        identity = make_identity(
+            self.settings, replicas.precision, self.weights, replicas.activations, scales
         )
+        provenance = self._provenance(replicas.precision)
+        return CacheMetadata(identity, provenance, replicas.output_shapes(size, size), scales)
 
     def _scales(self, replicas: Replicas) -> dict[str, Scales]:
         """Return the scales of features stored as int8, and have the networks apply them."""

@@ -21,11 +21,7 @@ if TYPE_CHECKING:
 
 
 def output_format(path: str, what: str, known: Sequence[str]) -> str:
-    """Return the format that the name of an output asks for, one of `known`, before any work.
-
-    Raises:
-        UsageError: the name has another ending, or no file can be written there.
-    """
+    """Return the format, one of `known`, that the name of an output ends in, before any work."""
     refuse_standard_output(path, what)
     ending = os.path.splitext(path)[1].lower().removeprefix(".")
     if ending not in known:
@@ -35,12 +31,7 @@ def output_format(path: str, what: str, known: Sequence[str]) -> str:
 
 
 def publish(path: str, data: bytes) -> None:
-    """Write `data` to `path` by rename, synced: a reader finds the old file or the new one.
-
-    Raises:
-        SpaceError: it cannot be written; an existing file stays.
-        UsageError: something other than a regular file is there.
-    """
+    """Write `data` to `path` by rename, synced: a reader finds the old file or the new one."""
     try:
         write_bytes(path, data)
     except OSError as error:
@@ -74,13 +65,10 @@ def metrics_text(
 ) -> bytes:
     """Return metrics of a run in Prometheus' text format, for node_exporter's textfile collector.
 
-    Args:
-        out: the cache, a label of every metric.
-        progress: of a run in progress.
-        summary: of a run that has ended.
-        exit_code: of a run that has ended; None while it is in progress.
-        share: of a sharded cache, a label too; empty for none.
+    Give the progress of a run under way, or the summary, if any, and the exit code of one that has
+    ended. `out` and `share`, if any, are labels of every metric.
     """
+    place = out.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     lines: list[str] = []
 
     def add(name: str, about: str, values: Mapping[str, float] | float, by: str = "") -> None:
@@ -89,7 +77,7 @@ def metrics_text(
         for key, value in (values if isinstance(values, Mapping) else {"": values}).items():
             part = f',{by}="{key}"' if by else ""
             part = f',share="{share}"{part}' if share else part
-            lines.append(f'vggfeat_{name}{{out="{_escaped(out)}"{part}}} {value!r}')
+            lines.append(f'vggfeat_{name}{{out="{place}"{part}}} {value!r}')
 
     add("run_in_progress", "Whether a run is under way.", int(exit_code is None))
     add("updated_timestamp_seconds", "When this was written.", time.time())
@@ -113,7 +101,3 @@ def metrics_text(
 
 _STATES = ("done", "failed", "pending", "removed")
 _STAGES = ("discover", "prepare", "wait", "network", "write", "decode")
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

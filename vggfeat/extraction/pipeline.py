@@ -236,34 +236,22 @@ def _loop(
                 break
             stats.decode += decoded.seconds
             if len(decoded.rows):
-                under_way.append(_launch(replicas, decoded, stats))
+                launching = time.perf_counter()
+                under_way.append(replicas.launch(decoded))
+                stats.network += time.perf_counter() - launching
             else:
                 outlet.put(FeatureBatch(decoded.rows, decoded.digests, {}, decoded.failures, 0))
             if len(under_way) > replicas.overlap:
-                _finish(under_way.popleft(), outlet)
+                outlet.finish(under_way.popleft())
             stats.slowest = max(stats.slowest, time.perf_counter() - started)
             context.report()
         while under_way:
-            _finish(under_way.popleft(), outlet)
+            outlet.finish(under_way.popleft())
         outlet.close()
         closing = time.perf_counter()
     stats.write += time.perf_counter() - closing
     stats.redone += replicas.redone
     context.report()
-
-
-def _launch(replicas: Replicas, decoded: DecodedBatch, stats: RunStats) -> Pending:
-    started = time.perf_counter()
-    pending = replicas.launch(decoded)
-    stats.network += time.perf_counter() - started
-    return pending
-
-
-def _finish(pending: Pending, outlet: _Outlet) -> None:
-    started = time.perf_counter()
-    batch = pending.collect()
-    outlet.context.stats.network += time.perf_counter() - started
-    outlet.put(batch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,11 +262,17 @@ class _Outlet:
     guard: SourceGuard
     context: RunContext
 
+    def finish(self, pending: Pending) -> None:
+        """Wait for a batch of the network, and write it."""
+        started = time.perf_counter()
+        batch = pending.collect()
+        self.context.stats.network += time.perf_counter() - started
+        self.put(batch)
+
     def put(self, batch: FeatureBatch) -> None:
         """Write a batch; failures of images not found wait until their source is known to exist.
 
-        Raises:
-            InputError: a source is gone; the features of the batch are written before.
+        If a source is gone, the features of the batch are written before `InputError`.
         """
         failures = self.guard.certain(batch.failures)
         self._write(dataclasses.replace(batch, failures=failures))
@@ -291,7 +285,8 @@ class _Outlet:
         """Write the failures that waited, or raise `InputError` as `put` does."""
         failures = self.guard.release()
         if failures:
-            self._write(_failed(failures))
+            rows, digests = np.empty(0, dtype=np.int64), np.empty((0, DIGEST_BYTES), dtype=np.uint8)
+            self._write(FeatureBatch(rows, digests, {}, failures, 0))
 
     def _write(self, batch: FeatureBatch) -> None:
         stats = self.context.stats
@@ -303,12 +298,6 @@ class _Outlet:
         self.sink.put(batch)
         stats.write += time.perf_counter() - started
         stats.add(batch)
-
-
-def _failed(failures: tuple[Failure, ...]) -> FeatureBatch:
-    """Return a batch of failed images alone."""
-    rows, digests = np.empty(0, dtype=np.int64), np.empty((0, DIGEST_BYTES), dtype=np.uint8)
-    return FeatureBatch(rows, digests, {}, failures, 0)
 
 
 def raise_if_cut_short(

@@ -45,7 +45,7 @@ class RayCluster:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A machine of a cluster: what it offers to workers."""
+    """What a machine of a cluster offers to workers."""
 
     cpus: float
     gpus: float
@@ -53,13 +53,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Slots:
-    """Workers, and what each one gets.
-
-    Attributes:
-        actors: how many.
-        cpus: cores of each; Ray has torch use as many threads.
-        gpus: 1 or 0.
-    """
+    """Number of workers, and what each one gets: cores, which torch uses all, and 1 or no GPU."""
 
     actors: int
     cpus: float
@@ -77,12 +71,9 @@ class Slots:
 
 
 def plan_slots(nodes: Sequence[Node], device: str, actors: int | None = None) -> Slots:
-    """Plan one worker a GPU, or one a node where there is no GPU or none is wanted.
+    """Plan so many workers, by default one a GPU, or one a node without GPUs or for `device` cpu.
 
-    Args:
-        nodes: of the cluster.
-        device: as in `Settings`; its number, if it has one, is ignored.
-        actors: how many workers; None: one a GPU, else one a node with all its cores.
+    The number of a device such as cuda:1 is ignored.
     """
     gpus = sum(int(node.gpus) for node in nodes)
     on_gpu = device.startswith("cuda") or (device in ("auto", "all") and gpus > 0)
@@ -209,5 +200,5 @@ def last_line(error: BaseException) -> str:
 
 
 def import_ray() -> Any:
-    """Return the package, which is an extra, or raise `UsageError` if it is not installed."""
+    """Return the package, which is an extra."""
     return require("ray", "ray", "the engine ray")

@@ -41,6 +41,7 @@ from vggfeat.extraction.ray_worker import (
     do_jobs,
 )
 from vggfeat.extraction.report import FAILURES_NAMED, RunStats, summarise_run
+from vggfeat.extraction.shard_planner import absolute_source
 from vggfeat.storage.paths import absolute_place
 
 if TYPE_CHECKING:
@@ -73,9 +74,11 @@ def extract_on_ray(
     """
     if request.sharding.share or request.sharding.plan_only:
         raise UsageError("--engine ray does all shards; give it without --shard and --plan-only")
+    if "-" in request.sources:
+        raise UsageError("--engine ray lists images on a node; name an @LIST instead of -")
     placed = dataclasses.replace(
         request,
-        sources=tuple(_absolute(source) for source in request.sources),
+        sources=tuple(map(absolute_source, request.sources)),
         out=os.path.abspath(request.out),
         root=None if request.root is None else absolute_place(request.root),
     )
@@ -97,23 +100,9 @@ def extract_on_ray(
     return summary
 
 
-def _absolute(source: str | os.PathLike[str]) -> str:
-    text = os.fspath(source)
-    if text == "-" and isinstance(source, str):
-        raise UsageError("--engine ray lists images on a node; name an @LIST instead of -")
-    mark = "@" if isinstance(source, str) and text.startswith("@") else ""
-    return mark + absolute_place(text[len(mark) :])
-
-
 @dataclass(slots=True)
 class _Deaths:
-    """Workers that died at one job.
-
-    Attributes:
-        in_a_row: how many since rows of it were last finished.
-        left: rows that were left when the last one died.
-        text: why it died, as Ray has it.
-    """
+    """Workers that died at one job: how many in a row with the same rows left, and Ray's reason."""
 
     in_a_row: int = 0
     left: int = -1

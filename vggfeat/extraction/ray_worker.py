@@ -34,12 +34,9 @@ _IDLE_SECONDS = 0.2
 
 @dataclass(frozen=True, slots=True)
 class ShardJob:
-    """A shard to be done, or the plan to be made.
+    """A shard to process by its number among the plan's `shards`, or `PLAN`.
 
-    Attributes:
-        number: of the shard, or `PLAN`.
-        shards: how many the plan has.
-        mark: modification time of the manifest, which every node must see as the driver does.
+    `mark` is the modification time of the manifest, which every node must see as the driver does.
     """
 
     number: int
@@ -148,7 +145,10 @@ def do_jobs(worker: int, board: Any, run: ExtractRequest) -> None:
 
 
 def _do(job: ShardJob, board: Any, run: ExtractRequest) -> Outcome:
-    if job.number != PLAN and not _sees_plan(run.out, job.mark):
+    mark = None
+    with contextlib.suppress(OSError):
+        mark = os.stat(os.path.join(run.out, MANIFEST)).st_mtime
+    if job.number != PLAN and mark != job.mark:
         return Outcome(
             None,
             "UsageError",
@@ -168,13 +168,6 @@ def _do(job: ShardJob, board: Any, run: ExtractRequest) -> Outcome:
         return Outcome(error.summary, type(error).__name__ if fatal else "", str(error))
     except VggfeatError as error:
         return Outcome(None, type(error).__name__, str(error))
-
-
-def _sees_plan(out: str, mark: float) -> bool:
-    try:
-        return os.stat(os.path.join(out, MANIFEST)).st_mtime == mark
-    except OSError:
-        return False
 
 
 def _reporter(board: Any, number: int) -> Callable[[Progress], None]:

@@ -61,12 +61,7 @@ log = logging.getLogger("vggfeat")
 def scratch_place(address: str, scratch: str | None = None) -> str:
     """Return where the output at `address` is made: always the same local file or folder.
 
-    Args:
-        address: with its scheme.
-        scratch: folder; by default one in the user's cache.
-
-    Raises:
-        UsageError: the address names no object, or has parts that no path may have.
+    It is in the folder `scratch`, by default one in the user's cache.
     """
     scheme, _, name = address.rstrip("/").partition("://")
     plain = name.encode(errors="surrogateescape")
@@ -87,26 +82,11 @@ def extract_to_store(
     sharded: bool,
     fresh: bool,
 ) -> Summary:
-    """Runs `extract_here` with `work` as its output, and puts that at `address` when complete.
+    """Run `extract_here` with `work` as its output, and upload that to `address` when complete.
 
-    What lies at `address` is fetched first where `work` is not there, or is older.
-
-    Args:
-        address: of the output.
-        work: file or folder here, see `scratch_place`.
-        extract_here: the run.
-        sharded: whether it is a folder of shards.
-        fresh: whether the run begins again whatever is there.
-
-    Returns:
-        what the run says, with `address` for its output.
-
-    Raises:
-        CacheMismatchError: both what is here and what is there have changed since they were one.
-        LockedError: another run of this machine works on it.
-        SpaceError: the store cannot be reached or written, or the scratch folder not be made.
-        UsageError: at `address` is a folder where a file is meant, or the reverse.
-        Whatever `extract_here` raises; too many failed images only after the file is put there.
+    What lies at `address` is downloaded first where `work` does not exist or is older, unless the
+    run begins `fresh`. `work` is a file or a folder of shards, see `scratch_place`. The summary has
+    `address` for its output. Too many failed images are an error only after the upload.
     """
     try:
         os.makedirs(os.path.dirname(work), exist_ok=True)
@@ -246,11 +226,7 @@ class _Output:
         return not (FeatureCache(self.path(name)).state == RowState.PENDING).any()
 
     def put_what_is_complete(self) -> None:
-        """Uploads what is left at the end of a run; a manifest only once all its shards are whole.
-
-        Raises:
-            SpaceError: the store refuses.
-        """
+        """Upload what is left at the end of a run; a manifest once all its shards are complete."""
         if not os.path.exists(self.path(self.anchor)):
             return
         names = self._names_here()
@@ -276,9 +252,9 @@ class _Output:
 
 
 class _Uploader(threading.Thread):
-    """Uploads each shard as soon as it is complete, in a thread beside the run that makes them.
+    """Upload each shard as soon as it is complete, in a thread beside the run that makes them.
 
-    What it cannot put is told, and left to the end of the run, whose error it then is.
+    A failed upload is logged and repeated at the end of the run, whose error it then is.
     """
 
     def __init__(self, output: _Output) -> None:

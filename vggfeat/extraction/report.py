@@ -84,14 +84,9 @@ def summarise_run(
     *,
     shards: ShardedCache | None = None,
 ) -> Summary:
-    """Return what a run did, and what the cache holds now.
+    """Return what a run did, and what the cache `out`, or some of its shards, hold now.
 
-    Args:
-        out: the cache, as it was named.
-        stats: of the run.
-        seconds: that the run took.
-        stopped: the signal or the time limit that ended it early; empty for none.
-        shards: of a sharded cache, those that the run was asked for.
+    `stopped` is the signal or the time limit that ended the run early; empty for none.
     """
     cache = FeatureCache(out) if shards is None else shards
     state = np.asarray(cache.state)

@@ -25,7 +25,6 @@ from vggfeat.storage.paths import check_place, remote_scheme
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from vggfeat.cache.identity import Identity
     from vggfeat.core.settings import Precision, Settings
     from vggfeat.extraction.api import ExtractRequest
     from vggfeat.extraction.update import Changes
@@ -144,32 +143,36 @@ def is_complete(request: ExtractRequest, images: ImageList) -> bool:
 def check_settings(cache: FeatureCache, settings: Settings, *, work: bool) -> Weights | None:
     """Refuse settings that a cache was not made with, naming all that differ.
 
-    Args:
-        cache: the existing one.
-        settings: as requested; where they say `auto`, the file decides.
-        work: whether rows are left to do, which needs weights.
-
-    Returns:
-        the weights; None if no rows are left and the weights have the name of the cache's.
+    Where the settings say `auto`, the file decides. `work` is whether rows are left to do, which
+    needs weights. Return these; None if none are needed and the name is that of the cache's.
     """
     existing = cache.header.identity
     weights = None
     if work or weights_name(settings.weights, settings.model) != existing.weights:
         weights = find_weights(settings.weights, settings.model)
     precision = existing.precision if settings.precision == "auto" else settings.precision
-    _check_identity(cache, make_identity(settings, precision, weights))
+    requested = make_identity(settings, precision, weights)
+    requested = dataclasses.replace(
+        requested,
+        # Measured once, when the cache was made, and kept from then on.
+        activations=existing.activations,
+        scales=existing.scales,
+        # Not computed where the name is the same and no rows are left.
+        weights_sha256=requested.weights_sha256 or existing.weights_sha256,
+    )
+    differences = existing.differences(requested)
+    if differences:
+        raise CacheMismatchError(
+            f"cache {cache.path!r} was made with other settings: {'; '.join(differences)}. Ask for "
+            "the same, choose another --out, or --fresh to begin again"
+        )
     return weights
 
 
 def check_removals(settings: Settings, path: str, removed: int, present: int, first: str) -> None:
-    """Refuse to remove more rows than `settings.max_removed` allows.
+    """Refuse to remove more of the rows present in a cache than `settings.max_removed` allows.
 
-    Args:
-        settings: of the run.
-        path: of the cache.
-        removed: how many images of the cache are gone.
-        present: how many rows it has that are not removed.
-        first: name of one that is gone.
+    `first` is the name of an image that is gone.
     """
     allowed = settings.removals_allowed(present)
     if removed > allowed:
@@ -196,22 +199,6 @@ def _take_over(settings: Settings, cache: FeatureCache) -> Settings:
         batch_size=batch_size,
         precision=cast("Precision", identity.precision),
     )
-
-
-def _check_identity(cache: FeatureCache, requested: Identity) -> None:
-    existing = cache.header.identity
-    # Measured once, when the cache was made, and kept from then on.
-    requested = dataclasses.replace(
-        requested, activations=existing.activations, scales=existing.scales
-    )
-    if not requested.weights_sha256:  # not computed: the name is the same and no rows are left
-        requested = dataclasses.replace(requested, weights_sha256=existing.weights_sha256)
-    differences = existing.differences(requested)
-    if differences:
-        raise CacheMismatchError(
-            f"cache {cache.path!r} was made with other settings: {'; '.join(differences)}. Ask for "
-            "the same, choose another --out, or --fresh to begin again"
-        )
 
 
 def _check_images(cache: FeatureCache, match: Match, images: ImageList) -> None:

@@ -193,10 +193,8 @@ class Planner:
 
         First everything is compared; then shards that get images are rewritten under new names,
         the others are changed in place, and the new manifest is published. An error leaves the
-        cache as it was, except for rows changed in place, which are pending.
-
-        Returns:
-            what has changed, over all shards; only the lengths mean anything.
+        cache as it was, except for rows changed in place, which are pending. Of the changes
+        returned, which are over all shards, only the lengths mean anything.
         """
         remove_leftovers(self.out, had)
         found = self._find_changes(had, settings, policy)
@@ -316,15 +314,9 @@ class Planner:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """One shard in an update.
+    """One shard in an update: as the old manifest has it, and all images that belong to it now.
 
-    Attributes:
-        number: of the shard.
-        shard: as the old manifest has it.
-        cache: opened; None if it is empty or missing.
-        images: all that belong to it now.
-        match: of these images with its rows.
-        changes: of these images from its rows.
+    The cache is None if it is empty or missing.
     """
 
     number: int
@@ -352,14 +344,8 @@ def part_of(images: ImageList, start: int, stop: int) -> ImageList:
 def list_shard(cache: FeatureCache, root: bytes) -> ImageList | None:
     """List the images of one shard as they are now; those that are gone have size 0, and will fail.
 
-    Removed rows are left out, whether their files exist or not. Objects in a store are listed as
-    the plan has them, without a request for each.
-
-    Returns:
-        the images; None if all rows are removed.
-
-    Raises:
-        InputError: all of them are gone, as if a folder were not mounted.
+    Removed rows are left out, whether their files exist or not; None if all are removed. Objects in
+    a store are listed as the plan has them, without a request for each.
     """
     rows = np.flatnonzero(cache.state != RowState.REMOVED)
     if not len(rows):
@@ -379,16 +365,17 @@ def list_shard(cache: FeatureCache, root: bytes) -> ImageList | None:
 
 
 def named_sources(sources: Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
-    """Return sources as a manifest records them: absolute; `-` and the mark of `@LIST` are kept."""
-    found = set()
-    for source in sources:
-        text = os.fspath(source)
-        marked = isinstance(source, str) and text.startswith("@")
-        if isinstance(source, str) and text == "-":
-            found.add(text)
-        else:
-            found.add(("@" if marked else "") + absolute_place(text[marked:]))
-    return tuple(sorted(found))
+    """Return sources as a manifest records them."""
+    return tuple(sorted(set(map(absolute_source, sources))))
+
+
+def absolute_source(source: str | os.PathLike[str]) -> str:
+    """Return a source as an absolute path; `-` and the mark of `@LIST` are kept."""
+    if source == "-":
+        return "-"
+    text = os.fspath(source)
+    mark = "@" if isinstance(source, str) and text.startswith("@") else ""
+    return mark + absolute_place(text[len(mark) :])
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ Shapes follow from the tables in `layers`; torch is loaded only to look into a w
 from __future__ import annotations
 
 import dataclasses
-import functools
 import io
 import math
 import os
@@ -216,11 +215,7 @@ def _look(weights: str | None, model: str) -> Checkpoint | None:
 
 
 def read_photo(path: str, preprocess: Preprocess, max_pixels: int) -> Photo:
-    """Read an image file and decode it as a run would.
-
-    Raises:
-        DecodeError: there is no such file, or it may not be read.
-    """
+    """Read an image file and decode it as a run would."""
     with open_file(os.fsencode(path)) as stream:
         data = stream.read()
     name, mode, size = _header(data)
@@ -249,7 +244,7 @@ def _header(data: bytes) -> tuple[str, str, tuple[int, int]]:
 def trace_photo(
     photo: Photo, preprocess: Preprocess, model: str, *, batch: int, checkpoint: Checkpoint | None
 ) -> Trace:
-    """From a file on; nothing is read."""
+    """Follow a file through the network; nothing is read."""
     kind = f"{photo.format} {photo.mode}".strip() or "no image"
     file = Stage("file", kind, (photo.height, photo.width), image_bytes=photo.size)
     if photo.shape is None:
@@ -266,7 +261,11 @@ def trace_photo(
 
 
 def _photo_stages(photo: Photo, preprocess: Preprocess) -> Iterator[Stage]:
-    pixels = functools.partial(_pixels, preprocess)
+
+    def pixels(name: str, by: str, size: tuple[int, int]) -> Stage:
+        shape = (size[1], size[0], preprocess.channels)
+        return Stage(name, by, shape, image_bytes=math.prod(shape) * preprocess.depth // 8)
+
     kinds = {1: "grey", COLOURS: "RGB"}
     colours = kinds.get(preprocess.channels, "all channels")
     yield pixels("decoded", f"{colours}, upright", photo.upright)
@@ -281,20 +280,10 @@ def _photo_stages(photo: Photo, preprocess: Preprocess) -> Iterator[Stage]:
         yield pixels("resized", preprocess.crop, (size, size))
 
 
-def _pixels(preprocess: Preprocess, name: str, by: str, size: tuple[int, int]) -> Stage:
-    width, height = size
-    shape = (height, width, preprocess.channels)
-    return Stage(name, by, shape, image_bytes=math.prod(shape) * preprocess.depth // 8)
-
-
 def trace_network(
     model: str, sides: tuple[int, int], *, batch: int, checkpoint: Checkpoint | None
 ) -> Trace:
-    """From the network's input, (batch, 3, H, W), to fc8; nothing is read.
-
-    Raises:
-        UsageError: no such model.
-    """
+    """Follow the network's input, (batch, 3, H, W), to fc8; nothing is read."""
     fit = check_fit(checkpoint, model) if checkpoint else WeightFit((), ())
     layers = checkpoint.layers(model) if checkpoint else layer_table(model)
     small = _too_small(layers, sides)
@@ -326,12 +315,6 @@ def _pair_bytes(stages: Sequence[Stage], at: int) -> int:
     return stages[at - 1].batch_bytes + stages[at].batch_bytes
 
 
-def _params(layer: Layer, classes: int, channels: int) -> int:
-    if layer.name == "conv1_1":
-        return layer.params + 9 * (channels - layer.in_channels) * layer.channels
-    return (layer.in_channels + 1) * classes if layer.name == "fc8" else layer.params
-
-
 def _network_stages(
     layers: Sequence[Layer], shape: tuple[int, int, int], checkpoint: Checkpoint | None
 ) -> Iterator[Stage]:
@@ -353,7 +336,12 @@ def _network_stages(
         width = classes if layer.name == "fc8" else layer.channels
         out = (batch, width, *layer.grid(*sides)) if layer.is_map else (batch, width)
         by = f"{layer.container}.{layer.index}"
-        yield _tensor(layer.name, by, out, layer.stride, _params(layer, classes, channels))
+        params = layer.params
+        if layer.name == "conv1_1":
+            params += 9 * (channels - layer.in_channels) * layer.channels
+        elif layer.name == "fc8":
+            params = (layer.in_channels + 1) * classes
+        yield _tensor(layer.name, by, out, layer.stride, params)
 
 
 def _tensor(name: str, by: str, shape: tuple[int, ...], stride: int = 0, params: int = 0) -> Stage:

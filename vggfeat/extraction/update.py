@@ -241,13 +241,7 @@ def apply_changes(
     """
     if len(changes.added):
         _rewrite(cache, images, match, changes, out or cache.path)
-    else:
-        _change_in_place(cache, images, match, changes)
-
-
-def _change_in_place(
-    cache: FeatureCache, images: ImageList, match: Match, changes: Changes
-) -> None:
+        return
     listed = np.concatenate([changes.changed, changes.returned, changes.touched])
     if not (len(listed) or len(changes.retried) or len(changes.removed)):
         return

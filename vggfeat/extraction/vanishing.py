@@ -56,34 +56,26 @@ class SourceGuard:
         """Return the failures that say something about an image; hold back the others."""
         if not self._watched:
             return tuple(failures)
-        # An image with a digest was read to its end, so it exists.
-        lost = [not one.digest and self._is_lost(self._position(one.row)) for one in failures]
+        # An image with a digest was read to its end; one that did not exist when listed is no loss.
+        lost = [
+            not one.digest and self._was_there(at) and not _is_readable(self._file(at))
+            for one in failures
+            for at in [self._position(one.row)]
+        ]
         self._held += [one for one, away in zip(failures, lost, strict=True) if away]
         return tuple(one for one, away in zip(failures, lost, strict=True) if not away)
 
     def check(self) -> None:
-        """Look for the sources of the failures held back.
-
-        Raises:
-            InputError: one is gone; names it.
-        """
+        """Look for the sources of the failures held back; raise `InputError` if one is gone."""
         held = [self._position(one.row) for one in self._held]
         for source, position in {self._source_of(at): at for at in held}.items():
             self._check_source(source, position)
 
     def release(self) -> tuple[Failure, ...]:
-        """Return the failures held back, whose sources are there: each is one image's own.
-
-        Raises:
-            InputError: see `check`.
-        """
+        """Return the failures held back once `check` has found their sources to exist."""
         self.check()
         held, self._held = tuple(self._held), []
         return held
-
-    def _is_lost(self, position: int) -> bool:
-        """Return whether an image that existed when it was listed cannot be read now."""
-        return self._was_there(position) and not _is_readable(self._file(position))
 
     def _was_there(self, position: int) -> bool:
         places = self._images.places
