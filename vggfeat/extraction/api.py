@@ -12,8 +12,8 @@ from vggfeat.cache.sharding import Sharding
 from vggfeat.core.forked import refuse_broken_threads
 from vggfeat.core.isolation import isolated
 from vggfeat.errors import UsageError
+from vggfeat.extraction.pipeline import extract_file
 from vggfeat.extraction.remote_output import extract_to_store, scratch_place
-from vggfeat.extraction.sharded import extract_here, is_sharded
 from vggfeat.extraction.update import UpdatePolicy
 from vggfeat.storage.paths import path_text, remote_scheme
 
@@ -36,6 +36,11 @@ class ExtractRequest:
     policy: UpdatePolicy = field(default_factory=UpdatePolicy)
     root: str | None = None
     sharding: Sharding = field(default_factory=Sharding)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the output is a sharded cache: by its name, by what exists, or by request."""
+        return self.sharding != Sharding() or self.out.endswith("/") or os.path.isdir(self.out)
 
 
 def extract(
@@ -106,16 +111,12 @@ def extract(
             listed, work, settings, fresh, policy, root, sharding or Sharding()
         )
         if work == path_text(out):
-            return _run(request, cluster, on_progress)
-        return _run_for_store(path_text(out), request, cluster, on_progress)
+            return extract_request(request, on_progress, cluster)
+        return _run_for_store(path_text(out), request, on_progress, cluster)
 
 
 def working_place(out: str | os.PathLike[str], scratch: str | None = None) -> str:
-    """Return the path where the cache is made: `out`, or its place in the scratch folder.
-
-    Raises:
-        UsageError: a scratch folder for an output that needs none; see also `scratch_place`.
-    """
+    """Return the path where the cache is made: `out`, or its place in the scratch folder."""
     text = path_text(out)
     if not (isinstance(out, str) and remote_scheme(text)):
         if scratch is not None:
@@ -129,30 +130,34 @@ def working_place(out: str | os.PathLike[str], scratch: str | None = None) -> st
 def _run_for_store(
     address: str,
     request: ExtractRequest,
-    cluster: RayCluster | None,
     on_progress: Callable[[Progress], None] | None,
+    cluster: RayCluster | None,
 ) -> Summary:
     work = request.out
-    named = address.endswith("/")
-    sharded = named or cluster is not None or is_sharded(work, request.sharding)
+    sharded = address.endswith("/") or cluster is not None or request.is_sharded
     if sharded:
         request = dataclasses.replace(request, out=f"{work}/")
     return extract_to_store(
         address,
         work,
-        lambda: _run(request, cluster, on_progress),
+        lambda: extract_request(request, on_progress, cluster),
         sharded=sharded,
         fresh=request.fresh,
     )
 
 
-def _run(
+def extract_request(
     request: ExtractRequest,
-    cluster: RayCluster | None,
-    on_progress: Callable[[Progress], None] | None,
+    on_progress: Callable[[Progress], None] | None = None,
+    cluster: RayCluster | None = None,
 ) -> Summary:
-    if cluster is None:
-        return extract_here(request, on_progress)
-    from vggfeat.extraction.ray_driver import extract_on_ray
+    """Extract features into files of this machine: one, or a folder of shards."""
+    if cluster is not None:
+        from vggfeat.extraction.ray_driver import extract_on_ray
 
-    return extract_on_ray(request, cluster, on_progress)
+        return extract_on_ray(request, cluster, on_progress)
+    if request.is_sharded:
+        from vggfeat.extraction.sharded import extract_shards
+
+        return extract_shards(request, on_progress)
+    return extract_file(request, on_progress)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from vggfeat.cache.shard_manifest import MANIFEST
 from vggfeat.cache.sharding import Sharding
 from vggfeat.errors import InterruptedRunError, TooManyFailuresError, VggfeatError
+from vggfeat.extraction.api import extract_request
 from vggfeat.extraction.ray_cluster import import_ray
-from vggfeat.extraction.sharded import extract_here
 from vggfeat.extraction.update import UpdatePolicy
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def _do(job: ShardJob, board: Any, run: ExtractRequest) -> Outcome:
         )
     try:
         with _log_lines_sent(board):
-            return Outcome(extract_here(job.request(run), _reporter(board, job.number)))
+            return Outcome(extract_request(job.request(run), _reporter(board, job.number)))
     except (InterruptedRunError, TooManyFailuresError) as error:
         # Whether too many failed is for the driver to judge, which sees all shards.
         fatal = (

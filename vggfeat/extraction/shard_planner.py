@@ -213,96 +213,84 @@ class Planner:
                 shards=tuple(renumbered),
             )
             self._publish(manifest, replace=True)
-        return join_changes([one.changes for one in found if one.changes is not None])
+        return join_changes([one.changes for one in found if one is not None])
 
     def is_up_to_date(self, had: ShardManifest, settings: Settings, policy: UpdatePolicy) -> bool:
         """Return whether `update` has nothing to write; write nothing."""
         found = self._find_changes(had, settings, policy)
-        missing = any(one.shard.name and one.cache is None for one in found)
-        changed = any(one.changes is not None and not one.changes.is_empty for one in found)
+        named = sum(bool(shard.name) for shard in had.shards)
+        existing = [one for one in found if one is not None]
         same_place = (had.root, had.sources) == (self.images.root, self.sources)
-        return same_place and not missing and not changed
+        unchanged = all(one.changes.is_empty for one in existing)
+        return same_place and unchanged and named == len(existing)
 
     def _find_changes(
         self, had: ShardManifest, settings: Settings, policy: UpdatePolicy
-    ) -> list[_Piece]:
-        found = [self._look_at(piece, policy) for piece in self._pieces(had)]
-        self._check(found, had, settings)
-        return found
+    ) -> list[_Piece | None]:
+        """Compare each shard, None for one without a file, with the images that belong to it.
 
-    def _pieces(self, had: ShardManifest) -> Iterator[_Piece]:
-        """Yield each shard with the images that belong to it: from its first path to the next's."""
-        caches = [
-            FeatureCache(path) if shard.name and os.path.exists(path) else None
-            for shard in had.shards
-            for path in [os.path.join(self.out, shard.name)]
-        ]
-        there = [number for number, cache in enumerate(caches) if cache is not None]
-        if not there:
+        These are the images from its first path to that of the next.
+        """
+        paths = [os.path.join(self.out, shard.name) for shard in had.shards]
+        caches = {
+            number: FeatureCache(path)
+            for number, path in enumerate(paths)
+            if had.shards[number].name and os.path.exists(path)
+        }
+        if not caches:
             raise CacheError(
                 f"sharded cache {self.out!r} has none of its shards left; --fresh begins again"
             )
-        begins = [
-            bisect.bisect_left(self.images.paths, bytes(caches[number].paths[0]))  # type: ignore[union-attr] # those that are there
-            for number in there[1:]
-        ]
-        for number in there:
-            caches[number].release()  # type: ignore[union-attr] # as above
-        ends = dict(zip(there, [*begins, len(self.images)], strict=True))
-        start = 0
-        for number, shard in enumerate(had.shards):
-            stop = ends.get(number, start)
-            yield _Piece(number, shard, caches[number], part_of(self.images, start, stop))
-            start = stop
+        bounds = [bisect.bisect_left(self.images.paths, bytes(c.paths[0])) for c in caches.values()]
+        bounds = [0, *bounds[1:], len(self.images)]
+        for cache in caches.values():
+            cache.release()
+        found: list[_Piece | None] = [None] * len(paths)
+        for (number, cache), start, stop in zip(caches.items(), bounds, bounds[1:], strict=False):
+            images = part_of(self.images, start, stop)
+            found[number] = self._compare(number, cache, images, policy)
+        self._check([one for one in found if one is not None], had, settings)
+        return found
 
-    def _look_at(self, piece: _Piece, policy: UpdatePolicy) -> _Piece:
+    def _compare(
+        self, number: int, cache: FeatureCache, images: ImageList, policy: UpdatePolicy
+    ) -> _Piece:
         self._end_if_stopped()
-        if piece.cache is None:
-            return piece
-        match = match_paths(piece.cache.paths, piece.images.paths)
+        match = match_paths(cache.paths, images.paths)
+        root = images.root
         if not len(match.rows):  # else another root would be another folder
-            moved = dataclasses.replace(piece.images, root=piece.cache.header.provenance.root)
-            changes = find_changes(piece.cache, moved, match, policy)
-        else:
-            changes = find_changes(piece.cache, piece.images, match, policy)
-        piece.cache.release()
-        return dataclasses.replace(piece, match=match, changes=changes)
+            root = cache.header.provenance.root
+        changes = find_changes(cache, dataclasses.replace(images, root=root), match, policy)
+        cache.release()
+        return _Piece(number, cache, images, match, changes)
 
     def _check(self, found: Sequence[_Piece], had: ShardManifest, settings: Settings) -> None:
-        there = [one for one in found if one.cache is not None]
-        if self.images.root != had.root and not any(
-            one.match is not None and len(one.match.rows) for one in there
-        ):
+        if self.images.root != had.root and not any(len(one.match.rows) for one in found):
             raise CacheMismatchError(
                 f"sharded cache {self.out!r} is of images below {os.fsdecode(had.root)!r}, and "
                 f"none of those asked for, below {os.fsdecode(self.images.root)!r}, is in it; name "
                 "the same folder, set --root, or choose another --out"
             )
-        changed = [one.changes for one in there if one.changes is not None]
-        work = any(changes.makes_work for changes in changed)
-        cache = there[0].cache
-        if cache is not None:
-            check_settings(cache, settings, work=work)
-        gone = [one for one in there if one.changes is not None and len(one.changes.removed)]
-        if gone and gone[0].cache is not None and gone[0].changes is not None:
+        work = any(one.changes.makes_work for one in found)
+        check_settings(found[0].cache, settings, work=work)
+        gone = [one for one in found if len(one.changes.removed)]
+        if gone:
             present = sum(
-                int((FeatureCache(one.cache.path).state != RowState.REMOVED).sum())
-                for one in there
-                if one.cache is not None
+                int((FeatureCache(one.cache.path).state != RowState.REMOVED).sum()) for one in found
             )
             check_removals(
                 settings,
                 self.out,
-                sum(len(changes.removed) for changes in changed),
+                sum(len(one.changes.removed) for one in gone),
                 present,
                 gone[0].cache.name(int(gone[0].changes.removed[0])),
             )
 
-    def _apply(self, piece: _Piece) -> Shard:
+    def _apply(self, piece: _Piece | None) -> Shard:
         self._end_if_stopped()
-        if piece.cache is None or piece.match is None or piece.changes is None:
+        if piece is None:
             return Shard("", 0, 0)
-        name = piece.shard.name
+        name = os.path.basename(piece.cache.path)
         if len(piece.changes.added):
             name = shard_name(piece.number, self.token)
         out = os.path.join(self.out, name)
@@ -314,17 +302,13 @@ class Planner:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """One shard in an update: as the old manifest has it, and all images that belong to it now.
-
-    The cache is None if it is empty or missing.
-    """
+    """One shard in an update, and all images that belong to it now."""
 
     number: int
-    shard: Shard
-    cache: FeatureCache | None
+    cache: FeatureCache
     images: ImageList
-    match: Match | None = None
-    changes: Changes | None = None
+    match: Match
+    changes: Changes
 
 
 def part_of(images: ImageList, start: int, stop: int) -> ImageList:

@@ -14,14 +14,12 @@ from vggfeat.cache.format import RowState
 from vggfeat.cache.reader import FeatureCache
 from vggfeat.cache.shard_manifest import MANIFEST, read_manifest
 from vggfeat.cache.sharded import ShardedCache
-from vggfeat.cache.sharding import Sharding
 from vggfeat.core.signals import StopFlag
 from vggfeat.core.text import agree, counted, first_few
 from vggfeat.errors import CacheError, LockedError, ShardsHeldError, UsageError
 from vggfeat.extraction.metadata import describe_cache
 from vggfeat.extraction.pipeline import (
     RunContext,
-    extract_file,
     list_images,
     raise_if_cut_short,
     resume_cache,
@@ -51,17 +49,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("vggfeat")
 
 
-def is_sharded(out: str | os.PathLike[str], sharding: Sharding) -> bool:
-    """Return whether an output is a sharded cache: by its name, by what exists, or by request."""
-    return sharding != Sharding() or os.fspath(out).endswith("/") or os.path.isdir(out)
-
-
-def extract_here(
-    request: ExtractRequest, on_progress: Callable[[Progress], None] | None = None
+def extract_shards(
+    request: ExtractRequest, on_progress: Callable[[Progress], None] | None
 ) -> Summary:
-    """Extract features in this process, into one file or a folder of shards: see `is_sharded`."""
-    if not is_sharded(request.out, request.sharding):
-        return extract_file(request, on_progress)
+    """Extract features into a folder of shards, or into this process's share of them."""
     if request.sharding.share and (request.fresh or request.policy.update):
         option = "--fresh" if request.fresh else "--update"
         raise UsageError(

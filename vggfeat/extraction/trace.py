@@ -5,6 +5,7 @@ Shapes follow from the tables in `layers`; torch is loaded only to look into a w
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import math
@@ -218,7 +219,14 @@ def read_photo(path: str, preprocess: Preprocess, max_pixels: int) -> Photo:
     """Read an image file and decode it as a run would."""
     with open_file(os.fsencode(path)) as stream:
         data = stream.read()
-    name, mode, size = _header(data)
+    name, mode, size = "", "", (0, 0)
+    # Decoding says in our own words what is wrong.
+    with (
+        contextlib.suppress(Exception),
+        pillow_to_ourselves(sys.maxsize),
+        Image.open(io.BytesIO(data)) as image,
+    ):
+        name, mode, size = str(image.format), image.mode, image.size
     try:
         with as_decode_errors(io.BytesIO(data), max_pixels):
             raster = read_raster(io.BytesIO(data), preprocess, max_pixels)
@@ -231,14 +239,6 @@ def read_photo(path: str, preprocess: Preprocess, max_pixels: int) -> Photo:
         name, _, mode = raster.kind.partition(" ")
         size = upright
     return Photo(path, len(data), name, mode, *size, upright, (height, width), "")
-
-
-def _header(data: bytes) -> tuple[str, str, tuple[int, int]]:
-    try:
-        with pillow_to_ourselves(sys.maxsize), Image.open(io.BytesIO(data)) as image:
-            return str(image.format), image.mode, image.size
-    except Exception:  # noqa: BLE001 decoding says what is wrong, in our own words
-        return "", "", (0, 0)
 
 
 def trace_photo(
