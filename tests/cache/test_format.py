@@ -344,7 +344,7 @@ def test_creation_in_a_read_only_folder_leaves_nothing(tmp_path: Path) -> None:
 
 def test_missing_file(tmp_path: Path) -> None:
     """A cache that is not there is said to be so."""
-    with pytest.raises(CacheError, match=r"'.*gone\.h5' is not there"):
+    with pytest.raises(CacheError, match=r"'.*gone\.h5' does not exist"):
         read_header(str(tmp_path / "gone.h5"))
 
 

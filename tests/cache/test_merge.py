@@ -141,7 +141,7 @@ def test_from_the_command_line(images: Path, tmp_path: Path) -> None:
     assert done.stdout == "all.h5: 13 images from 2 caches (12 done, 1 failed, 0 pending)\n"
     before = contents(tmp_path / "all.h5")
     done = vggfeat("merge", "a.h5", "b.h5", "--out", "all.h5", cwd=tmp_path)
-    assert_one_line(done, 2, "output 'all.h5' is there already")
+    assert_one_line(done, 2, "output 'all.h5' exists already")
     assert contents(tmp_path / "all.h5") == before
     done = vggfeat("merge", "a.h5", "images/a/00.png", "--out", "other.h5", cwd=tmp_path)
     assert_one_line(done, 5, "images/a/00.png")

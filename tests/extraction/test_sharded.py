@@ -297,7 +297,7 @@ def test_what_a_plan_was_not_made_for(server: KillServer, images: Path, tmp_path
     assert server.run(images, out, sharding={**COUNTS, "plan_only": True})[0] == 0
     with pytest.raises(UsageError, match="has 3 shards, requested 4"):
         library.extract(images, out, settings(), sharding=Sharding(shards=4))
-    with pytest.raises(CacheMismatchError, match=r"was planned of .*images, asked "):
+    with pytest.raises(CacheMismatchError, match=r"was planned of .*images, requested "):
         library.extract(tmp_path, out, settings())
     with pytest.raises(CacheMismatchError, match="paths relative to"):
         library.extract(images, out, settings(), root=str(images.parent))
@@ -341,7 +341,7 @@ def test_a_shard_that_is_gone(
     assert cache.row("020.png") == 21
     with pytest.raises(KeyError):
         cache.row("010.png")
-    with pytest.raises(CacheError, match=rf"1 shard of .* is not there: {gone.name}"):
+    with pytest.raises(CacheError, match=rf"1 shard of .* is missing: {gone.name}"):
         library.extract(images, out, settings())
     summary = library.extract(images, out, settings(), policy=library.UpdatePolicy(update=True))
     assert (summary.added, summary.pending, summary.new_done) == (8, 0, 8)
@@ -529,7 +529,7 @@ def test_merged_to_one_file(feats: Path, reference: Path, tmp_path: Path) -> Non
     both = library.merge([feats, reference], tmp_path / "both.h5")
     assert (both.rows, both.shared, both.sources) == (22, 22, 2)
     assert contents(tmp_path / "both.h5") == contents(reference)
-    with pytest.raises(UsageError, match="is there already"):
+    with pytest.raises(UsageError, match="exists already"):
         library.merge([feats], tmp_path / "both.h5")
 
 
@@ -581,8 +581,8 @@ def test_verify_names_rows_of_the_whole(feats: Path, tmp_path: Path) -> None:
     third.unlink()
     done = vggfeat("verify", str(out))
     assert done.returncode == 5
-    assert f"1 shard is not there: {third.name}" in done.stderr
-    with pytest.raises(CacheError, match="shards are not there, 1 of"):
+    assert f"1 shard is missing: {third.name}" in done.stderr
+    with pytest.raises(CacheError, match="shards are missing, 1 of"):
         library.merge([out], tmp_path / "merged.h5")
 
 

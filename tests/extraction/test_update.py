@@ -246,7 +246,7 @@ def test_another_folder_is_refused(images: Path, tmp_path: Path) -> None:
     extract(images, out)
     other = write_images(tmp_path / "other" / "deep", 2).parent
     before = out.read_bytes()
-    with pytest.raises(CacheMismatchError, match="none of those asked for"):
+    with pytest.raises(CacheMismatchError, match="none of those requested"):
         extract(other, out, update=True)
     assert out.read_bytes() == before
 

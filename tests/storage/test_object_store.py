@@ -439,7 +439,7 @@ def test_another_machine_goes_on_with_what_is_there(place: Place) -> None:
     assert (
         extract(images, address, SETTINGS, scratch=two, policy=UpdatePolicy(update=True)).done == 5
     )
-    with pytest.raises(CacheMismatchError, match="delete that to go on with what is there now"):
+    with pytest.raises(CacheMismatchError, match="delete that to resume from what is stored now"):
         extract(images, address, SETTINGS, scratch=one)
 
 
@@ -482,7 +482,7 @@ def test_shards_are_put_there_one_by_one_and_the_manifest_last(place: Place) -> 
     ("out", "kind", "words"),
     [
         ("s3://absent/feats.h5", SpaceError, "output 's3://absent/feats.h5' cannot be reached: no"),
-        (f"s3://{BUCKET}/images", UsageError, "is a folder in the store, asked as a file"),
+        (f"s3://{BUCKET}/images", UsageError, "is a folder in the store, requested as a file"),
         (f"s3://{BUCKET}", UsageError, "names no object; expected s3://bucket/name.h5"),
         (f"s3://{BUCKET}/a/../b.h5", UsageError, "names no object"),
         ("az://box/feats.h5", UsageError, "is in an unknown store"),

@@ -284,7 +284,7 @@ def read_header(file_name: str) -> Header:
         with open_hdf5(file_name) as file:
             return _header(file_name, file)
     except FileNotFoundError:
-        raise CacheError(f"cache {file_name!r} is not there") from None
+        raise CacheError(f"cache {file_name!r} does not exist") from None
     except (IsADirectoryError, PermissionError) as error:
         raise CacheError(f"cache {file_name!r} cannot be read: {error.strerror}") from error
     except (OSError, KeyError, RuntimeError) as error:  # h5py's words for damaged metadata
@@ -414,7 +414,7 @@ def _read_attributes(
     )
     config = json.loads(attributes["config"])
     if not (isinstance(config, dict) and type(config.get("batch_size")) is int):
-        raise ValueError("config has no batch_size, which a run that goes on needs")
+        raise ValueError("config has no batch_size, which a run that resumes needs")
     provenance = Provenance(
         root=bytes(attributes["root"]),
         config=config,

@@ -43,7 +43,7 @@ class MergeReport(HasRowCounts):
         out: the new cache.
         sources: number of caches merged.
         row_counts: `rows`, `done`, `failed` and `pending`, also attributes of the report.
-        shared: rows that more than one source had.
+        shared: rows that more than one source has.
     """
 
     out: str
@@ -124,10 +124,10 @@ def merge(
 def _check_settings(caches: Sequence[FeatureCache]) -> None:
     first = caches[0]
     for other in caches[1:]:
-        had, found = first.header.identity, other.header.identity
-        differences = had.differences(found)
-        if had.layers != found.layers:
-            differences.append(f"layers: {','.join(had.layers)} and {','.join(found.layers)}")
+        one, two = first.header.identity, other.header.identity
+        differences = one.differences(two)
+        if one.layers != two.layers:
+            differences.append(f"layers: {','.join(one.layers)} and {','.join(two.layers)}")
         if differences:
             raise CacheMismatchError(
                 f"caches {first.path!r} and {other.path!r} (requested) differ in settings: "
@@ -224,7 +224,7 @@ def refuse_replacing(out: str) -> None:
         raise UsageError(wrong)
     check_place(out)
     if os.path.lexists(out):
-        raise UsageError(f"output {out!r} is there already; choose another --out or delete it")
+        raise UsageError(f"output {out!r} exists already; choose another --out or delete it")
 
 
 def check_whole(caches: Sequence[FeatureCache]) -> None:
@@ -236,7 +236,7 @@ def check_whole(caches: Sequence[FeatureCache]) -> None:
             for cache in lacking
         )
         raise CacheError(
-            f"shards are not there, {each}; restore them from a backup, or `vggfeat extract "
+            f"shards are missing, {each}; restore them from a backup, or `vggfeat extract "
             "--update` takes their images into the shards beside"
         )
 
@@ -246,7 +246,7 @@ def _all_removed(caches: Sequence[FeatureCache]) -> InputError:
     names = ", ".join(repr(cache.path) for cache in caches)
     return InputError(
         f"nothing to merge: the images of all rows of {names} are gone, and so given up; `vggfeat "
-        "extract --update` takes in those that are there again"
+        "extract --update` takes in those that exist again"
     )
 
 

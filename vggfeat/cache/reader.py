@@ -130,7 +130,7 @@ class FeatureCache:
 
     @property
     def done(self) -> NDArray[np.bool_]:
-        """Which rows have features, bool (N,)."""
+        """Mask of the rows with features, bool (N,)."""
         return np.asarray(self.state == RowState.DONE)
 
     @property

@@ -23,19 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """Rows of a cache for a list of images.
+    """Rows of a cache for a list of images."""
 
-    Attributes:
-        rows: int64 (images in both,), cache rows, ascending.
-        listed: int64 (images in both,), the same images' positions in the list.
-        unknown: positions in the list of images that the cache does not have.
-        unlisted: cache rows that are not in the list.
-    """
-
-    rows: NDArray[np.int64]
-    listed: NDArray[np.int64]
-    unknown: NDArray[np.int64]
-    unlisted: NDArray[np.int64]
+    rows: NDArray[np.int64]  # (images in both,), cache rows, ascending
+    listed: NDArray[np.int64]  # (images in both,), their positions in the list
+    unknown: NDArray[np.int64]  # positions in the list of images that the cache does not have
+    unlisted: NDArray[np.int64]  # cache rows that are not in the list
 
 
 def match_paths(cached: NDArray[np.bytes_], listed: Sequence[bytes] | NDArray[np.bytes_]) -> Match:

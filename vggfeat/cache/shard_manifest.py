@@ -21,7 +21,7 @@ MANIFEST_FORMAT = "vggfeat-shards"
 MANIFEST_VERSION = 1
 MANIFEST = SHARD_MANIFEST
 
-# What a user keeps beside them, such as manifest.json.bak, is none of ours, and is never removed.
+# Other files in the folder, such as a user's manifest.json.bak, are never removed.
 _OURS = re.compile(
     r"shard-\d{5,}-[0-9a-f]{8}\.h5(\.lock|(\.vggfeat)?\.tmp)?"
     r"|manifest\.json(\.lock|\.vggfeat\.tmp|\.[0-9a-f]{8}(\.vggfeat)?\.tmp)?"

@@ -48,7 +48,7 @@ class ShardedCache(FeatureCache):
 
     Raises:
         CacheError: no sharded cache of ours, damaged, or with not one shard there.
-        UsageError: `share` is none.
+        UsageError: `share` is not of the form I/N.
     """
 
     def __init__(self, path: str | os.PathLike[str], share: str = "") -> None:

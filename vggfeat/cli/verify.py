@@ -42,7 +42,7 @@ def verify(
         if found.missing:
             raise CacheError(
                 f"cache {cache!r}: {counted(len(found.missing), 'shard')} "
-                f"{agree(len(found.missing), 'is')} not there: "
+                f"{agree(len(found.missing), 'is')} missing: "
                 f"{first_few(found.missing)}; restore them from a backup, or `vggfeat "
                 "extract --update` takes their images into the shards beside"
             )

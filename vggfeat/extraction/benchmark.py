@@ -1,4 +1,4 @@
-"""What this machine can do with the settings asked for, and what limits it: a short measurement."""
+"""Measure how fast this machine runs the requested settings, and what limits it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Forward:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What was measured, and what follows.
+    """Measured rates, and the settings to use.
 
     Attributes:
         device: where the network ran.
@@ -201,7 +201,7 @@ def _decode_rate(files: Sequence[bytes], settings: Settings, seconds: float) -> 
 
 
 def _networks(settings: Settings) -> list[Extractor]:
-    """One in each precision worth trying, or in the one asked for; the likeliest first."""
+    """Return one in each precision worth trying, or in the requested one; the likeliest first."""
     weights = find_weights(settings.weights, settings.model)
     if settings.dtype == "int8":  # its scales come from real features, and cost no more time
         settings = dataclasses.replace(settings, dtype="float16")
@@ -216,7 +216,7 @@ def _networks(settings: Settings) -> list[Extractor]:
 
 
 def _batch_sizes(extractor: Extractor) -> tuple[int, ...]:
-    """To try; the last but one is the usual."""
+    """Return the sizes to try; the last but one is the usual."""
     return _GPU_BATCHES if extractor.device.type == "cuda" else _CPU_BATCHES
 
 
@@ -270,7 +270,7 @@ def _write_rate(folder: str, seconds: float) -> float:
 
 
 def _rate(work: Callable[[], int], seconds: float) -> float:
-    """How many a second `work` does, by its fastest run: others wait for the machine's others."""
+    """Return how many a second `work` does in its fastest run; slower ones wait for other load."""
     best, spent = 0.0, 0.0
     while spent < seconds:
         started = time.perf_counter()

@@ -52,7 +52,16 @@ class NewCache:
         identity = make_identity(
             self.settings, replicas.precision, self.weights, replicas.activations, scales
         )
-        provenance = self._provenance(replicas.precision)
+        chosen = {"batch_size": self.batch_size, "precision": replicas.precision}
+        libraries = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+        provenance = Provenance(
+            root=self.images.root,
+            config={**self.settings.as_dict(), **chosen},
+            created_utc=dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
+            tool_version=__version__,
+            versions={"python": platform.python_version(), **libraries},
+            warning=self.weights.warning or "",
+        )
         return CacheMetadata(identity, provenance, replicas.output_shapes(size, size), scales)
 
     def _scales(self, replicas: Replicas) -> dict[str, Scales]:
@@ -64,18 +73,6 @@ class NewCache:
         scales = scales_on_sample(self.settings, self.images, replicas)
         replicas.scale_to(scales)
         return scales
-
-    def _provenance(self, precision: str) -> Provenance:
-        chosen = {"batch_size": self.batch_size, "precision": precision}
-        libraries = {name: importlib.metadata.version(name) for name in _LIBRARIES}
-        return Provenance(
-            root=self.images.root,
-            config={**self.settings.as_dict(), **chosen},
-            created_utc=dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
-            tool_version=__version__,
-            versions={"python": platform.python_version(), **libraries},
-            warning=self.weights.warning or "",
-        )
 
 
 def prepare_cache(settings: Settings, images: ImageList) -> NewCache:

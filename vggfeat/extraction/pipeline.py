@@ -49,7 +49,7 @@ log = logging.getLogger("vggfeat")
 
 @dataclass(frozen=True, slots=True)
 class RunContext:
-    """What a run shares with the world outside its loop: statistics, signals, the caller."""
+    """Statistics, signals, request and caller of a run."""
 
     stats: RunStats
     stop: StopFlag

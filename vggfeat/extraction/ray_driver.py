@@ -336,7 +336,7 @@ class _Driver:
         if self.stop:
             raise TerminatedError(self.stop.signum)
         raise DeviceError(
-            f"the cluster had not {self.slots.free} free within --time-limit; try again later"
+            f"the cluster did not have {self.slots.free} free within --time-limit; try again later"
         )
 
     def summary(self, out: str, seconds: float) -> Summary:

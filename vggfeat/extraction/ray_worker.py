@@ -44,7 +44,7 @@ class ShardJob:
     mark: float = 0.0
 
     def request(self, run: ExtractRequest) -> ExtractRequest:
-        """Return what a process of its own would be asked for, as its part of `run`."""
+        """Return the request of this job, as a part of that of the run."""
         if self.number == PLAN:
             sharding = Sharding(run.sharding.shards, plan_only=True)
             return dataclasses.replace(run, sharding=sharding)
@@ -67,7 +67,7 @@ class Outcome:
 
 @dataclass(slots=True)
 class News:
-    """What the workers have told the board.
+    """Reports of the workers to the board.
 
     Attributes:
         progress: job → rows left and rows that failed, as last reported.
@@ -133,7 +133,7 @@ class Board:
 
 
 def do_jobs(worker: int, board: Any, run: ExtractRequest) -> None:
-    """Take jobs from the board and do them, each as a process of its own would, until it closes."""
+    """Take jobs from the board and process them one by one, until the board closes."""
     ask = import_ray().get
     stay, job = ask(board.take.remote(worker))
     while stay:

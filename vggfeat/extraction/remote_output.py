@@ -154,10 +154,10 @@ class _Output:
         try:
             there = look_up(self.address)
             if there is not None and there.folder != self.sharded:
-                found, asked = ("folder", "file") if there.folder else ("file", "folder")
+                found, requested = ("folder", "file") if there.folder else ("file", "folder")
                 raise UsageError(
-                    f"output {self.address!r} is a {found} in the store, asked as a {asked}; "
-                    "end a folder's address in a slash, or choose another --out"
+                    f"output {self.address!r} is a {found} in the store, requested as a "
+                    f"{requested}; end a folder's address in a slash, or choose another --out"
                 )
             below = list_folder(self.address) if there and self.sharded else [there]
         except RemoteError as error:
@@ -197,8 +197,8 @@ class _Output:
         if here and not all(self.is_stored(name) for name in self._names_here()):
             raise CacheMismatchError(
                 f"{self.address!r} is another one than that which the unfinished run at "
-                f"{self.work!r} began with; delete that to go on with what is there now, choose "
-                "another --out, or --fresh to begin again"
+                f"{self.work!r} began with; delete that to resume from what is stored now, "
+                "choose another --out, or --fresh to begin again"
             )
         os.makedirs(os.path.dirname(self.path(self.anchor)), exist_ok=True)
         for name in sorted(self.stored, key=lambda name: name == self.anchor):  # that one last
@@ -241,7 +241,7 @@ class _Output:
                 else "it"
             )
             log.warning(
-                "%s is not there yet: %s has images left to do; what is done is kept at %s",
+                "%s is not uploaded yet: %s has images left to do; what is done is kept at %s",
                 self.address, what, self.work,
             )  # fmt: skip
             return

@@ -36,27 +36,16 @@ log = logging.getLogger("vggfeat")
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """An existing cache that fits a request.
-
-    Attributes:
-        cache: opened.
-        settings: the requested ones, with those that the file fixes replaced by its own.
-        todo: int64, rows still to do, ascending.
-        positions: of the `todo` rows in the image list.
-        stale: of `todo`, rows whose file has changed since it was listed.
-        listed: positions in the image list of the `stale` rows.
-        changes: what was updated in the cache before.
-        weights: None, without a search for them, where nothing is left.
-    """
+    """An existing cache that fits a request, opened and updated."""
 
     cache: FeatureCache
-    settings: Settings
-    todo: NDArray[np.int64]
-    positions: NDArray[np.int64]
-    stale: NDArray[np.int64]
-    listed: NDArray[np.int64]
-    changes: Changes
-    weights: Weights | None
+    settings: Settings  # the requested ones; what the file fixes is replaced by its own
+    todo: NDArray[np.int64]  # rows still to do, ascending
+    positions: NDArray[np.int64]  # of the `todo` rows in the image list
+    stale: NDArray[np.int64]  # of `todo`, rows whose file has changed since it was listed
+    listed: NDArray[np.int64]  # positions in the image list of the `stale` rows
+    changes: Changes  # made by the update
+    weights: Weights | None  # None, without a search for them, where nothing is left
 
 
 def check_output(out: str, *, fresh: bool) -> bool:
@@ -208,7 +197,7 @@ def _check_images(cache: FeatureCache, match: Match, images: ImageList) -> None:
         first = images[int(unknown[0])].name
         raise CacheMismatchError(
             f"cache {cache.path!r} was made of other images: {len(unknown)} of the "
-            f"{len(images)} asked for are not in it, the first is {first!r}. --update brings "
+            f"{len(images)} requested are not in it, the first is {first!r}. --update brings "
             "them in; or choose another --out, or --fresh to begin again"
         )
     others = int((cache.state[match.unlisted] != RowState.REMOVED).sum())

@@ -51,6 +51,7 @@ from vggfeat.extraction.update import (
     apply_changes,
     find_changes,
     join_changes,
+    other_root,
 )
 from vggfeat.images.image_list import ImageList
 from vggfeat.images.sources import discover
@@ -156,8 +157,8 @@ class Planner:
         if self.stop:
             raise InterruptedRunError(
                 f"stopped by {self.stop.reason} while the shards of {self.out!r} were laid out; "
-                "its plan is the one it had before, if there was one, and no row that is done is "
-                "lost. Run the same command again",
+                "the earlier plan, if any, stays, and no done row is lost. "
+                "Run the same command again",
                 self.stop.signum,
                 None,
             )
@@ -165,8 +166,8 @@ class Planner:
     def _remove_own(self) -> None:
         """Remove the files of this plan, unless its manifest is in place: then they are the cache.
 
-        The manifest itself is asked, since what was raised may have come in the very call that put
-        it there. Where it cannot be told nothing is removed; the next run does that.
+        The manifest itself decides, since the error may have come in the very call that put it in
+        place. If it cannot be read nothing is removed; the next run does that.
         """
         mark = f"-{self.token}."
         try:
@@ -266,11 +267,7 @@ class Planner:
 
     def _check(self, found: Sequence[_Piece], had: ShardManifest, settings: Settings) -> None:
         if self.images.root != had.root and not any(len(one.match.rows) for one in found):
-            raise CacheMismatchError(
-                f"sharded cache {self.out!r} is of images below {os.fsdecode(had.root)!r}, and "
-                f"none of those asked for, below {os.fsdecode(self.images.root)!r}, is in it; name "
-                "the same folder, set --root, or choose another --out"
-            )
+            raise other_root(f"sharded cache {self.out!r}", had.root, self.images.root)
         work = any(one.changes.makes_work for one in found)
         check_settings(found[0].cache, settings, work=work)
         gone = [one for one in found if len(one.changes.removed)]
@@ -312,7 +309,7 @@ class _Piece:
 
 
 def part_of(images: ImageList, start: int, stop: int) -> ImageList:
-    """Return some of the images as a list of their own."""
+    """Return a range of the images as a list."""
     places = images.places
     return dataclasses.replace(
         images,
@@ -341,7 +338,7 @@ def list_shard(cache: FeatureCache, root: bytes) -> ImageList | None:
     images = discover(["-"], root=os.fsdecode(root), stdin=io.BytesIO(listing))
     if not (images.sizes.any() or images.mtimes.any()):
         raise InputError(
-            f"not one of the {counted(len(images), 'image')} of shard {cache.path!r} is there, "
+            f"not one of the {counted(len(images), 'image')} of shard {cache.path!r} exists, "
             f"the first was {os.fsdecode(images.absolute(0))!r}. Is a folder not mounted? If they "
             "are gone for good, --update gives their rows up"
         )
@@ -417,16 +414,16 @@ def check_plan(request: ExtractRequest, manifest: ShardManifest) -> None:
     """Refuse a request that an existing plan was not made for."""
     out, root = request.out, request.root
     request.sharding.check_count(out, len(manifest.shards))
-    asked = named_sources(request.sources)
-    if asked != manifest.sources:
+    requested = named_sources(request.sources)
+    if requested != manifest.sources:
         raise CacheMismatchError(
-            f"sharded cache {out!r} was planned of {', '.join(manifest.sources)}, asked "
-            f"{', '.join(asked)}; name the same, --update to list anew, or choose another --out"
+            f"sharded cache {out!r} was planned of {', '.join(manifest.sources)}, requested "
+            f"{', '.join(requested)}; name the same, --update to list anew, or choose another --out"
         )
     if root is not None and os.fsencode(absolute_place(root)) != manifest.root:
         raise CacheMismatchError(
-            f"sharded cache {out!r} has paths relative to {os.fsdecode(manifest.root)!r}, asked "
-            f"{absolute_place(root)!r}; leave --root out, or --update to list anew"
+            f"sharded cache {out!r} has paths relative to {os.fsdecode(manifest.root)!r}, "
+            f"requested {absolute_place(root)!r}; leave --root out, or --update to list anew"
         )
 
 

@@ -205,7 +205,7 @@ class _Work:
         if missing:
             self.damaged.append(
                 f"{counted(len(missing), 'shard')} of {self._cache.path!r} "
-                f"{agree(len(missing), 'is')} not there: "
+                f"{agree(len(missing), 'is')} missing: "
                 f"{first_few(missing)}; restore them from a backup, or --update lists "
                 "the images anew and takes theirs into the shards beside"
             )

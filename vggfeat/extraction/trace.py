@@ -130,7 +130,7 @@ class Trace:
 
     @property
     def fits(self) -> bool:
-        """Whether everything does."""
+        """Whether no stage has a problem."""
         return not self.problems
 
 
@@ -158,7 +158,7 @@ def trace(
     Raises:
         UsageError: a setting makes no sense.
         DecodeError: there is no such file.
-        WeightsError: the weights cannot be had or read.
+        WeightsError: the weights were not found, could not be downloaded, or cannot be read.
     """
     if batch < 1:
         raise UsageError(f"batch is {batch}; expected 1 image or more")
@@ -372,7 +372,7 @@ def _too_small(layers: Sequence[Layer], sides: tuple[int, int]) -> Problem | Non
 
 
 def _notes(sides: tuple[int, int], batch: int, small: Problem | None) -> list[str]:
-    """What VGG's adaptive pooling does for an input of another size than 224."""
+    """Say what VGG's adaptive pooling does for an input of another size than 224."""
     rows, columns = (side // 32 for side in sides)
     if small or (rows, columns) == (GRID, GRID):
         return []

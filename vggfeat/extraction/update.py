@@ -65,23 +65,14 @@ class UpdatePolicy:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """How the images differ from the rows of a cache. All int64, ascending.
+    """How the images differ from the rows of a cache: all but `added` are rows, ascending."""
 
-    Attributes:
-        added: positions in the image list of images that the cache does not have.
-        changed: cache rows whose file has changed.
-        touched: cache rows whose file has another size or time, but the same content.
-        returned: cache rows that were removed, and whose file exists again.
-        retried: cache rows that failed and are to be retried.
-        removed: cache rows whose file is gone.
-    """
-
-    added: NDArray[np.int64]
-    changed: NDArray[np.int64]
-    touched: NDArray[np.int64]
-    returned: NDArray[np.int64]
-    retried: NDArray[np.int64]
-    removed: NDArray[np.int64]
+    added: NDArray[np.int64]  # positions in the image list of images that the cache does not have
+    changed: NDArray[np.int64]  # whose file has changed
+    touched: NDArray[np.int64]  # whose file has another size or time, but the same content
+    returned: NDArray[np.int64]  # that were removed, and whose file exists again
+    retried: NDArray[np.int64]  # that failed and are to be retried
+    removed: NDArray[np.int64]  # whose file is gone
 
     @property
     def pending(self) -> NDArray[np.int64]:
@@ -121,7 +112,9 @@ def find_changes(
     retried = failed if policy.retry_failed else np.zeros(len(state), dtype=bool)
     if not policy.update:
         return Changes(nothing, nothing, nothing, nothing, match.rows[retried], nothing)
-    _check_root(cache, images, match)
+    root = cache.header.provenance.root
+    if root != images.root and not len(match.rows):
+        raise other_root(f"cache {cache.path!r}", root, images.root)
     differs = files_differ(cache, images, match)
     settled = failed | (state == RowState.DONE)
     changed = settled & differs
@@ -152,14 +145,13 @@ def has_returned(cache: FeatureCache, images: ImageList, match: Match) -> NDArra
     return np.asarray(there & (cache.state[match.rows] == RowState.REMOVED))
 
 
-def _check_root(cache: FeatureCache, images: ImageList, match: Match) -> None:
-    root = cache.header.provenance.root
-    if root != images.root and not len(match.rows):
-        raise CacheMismatchError(
-            f"cache {cache.path!r} is of images below {os.fsdecode(root)!r}, and none of those "
-            f"asked for, below {os.fsdecode(images.root)!r}, is in it; name the same folder, "
-            "set --root, or choose another --out"
-        )
+def other_root(cache: str, root: bytes, requested: bytes) -> CacheMismatchError:
+    """Return the error of a cache that has no requested image, and is of another root."""
+    return CacheMismatchError(
+        f"{cache} is of images below {os.fsdecode(root)!r}, and none of those requested, below "
+        f"{os.fsdecode(requested)!r}, is in it; name the same folder, set --root, or choose "
+        "another --out"
+    )
 
 
 def _contents_differ(
