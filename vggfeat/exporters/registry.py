@@ -21,15 +21,10 @@ INDEX_METRICS: tuple[IndexMetric, ...] = get_args(IndexMetric)
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Options of formats.
+    """Options of formats."""
 
-    Attributes:
-        compress: of hdf5 and parquet.
-        metric: of a faiss index; with `cosine` rows are brought to unit length.
-    """
-
-    compress: Compress = "none"
-    metric: IndexMetric = "cosine"
+    compress: Compress = "none"  # of hdf5 and parquet
+    metric: IndexMetric = "cosine"  # of a faiss index; for cosine its rows have unit length
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,16 +146,10 @@ def select(cache: FeatureCache, layers: Sequence[str], rows: str) -> Content:
 
 
 def normalised(values: NDArray[np.floating[Any]], norm: Norm) -> NDArray[np.floating[Any]]:
-    """Normalise rows as a layer spec's `:l2` and `:ssr` do.
+    """Normalise rows, (n, D) or, at each position, (n, C, H, W), as a layer spec's norms do.
 
-    Computed in float64, where no square overflows, and rounded once.
-
-    Args:
-        values: float16 or float32, (n, D), or (n, C, H, W), which is normalised at each position.
-        norm: `none`; `l2`, unit length; `ssr`, the signed square root and then unit length.
-
-    Returns:
-        The same shape and dtype. Zero vectors stay zero, rows of NaN stay NaN.
+    Computed in float64, where no square overflows, and rounded once. Zero vectors stay zero, rows
+    of NaN stay NaN.
     """
     if norm == "none":
         return values

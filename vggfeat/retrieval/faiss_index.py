@@ -126,9 +126,7 @@ def open_index(
         CacheError: the file is no index of ours or is damaged, or the cache has no such layer.
         LockedError: another run is building it, or writing rows of the cache.
     """
-    load_faiss()
-    path = os.fspath(path)
-    _check_path(path)
+    path = _checked_path(path)
     source, rows = _source(cache, layer, metric)
     record = _current(path, source)
     if record is None:
@@ -160,9 +158,7 @@ def build_index(
     layer and metric. Memory holds the index and a block of rows. `on_progress` is called with the
     number of rows added, and of all rows.
     """
-    load_faiss()
-    path = os.fspath(path)
-    _check_path(path)
+    path = _checked_path(path)
     source, rows = _source(cache, layer, metric)
     if not source.rows:
         raise InputError(f"no image of cache {cache.path!r} is done; run vggfeat extract first")
@@ -176,7 +172,9 @@ def build_index(
         raise LockedError(f"index {path!r} is being built by another run; wait for it") from error
 
 
-def _check_path(path: str) -> None:
+def _checked_path(path: str | os.PathLike[str]) -> str:
+    load_faiss()  # refuses at once where it is not installed
+    path = os.fspath(path)
     check_place(path, "index")
     ending = foreign_ending(path)
     if ending not in (b"", b"faiss"):
@@ -184,6 +182,7 @@ def _check_path(path: str) -> None:
             f"index {path!r} is named like a file of another format; name it "
             f"{path[: -len(ending)] + 'faiss'!r}"
         )
+    return path
 
 
 def _source(cache: FeatureCache, layer: str, metric: Metric) -> tuple[IndexedLayer, Rows]:

@@ -37,30 +37,21 @@ _READ_BYTES = 1 << 24
 
 @dataclass(frozen=True, slots=True)
 class IndexInfo:
-    """An index, and its measured recall.
+    """An index, and its recall: share of the `at` nearest rows that `sample` queries found.
 
-    Attributes:
-        kind: `flat`, every row is compared; `ivf`, rows lie in lists around centroids and a query
-            probes the nearest few.
-        rows: number of rows in it.
-        storage: type of its rows, `float16` or `float32`.
-        lists: number of lists; 0 for a flat index.
-        probes: number of lists that a query probes.
-        trained: number of rows that the centroids were trained on.
-        recall: share of the `at` nearest rows that a query finds.
-        at: number of nearest rows that recall was measured at.
-        sample: number of rows that were the queries; 0 for an index of one row.
+    Of kind `flat` a query compares every row; of `ivf` rows lie in lists around centroids and a
+    query probes the nearest few.
     """
 
     kind: str
     rows: int
-    storage: str
-    lists: int
-    probes: int
-    trained: int
+    storage: str  # type of its rows, float16 or float32
+    lists: int  # 0 for a flat index
+    probes: int  # lists that a query probes
+    trained: int  # rows that the centroids were trained on
     recall: float
     at: int
-    sample: int
+    sample: int  # 0 for an index of one row
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,21 +88,13 @@ class IndexedLayer:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What follows faiss's part of the file.
-
-    Attributes:
-        source: what the index was built from.
-        info: the index.
-        faiss_bytes: length of faiss's part.
-        head_bytes: length of what precedes the lists of rows; for a flat index, of all.
-        head_crc32: of that head. Lists are mapped and not read at once, so that they have no
-            checksum; hits are scored from the cache anyway.
-    """
+    """What follows faiss's part of the file."""
 
     source: IndexedLayer
     info: IndexInfo
     faiss_bytes: int
-    head_bytes: int
+    head_bytes: int  # before the lists of rows; of a flat index all
+    # Lists are mapped and not read at once, so that they have none; hits are scored from the cache.
     head_crc32: int
 
 

@@ -173,11 +173,7 @@ def _judge(
 ) -> NDArray[np.float64]:
     """Return average precision, and images ahead of the first relevant: float64 (2, q).
 
-    Args:
-        scores: (q, n); overwritten with -inf for the query itself.
-        classes: (n,), of the images.
-        wanted: (q,), of the queries.
-        own: (q,), place of the query itself among the images, or -1.
+    Scores (q, n) are overwritten with -inf for the query itself, whose place is `own` or -1.
     """
     judged = np.empty((2, len(scores)))
     for query, row in enumerate(scores):

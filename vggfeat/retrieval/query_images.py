@@ -36,21 +36,13 @@ _BATCH_SIZE = 16
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Queries:
-    """Decoded query images and their features.
+    """Query images and their features; `failures` are those that could not be decoded."""
 
-    Attributes:
-        paths: of q decoded images, sorted, relative to the current directory where possible.
-        vectors: layer of the cache → float32 (q, D).
-        failures: the images that could not be decoded.
-        places: absolute path or address of each of `paths`.
-        digests: SHA-256 of each image's bytes.
-    """
-
-    paths: tuple[str, ...] = ()
-    vectors: Mapping[str, Values] = field(default_factory=dict)
+    paths: tuple[str, ...] = ()  # relative to the current directory where possible
+    vectors: Mapping[str, Values] = field(default_factory=dict)  # layer → (q, D)
     failures: tuple[FailedImage, ...] = ()
-    places: tuple[bytes, ...] = ()
-    digests: tuple[bytes, ...] = ()
+    places: tuple[bytes, ...] = ()  # absolute paths or addresses
+    digests: tuple[bytes, ...] = ()  # SHA-256 of the images' bytes
 
 
 def query_images(

@@ -67,23 +67,14 @@ class Examples:
 
 @dataclass(frozen=True, slots=True)
 class LearnedWeights:
-    """A fusion with learnt weights, and how much they help on images held out.
+    """A fusion with learnt weights, and how much they help on images held out."""
 
-    Attributes:
-        fusion: with `recipe.weights` or `attention` set.
-        images: number of images to learn from.
-        held_out: number of images held out.
-        before: mean average precision among these with equal weights.
-        after: likewise with the learnt weights.
-        mean_weights: of each layer, over all images.
-    """
-
-    fusion: Fusion
-    images: int
+    fusion: Fusion  # with `recipe.weights` or `attention` set
+    images: int  # to learn from
     held_out: int
-    before: float
-    after: float
-    mean_weights: Mapping[str, float]
+    before: float  # mean average precision among these with equal weights
+    after: float  # likewise with the learnt weights
+    mean_weights: Mapping[str, float]  # of each layer, over all images
 
 
 def learn(
@@ -91,17 +82,14 @@ def learn(
 ) -> LearnedWeights:
     """Learn the weights of a fusion's layers; the same examples give the same weights.
 
-    Args:
-        fusion: of the method `weighted`, `sum` or `attention`, without weights.
-        examples: images in groups of two or more; others are left out.
-        by_group: hold out whole groups, as for an image and its versions; else some of each.
-        device: see `Settings.device`.
+    The fusion is `weighted`, `sum` or `attention`, without weights. Images alone in their group are
+    left out. `by_group` holds out whole groups, as for an image and its versions, or some of each.
     """
     examples = examples.take(_with_company(examples.groups))
     train, judge = _split(examples.groups, by_group=by_group)
-    where = choose_device(device)
     tensors = {name: torch.from_numpy(x) for name, x in examples.layers.items()}
-    weigher = LayerWeigher(fusion, {name: x.shape[1] for name, x in tensors.items()}).to(where)
+    weigher = LayerWeigher(fusion, {name: x.shape[1] for name, x in tensors.items()})
+    weigher.to(choose_device(device))
     groups = torch.from_numpy(examples.groups)
     before = weigher.judged(tensors, examples.groups, judge)
     _train(weigher, tensors, groups, (train, judge))
@@ -147,9 +135,7 @@ def _split(groups: Numbers, *, by_group: bool) -> tuple[Numbers, Numbers]:
 class LayerWeigher(nn.Module):
     """A fusion of normalised layers into unit vectors, by weights that can be learnt.
 
-    Args:
-        fusion: its method, layers, and attention to begin with; without that all weights are equal.
-        widths: layer → its dimensions.
+    It begins with the attention of `fusion`, or with equal weights.
     """
 
     def __init__(self, fusion: Fusion, widths: Mapping[str, int]) -> None:

@@ -61,20 +61,12 @@ class FeatureMap:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SeenImage:
-    """An image as the network receives it, and its feature maps.
-
-    Attributes:
-        name: of the file.
-        model: VGG variant.
-        weights: their name.
-        pixels: uint8 (H, W, 3), resized and cropped; the mean of channels other than RGB.
-        maps: one a layer, in the requested order.
-    """
+    """An image as the network receives it, and its feature maps."""
 
     name: str
     model: str
     weights: str
-    pixels: NDArray[np.uint8]
+    pixels: NDArray[np.uint8]  # (H, W, 3); the mean of channels other than RGB
     maps: tuple[FeatureMap, ...]
 
 

@@ -74,11 +74,9 @@ def colour_by_folder(paths: list[str]) -> Colouring:
 def draw_cache(view: CacheView, *, marks: Marks = "thumbnails", root: str | None = None) -> Figure:
     """Draw one line for each layer: a histogram of its values, and the images in a plane.
 
-    Args:
-        view: the cache.
-        marks: `thumbnails` shows images whose files exist, and dots for others and where images
-            would overlap; `folders` shows dots alone. Both are coloured by folder.
-        root: folder of the images now; by default that of the extraction.
+    Marks `thumbnails` are images whose files exist, and dots for others and where images would
+    overlap; `folders` are dots alone. Both are coloured by folder. `root` is that of the images
+    now, by default that of the extraction.
     """
     check_matplotlib()
     from matplotlib.figure import Figure

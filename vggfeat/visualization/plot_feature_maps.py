@@ -67,17 +67,16 @@ def tile(maps: NDArray[np.float32]) -> Tiles:
 def draw_maps(seen: SeenImage, channels: Channels, *, overlay: bool = False) -> Figure:
     """Draw the input of the network and, beside it, one panel for each layer with its own scale.
 
-    Args:
-        seen: the image and its maps.
-        channels: to show.
-        overlay: draw maps over the image.
+    With `overlay` maps are drawn over the image.
     """
     check_matplotlib()
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     height, width = seen.pixels.shape[:2]
-    down, across = _grid(len(seen.maps) + 1, 1 if channels.is_mean else 2)
+    count, most = len(seen.maps) + 1, _ACROSS if channels.is_mean else _ACROSS // 2
+    across = count if count <= most else min(most, math.ceil(count / 2))
+    down = math.ceil(count / across)
     side = _PANEL if channels.is_mean else _TILES_PANEL
     tall = side * min(max(height / width, 0.4), 2.5)
     size = (across * (side + 0.55), down * (tall + 0.55) + 0.45)
@@ -92,13 +91,6 @@ def draw_maps(seen: SeenImage, channels: Channels, *, overlay: bool = False) -> 
     figure.suptitle(f"{shortened(seen.name)}  ({seen.model}, {shortened(seen.weights)})",
                     parse_math=False, fontsize="medium")  # fmt: skip
     return figure
-
-
-def _grid(panels: int, room: int) -> tuple[int, int]:
-    """Return rows and columns of panels, each of which takes `room` places in a line."""
-    most = _ACROSS // room
-    across = panels if panels <= most else min(most, math.ceil(panels / 2))
-    return math.ceil(panels / across), across
 
 
 def _name(axes: Axes, name: str, what: str) -> None:

@@ -101,15 +101,9 @@ def view_cache(
 ) -> CacheView:
     """Compute histograms and projections of layers of a cache, over its done rows.
 
-    Histograms show the values as stored. For projections each vector is brought to unit length, so
-    that images with a large cosine are near one another; else a few images with large values would
-    press all others into a corner.
-
-    Args:
-        cache: any cache.
-        layers: specs separated by commas; all by default.
-        projection: see `plane_of`.
-        sample: images in a projection at most, spread over the cache.
+    Histograms show the values as stored. For projections of `sample` images at most each vector is
+    brought to unit length, so that images with a large cosine are near one another; else a few
+    images with large values would press all others into a corner.
     """
     if sample < 1:
         raise UsageError(f"sample is {sample}; expected 1 or more")
@@ -158,12 +152,10 @@ def _vectors(cache: FeatureCache, layer: str, rows: NDArray[np.int64]) -> NDArra
 
 
 def plane_of(vectors: NDArray[np.float32], projection: Projection) -> Plane:
-    """Project vectors to a plane.
+    """Project finite vectors, float32 (n, D), to a plane.
 
-    Args:
-        vectors: float32 (n, D), finite.
-        projection: `pca`, the first two principal components; `umap`, McInnes, Healy & Melville
-            2018 with its defaults, cosine metric and a fixed seed.
+    `pca` takes the first two principal components; `umap` is that of McInnes, Healy & Melville 2018
+    with its defaults, cosine metric and a fixed seed.
     """
     nothing = np.empty((0, 2), dtype=np.float32)
     axes = ("component 1", "component 2") if projection == "pca" else ("UMAP 1", "UMAP 2")

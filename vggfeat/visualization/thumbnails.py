@@ -36,11 +36,8 @@ def load_picture(
 ) -> Image.Image:
     """Load an image file of any kind that an extraction accepts, upright, in mode RGB.
 
-    Args:
-        path: the file.
-        longest: pixels of the longer side at most; smaller images keep their size.
-        preprocess: whose window, clip and clahe say what becomes black and white; without them,
-            images of 12 or 16 bits or in physical units show little.
+    The longer side has `longest` pixels at most. Window, clip and clahe of `preprocess` say what
+    becomes black and white; without them, images of 12 or 16 bits or in physical units show little.
     """
     with open_file(os.fsencode(path)) as stream:
         if is_of_values(stream) or not preprocess.full_scale:
