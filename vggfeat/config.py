@@ -24,7 +24,7 @@ PRESETS = ("overall", "pyramid", "same-picture", "similar-colour", "similar-styl
 
 
 def load_config(name: str) -> dict[str, Any]:
-    """Settings by name from a TOML file, or from the preset of that name.
+    """Return settings by name from a TOML file, or from the preset of that name.
 
     Keys may be spelt as settings are, `batch_size`, or as options are, `batch-size`.
 
@@ -43,11 +43,7 @@ def load_config(name: str) -> dict[str, Any]:
 
 
 def _by_name(config: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values by the names of settings: `batch-size`, as options are spelt, is `batch_size`.
-
-    Raises:
-        UsageError: a key is no setting, or both spellings are given; all such keys are named.
-    """
+    """Return values by names of settings: `batch-size`, as options are spelt, is `batch_size`."""
     spelt = {key: key.replace("-", "_") for key in values}
     unknown = [key for key, setting in spelt.items() if setting not in SETTING_NAMES]
     if unknown:
@@ -74,9 +70,9 @@ def _as_text(key: str, value: Any) -> Any:
 
 
 def make_settings(config: str | None, flags: Mapping[str, Any]) -> Settings:
-    """Settings from a configuration file or preset, with the flags that were given over it.
+    """Return the settings of a configuration file or preset, with the given flags over it.
 
-    What neither says, a weight file may: see `carried`.
+    What neither says, a weight file may: see `with_carried`.
 
     Args:
         config: see `load_config`; None for defaults alone.

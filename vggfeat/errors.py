@@ -48,7 +48,7 @@ class InputError(VggfeatError, FileNotFoundError):
 
 
 class WeightsError(VggfeatError, RuntimeError):
-    """The network's weights cannot be had, or do not fit the network."""
+    """The network's weights are not found and cannot be downloaded, or do not fit the network."""
 
     exit_code = 3
 
@@ -85,7 +85,7 @@ class CacheError(VggfeatError, ValueError):
 
 
 class CacheMismatchError(CacheError):
-    """A cache made with other settings or of other images than those asked for."""
+    """A cache made with other settings or of other images than those requested."""
 
 
 class SpaceError(VggfeatError, OSError):
@@ -98,7 +98,7 @@ class SpaceError(VggfeatError, OSError):
 
 
 class DeviceError(VggfeatError, RuntimeError):
-    """The device asked for is not there, or failed."""
+    """The requested device does not exist, or failed."""
 
     exit_code = 6
 

@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BLOCK_BYTES: Final = 1 << 24
-"""Of features that are read at once."""
+"""Bytes of features that are read at once."""
 
 
 def unit_rows(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows of length 1, float32 (n, D); a row of zeros stays as it is. Overwrites `x`."""
+    """Scale rows to length 1, float32 (n, D), in place; a row of zeros stays as it is."""
     length = np.sqrt(np.einsum("nd,nd->n", x, x, dtype=np.float64))
     length[length == 0] = 1
     x /= length.astype(np.float32)[:, None]
@@ -23,16 +23,16 @@ def unit_rows(x: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def inner_products(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Of each row of `a` with each of `b`, (p, D) and (q, D): (p, q); cosines for unit rows."""
+    """Multiply each row of `a` with each of `b`, (p, D), (q, D) → (p, q); cosines for unit rows."""
     products: NDArray[np.float32] = a @ b.T
     return products
 
 
 def nearness(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Minus the squared distance of each row of `a` to each of `b`, (p, D) and (q, D): (p, q).
+    """Return minus the squared distance of each row of `a` to each of `b`, (p, D), (q, D) → (p, q).
 
-    By |a|² - 2ab + |b|², in which digits cancel where the rows are far from the origin: what they
-    have in common is better subtracted before.
+    By |a|² - 2ab + |b|², in which digits cancel where the rows are far from the origin: subtract
+    what they have in common first.
     """
     products = inner_products(a, b)
     products *= 2
@@ -47,7 +47,7 @@ def _squares(x: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def spread(items: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """All items, or `most` of them at even distances."""
+    """Return all items, or `most` of them at even distances."""
     count = min(most, len(items))
     chosen: NDArray[np.int64] = items[np.arange(count) * len(items) // count]
     return chosen
@@ -63,6 +63,6 @@ def consecutive(*numbers: NDArray[np.int64]) -> list[tuple[int, int]]:
 
 
 def blocks(count: int, item_bytes: int) -> list[tuple[int, int]]:
-    """Ranges that cover `count` items, of at most about `BLOCK_BYTES` each."""
+    """Return ranges that cover `count` items, of at most about `BLOCK_BYTES` each."""
     size = max(1, BLOCK_BYTES // max(1, item_bytes))
     return [(at * size, min(count, (at + 1) * size)) for at in range(math.ceil(count / size))]

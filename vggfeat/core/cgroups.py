@@ -17,12 +17,9 @@ _UNLIMITED = 1 << 60  # v1 says so by the largest multiple of a page
 
 
 def memory_left(root: str = "/") -> int | None:
-    """Bytes that the process may take more, by its groups; None if they set no limit.
+    """Return the bytes that the process may still take, by its groups; None without a limit.
 
-    Page cache that is easily given back does not count as taken.
-
-    Args:
-        root: where `/proc` and `/sys` are.
+    Page cache that is easily given back does not count as taken. `/proc` and `/sys` are at `root`.
     """
     left = []
     for folder, version in _groups(root, "memory"):
@@ -36,11 +33,7 @@ def memory_left(root: str = "/") -> int | None:
 
 
 def cores_allowed(root: str = "/") -> float | None:
-    """Cores' worth of time that the process may use, by its groups; None if they set no limit.
-
-    Args:
-        root: where `/proc` and `/sys` are.
-    """
+    """Return the cores' worth of time that the process may use, by its groups; None: no limit."""
     shares = []
     for folder, version in _groups(root, "cpu"):
         if version == 2:  # noqa: PLR2004 cgroup v2
@@ -54,13 +47,9 @@ def cores_allowed(root: str = "/") -> float | None:
 
 
 def memory_available(root: str = "/") -> int | None:
-    """Bytes that programs can have without swapping: the kernel's estimate, within the groups'.
+    """Return the bytes that programs can have without swapping; None without `/proc/meminfo`.
 
-    Args:
-        root: where `/proc` and `/sys` are.
-
-    Returns:
-        None where there is no `/proc/meminfo`.
+    It is the kernel's estimate, within the groups' limits.
     """
     found = [] if (left := memory_left(root)) is None else [left]
     for line in _read(os.path.join(root, "proc"), "meminfo").splitlines():
@@ -71,7 +60,7 @@ def memory_available(root: str = "/") -> int | None:
 
 
 def _groups(root: str, controller: str) -> Iterator[tuple[str, int]]:
-    """Folders of the process's group and of all around it, with the version of each."""
+    """Yield the folders of the process's group and of all around it, with the version of each."""
     for line in _read(os.path.join(root, "proc", "self"), "cgroup").splitlines():
         number, controllers, path = [*line.split(":", 2), "", ""][:3]
         named = controllers.split(",")
@@ -102,7 +91,7 @@ def _statistic(folder: str, name: str) -> int:
 
 
 def _read(folder: str, name: str) -> str:
-    """A file's text; nothing where it is not, or may not be read."""
+    """Return a file's text; '' if it does not exist or may not be read."""
     try:
         with open(os.path.join(folder, name), encoding="ascii", errors="replace") as file:
             return file.read()

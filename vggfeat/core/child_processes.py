@@ -15,7 +15,7 @@ _REAP_SECONDS = 5.0
 
 
 def detach(parent: int) -> None:
-    """Leaves signals to the main process, which ends what it began, and goes when it goes."""
+    """Leave signals to the main process, which ends what it began, and end when it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     give_freed_memory_back()  # one huge image must not stay with each of many processes
@@ -27,7 +27,7 @@ def detach(parent: int) -> None:
 
 
 def is_stopped(pid: int) -> bool:
-    """Whether a child was stopped by a signal, as by SIGSTOP, and not continued since."""
+    """Return whether a child was stopped by a signal, as by SIGSTOP, and not continued since."""
     if not hasattr(os, "waitid"):  # macOS before Python 3.13
         return False
     try:
@@ -38,9 +38,9 @@ def is_stopped(pid: int) -> bool:
 
 
 def end(pid: int) -> str:
-    """Kills a process unless it is dead already; says how it ended.
+    """Kill a process unless it is dead already; say how it ended.
 
-    One that hangs in the kernel may take its time; it is not waited for longer than a few seconds.
+    A process that hangs in the kernel is not waited for longer than a few seconds.
     """
     until = time.monotonic() + _REAP_SECONDS
     killed = False

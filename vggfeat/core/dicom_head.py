@@ -33,7 +33,7 @@ def is_dicom_head(head: bytes) -> bool:
 
 
 def _is_first_element(head: bytes) -> bool:
-    """Whether data begins with an element of group 0002 or 0008, DICOM PS3.5 section 7.1."""
+    """Return whether data begins with an element of group 0002 or 0008, DICOM PS3.5 section 7.1."""
     if len(head) < 8 or head[:2] not in (b"\2\0", b"\x08\0", b"\0\x08"):  # noqa: PLR2004 bytes of it
         return False
     order: Literal["little", "big"] = "big" if head[0] == 0 else "little"

@@ -36,10 +36,9 @@ _BY_TEXT: Mapping[str, str] = {
 
 
 def exhaustion_of(error: BaseException) -> ResourceError | None:
-    """What the machine has run out of, as an error that says what to do; None if of nothing.
+    """Return the error that says what the machine has run out of and what to do; None if nothing.
 
-    Args:
-        error: anything; also an `ImportError` of a library that found no memory for its code.
+    An `ImportError` counts too: a library found no memory for its code.
     """
     if isinstance(error, VggfeatError):
         return None
@@ -51,13 +50,11 @@ def exhaustion_of(error: BaseException) -> ResourceError | None:
     elif isinstance(error, RuntimeError | ImportError | OSError):
         text = str(error).lower()
         lacking = next((_BY_TEXT[sign] for sign in _BY_TEXT if sign in text), None)
-    if lacking is None:
-        return None
-    return told(lacking, error)
+    return None if lacking is None else told(lacking, error)
 
 
 def told(lacking: str, error: BaseException) -> ResourceError:
-    """The error that says what is lacking, and with what `error` that showed."""
+    """Return the error that says what is lacking, and with what `error` that showed."""
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return ResourceError(
         f"the machine has no more {lacking}. Rows up to the last checkpoint are kept; it said: "

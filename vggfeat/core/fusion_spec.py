@@ -59,7 +59,7 @@ class Recipe:
 
     @property
     def factors(self) -> tuple[float, ...]:
-        """What each layer is multiplied by.
+        """The factor of each layer.
 
         Of `weighted`, the root of its share of the weights: then the cosine of two fused vectors
         is the mean of their layers' cosines with these weights. Of `sum` the share itself.
@@ -68,16 +68,10 @@ class Recipe:
             return (1.0,) * len(self.layers)
         weights = self.weights or (1.0,) * len(self.layers)
         shares = [weight / sum(weights) for weight in weights]
-        return tuple(math.sqrt(share) for share in shares) if self.method == "weighted" else (
-            tuple(shares)
-        )  # fmt: skip
+        return tuple(map(math.sqrt, shares) if self.method == "weighted" else shares)
 
     def width(self, widths: Mapping[str, int]) -> int:
-        """Length of the fused vector for layers of these widths.
-
-        Raises:
-            UsageError: layers to be added have different ones.
-        """
+        """Return the length of the fused vector for layers of these widths."""
         found = [widths[layer] for layer in self.layers]
         if self.method != "sum":
             return sum(found)
@@ -128,18 +122,14 @@ def _wrong_weights(recipe: Recipe) -> list[str]:
 
 
 def parse_fuse(text: str) -> tuple[Method, tuple[float, ...]]:
-    """Method and weights of `concat`, `weighted(2,1,1)`, `sum`: what `extract` can fuse by itself.
-
-    Raises:
-        UsageError: no such method, one that must be fitted first, or weights that are no numbers.
-    """
+    """Return method and weights of `concat`, `weighted(2,1,1)`, `sum`: what `extract` can fuse."""
     match = re.fullmatch(r"\s*(\w+)\s*(?:\((.*)\))?\s*", text)
     for method in ON_THE_FLY:
         if match and match[1] == method:
             return method, parse_weights(match[2] or "")
     if match and match[1] == "attention":
         raise UsageError(
-            "attention is learnt from features that are there: extract the layers, then use "
+            "attention is learnt from existing features: extract the layers, then use "
             "`vggfeat fuse --method attention`"
         )
     raise UsageError(
@@ -149,11 +139,7 @@ def parse_fuse(text: str) -> tuple[Method, tuple[float, ...]]:
 
 
 def parse_weights(text: str) -> tuple[float, ...]:
-    """The numbers of `2,1,0.5`; none of an empty text.
-
-    Raises:
-        UsageError: something else stands there.
-    """
+    """Return the numbers of `2,1,0.5`; () for empty text."""
     try:
         return tuple(float(word) for word in text.split(",")) if text.strip() else ()
     except ValueError:

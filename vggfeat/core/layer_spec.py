@@ -57,7 +57,7 @@ class Pool:
         return self.name + POOLS[self.name].arguments(self)
 
     def output_shape(self, channels: int, height: int, width: int) -> tuple[int, ...]:
-        """Shape of one row for a (channels, height, width) map."""
+        """Return the shape of one row for a (channels, height, width) map."""
         return POOLS[self.name].row_shape(self, channels, height, width)
 
     @property
@@ -68,7 +68,7 @@ class Pool:
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
-    """One layer asked for: which, before or behind its ReLU, how pooled, how normalised."""
+    """A requested layer: which, before or behind its ReLU, how pooled, how normalised."""
 
     layer: Layer
     pre: bool = False
@@ -84,7 +84,7 @@ class LayerSpec:
         return ":".join(parts)
 
     def output_shape(self, height: int, width: int, classes: int) -> tuple[int, ...]:
-        """Shape of one row for an input of that size and a classifier of that many classes."""
+        """Return the shape of one row for an input of that size and so many classes."""
         channels = classes if self.layer.name in ("fc8", "prob") else self.layer.channels
         if self.pool is None:
             return (channels,)
@@ -94,7 +94,7 @@ class LayerSpec:
 def parse_specs(
     text: str, model: str, *, pool: str = "avg", norm: str = "none"
 ) -> tuple[LayerSpec, ...]:
-    """The specs that `text` names, in its order, each once.
+    """Return the specs that `text` names, in its order, each once.
 
     Args:
         text: specs separated by commas; a comma inside brackets separates nothing.
@@ -102,8 +102,7 @@ def parse_specs(
         pool: for maps that name none.
         norm: for specs that name none.
 
-    Raises:
-        UsageError: names every spec and default that is wrong, and why; or the unknown model.
+    Every spec and default that is wrong is named in one UsageError.
     """
     layer_table(model)  # or each of the specs would report the same unknown model
     default_pool, default_norm, wrong = _parse_defaults(pool, norm)
@@ -126,7 +125,7 @@ def parse_specs(
 
 
 def split_specs(text: str) -> list[str]:
-    """The parts between commas that stand outside brackets, blanks around them dropped."""
+    """Split at commas outside brackets; drop blanks around the parts, and empty parts."""
     parts = re.split(r",(?![^(]*\))", text)
     return [part.strip() for part in parts if part.strip()]
 
@@ -221,24 +220,12 @@ def _parse_spp(arguments: str | None, where: str) -> Pool:
     return Pool("spp", levels=levels)
 
 
-def _spp_arguments(pool: Pool) -> str:
-    return "" if pool.levels == SPP_LEVELS else f"({','.join(map(str, pool.levels))})"
-
-
-def _spp_row(pool: Pool, channels: int, _height: int, _width: int) -> tuple[int, ...]:
-    return (channels * sum(side * side for side in pool.levels),)
-
-
 def _parse_rmac(arguments: str | None, where: str) -> Pool:
     words = str(RMAC_LEVELS) if arguments is None else arguments
     levels = _integers(words.strip().removeprefix("levels="), where, "rmac(levels=3)")
     if len(levels) != 1:
         raise UsageError(f"{where}: rmac takes one number, as in rmac(levels=3)")
     return Pool("rmac", levels=levels)
-
-
-def _rmac_arguments(pool: Pool) -> str:
-    return "" if pool.levels == (RMAC_LEVELS,) else f"(levels={pool.levels[0]})"
 
 
 def _integers(arguments: str, where: str, example: str) -> tuple[int, ...]:
@@ -278,8 +265,17 @@ POOLS: dict[str, PoolKind] = {
     "avg": PoolKind("average_pool"),
     "max": PoolKind("max_pool"),
     "gem": PoolKind("gem_pool", parse=_parse_gem, arguments=_gem_arguments),
-    "rmac": PoolKind("rmac_pool", parse=_parse_rmac, arguments=_rmac_arguments),
-    "spp": PoolKind("spp_pool", _spp_row, parse=_parse_spp, arguments=_spp_arguments),
+    "rmac": PoolKind(
+        "rmac_pool",
+        parse=_parse_rmac,
+        arguments=lambda p: "" if p.levels == (RMAC_LEVELS,) else f"(levels={p.levels[0]})",
+    ),
+    "spp": PoolKind(
+        "spp_pool",
+        lambda pool, channels, *_: (channels * sum(side * side for side in pool.levels),),
+        parse=_parse_spp,
+        arguments=lambda p: "" if p.levels == SPP_LEVELS else f"({','.join(map(str, p.levels))})",
+    ),
     "flatten": PoolKind("flatten_pool", lambda _, *chw: (math.prod(chw),), keeps_positions=True),
     "map": PoolKind("keep_map", lambda _, *chw: chw, keeps_positions=True),
 }

@@ -91,9 +91,9 @@ class Preprocess:
     clahe: tuple[float, int] | None = None
 
     def recorded(self) -> dict[str, Any]:
-        """All fields as a cache records them; those of `NOT_ALWAYS` only where they are set.
+        """Return all fields as a cache records them; those of `NOT_ALWAYS` only where they are set.
 
-        So files from before they were there, and those after, have the same fingerprint.
+        So files from before a field existed have the same fingerprint as those after.
         """
         fields = dataclasses.asdict(self)
         for name, unset in NOT_ALWAYS.items():
@@ -139,11 +139,7 @@ NOT_ALWAYS: Mapping[str, Any] = {
 
 
 def preprocess_from(recorded: Mapping[str, Any]) -> Preprocess:
-    """What a cache has recorded, read back from JSON.
-
-    Raises:
-        TypeError: it is no object, or a field is unknown.
-    """
+    """Return what a cache has recorded in JSON; raise TypeError if a field is unknown."""
     fields: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in {**recorded}.items()
@@ -152,14 +148,7 @@ def preprocess_from(recorded: Mapping[str, Any]) -> Preprocess:
 
 
 def parse_corruptions(text: str) -> tuple[Corruption, ...]:
-    """The corruptions that `text` names, in its order.
-
-    Args:
-        text: names separated by commas; empty for none.
-
-    Raises:
-        UsageError: names every one that is not known, and what may have been meant.
-    """
+    """Return the corruptions that `text` names, separated by commas, in its order."""
     known: Mapping[str, Corruption] = {name: name for name in CORRUPTIONS}
     names = [part.strip() for part in text.split(",") if part.strip()]
     unknown = [name for name in names if name not in known]
@@ -169,11 +158,7 @@ def parse_corruptions(text: str) -> tuple[Corruption, ...]:
 
 
 def parse_window(text: str) -> tuple[float, float] | None:
-    """Level and width of `LEVEL,WIDTH`; None for empty text.
-
-    Raises:
-        UsageError: not two numbers, or no width above 0.
-    """
+    """Return level and width of `LEVEL,WIDTH`; None for empty text."""
     values = _numbers(text)
     if values == ():
         return None
@@ -186,11 +171,7 @@ def parse_window(text: str) -> tuple[float, float] | None:
 
 
 def parse_clip(text: str) -> tuple[float, float] | None:
-    """The two percentiles of `LOW,HIGH`; None for empty text.
-
-    Raises:
-        UsageError: not two numbers from 0 to 100, the first below the second.
-    """
+    """Return the two percentiles of `LOW,HIGH`; None for empty text."""
     values = _numbers(text)
     if values == ():
         return None
@@ -203,11 +184,7 @@ def parse_clip(text: str) -> tuple[float, float] | None:
 
 
 def parse_clahe(text: str) -> tuple[float, int] | None:
-    """Clip limit and tiles along a side of `LIMIT[,TILES]`; None for empty text.
-
-    Raises:
-        UsageError: the limit is not above 0, or the tiles no whole number from 1 to 64.
-    """
+    """Return clip limit and tiles along a side of `LIMIT[,TILES]`; None for empty text."""
     values = _numbers(text)
     if values == ():
         return None
@@ -222,11 +199,7 @@ def parse_clahe(text: str) -> tuple[float, int] | None:
 
 
 def parse_mean(text: str, channels: int) -> tuple[float, ...]:
-    """Means of pixels in [0, 1], one a channel; empty for empty text.
-
-    Raises:
-        UsageError: not one number or one a channel, or not within [0, 1].
-    """
+    """Return means of pixels in [0, 1], one a channel; empty for empty text."""
     values = _each(text, channels)
     if values is None or not all(0 <= value <= 1 for value in values):
         raise UsageError(_no_levels("mean", text, channels, "from 0 to 1, of pixels in [0, 1]"))
@@ -234,11 +207,7 @@ def parse_mean(text: str, channels: int) -> tuple[float, ...]:
 
 
 def parse_std(text: str, channels: int) -> tuple[float, ...]:
-    """Standard deviations of pixels in [0, 1], one a channel; empty for empty text.
-
-    Raises:
-        UsageError: not one number or one a channel, or not above 0 and up to 1.
-    """
+    """Return standard deviations of pixels in [0, 1], one a channel; empty for empty text."""
     values = _each(text, channels)
     if values is None or not all(0 < value <= 1 for value in values):
         raise UsageError(_no_levels("std", text, channels, "above 0, up to 1, of pixels in [0, 1]"))
@@ -258,7 +227,7 @@ def _each(text: str, channels: int) -> tuple[float, ...] | None:
 
 
 def _numbers(text: str) -> tuple[float, ...] | None:
-    """Finite numbers separated by commas; none for empty text, None for anything else."""
+    """Return finite numbers separated by commas; () for empty text, None for anything else."""
     if not text.strip():
         return ()
     try:
@@ -278,11 +247,11 @@ class Normalisation:
     resize: int = 256
 
     def mean_of(self, channels: int) -> tuple[float, ...]:
-        """One a channel: of RGB their own, of others the average of those."""
+        """Return a mean for each channel: RGB's own, of others the average of those."""
         return self.mean if channels == RGB else (_average(self.mean),) * channels
 
     def std_of(self, channels: int) -> tuple[float, ...]:
-        """Likewise."""
+        """Return a standard deviation for each channel, likewise."""
         return self.std if channels == RGB else (_average(self.std),) * channels
 
 

@@ -44,17 +44,14 @@ class ImageColumns(Protocol):
     @property
     def paths(self) -> Sequence[bytes] | NDArray[np.bytes_]:
         """Relative to the root."""
-        raise NotImplementedError
 
     @property
     def sizes(self) -> NDArray[np.int64]:
         """In bytes, int64 (N,)."""
-        raise NotImplementedError
 
     @property
     def mtimes(self) -> NDArray[np.int64]:
         """In nanoseconds since 1970, int64 (N,)."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,51 +62,13 @@ _LONGEST_SECONDS = 3600
 class Settings:
     """What to extract, and how. Values are text as on the command line, or numbers.
 
-    `vggfeat extract --help` describes every setting; the fields below hold the same texts.
+    Weights may be a file of torchvision's, timm's or Keras's VGG in any format that
+    `network.checkpoint_reader` reads. With transform `auto`, a network whose weights surely want
+    another one is refused; `for_weights` puts in what a file wants. With more than `max_failures`
+    failed images a run ends in `TooManyFailuresError`; an update that finds more than `max_removed`
+    images gone is refused, since a folder that is not mounted looks like that.
 
     Attributes:
-        layers: layer specs separated by commas; parsed they are `specs`.
-        fuse: if not empty, one vector of all layers is stored instead of them.
-        model: VGG variant.
-        weights: `imagenet`, `features`, `random[:SEED]`, or a file of torchvision's, timm's or
-            Keras's VGG in any format that `network.checkpoint_reader` reads.
-        transform: whose mean and deviation normalise the images. `auto`: of weights `features`
-            their own, of others ImageNet's; `for_weights` puts in what a file wants, and a network
-            whose weights surely want another than `auto` is refused.
-        pool: pool of maps whose spec names none.
-        norm: norm of layers whose spec names none.
-        size: see `Preprocess`, as `resize`, `crop`, `exif`, `decode` and `augment`; None is the
-            weights' own.
-        resize: None is the weights' own, in proportion to `size`.
-        crop: how an image becomes a square.
-        exif: whether the EXIF orientation is applied.
-        decode: how exactly JPEGs are decoded.
-        augment: corruptions separated by commas; empty for none.
-        channels: of the network's input: 3 for RGB, 1 for grey, or as many as every file has.
-        depth: bits of a channel: 8, or 16 for pixels that stay in 16 bits up to the network.
-        window: `LEVEL,WIDTH` in the file's own units. Empty: the full scale; of a DICOM file its
-            own window.
-        clip: `LOW,HIGH` percentiles of each image that become black and white.
-        clahe: `LIMIT[,TILES]` of contrast-limited adaptive histogram equalisation.
-        mean: of pixels in [0, 1], one number or one a channel. Empty: see `transform`; where
-            channels are not 3, the average of its three.
-        std: likewise.
-        first_layer: `sum` rebuilds the first convolution of the weights for other channels than
-            three; `kaiming` draws it anew, of seed 0, whatever they are.
-        dtype: of the stored features.
-        precision: type that the network computes in.
-        device: one, several separated by commas, or `all` CUDA devices.
-        batch_size: images in one forward pass, or `auto`.
-        workers: decoding processes, 0 for none, or `auto`.
-        max_pixels: images with more fail instead of filling the memory.
-        decode_timeout: seconds after which an image fails that is still not decoded.
-        max_failures: `N` or `P%`: with more failed images a run ends in `TooManyFailuresError`.
-            None: no limit.
-        max_removed: `N` or `P%`: an update that finds more images gone changes nothing and is
-            refused: a folder that is not mounted looks like that. None: no limit.
-        on_error: `skip` marks an image that fails, `stop` ends the run at the first.
-        time_limit: as `55m`, `2h` or `90s` from the start. None: no limit.
-        checkpoint_seconds: seconds of work that a crash may cost at most.
         specs: `layers`, parsed.
     """
 
@@ -399,3 +361,9 @@ SETTINGS = options_of(Settings)
 """Every setting by name, as it is declared."""
 
 SETTING_NAMES = tuple(SETTINGS)
+
+if Settings.__doc__:  # not with python -OO
+    _before, _specs, _after = Settings.__doc__.partition("specs:")
+    _indent = _before[_before.rindex("\n") :]  # Python 3.13 has less of it
+    _described = [f"{name}: {one.full_help}" for name, one in SETTINGS.items()]
+    Settings.__doc__ = _before + _indent.join([*_described, _specs]) + _after

@@ -46,12 +46,7 @@ def is_text(text: str) -> bool:
 
 
 def counted(count: int, noun: str) -> str:
-    """Return a count with its noun in the right number: `1 image`, `0 images`, `2 classes`.
-
-    Args:
-        count: of the things.
-        noun: one of them, e.g. "class" or "hidden folder".
-    """
+    """Return a count with its noun in the right number: `1 image`, `0 images`, `2 classes`."""
     if count == 1:
         return f"{count} {noun}"
     if noun.endswith(("s", "x", "ch", "sh")):
@@ -62,12 +57,7 @@ def counted(count: int, noun: str) -> str:
 
 
 def agree(count: int, verb: str) -> str:
-    """Return a verb that agrees with a count: of "is" `is` or `are`, of "holds" `holds` or `hold`.
-
-    Args:
-        count: of the things that are the subject.
-        verb: in the third person singular.
-    """
+    """Return the verb as it goes with a count: `is` or `are` of "is", `hold` of "holds"."""
     if count == 1:
         return verb
     odd = {"is": "are", "was": "were", "has": "have", "does": "do", "matches": "match"}
@@ -75,7 +65,7 @@ def agree(count: int, verb: str) -> str:
 
 
 def byte_count(count: float) -> str:
-    """`1.2 MB`, in powers of a thousand."""
+    """Return `1.2 MB`, in powers of a thousand."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:  # noqa: PLR2004 the step between units
             return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
@@ -84,7 +74,7 @@ def byte_count(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`9.3 s`, `4 min 10 s` or `2 h 05 min`."""
+    """Return `9.3 s`, `4 min 10 s` or `2 h 05 min`."""
     if seconds < 60:  # noqa: PLR2004 a minute
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -94,7 +84,7 @@ def duration(seconds: float) -> str:
 
 
 def printable(text: str) -> str:
-    """Text that can be shown and encoded: control characters and undecodable bytes escaped."""
+    """Escape control characters and undecodable bytes, so that text can be shown and encoded."""
     safe = text.encode(errors="surrogateescape").decode(errors="backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in safe)
 
@@ -103,7 +93,7 @@ _SHOWN = 5  # offenders that an error message names; it counts the others
 
 
 def quoted(path: bytes) -> str:
-    """A path as an error message shows it."""
+    """Return a path as an error message shows it."""
     return repr(os.fsdecode(path))
 
 

@@ -52,7 +52,7 @@ _GRAMMARS: Mapping[str, Callable[[str], object]] = {
 
 
 def _wrong_words(settings: Settings) -> list[str]:
-    """Texts that their grammar does not know."""
+    """Return the errors of texts that their grammar does not know."""
     channels = settings.channels if type(settings.channels) is int else RGB
     readers: dict[str, Callable[[str], object]] = {
         **_GRAMMARS,
@@ -76,11 +76,11 @@ def _wrong_patterns(settings: Settings) -> list[str]:
         wrong.append(f"depth is {settings.depth!r}; expected 8 or 16")
     if settings.time_limit is not None and seconds_of(settings.time_limit) is None:
         wrong.append(f"time_limit is {settings.time_limit!r}; expected for example 55m, 2h or 90s")
-    wrong += [
-        f"{name} is {getattr(settings, name)!r}; expected for example 100 or 1%"
-        for name in ("max_failures", "max_removed")
-        if not _is_allowance(getattr(settings, name))
-    ]
+    for name in ("max_failures", "max_removed"):
+        value: object = getattr(settings, name)
+        fits = isinstance(value, str) and re.fullmatch(r"\d+|\d+(\.\d+)?%", value)
+        if value is not None and not fits:
+            wrong.append(f"{name} is {value!r}; expected for example 100 or 1%")
     if not re.fullmatch(rf"auto|all|{_DEVICE}(,{_DEVICE})*", str(settings.device)):
         wrong.append(
             f"device {settings.device!r} is not known; expected auto, cpu, cuda[:N], mps, several "
@@ -89,14 +89,8 @@ def _wrong_patterns(settings: Settings) -> list[str]:
     return wrong
 
 
-def _is_allowance(value: object) -> bool:
-    if value is None:
-        return True
-    return isinstance(value, str) and re.fullmatch(r"\d+|\d+(\.\d+)?%", value) is not None
-
-
 def wrong_combinations(settings: Settings) -> list[str]:
-    """What does not go together, of settings that are right by themselves."""
+    """Return what does not go together, of settings that are right by themselves."""
     wrong = []
     if settings.crop != "center" and settings.resize is not None:
         wrong.append(
@@ -124,7 +118,7 @@ def wrong_combinations(settings: Settings) -> list[str]:
 
 
 def _wrong_domain(settings: Settings) -> list[str]:
-    """What is made for 8-bit RGB alone, of settings that ask for something else."""
+    """Return what works on 8-bit RGB alone, of settings that request something else."""
     wrong = []
     if settings.window and settings.clip:
         wrong.append("window and clip both say what becomes black and white; give one of them")
@@ -157,7 +151,7 @@ _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def seconds_of(text: object) -> float | None:
-    """Seconds of `90s`, `55m`, `1.5h`, `1h30m`; None if it is no time above 0."""
+    """Return the seconds of `90s`, `55m`, `1.5h`, `1h30m`; None if it is no time above 0."""
     if not isinstance(text, str) or not re.fullmatch(r"(\d+(\.\d+)?[smhd])+", text):
         return None
     parts = re.findall(r"([\d.]+)([smhd])", text)
@@ -165,7 +159,7 @@ def seconds_of(text: object) -> float | None:
 
 
 def share_of(text: str | None, images: int) -> int:
-    """How many of `images` `N` or `P%` are; all where there is no limit."""
+    """Return how many of `images` `N` or `P%` are; all if there is no limit."""
     if text is None:
         return images
     if text.endswith("%"):

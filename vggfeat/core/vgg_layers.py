@@ -111,13 +111,10 @@ class Layer:
         return _CARRIES[self.level] if self.kind != "prob" else "class probabilities"
 
     def node(self, *, pre: bool = False) -> str:
-        """Name of the torchvision module whose output this layer is, `features.31`.
+        """Return the torchvision module whose output this layer is, `features.31`.
 
         Args:
-            pre: the module in front of the ReLU (batch normalisation where there is one).
-
-        Raises:
-            ValueError: for `prob`, which torchvision's model does not compute.
+            pre: the module in front of the ReLU, batch normalisation if the variant has it.
         """
         if self.kind == "prob":
             raise ValueError("prob is the softmax of fc8 and no module of torchvision's model")
@@ -126,11 +123,11 @@ class Layer:
         return f"{self.container}.{before if pre else after}"
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the output for an input of that size; (1, 1) for vectors."""
+        """Return height and width of the output for an input of that size; (1, 1) for vectors."""
         return (height // self.stride, width // self.stride) if self.is_map else (1, 1)
 
     def multiply_adds(self, height: int, width: int) -> int:
-        """Multiply-add operations of this layer alone for one image of that size."""
+        """Return the multiply-add operations of this layer alone for one image of that size."""
         if self.kind == "conv":
             rows, columns = self.grid(height, width)
             return 9 * self.in_channels * self.channels * rows * columns
@@ -139,11 +136,7 @@ class Layer:
 
 @functools.cache
 def layer_table(model: str) -> tuple[Layer, ...]:
-    """All layers of `model` in the order in which they are computed.
-
-    Raises:
-        UsageError: `model` is no VGG variant of torchvision.
-    """
+    """Return all layers of `model` in the order in which they are computed."""
     choose("model", VARIANTS, model)
     batch_norm = model.endswith("_bn")
     return (*_feature_layers(int(model[3:5]), batch_norm=batch_norm), *_classifier_layers())
@@ -227,13 +220,10 @@ _CLASS_LEVEL = 8
 
 
 def find_layer(model: str, name: str) -> Layer:
-    """The layer of `model` that `name`, or an alias of it, names.
+    """Return the layer of `model` that `name`, or an alias of it, names.
 
-    `relu5_3` is `conv5_3`, `relu6` is `fc6`, `logits` is `fc8`.
-
-    Raises:
-        UsageError: no such layer; the nearest names are suggested, and what another tool calls
-            a layer is answered with its name here.
+    `relu5_3` is `conv5_3`, `relu6` is `fc6`, `logits` is `fc8`. An unknown name is answered by the
+    nearest ones, and the name that another tool uses by ours.
     """
     table = {layer.name: layer for layer in layer_table(model)}
     meant = _resolve_alias(name)
@@ -321,12 +311,9 @@ RGB_ENTRY = Entry()
 def parameter_shapes(
     layers: Iterable[Layer], classes: int, channels: int = COLOURS
 ) -> dict[str, tuple[int, ...]]:
-    """Names, as torchvision has them, and shapes of all that `layers` need from a weight file.
+    """Return names, as torchvision has them, and shapes of all tensors that `layers` need.
 
-    Args:
-        layers: of a variant.
-        classes: outputs of fc8.
-        channels: inputs of conv1_1.
+    `classes` are the outputs of fc8, `channels` the inputs of conv1_1.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for layer in layers:
@@ -346,7 +333,7 @@ def parameter_shapes(
 
 
 def variant_of(found: Mapping[str, tuple[int, ...]]) -> str:
-    """The variant whose convolutions are exactly those of a file, by names and shapes; or ''.
+    """Return the variant whose convolutions have exactly these names and shapes; or ''.
 
     The first may take any number of channels.
     """

@@ -25,7 +25,7 @@ from vggfeat.images.skipped import (
     hidden_text,
     member_name,
 )
-from vggfeat.storage.lock_file import refuse_open_lock
+from vggfeat.storage.locks import refuse_open_lock
 from vggfeat.storage.object_store import read_object
 from vggfeat.storage.paths import local_path, path_text, remote_scheme
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 from vggfeat.core.exhaustion import exhaustion_of
 from vggfeat.errors import DecodeError
 from vggfeat.storage.descriptors import open_descriptor
-from vggfeat.storage.lock_file import is_open_lock
+from vggfeat.storage.locks import is_open_lock
 from vggfeat.storage.object_store import read_object
 from vggfeat.storage.paths import dangling_link, local_path, remote_scheme
 

@@ -116,10 +116,8 @@ def _published(
     except BaseException as error:
         if handle >= 0 and _is_at(handle, name):
             os.unlink(name)
-        elif isinstance(
-            error, KeyboardInterrupt
-        ):  # perhaps after the file was created and before `handle`
-            _remove_unused(name)
+        elif isinstance(error, KeyboardInterrupt):
+            _remove_unused(name)  # perhaps it was created, and `handle` not yet assigned
         raise
     finally:
         if handle >= 0:

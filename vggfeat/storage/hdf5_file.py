@@ -82,16 +82,14 @@ class Hdf5Output:
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Move to an offset; HDF5 asks for the size by the end."""
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size()}[whence]
+        size = os.fstat(self._handle).st_size
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: size}[whence]
         self._at = base + offset
         return self._at
 
     def tell(self) -> int:
         """Return the offset."""
         return self._at
-
-    def _size(self) -> int:
-        return os.fstat(self._handle).st_size
 
     def write(self, data: memoryview) -> int:
         """Write all bytes at the offset; report all as written whatever came of it."""
@@ -164,11 +162,8 @@ def checked_hdf5(target: BinaryIO, **options: Any) -> Iterator[tuple[h5py.File, 
         with checked.defer_signals(), h5py.File(checked, "w", **options) as file:
             yield file, checked
             file.flush()
-    except (
-        RuntimeError,
-        KeyError,
-        OSError,
-    ):  # HDF5 fails on reading bytes that could not be written
+    # HDF5 fails on reading bytes that could not be written.
+    except (RuntimeError, KeyError, OSError):
         checked.check()
         raise
     checked.check()
@@ -223,9 +218,8 @@ def refuse_if_open_elsewhere(handle: int, path: str) -> None:
         ) from error
     except OSError:  # a file system without such locks
         return
-    fcntl.flock(
-        handle, fcntl.LOCK_UN
-    )  # a decoding process inherits the handle, and would keep the lock
+    # A decoding process inherits the handle, and would keep the lock.
+    fcntl.flock(handle, fcntl.LOCK_UN)
 
 
 @functools.cache

@@ -31,6 +31,7 @@ _PATIENCE = 30.0
 """Seconds after which an image's request is not repeated: less than the default of
 `--decode-timeout`, so that a store that does not answer ends the run and fails no image."""
 
+_GONE = "no such object"
 _MISSING, _DENIED, _AWAY, _CHANGED = "missing", "denied", "away", "changed"
 _SECOND = 10**9
 # Errors that concern one object, and not the store, the bucket or the credentials.
@@ -88,7 +89,10 @@ def file_system(address: str, *, patient: bool = True) -> Any:
     key = (os.getpid(), scheme, patient)
     if key not in _systems:
         fsspec = _import_store(scheme, address)
-        options = {} if patient or scheme != "s3" else _once(fsspec.config.conf.get("s3", {}))
+        options = {}
+        if not patient and scheme == "s3":  # one attempt a request, with what the user configured
+            given = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
+            options["config_kwargs"] = {**given, "retries": {"total_max_attempts": 1}}
         system = fsspec.filesystem(scheme, use_listings_cache=False, **options)
         if options:
             system.retries = 1
@@ -103,12 +107,6 @@ def _import_store(scheme: str, address: str) -> Any:
     package, extra = _PACKAGES[scheme]
     require(package, extra, repr(address))
     return require("fsspec", extra, repr(address))
-
-
-def _once(configured: Any) -> dict[str, Any]:
-    """Return s3fs's options for one attempt a request, with those that the user has configured."""
-    given = configured.get("config_kwargs", {})
-    return {"config_kwargs": {**given, "retries": {"total_max_attempts": 1}}}
 
 
 @contextlib.contextmanager
@@ -131,9 +129,6 @@ def _explain(error: Exception) -> RemoteError:
         said = f"permission denied ({code or reason})"
         return RemoteError(said, _DENIED, of_object=code in _OF_AN_OBJECT)
     return RemoteError(reason or type(error).__name__, _AWAY, of_object=False)
-
-
-_GONE = "no such object"
 
 
 def _code(error: BaseException) -> str:
@@ -212,8 +207,12 @@ def read_object(address: str, size: int = 0, mtime_ns: int = 0) -> bytes:
     if size > LARGEST_OBJECT:
         raise DecodeError(f"larger than {LARGEST_OBJECT} bytes, which is not fetched: {size}")
     try:
-        listed = _listed(address, size, mtime_ns)
-        return _read(address, listed)
+        listed: RemoteEntry | None
+        if mtime_ns:
+            listed = RemoteEntry(address, folder=False, size=size, mtime_ns=mtime_ns, tag="")
+        else:  # as the store describes it now
+            listed = look_up(address)
+        return _read(address, None if listed is None or listed.folder else listed)
     except RemoteError as error:
         if error.of_object:
             raise DecodeError(f"{error} in the store") from error
@@ -221,14 +220,6 @@ def read_object(address: str, size: int = 0, mtime_ns: int = 0) -> bytes:
             f"{address!r} cannot be read: {error}; what is done so far is kept, and the same "
             "command resumes once the store answers"
         ) from error
-
-
-def _listed(address: str, size: int, mtime_ns: int) -> RemoteEntry | None:
-    """Return the object as it was listed, or as the store describes it now; None if missing."""
-    if mtime_ns:
-        return RemoteEntry(address, folder=False, size=size, mtime_ns=mtime_ns, tag="")
-    found = look_up(address)
-    return None if found is None or found.folder else found
 
 
 def _read(address: str, listed: RemoteEntry | None) -> bytes:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final, cast
 
 from vggfeat.core.text import decode_text
 from vggfeat.errors import InputError
-from vggfeat.storage.lock_file import refuse_open_lock
+from vggfeat.storage.locks import refuse_open_lock
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

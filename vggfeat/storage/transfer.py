@@ -86,7 +86,8 @@ def upload(path: str, address: str) -> RemoteEntry:
         the object as it now exists.
     """
     log.info("uploading %s to %s", byte_count(os.stat(path).st_size), address)
-    digest = _digest_of_file(path)
+    with open(path, "rb") as file:
+        digest = _digest_of(lambda _: file.read(_BLOCK))
     try:
         system = file_system(address)
         with explained():
@@ -110,11 +111,6 @@ def _range(system: Any, address: str, at: int, size: int) -> bytes:
     end = min(size, at + _BLOCK)
     data: bytes = system.cat_file(address, start=at, end=end) if at < end else b""
     return data
-
-
-def _digest_of_file(path: str) -> str:
-    with open(path, "rb") as file:
-        return _digest_of(lambda _: file.read(_BLOCK))
 
 
 def _digest_of(block_at: Callable[[int], bytes]) -> str:
