@@ -10,7 +10,7 @@ import typer
 from vggfeat.cli.options import given, settings_options
 from vggfeat.cli.terminal import Bar, Quiet, exit_codes, print_json, set_up_logging, table
 from vggfeat.core.settings import Settings
-from vggfeat.core.signals import how_to_go_on
+from vggfeat.core.signals import how_to_resume
 from vggfeat.core.text import counted, printable
 from vggfeat.errors import InterruptedRunError
 from vggfeat.finetuning.settings import (
@@ -193,7 +193,7 @@ def _lines(found: FinetuneReport, *, fresh: bool) -> list[str]:
     if found.stopped:
         kept = os.path.lexists(found.out)
         again = (
-            how_to_go_on(fresh=fresh, kept=kept) if fresh else "the same command again resumes it"
+            how_to_resume(fresh=fresh, kept=kept) if fresh else "the same command again resumes it"
         )
         lines.append(f"  UNFINISHED ({found.stopped}); {again}")
     if found.warning:

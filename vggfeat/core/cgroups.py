@@ -1,8 +1,8 @@
 """What the kernel's control groups leave this process of memory and cores: of containers and jobs.
 
 Both versions are read, v1 with a hierarchy for each controller and v2 with one for all. A group is
-bound by all groups around it, so the least of their limits counts. Where a container sees its own
-group as the root, or the path of the host, which is not there, what there is of the way is read.
+bound by all groups around it, so the least of their limits counts. A container may see its own
+group as the root, or a path of the host that does not exist in it: then what exists of it is read.
 """
 
 from __future__ import annotations

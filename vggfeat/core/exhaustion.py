@@ -10,13 +10,15 @@ from vggfeat.errors import ResourceError, VggfeatError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_MEMORY = "memory: free some, raise the limit (ulimit -v, the container's), or take a smaller "
-_MEMORY += "--batch-size and fewer --workers"
+_MEMORY = (
+    "memory: free some, raise the limit (ulimit -v, the container's), or take a smaller "
+    "--batch-size and fewer --workers"
+)
 _FILES = "open files: raise the limit (ulimit -n), or take fewer --workers"
 PROCESSES = (
     "processes or threads: raise the limit (ulimit -u, the container's pids), or take fewer "
+    "--workers; OMP_NUM_THREADS=1 needs fewest threads"
 )
-PROCESSES += "--workers; OMP_NUM_THREADS=1 needs fewest threads"
 
 _BY_NUMBER: Mapping[int, str] = {
     errno.ENOMEM: _MEMORY,

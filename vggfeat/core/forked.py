@@ -1,7 +1,7 @@
 """A forked child of a process whose threads have computed: there torch would wait for ever.
 
-Of a process that forks, the child has one thread. The pool that OpenMP computes with is gone, but
-its records say that it is there, so the first parallel loop waits for threads that do not exist.
+A forked child has one thread. The threads that OpenMP computes with are gone, but its records list
+them, so the first parallel loop waits for threads that do not exist.
 """
 
 from __future__ import annotations
@@ -21,11 +21,7 @@ def note_computing() -> None:
 
 
 def refuse_broken_threads() -> None:
-    """Refuse to compute where it would never end.
-
-    Raises:
-        UsageError: this process was forked from one that had computed in several threads.
-    """
+    """Refuse to compute in a fork of a process that computed in several threads: it never ends."""
     torch: Any = sys.modules.get("torch")
     if _state["broken"] and torch is not None and torch.get_num_threads() > 1:
         raise UsageError(

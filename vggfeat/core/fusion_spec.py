@@ -53,7 +53,11 @@ class Recipe:
 
     def __post_init__(self) -> None:
         known = {"method": METHODS, "norm": ROW_NORMS, "final_norm": FINAL_NORMS}
-        wrong = [*unknown_choices(self, known), *_wrong_layers(self), *_wrong_weights(self)]
+        wrong = unknown_choices(self, known)
+        if len(self.layers) < 2:  # noqa: PLR2004 one layer is fused with nothing
+            found = ", ".join(self.layers) or "none"
+            wrong.append(f"fusing takes two layers or more, found {found}; name them with --layers")
+        wrong += _wrong_weights(self)
         if wrong:
             raise UsageError("; ".join(wrong))
 
@@ -95,13 +99,6 @@ class Recipe:
                 "weights": list(self.weights),
             }
         )
-
-
-def _wrong_layers(recipe: Recipe) -> list[str]:
-    if len(recipe.layers) >= 2:  # noqa: PLR2004 one layer is fused with nothing
-        return []
-    found = ", ".join(recipe.layers) or "none"
-    return [f"fusing takes two layers or more, found {found}; name them with --layers"]
 
 
 def _wrong_weights(recipe: Recipe) -> list[str]:

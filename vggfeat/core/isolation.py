@@ -55,12 +55,9 @@ def isolated() -> Iterator[None]:
     Covers torch (autocast, default dtype and device, modes, gradients, TF32 by the old and the new
     settings, cuDNN, oneDNN, deterministic algorithms, anomaly detection, denormals, global hooks of
     modules and optimizers, hooks on saved tensors), NumPy's error handling, warnings as errors, the
-    recursion limit and h5py's configuration. torch's part is left
-    out where torch is not loaded: then nobody has set anything. The number of threads is the
-    caller's to choose and is kept.
-
-    Raises:
-        ResourceError: the block ran out of memory, processes, threads or open files.
+    recursion limit and h5py's configuration. Without torch loaded nobody has set anything of it.
+    The number of threads is the caller's to choose and is kept. A block that runs out of memory,
+    processes, threads or open files raises ResourceError.
     """
     torch: Any = sys.modules.get("torch")
     with contextlib.ExitStack() as stack:
@@ -172,7 +169,7 @@ def _put_back(hooks: dict[int, Any], kept: dict[int, Any]) -> None:
 
 
 def _set_flags(core: Any, stack: contextlib.ExitStack) -> None:
-    """Sets switches that choose between algorithms to what they are in a fresh process."""
+    """Set switches that choose between algorithms to what they are in a fresh process."""
     fresh = {
         "cudnn_enabled": (True,),
         "cudnn_benchmark": (False,),
@@ -195,7 +192,7 @@ def _set_flags(core: Any, stack: contextlib.ExitStack) -> None:
 
 
 def _set_float32(torch: Any, stack: contextlib.ExitStack) -> None:
-    """Has float32 stay float32, by the settings of old and of new, which contradict each other.
+    """Keep float32 exact, by torch's old and its new settings, which contradict each other.
 
     Once a program has used both, reading an old one raises. So the new ones are read first, from
     the most general one down, each switched off before the next, which else would inherit from it;
@@ -252,7 +249,7 @@ def _warn_of_missing(name: str) -> None:
 
 
 def _old_matmul_precision(torch: Any, put: Callable[[str, str, str], None]) -> str:
-    """What `torch.set_float32_matmul_precision` was given last."""
+    """Return what `torch.set_float32_matmul_precision` was given last."""
     for cuda, mkldnn in (("ieee", "ieee"), ("tf32", "tf32"), ("tf32", "bf16")):
         put("cuda", "matmul", cuda)
         put("mkldnn", "matmul", mkldnn)
@@ -262,7 +259,7 @@ def _old_matmul_precision(torch: Any, put: Callable[[str, str, str], None]) -> s
 
 
 def _old_allow_tf32(core: Any, put: Callable[[str, str, str], None]) -> bool:
-    """What `torch.backends.cudnn.allow_tf32` was set to last."""
+    """Return what `torch.backends.cudnn.allow_tf32` was set to last."""
     for precision in ("tf32", "none"):
         put("cuda", "conv", precision)
         put("cuda", "rnn", precision)

@@ -28,7 +28,7 @@ class Option:
         kind: type of the value.
         default: value where none is given.
         unset: in words, what an empty default stands for, e.g. "any number".
-        choices: all values there are; empty where there are others.
+        choices: all allowed values; empty if others are allowed too.
         words: values besides numbers, e.g. "auto".
         within: least and largest number; None where the value is no number.
         above: whether the least number itself is excluded.

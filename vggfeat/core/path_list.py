@@ -67,12 +67,11 @@ def read_paths(
     Args:
         data: the whole list.
         name: what the list is to the user, for errors, e.g. "list 'a.txt'".
-        exists: whether there is something at a path.
+        exists: whether something exists at a path.
         resolve: gives the path that an entry stands for, e.g. that of an address.
 
-    Raises:
-        UsageError: UTF-16 that has no mark or is broken, UTF-32, an image, an archive or other data
-            that is no list, or an entry that ends in `..` or stands for the folder `.` or `/`.
+    UTF-16 without a mark, UTF-32, an image, an archive and other data are refused, and so is an
+    entry that ends in `..` or stands for the folder `.` or `/`.
     """
     data = _to_bytes(data, name)
     lines = b"\0" not in data
@@ -122,11 +121,7 @@ def _to_bytes(data: bytes, name: str) -> bytes:
 
 
 def _check_is_list(data: bytes, separator: bytes, name: str, exists: Exists) -> None:
-    """Refuse UTF-16 without its mark, and what begins like other data than paths.
-
-    Raises:
-        UsageError: it is no list.
-    """
+    """Refuse UTF-16 without its mark, and what begins like other data than paths."""
     head = data[:_LOOKED_AT]
     if separator == b"\0" and _is_utf16(head, exists):
         raise UsageError(
@@ -181,11 +176,7 @@ def _lines(data: bytes, exists: Exists) -> Iterator[bytes]:
 
 
 def _check_path(path: bytes, where: str, name: str) -> None:
-    """Refuse an entry that would take in everything below a folder nobody named, or is no path.
-
-    Raises:
-        UsageError: with the number of the entry.
-    """
+    """Refuse an entry that would take in everything below a folder nobody named, or is no path."""
     if len(path) > _LONGEST:
         raise UsageError(
             f"{name} is no list of paths: {where} has {counted(len(path), 'byte')}, a path has at "

@@ -11,7 +11,7 @@ from vggfeat.core.choices import unknown_value
 from vggfeat.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 Crop = Literal["center", "none", "pad", "squash"]
 Exif = Literal["apply", "ignore"]
@@ -159,27 +159,24 @@ def parse_corruptions(text: str) -> tuple[Corruption, ...]:
 
 def parse_window(text: str) -> tuple[float, float] | None:
     """Return level and width of `LEVEL,WIDTH`; None for empty text."""
-    values = _numbers(text)
-    if values == ():
-        return None
-    if values is None or len(values) != 2 or values[1] <= 0:  # noqa: PLR2004 level and width
-        raise UsageError(
-            f"window is {text!r}; expected level and width in the file's own units, such as "
-            "40,400, the width above 0"
-        )
-    return values[0], values[1]
+    expected = "level and width in the file's own units, such as 40,400, the width above 0"
+    return _pair("window", text, expected, lambda _, width: width > 0)
 
 
 def parse_clip(text: str) -> tuple[float, float] | None:
     """Return the two percentiles of `LOW,HIGH`; None for empty text."""
+    expected = "two percentiles from 0 to 100, such as 0.5,99.5, the lower one first"
+    return _pair("clip", text, expected, lambda low, high: 0 <= low < high <= _PERCENT)
+
+
+def _pair(
+    name: str, text: str, expected: str, fits: Callable[[float, float], bool]
+) -> tuple[float, float] | None:
     values = _numbers(text)
     if values == ():
         return None
-    if values is None or len(values) != 2 or not 0 <= values[0] < values[1] <= _PERCENT:  # noqa: PLR2004 low and high
-        raise UsageError(
-            f"clip is {text!r}; expected two percentiles from 0 to 100, such as 0.5,99.5, the "
-            "lower one first"
-        )
+    if values is None or len(values) != 2 or not fits(*values):  # noqa: PLR2004 a pair
+        raise UsageError(f"{name} is {text!r}; expected {expected}")
     return values[0], values[1]
 
 
@@ -200,30 +197,24 @@ def parse_clahe(text: str) -> tuple[float, int] | None:
 
 def parse_mean(text: str, channels: int) -> tuple[float, ...]:
     """Return means of pixels in [0, 1], one a channel; empty for empty text."""
-    values = _each(text, channels)
-    if values is None or not all(0 <= value <= 1 for value in values):
-        raise UsageError(_no_levels("mean", text, channels, "from 0 to 1, of pixels in [0, 1]"))
-    return values
+    return _levels("mean", text, channels, "from 0 to 1", lambda value: 0 <= value <= 1)
 
 
 def parse_std(text: str, channels: int) -> tuple[float, ...]:
     """Return standard deviations of pixels in [0, 1], one a channel; empty for empty text."""
-    values = _each(text, channels)
-    if values is None or not all(0 < value <= 1 for value in values):
-        raise UsageError(_no_levels("std", text, channels, "above 0, up to 1, of pixels in [0, 1]"))
-    return values
+    return _levels("std", text, channels, "above 0, up to 1", lambda value: 0 < value <= 1)
 
 
-def _no_levels(name: str, text: str, channels: int, expected: str) -> str:
-    of = "one number" if channels == 1 else f"one number, or {channels} separated by commas"
-    return f"{name} is {text!r}; expected {of}, {expected}"
-
-
-def _each(text: str, channels: int) -> tuple[float, ...] | None:
+def _levels(
+    name: str, text: str, channels: int, room: str, fits: Callable[[float], bool]
+) -> tuple[float, ...]:
     values = _numbers(text)
     if values is not None and len(values) == 1:
-        return values * channels
-    return values if values is not None and len(values) in (0, channels) else None
+        values *= channels
+    if values is None or len(values) not in (0, channels) or not all(map(fits, values)):
+        of = "one number" if channels == 1 else f"one number, or {channels} separated by commas"
+        raise UsageError(f"{name} is {text!r}; expected {of}, {room}, of pixels in [0, 1]")
+    return values
 
 
 def _numbers(text: str) -> tuple[float, ...] | None:

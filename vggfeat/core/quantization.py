@@ -36,7 +36,7 @@ class Scales:
 
     @classmethod
     def over(cls, low: NDArray[np.floating[Any]], high: NDArray[np.floating[Any]]) -> Scales:
-        """Scales that spread the codes over `low` to `high`, each (D,) or (C,).
+        """Return scales that spread the codes over `low` to `high`, each (D,) or (C,).
 
         The lowest value comes back exactly: the zeros that a ReLU leaves stay zeros.
         """
@@ -46,13 +46,13 @@ class Scales:
         return cls(scale, low32 + np.float32(LARGEST_CODE) * scale)
 
     def along(self, ndim: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Scale and offset shaped to go with rows, (n, D) or (n, C, H, W), of `ndim` axes."""
+        """Return scale and offset shaped to fit rows, (n, D) or (n, C, H, W), of `ndim` axes."""
         shape = (-1, *[1] * (ndim - 2))
         return self.scale.reshape(shape), self.offset.reshape(shape)
 
 
 def encode(x: NDArray[np.float32], scales: Scales) -> tuple[NDArray[np.int8], int]:
-    """Codes of finite values, and how many lay beyond the range and were set to its end.
+    """Return codes of finite values, and how many were beyond the range and set to its end.
 
     Args:
         x: float32 (n, D) or (n, C, H, W).
@@ -65,13 +65,13 @@ def encode(x: NDArray[np.float32], scales: Scales) -> tuple[NDArray[np.int8], in
 
 
 def to_float16(x: NDArray[np.float32]) -> tuple[NDArray[np.float16], int]:
-    """Finite values as float16, and how many lay beyond its range and were set to its end."""
+    """Return finite values as float16, and how many were beyond its range and set to its end."""
     beyond = int((np.abs(x) > _FLOAT16_MAX).sum())
     return x.clip(-_FLOAT16_MAX, _FLOAT16_MAX).astype(np.float16), beyond
 
 
 def decode_codes(codes: NDArray[np.int8], scales: Scales) -> NDArray[np.float32]:
-    """The values, float32, shaped as `codes`; NaN where they are not a number."""
+    """Return the values, float32, shaped as `codes`; NaN where they are not a number."""
     scale, offset = scales.along(codes.ndim)
     values = codes.astype(np.float32) * scale + offset
     values[codes == NAN_CODE] = np.nan
@@ -79,7 +79,7 @@ def decode_codes(codes: NDArray[np.int8], scales: Scales) -> NDArray[np.float32]
 
 
 def scales_digest(scales: Mapping[str, Scales]) -> str:
-    """SHA-256 over all scales and offsets in the order of the layers' names; empty if none."""
+    """Return SHA-256 over all scales and offsets in the order of the layers' names, or ''."""
     if not scales:
         return ""
     digest = hashlib.sha256()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def average_precision(scores: NDArray[np.float32], relevant: NDArray[np.bool_]) -> float:
-    """Mean over the relevant images of the precision down to each one's score.
+    """Return the mean over the relevant images of the precision down to each one's score.
 
     Images of equal score count together, so that their order does not matter. This is the sum of
     precision times gain in recall over all thresholds, without interpolation (Manning, Raghavan
@@ -38,14 +38,9 @@ def average_precision(scores: NDArray[np.float32], relevant: NDArray[np.bool_]) 
 
 
 def first_relevant(scores: NDArray[np.float32], relevant: NDArray[np.bool_]) -> float:
-    """How many irrelevant images come before the best relevant one, or tie with it.
+    """Count the irrelevant images before the best relevant one, or tied with it, (n,) and (n,).
 
-    Args:
-        scores: float (n,).
-        relevant: bool (n,).
-
-    Returns:
-        A whole number from 0; NaN where nothing is relevant.
+    NaN if nothing is relevant.
     """
     if not relevant.any():
         return math.nan

@@ -259,7 +259,7 @@ class Summary(HasRowCounts):
         batch_size: images a pass.
         workers: decoding processes.
         seconds: of the whole run.
-        images_per_second: of this run's images, from the first batch asked for to the last written.
+        images_per_second: of this run's images, from the first batch requested to the last written.
         stages: where the time went.
         share: of a sharded cache, the share that all counts are of; empty for all of it.
         skipped: files that the listing of this run skipped, by kind: see `ImageList.skipped`;

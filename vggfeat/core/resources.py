@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import os
@@ -19,9 +20,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 
 
 def usable_cores() -> int:
-    """Cores this process may run on, which a container or a job scheduler may have made few.
+    """Return the cores that this process may use, as a container or a job scheduler limits them.
 
-    A quota of time, as containers have, counts as so many cores, a part of one as a whole one.
+    A quota of time counts as so many cores, rounded up.
     """
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
@@ -32,21 +33,19 @@ def usable_cores() -> int:
 
 
 def user_cache() -> str:
-    """Return where programs of this user keep what they can get again, an absolute path.
+    """Return the absolute path of this user's cache folder, `$XDG_CACHE_HOME` or `~/.cache`.
 
-    `$XDG_CACHE_HOME`, else `~/.cache`. As its specification has it, an empty or relative value
-    counts as not set. A home is `$HOME`, or what the user database says.
-
-    Raises:
-        UsageError: there is neither.
+    As its specification has it, an empty or relative value counts as not set. The home is `$HOME`,
+    or what the user database says; without either a UsageError says what to set.
     """
     named = os.path.expanduser(os.environ.get("XDG_CACHE_HOME", ""))
     if os.path.isabs(named):
         return named
     home = os.environ.get("HOME", "")
     if not os.path.isabs(home):
-        home = _home_in_database()
-    if not home:
+        with contextlib.suppress(KeyError):  # the user database does not know this user
+            home = pwd.getpwuid(os.getuid()).pw_dir
+    if not os.path.isabs(home):
         raise UsageError(
             "no folder for weights and other files to keep: HOME is not set, and neither is "
             "XDG_CACHE_HOME; set one of them to an absolute path"
@@ -54,28 +53,19 @@ def user_cache() -> str:
     return os.path.join(home, ".cache")
 
 
-def _home_in_database() -> str:
-    """Return the user's home in the user database; empty where there is none."""
-    try:
-        home = pwd.getpwuid(os.getuid()).pw_dir
-    except KeyError:
-        return ""
-    return home if os.path.isabs(home) else ""
-
-
 def keep_freed_memory() -> bool:
-    """Has glibc keep freed blocks for the next batch, however large; whether that could be done.
+    """Make glibc keep freed blocks for the next batch, however large; return whether it does.
 
     By default it maps every large block anew, and the kernel clears its pages as they are touched:
-    of a shallow network on a CPU that is a third of the time. It holds for the whole process,
-    which then keeps the memory it once needed; so the command line asks for it, and the library
-    leaves it to its user. Call it before the first tensor is made.
+    with a shallow network on a CPU that is a third of the time. It holds for the whole process,
+    which then keeps the memory it once needed; so the command line calls it, and the library leaves
+    it to its user. Call it before the first tensor is made.
     """
     return _set_malloc({_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1})
 
 
 def give_freed_memory_back() -> bool:
-    """The opposite, for processes that need much memory seldom; whether that could be done."""
+    """Do the opposite, for processes that seldom need much memory; return whether it worked."""
     limits = {_M_MMAP_MAX: 65_536, _M_MMAP_THRESHOLD: 2**25, _M_TRIM_THRESHOLD: 2**26}
     return _set_malloc(limits)
 

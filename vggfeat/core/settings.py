@@ -283,7 +283,7 @@ class Settings:
             raise UsageError("; ".join(wrong))
 
     def preprocess(self) -> Preprocess:
-        """The preprocessing these settings come to."""
+        """Return the preprocessing that these settings amount to."""
         own = NORMALISATIONS[self.transform_name]
         size = self.size or own.size
         resize = self.resize or round(size * own.resize / own.size)
@@ -305,7 +305,7 @@ class Settings:
 
     @classmethod
     def for_weights(cls, weights: str, **given: Any) -> Settings:
-        """Settings as given, and for those not given what a weight file was trained with.
+        """Return settings as given, and for those not given what a weight file was trained with.
 
         What `vggfeat.adapt` writes says so; other weights leave the usual defaults.
         """
@@ -340,11 +340,11 @@ class Settings:
         return (recipe.method,) if recipe else tuple(map(str, self.specs))
 
     def failures_allowed(self, images: int) -> int:
-        """How many of `images` may fail before the run counts as failed."""
+        """Return how many of `images` may fail before the run counts as failed."""
         return share_of(self.max_failures, images)
 
     def removals_allowed(self, images: int) -> int:
-        """How many of `images` may be gone before an update is refused."""
+        """Return how many of `images` may be gone before an update is refused."""
         return share_of(self.max_removed, images)
 
     @property
@@ -353,7 +353,7 @@ class Settings:
         return seconds_of(self.time_limit)
 
     def as_dict(self) -> dict[str, Any]:
-        """All settings by name, ready for JSON."""
+        """Return all settings by name, ready for JSON."""
         return {name: getattr(self, name) for name in SETTING_NAMES}
 
 

@@ -26,8 +26,8 @@ class TerminatedError(KeyboardInterrupt):
         self.exit_status = 128 + signum
 
 
-def how_to_go_on(*, fresh: bool, kept: bool = False) -> str:
-    """Say which command does what an interrupted run has left.
+def how_to_resume(*, fresh: bool, kept: bool = False) -> str:
+    """Say which command resumes an interrupted run.
 
     Args:
         fresh: whether the run was to begin again.
@@ -42,7 +42,7 @@ def how_to_go_on(*, fresh: bool, kept: bool = False) -> str:
 
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Has SIGTERM and SIGHUP raise `TerminatedError`, so that what must be tidied up is."""
+    """Make SIGTERM and SIGHUP raise `TerminatedError`, so that what must be tidied up is."""
 
     def end(signum: int, _frame: FrameType | None) -> None:
         raise TerminatedError(signum)
@@ -104,7 +104,7 @@ class StopFlag:
 
     @property
     def seconds_left(self) -> float:
-        """Until the end of the time there is; infinite where there is no limit."""
+        """Seconds until the time limit; infinite without one."""
         return self._deadline - time.monotonic()
 
     def allows(self, seconds: float) -> bool:

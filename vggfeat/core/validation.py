@@ -21,7 +21,7 @@ from vggfeat.core.preprocessing import (
 from vggfeat.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from vggfeat.core.settings import Settings
 
@@ -42,20 +42,14 @@ def wrong_values(settings: Settings) -> list[str]:
     return [*problems_of(settings), *_wrong_patterns(settings), *_wrong_words(settings)]
 
 
-# What is text here and has a grammar of its own, with what reads it.
-_GRAMMARS: Mapping[str, Callable[[str], object]] = {
-    "augment": parse_corruptions,
-    "window": parse_window,
-    "clip": parse_clip,
-    "clahe": parse_clahe,
-}
-
-
 def _wrong_words(settings: Settings) -> list[str]:
     """Return the errors of texts that their grammar does not know."""
     channels = settings.channels if type(settings.channels) is int else RGB
     readers: dict[str, Callable[[str], object]] = {
-        **_GRAMMARS,
+        "augment": parse_corruptions,
+        "window": parse_window,
+        "clip": parse_clip,
+        "clahe": parse_clahe,
         "mean": partial(parse_mean, channels=channels),
         "std": partial(parse_std, channels=channels),
     }

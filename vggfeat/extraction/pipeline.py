@@ -19,7 +19,7 @@ from vggfeat.cache.format import DIGEST_BYTES
 from vggfeat.cache.sharded import open_cache
 from vggfeat.cache.writer import CacheWriter, create_cache
 from vggfeat.core.records import FeatureBatch, Progress, Summary
-from vggfeat.core.signals import StopFlag, how_to_go_on
+from vggfeat.core.signals import StopFlag, how_to_resume
 from vggfeat.core.text import agree, counted
 from vggfeat.errors import InterruptedRunError, TooManyFailuresError
 from vggfeat.extraction.metadata import prepare_cache
@@ -317,7 +317,7 @@ def raise_if_cut_short(
         raise InterruptedRunError(
             f"stopped by {signal.Signals(signum).name}: {summary.done} of "
             f"{counted(images, 'image')} {agree(summary.done, 'is')} done, {summary.pending} "
-            f"{agree(summary.pending, 'is')} left; {how_to_go_on(fresh=request.fresh)}",
+            f"{agree(summary.pending, 'is')} left; {how_to_resume(fresh=request.fresh)}",
             signum,
             summary,
         )

@@ -18,7 +18,7 @@ from vggfeat.cache.reader import FeatureCache
 from vggfeat.cache.rows import match_paths
 from vggfeat.core.isolation import isolated
 from vggfeat.core.records import Progress
-from vggfeat.core.signals import StopFlag, how_to_go_on
+from vggfeat.core.signals import StopFlag, how_to_resume
 from vggfeat.core.text import agree, counted
 from vggfeat.errors import InterruptedRunError, UsageError
 from vggfeat.extraction.api import ExtractRequest
@@ -212,7 +212,7 @@ def _run(task: _Task, *, fresh: bool) -> FinetuneReport:
     if report.stopped and task.stop:
         raise InterruptedRunError(
             f"stopped by {report.stopped} in epoch {len(report.epochs) + 1}; "
-            + how_to_go_on(fresh=fresh, kept=os.path.lexists(files.out)),
+            + how_to_resume(fresh=fresh, kept=os.path.lexists(files.out)),
             task.stop.signum,
             report,
         )

@@ -33,7 +33,7 @@ def mirror_folder() -> str:
 def local_copy(address: str) -> str:
     """Return a local copy of the cache at `address`: a file, or a folder of its shards.
 
-    The store is asked each time whether its content is still the one fetched last. Older copies are
+    Each call checks whether the store still has the content that was fetched last. Older copies are
     deleted a day after they were last used: a program that has one open may read another layer of
     it at any time.
     """

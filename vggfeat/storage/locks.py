@@ -404,7 +404,7 @@ class LockFile:
 def is_held_elsewhere(path: str) -> bool:
     """Return whether another process holds the lock file `path`, without locking or creating it.
 
-    A file that cannot be opened or asked counts as not held: acquiring the lock will say why.
+    A file that cannot be opened or queried counts as not held: acquiring the lock will say why.
     """
     if not hasattr(fcntl, "F_OFD_GETLK"):
         return False

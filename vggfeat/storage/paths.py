@@ -41,7 +41,13 @@ def check_place(out: str, what: str = "output") -> None:
             raise UsageError(
                 f"{what} {out!r} is not a file name: {error.strerror}; name another place"
             ) from error
-        _check_folder(out, what)
+        target, is_link = os.path.realpath(out), os.path.islink(out)
+        folder = os.path.dirname(target if is_link else os.path.abspath(out))
+        if not os.path.isdir(folder):
+            named = f"{what} {out!r}" + (f" is a link to {target!r}" if is_link else "")
+            raise UsageError(
+                f"{named}: its folder {folder!r} does not exist; create it first"
+            ) from error
         return
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise UsageError(
@@ -56,15 +62,6 @@ def refuse_standard_output(out: str, what: str = "output") -> None:
         raise UsageError(
             f"{what} '-' is not standard output here, where no file is written to; name a file"
         )
-
-
-def _check_folder(out: str, what: str) -> None:
-    target = os.path.realpath(out)
-    is_link = os.path.islink(out)
-    folder = os.path.dirname(target if is_link else os.path.abspath(out))
-    if not os.path.isdir(folder):
-        named = f"{what} {out!r} is a link to {target!r}" if is_link else f"{what} {out!r}"
-        raise UsageError(f"{named}: its folder {folder!r} does not exist; create it first")
 
 
 def resolve(path: str) -> str:
@@ -114,7 +111,7 @@ _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*)://")
 
 
 def remote_scheme(path: str | bytes | PathLike[str]) -> str:
-    """`s3` of `s3://bucket/folder`, lower case; '' for a path of this machine.
+    """Return `s3` of `s3://bucket/folder`, lower case; '' for a path of this machine.
 
     Only text can be an address: a `Path` never is one, since it folds the two slashes.
     """
@@ -135,9 +132,7 @@ def local_path(text: str | bytes) -> str | bytes:
 
     RFC 8089: `file:///a%20b/c.jpg`, `file://localhost/…` and `file:/…`. A folder called `file:` is
     `./file:`.
-
-    Raises:
-        UsageError: the address is of another host, or names no path.
+    An address of another host, or without a path, is refused.
     """
     data = text if isinstance(text, bytes) else os.fsencode(text)
     found = _FILE_ADDRESS.fullmatch(data)
@@ -153,15 +148,11 @@ def local_path(text: str | bytes) -> str | bytes:
 
 
 def path_text(path: str | PathLike[str]) -> str:
-    """Return a user's path as text; a `file:` address, which only text can be, as its path.
-
-    Raises:
-        UsageError: see `local_path`.
-    """
+    """Return a user's path as text; a `file:` address, which only text can be, as its path."""
     return local_path(path) if isinstance(path, str) else os.fspath(path)
 
 
 def absolute_place(path: str) -> str:
-    """A path made absolute; an address in an object store as it is, without a slash at its end."""
+    """Return an absolute path; an address in an object store stays, less a slash at its end."""
     path = local_path(path)
     return path.rstrip("/") if remote_scheme(path) else os.path.abspath(path)

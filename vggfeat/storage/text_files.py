@@ -98,12 +98,12 @@ class _Recoded(io.RawIOBase):
         while not self._waiting:
             read = self._stream.read(_BLOCK)
             # Text of UTF-8 is not decoded: some of these files hold words that are none.
-            self._waiting = read if self._encoding == "utf-8" else self._recode(read)
+            if self._encoding == "utf-8":
+                self._waiting = read
+            else:
+                self._waiting = self._decoder.decode(read, final=not read).encode()
             if not read:
                 break
         taken, self._waiting = self._waiting[:count], self._waiting[count:]
         self._position += len(taken)
         return taken
-
-    def _recode(self, read: bytes) -> bytes:
-        return self._decoder.decode(read, final=not read).encode()

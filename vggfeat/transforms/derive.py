@@ -33,7 +33,7 @@ from vggfeat.core.records import (
     Progress,
     RowCounts,
 )
-from vggfeat.core.signals import StopFlag, how_to_go_on
+from vggfeat.core.signals import StopFlag, how_to_resume
 from vggfeat.core.steps import Step
 from vggfeat.core.text import agree, counted
 from vggfeat.errors import CacheMismatchError, InterruptedRunError, UsageError
@@ -146,7 +146,7 @@ def derive(
         raise InterruptedRunError(
             f"stopped by {signal.Signals(stop.signum).name}: {result.done} of "
             f"{counted(result.rows, 'row')} {agree(result.done, 'is')} done; "
-            f"{how_to_go_on(fresh=begin == 'fresh')}",
+            f"{how_to_resume(fresh=begin == 'fresh')}",
             stop.signum,
             result,
         )
