@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import posixpath
 import unicodedata
@@ -15,7 +16,7 @@ _FILE_ADDRESS = b"file://"
 
 
 class PathIndex:
-    r"""Finds images by path, as it stands before any other way of writing it.
+    r"""Find images by path, as it stands before any other way of writing it.
 
     Other ways are `./` in front and `//` within, backslashes, an absolute path or `file://` address
     below the root, `%20` for a blank, and another Unicode form than the file system has.
@@ -33,10 +34,7 @@ class PathIndex:
 
     def find(self, path: bytes) -> int | None:
         """Return the place of an image among the paths; None where it is not one of them."""
-        place = self._places.get(path)
-        if place is not None:
-            return place
-        for one in self._ways(path):
+        for one in itertools.chain((path,), self._ways(path)):
             place = self._places.get(one)
             if place is not None:
                 return place

@@ -30,7 +30,6 @@ from vggfeat.storage.descriptors import fill_standard_descriptors, open_descript
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
-    from types import TracebackType
 
     from typing_extensions import Self
 
@@ -169,12 +168,7 @@ class SharedLock:
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def acquire_shared(self, notice: Callable[[], None]) -> None:
