@@ -493,8 +493,8 @@ def test_damage_is_told_at_once_with_its_place(tmp_path: Path) -> None:
         f"'{tmp_path}/hole.tar' (no tar header at byte 2048; 1 image before), "
         f"'{tmp_path}/text.tar' (no tar header at byte 0; 0 images before), "
         f"'{tmp_path}/x.zip' (File is not a zip file; 0 images before); every archive must be "
-        "whole, or images would be missing from the file; get it anew, or list what is wanted of "
-        "it as ARCHIVE!MEMBER"
+        "whole, or images would be missing from the file; fetch it again, or list the "
+        "members you want as ARCHIVE!MEMBER"
     )
 
 
@@ -702,7 +702,7 @@ def test_headers_that_lie_about_sizes(kind: bytes, size: int, packed: bool, tmp_
     made(tmp_path / "x.tar", gzip.compress(data) if packed else data)
     tracemalloc.start()
     try:
-        with pytest.raises(InputError, match=r"\(cut short|\(header of|\(size"):
+        with pytest.raises(InputError, match=r"\(cut short|\(header of|\(invalid size"):
             discover([tmp_path / "x.tar"])
         listed = io.BytesIO(f"{tmp_path}/x.tar!a.jpg\n".encode())
         assert isinstance(reason(discover(["-"], stdin=listed)), str)

@@ -59,4 +59,4 @@ def test_nothing_but_hidden_images_is_told(images: Path, tmp_path: Path) -> None
     assert_one_line(done, 3, "no images in 'images' but 2 hidden images and 1 hidden folder (names")
     (images / "notes.txt").write_text("x")
     done = vggfeat("extract", "images", *SMALL, "--out", "a.h5", cwd=tmp_path)
-    assert_one_line(done, 3, "1 file skipped", "there are 2 hidden images and 1 hidden folder")
+    assert_one_line(done, 3, "1 file skipped", "2 hidden images and 1 hidden folder")

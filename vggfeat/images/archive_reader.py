@@ -1,7 +1,7 @@
-"""Tar and zip archives opened for reading: the bytes of one member, found by its `Place`.
+"""Read single members of tar and zip archives, each by its `Place`.
 
-The archives used last stay open in each process, so that one member after the other can be read.
-They are closed in a forked process, which opens its own.
+Each process keeps the archives it used last open, so that one member after the other can be read. A
+forked process closes those it inherits and opens its own.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TAR_MEMBER: Final = -1
 """`Place.method` of a tar's members; those of a zip have the number of their compression."""
 
 MISSING: Final = -1
-"""`Place.offset` of a member that was asked for and is not in the archive."""
+"""`Place.offset` of a member that a list names and the archive lacks."""
 
 _KEPT_OPEN = 8  # archives in each process
 _UNPACKED_AT_MOST = (2**30, 200)  # bytes, and times the file's own size on top
@@ -47,21 +47,29 @@ _ENCRYPTED = 1  # bit of a zip member's flags
 _STORED, _DEFLATED, _BZIPPED = 0, 8, 12  # methods of compression in a zip
 _LOCAL_HEADER = 30  # bytes, without the name and the extra fields that follow
 
+_MAGICS = (
+    (b"\x1f\x8b", "gzip"),
+    (b"BZh", "bzip2"),
+    (b"\xfd7zXZ\0", "xz"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"\x50\x2a\x4d\x18", "zstd"),  # a frame to skip, with which pzstd begins
+)
+
 
 class DamagedError(Exception):
-    """An archive is not as its format wants it; the text says what was found."""
+    """An archive breaks the rules of its format; the text says how."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """What tells an archive from a changed one: bytes, and nanoseconds since 1970."""
+    """An archive that has changed has another one: bytes, and nanoseconds since 1970."""
 
     size: int
     mtime_ns: int
 
 
 class Place(NamedTuple):
-    """Where a member lies in its archive. It has no name, and is a row of a table of `PLACE`.
+    """Where the bytes of an archive's member lie.
 
     Attributes:
         offset: of the data in an unpacked tar, of the local header in a zip; or `MISSING`.
@@ -70,7 +78,7 @@ class Place(NamedTuple):
         crc: CRC-32 of the unpacked bytes; 0 in a tar, which has none.
         method: `TAR_MEMBER`, or the number of the compression in a zip.
         flags: of a zip's member; 0 in a tar.
-        archive: position of the archive among several; 0 where there is only one.
+        archive: position in a list of archives.
     """
 
     offset: int
@@ -82,43 +90,17 @@ class Place(NamedTuple):
     archive: int = 0
 
 
-PLACE: Final = np.dtype(
-    [
-        ("offset", np.int64),
-        ("size", np.int64),
-        ("packed", np.int64),
-        ("crc", np.uint32),
-        ("method", np.int32),
-        ("flags", np.uint16),
-        ("archive", np.int32),
-    ]
-)
-"""A `Place` in an array: a listing of millions of members needs 42 bytes for each."""
-
-
-class ArchiveMember(NamedTuple):
-    """What an archive holds under a name; folders are left out.
-
-    Attributes:
-        name: as the archive has it, the bytes of the file system that it was made from.
-        regular: whether it is a file of its own, not a link, device or file with holes.
-        place: of its bytes.
-    """
-
-    name: bytes
-    regular: bool
-    place: Place
+_TYPES = (np.int64, np.int64, np.int64, np.uint32, np.int32, np.uint16, np.int32)
+PLACE: Final = np.dtype(list(zip(Place._fields, _TYPES, strict=True)))
+"""A `Place` as an array's row: a list of millions of members needs 38 bytes for each."""
 
 
 @contextlib.contextmanager
 def open_member(archive: bytes, stamp: Stamp, place: Place) -> Iterator[BinaryIO]:
     """Open one member of an archive, held in memory.
 
-    Args:
-        archive: path of the archive.
-        stamp: of the archive when it was listed; raises DecodeError if it has another one by now.
-        place: of the member; raises DecodeError if it is missing, encrypted, damaged, too large, or
-            compressed by an unknown method.
+    Raises DecodeError if the archive's stamp is not the given one, or if the member is missing,
+    encrypted, damaged, too large, or compressed by an unknown method.
     """
     if place.offset == MISSING:
         raise DecodeError("no such member in the archive")
@@ -144,9 +126,9 @@ class ArchiveReader:
     the last one read means unpacking from the beginning again.
 
     Args:
-        path: the archive; raises DecodeError if it is no regular file.
-        tar: whether to unpack the whole, which may be compressed; raises InputError if it is by
-            zstd, and nothing is installed that unpacks that.
+        path: raises DecodeError if it is no regular file.
+        tar: the archive as a whole may be compressed; raises InputError if it is compressed by zstd
+            and no package for zstd is installed.
     """
 
     def __init__(self, path: bytes, *, tar: bool) -> None:
@@ -157,7 +139,10 @@ class ArchiveReader:
         try:
             status = os.fstat(self.file.fileno())
             self.stamp = Stamp(status.st_size, status.st_mtime_ns)
-            self.compression = _compression(os.pread(self.file.fileno(), 6, 0)) if tar else ""
+            beginning = os.pread(self.file.fileno(), 6, 0) if tar else b""
+            # By the first bytes, since names are often wrong.
+            known = (name for magic, name in _MAGICS if beginning.startswith(magic))
+            self.compression = next(known, "")
             self._module: Any = _zstd(path) if self.compression == "zstd" else None
         except BaseException:
             self.file.close()
@@ -189,7 +174,7 @@ class ArchiveReader:
         self.file.close()
 
     def _read_plain(self, offset: int, count: int) -> bytes:
-        left = min(count, self.stamp.size - offset)  # nothing is allocated for what is not there
+        left = min(count, self.stamp.size - offset)  # no memory for bytes beyond the file's end
         parts = []
         while left > 0:
             part = os.pread(self.file.fileno(), left, offset)
@@ -249,22 +234,8 @@ class ArchiveReader:
         return errors if self._module is None else (*errors, self._module.ZstdError)
 
 
-_MAGICS = (
-    (b"\x1f\x8b", "gzip"),
-    (b"BZh", "bzip2"),
-    (b"\xfd7zXZ\0", "xz"),
-    (b"\x28\xb5\x2f\xfd", "zstd"),
-    (b"\x50\x2a\x4d\x18", "zstd"),  # a frame to skip, with which pzstd begins
-)
-
-
-def _compression(beginning: bytes) -> str:
-    """Return how a file is compressed, by its first bytes: names are often wrong; "" for not."""
-    return next((name for magic, name in _MAGICS if beginning.startswith(magic)), "")
-
-
 def _zstd(path: bytes) -> Any:
-    """Return the module for zstd: the standard library's own, or the package `zstandard`."""
+    """Return the standard library's module for zstd, or the package `zstandard`."""
     try:
         import compression.zstd as module  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
@@ -331,7 +302,7 @@ def _zip_member(source: ArchiveReader, place: Place) -> bytes:
 
 
 def _unpacked(packed: bytes, place: Place) -> bytes:
-    """Return the bytes of a zip's member, at most one more than it is said to have."""
+    """Unpack the bytes of a zip's member, at most one more than the zip states."""
     at_most = place.size + 1
     try:
         if place.method == _STORED:

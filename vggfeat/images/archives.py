@@ -23,7 +23,6 @@ from vggfeat.core.timestamps import clamp_ns
 from vggfeat.images.archive_reader import (
     MISSING,
     PLACE,
-    ArchiveMember,
     ArchiveReader,
     DamagedError,
     Place,
@@ -52,13 +51,13 @@ class Listing:
     """The chosen members of one archive.
 
     Attributes:
-        archive: absolute path of the archive.
+        archive: absolute path.
         stamp: its size and time when it was read.
-        names: (n,) plain names, each once.
-        table: (n,) of `PLACE`, where each lies, with 0 for `archive`.
-        skipped: members skipped, by extension or reason.
+        names: plain names, each once.
+        table: (n,) of `PLACE`, with 0 for `archive`.
+        skipped: counts of members skipped, by extension or reason.
         damage: what is wrong with the archive, '' for nothing.
-        forward_only: whether reading an earlier member means unpacking from the beginning.
+        forward_only: to read an earlier member, unpack from the beginning.
     """
 
     archive: bytes
@@ -72,13 +71,13 @@ class Listing:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Places:
-    """Where the rows of a list lie, for those that are members of archives.
+    """The places of all rows of a list, whose images are members of archives or files.
 
     Attributes:
         archives: absolute paths.
         stamps: of each archive when it was listed.
         table: (N,) of `PLACE`; `archive` is a position in `archives`, or `NO_ARCHIVE`.
-        forward_only: whether any archive can be read forward only.
+        forward_only: at least one archive can be read forward only.
     """
 
     archives: tuple[bytes, ...]
@@ -103,29 +102,20 @@ class Places:
         return ranks
 
 
-def _nowhere(rows: int) -> NDArray[np.void]:
-    """Return the places of rows that are files of their own, (rows,) of `PLACE`."""
-    table = np.zeros(rows, PLACE)
-    table["archive"] = NO_ARCHIVE
-    return table
-
-
 def with_members(
     paths: list[bytes], facts: NDArray[np.int64], listings: Sequence[Listing]
 ) -> tuple[list[bytes], NDArray[np.int64], Places]:
-    """Append members to files, as one set of rows.
+    """Append members to files: return paths, sizes and times, and places of all rows.
 
     Args:
-        paths: absolute, of files.
-        facts: int64 (files, 2), their sizes and times.
-        listings: of archives.
-
-    Returns:
-        Paths, sizes and times of all, members as `ARCHIVE!MEMBER` with their own size and the
-        archive's time, and the place of each row.
+        paths: absolute.
+        facts: int64 (files, 2), sizes and times. A member has its own size and its archive's time.
+        listings: their members get the path `ARCHIVE!MEMBER`.
     """
     taken = frozenset(paths)  # a file may well be called like a member
-    tables = [_nowhere(len(paths))]
+    files = np.zeros(len(paths), PLACE)
+    files["archive"] = NO_ARCHIVE
+    tables = [files]
     all_facts = [facts]
     all_paths = list(paths)
     for number, listing in enumerate(listings):
@@ -153,17 +143,17 @@ def list_archive(path: bytes, *, whole: bool, wanted: Collection[bytes]) -> List
 
     Args:
         path: absolute; raises OSError if it cannot be read.
-        whole: whether to take all members with the extension of an image.
-        wanted: plain names of members to take whatever their extension; those that do not exist get
-            a place all the same, which is `MISSING`.
+        whole: take all members with the extension of an image.
+        wanted: plain names of members to take whatever their extension; the place of those that do
+            not exist is `MISSING`.
     """
     chosen = _Chosen(whole, wanted)
     damage = ""
     is_zip = archive_suffix(path) == ZIP_SUFFIX
     source = ArchiveReader(path, tar=not is_zip)
     try:
-        for member in _zip_members(source) if is_zip else read_tar(source):
-            chosen.look_at(member)
+        for name, place in _zip_members(source) if is_zip else read_tar(source):
+            chosen.look_at(name, place)
     except DamagedError as error:
         damage = str(error)
     finally:
@@ -184,7 +174,7 @@ def list_archive(path: bytes, *, whole: bool, wanted: Collection[bytes]) -> List
 
 @dataclass(slots=True)
 class _Chosen:
-    """The members that are taken, by plain name, and counts of those that are not, by reason."""
+    """The places of members that are taken, by plain name, and counts of others, by reason."""
 
     whole: bool
     wanted: Collection[bytes]
@@ -192,20 +182,25 @@ class _Chosen:
     skipped: Counter[str] = field(default_factory=Counter)
     _hidden: set[bytes] = field(default_factory=set)
 
-    def look_at(self, found: ArchiveMember) -> None:
-        """Take `found`, or count it."""
-        name = member_name(found.name)
-        if not (found.regular and name and name in self.wanted):
-            if not self.whole:
-                return
-            if name and is_hidden(name):
-                self._count_hidden(name)
-                return
-            reason = _why_not(found, name)
-            if reason is not None:
-                self.skipped[reason] += 1
-                return
-        self.places[name] = found.place
+    def look_at(self, given: bytes, place: Place | None) -> None:
+        """Take the member that the archive calls `given`, or count it."""
+        name = member_name(given)
+        if place is not None and name and name in self.wanted:
+            self.places[name] = place
+            return
+        if not self.whole:
+            return
+        kind = extension(given.rpartition(b"/")[2])
+        if name and is_hidden(name):
+            self._count_hidden(name)
+        elif kind not in IMAGE_EXTENSIONS:
+            self.skipped[os.fsdecode(kind)] += 1
+        elif not name:
+            self.skipped[UNSAFE_NAME] += 1
+        elif place is None:
+            self.skipped[NOT_REGULAR] += 1
+        else:
+            self.places[name] = place
 
     def _count_hidden(self, name: bytes) -> None:
         kind, what = hidden_kind(name)
@@ -214,18 +209,8 @@ class _Chosen:
             self.skipped[kind] += 1
 
 
-def _why_not(found: ArchiveMember, name: bytes) -> str | None:
-    """Return why a member is not taken, as a key of `ImageList.skipped`; None for an image."""
-    kind = extension(found.name.rpartition(b"/")[2])
-    if kind not in IMAGE_EXTENSIONS:
-        return os.fsdecode(kind)
-    if not name:
-        return UNSAFE_NAME
-    return None if found.regular else NOT_REGULAR
-
-
-def _zip_members(source: ArchiveReader) -> Iterator[ArchiveMember]:
-    """Yield the members of a zip from its central directory, without folders."""
+def _zip_members(source: ArchiveReader) -> Iterator[tuple[bytes, Place | None]]:
+    """Yield what `read_tar` yields, from the central directory of a zip."""
     try:
         with zipfile.ZipFile(source.file) as archive:
             entries = archive.infolist()
@@ -244,14 +229,14 @@ def _zip_members(source: ArchiveReader) -> Iterator[ArchiveMember]:
             entry.flag_bits,
         )
         kind = stat.S_IFMT(entry.external_attr >> 16) if entry.create_system in _MADE_ON_UNIX else 0
-        yield ArchiveMember(_zip_name(entry), kind in (0, stat.S_IFREG), place)
+        yield _zip_name(entry), place if kind in (0, stat.S_IFREG) else None
 
 
 def _zip_name(entry: zipfile.ZipInfo) -> bytes:
-    """Return a member's name: UTF-8 where the zip says so, else the bytes its maker's system had.
+    """Return a member's name: UTF-8 where the zip says so, else as the file system spelt it.
 
-    Without that flag `zipfile` takes all names for the DOS code page, but those that Unix programs
-    wrote are the file system's own bytes.
+    Without that flag `zipfile` decodes every name by the DOS code page, but Unix programs write the
+    bytes of the file system.
     """
     name = entry.orig_filename
     if entry.flag_bits & _UTF8_NAME:

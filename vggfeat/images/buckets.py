@@ -21,17 +21,16 @@ if TYPE_CHECKING:
 
 _Answer = TypeVar("_Answer")
 
-_ASKED_AT_ONCE = 16
-"""Requests under way while listing: each mostly waits for the network."""
+_REQUESTS_AT_ONCE = 16  # each mostly waits for the network
 
 
 @dataclass(slots=True)
 class Objects:
-    """Objects found below addresses.
+    """Images below addresses.
 
     Attributes:
         found: their addresses, sizes and times of last change.
-        skipped: counts of those skipped, by extension or reason.
+        skipped: counts of objects skipped, by extension or reason.
         root: beginning that all addresses have in common.
     """
 
@@ -40,7 +39,7 @@ class Objects:
     root: bytes = b""
 
     def take(self, entry: RemoteEntry) -> None:
-        """Keep an object of a folder if it is an image by its name, or count it."""
+        """Keep an object of a folder if its name is that of an image, else count it."""
         name = entry.address.rpartition("/")[2].encode(errors="surrogateescape")
         kind = extension(name)
         if not name:
@@ -66,7 +65,7 @@ def find_objects(named: Sequence[str], listed: Sequence[str]) -> Objects:
     Args:
         named: of folders, read with all below them, or of objects; raises InputError if one is
             missing, denied or an archive.
-        listed: of objects; one that does not exist is found with size 0, to become a failed row.
+        listed: of objects; one that does not exist gets size 0, to become a failed row.
     """
     schemes = {remote_scheme(address) for address in (*named, *listed)}
     if len(schemes) > 1:
@@ -75,13 +74,12 @@ def find_objects(named: Sequence[str], listed: Sequence[str]) -> Objects:
             "store: make a cache of each, and merge them"
         )
     objects = Objects()
-    with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
+    with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
         folders, lone = _sort(pool, named)
         for entry in lone:
             objects.add(entry)
         for address, found in zip(listed, _look_up_all(pool, listed), strict=True):
-            there = found if found is not None and not found.folder else None
-            size, time = (there.size, there.mtime_ns) if there else (0, 0)
+            size, time = (found.size, found.mtime_ns) if found and not found.folder else (0, 0)
             objects.found.add(os.fsencode(address), size, time)
         _walk(pool, folders, objects)
     objects.root = _common_root(schemes.pop(), folders, [*listed, *(one.address for one in lone)])
@@ -117,13 +115,11 @@ def _sort(pool: ThreadPoolExecutor, named: Sequence[str]) -> tuple[list[str], li
 def _look_up_all(
     pool: ThreadPoolExecutor, addresses: Sequence[str]
 ) -> Iterable[RemoteEntry | None]:
-    if not addresses:
-        return []
-    return list(pool.map(lambda address: _ask(look_up, address), addresses))
+    return pool.map(lambda address: _ask(look_up, address), addresses)
 
 
 def _walk(pool: ThreadPoolExecutor, folders: Iterable[str], objects: Objects) -> None:
-    """Take the images below folders, one depth after the other."""
+    """Take the images below folders, one level after the other."""
     waiting = sorted(set(folders))
     seen = set(waiting)
     while waiting:
@@ -132,7 +128,9 @@ def _walk(pool: ThreadPoolExecutor, folders: Iterable[str], objects: Objects) ->
             for entry in entries:
                 if not entry.folder and entry.address.endswith("/"):
                     continue  # an object by which consoles show an empty folder
-                if not _is_plain(entry.address):
+                name = entry.address.partition("://")[2].encode(errors="surrogateescape")
+                # No path of a file has a part that is empty, `.` or `..`.
+                if member_name(name) != name:
                     objects.skipped[UNSAFE_NAME] += 1
                 elif not entry.folder:
                     objects.take(entry)
@@ -144,18 +142,12 @@ def _walk(pool: ThreadPoolExecutor, folders: Iterable[str], objects: Objects) ->
         seen |= below
 
 
-def _is_plain(address: str) -> bool:
-    """Return whether no part of the name is empty, `.` or `..`, which no file's path could have."""
-    name = address.partition("://")[2].encode(errors="surrogateescape")
-    return member_name(name) == name
-
-
 def _ask(question: Callable[[str], _Answer], address: str) -> _Answer:
     try:
         return question(address)
     except RemoteError as error:
         raise InputError(
-            f"cannot list {address!r}: {error}; look at its name, and at the credentials and the "
+            f"cannot list {address!r}: {error}; check the name, and the credentials and the "
             "endpoint that the environment names"
         ) from error
 

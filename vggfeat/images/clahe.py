@@ -1,9 +1,9 @@
 """Contrast-limited adaptive histogram equalisation.
 
-Zuiderveld 1994, "Contrast limited adaptive histogram equalization", Graphics Gems IV. An image is
-cut into tiles; each gets the mapping that would spread its own levels evenly, with the steepness
-of that mapping limited so that noise in flat places stays faint; between the middles of tiles
-mappings are blended. Tiles, clip limit and rounding are as OpenCV has them.
+Zuiderveld 1994, "Contrast limited adaptive histogram equalization", Graphics Gems IV. Each tile of
+an image gets the mapping that spreads its levels evenly, of limited steepness so that noise in flat
+areas stays faint; mappings are blended between the centres of tiles. Tiles, clip limit and rounding
+are those of OpenCV.
 """
 
 from __future__ import annotations
@@ -26,18 +26,14 @@ _ROWS_AT_ONCE = 256  # so that a large image needs little memory besides itself
 def equalise(levels: NDArray[Any], limit: float, tiles: int) -> NDArray[Any]:
     """Equalise levels tile by tile.
 
-    Of RGB the luma (ITU-R BT.601) is equalised, and each channel is moved by as much as its luma:
-    differences of colour stay. Any other channels are equalised each by itself.
+    In RGB, the luma (ITU-R BT.601) is equalised, and each channel moves by as much as the luma, so
+    that differences of colour stay. Other channels are equalised independently.
 
     Args:
-        levels: uint8 or uint16 (H, W, C). Histograms have 256 bins in both; between the levels of
-            bins, 16 bits are interpolated.
-        limit: most pixels in a bin, as a multiple of a bin's pixels if all levels were equally
-            frequent; the excess is spread over all bins.
+        levels: uint8 or uint16 (H, W, C). Histograms of both have 256 bins; 16 bits are
+            interpolated between bins.
+        limit: most pixels in a bin, as a multiple of the mean; the excess is spread over all bins.
         tiles: along either side.
-
-    Returns:
-        The same type and shape.
     """
     if levels.shape[2] != RGB:
         planes = [_equalise_plane(plane, limit, tiles) for plane in np.moveaxis(levels, 2, 0)]
@@ -87,11 +83,11 @@ def _histograms(padded: NDArray[Any], tiles: int, step: int) -> NDArray[np.int64
 
 
 def _mappings(counts: NDArray[np.int64], pixels: int, limit: float) -> Values:
-    """Return the level 0 to 255 that each bin becomes in each tile, float32 (tiles, tiles, 256)."""
+    """Return the new level, 0 to 255, of each bin in each tile, float32 (tiles, tiles, 256)."""
     most = max(int(limit * pixels / _BINS), 1)
     excess = (counts - most).clip(0).sum(axis=2)  # (t, t)
     counts = np.minimum(counts, most) + (excess // _BINS)[..., None]
-    left = excess % _BINS  # one more each in so many bins, evenly spread
+    left = excess % _BINS  # so many bins, evenly spread, get one more each
     spread = np.maximum(_BINS // np.maximum(left, 1), 1)[..., None]
     bins = np.arange(_BINS)
     counts += (bins % spread == 0) & (bins // spread < left[..., None])
@@ -106,7 +102,7 @@ def _blended(
     tile: tuple[int, int],
     step: int,
 ) -> Values:
-    """Map some rows, (h, W), each pixel through the four tiles around it, to 0 to 255."""
+    """Map each pixel of some rows, (h, W), through the four tiles around it, to 0 to 255."""
     down, across = (
         _neighbours(places, side, len(mappings))
         for places, side in ((rows, tile[0]), (np.arange(plane.shape[1]), tile[1]))

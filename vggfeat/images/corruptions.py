@@ -47,30 +47,14 @@ _DARKENED: Final = [level // 2 for level in range(256)] * 3
 
 
 def corrupt(image: Image.Image, names: tuple[Corruption, ...]) -> Image.Image:
-    """Apply each corruption in turn to an image in mode RGB, which stays as it is.
+    """Apply each corruption in turn to an image in mode RGB, which is left unchanged.
 
     Returns an image in mode RGB, at least 1 x 1 and at most as large; `image` itself without names.
-    The same pixels always give the same result, on any machine, as far as Pillow is the same.
+    With the same version of Pillow, the same pixels give the same result on any machine.
     """
     for name in names:
         image = _CORRUPTIONS[name](image)
     return image
-
-
-def _mirror(image: Image.Image) -> Image.Image:
-    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-
-
-def _flip(image: Image.Image) -> Image.Image:
-    return image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
-
-
-def _crop(image: Image.Image) -> Image.Image:
-    return _trimmed(image, image.width * 15 // 100, image.height * 15 // 100)
-
-
-def _zoom(image: Image.Image) -> Image.Image:
-    return _trimmed(image, image.width // 3, image.height // 3)
 
 
 def _trimmed(image: Image.Image, across: int, down: int) -> Image.Image:
@@ -79,9 +63,9 @@ def _trimmed(image: Image.Image, across: int, down: int) -> Image.Image:
 
 
 def _rotate(image: Image.Image) -> Image.Image:
-    """Turn about the centre, then crop so that no empty corner is left.
+    """Turn about the centre, then crop the empty corners off.
 
-    At least one or two pixels of either side stay; a strip that narrow may show an empty one.
+    At least one or two pixels of either side stay; a strip that narrow may show an empty corner.
     """
     turned = image.rotate(math.degrees(_ANGLE), Image.Resampling.BILINEAR)
     width, height = image.size
@@ -94,44 +78,17 @@ def _rotate(image: Image.Image) -> Image.Image:
     return _trimmed(turned, across, down)
 
 
-def _grey(image: Image.Image) -> Image.Image:
-    return image.convert("L").convert("RGB")  # Pillow's L is the luma of ITU-R 601
-
-
-def _recolour(image: Image.Image) -> Image.Image:
-    return image.point(_RECOLOURED)
-
-
-def _invert(image: Image.Image) -> Image.Image:
-    return image.point(_INVERTED)
-
-
-def _darken(image: Image.Image) -> Image.Image:
-    return image.point(_DARKENED)
-
-
-def _blur(image: Image.Image) -> Image.Image:
-    return image.filter(ImageFilter.GaussianBlur(max(1.0, min(image.size) / 100)))
-
-
 def _noise(image: Image.Image) -> Image.Image:
-    """Add Gaussian noise that is seeded by the pixels themselves: no two images get the same."""
+    """Add Gaussian noise seeded by the pixels themselves: no two images get the same noise."""
     pixels = np.array(image)  # (H, W, 3) uint8
     bits = np.random.PCG64(zlib.crc32(pixels.data))
     values = pixels.reshape(-1)  # (H * W * 3,), a view
     for start in range(0, values.size, _AT_ONCE):
         some = values[start : start + _AT_ONCE]
-        some[:] = (some + _noise_levels(bits, some.size)).clip(0, 255)
+        # NumPy promises the same bits from a seed for ever, but not the same normal numbers.
+        raw = bits.random_raw(-(-some.size // 4)).astype("<u8").view("<u2")  # 4 x 16 bits each
+        some[:] = (some + _quantiles().take(raw[: some.size])).clip(0, 255)
     return Image.fromarray(pixels)
-
-
-def _noise_levels(bits: np.random.PCG64, count: int) -> NDArray[np.int16]:
-    """Return normally distributed whole grey levels, (count,).
-
-    NumPy promises the same bits from a seed for ever, but not the same normal numbers.
-    """
-    raw = bits.random_raw(-(-count // 4))  # 64 bits each
-    return _quantiles().take(raw.astype("<u8").view("<u2")[:count])
 
 
 @functools.cache
@@ -148,7 +105,7 @@ def _jpeg(image: Image.Image) -> Image.Image:
             f"at most {_LONGEST_JPEG} a side make a JPEG"
         )
     bare = image.copy()
-    bare.info = {}  # or Pillow would write comments along, and fail on long ones
+    bare.info = {}  # else Pillow would write comments too, and fail on long ones
     stream = io.BytesIO()
     bare.save(stream, "JPEG", quality=_QUALITY, subsampling="4:2:0")
     decoded = Image.open(stream)
@@ -175,16 +132,16 @@ def _occlude(image: Image.Image) -> Image.Image:
 
 
 _CORRUPTIONS: Mapping[Corruption, Callable[[Image.Image], Image.Image]] = {
-    "mirror": _mirror,
-    "flip": _flip,
-    "crop": _crop,
-    "zoom": _zoom,
+    "mirror": lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+    "flip": lambda image: image.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
+    "crop": lambda image: _trimmed(image, image.width * 15 // 100, image.height * 15 // 100),
+    "zoom": lambda image: _trimmed(image, image.width // 3, image.height // 3),
     "rotate": _rotate,
-    "grey": _grey,
-    "recolour": _recolour,
-    "invert": _invert,
-    "darken": _darken,
-    "blur": _blur,
+    "grey": lambda image: image.convert("L").convert("RGB"),  # L is the luma of ITU-R 601
+    "recolour": lambda image: image.point(_RECOLOURED),
+    "invert": lambda image: image.point(_INVERTED),
+    "darken": lambda image: image.point(_DARKENED),
+    "blur": lambda image: image.filter(ImageFilter.GaussianBlur(max(1.0, min(image.size) / 100))),
     "noise": _noise,
     "jpeg": _jpeg,
     "shuffle": _shuffle,

@@ -1,8 +1,8 @@
-"""Decode the bytes of an image file to the pixels the network sees: uint8 or uint16 (H, W, C).
+"""Decode the bytes of an image file to the network's pixels: uint8 or uint16 (H, W, C).
 
-Usual images, 8-bit RGB by their full scale, are decoded and resized by Pillow alone, so that the
-result equals torchvision's own transform byte for byte. Any error in a file's content becomes a
-`DecodeError` with a short reason.
+Pillow alone decodes and resizes usual images, 8-bit RGB on their full scale, so that the result
+equals torchvision's transform byte for byte. Any error in a file's content becomes a `DecodeError`
+with a short reason.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ REASON_LENGTH: Final = 150
 
 _LONGEST_NUMBER = 20  # digits
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
-_HEADER_ONLY = ("PNG", "JPEG", "TIFF", "BMP", "GIF")  # opening these costs nothing, however large
+_HEADER_ONLY = ("PNG", "JPEG", "TIFF", "BMP", "GIF")  # opened without decoding, however large
 
 
 def pixel_type(preprocess: Preprocess) -> type[np.uint8 | np.uint16]:
@@ -71,13 +71,13 @@ def read_digest(stream: BinaryIO) -> tuple[bytes, BinaryIO]:
 def decode(stream: BinaryIO, preprocess: Preprocess, max_pixels: int) -> NDArray[Any]:
     """Decode the first image in a seekable stream: turned, corrupted, resized and cropped.
 
-    While it runs, Pillow's pixel limit and the warning filters of the process are changed, so other
-    threads that use Pillow should not run beside it; worker processes may.
+    It changes Pillow's pixel limit and the warning filters of the process while it runs: other
+    threads must not use Pillow meanwhile, other processes may.
 
     Returns:
-        uint8, or uint16 for `depth=16`, (H, W, `preprocess.channels`), RGB where those are 3;
-        C-contiguous and writable. H = W = `preprocess.size`, but for `crop="none"`, where that is
-        the shorter side.
+        uint8, or uint16 for `depth=16`, (H, W, `preprocess.channels`), RGB if those are 3;
+        C-contiguous and writable. H = W = `preprocess.size`; with `crop="none"` that is the shorter
+        side.
 
     Raises:
         DecodeError: empty, no image, truncated, damaged, of other channels than requested, or more
@@ -92,9 +92,9 @@ def decode(stream: BinaryIO, preprocess: Preprocess, max_pixels: int) -> NDArray
 
 
 def finish(raster: Raster, preprocess: Preprocess, max_pixels: int) -> NDArray[Any]:
-    """Make pixels of an image's values, as `decode` does."""
+    """Map an image's values to pixels, as `decode` does."""
     pixels = develop(raster, preprocess)
-    if preprocess.augment:  # which settings allow for 8-bit RGB alone
+    if preprocess.augment:  # settings allow this for 8-bit RGB only
         pixels = np.asarray(corrupt(Image.fromarray(pixels), preprocess.augment))
     return fit_pixels(pixels, preprocess, max_pixels)
 
@@ -114,9 +114,9 @@ def as_decode_errors(stream: BinaryIO, max_pixels: int) -> Iterator[None]:
 
 
 def _bomb(stream: BinaryIO, complaint: str, max_pixels: int) -> str:
-    """Return the reason for a file that Pillow finds too large, with its sides where possible."""
+    """Return the reason to refuse a file that Pillow calls too large, with its sides if known."""
     Image.MAX_IMAGE_PIXELS = None
-    with contextlib.suppress(Exception):  # the sides are a courtesy; the reason stands anyway
+    with contextlib.suppress(Exception):  # the sides are a courtesy; the reason does without
         width, height = Image.open(stream, formats=_HEADER_ONLY).size
         if width * height > max_pixels:
             return too_large("decompression bomb", f"{width} x {height}", max_pixels)
@@ -127,7 +127,7 @@ def _bomb(stream: BinaryIO, complaint: str, max_pixels: int) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """Return what Pillow did not like, as one printable line."""
+    """Return why Pillow failed, as one printable line."""
     if isinstance(error, UnidentifiedImageError):
         return "not an image Pillow can read"
     text = _one_line(str(error))

@@ -1,7 +1,7 @@
-"""DICOM files: their first frame in its own units, with what the file says of its grey levels.
+"""Read the first frame of DICOM files in the file's units, with the range of grey it displays.
 
-DICOM PS3.3, C.7.6.3 (pixels), C.11.1 (rescaling) and C.11.2 (windows). Compression, order of bytes
-and colour spaces are left to pydicom.
+DICOM PS3.3, C.7.6.3 (pixels), C.11.1 (rescaling) and C.11.2 (windows). pydicom handles compression,
+byte order and colour spaces.
 """
 
 from __future__ import annotations
@@ -32,24 +32,18 @@ def is_dicom(stream: BinaryIO) -> bool:
 
 
 def read_dicom(stream: BinaryIO, preprocess: Preprocess, max_pixels: int) -> Raster:
-    """Read the first frame of a DICOM file.
+    """Read the first frame of a DICOM file: grey in the file's units, such as Hounsfield, or RGB.
 
-    Args:
-        stream: seekable.
-        preprocess: whether a window or percentiles are given; else black and white are those of the
-            file's own window or table of grey levels, or its smallest and largest value.
-        max_pixels: larger ones are not read.
-
-    Returns:
-        Grey rescaled to the file's units, as Hounsfield units of a CT; or colours as RGB.
+    Without `preprocess.window` and `preprocess.clip`, black and white are those of the file's
+    window or table of grey levels, else its smallest and largest value.
     """
     require("pydicom", "dicom", "DICOM", error=DecodeError)
     import pydicom
     from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 
     stream.seek(0)
-    dataset = pydicom.dcmread(stream, force=True)  # a preamble may be lacking: see `is_dicom`
-    _name_syntax(dataset)
+    dataset = pydicom.dcmread(stream, force=True)  # the preamble may be missing: see `is_dicom`
+    _complete_syntax(dataset)
     if "PixelData" not in dataset or "Rows" not in dataset:
         raise DecodeError(f"DICOM without an image, {_class_name(dataset)}")
     rows, columns = int(dataset.Rows), int(dataset.Columns)
@@ -72,8 +66,8 @@ def read_dicom(stream: BinaryIO, preprocess: Preprocess, max_pixels: int) -> Ras
     return Raster(values[..., None], scale, f"DICOM {kind}", bits, inverted, padding)
 
 
-def _name_syntax(dataset: Any) -> None:
-    """Set the transfer syntax of a file that has none, as without a preamble, by its form."""
+def _complete_syntax(dataset: Any) -> None:
+    """Infer the transfer syntax of a file without one, such as a file without a preamble."""
     from pydicom.dataset import FileMetaDataset
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
@@ -89,7 +83,7 @@ def _name_syntax(dataset: Any) -> None:
 
 
 def _padding(dataset: Any, stored: NDArray[Any]) -> NDArray[np.bool_] | None:
-    """Return where stored values, (H, W), are padding (C.7.5.1.1.2); None for nowhere."""
+    """Return a mask of the stored values, (H, W), that are padding (C.7.5.1.1.2); None if none."""
     first = dataset.get("PixelPaddingValue")
     if first is None:
         return None
@@ -100,7 +94,7 @@ def _padding(dataset: Any, stored: NDArray[Any]) -> NDArray[np.bool_] | None:
 
 
 def _as_stored(value: int, stored: NDArray[Any]) -> int:
-    """Return a value with the sign of the pixels: many files write -2000 as 63536."""
+    """Convert a value to the sign of the pixels: many files write -2000 as 63536."""
     size = 1 << (8 * stored.dtype.itemsize)
     if stored.dtype.kind == "i" and value >= size // 2:
         return value - size
@@ -108,7 +102,7 @@ def _as_stored(value: int, stored: NDArray[Any]) -> int:
 
 
 def _first_frame(dataset: Any) -> NDArray[Any]:
-    """Return stored values, (H, W) or RGB (H, W, 3)."""
+    """Return the stored values, (H, W) or RGB (H, W, 3)."""
     from pydicom.pixels.utils import pixel_array
 
     try:
@@ -125,7 +119,6 @@ def _first_frame(dataset: Any) -> NDArray[Any]:
 
 
 def _class_name(dataset: Any) -> str:
-    """Return the name of the class of object in a file."""
     with contextlib.suppress(AttributeError):
         return str(dataset.file_meta.MediaStorageSOPClassUID.name)
     return "of an unknown kind"
@@ -134,7 +127,7 @@ def _class_name(dataset: Any) -> str:
 def _by_file(
     dataset: Any, values: NDArray[Any], padding: NDArray[np.bool_] | None
 ) -> tuple[NDArray[Any], Range]:
-    """Return values with their black and white, as the file itself specifies its display."""
+    """Return values with their black and white, as the file specifies its display."""
     from pydicom.pixels.processing import apply_voi
 
     window = _window(dataset)
@@ -149,7 +142,7 @@ def _by_file(
 
 
 def _window(dataset: Any) -> Range | None:
-    """Return a file's first window after C.11.2.1.2 and C.11.2.1.3; of a sigmoid as if exact."""
+    """Return the first window (C.11.2.1.2, C.11.2.1.3); a sigmoid's as if it were linear exact."""
     centre, width = (_first(dataset.get(name)) for name in ("WindowCenter", "WindowWidth"))
     if centre is None or width is None or width <= 0:
         return None

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class FolderWalk:
-    """Images in folders. Links to folders are followed once all real folders are read."""
+    """The images in folders; links to folders are followed once all real folders are read."""
 
     found: FileList = field(default_factory=FileList)
     skipped: Counter[str] = field(default_factory=Counter)
@@ -79,8 +79,8 @@ class FolderWalk:
         try:
             return entry.is_dir()
         except PermissionError:
-            # A link into a place we may not look at: a folder of images for all we know, unless
-            # it is named like an image. As a folder it is reported; as an image it fails later.
+            # The target of this link may not be read. It counts as a folder, which is reported,
+            # unless it is named like an image, which fails later.
             return extension(entry.name) not in IMAGE_EXTENSIONS
         except OSError:  # a link that leads to itself
             return False
@@ -92,7 +92,7 @@ class FolderWalk:
             return
         try:
             status = entry.stat()
-        except OSError:  # a broken link, or gone already: a row that fails and says so
+        except OSError:  # a broken link, or gone already: a row that fails with its reason
             self.found.add(entry.path, 0, 0)
             return
         if stat.S_ISREG(status.st_mode):
@@ -102,10 +102,7 @@ class FolderWalk:
 
 
 def _is_unnamed_dicom(path: bytes) -> bool:
-    """Return whether a file is DICOM although its name does not say so, as scanners name them.
-
-    Only files without an extension, or with one of digits, are opened.
-    """
+    """Return whether a file is DICOM under a name as scanners give: no extension, or digits."""
     kind = extension(os.path.basename(path))
     if kind and not kind.isdigit():
         return False

@@ -1,4 +1,4 @@
-"""Lists of images: as files are found, and sorted, as the rows of a run. In little memory."""
+"""Lists of images in little memory: files in the order of discovery, and the rows of a run."""
 
 from __future__ import annotations
 
@@ -21,24 +21,21 @@ if TYPE_CHECKING:
 
     from vggfeat.images.archives import Places
 
-_AT_ONCE = 1 << 16  # numbers that are Python's own objects at a time
+_AT_ONCE = 1 << 16  # numbers that are Python objects at a time
 
 
 @dataclass(slots=True)
 class FileList:
-    """Files in the order in which they were found; a path may occur more than once.
+    """Files in the order of discovery; a path may occur more than once.
 
     A dictionary of tuples would need three times the memory.
-
-    Attributes:
-        paths: absolute, as bytes.
     """
 
-    paths: list[bytes] = field(default_factory=list)
+    paths: list[bytes] = field(default_factory=list)  # absolute
     _facts: array[int] = field(default_factory=lambda: array("q"))
 
     def add(self, path: bytes, size: int, mtime_ns: int) -> None:
-        """Append one file; a date that fits in no int64 becomes the nearest that does."""
+        """Append one file; a time beyond int64 becomes the nearest that fits."""
         self.paths.append(path)
         self._facts.append(size)
         self._facts.append(clamp_ns(mtime_ns))
@@ -68,13 +65,11 @@ class ImageList:
         root: absolute folder that the paths are relative to, or its address in an object store.
         paths: relative to the root, `/` as separator, sorted by their bytes, each once; those of
             members are `ARCHIVE!MEMBER`.
-        sizes: int64 (N,), bytes, of members unpacked; 0 where the file could not be looked at.
-        mtimes: int64 (N,), nanoseconds since 1970, of members that of the archive; 0 likewise.
+        sizes: int64 (N,), bytes, of members unpacked; 0 if the file's status could not be read.
+        mtimes: int64 (N,), nanoseconds since 1970, a member's is the archive's; 0 likewise.
         skipped: counts of files skipped in folders and archives, by lower-case extension without
-            the dot ('' for none); `NOT_REGULAR` counts what is no file at all, `UNSAFE_NAME`
-            members whose names lead out of the archive, `HIDDEN_IMAGE` and `HIDDEN_FOLDER` images
-            and folders whose names begin with a dot.
-        places: where members lie; None if all rows are files of their own.
+            the dot ('' for none), or by a key of `skipped.py`.
+        places: of members; None if no row is a member of an archive.
     """
 
     root: bytes
@@ -97,7 +92,7 @@ class ImageList:
     def open(self, row: int) -> AbstractContextManager[BinaryIO]:
         """Open the image of `row` as a seekable stream; entering raises `DecodeError` if it fails.
 
-        It may be called in any process, also a forked one, but by one thread at a time.
+        Any process may call it, also a forked one, but only one thread at a time.
         """
         if self.places is None or not self.places.is_member(row):
             size, mtime_ns = int(self.sizes[row]), int(self.mtimes[row])
@@ -110,10 +105,10 @@ class ImageList:
         return np.unique(rows)
 
     def reading_ranks(self) -> NDArray[np.int64] | None:
-        """Return each row's position in the order to read them in, int64 (N,); None for their own.
+        """Return each row's position in the order of reading, int64 (N,); None for row order.
 
-        A compressed tar can be read forward only: in the order of its names it would be unpacked
-        from its beginning again and again.
+        A compressed tar can be read forward only: in the order of names it would be unpacked from
+        its beginning again and again.
         """
         if self.places is None or not self.places.forward_only:
             return None
@@ -121,7 +116,7 @@ class ImageList:
 
 
 def sorted_order(paths: list[bytes]) -> NDArray[np.int64]:
-    """Return positions of the paths sorted by their bytes, int64 (n,), of equal ones the last."""
+    """Return the order of paths by their bytes, int64 (n,), with only the last of equal paths."""
     names = np.empty(len(paths), dtype=object)
     names[:] = paths
     order = np.argsort(names, kind="stable")
@@ -132,7 +127,7 @@ def sorted_order(paths: list[bytes]) -> NDArray[np.int64]:
 
 
 def taken_in_order(paths: list[bytes], order: NDArray[np.int64], cut: int) -> tuple[bytes, ...]:
-    """Return the paths in an order, without their first `cut` bytes, and clear the list's own."""
+    """Return the paths in an order, without their first `cut` bytes; empties the list's paths."""
     taken = []
     for start in range(0, len(order), _AT_ONCE):
         for place in order[start : start + _AT_ONCE].tolist():

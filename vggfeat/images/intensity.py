@@ -1,7 +1,7 @@
 """Map the values in a file to levels between black and white: windows, percentiles, full scale.
 
-Values are in the file's own units (Hounsfield units, counts, grey levels); levels are the integers
-0 to 255 or 0 to 65535 that the network's input is made of.
+Values are in the file's units (Hounsfield units, counts, grey levels); levels are integers from 0
+to 255 or 65535, the pixels of the network's input.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from vggfeat.core.preprocessing import RGB
+from vggfeat.core.text import counted
 from vggfeat.errors import DecodeError
 from vggfeat.images.clahe import equalise
 
@@ -23,20 +24,15 @@ if TYPE_CHECKING:
 BYTE: Final = 255
 WORD: Final = 65535
 
-_TABLE_BYTES = 2  # integers of so many bytes are looked up in a table of all there are
-# Red, green and blue in the luma of ITU-R BT.601, in 65,536ths: as Pillow has them, to the bit.
+_TABLE_BYTES = 2  # integers of so many bytes are looked up in a table of all their levels
+# Weights of red, green and blue in the luma of ITU-R BT.601, in 65,536ths: Pillow's, to the bit.
 _LUMA = (19595, 38470, 7471)
 _LUMA_BITS = 16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Range:
-    """The values that become black and white.
-
-    Attributes:
-        black: and all below.
-        white: and all above; where it is `black`, all above that.
-    """
+    """The values that become black and white, with all below and above them."""
 
     black: float
     white: float
@@ -44,16 +40,15 @@ class Range:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Raster:
-    """The values of an image as its file has them, upright.
+    """The values of an image as its file stores them, upright.
 
     Attributes:
-        values: (H, W, C), any integers or floats; of colours red, green, blue.
-        scale: what the file or its format says is black and white; None where nothing does.
+        values: (H, W, C), any integers or floats; colours in the order red, green, blue.
+        scale: black and white by the file or its format; None if neither states them.
         kind: format and kind of pixels, such as `PNG I;16`.
         bits: of a value in the file.
         inverted: small values are bright.
-        padding: bool (H, W), where values are no part of the image and belong to no window; None
-            for nowhere.
+        padding: bool (H, W), true where values are not part of the image; None for nowhere.
     """
 
     values: NDArray[Any]
@@ -65,7 +60,7 @@ class Raster:
 
     @property
     def own(self) -> NDArray[Any]:
-        """Values without padding: (H, W, C), or (n, C) where some are left out."""
+        """Values without padding: (H, W, C), or (n, C) if there is padding."""
         return self.values if self.padding is None else self.values[~self.padding]
 
 
@@ -75,19 +70,14 @@ def in_native_order(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def develop(raster: Raster, preprocess: Preprocess) -> NDArray[Any]:
-    """Map values to levels of as many channels as the network takes.
+    """Map values to levels, uint8 or uint16 (H, W, `preprocess.channels`).
 
-    Args:
-        raster: of as many channels, or of one where RGB is wanted, or of RGB where grey is.
-        preprocess: its channels, depth, window, clip and clahe.
-
-    Returns:
-        uint8 or uint16 (H, W, `preprocess.channels`); writable only where it is a copy.
+    The raster has as many channels, or one instead of RGB, or RGB instead of one. The result may be
+    read-only.
     """
     raster = with_channels(raster, preprocess.channels)
     values, own = raster.values, raster.own
-    # One range for grey and for colours, which it must not tint; bands of other kinds have nothing
-    # in common.
+    # Colours have one range, or they would be tinted; other bands have nothing in common.
     count = 1 if values.shape[2] in (1, RGB) else values.shape[2]
     parts = zip(np.split(values, count, axis=2), np.split(own, count, axis=-1), strict=True)
     levels = [
@@ -101,16 +91,15 @@ def develop(raster: Raster, preprocess: Preprocess) -> NDArray[Any]:
         found = equalise(found, *preprocess.clahe)
     if raster.padding is not None:  # black, whatever the values mean
         found = np.where(raster.padding[..., None], found.dtype.type(0), found)
-    if found.shape[2] != preprocess.channels:  # grey, which equalising need not do three times
+    if found.shape[2] != preprocess.channels:  # grey, repeated last so that CLAHE runs once
         found = np.repeat(found, preprocess.channels, axis=2)
     return found
 
 
 def with_channels(raster: Raster, channels: int) -> Raster:
-    """Return the raster, with colours as luma where one channel is wanted.
+    """Return the raster, or its luma if one channel is requested of RGB.
 
-    Grey is returned as it is where RGB is wanted. Raises DecodeError for any other number of
-    channels.
+    Grey is returned unchanged if RGB is requested. Raises DecodeError for any other mismatch.
     """
     have = raster.values.shape[2]
     if have == channels or (have == 1 and channels == RGB):
@@ -118,14 +107,14 @@ def with_channels(raster: Raster, channels: int) -> Raster:
     if have == RGB and channels == 1:
         return replace(raster, values=luma(raster.values))
     raise DecodeError(
-        f"{raster.kind} of {have} channel{'s' * (have != 1)}; expected {channels} (--channels)"
+        f"{raster.kind} of {counted(have, 'channel')}; expected {channels} (--channels)"
     )
 
 
 def luma(values: NDArray[Any]) -> NDArray[Any]:
     """Return ITU-R BT.601's luma of RGB, (H, W, 3) to (H, W, 1) of the same type.
 
-    Integers up to 32 bits are rounded as Pillow rounds them in 8.
+    Integers of up to 32 bits are rounded as Pillow rounds 8 bits.
     """
     if values.dtype.kind == "f":
         weighted = sum(values[..., band] * (part / 65536) for band, part in enumerate(_LUMA))
@@ -149,10 +138,10 @@ def find_range(values: NDArray[Any], scale: Range | None, preprocess: Preprocess
 
 
 def by_values(values: NDArray[Any]) -> Range:
-    """Return black and white of values for which no file says what they are.
+    """Return black and white of values whose file does not state them.
 
     Floats within [0, 1] go from 0 to 1; anything within [0, 255] from 0 to 255; integers within [0,
-    65535] from 0 to 65535; anything else from its least to its largest, infinities aside.
+    65535] from 0 to 65535; anything else from its least to its largest finite value.
     """
     finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
     if not finite.size:
@@ -169,15 +158,9 @@ def by_values(values: NDArray[Any]) -> Range:
 
 
 def to_levels(values: NDArray[Any], found: Range, top: int) -> NDArray[Any]:
-    """Map values to levels from 0 to `top`, rounded to the nearest.
+    """Map values of any shape to levels from 0 to `top`, 255 or 65535, rounded to the nearest.
 
-    Args:
-        values: (…), integers or floats. NaN becomes 0, infinities count as the finite extremes.
-        found: the values that become 0 and `top`.
-        top: 255 or 65535.
-
-    Returns:
-        uint8 or uint16 (…).
+    NaN becomes 0, infinities become the finite extremes. Returns uint8 or uint16.
     """
     if values.dtype.kind in "iu" and values.dtype.itemsize <= _TABLE_BYTES:
         kind = np.iinfo(values.dtype)

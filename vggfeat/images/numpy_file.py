@@ -1,4 +1,4 @@
-"""NumPy arrays in `.npy` files, as the values of an image."""
+"""Read the values of an image from NumPy's `.npy` files."""
 
 from __future__ import annotations
 
@@ -27,14 +27,8 @@ def is_array(stream: BinaryIO) -> bool:
 def read_array(stream: BinaryIO, _preprocess: Preprocess, max_pixels: int) -> Raster:
     """Read an array of shape (H, W) or (H, W, C), of booleans, integers or floats.
 
-    Args:
-        stream: seekable.
-        _preprocess: not needed; an array has the channels that it has.
-        max_pixels: larger ones are not read.
-
-    Returns:
-        Its values in the byte order of this machine. 8 and 16 bits have the full range of their
-        type as their scale.
+    The values have the byte order of this machine. The scale of 8 and 16 bits is the full range of
+    their type.
     """
     stream.seek(0)
     version = npy.read_magic(stream)

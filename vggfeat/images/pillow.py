@@ -49,23 +49,18 @@ _INVERSE = {6: 8, 8: 6}  # all others undo themselves
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Loaded:
-    """An image whose pixels are decoded.
-
-    Attributes:
-        image: as it is stored, in Pillow's mode of the file.
-        turn: the EXIF orientation that is still to be undone; `UPRIGHT` for none.
-    """
+    """An image whose pixels are decoded, in Pillow's mode of the file."""
 
     image: Image.Image
-    turn: int
+    turn: int  # the EXIF orientation to undo; `UPRIGHT` for none
 
 
 @contextlib.contextmanager
 def pillow_to_ourselves(max_pixels: int) -> Iterator[None]:
-    """Have Pillow as installed, with our limits as errors and its other warnings silenced.
+    """Use Pillow as installed, with our limits as errors and its other warnings silenced.
 
-    Pillow checks its limits right after a header is read, the outer one and those inside: an ICO,
-    for one, is decoded while it is opened.
+    Pillow checks its limits after each header, the outer one and those inside: an ICO, for example,
+    is decoded while it is opened.
     """
     limit, text_limit = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK
     Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK = max_pixels, _LONGEST_TEXT
@@ -89,8 +84,8 @@ def load_rgb(stream: BinaryIO, preprocess: Preprocess) -> Image.Image:
 def load(image: ImageFile.ImageFile, preprocess: Preprocess) -> Loaded:
     """Decode an opened image; of a JPEG only the part that `preprocess` needs."""
     _draft(image, preprocess)
-    # Pillow turns a TIFF while loading it and drops the tag: then nothing is left to do, or, where
-    # orientation is to be ignored, something to undo.
+    # Pillow turns a TIFF while loading it and drops the tag: then nothing is left to apply, and if
+    # orientation is to be ignored, the turn must be undone.
     turned = _orientation(image) if image.format == "TIFF" else UPRIGHT
     with _silent_stderr() if image.format == "TIFF" else contextlib.nullcontext():
         image.load()
@@ -100,12 +95,12 @@ def load(image: ImageFile.ImageFile, preprocess: Preprocess) -> Loaded:
 
 
 def _draft(image: ImageFile.ImageFile, preprocess: Preprocess) -> None:
-    """Let libjpeg skip colours that are not wanted, and with `fast` the highest frequencies."""
+    """Let libjpeg skip colours for one channel, and the highest frequencies for decode `fast`."""
     if image.format not in ("JPEG", "MPO"):
         return
     mode = "L" if preprocess.channels == 1 else None
-    # A crop would leave too few pixels; and noise, percentiles and histograms differ at another
-    # scale.
+    # Corruptions may crop to too few pixels, and noise, percentiles and histograms differ at other
+    # scales.
     shrinks = preprocess.decode == "fast" and not (
         preprocess.augment or preprocess.clip or preprocess.clahe
     )
@@ -115,20 +110,20 @@ def _draft(image: ImageFile.ImageFile, preprocess: Preprocess) -> None:
 
 
 def _small_enough(size: tuple[int, int], preprocess: Preprocess) -> tuple[int, int] | None:
-    """Return sides that leave enough pixels for a resize; None if no smaller ones do."""
+    """Return smaller sides that suffice for the resize; None if there are none."""
     needed = preprocess.resize or preprocess.size
     side = max(size) if preprocess.crop == "pad" else min(size)
     factor = side // (_GAP * needed)
-    # Pillow takes the largest of 8, 4, 2, 1 that leaves no side smaller than asked for.
+    # Pillow divides by the largest of 8, 4, 2, 1 that makes no side smaller than requested.
     return (size[0] // factor, size[1] // factor) if factor > 1 else None
 
 
 @contextlib.contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Discard what libtiff writes to standard error by itself."""
+    """Discard the messages that libtiff itself writes to standard error."""
     try:
         kept = os.dup(2)
-    except OSError:  # closed already, as some daemons start their children
+    except OSError:  # closed, as some daemons start their children
         yield
         return
     try:
@@ -141,7 +136,7 @@ def _silent_stderr() -> Iterator[None]:
 
 
 def open_image(stream: BinaryIO) -> ImageFile.ImageFile:
-    """Open the first image of a stream, reading only its header."""
+    """Read the header of the first image in a stream."""
     stream.seek(0)
     if not stream.read(1):
         raise DecodeError("empty file")
@@ -158,7 +153,7 @@ def open_image(stream: BinaryIO) -> ImageFile.ImageFile:
 
 
 def has_planes(image: Image.Image) -> bool:
-    """Return whether a TIFF stores its channels one after the other, and not pixel by pixel."""
+    """Return whether a TIFF stores its channels one after the other, not pixel by pixel."""
     return bool(_tag(image, _PLANES) == _SEPARATE and len(image.getbands()) > 1)
 
 
@@ -184,7 +179,7 @@ def scale_of(image: Image.Image) -> Range | None:
 
 
 def is_inverted(image: Image.Image) -> bool:
-    """Return whether zero is white in a TIFF of more than 8 bits; of 8 bits Pillow inverts it."""
+    """Return whether zero is white in a TIFF of more than 8 bits; Pillow inverts 8 bits itself."""
     return image.mode[0] in "IF" and _tag(image, _PHOTOMETRIC) == _WHITE_IS_ZERO
 
 
@@ -193,22 +188,22 @@ def _tag(image: Image.Image, tag: int) -> Any:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 to 8; 1 if there is none or it makes no sense."""
+    """Return the EXIF orientation, 1 to 8; 1 if it is missing or invalid."""
     try:
         value = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # noqa: BLE001 broken EXIF says nothing about the pixels, which may be fine
+    except Exception:  # noqa: BLE001 the pixels may be fine although the EXIF is broken
         return 1
     return value if isinstance(value, int) and value in _TURNS else 1
 
 
 def upright(loaded: Loaded) -> Image.Image:
-    """Return the image turned as it is to be seen."""
+    """Return the image upright."""
     turn = _TURNS.get(loaded.turn)
     return loaded.image if turn is None else loaded.image.transpose(turn)
 
 
 def match_key_to_pixels(image: ImageFile.ImageFile) -> None:
-    """Bring a PNG's transparent colour, given in the file's bit depth, to that of the pixels."""
+    """Convert a PNG's transparent colour from the file's bit depth to that of the pixels."""
     key = image.info.get("transparency")
     if image.format != "PNG" or key is None:
         return
@@ -222,8 +217,8 @@ def match_key_to_pixels(image: ImageFile.ImageFile) -> None:
 def rgb(image: Image.Image) -> Image.Image:
     """Return `image` in mode RGB, on white where it is transparent.
 
-    Sixteen unsigned bits are divided by 257. Of 32-bit integers and floats no file says what white
-    is, so it depends on their values: see `intensity.by_values`.
+    Sixteen unsigned bits are divided by 257. No file states the white of 32-bit integers and
+    floats, so it depends on their values: see `intensity.by_values`.
     """
     if image.mode[0] in "IF":
         values = np.asarray(image)
@@ -234,12 +229,12 @@ def rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray(grey).convert("RGB")
     if image.has_transparency_data:
         return _on_white(image)
-    # convert() copies even what is RGB already.
+    # convert() would copy an image in mode RGB too.
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    if image.mode == "La":  # Pillow would go by L, and lose what is transparent
+    if image.mode == "La":  # Pillow would convert it by way of L, without transparency
         image = image.convert("LA")
     layer = image.convert("RGBA")
     white = Image.new("RGB", layer.size, "white")

@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 
     Plugin = tuple[Callable[..., Any], Callable[..., Any] | None]
 
-# Those that Pillow tries first; all others follow in its own order.
+# Pillow tries these first; all others follow in its own order.
 _FIRST = ("BmpImagePlugin", "GifImagePlugin", "JpegImagePlugin", "PpmImagePlugin", "PngImagePlugin")
 _REGISTRATION = re.compile(r"^ *Image\.register_(open|decoder)\(([^()]*)\)", re.MULTILINE)
 
-# Without a handler of its own, Python would print what does not propagate.
+# Python prints warnings that neither propagate nor have a handler.
 _LOGGER = logging.getLogger("PIL")
 _LOGGER.addHandler(logging.NullHandler())
 
 _FRESH: tuple[tuple[Any, str, Any], ...] = (
-    # Would make a whole image of a truncated file, with grey where pixels are missing.
+    # If set, a truncated file becomes a whole image, grey where pixels are missing.
     (ImageFile, "LOAD_TRUNCATED_IMAGES", False),
-    # The first frame of a GIF has a palette or is RGB by it.
+    # It decides whether the first frame of a GIF has a palette or is RGB.
     (GifImagePlugin, "LOADING_STRATEGY", GifImagePlugin.LoadingStrategy.RGB_AFTER_FIRST),
-    # Would decode uncompressed TIFFs by libtiff too, whose conversions differ.
+    # If set, libtiff decodes uncompressed TIFFs too, and its conversions differ.
     (TiffImagePlugin, "READ_LIBTIFF", False),
     # A PNG with more text fails, however good its pixels.
     (PngImagePlugin, "MAX_TEXT_MEMORY", 64 * 1024 * 1024),
@@ -46,10 +46,10 @@ _FRESH: tuple[tuple[Any, str, Any], ...] = (
 
 @contextlib.contextmanager
 def pillow_as_installed() -> Iterator[None]:
-    """Give Pillow its own plugins and those of our extras, and its own ways to read files.
+    """Give Pillow its own plugins and those of our extras, no others, and its own defaults.
 
-    What the host process has registered, unregistered or switched on is put aside for a while: it
-    must not decide which images of a cache are done.
+    For this time, whatever the host process has registered, unregistered or switched on has no
+    effect: it must not decide which images of a cache are done.
     """
     plugins = own_plugins()
     state: Any = Image
@@ -58,7 +58,7 @@ def pillow_as_installed() -> Iterator[None]:
         *thread_settings(),
         (state, "OPEN", dict(plugins)),
         (state, "ID", list(plugins)),
-        # One of the host's would be asked before Pillow's in C of the same name.
+        # Pillow tries a decoder registered by the host before its own in C of the same name.
         (state, "DECODERS", dict(own_decoders())),
         (state, "_initialized", 2),  # nothing is left to load
     ]
@@ -75,10 +75,11 @@ def pillow_as_installed() -> Iterator[None]:
 
 @functools.cache
 def own_plugins() -> dict[str, Plugin]:
-    """Return the plugins of Pillow and of our extras, by format, in the order in which it tries.
+    """Return the plugins of Pillow and of our extras, by format, in the order Pillow tries them.
 
-    Taken from the sources of its plugins: their modules register when they are imported, once, and
-    the host process may have changed the registry since. The first call takes a tenth of a second.
+    They are read from the source code of Pillow's plugins: modules register when they are first
+    imported, and the host process may have changed the registry since. The first call takes a tenth
+    of a second.
     """
     found: dict[str, Plugin] = {}
     for kind, (format_, factory, *accept) in _own_registrations():
@@ -89,14 +90,14 @@ def own_plugins() -> dict[str, Plugin]:
 
 @functools.cache
 def own_decoders() -> dict[str, Any]:
-    """Return name → class of the decoders in Python that Pillow itself registers."""
+    """Return the decoder classes in Python that Pillow itself registers, by name."""
     return {
         name: decoder for kind, (name, decoder, *_) in _own_registrations() if kind == "decoder"
     }
 
 
 def _plugin_names() -> list[str]:
-    """Return the modules of Pillow's plugins, in its own order where it has its private list."""
+    """Return the modules of Pillow's plugins, in the order of its private list if it has one."""
     modules = (module.name for module in pkgutil.iter_modules(PIL.__path__))
     return list(getattr(PIL, "_plugins", ())) or [
         name for name in modules if name.endswith("ImagePlugin")
@@ -115,11 +116,9 @@ def _own_registrations() -> list[tuple[str, list[Any]]]:
             source = module.__loader__.get_source(module.__name__) or ""
             for kind, arguments in _REGISTRATION.findall(source):
                 names = [name.strip() for name in arguments.split(",") if name.strip()]
-                found.append((kind, [_looked_up(name, module) for name in names]))
+                values = [
+                    name.strip('"') if name[0] == '"' else operator.attrgetter(name)(module)
+                    for name in names
+                ]
+                found.append((kind, values))
     return found
-
-
-def _looked_up(expression: str, module: Any) -> Any:
-    if expression.startswith('"'):
-        return expression.strip('"')
-    return operator.attrgetter(expression)(module)

@@ -1,8 +1,8 @@
-"""How pixels lie in a file that Pillow has opened.
+"""Read and change how Pillow decodes the pixels of an opened file.
 
-Pillow keeps this in `ImageFile.tile`, whose arguments are private to its decoders. Nothing else
-of ours looks at them. Where another version of Pillow has other ones, images are read as Pillow
-reads them by itself, and those that need more fail one by one.
+Pillow keeps this in `ImageFile.tile`, whose arguments are private to its decoders, so only this
+module reads them. If another version of Pillow has other arguments, images are read as Pillow reads
+them by default, and those that need more fail one by one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def raw_mode(image: Image.Image) -> str:
-    """Return Pillow's name of the layout of pixels in the file; "" where it does not say."""
+    """Return Pillow's name for the layout of pixels in the file; "" if unknown."""
     arguments = _first_tile(image)[3:4]
     raw = arguments[0] if arguments else ""
     if isinstance(raw, tuple):  # the layout, a stride and a direction
@@ -25,12 +25,12 @@ def raw_mode(image: Image.Image) -> str:
 
 
 def is_uncompressed(image: Image.Image) -> bool:
-    """Return whether the pixels of an opened image lie in the file as they are."""
+    """Return whether the file stores its pixels without compression."""
     return _first_tile(image)[:1] == ("raw",)
 
 
 def set_raw_mode(image: ImageFile.ImageFile, raw: str) -> None:
-    """Have an opened image decoded as if its pixels lay in the file in another layout."""
+    """Decode an opened image as if its file stored pixels in the layout `raw`."""
     if not raw_mode(image):
         raise DecodeError("16-bit channels, which this version of Pillow does not give")
     image.tile = [
@@ -40,6 +40,6 @@ def set_raw_mode(image: ImageFile.ImageFile, raw: str) -> None:
 
 
 def _first_tile(image: Image.Image) -> tuple[Any, ...]:
-    """Return name of the decoder, box, offset and arguments of the first tile; () without one."""
+    """Return the first tile: decoder's name, box, offset and arguments; () without one."""
     tile: Any = getattr(image, "tile", None)
     return tuple(tile[0]) if tile else ()

@@ -1,4 +1,4 @@
-"""Values of images that Pillow opens: 16 bits where it would give 8, and all bands and pages."""
+"""Read the values of images that Pillow opens: 16 bits where it gives 8, all bands and pages."""
 
 from __future__ import annotations
 
@@ -93,13 +93,13 @@ def _read_grey(image: ImageFile.ImageFile, preprocess: Preprocess) -> Raster:
 
 
 def _is_deep(image: Image.Image) -> bool:
-    """Return whether there are several channels of 16 bits, of which Pillow alone would give 8."""
+    """Return whether an image has several channels of 16 bits, of which Pillow decodes only 8."""
     kind, deep, _ = raw_mode(image).partition(";16")
     return bool(deep) and (kind in _MANY_BITS or raw_mode(image) == _GREY_AND_ALPHA)
 
 
 def _read_deep(stream: BinaryIO, image: ImageFile.ImageFile, preprocess: Preprocess) -> Raster:
-    """Read all bits of 16-bit colours or grey, on white where they are transparent."""
+    """Read all bits of 16-bit colours or grey, on white where the image is transparent."""
     kind = _kind(image)
     values, turn = _words(stream, image, preprocess)
     key = image.info.get("transparency")
@@ -116,28 +116,27 @@ def _read_deep(stream: BinaryIO, image: ImageFile.ImageFile, preprocess: Preproc
 def _words(
     stream: BinaryIO, image: ImageFile.ImageFile, preprocess: Preprocess
 ) -> tuple[NDArray[np.uint16], int]:
-    """Read every channel of 16 bits, uint16 (H, W, C); also return how it is still to be turned.
+    """Read every channel of 16 bits, uint16 (H, W, C); return it with the turn to undo.
 
-    Pillow's unpackers keep one byte of two, which is the upper one in the file's own order. Read
-    once more in the other order, it is the lower one.
+    Pillow's unpackers keep one byte of two: the upper one in the file's byte order, the lower one
+    when the file is read again in the other order.
     """
     raw = raw_mode(image)
     if has_planes(image):
         raise DecodeError("TIFF with 16-bit channels in separate planes; expected interleaved ones")
-    if raw == _GREY_AND_ALPHA:  # four bytes a pixel, which RGBA are as well
+    if raw == _GREY_AND_ALPHA:  # four bytes a pixel, like RGBA
         set_raw_mode(image, "RGBA")
         loaded = load(image, preprocess)
         pairs = np.asarray(loaded.image).astype(np.uint16)
-        return _joined(pairs[..., ::2], pairs[..., 1::2]), loaded.turn
+        return _join_bytes(pairs[..., ::2], pairs[..., 1::2]), loaded.turn
     upper = load(image, preprocess)
     again = open_image(stream)
     set_raw_mode(again, _in_other_order(raw))
     lower = load(again, preprocess)
-    return _joined(np.asarray(upper.image), np.asarray(lower.image)), upper.turn
+    return _join_bytes(np.asarray(upper.image), np.asarray(lower.image)), upper.turn
 
 
-def _joined(upper: NDArray[Any], lower: NDArray[Any]) -> NDArray[np.uint16]:
-    """Join the two bytes of each value."""
+def _join_bytes(upper: NDArray[Any], lower: NDArray[Any]) -> NDArray[np.uint16]:
     return np.asarray(upper.astype(np.uint16) * 256 + lower, np.uint16)
 
 
@@ -148,11 +147,10 @@ def _in_other_order(raw: str) -> str:
 
 
 def _read_bands(stream: BinaryIO, image: ImageFile.ImageFile, preprocess: Preprocess) -> Raster:
-    """Read as many bands, or pages of one band each, as are wanted, without blending them."""
-    wanted = preprocess.channels
+    """Read `preprocess.channels` bands, or pages of one band each, without blending them."""
     deep = _is_deep(image)
     bands = 2 if raw_mode(image) == _GREY_AND_ALPHA else len(image.getbands())
-    if bands != wanted:
+    if bands != preprocess.channels:
         return _read_pages(image, preprocess)
     kind, bits = _kind(image), bits_of(image)
     if deep:

@@ -1,6 +1,6 @@
-"""The values of an image as its file has them: all bits, all bands, from any type of file.
+"""Read the values of an image as its file stores them: all bits and bands of any type of file.
 
-A further type of file is a module with a function that recognizes it and one that reads it, and a
+Another type of file is a module with a function that recognizes it and one that reads it, and a
 line in `_TYPES`.
 """
 
@@ -28,7 +28,7 @@ _TYPES: tuple[tuple[Sniff, Read], ...] = (
 
 
 def is_of_values(stream: BinaryIO) -> bool:
-    """Return whether a seekable stream is a file of values, as DICOM is, and no picture."""
+    """Return whether a seekable stream is a file of values, such as DICOM, not a picture."""
     return any(sniff(stream) for sniff, _ in _TYPES)
 
 
@@ -36,13 +36,12 @@ def read_raster(stream: BinaryIO, preprocess: Preprocess, max_pixels: int) -> Ra
     """Read the values of the first image in a seekable stream, upright.
 
     Args:
-        stream: of any type of file that is read.
-        preprocess: how many channels are wanted, and whether in more than 8 bits; how JPEGs are
-            decoded.
-        max_pixels: larger images are not read; of pictures, Pillow's own limit is the caller's.
+        stream: a picture, DICOM or NumPy file.
+        preprocess: number of channels, bits, and how JPEGs are decoded.
+        max_pixels: larger images are refused; for pictures, the caller sets Pillow's own limit.
 
     Returns:
-        As many channels as are wanted where a file can give them, else one or three.
+        As many channels as `preprocess` has if the file can give them, else one or three.
     """
     for sniff, read in _TYPES:
         if sniff(stream):

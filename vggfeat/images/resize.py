@@ -23,17 +23,10 @@ Up to here a resize is torchvision's to the byte; beyond, to within one grey lev
 
 
 def fit_pixels(pixels: NDArray[Any], preprocess: Preprocess, max_pixels: int) -> NDArray[Any]:
-    """Resize and crop an array of any number of channels as `fit_inside` does an image.
+    """Resize and crop an array, uint8 or uint16 (H, W, C), as `fit_inside` does an image.
 
-    Args:
-        pixels: uint8 or uint16 (H, W, C). Eight bits of one channel or of RGB are resized as
-            integers, as torchvision does; all others as floats, each channel by itself, and then
-            rounded.
-        preprocess: its size, crop and resize.
-        max_pixels: see `fit_inside`.
-
-    Returns:
-        The same type, C-contiguous and writable.
+    Eight bits of one channel or of RGB are resized as integers, as torchvision does; all others as
+    floats, each channel by itself, and then rounded. The result is C-contiguous and writable.
     """
     channels = pixels.shape[2]
     if pixels.dtype == np.uint8 and channels in (1, RGB):
@@ -41,13 +34,10 @@ def fit_pixels(pixels: NDArray[Any], preprocess: Preprocess, max_pixels: int) ->
         fill = preprocess.fill[0] if channels == 1 else preprocess.fill
         fitted = fit_inside(image, preprocess, max_pixels, fill)
         return np.array(fitted).reshape(fitted.height, fitted.width, channels)
+    levels = np.moveaxis(pixels, 2, 0).astype(np.float32)  # (C, H, W)
     planes = [
-        np.asarray(
-            fit_inside(Image.fromarray(plane), preprocess, max_pixels, fill)
-        )  # (h, w) float32
-        for plane, fill in zip(
-            np.moveaxis(pixels, 2, 0).astype(np.float32), preprocess.fill, strict=True
-        )
+        np.asarray(fit_inside(Image.fromarray(plane), preprocess, max_pixels, fill))
+        for plane, fill in zip(levels, preprocess.fill, strict=True)
     ]
     rounded = np.rint(np.stack(planes, axis=2)).clip(0, preprocess.white)
     return np.asarray(rounded, pixels.dtype)
@@ -56,13 +46,9 @@ def fit_pixels(pixels: NDArray[Any], preprocess: Preprocess, max_pixels: int) ->
 def fit_inside(
     image: Image.Image, preprocess: Preprocess, max_pixels: int, fill: int | tuple[int, ...]
 ) -> Image.Image:
-    """Resize and crop an image as `preprocess.crop` says.
+    """Resize and crop an image in mode RGB, L or F, and pad it with `fill`.
 
-    Args:
-        image: mode RGB, L or F.
-        preprocess: its size, crop and resize.
-        max_pixels: with crop none, a result of more fails.
-        fill: colour of padding.
+    Raises DecodeError for a result of more than `max_pixels`, which only crop none can have.
     """
     size = preprocess.size
     if preprocess.crop == "center":

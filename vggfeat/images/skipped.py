@@ -11,23 +11,23 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 NOT_REGULAR: Final = "not a regular file"
-"""Key in `ImageList.skipped` for sockets, FIFOs and devices that are named like an image, and for
-links and sparse files in archives."""
+"""Key in `ImageList.skipped` for sockets, FIFOs and devices named like an image, and for links and
+sparse files in archives."""
 
 UNSAFE_NAME: Final = "unsafe name"
-"""Key in `ImageList.skipped` for members of archives whose names lead out of it or nowhere."""
+"""Key in `ImageList.skipped` for members whose names lead out of the archive or nowhere."""
 
 HIDDEN_IMAGE: Final = "hidden image"
-"""Key in `ImageList.skipped` for images by extension whose names begin with a dot."""
+"""Key in `ImageList.skipped` for files with an image's extension and a dot in front."""
 
 HIDDEN_FOLDER: Final = "hidden folder"
-"""Likewise, of folders whose names begin with a dot, which are not looked into, and `__MACOSX`."""
+"""Key for folders whose names begin with a dot, and `__MACOSX`, none of which is read."""
 
 
 def member_name(name: bytes) -> bytes:
-    """The name of a member in its plain form, without `.` parts and doubled slashes.
+    """Return a member's name without `.` parts and doubled slashes.
 
-    b'' for one that is empty, absolute, leads upward, or holds a NUL byte.
+    b'' for a name that is empty, absolute, leads upward, or holds a NUL byte.
     """
     parts = [part for part in name.split(b"/") if part not in (b"", b".")]
     if name.startswith(b"/") or b".." in parts or b"\0" in name:
@@ -36,15 +36,15 @@ def member_name(name: bytes) -> bytes:
 
 
 def is_hidden(name: bytes) -> bool:
-    """Whether a part of a member's plain name is hidden, or macOS's own."""
+    """Return whether a member's plain name has a part that is hidden, or macOS's metadata."""
     return name.startswith((b".", b"__MACOSX/")) or b"/." in name
 
 
 def hidden_kind(name: bytes) -> tuple[str, bytes]:
-    """Say what hides a member of plain name `name`: a key of `ImageList.skipped`, and its path.
+    """Return what hides a member of plain name `name`: a key of `ImageList.skipped`, and its path.
 
-    A hidden folder is named by its own path, so that its members count once; `("", b"")` stands for
-    a hidden file that has not the extension of an image, such as `.DS_Store`.
+    The path of a hidden folder is its own, so that all its members count once; `("", b"")` stands
+    for a hidden file without an image's extension, such as `.DS_Store`.
     """
     parts = name.split(b"/")
     for depth, part in enumerate(parts[:-1], 1):
@@ -54,7 +54,7 @@ def hidden_kind(name: bytes) -> tuple[str, bytes]:
 
 
 def hidden_text(skipped: Mapping[str, int]) -> str:
-    """`2 hidden images and 1 hidden folder` of `ImageList.skipped`; '' for none."""
+    """Return `2 hidden images and 1 hidden folder` from `ImageList.skipped`; '' for none."""
     counts = [(skipped.get(kind, 0), kind) for kind in (HIDDEN_IMAGE, HIDDEN_FOLDER)]
     shown = [counted(count, kind) for count, kind in counts if count]
     return " and ".join(shown) + " (names that begin with a dot)" if shown else ""

@@ -90,7 +90,7 @@ def discover(
 
 
 def tell_skipped(images: ImageList) -> None:
-    """Note in the log what was skipped in folders, archives and object stores."""
+    """Log what was skipped in folders, archives and object stores."""
     hidden = hidden_text(images.skipped)
     others = {kind: n for kind, n in images.skipped.items() if kind not in _HIDDEN}
     if others:
@@ -124,7 +124,7 @@ def _image_list(
     root: bytes,
     skipped: Mapping[str, int],
 ) -> ImageList:
-    """Sort absolute paths, make them relative, and bring all else into their order."""
+    """Sort rows by their absolute paths, and make the paths relative to `root`."""
     paths, facts = found.paths, found.facts()  # (N,), (N, 2)
     places = None
     if listings:
@@ -148,7 +148,7 @@ def _image_list(
 
 
 def _list_archives(named: _Named) -> list[Listing]:
-    """Look through all archives that are named, or of which members are."""
+    """List all archives that are named, or whose members are."""
     listings, broken = [], []
     for path in sorted({*named.whole, *named.wanted}):
         whole = path in named.whole
@@ -167,17 +167,23 @@ def _list_archives(named: _Named) -> list[Listing]:
     if broken:
         raise InputError(
             f"cannot read {first_few(broken)}; every archive must be whole, or images would be "
-            "missing from the file; get it anew, or list what is wanted of it as ARCHIVE!MEMBER"
+            "missing from the file; fetch it again, or list the members you want as ARCHIVE!MEMBER"
         )
     return listings
 
 
 @dataclass(slots=True)
 class _Named:
-    """What the sources name, absolute: folders to walk, files with size and time, archives.
+    """What the sources name: absolute paths, and addresses in object stores.
 
-    Of the archives in `whole` all images are meant, of those in `wanted` the members by name.
-    `addresses` in object stores must be there, `objects` are listed and need not.
+    Attributes:
+        folders: to walk.
+        files: with size and time.
+        whole: archives of which all images are meant.
+        wanted: archive → plain names of the members that are meant.
+        addresses: in object stores, of folders or objects that must exist.
+        objects: addresses from lists, which need not exist.
+        missing: sources that were not found, each with its reason.
     """
 
     folders: set[bytes] = field(default_factory=set)
@@ -189,7 +195,7 @@ class _Named:
     missing: list[str] = field(default_factory=list)
 
     def add(self, path: bytes, *, listed: bool) -> None:
-        """Sort `path` under folders or files; only a listed one need not exist."""
+        """File `path` under one of the attributes; a path from a list need not exist."""
         if remote_scheme(path):
             (self.objects if listed else self.addresses).append(os.fsdecode(path))
             return
@@ -214,7 +220,7 @@ class _Named:
 
 
 def _split_member(path: bytes) -> tuple[bytes, bytes]:
-    """Split `path` into an existing archive and a member's plain name; b"" twice if it is none."""
+    """Split `path` into an existing archive and a member's plain name, else into b"" twice."""
     at = path.find(MEMBER_MARK)
     while at >= 0:
         archive = path[:at]
@@ -239,7 +245,7 @@ def _read_names(sources: Sequence[str | os.PathLike[str]], stdin: BinaryIO | Non
                 named.add(path, listed=True)
         elif text:
             named.add(os.fsencode(path_text(source)), listed=False)
-        else:  # probably an unset shell variable; the current directory is hardly meant
+        else:  # probably an unset shell variable, hardly the current directory
             named.missing.append("'' (an empty name)")
     if named.missing:
         raise InputError(
@@ -266,7 +272,7 @@ def _stdin(given: BinaryIO | None) -> BinaryIO:
 
 
 def _absolute(path: bytes) -> bytes:
-    # POSIX lets two leading slashes mean something of their own; Linux does not.
+    # POSIX lets two leading slashes mean something else than one; Linux does not.
     return b"/" + os.path.abspath(path).lstrip(b"/")
 
 
@@ -294,7 +300,7 @@ def _nothing_found(sources: Sequence[str | os.PathLike[str]], skipped: Mapping[s
     if len(suffixes) < len(order):
         hints.append("name them in an @LIST to take them all the same")
     if hidden:
-        hints.append(f"there are {hidden}, which are taken where they are named themselves")
+        hints.append(f"{hidden} skipped too; name them as sources to take them")
     return (
         f"no images in {where}; {counted(total, 'file')} skipped because of the extension "
         f"({kinds}); " + "; ".join(hints)

@@ -1,4 +1,4 @@
-"""Mean and deviation of images as the network gets them, and percentiles of the values in files.
+"""Measure the mean and deviation of the network's input, and percentiles of the values in files.
 
 Percentiles need little memory: integers of 16 bits are counted exactly, others are sampled.
 """
@@ -72,8 +72,8 @@ class FileValues:
     Attributes:
         minimum, maximum: of finite values.
         percentiles: of all values of all files together, by percentage.
-        exact: whether the percentiles are of every value; else of a sample from each image, taken
-            if values are not whole numbers of 16 bits.
+        exact: the percentiles are of every value; else of a sample from each image, taken where
+            values are not whole numbers of 16 bits.
         kinds: number of files by format and type of pixels, such as `PNG I;16`.
         bits: number of files by bits of a channel.
     """
@@ -170,22 +170,13 @@ def stats(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Measured:
-    """One image.
+    """One image; `kind` and `bits` as in `intensity.Raster`."""
 
-    Attributes:
-        pixels: of a channel.
-        sums: uint64 (C,), of the pixels.
-        squares: uint64 (C,), of their squares.
-        lowest, highest: (C,), of the pixels.
-        values: of the file.
-        kind, bits: see `intensity.Raster`.
-    """
-
-    pixels: int
-    sums: NDArray[np.uint64]
-    squares: NDArray[np.uint64]
-    lowest: NDArray[np.unsignedinteger]
-    highest: NDArray[np.unsignedinteger]
+    pixels: int  # of a channel
+    sums: NDArray[np.uint64]  # (C,), of the pixels
+    squares: NDArray[np.uint64]  # (C,), of the pixels' squares
+    lowest: NDArray[np.unsignedinteger]  # (C,)
+    highest: NDArray[np.unsignedinteger]  # (C,)
     values: ValueCounts
     kind: str
     bits: int
@@ -229,7 +220,6 @@ class _Sums:
         self._bits: Counter[str] = Counter()
 
     def add(self, found: _Measured | None, otherwise: FailedImage) -> None:
-        """Add an image, or if it is None its failure."""
         if found is None:
             self.failed += 1
             if self.failed <= FAILURES_KEPT:
@@ -296,14 +286,10 @@ def _settings(
     for name in ("window", "clip", "clahe", "augment"):
         if text := getattr(settings, name):
             found[name] = text
-    found["mean"] = tuple(_rounded(channel.mean) for channel in channels)
-    found["std"] = tuple(_rounded(channel.std) for channel in channels)
+    # To six significant digits, for both are small in 16-bit images that use few levels.
+    found["mean"] = tuple(float(f"{channel.mean:.6g}") for channel in channels)
+    found["std"] = tuple(float(f"{channel.std:.6g}") for channel in channels)
     return found
-
-
-def _rounded(value: float) -> float:
-    """Round to six significant digits: both are small for 16-bit images that use few levels."""
-    return float(f"{value:.6g}")
 
 
 def as_config(found: PixelStats) -> str:
@@ -322,8 +308,8 @@ class ValueCounts:
     Attributes:
         values: float64 (k,).
         counts: float64 (k,), how often each occurs, or how many values each stands for.
-        exact: whether they are all values, and whole numbers from `_LOWEST` to `_HIGHEST`.
-        lowest, highest: of all finite values; NaN if there are none.
+        exact: these are all values, and whole numbers from `_LOWEST` to `_HIGHEST`.
+        lowest, highest: of all finite values; NaN without any.
     """
 
     values: NDArray[np.float64]
@@ -334,7 +320,7 @@ class ValueCounts:
 
 
 def count_values(values: NDArray[Any]) -> ValueCounts:
-    """Count finite values of any type; of those that are not whole, an evenly spaced sample."""
+    """Count the finite values of an image, or an evenly spaced sample of values not whole."""
     flat = values.reshape(-1)
     if flat.dtype.kind == "f":
         flat = flat[np.isfinite(flat)]
@@ -342,7 +328,8 @@ def count_values(values: NDArray[Any]) -> ValueCounts:
         nothing = np.empty(0)
         return ValueCounts(nothing, nothing, exact=True, lowest=np.nan, highest=np.nan)
     lowest, highest = float(flat.min()), float(flat.max())
-    if lowest >= _LOWEST and highest <= _HIGHEST and _are_whole(flat):
+    fits = lowest >= _LOWEST and highest <= _HIGHEST
+    if fits and (flat.dtype.kind != "f" or bool((np.floor(flat) == flat).all())):
         counts = np.bincount(flat.astype(np.int64) - int(lowest))
         places = np.flatnonzero(counts)
         found = places.astype(np.float64) + np.float64(lowest)
@@ -350,10 +337,6 @@ def count_values(values: NDArray[Any]) -> ValueCounts:
     some = np.linspace(0, flat.size - 1, min(_SAMPLE, flat.size)).astype(np.int64)
     share = np.full(len(some), flat.size / len(some))
     return ValueCounts(flat[some].astype(np.float64), share, False, lowest, highest)
-
-
-def _are_whole(flat: NDArray[Any]) -> bool:
-    return flat.dtype.kind != "f" or bool((np.floor(flat) == flat).all())
 
 
 class ValueHistogram:

@@ -1,6 +1,6 @@
-"""The bytes of an image as a seekable stream: of a file, or of an object in an object store.
+"""Open an image as a seekable stream: a file, or an object in an object store.
 
-Members of archives are in `archive_reader.py`.
+`archive_reader.py` opens members of archives.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ def open_file(path: bytes, size: int = 0, mtime_ns: int = 0) -> Iterator[BinaryI
 
     Args:
         path: on this machine, or an address in an object store.
-        size: of an object, its bytes when it was listed.
-        mtime_ns: of an object, the time of its last change when it was listed; 0 if it was not.
+        size: bytes of an object when it was listed.
+        mtime_ns: time of an object's last change when it was listed; 0 if it was not listed.
 
     Raises:
-        DecodeError: there is no such regular file, it may not be read, or reading it fails.
+        DecodeError: no regular file, no permission, or a failed read.
         InputError: the object store does not answer, or another one answers for it.
     """
     path = local_path(path)
@@ -58,8 +58,8 @@ def open_file(path: bytes, size: int = 0, mtime_ns: int = 0) -> Iterator[BinaryI
 
 def open_regular(path: bytes, buffering: int) -> Any:
     """Open a regular file; raise DecodeError for anything else, and OSError as `open` does."""
-    # Asked before opening: opening a FIFO waits for a writer, opening a device does things, and
-    # closing the lock file of this run gives its lock back where only POSIX locks are known.
+    # Checked before opening: opening a FIFO waits for a writer, opening a device has effects, and
+    # closing the lock file of this run releases its lock where only POSIX locks exist.
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         raise DecodeError("not a regular file")
@@ -69,7 +69,7 @@ def open_regular(path: bytes, buffering: int) -> Any:
 
 
 def reason_for(error: OSError) -> str:
-    """Return why a file cannot be read; raise if the cause is that this machine lacks something."""
+    """Return why a file cannot be read; raise if the machine ran out of something."""
     exhausted = exhaustion_of(error)
     if exhausted is not None:  # no fault of the file
         raise exhausted from error

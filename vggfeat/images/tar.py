@@ -1,7 +1,7 @@
-"""The headers of a tar archive, one member after the other: ustar, GNU, pax and what came before.
+"""Read the headers of tar archives of every kind: ustar, GNU, pax, and the tar before them.
 
-Python's own `tarfile` takes a broken header for the end of the archive, keeps all members in
-memory, and believes the sizes it reads; and it is several times slower.
+The standard library's `tarfile` takes a broken header for the end of the archive, keeps all members
+in memory, trusts the sizes it reads, and is several times slower.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vggfeat.core.text import counted
-from vggfeat.images.archive_reader import ArchiveMember, DamagedError, Place
+from vggfeat.images.archive_reader import DamagedError, Place
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 _BLOCK = 512
 _LARGEST_HEADER = 2**22  # bytes of a long name or of pax records
-_LARGEST = 2**62  # bytes of a member; what claims more would not fit in the numbers we keep
-_STRETCH = 2**20  # bytes of zeros that are looked through at once
+_LARGEST = 2**62  # bytes of a member; a larger size would not fit in `PLACE`
+_STRETCH = 2**20  # bytes of zeros that are skipped at once
 
 _FILES = (b"0", b"\0", b"7")
 _FOLDER = b"5"
@@ -30,15 +30,12 @@ _SPARSE = b"S"
 
 
 @dataclass(slots=True)
-class _Said:
-    """What earlier headers say about the next member; `for_all`, about all that follow."""
+class _Overrides:
+    """What extension headers state about the next member; `for_all`, about all that follow."""
 
     name: bytes = b""
     records: dict[bytes, bytes] = field(default_factory=dict)
     for_all: dict[bytes, bytes] = field(default_factory=dict)
-
-    def of_next(self) -> _Said:
-        return _Said(for_all=self.for_all)
 
     def get(self, key: bytes) -> bytes:
         return self.records.get(key, self.for_all.get(key, b""))
@@ -47,13 +44,16 @@ class _Said:
         return any(key.startswith(b"GNU.sparse.") for key in self.records)
 
 
-def read_tar(source: ArchiveReader) -> Iterator[ArchiveMember]:
-    """Yield all members but folders, in the order of the archive, also of concatenated archives.
+def read_tar(source: ArchiveReader) -> Iterator[tuple[bytes, Place | None]]:
+    """Yield the name and place of all members but folders, also of concatenated archives.
 
-    Raises DamagedError, after the members before it, if the archive is truncated or has something
-    else where a header must be.
+    A name has the bytes of the file system that the archive was made from. Links, devices and
+    sparse files have no place.
+
+    Raises DamagedError, after the members before it, if the archive is truncated or a header is
+    broken.
     """
-    offset, said, ended = 0, _Said(), False
+    offset, said, ended = 0, _Overrides(), False
     while True:
         block = source.read(offset, _BLOCK)
         if len(block) == _BLOCK and not any(block):
@@ -67,7 +67,7 @@ def read_tar(source: ArchiveReader) -> Iterator[ArchiveMember]:
             offset = _read_extension(source, block, offset, said)
             continue
         member, offset = _member(source, block, offset, said)
-        said = said.of_next()
+        said = _Overrides(for_all=said.for_all)
         if member is not None:
             yield member
 
@@ -83,7 +83,7 @@ def _behind_zeros(source: ArchiveReader, offset: int) -> int:
 
 
 def _checked(block: bytes, offset: int) -> bytes:
-    """Return the type of a header whose checksum is right."""
+    """Check the checksum of a header, and return the header's type."""
     if len(block) < _BLOCK:
         raise DamagedError(f"cut short: it ends at byte {offset + len(block)}")
     stated = _octal(block[148:156])
@@ -95,8 +95,8 @@ def _checked(block: bytes, offset: int) -> bytes:
     return block[156:157]
 
 
-def _read_extension(source: ArchiveReader, block: bytes, offset: int, said: _Said) -> int:
-    """Apply what the header at `offset` says about others; return the offset of the next header."""
+def _read_extension(source: ArchiveReader, block: bytes, offset: int, said: _Overrides) -> int:
+    """Note in `said` what the header at `offset` states; return the offset of the next header."""
     size = _number(block[124:136], offset)
     data = source.read(offset + _BLOCK, size) if size <= _LARGEST_HEADER else b""
     if len(data) < size:
@@ -114,8 +114,8 @@ def _read_extension(source: ArchiveReader, block: bytes, offset: int, said: _Sai
 
 
 def _member(
-    source: ArchiveReader, block: bytes, offset: int, said: _Said
-) -> tuple[ArchiveMember | None, int]:
+    source: ArchiveReader, block: bytes, offset: int, said: _Overrides
+) -> tuple[tuple[bytes, Place | None] | None, int]:
     """Return the member whose header is at `offset`, None for a folder, and the next offset."""
     kind, data = block[156:157], offset + _BLOCK
     size = _number(said.get(b"size") or block[124:136], offset, decimal=bool(said.get(b"size")))
@@ -123,31 +123,31 @@ def _member(
     if kind == _FOLDER or (kind == _FILES[1] and name.endswith(b"/")):
         return None, data
     if kind in _WITHOUT_DATA:
-        return ArchiveMember(name, False, Place(data, 0, 0)), data
+        return (name, None), data
     more = kind == _SPARSE and block[482] != 0
     while more:
         extension = source.read(data, _BLOCK)
         data += _BLOCK
         more = len(extension) == _BLOCK and extension[504] != 0
     regular = kind in _FILES and not said.is_sparse()
-    return ArchiveMember(name, regular, Place(data, size, size)), data + _padded(size)
+    return (name, Place(data, size, size) if regular else None), data + _padded(size)
 
 
 def _own_name(block: bytes) -> bytes:
     name, prefix = _text(block[:100]), _text(block[345:500])
-    # GNU tar has something else where POSIX has the beginning of a long name.
+    # GNU tar writes other fields where POSIX has the beginning of a long name.
     return prefix + b"/" + name if prefix and block[257:263] == b"ustar\0" else name
 
 
 def _pax_records(data: bytes, offset: int) -> dict[bytes, bytes]:
-    """Return the records `LENGTH KEY=VALUE` of a pax header; the length is of the whole record."""
+    """Parse the records of a pax header, each `LENGTH KEY=VALUE` with the length of all of it."""
     records, at = {}, 0
     while at < len(data) and data[at]:
         length, _, _ = data[at : at + 20].partition(b" ")
         end = at + (int(length) if length.isdigit() else 0)
         key, equals, value = data[at + len(length) + 1 : end - 1].partition(b"=")
         if not equals or not at < end <= len(data):  # a length of 0 would never end
-            raise DamagedError(f"pax header at byte {offset} that makes no sense")
+            raise DamagedError(f"invalid pax header at byte {offset}")
         records[key] = value
         at = end
     return records
@@ -162,7 +162,7 @@ def _number(text: bytes, offset: int, *, decimal: bool = False) -> int:
     else:
         value = _octal(text)
     if not 0 <= value <= _LARGEST:
-        raise DamagedError(f"size {text!r} of the member at byte {offset} is none")
+        raise DamagedError(f"invalid size {text!r} of the member at byte {offset}")
     return value
 
 
