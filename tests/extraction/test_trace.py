@@ -274,7 +274,7 @@ def test_the_command(photo: Path) -> None:
         (["photo.jpg", "--crop", "middle"], 2, "unknown crop 'middle'; expected one of center"),
         (["--model", "vgg12"], 2, "unknown model 'vgg12'"),
         (["--weights", "none.pth"], 3, "'none.pth' not found"),
-        (["--weights", "nothing"], 2, "weights 'nothing' are not known"),
+        (["--weights", "nothing"], 2, "unknown weights 'nothing'"),
     ],
 )
 def test_usage(photo: Path, words: list[str], code: int, said: str) -> None:

@@ -251,7 +251,7 @@ def test_features_alone(reference: Reference, tmp_path: Path) -> None:
         found = Extractor(settings)(reference.images)
         for name, value in found.items():
             torch.testing.assert_close(value, reference.features[name], rtol=1e-4, atol=1e-5)
-        with pytest.raises(WeightsError, match=r"conv and pool layers can be had .*conv5_2"):
+        with pytest.raises(WeightsError, match=r"conv and pool layers work all the same .*conv5_2"):
             features_of(path, reference.images)
 
 
@@ -259,7 +259,7 @@ def test_several_networks_are_refused(reference: Reference, tmp_path: Path) -> N
     """Of a student and its teacher nobody can know which is meant."""
     state = reference.state
     torch.save({**under("student.")(state), **under("teacher.")(state)}, tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match=r"several VGG networks .* under 'student', 'teacher'"):
+    with pytest.raises(WeightsError, match=r"several VGG networks, under 'student', 'teacher'"):
         read_checkpoint(str(tmp_path / "w.pth"))
 
 

@@ -562,17 +562,17 @@ def test_devices_that_are_not_there_are_errors() -> None:
     """A device asked for by name is that device or an error, never another one."""
     assert choose_device("cpu") == torch.device("cpu")
     missing = f"cuda:{torch.cuda.device_count() + 3}"
-    with pytest.raises(DeviceError, match=rf"device {missing} is not there: torch .* CUDA devices"):
+    with pytest.raises(DeviceError, match=rf"device {missing} does not exist: torch .* CUDA"):
         choose_device(missing)
     if not torch.backends.mps.is_available():
-        with pytest.raises(DeviceError, match="device mps is not there; --device cpu goes without"):
+        with pytest.raises(DeviceError, match="device mps does not exist; --device cpu needs none"):
             choose_device("mps")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
 def test_without_cuda_auto_is_another_device_and_cuda_an_error() -> None:
     """Without CUDA `cuda` is an error, while `auto` finds what there is."""
-    with pytest.raises(DeviceError, match=r"device cuda is not there: .* sees 0 CUDA devices"):
+    with pytest.raises(DeviceError, match=r"device cuda does not exist: .* sees 0 CUDA devices"):
         choose_device("cuda")
     assert choose_device("auto").type in ("cpu", "mps")
 

@@ -179,8 +179,8 @@ def test_a_file_for_other_channels_is_taken_as_it_is(
     ("name", "channels", "message"),
     [
         ("five.safetensors", 3, r"five\.safetensors take images of 5 channels, and 3 asked for"),
-        ("grey.pth", 4, r"grey\.pth take images of 1 channel, and 4 asked for: --channels 1,"),
-        ("adapted.safetensors", 3, r"take images of 2 channels, and 3 asked for: --channels 2,"),
+        ("grey.pth", 4, r"grey\.pth take images of 1 channel, not 4: --channels 1,"),
+        ("adapted.safetensors", 3, r"take images of 2 channels, not 3: --channels 2,"),
     ],
 )
 def test_other_channels_than_the_file_are_one_error(
@@ -354,7 +354,7 @@ def test_channels_are_those_of_the_file(folder: Path, name: str) -> None:
     [
         ({"vggfeat.model": "vgg99"}, "were trained with a model 'vgg99', which this version"),
         ({"vggfeat.model": "vgg11", "vggfeat.preprocess": '{"gamma": 2}'}, "with settings gamma"),
-        ({"vggfeat.model": "vgg11", "vggfeat.preprocess": "{"}, "is no JSON"),
+        ({"vggfeat.model": "vgg11", "vggfeat.preprocess": "{"}, "is not JSON"),
     ],
 )
 def test_what_a_newer_version_wrote_is_refused(

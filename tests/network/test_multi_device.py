@@ -84,7 +84,7 @@ def test_devices_that_are_not_there() -> None:
     """Missing devices are named, and none is silently left out."""
     with pytest.raises(DeviceError, match=r"--device all: torch .* sees no CUDA device"):
         choose_devices("all")
-    with pytest.raises(DeviceError, match="device cuda:0 is not there"):
+    with pytest.raises(DeviceError, match="device cuda:0 does not exist"):
         choose_devices("cpu,cuda:0")
 
 

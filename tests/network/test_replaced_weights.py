@@ -35,7 +35,7 @@ def test_settings_of_the_file_before_are_refused(tmp_path: Path) -> None:
         write(path, 64)
         Extractor(settings)
         write(path, 96)
-        message = "replaced after the settings were made: size 64 is of the file before; make the"
+        message = "replaced after the settings were made: size 64 is from the previous file;"
         with pytest.raises(WeightsError, match=message):
             Extractor(settings)
         fresh = Settings.for_weights(str(path), layers="conv1_1", device="cpu")

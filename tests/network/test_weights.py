@@ -106,7 +106,7 @@ def test_a_missing_file_is_named(name: str) -> None:
 @pytest.mark.parametrize("name", ["imagnet", "random:x", "random:", "features", "weights.onnx"])
 def test_unknown_weights_are_named(name: str) -> None:
     """A name that is none of the known ones is refused with what there is."""
-    message = f"weights '{name}' are not known; expected imagenet, features"
+    message = f"unknown weights '{name}'; expected imagenet, features"
     with pytest.raises(UsageError, match=message):
         find_weights(name, "vgg19")
 

@@ -1,9 +1,9 @@
-"""Caffe's VGG16 under torchvision's names: known by the filters of conv1_1, whatever the file.
+"""Recognize Caffe's VGG16 under torchvision's names by the filters of its conv1_1.
 
-Simonyan and Zisserman's own weights take pixels of 0 to 255 with only a mean taken off. Under
-torchvision's names nothing in a file says so, and with ImageNet's deviation features come out
-that look like features and are wrong. Nets fine-tuned from them leave the first filters where
-they are, or nearly so; nets trained from another start have others.
+Simonyan and Zisserman's weights take pixels of 0 to 255 minus a mean. Under torchvision's names
+nothing in a file states that, and with ImageNet's deviation they give features that look right and
+are wrong. Fine-tuning hardly changes the first filters; networks trained from another start have
+others.
 """
 
 from __future__ import annotations
@@ -23,153 +23,48 @@ if TYPE_CHECKING:
 
 Order = Literal["rgb", "bgr", ""]
 
-# Filters of the published weights, (red, green, blue) x 3 x 3, of which the colours differ most.
+# The filters of the published weights whose colours differ most: red, green, blue, 3 x 3 each.
 _FILTERS: Mapping[int, tuple[float, ...]] = {
     5: (
-        -0.048,
-        -0.086,
-        -0.043,
-        -0.072,
-        -0.103,
-        -0.082,
-        -0.046,
-        -0.056,
-        -0.046,
-        -0.192,
-        -0.224,
-        -0.187,
-        -0.210,
-        -0.236,
-        -0.222,
-        -0.193,
-        -0.197,
-        -0.194,
-        0.230,
-        0.239,
-        0.232,
-        0.251,
-        0.268,
-        0.237,
-        0.225,
-        0.260,
-        0.220,
+        -0.048, -0.086, -0.043, -0.072, -0.103, -0.082, -0.046, -0.056, -0.046,
+        -0.192, -0.224, -0.187, -0.210, -0.236, -0.222, -0.193, -0.197, -0.194,
+        0.230, 0.239, 0.232, 0.251, 0.268, 0.237, 0.225, 0.260, 0.220,
     ),
     59: (
-        0.087,
-        0.125,
-        0.086,
-        0.150,
-        0.195,
-        0.150,
-        0.112,
-        0.154,
-        0.110,
-        0.133,
-        0.143,
-        0.134,
-        0.160,
-        0.176,
-        0.162,
-        0.142,
-        0.154,
-        0.142,
-        -0.203,
-        -0.245,
-        -0.193,
-        -0.247,
-        -0.287,
-        -0.236,
-        -0.214,
-        -0.256,
-        -0.206,
+        0.087, 0.125, 0.086, 0.150, 0.195, 0.150, 0.112, 0.154, 0.110,
+        0.133, 0.143, 0.134, 0.160, 0.176, 0.162, 0.142, 0.154, 0.142,
+        -0.203, -0.245, -0.193, -0.247, -0.287, -0.236, -0.214, -0.256, -0.206,
     ),
     12: (
-        -0.219,
-        -0.197,
-        -0.210,
-        -0.189,
-        -0.145,
-        -0.174,
-        -0.213,
-        -0.193,
-        -0.206,
-        0.292,
-        0.348,
-        0.307,
-        0.358,
-        0.438,
-        0.379,
-        0.301,
-        0.354,
-        0.314,
-        -0.156,
-        -0.144,
-        -0.148,
-        -0.141,
-        -0.106,
-        -0.124,
-        -0.171,
-        -0.159,
-        -0.158,
+        -0.219, -0.197, -0.210, -0.189, -0.145, -0.174, -0.213, -0.193, -0.206,
+        0.292, 0.348, 0.307, 0.358, 0.438, 0.379, 0.301, 0.354, 0.314,
+        -0.156, -0.144, -0.148, -0.141, -0.106, -0.124, -0.171, -0.159, -0.158,
     ),
     8: (
-        0.164,
-        0.169,
-        0.169,
-        0.197,
-        0.205,
-        0.193,
-        0.172,
-        0.220,
-        0.169,
-        -0.275,
-        -0.319,
-        -0.275,
-        -0.293,
-        -0.335,
-        -0.300,
-        -0.282,
-        -0.281,
-        -0.288,
-        0.130,
-        0.096,
-        0.126,
-        0.111,
-        0.077,
-        0.099,
-        0.106,
-        0.113,
-        0.094,
+        0.164, 0.169, 0.169, 0.197, 0.205, 0.193, 0.172, 0.220, 0.169,
+        -0.275, -0.319, -0.275, -0.293, -0.335, -0.300, -0.282, -0.281, -0.288,
+        0.130, 0.096, 0.126, 0.111, 0.077, 0.099, 0.106, 0.113, 0.094,
     ),
-}
-_ALIKE = 0.99  # cosine; of filters that have nothing to do with each other it is below 0.6
+}  # fmt: skip
+_ALIKE = 0.99  # cosine; that of unrelated filters is below 0.6
 CAFFE_TRANSFORMS: Mapping[str, str] = {"rgb": "features", "bgr": "caffe"}
-"""Which preprocessing goes with weights that take colours in this order."""
+"""Preprocessing for weights that take colours in this order."""
 
 JOHNSONS = ("00b39a1b", "d01eb7cb")
 """Beginnings of the SHA-256 of vgg16-00b39a1b.pth and vgg19-d01eb7cb.pth, which take BGR."""
 FEATURES_ORDER = "88682ab5"
-"""Of torchvision's IMAGENET1K_FEATURES, whose classifier holds no values."""
+"""Likewise of torchvision's IMAGENET1K_FEATURES, whose classifier holds no values."""
 
 
 def colour_order(first: NDArray[np.float32]) -> Order:
-    """Return in which order the filters of Caffe's VGG16 lie in a conv1_1; empty if it has others.
-
-    Args:
-        first: (64, 3, 3, 3); any other shape is another network's.
-    """
+    """Return the colour order of Caffe's filters in a conv1_1, (64, 3, 3, 3); '' for others."""
     if first.shape[1:] != (COLOURS, 3, 3) or len(first) <= max(_FILTERS):
         return ""
     known = np.array(list(_FILTERS.values())).reshape(-1, COLOURS, 3, 3)
     found = first[list(_FILTERS)].astype(np.float64)
-    orders: tuple[tuple[Order, NDArray[np.float64]], ...] = (
-        ("rgb", found),
-        ("bgr", found[:, ::-1]),
-    )
-    for order, values in orders:
-        if _cosine(known, values) >= _ALIKE:
-            return order
-    return ""
+    if _cosine(known, found) >= _ALIKE:
+        return "rgb"
+    return "bgr" if _cosine(known, found[:, ::-1]) >= _ALIKE else ""
 
 
 def _cosine(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
@@ -178,14 +73,9 @@ def _cosine(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
 
 
 def caffe_order(file: WeightFile, sha256: str = "") -> Order:
-    """Return in which order the first layer of a file takes colours, if it is Caffe's, else ''.
-
-    Args:
-        file: that is open.
-        sha256: of it, where that is known.
-    """
+    """Return the colour order of the first layer of an open file, if it is Caffe's, else ''."""
     if file.reading.transform:
-        return ""  # its dialect has seen to it
+        return ""  # its dialect converts the order
     if sha256.startswith(JOHNSONS):
         return "bgr"
     first = file.array(VGG.first_weight)

@@ -1,4 +1,4 @@
-"""How large the activations of each convolution get: what `--precision int8` must know."""
+"""Measure the largest activation of each convolution, the scales of `--precision int8`."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def calibrate(
 def largest_activations(
     settings: Settings, batches: Iterable[Tensor], weights: Weights | None
 ) -> dict[str, float]:
-    """See `calibrate`; the batches may differ in shape."""
+    """Do what `calibrate` does, for batches that may differ in shape."""
     table = needed_layers(settings.specs, settings.model)
     names = [layer.name for layer in table if layer.kind == "conv"]
     tapped = ",".join(f"{name}:max" for name in names)

@@ -1,13 +1,14 @@
-"""Read named tensors of weight files, any format, by torchvision's names, into own memory.
+"""Read named tensors of weight files of any format, by torchvision's names, into memory.
 
-Tensors that no layer needs are never read. Nothing is mapped: a file that is overwritten or cut
-short while it is read is an error, and later changes have no effect. See `containers` for the
-formats and `dialects` for the names.
+Tensors that no layer needs are never read. Nothing is memory-mapped: a file that is overwritten or
+truncated while it is read is an error, and later changes have no effect. `containers` knows the
+formats, `dialects` the names.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import zipfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
     from vggfeat.network.dialects.records import Reading
     from vggfeat.storage.checked_file import FileDigest
 
-# What readers of pickle, zip and JSON come to on bytes that were changed; an offset or a size among
-# them asks for absurd amounts of memory.
+# Raised by readers of pickle, zip and JSON on damaged bytes; a damaged size or offset may request
+# absurd amounts of memory.
 _DAMAGE = (
     ArithmeticError,
     AssertionError,
@@ -53,13 +54,7 @@ _NUMPY_DTYPES: Mapping[str, str] = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
 
 @dataclass(frozen=True, slots=True)
 class WeightFile:
-    """An open weight file.
-
-    Attributes:
-        path: of the file.
-        contents: what lies where.
-        reading: whose names it has.
-    """
+    """An open weight file: the place of its tensors, and the dialect of their names."""
 
     path: str
     contents: Contents
@@ -68,23 +63,23 @@ class WeightFile:
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Shape of each tensor by torchvision's name."""
+        """The shape of each tensor by torchvision's name."""
         return self.reading.shapes
 
     def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
-        """Return tensors by torchvision's names, in the dtypes of the file, in own memory."""
+        """Return tensors by torchvision's names in the file's dtypes; they own their memory."""
         sources = {name: self.reading.sources[name] for name in names}
         with _as_weights_errors(self.path, self._file):
             found = _values(self._file, self.contents, [one.name for one in sources.values()])
         tensors = {}
         for name, source in sources.items():
-            # One after the other, so that no more than one tensor lies in memory twice.
+            # One after the other, so that only one tensor is in memory twice.
             value = found.pop(source.name)
             tensors[name] = value if source.convert is None else source.convert(value)
         return tensors
 
     def array(self, name: str) -> NDArray[np.float32] | None:
-        """Read a small tensor as float32 without torch; None if missing or not plain."""
+        """Read a small tensor as float32 without torch; None if missing or not in C order."""
         source = self.reading.sources.get(name)
         stored = self.contents.tensors[source.name] if source else None
         if source is None or stored is None or source.convert or not _is_plain(stored):
@@ -99,12 +94,9 @@ class WeightFile:
 
 @contextlib.contextmanager
 def open_checkpoint(path: str, digest: FileDigest | None = None) -> Iterator[WeightFile]:
-    """Open a weight file and find out what it holds; no value is read.
+    """Open a weight file of any format and locate its tensors, without reading values.
 
-    Args:
-        path: of the file; its content decides on the format.
-        digest: of its bytes, which every read is then checked against; None where only names and
-            shapes are wanted.
+    Every read is checked against `digest`; give None if only names and shapes are needed.
     """
     try:
         file = CheckedFile(path, digest)
@@ -154,31 +146,26 @@ def _weights_error(path: str, error: Exception) -> WeightsError:
     if isinstance(error, RefusedError):
         more = "hold more than tensors and " if isinstance(error, MoreThanTensorsError) else ""
         return WeightsError(f"weights {path!r} {more}were refused: {error}")
-    return WeightsError(
-        f"weights {path!r} are damaged or cut short: {_first_line(error)}; fetch them again"
-    )
+    reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+    return WeightsError(f"weights {path!r} are damaged or cut short: {reason}; fetch them again")
 
 
 def _is_plain(stored: StoredTensor) -> bool:
-    """Return whether values lie one after the other, in a type that NumPy has."""
+    """Return whether a tensor is in C order, in a type that NumPy has."""
     strides = np.cumprod((1, *stored.shape[:0:-1]))[::-1]
     in_order = stored.stride is None or stored.stride == tuple(strides.tolist())
     return in_order and stored.dtype in _NUMPY_DTYPES and 0 not in stored.shape
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:200]
-
-
 def _values(file: CheckedFile, contents: Contents, names: Iterable[str]) -> dict[str, torch.Tensor]:
-    """Read tensors by the names of the file, each into a buffer of its own, in one pass."""
+    """Read tensors by the file's names, each into its own buffer, in one pass."""
     import torch
 
     targets, tensors = [], {}
     for name in names:
         stored = contents.tensors[name]
         begin, length = contents.locate(stored.storage)
-        first, count = _extent(stored)
+        first, count = stored.offset, _span(stored)
         item = VALUE_BYTES[stored.dtype]
         if first < 0 or (first + count) * item > length:
             raise ValueError(
@@ -186,26 +173,21 @@ def _values(file: CheckedFile, contents: Contents, names: Iterable[str]) -> dict
             )
         buffer = torch.empty(count * item, dtype=torch.uint8)
         targets.append((begin + first * item, buffer.numpy().data))
-        tensors[name] = _shaped(buffer.view(_torch_dtype(stored.dtype)), stored)
+        flat = buffer.view(_torch_dtype(stored.dtype))
+        if stored.stride is None or not count:
+            tensors[name] = flat.view(stored.shape)
+        else:
+            tensors[name] = flat.as_strided(stored.shape, stored.stride)
     file.copy_into(targets)
     return tensors
 
 
-def _extent(stored: StoredTensor) -> tuple[int, int]:
-    """First value of a tensor in its storage, and how many from there on hold all of it."""
-    count = 1
-    for side in stored.shape:
-        count *= side
-    if count and stored.stride is not None:
-        steps = zip(stored.shape, stored.stride, strict=True)
-        count = 1 + sum((side - 1) * step for side, step in steps)
-    return stored.offset, count
-
-
-def _shaped(flat: torch.Tensor, stored: StoredTensor) -> torch.Tensor:
-    if stored.stride is None or flat.numel() == 0:
-        return flat.view(stored.shape)
-    return flat.as_strided(stored.shape, stored.stride)
+def _span(stored: StoredTensor) -> int:
+    """Return the number of values in the storage from a tensor's first to its last."""
+    count = math.prod(stored.shape)
+    if not count or stored.stride is None:
+        return count
+    return 1 + sum((n - 1) * step for n, step in zip(stored.shape, stored.stride, strict=True))
 
 
 def _torch_dtype(name: str) -> torch.dtype:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import torch
 
 from vggfeat.core.cgroups import memory_available
+from vggfeat.core.text import counted
 from vggfeat.errors import DeviceError, UsageError
 from vggfeat.network import onednn
 
@@ -25,8 +26,8 @@ CPU_BATCH = 16
 """Batch size at which throughput on a CPU levels off; more memory gains nothing."""
 
 CPU_CONVOLUTIONS_BATCH = 4
-"""The same without fully connected layers, whose weights larger batches read less often; more would
-be 1 or 2 % faster, and need more than 1 GB."""
+"""The same without fully connected layers, whose weights larger batches read less often. A larger
+batch would be 1 or 2 % faster, and need more than 1 GB."""
 
 GPU_BATCH = 256
 _BYTES_PER_PIXEL = 1024  # the two widest maps at once, 64 channels each of float32, and workspace
@@ -34,7 +35,7 @@ _BYTES_PER_PIXEL = 1024  # the two widest maps at once, 64 channels each of floa
 
 @contextlib.contextmanager
 def device_errors(device: torch.device) -> Iterator[None]:
-    """Turn errors of a failing accelerator into DeviceError, but let OutOfMemoryError through."""
+    """Raise DeviceError for a failing accelerator, but let OutOfMemoryError through."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -72,12 +73,13 @@ def choose_device(name: str) -> torch.device:
         index = device.index or 0
         if index >= count:
             raise DeviceError(
-                f"device {name} is not there: torch {torch.__version__} sees {count} CUDA devices; "
-                "`vggfeat doctor` says more, --device cpu goes without"
+                f"device {name} does not exist: torch {torch.__version__} sees "
+                f"{counted(count, 'CUDA device')}; `vggfeat doctor` shows more, --device cpu needs "
+                "none"
             )
         return torch.device("cuda", index)
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise DeviceError("device mps is not there; --device cpu goes without")
+        raise DeviceError("device mps does not exist; --device cpu needs none")
     return device
 
 
@@ -88,14 +90,14 @@ def choose_devices(names: str) -> list[torch.device]:
         if not count:
             raise DeviceError(
                 f"--device all: torch {torch.__version__} sees no CUDA device; `vggfeat doctor` "
-                "says more, --device cpu goes without"
+                "shows more, --device cpu needs none"
             )
         return [torch.device("cuda", index) for index in range(count)]
     return [choose_device(name) for name in names.split(",")]
 
 
 def choose_precision(name: str, device: torch.device) -> Compute:
-    """Return the precision that a name stands for on `device`; only `auto` depends on it."""
+    """Return the precision that a name stands for on `device`, on which only `auto` depends."""
     if name == "int8":
         _check_int8(device)
     if name != "auto":

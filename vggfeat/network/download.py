@@ -18,10 +18,10 @@ from vggfeat.storage.atomic import atomic_file
 from vggfeat.storage.locks import wait_for_lock
 
 OFFLINE_VARIABLE = "VGGFEAT_OFFLINE"
-"""Environment variable; set to anything but 0, nothing is ever fetched."""
+"""Environment variable that forbids downloads if set to anything but 0."""
 
 _CHUNK = 1 << 20
-_CONNECT_SECONDS = 5.0  # a name server or a firewall that stays silent is as good as no network
+_CONNECT_SECONDS = 5.0  # a silent name server or firewall means no network
 _SILENT_SECONDS = 20.0
 _PORTS = {"http": 80, "https": 443}
 
@@ -29,17 +29,10 @@ log = logging.getLogger("vggfeat")
 
 
 def download_weights(url: str, path: str, digest_prefix: str) -> str | None:
-    """Download `url` into the new file `path` and return the SHA-256 of its bytes.
+    """Download an http, https or file address into the new file `path`; return its SHA-256.
 
-    Of several runs that want the same file one fetches it and the others wait.
-
-    Args:
-        url: http, https or file address.
-        path: where the file goes; folders are made.
-        digest_prefix: first hexadecimal digits that the SHA-256 must have.
-
-    Returns:
-        the digest, or None if another run has put the file there meanwhile.
+    Of several runs that need the same file, one fetches it and the others wait and return None.
+    Folders are created. The SHA-256 must begin with `digest_prefix`.
     """
     _check_reachable(url)
     try:
@@ -47,7 +40,14 @@ def download_weights(url: str, path: str, digest_prefix: str) -> str | None:
         with wait_for_lock(path, lambda: log.info("another run is fetching %s: waiting", path)):
             if os.path.exists(path):
                 return None
-            return _fetch_into_place(url, path, digest_prefix)
+            with atomic_file(path) as file:
+                digest = _fetch(url, file)
+                if not digest.startswith(digest_prefix):
+                    raise WeightsError(
+                        f"{url} has SHA-256 {digest[:8]}…, expected {digest_prefix}…; it was not "
+                        "kept"
+                    )
+            return digest
     except OSError as error:
         reason = error.strerror or error
         raise WeightsError(
@@ -55,22 +55,8 @@ def download_weights(url: str, path: str, digest_prefix: str) -> str | None:
         ) from error
 
 
-def _fetch_into_place(url: str, path: str, digest_prefix: str) -> str:
-    with atomic_file(path) as file:
-        digest = _fetch(url, file)
-        _check_digest(url, digest, digest_prefix)
-    return digest
-
-
-def _check_digest(url: str, digest: str, prefix: str) -> None:
-    if not digest.startswith(prefix):
-        raise WeightsError(
-            f"what {url} sends has SHA-256 {digest[:8]}…, expected {prefix}…; it was not kept"
-        )
-
-
 def _check_reachable(url: str) -> None:
-    """Fail within seconds if there is no network, where resolving a name may take minutes."""
+    """Fail within seconds without a network, where resolving a name may take minutes."""
     if os.environ.get(OFFLINE_VARIABLE, "0") not in ("", "0"):
         raise WeightsError(f"{url} is not fetched: {OFFLINE_VARIABLE} is set")
     address = _first_stop(url)
@@ -95,7 +81,7 @@ def _connect(address: tuple[str, int], found: list[OSError | None]) -> None:
 
 
 def _first_stop(url: str) -> tuple[str, int] | None:
-    """Host and port that a request for `url` goes to first; None if to none, or `url` is none."""
+    """Return the host and port that a request for `url` connects to; None if it has none."""
     try:
         parts = urllib.parse.urlsplit(url)
         proxy = urllib.request.getproxies().get(parts.scheme)
@@ -103,7 +89,7 @@ def _first_stop(url: str) -> tuple[str, int] | None:
             parts = urllib.parse.urlsplit(proxy if "://" in proxy else f"http://{proxy}")
         port = parts.port or _PORTS.get(parts.scheme)
     except ValueError:
-        return None  # which the request will complain of
+        return None  # the request will fail with the reason
     return (parts.hostname, port) if parts.hostname and port else None
 
 
@@ -120,7 +106,7 @@ def _fetch(url: str, file: BinaryIO) -> str:
                 digest.update(block)
                 received += len(block)
     except (OSError, http.client.HTTPException, ValueError) as error:
-        # An address that is none is a ValueError; a broken chunk an HTTPException and no OSError.
+        # An invalid address is a ValueError; a broken chunk an HTTPException and no OSError.
         reason = getattr(error, "reason", None) or error
         raise WeightsError(f"{url} cannot be fetched: {reason}") from error
     if expected not in (-1, received):

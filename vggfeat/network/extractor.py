@@ -222,7 +222,7 @@ class Extractor:
     def _within_memory(
         self, network: TappedVgg | Int8Vgg, images: Tensor
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """One pass, or several over parts of the batch when the device's memory runs out."""
+        """Run one pass, or several over parts of the batch when the device's memory runs out."""
         count = len(images)
         while True:
             size = min(self._limit or count, count)
@@ -237,7 +237,7 @@ class Extractor:
                 self._limit = (size + 1) // 2
                 torch.cuda.empty_cache()
                 log.warning(
-                    "out of memory with %s a pass; going on with half", counted(size, "image")
+                    "out of memory with %s a pass; continuing with half", counted(size, "image")
                 )
             else:
                 return _join(parts)

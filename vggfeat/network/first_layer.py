@@ -1,7 +1,7 @@
-"""The network's first step for images of any number of channels.
+"""Fit the first layer to images of any number of channels.
 
 VGG was trained on three. Its first convolution is rebuilt from the pretrained filters, or an
-adapter, a convolution of 1 x 1 from C channels to 3, stands in front of the untouched network.
+adapter, a convolution of 1 x 1 from C channels to 3, precedes the unchanged network.
 """
 
 from __future__ import annotations
@@ -21,22 +21,18 @@ if TYPE_CHECKING:
 
 
 def file_channels(shapes: Shapes) -> int | None:
-    """Channels that the network in a weight file takes; None if it has no first convolution.
-
-    Args:
-        shapes: of the file's tensors by name.
-    """
+    """Return the channels of a weight file's input; None if it has no first convolution."""
     name = ADAPTER if ADAPTER in shapes else VGG.first_weight
     shape = shapes.get(name, ())
     return shape[1] if len(shape) == 4 else None  # noqa: PLR2004 (out, in, rows, columns)
 
 
 def adapter_problem(shapes: Shapes) -> str:
-    """Return what is wrong with the adapter of a weight file; empty if nothing, or no adapter."""
+    """Return what is wrong with the adapter of a weight file; empty if it is right or missing."""
     weight, bias = shapes.get(ADAPTER), shapes.get(ADAPTER_BIAS)
     if weight is None and bias is None:
         return ""
-    found = [_shape(part) for part in (weight, bias)]
+    found = ["missing" if part is None else str(list(part)) for part in (weight, bias)]
     right = weight is not None and (weight[:1], weight[2:], bias) == (
         (COLOURS,), (1, 1), (COLOURS,),
     )  # fmt: skip
@@ -44,20 +40,11 @@ def adapter_problem(shapes: Shapes) -> str:
     return "" if right else f"{ADAPTER} is {found[0]}, {ADAPTER_BIAS} {found[1]}; {expected}"
 
 
-def _shape(shape: tuple[int, ...] | None) -> str:
-    return "missing" if shape is None else str(list(shape))
-
-
 def check_channels(name: str, shapes: Shapes, entry: Entry) -> None:
-    """Refuse images that the network of a weight file cannot take.
+    """Refuse images that the network of the weights `name` cannot take.
 
-    Three channels are no obstacle, for those filters can be rebuilt; others, and an adapter, were
-    learnt for just these.
-
-    Args:
-        name: of the weights.
-        shapes: of the file's tensors by name.
-        entry: requested channels and first layer.
+    Filters for three channels can be rebuilt for any number; filters for others, and an adapter,
+    take only the channels that they were learnt for.
     """
     problem = adapter_problem(shapes)
     if problem:
@@ -71,31 +58,19 @@ def check_channels(name: str, shapes: Shapes, entry: Entry) -> None:
     learnt_for_these = adapter or (found != COLOURS and entry.first_layer == "sum")
     if found is not None and learnt_for_these and found != entry.channels:
         raise WeightsError(
-            f"weights {name} take images of {_count(found)}, and {entry.channels} asked for: "
+            f"weights {name} take images of {counted(found, 'channel')}, not {entry.channels}: "
             f"--channels {found}, or weights whose first layer takes {COLOURS}, which is rebuilt "
             "for any number"
         )
 
 
-def _count(channels: int) -> str:
-    return counted(channels, "channel")
-
-
 def inflate(weight: Tensor, channels: int) -> Tensor:
-    """First filters for another number of channels, from those for colours.
+    """Return filters (o, C, 3, 3) made from filters for colours, (o, 3, 3, 3).
 
-    For one channel they are summed over the colours: the features are those of the grey image
-    copied to all three, for inputs normalised alike. For C channels the mean filter is repeated
-    and scaled by 3 / C, after the inflation of Carreira & Zisserman ("Quo Vadis, Action
-    Recognition?", CVPR 2017), who repeat filters along time and divide by how often: channels
-    that are all alike give what one of them gives alone.
-
-    Args:
-        weight: (o, 3, 3, 3).
-        channels: C.
-
-    Returns:
-        (o, C, 3, 3); for three channels `weight` itself.
+    For one channel, sum them over the colours: the features are those of the grey image copied to
+    all three channels, if inputs are normalised alike. For C channels, repeat the mean filter and
+    scale it by 3 / C, after Carreira & Zisserman ("Quo Vadis, Action Recognition?", CVPR 2017), who
+    repeat filters along time and divide by their number: C equal channels give the features of one.
     """
     if channels == weight.shape[1]:
         return weight
@@ -104,15 +79,10 @@ def inflate(weight: Tensor, channels: int) -> Tensor:
 
 
 def start_adapter(channels: int) -> dict[str, Tensor]:
-    """Return an untrained adapter: the identity for three channels, else their mean.
+    """Return an untrained adapter: the identity for three channels, else the channels' mean.
 
-    In front of the untouched network it gives what `inflate` gives.
-
-    Args:
-        channels: C.
-
-    Returns:
-        `adapter.weight` (3, C, 1, 1) and `adapter.bias` (3,), float32.
+    Before the unchanged network it gives the features that `inflate` gives. `adapter.weight` is
+    float32 (3, C, 1, 1), `adapter.bias` (3,).
     """
     import torch
 

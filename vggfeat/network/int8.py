@@ -34,31 +34,17 @@ _FIRST = "conv1_1"
 
 @dataclass(frozen=True, slots=True)
 class _Convolution:
-    """One layer, ready to run; o output channels.
+    """One layer, ready to run; o output channels. A scale is the real value of a 1."""
 
-    Attributes:
-        packed: int8 weights in the order that the kernel wants.
-        scales: float32 (o,), what a weight of 1 stands for.
-        bias: float32 (o,).
-        scale_in: what a 1 of its input stands for.
-        scale_out: likewise of its output.
-        padding: 0 for the first, whose image comes padded.
-    """
-
-    packed: Tensor
-    scales: Tensor
-    bias: Tensor
+    packed: Tensor  # int8 weights in the order of the kernel
+    scales: Tensor  # float32 (o,), of the weights
+    bias: Tensor  # float32 (o,)
     scale_in: float
     scale_out: float
-    padding: int
+    padding: int  # 0 for the first, whose image is padded before
 
     def __call__(self, x: Tensor, *, rectified: bool) -> Tensor:
-        """Return the output, uint8 behind its ReLU or float32 in front of it.
-
-        Args:
-            x: uint8 (N, i, H, W), channels last.
-            rectified: whether the ReLU is applied.
-        """
+        """Convolve uint8 (N, i, H, W), channels last, to uint8 behind a ReLU, or else float32."""
         return onednn.convolve(
             x,
             self.packed,
@@ -164,7 +150,7 @@ def _convolution(
         )
         bias = bias - (weight * (mean / std)).sum((1, 2, 3))
         weight = weight / (std * 255)
-    # A channel of zeros has any scale; an output that was never above zero likewise.
+    # Any scale will do for a channel of zeros, and for an output that was never above zero.
     scales = weight.abs().amax((1, 2, 3)).clamp_min(torch.finfo(torch.float32).tiny)
     scales = scales / _LARGEST_WEIGHT
     rounded = (weight / scales.view(-1, 1, 1, 1)).round().to(torch.int8)  # (o, i, 3, 3)
@@ -174,7 +160,7 @@ def _convolution(
 
 
 def _folded(layer: Layer, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a convolution with its batch normalisation, if it has one."""
+    """Return weight and bias of a convolution, with its batch normalisation folded in."""
     name = f"{layer.container}.{layer.index}"
     weight, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"]
     if layer.norm_index is None:
@@ -186,14 +172,9 @@ def _folded(layer: Layer, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor
 
 
 def _bordered(images: Tensor, mean: Tensor) -> Tensor:
-    """Return images padded with the mean colour, which normalises to the usual zeros.
+    """Pad uint8 images, (N, 3, H, W), with their mean colour, which normalises to zeros.
 
-    Args:
-        images: uint8 (N, 3, H, W).
-        mean: uint8 (3,).
-
-    Returns:
-        uint8 (N, 3, H + 2, W + 2), channels last.
+    Returns (N, 3, H + 2, W + 2), channels last.
     """
     count, channels, height, width = images.shape
     x = torch.empty(
@@ -207,7 +188,7 @@ def _bordered(images: Tensor, mean: Tensor) -> Tensor:
 
 
 def _max_pool(x: Tensor) -> Tensor:
-    """2 x 2, stride 2; torch's own has no bytes. (N, C, H, W) to (N, C, H // 2, W // 2)."""
+    """Pool 2 x 2 with stride 2, (N, C, H, W) to (N, C, H // 2, W // 2); torch's takes no uint8."""
     height, width = (side // 2 * 2 for side in x.shape[2:])
     rows = torch.maximum(x[:, :, 0:height:2], x[:, :, 1:height:2])
     return torch.maximum(rows[..., 0:width:2], rows[..., 1:width:2])

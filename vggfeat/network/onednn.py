@@ -1,6 +1,7 @@
-"""The 8-bit convolution of oneDNN, whose operators are private to torch: all calls stand here.
+"""Call the 8-bit convolution of oneDNN, whose operators are private to torch.
 
-torch may rename them in any release, so `has_convolution` looks for them before the first call.
+torch may rename them in any release: only this module calls them, and `has_convolution` checks for
+them before the first call.
 """
 
 from __future__ import annotations
@@ -16,17 +17,17 @@ _OPERATORS = ("qconv_prepack", "qconv2d_pointwise")
 
 
 def has_convolution() -> bool:
-    """Return whether this torch has the operators that are called below."""
+    """Return whether this torch has the operators."""
     return all(hasattr(torch.ops.onednn, name) for name in _OPERATORS)
 
 
 def pack_weight(weight: Tensor, scales: Tensor, scale_in: float, padding: int) -> Tensor:
-    """Return int8 weights (o, i, 3, 3) in the order that the kernel reads them in.
+    """Return int8 weights (o, i, 3, 3) in the order of the kernel.
 
     Args:
         weight: int8 (o, i, 3, 3).
-        scales: float32 (o,), what a weight of 1 stands for.
-        scale_in: what a 1 of the input stands for.
+        scales: float32 (o,), the real value of a weight of 1.
+        scale_in: the real value of a 1 of the input.
         padding: on each side of the input.
     """
     packed: Tensor = torch.ops.onednn.qconv_prepack(
@@ -45,20 +46,10 @@ def convolve(
     scale_out: float | None,
     padding: int,
 ) -> Tensor:
-    """Convolve uint8 maps, stride 1.
+    """Convolve uint8 maps, (N, i, H, W) channels last, with stride 1 and packed weights.
 
-    Args:
-        x: uint8 (N, i, H, W), channels last.
-        packed: what `pack_weight` returns.
-        scales: see `pack_weight`.
-        bias: float32 (o,).
-        scale_in: see `pack_weight`.
-        scale_out: what a 1 of the output stands for, behind a ReLU; None for float32 in front of
-            it.
-        padding: see `pack_weight`.
-
-    Returns:
-        uint8 behind the ReLU, or float32 in front of it.
+    The result is uint8 behind a ReLU, with the real value `scale_out` of a 1; if that is None,
+    float32 before the ReLU. `bias` is float32 (o,); see `pack_weight` for the others.
     """
     rectified = scale_out is not None
     result: Tensor = torch.ops.onednn.qconv2d_pointwise(

@@ -1,7 +1,7 @@
 """From a layer's output to rows of features: pool, normalise, fuse.
 
-Pure functions of tensors. They run on the tensor's own device and never wait for it: nothing here
-reads a value back. All arithmetic is in float32, whatever precision the network ran in.
+Pure functions of tensors. They run on the tensor's device and never wait for it: no value is read
+back. All arithmetic is in float32, whatever the network's precision.
 """
 
 from __future__ import annotations
@@ -34,31 +34,31 @@ def reduce_map(x: Tensor, spec: LayerSpec) -> Tensor:
     Args:
         x: (N, C, H, W) for a layer with positions, (N, D) for a vector; any floating dtype, any
             memory format.
-        spec: how to pool and normalise.
+        spec: pool and norm.
 
     Returns:
         (N, *row) float32 on `x`'s device, contiguous, sharing no memory with `x`, which may be
-        overwritten afterwards. The row is what `spec.output_shape` says. A NaN in `x` shows in
-        the result.
+        overwritten afterwards. `spec.output_shape` gives the shape of a row. NaN in `x` stays NaN.
     """
     expected = 2 if spec.pool is None else 4
     if x.dim() != expected:
         raise ValueError(
             f"{spec}: expected {counted(expected, 'dimension')}, found shape {tuple(x.shape)}"
         )
-    rows = _own_copy(x) if spec.pool is None else _pool(x, spec.pool)  # (N, D) or (N, C, H, W)
+    if spec.pool is None:
+        rows = _own_copy(x)  # (N, D)
+    else:
+        # By name, since the grammar, which knows all pools, is loaded where torch is not.
+        pool: Callable[[Tensor, Pool], Tensor] = globals()[POOLS[spec.pool.name].function]
+        rows = pool(x, spec.pool)  # (N, *row), no alias of x
     return _normalise(rows, spec.norm).contiguous()
 
 
 def fuse_vectors(features: Mapping[str, Tensor], recipe: Recipe) -> Tensor:
-    """Fuse the vectors of several layers, as `vggfeat fuse` does with a cache's rows.
+    """Fuse the vectors of several layers, (N, D) float32 each, as `vggfeat fuse` does with rows.
 
-    Args:
-        features: layer → (N, D) float32.
-        recipe: with nothing fitted: its norm is not `standard`, its method not `attention`.
-
-    Returns:
-        (N, width) float32.
+    The recipe has no fitted part: its norm is not `standard`, its method not `attention`. Returns
+    (N, width) float32.
     """
     parts = [_normalise(features[layer], cast("Norm", recipe.norm)) for layer in recipe.layers]
     fused = join_layers(parts, recipe.factors, add=recipe.method == "sum")
@@ -73,13 +73,6 @@ def join_layers(parts: Sequence[Tensor], factors: Sequence[float | Tensor], *, a
 
 def _own_copy(x: Tensor) -> Tensor:
     return x.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
-
-
-def _pool(x: Tensor, pool: Pool) -> Tensor:
-    """Pool a batch of maps: (N, C, H, W) to float32 (N, *row), never an alias."""
-    # By name, since the grammar, which knows all pools, is loaded where torch is not.
-    function: Callable[[Tensor, Pool], Tensor] = globals()[POOLS[pool.name].function]
-    return function(x, pool)
 
 
 def average_pool(x: Tensor, _pool: Pool) -> Tensor:
@@ -121,8 +114,8 @@ def rmac_pool(x: Tensor, pool: Pool) -> Tensor:
 
     After Tolias, Sicre & Jégou, "Particular Object Retrieval" (ICLR 2016).
 
-    Square regions at scales l = 1, 2, ...; the vector of each region's maxima is brought to unit
-    length and all are added up. The paper's last step, the sum's own unit length, is `:l2`.
+    Square regions at scales l = 1, 2, ...; the vectors of their maxima are scaled to unit length
+    and added up. The paper's last step, the unit length of the sum, is `:l2`.
     """
     height, width = x.shape[2:]
     short = min(height, width)
@@ -154,7 +147,7 @@ def _extra_regions(short: int, long: int) -> int:
 
 
 def _uniform_spans(length: int, side: int, count: int) -> list[_Span]:
-    """`count` spans of `side`, the first at the start of `length` and the last at its end."""
+    """Return `count` spans of `side`, the first at the start of `length`, the last at its end."""
     starts = [i * (length - side) // max(1, count - 1) for i in range(count)]
     return [(start, start + side) for start in starts]
 
@@ -174,19 +167,19 @@ def spp_pool(x: Tensor, pool: Pool) -> Tensor:
 
 
 def _bins(length: int, count: int) -> list[_Span]:
-    """`count` spans that cover `length`: from floor(i L / n) to ceil((i + 1) L / n)."""
+    """Return `count` spans that cover `length`: from floor(i L / n) to ceil((i + 1) L / n)."""
     return [(i * length // count, -(-(i + 1) * length // count)) for i in range(count)]
 
 
 def _window_maxima(x: Tensor, rows: list[_Span], columns: list[_Span]) -> Tensor:
-    """Maximum of each window rows[i] x columns[j]: float32 (N, C, len(rows), len(columns))."""
+    """Return the maximum of each window rows[i] x columns[j], float32 (N, C, rows, columns)."""
     strips = torch.stack([x[:, :, a:b].amax(2) for a, b in rows], 2)  # (N, C, rows, W)
     windows = torch.stack([strips[..., a:b].amax(3) for a, b in columns], 3)
     return windows.float()  # (N, C, rows, columns)
 
 
 def _normalise(x: Tensor, norm: Norm) -> Tensor:
-    """`x`, (N, D) or (N, C, H, W) float32, normalised along axis 1: for maps at each position.
+    """Normalise `x`, (N, D) or (N, C, H, W) float32, along axis 1: maps at each position.
 
     `ssr`, the signed square root and then unit length, is the power normalisation of Perronnin et
     al. (ECCV 2010) with exponent 1/2, the Hellinger map of RootSIFT (Arandjelović & Zisserman,
@@ -200,10 +193,10 @@ def _normalise(x: Tensor, norm: Norm) -> Tensor:
 
 
 def _unit_length(x: Tensor) -> Tensor:
-    """`x` divided by its Euclidean length along axis 1; zero vectors stay zero.
+    """Divide `x` by its Euclidean length along axis 1; zero vectors stay zero.
 
-    Divided by the largest magnitude first, because squares of very large or very small values
-    leave float32.
+    It is divided by the largest magnitude first: squares of very large or very small values leave
+    float32.
     """
     largest = x.abs().amax(1, keepdim=True)
     x = x / torch.where(largest > 0, largest, 1)

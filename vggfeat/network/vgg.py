@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from vggfeat.core.preprocessing import Preprocess
 
 
-# Neither memory nor random initialisation: the weights are given. Named for each module, and not by
-# `with torch.device("meta")`, which does nothing where modes of torch are switched off.
+# Neither memory nor random initialisation: weights are assigned later. Passed to each module, since
+# `with torch.device("meta")` does nothing where modes of torch are switched off.
 _EMPTY: Mapping[str, Any] = {"device": "meta"}
 
 
@@ -29,12 +29,7 @@ _WHITE: Mapping[torch.dtype, int] = {torch.uint8: 255, torch.uint16: 65535}
 
 
 class Normaliser:
-    """Subtract the mean from pixels and divide by the standard deviation, on a device.
-
-    Args:
-        preprocess: mean and standard deviation, one value a channel.
-        device: that the images are on.
-    """
+    """Subtract the mean from pixels and divide by the standard deviation, on the images' device."""
 
     def __init__(self, preprocess: Preprocess, device: torch.device) -> None:
         self._mean, self._std = (
@@ -45,8 +40,7 @@ class Normaliser:
     def __call__(self, images: Tensor) -> Tensor:
         """Return the network's input, (N, C, H, W) in channels-last memory.
 
-        Args:
-            images: (N, C, H, W), uint8 or uint16; floating point is normalised already.
+        Images, (N, C, H, W), are uint8 or uint16; floating point is normalised already.
         """
         white = _WHITE.get(images.dtype)
         if white is not None:
@@ -63,7 +57,7 @@ class TappedVgg(nn.Module):
         specs: features to take from them.
         classes: outputs of fc8.
         in_channels: of the images.
-        adapter: whether a 1 x 1 convolution first reduces them to three.
+        adapter: a 1 x 1 convolution first reduces them to three.
     """
 
     def __init__(
@@ -91,8 +85,8 @@ class TappedVgg(nn.Module):
 
         Returns:
             canonical spec → float32 (N, …), and a bool scalar: in float16, whether every map at
-            the end of a block, and so everything computed on the way, was finite, as was what was
-            taken in front of a ReLU, which turns -inf into 0.
+            the end of a block was finite, and so everything computed before, and also every map
+            taken before a ReLU, which turns -inf into 0.
         """
         taken: dict[str, Tensor] = {}
         finite = torch.ones((), dtype=torch.bool, device=x.device)
@@ -105,7 +99,7 @@ class TappedVgg(nn.Module):
             if before and x.dtype == torch.float16:
                 finite = finite & torch.isfinite(x).all()
             if layer.relu_index is not None:
-                # In place only when nobody has looked at x; both give the same bits.
+                # In place unless a feature was taken from x; both give the same bits.
                 x = torch.relu(x) if before else torch.relu_(x)
             after = [spec for spec in self.specs if spec.layer is layer and not spec.pre]
             taken.update({str(spec): reduce_map(x, spec) for spec in after})
@@ -136,15 +130,10 @@ def needed_layers(specs: Sequence[LayerSpec], model: str) -> tuple[Layer, ...]:
 def network_of(
     tensors: Mapping[str, Tensor], layers: Sequence[Layer], specs: Sequence[LayerSpec]
 ) -> TappedVgg:
-    """Return a network whose parameters are these very tensors; nothing is copied.
+    """Return a network in evaluation mode whose parameters are these tensors, without copying.
 
-    It is in evaluation mode: batch normalisation goes by its running statistics.
-
-    Args:
-        tensors: float32 by torchvision's names, `adapter.*` among them or not, as `load_tensors`
-            gives them.
-        layers: see `TappedVgg`.
-        specs: see `TappedVgg`.
+    The tensors are float32 by torchvision's names, with or without `adapter.*`, as `load_tensors`
+    returns them.
     """
     first = tensors.get(ADAPTER, tensors.get(VGG.first_weight))
     network = TappedVgg(

@@ -1,4 +1,4 @@
-"""Check by name and shape, layer by layer, whether the tensors of a weight file fit a network."""
+"""Check, layer by layer, that the tensors of a weight file have a network's names and shapes."""
 
 from __future__ import annotations
 
@@ -31,29 +31,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One misfit between a weight file and a network.
+    """One misfit between a weight file and a network."""
 
-    Attributes:
-        stage: name of the first stage it concerns.
-        found: what was found, and what was expected.
-        remedy: what to change.
-    """
-
-    stage: str
-    found: str
+    stage: str  # the first stage it concerns
+    found: str  # with what was expected
     remedy: str
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The facts about a weight file that decide whether it fits.
+    """A weight file as the check sees it.
 
     Attributes:
         name: of the weights.
         shapes: tensor name → its shape.
-        convolutions_only: the classifier is there, but holds no values.
+        convolutions_only: the classifier exists, but holds no values.
         ends: the last layer, if the file ends with it on purpose; else empty.
-        told: what a user should know of how the file is read.
+        told: notes on how the file is read.
     """
 
     name: str
@@ -64,22 +58,22 @@ class Checkpoint:
 
     @property
     def classes(self) -> int:
-        """Outputs of fc8; those of ImageNet where the file has none."""
+        """Outputs of fc8; ImageNet's if the file has no fc8."""
         shapes = [shape for name, shape in self.shapes.items() if name.endswith(VGG.fc8_weight)]
         return shapes[0][0] if shapes and shapes[0] else CLASSES
 
     @property
     def channels(self) -> int:
-        """Of the images it takes; those of RGB where the file has no first convolution."""
+        """Channels of its input; RGB's if the file has no first convolution."""
         return file_channels(_without_prefix(self.shapes)[0]) or COLOURS
 
     @property
     def has_adapter(self) -> bool:
-        """Whether one stands in front of the network."""
+        """True if an adapter precedes the network."""
         return ADAPTER in self.shapes
 
     def layers(self, model: str) -> tuple[Layer, ...]:
-        """Return the layers of `model` that the file is meant to have, from the first on."""
+        """Return the layers of `model` that the file should have, from the first on."""
         table = layer_table(model)
         names = [layer.name for layer in table]
         return table[: names.index(self.ends) + 1] if self.ends in names else table
@@ -87,27 +81,22 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class WeightFit:
-    """How a weight file fits a network.
+    """The result of comparing a weight file with a network."""
 
-    Attributes:
-        problems: in the order of the stages; none where all fits.
-        notes: what is unusual and does no harm.
-    """
-
-    problems: tuple[Problem, ...]
-    notes: tuple[str, ...]
+    problems: tuple[Problem, ...]  # in the order of the stages
+    notes: tuple[str, ...]  # unusual and harmless
 
 
 def _convolutions_do(model: str) -> str:
     last = [layer.name for layer in layer_table(model) if layer.kind == "conv"][-1]
     return (
-        "its conv and pool layers can be had all the same, as nothing behind the deepest layer "
-        f"asked for is loaded: --layers {last}"
+        "its conv and pool layers work all the same, as nothing behind the deepest requested "
+        f"layer is loaded: --layers {last}"
     )
 
 
 def remedy_for(checkpoint: Checkpoint, model: str, layers: Sequence[Layer]) -> str:
-    """Return what `trace` would have changed about a file for these layers; empty if nothing."""
+    """Return the remedy that `trace` proposes for these layers; empty if they fit."""
     names = {layer.name for layer in layers}
     problems = check_fit(checkpoint, model).problems
     return next((problem.remedy for problem in problems if problem.stage in names), "")
@@ -120,7 +109,9 @@ def check_fit(checkpoint: Checkpoint, model: str) -> WeightFit:
     found, prefix = _without_prefix(checkpoint.shapes)
     if prefix:
         problems.append(_prefixed(prefix))
-    problems += _adapter(found)
+    if what := adapter_problem(found):
+        remedy = "save both tensors of a convolution of 1 x 1 from C channels to 3, or neither"
+        problems.append(Problem("adapter", what, remedy))
     problems += _convolutions(found, model, checkpoint.layers(model))
     if not checkpoint.ends:
         problems += _classifier(found, checkpoint, model)
@@ -137,7 +128,7 @@ def check_fit(checkpoint: Checkpoint, model: str) -> WeightFit:
 
 
 def _without_prefix(shapes: Shapes) -> tuple[Shapes, str]:
-    """Return shapes by torchvision's names, and the prefix that the names had."""
+    """Return shapes by torchvision's names, and the prefix removed from the file's names."""
     ends = [name for name in shapes if name.endswith(f".{VGG.first_weight}")]
     if VGG.first_weight in shapes or not ends:
         return shapes, ""
@@ -152,12 +143,6 @@ def _prefixed(prefix: str) -> Problem:
         f"save the file without it: {{name.removeprefix({prefix!r}): value for name, value in "
         "state.items()}",
     )
-
-
-def _adapter(found: Shapes) -> list[Problem]:
-    what = adapter_problem(found)
-    remedy = "save both tensors of a convolution of 1 x 1 from C channels to 3, or neither"
-    return [Problem("adapter", what, remedy)] if what else []
 
 
 def _first_layer(checkpoint: Checkpoint) -> list[str]:
@@ -178,7 +163,7 @@ def _end(checkpoint: Checkpoint, found: Shapes) -> list[str]:
     head = (
         f"; its head tells {counted(classes, 'class')} apart and is for no layer" if classes else ""
     )
-    return [f"{checkpoint.name} ends with {checkpoint.ends}: no deeper layer can be had{head}"]
+    return [f"{checkpoint.name} ends with {checkpoint.ends}: deeper layers are missing{head}"]
 
 
 def _convolutions(found: Shapes, model: str, meant: Sequence[Layer]) -> list[Problem]:
@@ -242,7 +227,7 @@ def _classifier(found: Shapes, checkpoint: Checkpoint, model: str) -> list[Probl
 
 
 def _other_input(fc6: Layer, shape: tuple[int, ...], convolutions_do: str) -> Problem:
-    """Return the problem of a classifier that takes another length than VGG's 7 x 7 map has."""
+    """Return the problem of a classifier for another input length than VGG's 7 x 7 map has."""
     out, length = shape
     channels = fc6.in_channels // GRID**2
     message = cannot_be_multiplied(1, fc6.in_channels, out, length)
@@ -274,7 +259,7 @@ def cannot_be_multiplied(rows: int, length: int, out: int, expected: int) -> str
 
 def _unexpected(found: Shapes, model: str, problems: Sequence[Problem]) -> list[str]:
     known = {*parameter_shapes(layer_table(model), CLASSES), ADAPTER, ADAPTER_BIAS}
-    said = ("features.", "classifier.") if problems else ()  # what is wrong with these is said
+    said = ("features.", "classifier.") if problems else ()  # a problem names these already
     names = [
         name
         for name in found

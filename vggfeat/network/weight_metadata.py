@@ -1,7 +1,7 @@
-"""Settings recorded in a weight file: the variant, and the preprocessing it was trained with.
+"""Take settings from a weight file: the variant, and the preprocessing it was trained with.
 
-`adapt` writes it into the metadata of its safetensors files. Of any other file with a first layer
-for other than three channels, their number is known; and of Caffe's and Keras's their transform.
+`adapt` records them in the metadata of its safetensors files. Any other file gives the number of
+channels if its first layer does not take three, and Caffe's and Keras's give their transform.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vggfeat.core.vgg_layers import COLOURS, VARIANTS
 from vggfeat.errors import WeightsError
 from vggfeat.network.caffe import CAFFE_TRANSFORMS, caffe_order
-from vggfeat.network.checkpoint_reader import WeightFile, open_checkpoint
+from vggfeat.network.checkpoint_reader import open_checkpoint
 from vggfeat.network.dialects.johnson import JOHNSON
 from vggfeat.network.first_layer import file_channels
 from vggfeat.storage.digests import file_digests
@@ -29,30 +29,31 @@ CARRIED = (
     "transform", "size", "resize", "crop", "exif", "channels", "depth", "window", "clip", "clahe",
     "mean", "std",
 )  # fmt: skip
-"""Settings that a weight file may bring along besides its model."""
+"""Settings that a weight file may record besides its model."""
 
 MODEL, LAYER, PREPROCESS = "vggfeat.model", "vggfeat.layer", "vggfeat.preprocess"
 """Keys of the metadata."""
 
 log = logging.getLogger("vggfeat")
 
-# What settings were made of in this process: the path of a weight file → what it said then.
+# The settings that this process took from weight files, by real path.
 _TAKEN: dict[str, dict[str, Any]] = {}
 
 
 def settings_carried(weights: str, digest: FileDigest | None = None) -> dict[str, Any]:
-    """Return the settings, by name, that a weight file records; empty if it records none.
+    """Return the settings, by name, that a weight file records.
 
-    A file that does not exist or cannot be read records nothing; loading it will say why.
-
-    Args:
-        weights: as of `Settings`; only a file has any.
-        digest: of the file that is meant; one of other bytes says nothing.
+    A file that is missing, cannot be read or has another digest records none; loading it gives the
+    reason. `weights` is as in `Settings`.
     """
     if not os.path.isfile(weights):
         return {}
     try:
-        shapes, metadata, transform = _look(weights, digest)
+        with open_checkpoint(weights, digest) as file:
+            converted = file.reading.dialect == JOHNSON.name
+            order = caffe_order(file, file_digests(weights).sha256 if converted else "")
+            transform = file.reading.transform or CAFFE_TRANSFORMS.get(order, "")
+            shapes, metadata = file.shapes, file.contents.metadata
     except WeightsError:
         return {}
     values: dict[str, Any] = {"transform": transform} if transform else {}
@@ -63,28 +64,12 @@ def settings_carried(weights: str, digest: FileDigest | None = None) -> dict[str
     return values
 
 
-def _look(
-    path: str, digest: FileDigest | None
-) -> tuple[Mapping[str, tuple[int, ...]], Mapping[str, str], str]:
-    """Return shapes by torchvision's names, metadata, and the transform of the weights."""
-    with open_checkpoint(path, digest) as file:
-        transform = file.reading.transform or _transform_of_caffe(file)
-        return file.shapes, file.contents.metadata, transform
-
-
-def _transform_of_caffe(file: WeightFile) -> str:
-    """Return the transform for Caffe's weights under torchvision's names, else an empty string."""
-    known = file.reading.dialect == JOHNSON.name
-    order = caffe_order(file, file_digests(file.path).sha256 if known else "")
-    return CAFFE_TRANSFORMS.get(order, "")
-
-
 def _from_metadata(path: str, metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
         values = json.loads(metadata.get(PREPROCESS, "{}"))
         unknown = sorted(set(values) - set(CARRIED))
     except (ValueError, TypeError) as error:
-        raise WeightsError(f"weights {path!r}: what they were trained with is no JSON") from error
+        raise WeightsError(f"weights {path!r}: metadata {PREPROCESS} is not JSON") from error
     model = metadata[MODEL]
     if unknown or model not in VARIANTS:
         what = f"settings {', '.join(unknown)}" if unknown else f"a model {model!r}"
@@ -96,11 +81,7 @@ def _from_metadata(path: str, metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def with_carried(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the given settings, completed by those that the weights record.
-
-    Args:
-        given: settings by name.
-    """
+    """Return the given settings, by name, completed by those that the weights record."""
     if given.get("transform") == "auto":
         given = {name: value for name, value in given.items() if name != "transform"}
     weights = given.get("weights")
@@ -110,7 +91,7 @@ def with_carried(given: Mapping[str, Any]) -> dict[str, Any]:
     taken = {name: value for name, value in carried.items() if name not in given}
     if given.get("crop", "center") != "center":
         taken.pop("resize", None)
-    # A size of one's own goes with its own resize, in proportion, and not with the file's.
+    # The default resize follows from the given size; the file's belongs to the file's size.
     if "size" in given:
         taken.pop("resize", None)
     other = [name for name in carried if name in given and given[name] != carried[name]]
@@ -123,13 +104,7 @@ def with_carried(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_carried(path: str, settings: Settings, digest: FileDigest | None = None) -> None:
-    """Refuse settings of a file that was replaced since, or that lack the transform it wants.
-
-    Args:
-        path: of a weight file.
-        settings: made from it by `make_settings`, or without looking into it.
-        digest: of the bytes that are computed with.
-    """
+    """Refuse settings from a weight file replaced since, or without the transform it needs."""
     carried = settings_carried(path, digest)
     before = _TAKEN.get(os.path.realpath(path), {})
     stale = {
@@ -139,8 +114,8 @@ def check_carried(path: str, settings: Settings, digest: FileDigest | None = Non
     }
     if stale:
         raise WeightsError(
-            f"weights {path!r} were replaced after the settings were made: {_words(stale)} is of "
-            "the file before; make the settings again, or run again"
+            f"weights {path!r} were replaced after the settings were made: {_words(stale)} is from "
+            "the previous file; make the settings again, or run again"
         )
     wanted = carried.get("transform", "auto")
     if wanted in ("auto", settings.transform_name) or settings.mean or settings.std:

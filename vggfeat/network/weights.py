@@ -1,4 +1,4 @@
-"""Find weights by name, file or download, and load the tensors that a truncated network needs."""
+"""Find weights by name, file or download, and load the tensors of a truncated network."""
 
 from __future__ import annotations
 
@@ -58,16 +58,16 @@ log = logging.getLogger("vggfeat")
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Weights that are found, ready to load.
+    """Weights that exist, ready to load.
 
     Attributes:
         name: `random:SEED`, or the file's name without its folder.
-        sha256: digest of the file; for random weights of the recipe, which fixes them as well.
+        sha256: digest of the file; of random weights, of the recipe that determines them.
         path: the file, None for random weights.
         seed: of random weights.
         convolutions_only: the file's classifier holds no values.
-        caution: what a user of a file must know that looks like Caffe's; else empty.
-        digest: what the bytes of the file must be when they are read; None looks it up then.
+        caution: a warning about a file that looks like Caffe's; else empty.
+        digest: that the file must have when it is read; None computes it then.
     """
 
     name: str
@@ -80,7 +80,7 @@ class Weights:
 
     @property
     def warning(self) -> str | None:
-        """What a user of features made with these must know."""
+        """A warning to users of features made with these weights."""
         if self.seed is None:
             return self.caution or None
         return f"RANDOM WEIGHTS (seed {self.seed}): these features carry no learnt meaning"
@@ -91,7 +91,7 @@ def weights_folder() -> str:
     named = os.environ.get("TORCH_HOME", "")
     home = os.path.expanduser(named) if named else os.path.join(user_cache(), "torch")
     if home.startswith("~"):
-        raise UsageError(f"TORCH_HOME is {named!r}, and that home is not known; set a whole path")
+        raise UsageError(f"TORCH_HOME is {named!r}, an unknown home; set an absolute path")
     return os.path.join(home, "hub", "checkpoints")
 
 
@@ -101,7 +101,7 @@ def published_file(name: str, model: str) -> str | None:
 
 
 def weights_name(name: str, model: str) -> str:
-    """Return the name that `find_weights` gives these weights, without looking for them."""
+    """Return the name that `find_weights` gives these weights, which need not exist."""
     match = _RANDOM.fullmatch(name)
     if match:
         return f"random:{int(match.group(1) or 0)}"
@@ -112,13 +112,15 @@ def find_weights(name: str, model: str) -> Weights:
     """Find the weights that `name` stands for; download them if necessary.
 
     Args:
-        name: `imagenet`, `features`, `random[:SEED]`, or a file of any of the formats that
-            `checkpoints` reads.
+        name: `imagenet`, `features`, `random[:SEED]`, or a file of any format that
+            `checkpoint_reader` reads.
         model: the VGG variant they are for.
     """
     match = _RANDOM.fullmatch(name)
     if match:
-        return _random_weights(int(match.group(1) or 0), model)
+        seed = int(match.group(1) or 0)
+        recipe = f"vggfeat random weights 1: {model} {seed}"
+        return Weights(f"random:{seed}", hashlib.sha256(recipe.encode()).hexdigest(), seed=seed)
     file = published_file(name, model)
     if file is not None:
         return _published_weights(name, file)
@@ -126,7 +128,7 @@ def find_weights(name: str, model: str) -> Weights:
         if name.endswith(_SUFFIXES) or os.sep in name:
             raise WeightsError(f"weights file {name!r} not found")
         raise UsageError(
-            f"weights {name!r} are not known; expected imagenet, features (vgg16 only), "
+            f"unknown weights {name!r}; expected imagenet, features (vgg16 only), "
             "random[:SEED], or a file such as .pth, .safetensors or .h5"
         )
     digest = file_digests(name)
@@ -141,23 +143,18 @@ def find_weights(name: str, model: str) -> Weights:
 
 
 def _caution(path: str, digest: FileDigest) -> str:
-    """Return a warning of a file with the names of weights converted from Caffe, not values."""
+    """Return a warning about a file with the names, not the values, of Caffe's weights."""
     try:
         with open_checkpoint(path, digest) as file:
             if file.reading.dialect != JOHNSON.name or caffe_order(file, digest.sha256):
                 return ""
     except WeightsError:
-        return ""  # whoever loads them says why
+        return ""  # loading them gives the reason
     return (
         f"weights {os.path.basename(path)} have the names of weights converted from Caffe, and "
         "their scale is not known: if they take BGR of 0 to 255, these features are wrong; turn "
         "conv1_1 to RGB and give --transform caffe"
     )
-
-
-def _random_weights(seed: int, model: str) -> Weights:
-    recipe = f"vggfeat random weights 1: {model} {seed}"
-    return Weights(f"random:{seed}", hashlib.sha256(recipe.encode()).hexdigest(), seed=seed)
 
 
 def _published_weights(name: str, file: str) -> Weights:
@@ -190,17 +187,11 @@ def _fetch_published(file: str, path: str, prefix: str) -> None:
 def load_tensors(
     weights: Weights, model: str, layers: tuple[Layer, ...], entry: Entry = RGB_ENTRY
 ) -> dict[str, torch.Tensor]:
-    """Load the float32 tensors of `layers` by torchvision's names into memory of their own.
+    """Load the float32 tensors of `layers` by torchvision's names; they own their memory.
 
-    The bytes they are made of are checked against the digest that `weights` has.
-
-    Where the file has an adapter, it comes with `adapter.weight` and `adapter.bias`.
-
-    Args:
-        weights: which.
-        model: VGG variant.
-        layers: from the first to the deepest wanted.
-        entry: channels of the images, to which the first convolution is made to fit.
+    The file's bytes are checked against the digest of `weights`. The first convolution is adapted
+    to the channels of `entry`, unless the file has an adapter: then `adapter.weight` and
+    `adapter.bias` are added.
     """
     if weights.path is None:
         tensors = _random_tensors(weights.seed or 0, layers)
@@ -212,7 +203,7 @@ def load_tensors(
 def _with_first_layer(
     tensors: dict[str, torch.Tensor], layers: tuple[Layer, ...], entry: Entry
 ) -> dict[str, torch.Tensor]:
-    """Return the tensors with a first convolution for the requested channels."""
+    """Return the tensors with a first convolution for the channels of `entry`."""
     if VGG.first_weight not in tensors or ADAPTER in tensors:
         return tensors
     if entry.first_layer == "kaiming":
@@ -227,7 +218,7 @@ def _tensors_of_file(
     if weights.convolutions_only and any(layer.container == "classifier" for layer in layers):
         raise WeightsError(
             f"weights {weights.name} hold convolutions only, and {layers[-1].name} lies behind "
-            "them; ask for conv or pool layers, or use --weights imagenet"
+            "them; request conv or pool layers, or use --weights imagenet"
         )
     with _same_file(path), open_checkpoint(path, _digest(weights, path)) as file:
         shapes = file.shapes
@@ -248,7 +239,7 @@ def _tensors_of_file(
 
 
 def _digest(weights: Weights, path: str) -> FileDigest:
-    """Return the digest that every read is checked against; refuse a file that has changed."""
+    """Return the digest for checking every read; refuse a file that has changed."""
     digest = weights.digest or file_digests(path)
     if digest.sha256 != weights.sha256:
         raise WeightsError(
@@ -260,7 +251,7 @@ def _digest(weights: Weights, path: str) -> FileDigest:
 
 @contextlib.contextmanager
 def _same_file(path: str) -> Iterator[None]:
-    """Forget the digest of a file that changed unnoticed, so that the next run takes a new one."""
+    """Forget the digest of a file that changed unnoticed, so that the next run computes it."""
     try:
         yield
     except WeightsError as error:
@@ -275,7 +266,7 @@ def _check_end(name: str, end: str, layers: tuple[Layer, ...]) -> None:
     if end in names[:-1]:
         raise WeightsError(
             f"weights {name} end with {end}, on which they were adapted, and {names[-1]} lies "
-            "behind it; ask for layers up to there, or adapt with a deeper --layer"
+            f"behind it; request layers up to {end}, or adapt with a deeper --layer"
         )
 
 
@@ -286,8 +277,11 @@ def _check_fit(
     found: Mapping[str, tuple[int, ...]],
     layers: tuple[Layer, ...],
 ) -> None:
-    hint = _guess_variant(found, model)
-    if not hint and any(found.get(name) != shape for name, shape in wanted.items()):
+    likely = variant_of(found)
+    hint = ""
+    if likely not in ("", model):
+        hint = f"; the file looks like {likely}: try --model {likely}"
+    elif any(found.get(name) != shape for name, shape in wanted.items()):
         checkpoint = Checkpoint(weights.name, found, weights.convolutions_only)
         remedy = remedy_for(checkpoint, model, layers)
         hint = f"; {remedy}" if remedy else ""
@@ -312,21 +306,16 @@ def _check_fit(
         )
 
 
-def _guess_variant(found: Mapping[str, tuple[int, ...]], asked: str) -> str:
-    """Return the variant other than `asked` whose convolutions the file has, as a hint."""
-    model = variant_of(found)
-    return f"; the file looks like {model}: try --model {model}" if model not in ("", asked) else ""
-
-
 def _random_tensors(
     seed: int, layers: tuple[Layer, ...], channels: int = COLOURS
 ) -> dict[str, torch.Tensor]:
-    """He-initialised, as torchvision's VGG: He et al., "Delving Deep into Rectifiers", ICCV 2015.
+    """Initialize as torchvision's VGG: He et al., "Delving Deep into Rectifiers", ICCV 2015.
 
-    Each tensor has a stream of its own, so that a truncated network equals the whole one.
+    Each tensor has its own random stream, so that a truncated network equals the whole one.
     """
     import torch
 
+    norms = {f"{layer.container}.{layer.norm_index}.weight" for layer in layers}
     tensors = {}
     for name, shape in parameter_shapes(layers, CLASSES, channels).items():
         values = torch.zeros(shape)
@@ -336,11 +325,7 @@ def _random_tensors(
             fan_out = shape[0] * math.prod(shape[2:])
             deviation = math.sqrt(2 / fan_out) if name.startswith("features") else 0.01
             values.normal_(0, deviation, generator=generator)
-        elif name.endswith("running_var") or _is_batch_norm_weight(name, layers):
+        elif name.endswith("running_var") or name in norms:
             values.fill_(1)
         tensors[name] = values
     return tensors
-
-
-def _is_batch_norm_weight(name: str, layers: tuple[Layer, ...]) -> bool:
-    return name in {f"{layer.container}.{layer.norm_index}.weight" for layer in layers}

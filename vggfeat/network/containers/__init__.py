@@ -1,10 +1,5 @@
-"""Files that hold named tensors: what lies where in each format, without reading a value.
+"""Locate named tensors in weight files of each format, without reading their values.
 
-Begin with `registry`: a format is one file here and one line there. What the names mean is the
-business of `vggfeat.network.dialects`.
+Begin with `registry`: a format is one file here and one line there. `vggfeat.network.dialects`
+interprets the names.
 """
-
-from vggfeat.network.containers.records import Contents, RefusedError, StoredTensor
-from vggfeat.network.containers.registry import read_contents
-
-__all__ = ["Contents", "RefusedError", "StoredTensor", "read_contents"]

@@ -1,4 +1,4 @@
-"""HDF5 files, in which Keras keeps weights: data sets by their paths."""
+"""HDF5 files, in which Keras stores weights: datasets by their paths."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _DTYPES = {"f8": "F64", "f4": "F32", "f2": "F16", "i8": "I64", "i4": "I32"}
 
 
 def is_hdf5(_file: CheckedFile, head: bytes) -> bool:
-    """Return whether a file begins as HDF5 files do."""
+    """Return whether a file begins with HDF5's signature."""
     return head.startswith(HDF5_HEAD)
 
 
 def read_hdf5(file: CheckedFile) -> Contents:
-    """Return the datasets of a file."""
+    """Locate the datasets of a file."""
     file.seek(0)
     return hdf5_contents(cast("IO[bytes]", file), 0, "HDF5")
 
 
 def hdf5_contents(stream: IO[bytes], base: int, name: str) -> Contents:
-    """Return the data sets of an HDF5 file that begins at byte `base` of the file on the disk."""
+    """Locate the datasets of an HDF5 file that begins at byte `base` of the file on the disk."""
     tensors: dict[str, StoredTensor] = {}
     places: dict[str, tuple[int, int]] = {}
 
@@ -39,7 +39,7 @@ def hdf5_contents(stream: IO[bytes], base: int, name: str) -> Contents:
         offset = item.id.get_offset()
         if dtype is None or offset is None:
             raise RefusedError(
-                f"its data set {path} is {item.dtype.name}, {item.dtype.str[0]} byte order, in "
+                f"its dataset {path} is {item.dtype.name}, {item.dtype.str[0]} byte order, in "
                 f"{'chunks' if item.chunks else 'one piece'}; expected little-endian floating "
                 "point in one piece, as Keras writes it"
             )
@@ -52,6 +52,6 @@ def hdf5_contents(stream: IO[bytes], base: int, name: str) -> Contents:
             metadata = {
                 key: str(value) for key, value in file.attrs.items() if isinstance(value, str)
             }
-    except OSError as error:  # what h5py says of damage too
+    except OSError as error:  # h5py raises it for damage too
         raise ValueError(str(error)) from error
     return Contents(name, tensors, places.__getitem__, metadata)

@@ -1,4 +1,4 @@
-"""Keras 3's `.keras` archives: the model as JSON, which is not read, and its weights as HDF5."""
+"""Keras 3's `.keras` archives: weights as HDF5 beside the model as JSON, which is not read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WEIGHTS = "model.weights.h5"
 
 
 def is_keras_archive(file: CheckedFile, head: bytes) -> bool:
-    """Return whether a file is a zip archive with Keras's weights in it."""
+    """Return whether a file is a zip archive that holds Keras's weights."""
     if not head.startswith(ZIP_HEAD):
         return False
     file.seek(0)
@@ -25,11 +25,11 @@ def is_keras_archive(file: CheckedFile, head: bytes) -> bool:
         with zipfile.ZipFile(file) as archive:
             return _WEIGHTS in archive.namelist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError):
-        return False  # which the reader of torch's archives complains of
+        return False  # `read_torch_archive` reports the damage
 
 
 def read_keras_archive(file: CheckedFile) -> Contents:
-    """Return the datasets of the weights in the archive."""
+    """Locate the datasets of the weights in the archive."""
     with zipfile.ZipFile(file) as archive:
         member = archive.getinfo(_WEIGHTS)
     begin, size = member_place(file, member)

@@ -1,4 +1,4 @@
-"""What reading any format returns: named tensors, and where in the file their values lie."""
+"""Records of every format: named tensors, and where in the file their values lie."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ VALUE_BYTES: Mapping[str, int] = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1,
     "BOOL": 1,
 }  # fmt: skip
-"""Bytes of a value of each type, by the names that safetensors has for them."""
+"""Bytes of a value of each type, by safetensors' names."""
 
 
 class RefusedError(Exception):
-    """A file that holds something else than tensors; the message says what, and what to do."""
+    """A file that holds other things than tensors; the message says what, and what to do."""
 
 
 class MoreThanTensorsError(RefusedError):
-    """A pickle that names something else than tensors."""
+    """A pickle that refers to other things than tensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +30,9 @@ class StoredTensor:
     Attributes:
         dtype: a key of `VALUE_BYTES`.
         shape: of the tensor.
-        storage: what `Contents.locate` knows the place of its values by.
+        storage: key of its values for `Contents.locate`.
         offset: of its first value in the storage, in values.
-        stride: in values; None for values that lie one after the other.
+        stride: in values; None for C order.
     """
 
     dtype: str
@@ -44,15 +44,15 @@ class StoredTensor:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a weight file holds.
+    """The tensors of a weight file.
 
     Attributes:
-        format: for people.
-        tensors: by the names of the file.
+        format: name for people.
+        tensors: by the file's names.
         locate: storage → its first byte in the file, and its length in bytes.
-        metadata: texts that the file says of itself.
-        entry: which part of it these are: `state_dict` where other parts lie beside it.
-        beside: other parts that hold tensors of a network too, such as averaged ones.
+        metadata: of the file.
+        entry: part of the file that holds these tensors, such as `state_dict`; '' for all of it.
+        beside: other parts that hold tensors of a network, such as averaged ones.
     """
 
     format: str

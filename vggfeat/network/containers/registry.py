@@ -1,4 +1,4 @@
-"""The formats that are read, each by its first bytes; a new one is a file here and a line below."""
+"""The supported formats, recognized by first bytes; a new one is a file here and a line below."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from vggfeat.network.containers.hdf5_file import is_hdf5, read_hdf5
 from vggfeat.network.containers.keras_archive import is_keras_archive, read_keras_archive
-from vggfeat.network.containers.records import RefusedError
 from vggfeat.network.containers.safetensors_file import is_safetensors, read_safetensors
 from vggfeat.network.containers.torch_archive import is_torch_archive, read_torch_archive
 from vggfeat.network.containers.torch_legacy import is_legacy, read_legacy
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 _HEAD_BYTES = 16
 
-# Safetensors come last, for those too damaged to be known by their beginning go by their name.
+# Safetensors come last: a damaged one is recognized by its name.
 CONTAINERS: tuple[
     tuple[Callable[[CheckedFile, bytes], bool], Callable[[CheckedFile], Contents]], ...
 ] = (
@@ -32,13 +31,10 @@ CONTAINERS: tuple[
 
 
 def read_contents(file: CheckedFile) -> Contents | None:
-    """Return the contents of a file, whatever its name; None if its format is unknown."""
+    """Locate the tensors of a file; None if its format is unknown."""
     file.seek(0)
     head = file.read(_HEAD_BYTES) or b""
     for knows, read in CONTAINERS:
         if knows(file, head):
             return read(file)
     return None
-
-
-__all__ = ["CONTAINERS", "RefusedError", "read_contents"]

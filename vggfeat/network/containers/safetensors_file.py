@@ -1,4 +1,4 @@
-"""The format of huggingface.co/docs/safetensors: 8 bytes of length, JSON, raw values."""
+"""Safetensors, huggingface.co/docs/safetensors: 8 bytes of length, JSON, raw values."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _LARGEST = 2**63
 
 
 def is_safetensors(file: CheckedFile, head: bytes) -> bool:
-    """Return whether a file begins like one; a damaged one goes by its name."""
+    """Return whether a file begins like safetensors, or, perhaps damaged, is named so."""
     return head[8:9] == b"{" or file.path.endswith(".safetensors")
 
 
 def read_safetensors(file: CheckedFile) -> Contents:
-    """Return what the header says."""
+    """Locate the tensors by the header."""
     file.seek(0)
     length = header_length(_exactly(file, 8), file.size)
     header = parse_header(_exactly(file, length))
@@ -45,7 +45,7 @@ def _exactly(file: CheckedFile, count: int) -> bytes:
 
 
 def _check_cover(header: Mapping[str, Any], size: int) -> None:
-    """Check that every byte after the header belongs to exactly one tensor, as it must."""
+    """Check that every byte after the header belongs to exactly one tensor."""
     at = 0
     for begin, end, name in sorted((*item["data_offsets"], name) for name, item in header.items()):
         if begin != at:

@@ -1,8 +1,8 @@
-"""Pickles as torch writes them: tensors are noted, and nothing that a pickle names is ever run.
+"""Read torch's pickles: note the tensors, and never run anything that a pickle names.
 
-A pickle is a program. The few names that a state_dict of tensors needs are known here; names of
-plain data that training tools put beside them become `Inert` objects, which do nothing; any other
-name refuses the file.
+A pickle is a program. This module knows the few names that a state_dict of tensors needs; names of
+plain data that training tools add become `Inert` objects, which do nothing; with any other name the
+file is refused.
 """
 
 from __future__ import annotations
@@ -18,24 +18,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 _STORAGES: Mapping[str, str] = {
-    "DoubleStorage": "F64",
-    "FloatStorage": "F32",
-    "HalfStorage": "F16",
-    "BFloat16Storage": "BF16",
-    "LongStorage": "I64",
-    "IntStorage": "I32",
-    "ShortStorage": "I16",
-    "CharStorage": "I8",
-    "ByteStorage": "U8",
-    "BoolStorage": "BOOL",
-    "UntypedStorage": "U8",
-}
+    "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
+    "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8",
+    "ByteStorage": "U8", "BoolStorage": "BOOL", "UntypedStorage": "U8",
+}  # fmt: skip
 _TORCH_DTYPES: Mapping[str, str] = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64",
     "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
 }  # fmt: skip
 
-# Packages whose objects are data that trainers keep: arguments, hyperparameters, metrics, paths.
+# Packages of data that training tools save: arguments, hyperparameters, metrics, paths.
 _DATA_PACKAGES = frozenset({
     "argparse", "collections", "datetime", "enum", "lightning", "lightning_fabric", "numpy",
     "omegaconf", "pathlib", "pytorch_lightning", "torch", "typing",
@@ -47,16 +39,16 @@ _DATA_NAMES = frozenset(
     )}
     | {("_codecs", "encode"), ("copyreg", "_reconstructor"), ("copy_reg", "_reconstructor")}
 )  # fmt: skip
-_OLD_BUILTINS = "__builtin__"  # of Python 2, which protocol 2 still writes
+_OLD_BUILTINS = "__builtin__"  # Python 2's, which protocol 2 still writes
 _MODELS = ("torch.nn", "torchvision.models", "timm", "torch.fx", "torch._dynamo")
 
 SAVE_STATE = (
     "in the program that made it save its tensors alone: "
     "torch.save(model.state_dict(), 'weights.pth')"
 )
-"""What to do about a file that holds more."""
+"""The remedy for a file that holds more."""
 
-# Under these keys people put a network's tensors, the likeliest first; averaged ones last.
+# Usual keys of a network's tensors, the likeliest first; averaged ones last.
 _ENTRIES = ("state_dict", "model_state_dict", "model", "net", "network", "module")
 _AVERAGED = (
     "ema", "ema_state_dict", "model_ema", "ema_model", "state_dict_ema", "model_ema_state_dict",
@@ -64,11 +56,11 @@ _AVERAGED = (
 
 
 class _RefusedPickleError(pickle.UnpicklingError):
-    """A pickle that wants more than tensors, where any other error of it means damage."""
+    """A pickle that needs more than tensors; any other error of a pickle means damage."""
 
 
 class Inert:
-    """Stands for an object that is of no interest; it takes anything and does nothing."""
+    """Stand for an object that is not needed: accept everything and do nothing."""
 
     def __init__(self, *_: object, **__: object) -> None:
         self.state: Any = {}
@@ -94,7 +86,7 @@ class Inert:
 
 
 class ScriptModule(Inert):
-    """A module of TorchScript: its attributes are in `state`, and its code stays unread."""
+    """A module of TorchScript: its attributes are in `state`; its code is not read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,22 +134,11 @@ class _TensorsOnly(pickle.Unpickler):
 
 
 def _note_tensor(
-    storage: _Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: object
+    storage: _Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *rest: object
 ) -> StoredTensor:
-    return StoredTensor(storage.dtype, tuple(shape), storage.key, offset, tuple(stride))
-
-
-def _note_typed(
-    storage: _Storage,
-    offset: int,
-    shape: tuple[int, ...],
-    stride: tuple[int, ...],
-    _grad: object,
-    _hooks: object,
-    dtype: _Dtype,
-    *_: object,
-) -> StoredTensor:
-    return StoredTensor(dtype.name, tuple(shape), storage.key, offset, tuple(stride))
+    # An untyped storage is followed by the tensor's own type.
+    dtype = next((one.name for one in rest if isinstance(one, _Dtype)), storage.dtype)
+    return StoredTensor(dtype, tuple(shape), storage.key, offset, tuple(stride))
 
 
 def _note_parameter(noted: StoredTensor, *_: object) -> StoredTensor:
@@ -168,7 +149,7 @@ _KNOWN: Mapping[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("torch._utils", "_rebuild_tensor"): _note_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _note_tensor,
-    ("torch._utils", "_rebuild_tensor_v3"): _note_typed,
+    ("torch._utils", "_rebuild_tensor_v3"): _note_tensor,
     ("torch._utils", "_rebuild_parameter"): _note_parameter,
     ("torch._utils", "_rebuild_parameter_with_state"): _note_parameter,
 }
@@ -177,9 +158,7 @@ _KNOWN: Mapping[tuple[str, str], Any] = {
 def load_noted(file: IO[bytes], *, script: bool = False) -> tuple[Any, dict[str, str]]:
     """Return the next pickle's value, tensors as `StoredTensor`, and the dtype of each storage.
 
-    Args:
-        file: at the pickle's first byte.
-        script: modules of TorchScript are taken for bags of attributes.
+    With `script`, modules of TorchScript become `ScriptModule`.
     """
     unpickler = _TensorsOnly(file, script=script)
     try:
@@ -191,7 +170,7 @@ def load_noted(file: IO[bytes], *, script: bool = False) -> tuple[Any, dict[str,
 
 
 def named_tensors(noted: Any) -> tuple[dict[str, StoredTensor], str, tuple[str, ...]]:
-    """Return the tensors of a network by name, the entry they come from, and other candidates."""
+    """Return a network's tensors by name, the entry they come from, and other candidates."""
     if isinstance(noted, ScriptModule):
         return dict(_flatten(noted)), "", ()
     if not isinstance(noted, dict):
@@ -209,7 +188,7 @@ def named_tensors(noted: Any) -> tuple[dict[str, StoredTensor], str, tuple[str, 
 
 
 def _flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, StoredTensor]]:
-    """Return tensors of nested tables, their keys joined by dots."""
+    """Yield the tensors of nested tables, with keys joined by dots."""
     items = tree.state if isinstance(tree, ScriptModule) else tree
     if not isinstance(items, dict):
         return

@@ -1,7 +1,6 @@
-"""torch's zip archives: a pickle that says what the tensors are, and their values beside it.
+"""torch's zip archives: a pickle that describes the tensors, and their values beside it.
 
-`torch.save` writes them since 1.6, and `torch.jit.save` with the code of the modules, which is
-left alone here.
+`torch.save` writes them since 1.6; `torch.jit.save` adds the modules' code, which is not read.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ def is_torch_archive(_file: CheckedFile, head: bytes) -> bool:
 
 
 def read_torch_archive(file: CheckedFile) -> Contents:
-    """Return what the pickle in the archive says."""
+    """Locate the tensors by the pickle in the archive."""
     with zipfile.ZipFile(file) as archive:
         members = {member.filename: member for member in archive.infolist()}
         pickles = [name for name in members if name.split("/")[1:] == [_PICKLE]]
@@ -38,7 +37,11 @@ def read_torch_archive(file: CheckedFile) -> Contents:
                 f"{first_few(sorted(members))}"
             )
         root = pickles[0].removesuffix(_PICKLE)
-        _check_byte_order(archive, f"{root}byteorder")
+        order = f"{root}byteorder"
+        if order in members and archive.read(order) != b"little":
+            raise RefusedError(
+                "its values are big-endian; save it again on a little-endian machine"
+            )
         script = f"{root}constants.pkl" in members
         noted, _ = load_noted(io.BytesIO(archive.read(pickles[0])), script=script)
     tensors, entry, beside = named_tensors(noted)
@@ -55,13 +58,8 @@ def read_torch_archive(file: CheckedFile) -> Contents:
     return Contents(name, tensors, locate, entry=entry, beside=beside)
 
 
-def _check_byte_order(archive: zipfile.ZipFile, name: str) -> None:
-    if name in archive.namelist() and archive.read(name) != b"little":
-        raise RefusedError("its values are big-endian; save it again on a little-endian machine")
-
-
 def member_place(file: CheckedFile, member: zipfile.ZipInfo) -> tuple[int, int]:
-    """Return first byte and length of an archive member that is stored as it is."""
+    """Return first byte and length of an archive member that is not compressed."""
     if member.compress_type != zipfile.ZIP_STORED:
         raise RefusedError(
             f"its member {member.filename} is compressed; pack it without compression (zip -0)"

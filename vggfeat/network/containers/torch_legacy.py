@@ -1,4 +1,4 @@
-"""What torch.save wrote before 1.6, and the published VGG weights are kept in: a pickle stream."""
+"""The format of torch.save before 1.6 and of the published VGG weights: a stream of pickles."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def is_legacy(_file: CheckedFile, head: bytes) -> bool:
 
 
 def read_legacy(file: CheckedFile) -> Contents:
-    """Return what its pickles say: three of no interest, the tensors, the keys of the storages."""
+    """Locate the tensors by the fourth pickle, and their storages by the fifth."""
     file.seek(0)
-    # Reads ahead no further than a pickle needs: each storage's place follows from the last one's.
+    # Buffered, but `tell` is exact: storages begin right behind the last pickle.
     stream = io.BufferedReader(file, 1 << 14)
     for _ in range(3):  # magic number, protocol version, the writer's type sizes
         load_noted(stream)
@@ -42,7 +42,7 @@ def read_legacy(file: CheckedFile) -> Contents:
 def _storage_places(
     file: CheckedFile, at: int, keys: Any, dtypes: Mapping[str, str]
 ) -> dict[str, tuple[int, int]]:
-    """First byte and length of every storage; each has its number of values in front."""
+    """Return first byte and length of every storage; its number of values stands in front."""
     places = {}
     for key in keys:
         file.seek(at)

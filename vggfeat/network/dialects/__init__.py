@@ -1,4 +1,4 @@
-"""Translate names and layouts of the tensors in weight files to torchvision's.
+"""Translate the names and layouts of tensors in weight files to torchvision's.
 
 Begin with `registry`: a dialect is one file here and one line there.
 """

@@ -1,7 +1,7 @@
 """Caffe's weights as Justin Johnson converted them to torch, which style transfer still uses.
 
-A layer that flattens stands in front of the classifier, so its layers have other numbers. Colours
-and scale are Caffe's: `weights` knows them by the files' digests and by the values of conv1_1.
+A layer that flattens precedes the classifier, so its layers have other numbers. Colours and scale
+are Caffe's: `caffe.py` recognizes them by the files' digests and by the values of conv1_1.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Keras's VGG16 and VGG19: Caffe's weights, kernels laid out (rows, columns, in, out), BGR.
 
-Their first kernel is turned to RGB, so only mean and deviation are left to differ: those of the
+The first kernel is converted to RGB, so only mean and deviation remain different: those of the
 transform `caffe`. Keras flattens the last map position by position, torch channel by channel.
 """
 
@@ -48,7 +48,7 @@ def _translate(shapes: Mapping[str, Shape]) -> dict[str, TensorSource] | None:
 
 
 def _by_name(shapes: Mapping[str, Shape]) -> dict[str, list[str]]:
-    """Our layers, in order, and the paths of their kernel and bias, by the names of layers."""
+    """Return layers, in order, and the paths of their kernel and bias, by the names in paths."""
     layers: dict[str, list[str]] = {}
     for path in shapes:
         for part in path.split("/")[:-1]:
@@ -61,7 +61,7 @@ def _by_name(shapes: Mapping[str, Shape]) -> dict[str, list[str]]:
 
 
 def _by_number(shapes: Mapping[str, Shape]) -> dict[str, list[str]]:
-    """Return the same where layers have only numbers, consecutive in VGG16 and VGG19."""
+    """Return the same from the numbers of layers, which are consecutive in VGG16 and VGG19."""
     found: dict[str, dict[int, list[str]]] = {"conv2d": {}, "dense": {}}
     prefixes = set()
     for path in shapes:

@@ -1,4 +1,4 @@
-"""What a dialect returns: where each of torchvision's tensors lies, and how it is laid out."""
+"""Records of every dialect: where each of torchvision's tensors lies, and how it is laid out."""
 
 from __future__ import annotations
 
@@ -15,30 +15,23 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class TensorSource:
-    """One of torchvision's tensors in a file of another make.
+    """The source of one of torchvision's tensors."""
 
-    Attributes:
-        name: in the file.
-        shape: after conversion, as torchvision has it.
-        convert: from the file's layout to torchvision's; None for those that have it.
-    """
-
-    name: str
-    shape: Shape
-    convert: Callable[[Tensor], Tensor] | None = None
+    name: str  # in the file
+    shape: Shape  # torchvision's
+    convert: Callable[[Tensor], Tensor] | None = None  # from the file's layout to torchvision's
 
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """One make of weight files.
+    """The names of one library.
 
     Attributes:
         name: for people.
-        translate: shapes by the file's names → sources by torchvision's; None if it is not this
-            dialect. Names that mean nothing in it are kept as they are.
-        transform: name of the preprocessing of these weights in `core.preprocessing`; empty where
-            files of this make come with any.
-        note: what a user should know of it.
+        translate: shapes by the file's names → sources by torchvision's; None for another dialect.
+            Names that the dialect does not know are kept.
+        transform: the weights' preprocessing, a name in `core.preprocessing`; '' if it varies.
+        note: for users of such files.
     """
 
     name: str
@@ -49,13 +42,10 @@ class Dialect:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How a file is read.
+    """How a file is read: the sources by torchvision's names.
 
-    Attributes:
-        dialect: name of it; empty for names that none knows, which are kept.
-        sources: by torchvision's names.
-        transform: see `Dialect`.
-        notes: what a user should know.
+    `dialect` is empty for names that no dialect knows, which are kept; `transform` is its
+    dialect's; `notes` are for users of the file.
     """
 
     dialect: str
@@ -70,5 +60,5 @@ class Reading:
 
 
 def kept(shapes: Mapping[str, Shape]) -> dict[str, TensorSource]:
-    """Return sources that are just what the file has."""
+    """Return sources that keep the file's names and layouts."""
     return {name: TensorSource(name, shape) for name, shape in shapes.items()}

@@ -1,4 +1,4 @@
-"""The state of `vgg.features` alone, an `nn.Sequential`: bare numbers in front of each name."""
+"""The state_dict of `vgg.features` alone, an `nn.Sequential`: names begin with bare numbers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NUMBERED = re.compile(r"\d+\.\w+")
 
 
 def is_first_kernel(shape: Shape) -> bool:
-    """Return whether a tensor may be the weight of conv1_1, for images of any channels."""
+    """Return whether a tensor may be the weight of conv1_1, for images of any channel count."""
     return (shape[:1], shape[2:]) == ((_FIRST_CHANNELS,), (3, 3))
 
 

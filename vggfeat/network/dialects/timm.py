@@ -11,16 +11,14 @@ from vggfeat.network.dialects.records import Dialect, TensorSource
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from torch import Tensor
-
     from vggfeat.network.dialects.records import Shape
 
-FC_NAMES: Mapping[str, str] = {
+_FC_NAMES: Mapping[str, str] = {
     "pre_logits.fc1": "classifier.0",
     "pre_logits.fc2": "classifier.3",
     "head.fc": "classifier.6",
 }
-"""timm's modules, and torchvision's that compute the same."""
+"""timm's modules → torchvision's that compute the same."""
 
 
 def _translate(shapes: Mapping[str, Shape]) -> dict[str, TensorSource] | None:
@@ -30,17 +28,14 @@ def _translate(shapes: Mapping[str, Shape]) -> dict[str, TensorSource] | None:
     sources = {}
     for name, shape in shapes.items():
         module, _, part = name.rpartition(".")
-        own = f"{FC_NAMES[module]}.{part}" if module in FC_NAMES else name
-        if module in FC_NAMES and len(shape) > 1:
+        own = f"{_FC_NAMES[module]}.{part}" if module in _FC_NAMES else name
+        if module in _FC_NAMES and len(shape) > 1:
             # A convolution that covers the whole map reads it channel by channel, as flatten does.
-            sources[own] = TensorSource(name, (shape[0], math.prod(shape[1:])), _flat)
+            flat = (shape[0], math.prod(shape[1:]))  # (out, in x rows x columns)
+            sources[own] = TensorSource(name, flat, lambda weight: weight.flatten(1))
         else:
             sources[own] = TensorSource(name, shape)
     return sources
-
-
-def _flat(weight: Tensor) -> Tensor:
-    return weight.flatten(1)  # (out, in, rows, columns) -> (out, in x rows x columns)
 
 
 TIMM = Dialect(

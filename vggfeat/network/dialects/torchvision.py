@@ -1,4 +1,4 @@
-"""torchvision's own names, and those of everything trained with its models."""
+"""torchvision's names, which everything trained with its models has."""
 
 from __future__ import annotations
 
