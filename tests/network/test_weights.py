@@ -749,7 +749,7 @@ def test_missing_tensors_are_listed_with_the_variant(tmp_path: Path) -> None:
     message = str(caught.value)
     assert "weights w.pth do not fit vgg19: " in message
     assert " of 32 tensors are missing, features.2.weight, features.2.bias, " in message
-    assert " …; found 78 tensors" in message
+    assert " more; found 78 tensors" in message
     assert message.endswith("the file looks like vgg16_bn: try --model vgg16_bn")
 
 

@@ -27,7 +27,7 @@ from vggfeat.extraction.report import RunStats, summarise_run
 from vggfeat.extraction.resume import check_output, is_complete, plan_resume
 from vggfeat.extraction.vanishing import SourceGuard
 from vggfeat.images.batch_plan import EMPTY, plan_batches
-from vggfeat.images.sources import discover, tell_skipped
+from vggfeat.images.sources import discover, log_skipped
 from vggfeat.storage.locks import hold, refuse_if_held, unless_read_only
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def extract_file(
 def list_images(request: ExtractRequest, stats: RunStats) -> ImageList:
     """List the images of the sources, and say which files were skipped."""
     images = discover(request.sources, root=request.root)
-    tell_skipped(images)
+    log_skipped(images)
     stats.skipped = images.skipped
     return images
 

@@ -22,7 +22,7 @@ from vggfeat.core.settings import SMALLEST_SIZE, Settings
 from vggfeat.core.vgg_layers import CLASSES, COLOURS, GRID, Layer, layer_table, parameter_shapes
 from vggfeat.errors import DecodeError, UsageError
 from vggfeat.images.decode import as_decode_errors, finish
-from vggfeat.images.pillow import pillow_to_ourselves
+from vggfeat.images.pillow import isolated_pillow
 from vggfeat.images.raw_values import read_raster
 from vggfeat.images.resize import with_shorter_side
 from vggfeat.images.streams import open_file
@@ -223,7 +223,7 @@ def read_photo(path: str, preprocess: Preprocess, max_pixels: int) -> Photo:
     # Decoding says in our own words what is wrong.
     with (
         contextlib.suppress(Exception),
-        pillow_to_ourselves(sys.maxsize),
+        isolated_pillow(sys.maxsize),
         Image.open(io.BytesIO(data)) as image,
     ):
         name, mode, size = str(image.format), image.mode, image.size

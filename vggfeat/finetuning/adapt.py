@@ -38,7 +38,7 @@ from vggfeat.finetuning.resume import (
     preprocessing_metadata,
     start_or_resume,
 )
-from vggfeat.images.sources import discover, tell_skipped
+from vggfeat.images.sources import discover, log_skipped
 from vggfeat.network.weights import find_weights
 from vggfeat.storage.locks import hold, refuse_if_held
 from vggfeat.storage.paths import check_place, path_text
@@ -164,7 +164,7 @@ def adapt(
     refuse_if_held(files.out)
     with hold(files.out), StopFlag(settings.network.seconds_allowed) as stop:
         found = discover(listed, root=root)
-        tell_skipped(found)
+        log_skipped(found)
         where = f"the images of {', '.join(repr(os.fspath(one)) for one in listed)}"
         task = _Task(
             settings,

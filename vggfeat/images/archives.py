@@ -39,10 +39,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 NO_ARCHIVE: Final = -1
-"""Value of `archive` in a row of places that is a file of its own."""
+"""Value of `archive` in the row of a file, which is no member."""
 
 _UTF8_NAME = 0x800  # bit of a zip member's flags
-_MADE_ON_UNIX = (3, 19)  # systems that give names as bytes of their own: Unix and macOS
+_MADE_ON_UNIX = (3, 19)  # systems that write the file system's bytes as names: Unix and macOS
 _LARGEST = 2**62  # bytes; a zip may claim more, which would not fit in an int64
 
 

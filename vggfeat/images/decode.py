@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from vggfeat.errors import DecodeError
 from vggfeat.images.corruptions import corrupt
 from vggfeat.images.intensity import develop
-from vggfeat.images.pillow import load_rgb, pillow_to_ourselves
+from vggfeat.images.pillow import isolated_pillow, load_rgb
 from vggfeat.images.raw_values import is_of_values, read_raster
 from vggfeat.images.resize import fit_inside, fit_pixels, too_large
 from vggfeat.images.streams import open_file
@@ -102,7 +102,7 @@ def finish(raster: Raster, preprocess: Preprocess, max_pixels: int) -> NDArray[A
 @contextlib.contextmanager
 def as_decode_errors(stream: BinaryIO, max_pixels: int) -> Iterator[None]:
     """Turn any error in a file's content into a `DecodeError` with a short reason."""
-    with pillow_to_ourselves(max_pixels):
+    with isolated_pillow(max_pixels):
         try:
             yield
         except DecodeError:

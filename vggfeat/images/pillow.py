@@ -56,7 +56,7 @@ class Loaded:
 
 
 @contextlib.contextmanager
-def pillow_to_ourselves(max_pixels: int) -> Iterator[None]:
+def isolated_pillow(max_pixels: int) -> Iterator[None]:
     """Use Pillow as installed, with our limits as errors and its other warnings silenced.
 
     Pillow checks its limits after each header, the outer one and those inside: an ICO, for example,

@@ -89,7 +89,7 @@ def discover(
     return _image_list(found, listings, base, dict(sorted(skipped.items())))
 
 
-def tell_skipped(images: ImageList) -> None:
+def log_skipped(images: ImageList) -> None:
     """Log what was skipped in folders, archives and object stores."""
     hidden = hidden_text(images.skipped)
     others = {kind: n for kind, n in images.skipped.items() if kind not in _HIDDEN}

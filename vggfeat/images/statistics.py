@@ -23,7 +23,7 @@ from vggfeat.images.batch_plan import plan_batches
 from vggfeat.images.decode import as_decode_errors, finish
 from vggfeat.images.pillow_state import own_plugins
 from vggfeat.images.raw_values import read_raster
-from vggfeat.images.sources import discover, tell_skipped
+from vggfeat.images.sources import discover, log_skipped
 from vggfeat.images.worker_pool import decode_batches
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def stats(
     """
     listed = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
     found = discover(listed)
-    tell_skipped(found)
+    log_skipped(found)
     rows = found.spread(len(found) if sample is None else sample)
     ranks = found.reading_ranks()
     plan = plan_batches(rows, min(_SLOTS, len(rows)), None if ranks is None else ranks[rows])

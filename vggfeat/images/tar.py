@@ -89,8 +89,8 @@ def _checked(block: bytes, offset: int) -> bytes:
     stated = _octal(block[148:156])
     blanked = block[:148] + b" " * 8 + block[156:]
     total = sum(blanked)
+    # Some old programs write the sum of signed bytes.
     if stated != total and stated != total - 256 * sum(byte >> 7 for byte in blanked):
-        # (the second, of signed bytes, is what some old programs write)
         raise DamagedError(f"no tar header at byte {offset}")
     return block[156:157]
 

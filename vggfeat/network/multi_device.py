@@ -58,18 +58,18 @@ class Replicas:
         if len(set(found.values())) > 1:
             each = ", ".join(f"{device} {precision}" for device, precision in found.items())
             raise DeviceError(
-                f"devices would compute in different precisions ({each}), and rows of one file in "
-                "one only; set --precision, or name devices of one kind"
+                f"devices would compute in different precisions ({each}), but one file takes one; "
+                "set --precision, or name devices of one kind"
             )
 
     @property
     def devices(self) -> str:
-        """Their names, separated by commas."""
+        """Names of all devices, separated by commas."""
         return ",".join(str(one.device) for one in self._extractors)
 
     @property
     def precision(self) -> Compute:
-        """In which all of them compute."""
+        """Precision of all devices."""
         return self._extractors[0].precision
 
     @property

@@ -14,7 +14,7 @@ from vggfeat.core.settings import Settings
 from vggfeat.core.text import printable
 from vggfeat.errors import DecodeError
 from vggfeat.images.decode import as_decode_errors, decode, finish
-from vggfeat.images.pillow import open_image, pillow_to_ourselves
+from vggfeat.images.pillow import isolated_pillow, open_image
 from vggfeat.images.raw_values import is_of_values, read_raster
 from vggfeat.images.streams import open_file
 from vggfeat.storage.object_store import is_there
@@ -43,7 +43,7 @@ def load_picture(
         if is_of_values(stream) or not preprocess.full_scale:
             return _picture_of_values(stream, longest, preprocess)
         try:
-            with pillow_to_ourselves(MAX_PIXELS), open_image(stream) as image:
+            with isolated_pillow(MAX_PIXELS), open_image(stream) as image:
                 sides: Any = image.size  # a plugin fills it in, from whatever the file says
         except DecodeError:
             raise

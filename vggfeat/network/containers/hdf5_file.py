@@ -24,10 +24,10 @@ def is_hdf5(_file: CheckedFile, head: bytes) -> bool:
 def read_hdf5(file: CheckedFile) -> Contents:
     """Locate the datasets of a file."""
     file.seek(0)
-    return hdf5_contents(cast("IO[bytes]", file), 0, "HDF5")
+    return hdf5_contents(cast("IO[bytes]", file), 0)
 
 
-def hdf5_contents(stream: IO[bytes], base: int, name: str) -> Contents:
+def hdf5_contents(stream: IO[bytes], base: int) -> Contents:
     """Locate the datasets of an HDF5 file that begins at byte `base` of the file on the disk."""
     tensors: dict[str, StoredTensor] = {}
     places: dict[str, tuple[int, int]] = {}
@@ -54,4 +54,4 @@ def hdf5_contents(stream: IO[bytes], base: int, name: str) -> Contents:
             }
     except OSError as error:  # h5py raises it for damage too
         raise ValueError(str(error)) from error
-    return Contents(name, tensors, places.__getitem__, metadata)
+    return Contents(tensors, places.__getitem__, metadata)

@@ -33,4 +33,4 @@ def read_keras_archive(file: CheckedFile) -> Contents:
     with zipfile.ZipFile(file) as archive:
         member = archive.getinfo(_WEIGHTS)
     begin, size = member_place(file, member)
-    return hdf5_contents(cast("IO[bytes]", FileWindow(file, begin, size)), begin, "Keras archive")
+    return hdf5_contents(cast("IO[bytes]", FileWindow(file, begin, size)), begin)

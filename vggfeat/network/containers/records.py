@@ -47,20 +47,14 @@ class Contents:
     """The tensors of a weight file.
 
     Attributes:
-        format: name for people.
         tensors: by the file's names.
         locate: storage → its first byte in the file, and its length in bytes.
         metadata: of the file.
-        entry: part of the file that holds these tensors, such as `state_dict`; '' for all of it.
-        beside: other parts that hold tensors of a network, such as averaged ones.
     """
 
-    format: str
     tensors: Mapping[str, StoredTensor]
     locate: Callable[[str], tuple[int, int]]
     metadata: Mapping[str, str] = field(default_factory=dict)
-    entry: str = ""
-    beside: tuple[str, ...] = ()
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -34,7 +34,7 @@ def read_safetensors(file: CheckedFile) -> Contents:
         tensors[name] = _entry(entry, name)
         begin, end = entry["data_offsets"]
         places[name] = (header.begin + begin, end - begin)
-    return Contents("safetensors", tensors, places.__getitem__, header.metadata)
+    return Contents(tensors, places.__getitem__, header.metadata)
 
 
 def _exactly(file: CheckedFile, count: int) -> bytes:

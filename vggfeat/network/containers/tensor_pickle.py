@@ -49,8 +49,8 @@ SAVE_STATE = (
 """The remedy for a file that holds more."""
 
 # Usual keys of a network's tensors, the likeliest first; averaged ones last.
-_ENTRIES = ("state_dict", "model_state_dict", "model", "net", "network", "module")
-_AVERAGED = (
+_ENTRIES = (
+    "state_dict", "model_state_dict", "model", "net", "network", "module",
     "ema", "ema_state_dict", "model_ema", "ema_model", "state_dict_ema", "model_ema_state_dict",
 )  # fmt: skip
 
@@ -169,22 +169,20 @@ def load_noted(file: IO[bytes], *, script: bool = False) -> tuple[Any, dict[str,
         raise ValueError(str(error)) from error
 
 
-def named_tensors(noted: Any) -> tuple[dict[str, StoredTensor], str, tuple[str, ...]]:
-    """Return a network's tensors by name, the entry they come from, and other candidates."""
+def named_tensors(noted: Any) -> dict[str, StoredTensor]:
+    """Return a network's tensors by name, from the likeliest entry if the file has several."""
     if isinstance(noted, ScriptModule):
-        return dict(_flatten(noted)), "", ()
+        return dict(_flatten(noted))
     if not isinstance(noted, dict):
         kind = "Tensor" if isinstance(noted, StoredTensor) else type(noted).__name__
         raise RefusedError(f"it holds a {kind}; expected a state_dict, names to tensors")
     own = {str(name): one for name, one in noted.items() if isinstance(one, StoredTensor)}
-    parts = [
-        key for key in (*_ENTRIES, *_AVERAGED)
-        if isinstance(noted.get(key), dict) and any(_flatten(noted[key]))
-    ]  # fmt: skip
-    if not parts or (own and parts[0] != "state_dict"):
-        return own or dict(_flatten(noted)), "", ()
-    inner, entry, beside = named_tensors(noted[parts[0]])
-    return inner, ".".join(filter(None, (parts[0], entry))), (*parts[1:], *beside)
+    for key in _ENTRIES:
+        if isinstance(noted.get(key), dict) and any(_flatten(noted[key])):
+            if own and key != "state_dict":
+                break
+            return named_tensors(noted[key])
+    return own or dict(_flatten(noted))
 
 
 def _flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, StoredTensor]]:

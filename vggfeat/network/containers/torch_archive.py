@@ -44,7 +44,7 @@ def read_torch_archive(file: CheckedFile) -> Contents:
             )
         script = f"{root}constants.pkl" in members
         noted, _ = load_noted(io.BytesIO(archive.read(pickles[0])), script=script)
-    tensors, entry, beside = named_tensors(noted)
+    tensors = named_tensors(noted)
     if script and not tensors:
         raise RefusedError(
             "its tensors have no names, as torch.jit.freeze leaves them; save the module before "
@@ -54,8 +54,7 @@ def read_torch_archive(file: CheckedFile) -> Contents:
     def locate(key: str) -> tuple[int, int]:
         return member_place(file, members[f"{root}data/{key}"])
 
-    name = "TorchScript" if script else "torch.save's zip archive"
-    return Contents(name, tensors, locate, entry=entry, beside=beside)
+    return Contents(tensors, locate)
 
 
 def member_place(file: CheckedFile, member: zipfile.ZipInfo) -> tuple[int, int]:

@@ -30,13 +30,11 @@ def read_legacy(file: CheckedFile) -> Contents:
     for _ in range(3):  # magic number, protocol version, the writer's type sizes
         load_noted(stream)
     noted, dtypes = load_noted(stream)
-    tensors, entry, beside = named_tensors(noted)
+    tensors = named_tensors(noted)
     keys, _ = load_noted(stream)
     places = _storage_places(file, stream.tell(), keys, dtypes)
     stream.detach()
-    return Contents(
-        "torch.save's legacy format", tensors, places.__getitem__, entry=entry, beside=beside
-    )
+    return Contents(tensors, places.__getitem__)
 
 
 def _storage_places(
