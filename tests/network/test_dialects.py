@@ -251,7 +251,7 @@ def test_features_alone(reference: Reference, tmp_path: Path) -> None:
         found = Extractor(settings)(reference.images)
         for name, value in found.items():
             torch.testing.assert_close(value, reference.features[name], rtol=1e-4, atol=1e-5)
-        with pytest.raises(WeightsError, match=r"conv and pool layers work all the same .*conv5_2"):
+        with pytest.raises(WeightsError, match=r"conv and pool layers work all the same.*conv5_2"):
             features_of(path, reference.images)
 
 
