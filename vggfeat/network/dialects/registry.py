@@ -67,7 +67,7 @@ def _read(shapes: Mapping[str, Shape]) -> Reading | None:
 
 
 def _with_names(reading: Reading, names: Mapping[str, str]) -> Reading:
-    """Return a reading whose sources have the file's names, given by the names that it has."""
+    """Rename the sources of a reading by `names`, to the names in the file."""
     sources = {own: replace(one, name=names[one.name]) for own, one in reading.sources.items()}
     return replace(reading, sources=sources)
 
