@@ -35,12 +35,11 @@ from vggfeat.errors import CacheError, CacheMismatchError, InputError, UsageErro
 from vggfeat.finetuning.adapt import adapt
 from vggfeat.finetuning.augmentation import augment
 from vggfeat.finetuning.dataset import Split, stratified_split
-from vggfeat.finetuning.evaluation import Metrics
 from vggfeat.finetuning.linear_probe import Scaling, fit_probe
-from vggfeat.finetuning.report import TrainingState, state_from_json
-from vggfeat.finetuning.settings import AdaptSettings
-from vggfeat.finetuning.trainable_layers import parse_trainable
+from vggfeat.finetuning.report import Metrics, TrainingState, state_from_json
+from vggfeat.finetuning.settings import AdaptSettings, parse_trainable
 from vggfeat.finetuning.trainer import batch_count, epoch_batches
+from vggfeat.images.loader import load_batches
 from vggfeat.storage.locks import hold
 
 if TYPE_CHECKING:
@@ -454,6 +453,36 @@ def test_signals_end_it_and_the_same_command_goes_on(
     assert out.read_bytes() == whole.read_bytes()
     fresh = vggfeat(*words, "--out", out, "--fresh", "--time-limit", "0.001s", cwd=tmp_path)
     assert "output of the earlier run is as it was; with --fresh the command begins" in fresh.stdout
+
+
+@pytest.mark.parametrize("batches", [2, 9])
+def test_a_batch_without_a_decodable_image_is_no_step_of_the_optimizer(
+    batches: int, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted after it, training gives the bytes of one run, though images do not decode."""
+    left, lost = batches, list[int]()
+
+    def load(open_: Any, rows: NDArray[np.int64], *given: Any, **named: Any) -> Iterator[Any]:
+        lost[:] = lost or [int(rows[0, 0])]  # of the first batch, in each epoch with all beside it
+        for batch in load_batches(open_, rows, *given, **named):
+            kept = slice(0 if lost[0] in batch.rows else None)
+            yield dataclasses.replace(batch, rows=batch.rows[kept], slots=batch.slots[kept])
+
+    def interrupt(progress: package.Progress) -> None:
+        nonlocal left
+        left -= progress.done > len(names)
+        if not left:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("vggfeat.finetuning.trainer.load_batches", load)
+    names = [path for path in images.rglob("*") if path.is_file()]
+    whole, out = tmp_path / "whole.safetensors", tmp_path / "w.safetensors"
+    settings = asked({"layers": "conv2_1"}, trainable="adapter,conv2_1", patience=0)
+    adapt(images, whole, settings)
+    with pytest.raises(KeyboardInterrupt):
+        adapt(images, out, settings, on_progress=interrupt)
+    adapt(images, out, settings)
+    assert out.read_bytes() == whole.read_bytes()
 
 
 def test_a_time_limit_stops_cleanly(images: Path, tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def test_a_table_with_two_rows_for_one_class_is_refused(animals: Path) -> None:
     found = library.class_vectors(animals / "t.csv", ["Yak", "WOLF"])
     assert found.vectors.tolist() == [[1, 2], [1, 1]]
     np.savez(animals / "t.npz", names=["yak", "wolf", "yak"], vectors=np.eye(3))
-    with pytest.raises(UsageError, match="'yak' is there twice"):
+    with pytest.raises(UsageError, match="'yak' occurs twice"):
         library.class_vectors(animals / "t.npz", ["yak"])
     np.savez(animals / "s.npz", names=[" yak ", "wolf"], vectors=np.eye(2))
     assert library.class_vectors(animals / "s.npz", ["Yak"]).vectors.tolist() == [[1, 0]]

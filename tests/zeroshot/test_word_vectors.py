@@ -201,7 +201,7 @@ def test_tables_are_never_averaged(tmp_path: Path) -> None:
     ("name", "content", "says"),
     [
         ("a.csv", b"yak,1,x\nwolf,1\nyak,1,2\nyak,3,4\n", "line 1: 'x' is no number; line 2: 1"),
-        ("a.csv", b"", "no classes in it"),
+        ("a.csv", b"", "it has no classes"),
         ("a.csv", b"yak,1,nan\n", "'nan' is no number"),
         ("a.csv", b"yak,0,0\n", "all zero or not finite for 'yak'"),
         ("a.npz", b"PK no", "no .npz of plain arrays"),

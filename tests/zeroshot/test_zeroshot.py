@@ -351,7 +351,7 @@ def test_a_forest_has_one_root_more() -> None:
         ("a,b\na,c\n", "line 2: 'a' has two parents, 'b' and 'c'"),
         ("a,b\nb,c\nc,a\n", "a under b under c under a is a circle"),
         ("a,b,c\n\nd\n", "line 1: 3 names; line 3: 1 name"),
-        ("child,parent\n", "no classes in it"),
+        ("child,parent\n", "it has no classes"),
     ],
 )
 def test_trees_with_mistakes_are_refused(tmp_path: Path, text: str, says: str) -> None:
@@ -598,9 +598,9 @@ def test_json_and_csv_say_the_same(workplace: Path, tmp_path: Path) -> None:
     ("more", "code", "says"),
     [
         (["--seen", "class00,class01"], 2, "--seen and --unseen name the same split"),
-        (["--method", "sje"], 2, "unknown method 'sje'"),
+        (["--method", "sje"], 2, "unknown method 'sje'; expected one of eszsl, devise"),
         (["--method", "devise", "--gamma", "1"], 2, "--gamma and --lambda belong to the method"),
-        (["--gamma", "0", "--beta", "-1"], 2, "gamma 0: expected a number above 0; beta -1"),
+        (["--gamma", "0", "--beta", "-1"], 2, "gamma is 0.0; expected a number above 0; beta is"),
         (["--layer", "fc7"], 2, "no vectors of fc7; it has conv1_1, conv2_1"),
         (["--attention"], 2, "attention weighs several layers, found conv1_1 alone"),
         (["--unseen", "yak,gnu"], 2, "none for 2 of 42 classes: 'gnu', 'yak'"),

@@ -12,8 +12,8 @@ open_standard_streams()  # before a module that is imported below opens a file
 
 import gc
 
-# Imports make hundreds of thousands of objects, none of which is garbage: at the usual threshold of
-# 700, looking for garbage among them takes a sixth of a short command's time.
+# Imports create hundreds of thousands of objects, none of which is garbage: at the usual threshold
+# of 700, garbage collection takes a sixth of the time of a short command.
 gc.set_threshold(50_000)
 
 import sys
@@ -50,7 +50,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Features of any layers of a VGG network, from folders of images into one HDF5 file.",
+    help="Extract features of any layers of a VGG network from images into one HDF5 file.",
 )
 
 
@@ -63,15 +63,15 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def common(
     *,
-    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
     version: Annotated[  # noqa: ARG001 its callback does the work
         bool,
         typer.Option(
-            "--version", help="Show the version and leave.", callback=_show_version, is_eager=True
+            "--version", help="Show the version and exit.", callback=_show_version, is_eager=True
         ),
     ] = False,
 ) -> None:
-    """Options before the command."""
+    """Apply the options before the command."""
     console.show_tracebacks(wanted=debug)
     console.set_up_logging(quiet=False, verbose=False)  # until the command says otherwise
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vggfeat.cli.options import given, settings_options
-from vggfeat.cli.terminal import Bar, Quiet, exit_codes, print_json, set_up_logging, table
+from vggfeat.cli.options import Config, Json, Quiet, Root, given, settings_options
+from vggfeat.cli.terminal import Bar, exit_codes, set_up_logging, show, table
 from vggfeat.core.settings import Settings
 from vggfeat.core.signals import how_to_resume
 from vggfeat.core.text import counted, printable
@@ -35,22 +36,22 @@ _CLASSES_SHOWN = 20
     of=(AdaptSettings, Settings),
     instead={
         "weights": {
-            "help": "To begin with: imagenet, features, a .pth or .safetensors file, or "
+            "help": "Initial weights: imagenet, features, a .pth or .safetensors file, or "
             "random[:SEED]."
         },
         "precision": {
-            "help": "Type of products in training. auto: bfloat16 on CUDA that has it, else "
+            "help": "Type of products in training. auto: bfloat16 if the CUDA device has it, else "
             "float32.",
             "choices": TRAINING_PRECISIONS,
         },
         "device": {"help": "auto, cpu, cuda, cuda:N or mps.", "metavar": "NAME"},
         "max_failures": {
-            "help": "More images that cannot be decoded than that end in exit 4.",
+            "help": "End with exit code 4 if more images cannot be decoded.",
             "unset": "any number",
         },
         "time_limit": {
-            "help": "Stop cleanly within this time, such as 55m, with exit 0; the same command "
-            "goes on."
+            "help": "Stop cleanly within this time, such as 55m, with exit code 0; the same "
+            "command resumes the training."
         },
     },
 )  # fmt: skip
@@ -58,8 +59,8 @@ def adapt(
     sources: Annotated[
         list[str],
         typer.Argument(
-            help="Folders of class folders, archives, @list.txt: the folder that an image lies in "
-            "is its class.",
+            help="Folders of class folders, archives or @list.txt; the folder that an image lies "
+            "in is its class.",
             metavar="SOURCE...",
         ),
     ],
@@ -68,7 +69,7 @@ def adapt(
         typer.Option(
             "--out",
             "-o",
-            help="The weights to create or resume; `extract --weights` takes them.",
+            help="The weight file to create or resume, for `extract --weights`.",
             metavar="FILE.safetensors",
         ),
     ],
@@ -76,50 +77,35 @@ def adapt(
     layer: Annotated[
         str | None,
         typer.Option(
-            help="Where the network ends and a linear head tells the classes apart: "
+            help="Last layer of the network, whose features a linear head classifies: "
             "NAME[.pre][:POOL][:NORM]. [default: the last convolution, averaged]",
             metavar="SPEC",
-            show_default=False,
         ),
     ] = None,
     labels: Annotated[
         str | None,
         typer.Option(
-            help="Lines of path,label instead of folders; paths are relative to the source.",
+            help="Classes of the images: a CSV file of path,label. [default: the folder that an "
+            "image lies in]",
             metavar="FILE.csv",
-            show_default=False,
         ),
     ] = None,
-    root: Annotated[
-        str | None,
-        typer.Option(
-            help="Directory that these paths are relative to. [default: the source folder, or "
-            "what all sources have in common]",
-            metavar="DIR",
-            show_default=False,
-        ),
-    ] = None,
-    config: Annotated[
-        str | None,
-        typer.Option(
-            help="A TOML file as of extract; flags override what it says.",
-            metavar="FILE.toml",
-            show_default=False,
-        ),
-    ] = None,
+    root: Root = None,
+    config: Config = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume/--fresh", help="Go on with what is there, or begin again."),
+        typer.Option("--resume/--fresh", help="Resume a training that exists, or begin again."),
     ] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
+    as_json: Json = False,
     quiet: Quiet = False,
     **flags: Any,
 ) -> None:
-    """Train parts of a network on images of known classes, for images unlike photographs.
+    """Fine-tune layers of a network on images of known classes, e.g. of another kind than photos.
 
-    A share of each class is held out; the report says how many of these are recognised by a linear
-    probe of the untouched network, and afterwards. Killed at any instant, the same command goes
-    on, to the same weights. They say themselves which model, channels and preprocessing they want.
+    A share of each class is held out for validation; the report shows the accuracy of a linear
+    probe of the untouched network, and that after training. If the command is killed at any
+    instant, the same command resumes it, to the same weights. The weight file records model,
+    channels and preprocessing.
     """
     with exit_codes():
         set_up_logging(quiet=quiet or as_json, verbose=False)
@@ -130,46 +116,22 @@ def adapt(
         settings = AdaptSettings(network_settings(config, values), **training)
         if settings.network.workers != 0:
             keep_freed_memory()
-        _run(
-            sources, out, settings, labels=labels, root=root, fresh=not resume,
-            quiet=quiet, as_json=as_json,
-        )  # fmt: skip
+        from vggfeat.finetuning.adapt import adapt as adapt_network
 
-
-def _run(
-    sources: list[str],
-    out: str,
-    settings: AdaptSettings,
-    *,
-    labels: str | None,
-    root: str | None,
-    fresh: bool,
-    quiet: bool,
-    as_json: bool,
-) -> None:
-    from vggfeat.finetuning.adapt import adapt as adapt_network
-
-    bar = Bar(quiet=quiet or as_json)
-    found: FinetuneReport | None = None
-    try:
-        found = adapt_network(
-            sources, out, settings, labels=labels, root=root, fresh=fresh, on_progress=bar.update
-        )
-    except InterruptedRunError as error:
-        found = error.summary
-        raise
-    finally:
-        bar.close()
-        _show(found, fresh=fresh, quiet=quiet, as_json=as_json)
-
-
-def _show(found: FinetuneReport | None, *, fresh: bool, quiet: bool, as_json: bool) -> None:
-    if found is None:
-        return
-    if as_json:
-        print_json(found)
-    elif not quiet:
-        typer.echo("\n".join(_lines(found, fresh=fresh)))
+        found: FinetuneReport | None = None
+        try:
+            with Bar(quiet=quiet or as_json) as bar:
+                found = adapt_network(
+                    sources, out, settings, labels=labels, root=root, fresh=not resume,
+                    on_progress=bar.update,
+                )  # fmt: skip
+        except InterruptedRunError as error:
+            found = error.summary
+            raise
+        finally:
+            if found is not None:
+                lines = functools.partial(_lines, fresh=not resume)
+                show(found, lines, as_json=as_json, quiet=quiet)
 
 
 def _lines(found: FinetuneReport, *, fresh: bool) -> list[str]:
@@ -202,7 +164,7 @@ def _lines(found: FinetuneReport, *, fresh: bool) -> list[str]:
 
 
 def _class_lines(found: FinetuneReport) -> list[str]:
-    """A line a class, those recognised least first, as far as they are shown."""
+    """Return a table of the classes with the lowest accuracy, lowest first."""
     if found.before is None or found.after is None:
         return []
     rows = sorted(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vggfeat.cli.options import given, settings_options
-from vggfeat.cli.terminal import exit_codes, print_json
+from vggfeat.cli.options import Json, given, settings_options
+from vggfeat.cli.terminal import exit_codes, show
 from vggfeat.core.text import byte_count, counted, duration
 
 if TYPE_CHECKING:
@@ -28,20 +29,20 @@ _LAYERS = "conv5_3,fc7"
 def bench(
     sources: Annotated[
         list[str] | None,
-        typer.Argument(help="Images to decode; none for synthetic ones.", metavar="SOURCE..."),
+        typer.Argument(help="Images to decode. [default: synthetic ones]", metavar="SOURCE..."),
     ] = None,
     *,
     folder: Annotated[
-        str, typer.Option(help="Where features would be written.", metavar="DIR")
+        str, typer.Option(help="Folder whose disk is measured.", metavar="DIR")
     ] = ".",
-    seconds: Annotated[float, typer.Option(help="For each measurement, roughly.")] = 2.0,
-    as_json: Annotated[bool, typer.Option("--json", help="The figures as JSON.")] = False,
+    seconds: Annotated[float, typer.Option(help="Approximate duration of each measurement.")] = 2.0,
+    as_json: Json = False,
     **flags: Any,
 ) -> None:
-    """Measure what this machine can do, what limits it, and which options to use.
+    """Measure the speed of this machine, what limits it, and recommend options for extract.
 
-    Decodes a sample of the images on one core, runs the network on random weights in each
-    precision and several batch sizes, and writes to the disk and syncs.
+    Decode a sample of the images on one core, run the network with random weights in each
+    precision and in several batch sizes, and write to the disk and sync.
     """
     with exit_codes():
         from vggfeat.core.resources import keep_freed_memory
@@ -52,11 +53,8 @@ def bench(
 
         settings = Settings(**{"layers": _LAYERS, "weights": "random:0", **given(flags)})
         found = measure(settings, sources or (), folder=folder, seconds=seconds)
-        if as_json:
-            print_json(found)
-        else:
-            for line in _lines(found, f"{settings.layers} of {settings.model}"):
-                typer.echo(line)
+        what = f"{settings.layers} of {settings.model}"
+        show(found, functools.partial(_lines, what=what), as_json=as_json)
 
 
 def _lines(found: Bench, what: str) -> list[str]:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vggfeat.cli.terminal import exit_codes, output_width, print_json, set_up_logging, table
+from vggfeat.cli.options import Json, whole_numbers
+from vggfeat.cli.terminal import exit_codes, output_width, set_up_logging, show, table
 from vggfeat.core.text import counted, printable
-from vggfeat.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,44 +31,46 @@ def compare(
     labels: Annotated[
         str | None,
         typer.Option(
-            help="CSV of path,label: an image is to find the others of its class. Without it and "
-            "without --queries, the folder an image lies in is its label.",
+            help="Classes of the images: a CSV file of path,label. An image is to find the others "
+            "of its class. [default: without --queries, the folder that an image lies in]",
             metavar="FILE.csv",
         ),
     ] = None,
     queries: Annotated[
         list[str] | None,
         typer.Option(
-            help="Cache of altered images under the same paths: each is to find its original. "
-            "May be given several times.",
+            help="Cache of altered images under the same paths, each of which is to find its "
+            "original; may be repeated.",
             metavar="FILE.h5",
         ),
     ] = None,
-    metric: Annotated[str, typer.Option(help="cosine or l2.", metavar="NAME")] = "cosine",
+    metric: Annotated[
+        str, typer.Option(help="Similarity: cosine or l2.", metavar="NAME")
+    ] = "cosine",
     k: Annotated[
-        str, typer.Option("--k", help="Ranks at which recall is measured.", metavar="K,...")
+        str, typer.Option("--k", help="Measure recall at these ranks.", metavar="K,...")
     ] = "5,10",
     fusions: Annotated[
         str,
         typer.Option(
-            help="Layers of the first file together, each at unit length: all, pairs (and all) "
-            "or none.",
+            help="Compare also joined layers of the first file, each at unit length: all of them, "
+            "pairs (and all), or none.",
             metavar="WHICH",
         ),
     ] = "all",
     sample: Annotated[
-        int, typer.Option(help="Queries at most, spread over the images.", metavar="N")
+        int, typer.Option(help="Use at most N queries, spread over the images.", metavar="N")
     ] = 2000,
     chart: Annotated[
         str | None,
-        typer.Option(help="Draw it too (needs vggfeat[plot]).", metavar="FILE.png|svg|pdf"),
+        typer.Option(help="Draw also a chart (needs vggfeat[plot]).", metavar="FILE.png|svg|pdf"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The figures as JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Compare layers by how well they find images of the same class, or altered images again.
+    """Compare layers by how well they retrieve images of the same class, or altered images.
 
-    Shows mean average precision (mAP), how often the nearest image is a right one (NN), and how
-    often one is among the first five and ten (R@5, R@10), best first.
+    Show mean average precision (mAP), how often the nearest image is relevant (NN), and how often
+    a relevant one is among the first five and ten (R@5, R@10), best layer first.
     """
     with exit_codes():
         from vggfeat.extraction.monitoring import publish
@@ -85,39 +87,26 @@ def compare(
             labels=labels,
             queries=queries or (),
             metric=metric,
-            k=_ranks(k),
+            k=whole_numbers("k", k, "5,10"),
             fusions=fusions,
             sample=sample,
         )
         if chart is not None:
             publish(chart, draw(found, chart_format(chart)))
-        if as_json:
-            print_json(found)
-        else:
-            typer.echo("\n".join(_lines(found)))
-
-
-def _ranks(text: str) -> list[int]:
-    words = [word.strip() for word in text.split(",")]
-    if not all(word.isdecimal() for word in words):
-        raise UsageError(f"k is {text!r}; expected whole numbers such as 5,10")
-    return [int(word) for word in words]
+        show(found, _lines, as_json=as_json)
 
 
 def _lines(found: Comparison) -> list[str]:
-    lines = _section(found.candidates, _heading(found))
-    for part in found.by_queries:
-        lines += ["", *_section(part.candidates, printable(part.queries))]
-    return lines
-
-
-def _heading(found: Comparison) -> str:
     one = found.candidates[0]
     what = f"images of its class ({found.classes})" if found.by == "labels" else "its original"
-    return (
+    heading = (
         f"{counted(one.queries, 'query')}, each for {what} among {counted(one.images, 'image')}, "
         f"by {found.metric}"
     )
+    lines = _section(found.candidates, heading)
+    for part in found.by_queries:
+        lines += ["", *_section(part.candidates, printable(part.queries))]
+    return lines
 
 
 def _section(candidates: Sequence[Candidate], heading: str) -> list[str]:
@@ -125,7 +114,7 @@ def _section(candidates: Sequence[Candidate], heading: str) -> list[str]:
     figures = [("width", "mAP", "NN", *ranks), *map(_figures, candidates)]
     columns = table(figures, "r" * len(figures[0]))
     room = output_width() - len(columns[0]) - _GAPS
-    names = ["layer", *(_cut(printable(one.name), room - _LEAST_BAR) for one in candidates)]
+    names = ["layer", *(_shortened(printable(one.name), room - _LEAST_BAR) for one in candidates)]
     room -= max(map(len, names))
     bars = ["", *(_bar(one.mean_average_precision, room) for one in candidates)]
     rows = table(list(zip(names, columns, bars, strict=True)), "lll")
@@ -141,13 +130,13 @@ def _figures(candidate: Candidate) -> tuple[str, ...]:
     return (str(candidate.width), *(f"{share:.3f}" for share in shares))
 
 
-def _cut(name: str, width: int) -> str:
+def _shortened(name: str, width: int) -> str:
     width = max(width, _LEAST_NAME)
     return name if len(name) <= width else f"{name[: width - 3]}..."
 
 
 def _bar(share: float, room: int) -> str:
-    """A bar of that share of `room` columns, to an eighth where the terminal has such blocks."""
+    """Return a bar of that share of `room` columns, to an eighth if the terminal can show it."""
     if room < _LEAST_BAR:
         return ""
     eighths = round(share * room * 8)

@@ -2,62 +2,54 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import os
 import platform
 import shutil
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from vggfeat._version import __version__
-from vggfeat.cli.terminal import exit_codes, print_json
+from vggfeat.cli.options import Json
+from vggfeat.cli.terminal import exit_codes, show
 from vggfeat.core.resources import usable_cores
 from vggfeat.core.text import counted
 from vggfeat.core.vgg_layers import VARIANTS
 from vggfeat.errors import UsageError, VggfeatError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 
 def doctor(
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="The findings as JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Say what this machine has for a run, and what is wrong with it and how to mend it.
+    """Check this machine: versions, devices, weights, HDF5, file locks and disk space.
 
-    Versions, devices, weights at hand, HDF5, room on the disk. Ends with
-    exit code 2 if something would keep `extract` from working.
+    Show how to solve each problem, and end with exit code 2 if there is one.
     """
     with exit_codes():
         findings = examine()
-        if as_json:
-            print_json([dataclasses.asdict(finding) for finding in findings])
-        else:
-            width = max(len(finding.subject) for finding in findings)
-            for finding in findings:
-                mark = "ok     " if finding.remedy is None else "PROBLEM"
-                typer.echo(f"{mark} {finding.subject:{width}}  {finding.found}")
-                if finding.remedy is not None:
-                    typer.echo(f"        {'':{width}}  {finding.remedy}")
+        show(findings, _lines, as_json=as_json)
         problems = [finding.subject for finding in findings if finding.remedy is not None]
         if problems:
             raise UsageError(f"doctor found problems with {', '.join(problems)}")
 
 
+def _lines(findings: Sequence[Finding]) -> Iterator[str]:
+    width = max(len(finding.subject) for finding in findings)
+    for finding in findings:
+        mark = "ok     " if finding.remedy is None else "PROBLEM"
+        yield f"{mark} {finding.subject:{width}}  {finding.found}"
+        if finding.remedy is not None:
+            yield f"        {'':{width}}  {finding.remedy}"
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing looked at.
-
-    Attributes:
-        subject: what.
-        found: how it is.
-        remedy: what to do; None if all is well.
-    """
+    """The state of one subject, and what to do if it is a problem."""
 
     subject: str
     found: str
@@ -65,7 +57,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Looks at everything a run needs."""
+    """Examine everything that a run needs."""
     return [
         Finding("vggfeat", f"{__version__}, Python {platform.python_version()}, {sys.executable}"),
         Finding(
@@ -76,7 +68,7 @@ def examine() -> list[Finding]:
         _pillow(),
         *_weights(),
         _locks(),
-        _disk(),
+        Finding("disk", f"{shutil.disk_usage('.').free / 1e9:.1f} GB free in this folder"),
     ]
 
 
@@ -98,7 +90,7 @@ def _torch() -> Iterator[Finding]:
 
 
 def _torchvision(torch_version: str) -> Finding:
-    """Recognise a torchvision that was built for another torch."""
+    """Detect a torchvision that was built for another torch."""
     import importlib.metadata  # slow to load
 
     try:
@@ -162,17 +154,17 @@ def _locks() -> Finding:
 
     from vggfeat.storage.locks import SharedLock, hold
 
-    def share(place: str) -> None:
+    def take_shared(place: str) -> None:
         with SharedLock(place) as lock:
             lock.acquire_shared(lambda: None)
             lock.acquire_exclusive()
 
-    def own(place: str) -> None:
+    def take_exclusive(place: str) -> None:
         with hold(place):
             pass
 
     missing = []
-    users = {"exclusive (every output)": own, "shared (folders of shards)": share}
+    users = {"exclusive (every output)": take_exclusive, "shared (folders of shards)": take_shared}
     for kind, use in users.items():
         try:
             with tempfile.TemporaryDirectory(dir=".") as folder:
@@ -183,8 +175,3 @@ def _locks() -> Finding:
         remedy = "put outputs on a file system with locks"
         return Finding("locks", f"missing here: {'; '.join(missing)}", remedy)
     return Finding("locks", "this folder's file system has them, exclusive and shared")
-
-
-def _disk() -> Finding:
-    usage = shutil.disk_usage(".")
-    return Finding("disk", f"{usage.free / 1e9:.1f} GB free in this folder")

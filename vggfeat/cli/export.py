@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from vggfeat.cli.terminal import exit_codes, print_json
+from vggfeat.cli.options import Cache, Json
+from vggfeat.cli.terminal import exit_codes, show
 from vggfeat.core.text import byte_count, counted, printable
 from vggfeat.exporters.registry import COMPRESSIONS, EXPORT_FORMATS
 
 if TYPE_CHECKING:
     from vggfeat.core.layer_spec import Norm
+    from vggfeat.exporters.export import ExportReport
     from vggfeat.exporters.registry import Compress, IndexMetric
 
 _FOLDERS = [name for name, form in EXPORT_FORMATS.items() if form.is_folder]
@@ -19,9 +21,7 @@ _COMPRESSIBLE = [name for name, form in EXPORT_FORMATS.items() if form.compressi
 
 
 def export(
-    cache: Annotated[
-        str, typer.Argument(help="A cache, a file or a folder of shards.", metavar="FILE.h5")
-    ],
+    cache: Cache,
     *,
     to: Annotated[
         str,
@@ -40,46 +40,45 @@ def export(
         ),
     ],
     layers: Annotated[
-        str,
-        typer.Option(help="Layers of the cache; all by default.", metavar="SPEC,..."),
+        str, typer.Option(help="Layers to export. [default: all]", metavar="SPEC,...")
     ] = "",
     rows: Annotated[
         str,
         typer.Option(
-            help="done, all (NaN where an image is not done), or a pattern of paths such as "
-            "'cats/*'.",
+            help="Rows to export: done, all (NaN for images that are not done), or a pattern of "
+            "paths such as 'cats/*'.",
             metavar="WHICH",
         ),
     ] = "done",
     compress: Annotated[
         str,
         typer.Option(
-            help=f"One of {', '.join(COMPRESSIONS)}; for {' and '.join(_COMPRESSIBLE)}.",
+            help=f"Compression of {' and '.join(_COMPRESSIBLE)}: {', '.join(COMPRESSIONS)}.",
             metavar="HOW",
         ),
     ] = "none",
     metric: Annotated[
         str,
         typer.Option(
-            help="Of a faiss index: cosine (rows at unit length), ip (inner product) or l2.",
+            help="Metric of a faiss index: cosine (rows at unit length), ip (inner product) or l2.",
             metavar="NAME",
         ),
     ] = "cosine",
     norm: Annotated[
         str | None,
         typer.Option(
-            help="Bring vectors to unit length: l2, or ssr (signed square root before); or none. "
-            "[default: none; for hloc's global descriptors l2, for it takes inner products]",
+            help="Normalization of vectors: none, l2 (to unit length) or ssr (signed square root "
+            "before). [default: none; for global descriptors of hloc, which takes inner "
+            "products, l2]",
             metavar="NORM",
-            show_default=False,
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="What was written as JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Write a cache in the format of another tool: some layers and rows, or all.
+    """Write layers and rows of a cache in the format of another tool.
 
-    It appears whole or not at all, and memory stays bounded however large the cache is (faiss
-    holds its index in memory). float16 is kept where the format has it.
+    The output appears whole or not at all. Memory does not grow with the cache, except for faiss,
+    which holds its index in memory. float16 is kept if the format has it.
     """
     with exit_codes():
         from vggfeat.core.layer_spec import split_specs
@@ -90,13 +89,13 @@ def export(
             compress=cast("Compress", compress), metric=cast("IndexMetric", metric),
             norm=cast("Norm | None", norm),
         )  # fmt: skip
-        if as_json:
-            print_json(made)
-            return
-        names = ", ".join(made.layers)
-        typer.echo(
-            f"{printable(made.out)}: {counted(made.rows, 'image')}, {names} as {made.format}, "
-            f"{byte_count(made.bytes)}"
-        )
-        for note in made.notes:
-            typer.echo(f"  note: {note}")
+        show(made, _lines, as_json=as_json)
+
+
+def _lines(made: ExportReport) -> list[str]:
+    names = ", ".join(made.layers)
+    size = byte_count(made.bytes)
+    return [
+        f"{printable(made.out)}: {counted(made.rows, 'image')}, {names} as {made.format}, {size}",
+        *(f"  note: {note}" for note in made.notes),
+    ]

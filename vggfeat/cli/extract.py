@@ -8,17 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vggfeat.cache.sharding import Sharding
-from vggfeat.cli.extract_report import show
-from vggfeat.cli.options import given, settings_options
-from vggfeat.cli.terminal import Bar, Quiet, exit_codes, set_up_logging
-from vggfeat.config import PRESETS, make_settings
+from vggfeat.cli.extract_report import summary_lines
+from vggfeat.cli.options import Config, Json, Quiet, Root, Verbose, given, settings_options
+from vggfeat.cli.terminal import Bar, exit_codes, set_up_logging, show
+from vggfeat.config import make_settings
 from vggfeat.errors import InterruptedRunError, ShardsHeldError, TooManyFailuresError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from vggfeat.cli.monitoring import Watch
-    from vggfeat.core.records import Progress, Summary
+    from vggfeat.core.records import Progress
     from vggfeat.extraction.ray_cluster import RayCluster
     from vggfeat.extraction.update import UpdatePolicy
 
@@ -35,8 +32,8 @@ def extract(
     sources: Annotated[
         list[str],
         typer.Argument(
-            help="Folders (with all below them), image files, tar and zip archives, @list.txt, - "
-            "for a list on stdin, or s3://BUCKET/FOLDER.",
+            help="Folders (with all folders below), image files, tar and zip archives, @list.txt, "
+            "- for a list on stdin, or s3://BUCKET/FOLDER.",
             metavar="SOURCE...",
         ),
     ],
@@ -45,120 +42,98 @@ def extract(
         typer.Option(
             "--out",
             "-o",
-            help="The cache to create or resume: a file, or a folder for a sharded one; or "
-            "either as s3://BUCKET/NAME.",
+            help="The cache to create or resume: a file, or a folder of shards; either also as "
+            "s3://BUCKET/NAME.",
             metavar="FILE.h5|DIR/",
         ),
     ],
     *,
-    config: Annotated[
-        str | None,
-        typer.Option(
-            help=f"A TOML file or a preset ({', '.join(PRESETS)}); flags override what it says. "
-            "Keys are the names of options, as batch-size or batch_size.",
-            metavar="NAME|FILE.toml",
-            show_default=False,
-        ),
-    ] = None,
-    root: Annotated[
-        str | None,
-        typer.Option(
-            help="Directory that the recorded paths are relative to. [default: the source folder, "
-            "or what all sources have in common]",
-            metavar="DIR",
-            show_default=False,
-        ),
-    ] = None,
+    config: Config = None,
+    root: Root = None,
     resume: Annotated[
         bool,
         typer.Option(
             "--resume/--fresh",
-            help="Resume FILE.h5 if it exists, or create it again. Interrupted, the same "
-            "command without --fresh does the rest; with it, it begins again.",
+            help="Resume the cache if it exists, or create it again. The same command resumes an "
+            "interrupted run, without --fresh, which would begin again.",
         ),
     ] = True,
     update: Annotated[
         bool,
         typer.Option(
-            "--update", help="Bring in images that are new, have changed, or are gone since."
+            "--update", help="Add images that are new, redo those that changed, remove those gone."
         ),
     ] = False,
     by_digest: Annotated[
         bool,
         typer.Option(
             "--by-digest",
-            help="With --update: go by the files' contents, not by their size and time.",
+            help="With --update: detect changes by the content of files, not by size and time.",
         ),
     ] = False,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Try images again that failed before.")
+        bool, typer.Option("--retry-failed", help="Try images again that failed in earlier runs.")
     ] = False,
     shards: Annotated[
         int | None,
         typer.Option(
-            help="Split a new cache, a folder, into N files. [default: N of --shard, else one for "
+            help="Split a new cache, a folder, into N files. [default: N of --shard, or one for "
             "each 100000 images]",
             metavar="N",
-            show_default=False,
         ),
     ] = None,
     shard: Annotated[
         str | None,
         typer.Option(
-            help="Of a folder do only the share I of N, counted from 0: shards whose number mod N "
-            "is I. Whoever comes first makes the plan.",
+            help="Process only shards whose number modulo N is I, from 0. The first process to "
+            "start lists the images.",
             metavar="I/N",
-            show_default=False,
         ),
     ] = None,
     plan_only: Annotated[
-        bool,
-        typer.Option("--plan-only", help="Of a folder list the images, and do none of them yet."),
+        bool, typer.Option("--plan-only", help="List the images of a sharded cache; process none.")
     ] = False,
     scratch: Annotated[
         str | None,
         typer.Option(
-            help="Where an output in an object store, s3://..., is made before it is put there. "
-            "[default: in the user's cache]",
+            help="Folder in which an output in an object store, s3://..., is written before its "
+            "upload. [default: in the user's cache]",
             metavar="DIR",
-            show_default=False,
         ),
     ] = None,
     engine: Annotated[
         str,
-        typer.Option(help="local does the work here, ray by shards on a Ray cluster.", metavar="E"),
+        typer.Option(
+            help="Run in this process (local), or process shards on a Ray cluster (ray).",
+            metavar="NAME",
+        ),
     ] = "local",
     actors: Annotated[
         int | None,
         typer.Option(
-            help="With ray: how many. [default: one a GPU, without any one a node]",
+            help="With ray: number of actors. [default: one for each GPU, or without any one for "
+            "each node]",
             metavar="N",
-            show_default=False,
         ),
     ] = None,
     address: Annotated[
         str | None,
         typer.Option(
-            help="With ray: a cluster that is there, auto or HOST:PORT. [default: one of its own, "
-            "here]",
+            help="With ray: an existing cluster, auto or HOST:PORT. [default: start one here]",
             metavar="ADDRESS",
-            show_default=False,
         ),
     ] = None,
     failures: Annotated[
         str | None,
         typer.Option(
-            help="Write all failed images and their reasons here, as CSV.",
-            metavar="FILE.csv",
-            show_default=False,
+            help="Write failed images and their reasons to this file.", metavar="FILE.csv"
         ),
     ] = None,
     metrics_file: Annotated[
         str | None,
         typer.Option(
-            help="Write figures for Prometheus here, every 15 seconds and at the end.",
+            help="Write metrics for Prometheus to this file, every 15 seconds and at the end.",
             metavar="FILE.prom",
-            show_default=False,
         ),
     ] = None,
     log_file: Annotated[
@@ -166,20 +141,17 @@ def extract(
         typer.Option(
             help="Append log lines to this file, as JSON if it ends in .json or .jsonl.",
             metavar="FILE",
-            show_default=False,
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The summary as JSON.")] = False,
+    as_json: Json = False,
     quiet: Quiet = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Also where each second went.")
-    ] = False,
+    verbose: Verbose = False,
     **flags: Any,
 ) -> None:
-    """Extract features of images into a cache, or go on with one.
+    """Extract features of images into a cache, or resume it.
 
-    Killed at any instant, the same command again does what is left, and the result is the same
-    file. An image that cannot be read becomes a row marked failed, with the reason.
+    If the command is killed at any instant, the same command resumes it, and the resulting file is
+    the same. An image that cannot be read becomes a row marked failed, with the reason.
     """
     with exit_codes():
         set_up_logging(quiet=quiet or as_json, verbose=verbose)
@@ -197,49 +169,45 @@ def extract(
         )  # fmt: skip
         with reports as watch:
             settings = make_settings(config, given(flags))
-            if settings.workers != 0:  # without any, images are decoded here, whose memory differs
+            if settings.workers != 0:  # with 0, images of any size are decoded in this process
                 keep_freed_memory()
-            run = functools.partial(
-                extract_images,
-                sources,
-                out,
-                settings,
-                fresh=not resume,
-                policy=_make_policy(
-                    fresh=not resume, update=update, by_digest=by_digest, retry=retry_failed
-                ),
-                root=root,
-                sharding=sharding,
-                scratch=scratch,
-                cluster=_make_cluster(engine, actors=actors, address=address),
+            policy = _update_policy(
+                fresh=not resume, update=update, by_digest=by_digest, retry=retry_failed
             )
-            tell = functools.partial(
-                show, fresh=not resume, quiet=quiet, as_json=as_json, verbose=verbose
-            )
-            _run(run, watch, Bar(quiet=quiet or as_json), tell)
+            cluster = _cluster(engine, actors=actors, address=address)
+            try:
+                with Bar(quiet=quiet or as_json) as bar:
+
+                    def on_progress(progress: Progress) -> None:
+                        bar.update(progress)
+                        watch.update(progress)
+
+                    watch.summary = extract_images(
+                        sources, out, settings, fresh=not resume, policy=policy, root=root,
+                        sharding=sharding, scratch=scratch, cluster=cluster,
+                        on_progress=on_progress,
+                    )  # fmt: skip
+            except (InterruptedRunError, ShardsHeldError, TooManyFailuresError) as error:
+                watch.summary = error.summary
+                raise
+            finally:
+                if watch.summary is not None:
+                    lines = functools.partial(summary_lines, fresh=not resume, verbose=verbose)
+                    show(watch.summary, lines, as_json=as_json, quiet=quiet)
 
 
-def _make_policy(*, fresh: bool, update: bool, by_digest: bool, retry: bool) -> UpdatePolicy:
-    """What `--update`, `--by-digest` and `--retry-failed` come to.
-
-    Raises:
-        UsageError: they do not go together.
-    """
+def _update_policy(*, fresh: bool, update: bool, by_digest: bool, retry: bool) -> UpdatePolicy:
     from vggfeat.extraction.update import UpdatePolicy
 
     if by_digest and not update:
         raise UsageError("--by-digest says how --update finds changed images; give both")
     if fresh and (update or retry):
-        raise UsageError("--fresh does every image anew; give it without --update, --retry-failed")
+        raise UsageError("--fresh redoes every image; give it without --update, --retry-failed")
     return UpdatePolicy(update=update, by_digest=by_digest, retry_failed=retry)
 
 
-def _make_cluster(engine: str, *, actors: int | None, address: str | None) -> RayCluster | None:
-    """Where `--engine`, `--actors` and `--address` have the work done; None for this process.
-
-    Raises:
-        UsageError: there is no such engine, or they do not go together.
-    """
+def _cluster(engine: str, *, actors: int | None, address: str | None) -> RayCluster | None:
+    """Return the cluster of `--engine`, `--actors` and `--address`; None for this process."""
     from vggfeat.extraction.ray_cluster import RayCluster
 
     if engine not in _ENGINES:
@@ -249,23 +217,3 @@ def _make_cluster(engine: str, *, actors: int | None, address: str | None) -> Ra
     if actors is not None or address is not None:
         raise UsageError("--actors and --address are of a cluster; give --engine ray with them")
     return None
-
-
-def _run(
-    run: Callable[..., Summary], watch: Watch, bar: Bar, tell: Callable[[Summary], None]
-) -> None:
-    """Run the extraction, show its progress, and then what came of it, however it ends."""
-
-    def notice(progress: Progress) -> None:
-        bar.update(progress)
-        watch.update(progress)
-
-    try:
-        watch.summary = run(on_progress=notice)
-    except (InterruptedRunError, ShardsHeldError, TooManyFailuresError) as error:
-        watch.summary = error.summary
-        raise
-    finally:
-        bar.close()
-        if watch.summary is not None:
-            tell(watch.summary)

@@ -1,13 +1,11 @@
-"""The summary of a run as lines or JSON."""
+"""The summary of an extraction as lines."""
 
 from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING
 
-import typer
-
-from vggfeat.cli.terminal import print_json, shape_text
+from vggfeat.cli.terminal import shape_text
 from vggfeat.core.text import counted, duration, printable
 from vggfeat.images.skipped import hidden_text
 
@@ -17,27 +15,27 @@ if TYPE_CHECKING:
 _FAILURES_SHOWN = 10
 
 
-def show(summary: Summary, *, fresh: bool, quiet: bool, as_json: bool, verbose: bool) -> None:
-    """Prints what a run did, as JSON, as lines, or not at all; `fresh` if it began again."""
-    if as_json:
-        print_json(summary)
-    elif not quiet:
-        for line in _lines(summary, fresh=fresh, verbose=verbose):
-            typer.echo(line)
-
-
-def _lines(summary: Summary, *, fresh: bool, verbose: bool) -> list[str]:
+def summary_lines(summary: Summary, *, fresh: bool, verbose: bool) -> list[str]:
+    """Return the lines of a summary; `fresh` if the run began again."""
     layers = ", ".join(f"{spec} ({shape_text(shape)})" for spec, shape in summary.layers.items())
+    share = f", share {summary.share}" if summary.share else ""
     counts = f"{summary.done} done, {summary.failed} failed"
     if summary.removed:
         counts += f", {summary.removed} removed"
     if summary.pending:
         counts += f", {summary.pending} left"
+    seen = summary.new_done + summary.new_failed
+    this_run = f"nothing left to do ({duration(summary.seconds)})"
+    if seen:
+        this_run = (
+            f"{counted(seen, 'image')} in {duration(summary.seconds)} on {summary.device}, "
+            f"{summary.images_per_second:.1f} images/s once under way"
+        )
     lines = [
-        f"{_name(summary)}: {counted(summary.rows, 'image')}, {counts}",
+        f"{summary.out}{share}: {counted(summary.rows, 'image')}, {counts}",
         f"  layers   {layers}, {summary.dtype}",
         f"  network  {summary.model}, weights {summary.weights}, computed in {summary.precision}",
-        f"  this run {_this_run(summary)}",
+        f"  this run {this_run}",
     ]
     if summary.added or summary.changed or summary.gone or summary.retried:
         lines.append(
@@ -63,20 +61,6 @@ def _lines(summary: Summary, *, fresh: bool, verbose: bool) -> list[str]:
     if summary.warning:
         lines.append(f"  WARNING  {summary.warning}")
     return lines
-
-
-def _name(summary: Summary) -> str:
-    return f"{summary.out}, share {summary.share}" if summary.share else summary.out
-
-
-def _this_run(summary: Summary) -> str:
-    seen = summary.new_done + summary.new_failed
-    if not seen:
-        return f"nothing left to do ({duration(summary.seconds)})"
-    return (
-        f"{counted(seen, 'image')} in {duration(summary.seconds)} on {summary.device}, "
-        f"{summary.images_per_second:.1f} images/s once under way"
-    )
 
 
 def _where_time_went(summary: Summary) -> list[str]:

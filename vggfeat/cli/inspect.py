@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vggfeat.cli.options import Cache, Json
 from vggfeat.cli.terminal import (
     exit_codes,
     fitting_table,
@@ -35,55 +35,50 @@ _FIRST_TO_GO = ("std", "size", "zeros", "min", "mean", "max")
 
 
 def inspect(
-    cache: Annotated[
-        str, typer.Argument(help="A cache, a file or a folder of shards.", metavar="FILE.h5")
-    ],
+    cache: Cache,
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,
+    as_json: Json = False,
     loss: Annotated[
         bool,
         typer.Option(
             "--loss",
-            help="Also what each narrower dtype would cost: cosines and changed neighbours on up "
-            "to 1000 rows.",
+            help="Show also what each narrower dtype would cost: cosines and changed neighbours of "
+            "up to 1000 rows.",
         ),
     ] = False,
     against: Annotated[
         str | None,
         typer.Option(
-            help="With --loss: a cache of the same images in a wider dtype; the cost is then what "
-            "this one's dtype has cost.",
+            help="With --loss: show what the dtype of this cache has cost, against a cache of the "
+            "same images in a wider dtype.",
             metavar="FILE.h5",
-            show_default=False,
         ),
     ] = None,
     failures: Annotated[
-        bool, typer.Option("--failures", help="Name every failed image, not only the first 20.")
+        bool, typer.Option("--failures", help="List all failed images, not only the first 20.")
     ] = False,
     rows: Annotated[
         str | None,
         typer.Option(
-            help="Instead: rows whose path matches a pattern such as 'cats/*', with their states.",
+            help="Show instead the rows whose path matches a pattern such as 'cats/*'.",
             metavar="PATTERN",
-            show_default=False,
         ),
     ] = None,
-    most: Annotated[int, typer.Option(help="With --rows: rows shown.", metavar="N")] = 50,
+    most: Annotated[int, typer.Option(help="With --rows: show at most N.", metavar="N")] = 50,
     near: Annotated[
         str | None,
         typer.Option(
             "--nearest",
-            help="Instead: the ten images nearest to this one of the cache, by cosine in each "
+            help="Show instead the ten images nearest to this one of the cache, by cosine in each "
             "layer of vectors.",
             metavar="PATH",
-            show_default=False,
         ),
     ] = None,
 ) -> None:
     """Show what a cache holds: rows by state, layers and their values, how it was made, failures.
 
-    Works while a run is filling the cache, and reads no more than a sample of it. On a narrow
-    terminal columns of figures are left out; --json has everything.
+    Works also while a run is writing to the cache, and reads the values of a sample of rows only.
+    A narrow terminal shows fewer columns; --json has everything.
     """
     with exit_codes():
         # NumPy's linear algebra is not used here, and starting its threads is a fifth of the time.
@@ -98,13 +93,10 @@ def inspect(
         summary = summarise(opened)
         losses = _losses(opened, against, wanted=loss)
         if as_json:
-            plain = as_plain(summary)
-            print_json({**plain, "loss": [dataclasses.asdict(one) for one in losses or ()]})
-            return
-        for line in _lines(summary, all_failures=failures):
-            typer.echo(line)
-        for line in _loss_lines(losses):
-            typer.echo(line)
+            print_json({**as_plain(summary), "loss": losses})
+        else:
+            lines = _lines(summary, all_failures=failures)
+            typer.echo("\n".join([*lines, *_loss_lines(losses)]))
 
 
 def _find(
@@ -119,19 +111,12 @@ def _find(
     found = nearest_images(cache, near) if near is not None else ()
     if as_json:
         everything = matching_rows(cache, numbers) if numbers is not None else ()
-        print_json(
-            {
-                "path": cache.path,
-                "matching": [dataclasses.asdict(row) for row in everything],
-                "nearest": [dataclasses.asdict(one) for one in found],
-            }
-        )
+        print_json({"path": cache.path, "matching": everything, "nearest": found})
         return
+    lines = []
     if pattern is not None and numbers is not None:
         lines = _row_lines(matching_rows(cache, numbers[:most]), pattern, len(numbers))
-        typer.echo("\n".join(lines))
-    for line in _nearest_lines(found)[pattern is None :]:
-        typer.echo(line)
+    typer.echo("\n".join([*lines, *_nearest_lines(found)[pattern is None :]]))
 
 
 def _losses(cache: FeatureCache, against: str | None, *, wanted: bool) -> tuple[LayerLoss, ...]:
@@ -192,53 +177,33 @@ def _lines(summary: CacheSummary, *, all_failures: bool) -> list[str]:
 def _shard_lines(summary: CacheSummary) -> list[str]:
     if not summary.shards:
         return []
-    missing = [shard for shard in summary.shards if not shard.there]
-    pending = [shard for shard in summary.shards if shard.there and shard.pending]
-    lines = [
-        f"  {counted(len(summary.shards), 'shard')}, {len(pending)} of them with images left to do"
-    ]
+    missing = [shard.name for shard in summary.shards if not shard.there]
+    pending = sum(shard.there and shard.pending > 0 for shard in summary.shards)
+    lines = [f"  {counted(len(summary.shards), 'shard')}, {pending} of them with images left to do"]
     if missing:
-        names = first_few(shard.name for shard in missing)
-        lines.append(
-            painted(
-                f"  {counted(len(missing), 'shard')} {agree(len(missing), 'is')} not there: "
-                f"{names}",
-                "yellow",
-            )
-        )
+        what = f"{counted(len(missing), 'shard')} {agree(len(missing), 'is')} missing"
+        lines.append(painted(f"  {what}: {first_few(missing)}", "yellow"))
     return lines
 
 
 def _layer_lines(layers: tuple[LayerSummary, ...]) -> list[str]:
-    head = ("layer", "shape", "dtype", "size", "min", "max", "mean", "std", "zeros")
-    rows = [head, *(_layer_row(layer) for layer in layers)]
-    lines = fitting_table(rows, "lrlrrrrrr", _FIRST_TO_GO)
-    lines += [
-        painted(
-            f"  {layer.spec}: {counted(layer.saturated, 'value')} "
-            f"{agree(layer.saturated, 'stands')} at the limit of {layer.dtype}, "
-            "clamped",
-            "yellow",
-        )
-        for layer in layers
-        if layer.saturated
+    rows: list[tuple[str, ...]] = [
+        ("layer", "shape", "dtype", "size", "min", "max", "mean", "std", "zeros")
     ]
+    for layer in layers:
+        known = (layer.minimum, layer.maximum, layer.mean, layer.std)
+        values = ["-" if value is None else f"{value:.4g}" for value in known]
+        zeros = "-" if layer.zeros is None else f"{layer.zeros:.0%}"
+        size = byte_count(layer.size)
+        rows.append((layer.spec, shape_text(layer.shape), layer.dtype, size, *values, zeros))
+    lines = fitting_table(rows, "lrlrrrrrr", _FIRST_TO_GO)
+    for layer in layers:
+        if layer.saturated:
+            count = f"{counted(layer.saturated, 'value')} {agree(layer.saturated, 'is')}"
+            line = f"  {layer.spec}: {count} clamped to the limit of {layer.dtype}"
+            lines.append(painted(line, "yellow"))
     sampled = min(layer.sampled for layer in layers)
     return [*lines, f"  (values of {counted(sampled, 'row')})"]
-
-
-def _layer_row(layer: LayerSummary) -> tuple[str, ...]:
-    known = (layer.minimum, layer.maximum, layer.mean, layer.std)
-    values = ["-" if value is None else f"{value:.4g}" for value in known]
-    zeros = "-" if layer.zeros is None else f"{layer.zeros:.0%}"
-    return (
-        layer.spec,
-        shape_text(layer.shape),
-        layer.dtype,
-        byte_count(layer.size),
-        *values,
-        zeros,
-    )
 
 
 def _making_lines(summary: CacheSummary) -> list[str]:
@@ -257,22 +222,21 @@ def _making_lines(summary: CacheSummary) -> list[str]:
 
 
 def _step_text(step: Mapping[str, Any]) -> str:
-    """One step of a derived cache: what was done, how, and from which file."""
+    """Describe a step of a derived cache: the transform, its settings, and the file it read."""
     shown = {name: value for name, value in step.items() if value not in ("", [], None, False)}
     read = shown.pop("read", {})
     model, source = shown.pop("model_sha256", ""), shown.pop("source", "")
     words = [str(shown.pop("step"))]
     first = [name for name in ("method", "layers", "outputs") if name in shown]
-    words += [f"{name} {_listed(shown[name])}" for name in dict.fromkeys([*first, *shown])]
+    for name in dict.fromkeys([*first, *shown]):
+        value = shown[name]
+        text = " + ".join(map(str, value)) if isinstance(value, list) else str(value)
+        words.append(f"{name} {text}")
     if model:
         words.append(f"model {model[:16]}")
     if source:
         words.append(f"from {printable(read.get('path', 'a cache'))} ({source[:16]})")
     return ", ".join(words)
-
-
-def _listed(value: object) -> str:
-    return " + ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _plain(value: object) -> str:
@@ -295,7 +259,7 @@ def _failure_lines(summary: CacheSummary, *, show_all: bool) -> list[str]:
 
 
 def _row_lines(rows: Sequence[MatchingRow], pattern: str, matches: int) -> list[str]:
-    """Number, path, state and reason of rows, and how many there are beside them."""
+    """Return a table of rows, and the number of rows that are not shown."""
     head = ("row", "path", "state", "reason")
     cells = [(str(one.row), printable(one.path), one.state, printable(one.reason)) for one in rows]
     lines = fitting_table([head, *cells], "rlll", ("reason",))
@@ -317,7 +281,7 @@ def _row_lines(rows: Sequence[MatchingRow], pattern: str, matches: int) -> list[
 
 
 def _nearest_lines(found: Sequence[NearestImages]) -> list[str]:
-    """A table a layer."""
+    """Return a table for each layer."""
     lines = []
     for one in found:
         head = ("cosine", "row", "path")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from vggfeat.cli.options import Json, given, settings_options
 from vggfeat.cli.terminal import exit_codes, print_json, shape_text, table
-from vggfeat.core.settings import LARGEST_SIZE, SMALLEST_SIZE
+from vggfeat.config import make_settings
 from vggfeat.core.vgg_layers import layer_table
-from vggfeat.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One line of the table."""
+    """A layer of the table."""
 
     name: str
     index: str
@@ -31,31 +31,25 @@ class _Row:
     carries: str
 
 
+@settings_options("model", "size", instead={"size": {"unset": "224"}})
 def layers(
     *,
-    model: Annotated[
-        str, typer.Option("--model", help="vgg11, 13, 16 or 19, each also with _bn.")
-    ] = "vgg19",
-    size: Annotated[
-        int, typer.Option("--size", help="Side of the network's input in pixels.", metavar="PX")
-    ] = 224,
-    as_json: Annotated[bool, typer.Option("--json", help="The table as JSON.")] = False,
+    as_json: Json = False,
+    **flags: Any,
 ) -> None:
-    """List the layers of a network: what to ask `extract` for, and what it costs.
+    """List the layers that can be extracted, and what they cost.
 
-    `cost` is the share of the whole network's multiply-adds up to and with the layer: asking for
-    nothing deeper computes no more than that.
+    `cost` is the share of the network's multiply-adds that are computed if this is the deepest
+    layer.
     """
     with exit_codes():
-        if not SMALLEST_SIZE <= size <= LARGEST_SIZE:
-            raise UsageError(f"size is {size}; expected {SMALLEST_SIZE} to {LARGEST_SIZE} pixels")
+        settings = make_settings(None, {**given(flags), "layers": "pool5"})
+        model, size = settings.model, settings.preprocess().size
         rows = list(_rows(model, size))
         if as_json:
-            print_json({"model": model, "size": size, "layers": [_as_dict(row) for row in rows]})
+            print_json({"model": model, "size": size, "layers": rows})
             return
-        typer.echo(f"{model} at {size} x {size}")
-        for line in _lines(rows):
-            typer.echo(line)
+        typer.echo("\n".join([f"{model} at {size} x {size}", *_lines(rows)]))
 
 
 def _rows(model: str, size: int) -> Iterator[_Row]:
@@ -78,22 +72,10 @@ def _rows(model: str, size: int) -> Iterator[_Row]:
         )
 
 
-def _as_dict(row: _Row) -> dict[str, object]:
-    return {name: getattr(row, name) for name in _Row.__slots__}
-
-
 def _lines(rows: list[_Row]) -> list[str]:
     head = (
-        "layer",
-        "torchvision",
-        "output",
-        "channels",
-        "params",
-        "stride",
-        "sees",
-        "cost",
-        "carries",
-    )
+        "layer", "torchvision", "output", "channels", "params", "stride", "sees", "cost", "carries",
+    )  # fmt: skip
     cells = [
         (
             row.name,

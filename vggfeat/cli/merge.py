@@ -2,44 +2,49 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vggfeat.cli.terminal import exit_codes, print_json
+from vggfeat.cli.options import Json
+from vggfeat.cli.terminal import exit_codes, show
 from vggfeat.core.text import counted
 from vggfeat.errors import UsageError
+
+if TYPE_CHECKING:
+    from vggfeat.cache.merge import MergeReport
 
 
 def merge(
     caches: Annotated[
-        list[str],
-        typer.Argument(help="The caches, files or folders of shards.", metavar="CACHE..."),
+        list[str], typer.Argument(help="Caches: files, or folders of shards.", metavar="CACHE...")
     ],
     *,
-    out: Annotated[str, typer.Option("--out", "-o", help="The cache to make.", metavar="FILE.h5")],
+    out: Annotated[
+        str, typer.Option("--out", "-o", help="The cache to create.", metavar="FILE.h5")
+    ],
     keep_paths: Annotated[
         bool,
         typer.Option(
             "--keep-paths",
-            help="Paths as recorded, though relative to different folders: the same images at "
-            "another place.",
+            help="Take equal paths for the same image, even if they are relative to different "
+            "folders.",
         ),
     ] = False,
     virtual: Annotated[
         bool,
         typer.Option(
             "--virtual",
-            help="Of one folder of shards: a small file in which other HDF5 tools see all of them "
-            "as one, with nothing copied.",
+            help="Create a small file that shows the shards of one folder to other HDF5 tools as "
+            "one file; nothing is copied.",
         ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="The counts as JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Make one cache of several that were made with the same settings.
+    """Merge caches that were made with the same settings.
 
-    An image that several have is taken from where it is done, else failed, else pending. The
-    caches stay as they are; the new one appears whole or not at all.
+    Of an image in several caches, a row that is done is preferred to a failed one, and that to a
+    pending one. The new cache appears whole or not at all; the others are not changed.
     """
     with exit_codes():
         if virtual:
@@ -48,15 +53,14 @@ def merge(
         from vggfeat.cache.merge import merge as merge_caches
 
         merged = merge_caches(caches, out, keep_paths=keep_paths)
-        if as_json:
-            print_json(merged)
-            return
-        shared = f", {merged.shared} of them in more than one" if merged.shared else ""
-        typer.echo(
-            f"{merged.out}: {counted(merged.rows, 'image')} from "
-            f"{counted(merged.sources, 'cache')}{shared} "
-            f"({merged.done} done, {merged.failed} failed, {merged.pending} pending)"
-        )
+        show(merged, _lines, as_json=as_json)
+
+
+def _lines(merged: MergeReport) -> list[str]:
+    shared = f", {merged.shared} of them in more than one" if merged.shared else ""
+    counts = f"{merged.done} done, {merged.failed} failed, {merged.pending} pending"
+    sources = f"{counted(merged.sources, 'cache')}{shared}"
+    return [f"{merged.out}: {counted(merged.rows, 'image')} from {sources} ({counts})"]
 
 
 def _view(caches: list[str], out: str, *, keep_paths: bool, as_json: bool) -> None:
@@ -65,10 +69,6 @@ def _view(caches: list[str], out: str, *, keep_paths: bool, as_json: bool) -> No
     if len(caches) != 1 or keep_paths:
         raise UsageError("--virtual is about one folder of shards; name it alone")
     rows = view_shards(caches[0], out)
-    if as_json:
-        print_json({"out": out, "rows": rows})
-        return
-    typer.echo(
-        f"{out}: a view of {counted(rows, 'image')} in the shards of {caches[0]}; keep both in "
-        "place"
-    )
+    what = f"a view of {counted(rows, 'image')} in the shards of {caches[0]}"
+    line = f"{out}: {what}; keep both in place"
+    show({"out": out, "rows": rows}, lambda _: [line], as_json=as_json)

@@ -1,4 +1,4 @@
-"""What an operator watches a run by: a log file, a metrics file, a list of failures."""
+"""Files that an operator monitors a run by: a log file, a metrics file, a list of failures."""
 
 from __future__ import annotations
 
@@ -33,19 +33,18 @@ log = logging.getLogger("vggfeat")
 
 
 class Watch:
-    """Keeps the files that were asked for up to date while its block runs, however that ends.
+    """Write the monitoring files of a run while its block runs, however that ends.
+
+    A file that cannot be created is a UsageError at the beginning. Later, a metrics file that
+    cannot be written is a warning, and a list of failures an error at the end.
 
     Args:
         out: the cache of the run.
         failures: CSV of failed images, written at the end.
         metrics: Prometheus text, written every 15 seconds and at the end.
-        share: of a sharded cache, the share that the run is about.
-        work: where the cache lies here; None: at `out`.
+        share: of a sharded cache, the share that the run processes.
+        work: the local file of the cache; None: `out`.
         log_file: appended to; JSON lines if its name ends in `.json` or `.jsonl`.
-
-    Raises:
-        UsageError: one of the files cannot be made. Once the run is under way a metrics file that
-            cannot be written is a warning, and a list of failures an error at the end.
     """
 
     def __init__(
@@ -73,7 +72,7 @@ class Watch:
         return self
 
     def update(self, progress: Progress) -> None:
-        """Takes notice of how far the run is."""
+        """Write metrics, if they are due."""
         if self._metrics and time.monotonic() - self._written >= _METRICS_EVERY_SECONDS:
             self._publish_metrics(metrics_text(self._out, progress=progress, share=self._share))
 
@@ -104,7 +103,7 @@ class Watch:
 
     @staticmethod
     def _is_others(error: BaseException | None) -> bool:
-        """Whether the files are those of another run, which is at work."""
+        """Return whether the files belong to another run, which holds the lock."""
         return isinstance(error, LockedError) and not isinstance(error, ShardsHeldError)
 
     def _publish_failures(self, error: BaseException | None) -> None:
@@ -126,7 +125,7 @@ class Watch:
         return counts | ({"stopped": self.summary.stopped} if self.summary.stopped else {})
 
     def _note(self, level: int, message: str, **fields: Any) -> None:
-        """A line in the log file alone."""
+        """Write a line to the log file only."""
         if self._log is not None:
             record = logging.LogRecord(log.name, level, "", 0, message, None, None)
             record.fields = fields
@@ -138,12 +137,12 @@ class Watch:
         self._written = time.monotonic()
         try:
             publish(self._metrics, text)
-        except (SpaceError, UsageError) as error:  # figures are not worth the run they are about
+        except (SpaceError, UsageError) as error:  # metrics are not worth the run
             log.warning(str(error))
 
 
 def _check_place(path: str | None) -> None:
-    """Refuses early what `publish` could not write to, or would replace and should not."""
+    """Refuse a path that `publish` could not write to, or would replace and should not."""
     if not path:
         return
     check_place(path, "file")
@@ -152,7 +151,7 @@ def _check_place(path: str | None) -> None:
 
 
 class _LogFile(logging.handlers.WatchedFileHandler):
-    """Opened again when logrotate has moved it away; what cannot be written is told once."""
+    """A log file that is opened again after logrotate; a failed write is told once."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:

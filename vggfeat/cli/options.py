@@ -1,4 +1,4 @@
-"""Options of commands, made from the declarations of settings."""
+"""Options: those of settings, made from their declarations, and those that commands share."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from vggfeat.config import PRESETS
 from vggfeat.core.option import options_of
 from vggfeat.core.settings import SETTINGS, Settings
 from vggfeat.errors import UsageError
@@ -16,6 +17,61 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from vggfeat.core.option import Option
+
+
+Cache = Annotated[
+    str, typer.Argument(help="A cache: a file, or a folder of shards.", metavar="FILE.h5")
+]
+Config = Annotated[
+    str | None,
+    typer.Option(
+        help=f"A TOML file or a preset ({', '.join(PRESETS)}) with default values of options; "
+        "flags override them. Keys are the names of options, as batch-size or batch_size.",
+        metavar="NAME|FILE.toml",
+    ),
+]
+Root = Annotated[
+    str | None,
+    typer.Option(
+        help="Directory that the paths of images are relative to. [default: the source folder, or "
+        "what all sources have in common]",
+        metavar="DIR",
+    ),
+]
+ImagesNow = Annotated[
+    str | None,
+    typer.Option(
+        "--root", help="Directory where the images are now. [default: where they were]",
+        metavar="DIR",
+    ),
+]  # fmt: skip
+Device = Annotated[
+    str,
+    typer.Option(help="Device to compute on: auto, cpu, cuda, cuda:N or mps.", metavar="NAME"),
+]
+ModelWeights = Annotated[
+    str | None,
+    typer.Option(
+        help="Weights of the network, if they are not where the cache says; they must be the same.",
+        metavar="FILE",
+    ),
+]
+Use = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Model that fuse or reduce fitted when they made the cache; repeat it for a cache "
+        "made in several steps. [default: FILE.model.h5 beside the cache]",
+        metavar="MODEL.h5",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Csv = Annotated[bool, typer.Option("--csv", help="Print the result as CSV.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print errors only: no progress, no notices.")
+]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Print also how the time was spent.")
+]
 
 
 def settings_options(
@@ -59,7 +115,7 @@ def settings_options(
 
 def _parameter(name: str, option: Option) -> inspect.Parameter:
     flag = typer.Option(
-        "--" + name.replace("_", "-"),
+        "--" + name.strip("_").replace("_", "-"),
         *option.also,
         help=option.full_help,
         metavar=option.metavar,
@@ -87,3 +143,11 @@ def _value(name: str, value: Any) -> Any:
     if not value.isdecimal():
         raise UsageError(f"{name} is {value!r}; expected a whole number or {' or '.join(words)}")
     return int(value)
+
+
+def whole_numbers(name: str, text: str, example: str) -> tuple[int, ...]:
+    """Return the numbers of an option such as `1,5`."""
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() for word in words):
+        raise UsageError(f"{name} is {text!r}; expected whole numbers such as {example}")
+    return tuple(int(word) for word in words)

@@ -26,11 +26,8 @@ _CACHE_ENDINGS = (".h5", ".hdf5")
 
 
 def _choice(text: str, metavar: str) -> Any:
-    """An option that is not given unless it is, so that it can be refused where it means nothing.
-
-    What it is by default is said in its help.
-    """
-    return typer.Option(help=text, metavar=metavar, show_default=False)
+    """Declare an option without a default value, so that it can be refused for the wrong input."""
+    return typer.Option(help=text, metavar=metavar)
 
 
 @settings_options(
@@ -53,8 +50,7 @@ def plot(
         str, typer.Argument(help="An image, or a cache.", metavar="IMAGE|FILE.h5", show_default="")
     ],
     out: Annotated[
-        str,
-        typer.Option("--out", "-o", help="The picture to write.", metavar="FILE.png|svg|pdf"),
+        str, typer.Option("--out", "-o", help="The picture to write.", metavar="FILE.png|svg|pdf")
     ],
     *,
     layers: Annotated[
@@ -112,11 +108,11 @@ def plot(
     ] = None,
     **network: Any,
 ) -> None:
-    """Draw what layers see in an image, or what the values and the images of a cache look like.
+    """Plot feature maps of an image, or the values and images of a cache.
 
-    Of an image: feature maps beside it, each with its own scale. Of a cache: for each layer a
-    histogram of its values and its images in a plane, near to one another where their cosine is
-    large. Needs matplotlib: vggfeat[plot].
+    For an image: its feature maps, each with its own scale. For a cache: for each layer a histogram
+    of its values and a 2-D projection of its images, similar images near one another. Needs
+    matplotlib: vggfeat[plot].
     """
     options = {name: value for name, value in locals().items() if name != "network"} | network
     given = {name: one for name, one in options.items() if one is not None and one is not False}
@@ -133,7 +129,7 @@ def plot(
 
 
 def _is_cache(file: str) -> bool:
-    """Whether it is, or should be, a cache: an error then says what is wrong with it as such."""
+    """Return whether a file is a cache, or is meant to be one and should be refused as one."""
     import h5py
 
     if os.path.isdir(file):
@@ -144,7 +140,7 @@ def _is_cache(file: str) -> bool:
 def _refuse(given: Mapping[str, Any], names: tuple[str, ...], what: str) -> None:
     wrong = [f"--{name}" for name in names if name in given]
     if wrong:
-        raise UsageError(f"{', '.join(wrong)} is for {what}, and {given['file']!r} is none")
+        raise UsageError(f"{', '.join(wrong)} is for {what}, and {given['file']!r} is not one")
 
 
 def _of_image(given: Mapping[str, Any]) -> Figure:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from vggfeat.cli.terminal import exit_codes, output_width, print_json, set_up_logging, table
+from vggfeat.cli.options import Cache, Csv, Device, ImagesNow, Json, ModelWeights, Use
+from vggfeat.cli.terminal import (
+    check_one_form,
+    csv_lines,
+    exit_codes,
+    output_width,
+    print_json,
+    set_up_logging,
+    table,
+    tell_warning,
+)
 from vggfeat.core.text import counted, printable
 
 if TYPE_CHECKING:
@@ -21,12 +29,7 @@ _INDENT = 2
 
 
 def search(
-    cache: Annotated[
-        str,
-        typer.Argument(
-            help="The cache to search, a file or a folder of shards.", metavar="FILE.h5"
-        ),
-    ],
+    cache: Cache,
     queries: Annotated[
         list[str] | None,
         typer.Argument(help="Images, folders or archives to search with.", metavar="[QUERY...]"),
@@ -35,53 +38,38 @@ def search(
     row: Annotated[
         list[str] | None,
         typer.Option(
-            help="An image of the cache itself as query, by its path there; it does not find "
-            "itself, and torch is not needed. May be given several times.",
+            help="Search with an image of the cache, by its path there, without torch; it does "
+            "not find itself. May be repeated.",
             metavar="NAME",
         ),
     ] = None,
     layer: Annotated[
         list[str] | None,
         typer.Option(
-            help="Layer to search by; may be left out where the cache has one only. Given several "
-            "times, their scores are averaged.",
+            help="Layer to search by; repeated, the scores of several layers are averaged. "
+            "[default: the only one of the cache]",
             metavar="LAYER",
         ),
     ] = None,
     weights: Annotated[
-        str | None,
-        typer.Option(help="A weight for each --layer; equal by default.", metavar="W,..."),
+        str | None, typer.Option(help="Weight of each --layer. [default: equal]", metavar="W,...")
     ] = None,
     metric: Annotated[
-        str, typer.Option(help="cosine, l2 (distance) or dot (inner product).", metavar="NAME")
-    ] = "cosine",
-    top: Annotated[int, typer.Option(help="Images to find for each query.", metavar="K")] = 10,
-    device: Annotated[
         str,
-        typer.Option(help="Where the network runs, as for extract; CUDA searches too."),
-    ] = "auto",
-    model_weights: Annotated[
-        str | None,
         typer.Option(
-            help="The network's weights, where they are not found as the cache names them; they "
-            "must be the same.",
-            metavar="FILE",
+            help="Similarity: cosine, l2 (distance) or dot (inner product).", metavar="NAME"
         ),
-    ] = None,
-    use: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="What fuse or reduce fitted when they made the cache; by default the file beside "
-            "it, FILE.model.h5. Several times for a cache made in several steps.",
-            metavar="MODEL.h5",
-        ),
-    ] = None,
+    ] = "cosine",
+    top: Annotated[int, typer.Option(help="Results for each query.", metavar="K")] = 10,
+    device: Device = "auto",
+    model_weights: ModelWeights = None,
+    use: Use = None,
     index: Annotated[
         str | None,
         typer.Option(
-            help="Search by an index of --layer in this file, which is built the first time and "
-            "again when the cache has other rows: for very many images. It may miss some; its "
-            "recall is said. Needs vggfeat[faiss].",
+            help="Search by an approximate index of --layer in this file, for very many images; "
+            "its recall is shown. It is built the first time, and again when the rows of the "
+            "cache change. Needs vggfeat[faiss].",
             metavar="FILE",
         ),
     ] = None,
@@ -89,41 +77,32 @@ def search(
         bool,
         typer.Option(
             "--exclude-self",
-            help="Leave out hits that are the query itself, which are marked otherwise: its own "
-            "path, or where the cache has none of that path, the same bytes.",
+            help="Leave out the query itself instead of marking it: the image of its path or, if "
+            "the cache has none, of its content.",
         ),
     ] = False,
     sheet: Annotated[
         str | None,
         typer.Option(
-            help="Also write queries and what they found as a picture or a page for a browser.",
+            help="Write also a contact sheet of queries and results, as a picture or a web page.",
             metavar="FILE.png|html",
         ),
     ] = None,
-    root: Annotated[
-        str | None,
-        typer.Option(
-            help="For --sheet: where the images are now. [default: where the cache found them]",
-            metavar="DIR",
-            show_default=False,
-        ),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The results as JSON.")] = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="The results as CSV.")] = False,
+    root: ImagesNow = None,
+    as_json: Json = False,
+    as_csv: Csv = False,
 ) -> None:
-    """Find the images of a cache that are nearest to others.
+    """Find the images of a cache that are most similar to query images.
 
     A query goes through the network, weights and preprocessing that the cache was made with.
-    The search is exact, every row is looked at, unless there is an --index.
+    Without --index the search is exact: it compares the query with every row.
     """
     with exit_codes():
         from vggfeat.core.fusion_spec import parse_weights
-        from vggfeat.errors import UsageError
         from vggfeat.retrieval.search import search as search_cache
 
         set_up_logging(quiet=as_json or as_csv, verbose=False)
-        if as_json and as_csv:
-            raise UsageError("--json and --csv are two forms of the same; give one of them")
+        check_one_form(as_json=as_json, as_csv=as_csv)
         if sheet is not None:
             from vggfeat.visualization.contact_sheet import check_sheet, sheet_of_findings
 
@@ -145,19 +124,19 @@ def search(
         if sheet is not None:
             sheet_of_findings(found, sheet, root=root)
         for failure in found.failures:
-            typer.echo(
-                f"vggfeat: warning: query {printable(failure.path)}: {failure.reason}", err=True
-            )
+            tell_warning(f"query {printable(failure.path)}: {failure.reason}")
         if as_csv and found.warning:
-            typer.echo(f"vggfeat: warning: cache {found.cache!r}: {found.warning}", err=True)
+            tell_warning(f"cache {found.cache!r}: {found.warning}")
         if as_json:
             print_json(_plain(found))
+        elif as_csv:
+            typer.echo("".join(f"{line}\r\n" for line in _csv(found)), nl=False)
         else:
-            typer.echo(_csv(found) if as_csv else "\n".join(_lines(found)), nl=not as_csv)
+            typer.echo("\n".join(_lines(found)))
 
 
 def _plain(found: SearchResult) -> dict[str, Any]:
-    """The findings for JSON, where `is_self` of a hit is `self`."""
+    """Return the result for JSON, where `is_self` of a hit is `self`."""
     plain = asdict(found)
     for answer in plain["answers"]:
         for hit in answer["hits"]:
@@ -165,12 +144,8 @@ def _plain(found: SearchResult) -> dict[str, Any]:
     return plain
 
 
-def _csv(found: SearchResult) -> str:
-    r"""One line a hit (RFC 4180); bytes of a path that are no UTF-8 as `\xNN`."""
-    text = io.StringIO(newline="")
-    lines = csv.writer(text)
-    lines.writerow(("query", "rank", "path", "score", "similarity", "self", "identical"))
-    lines.writerows(
+def _csv(found: SearchResult) -> list[str]:
+    hits = [
         (
             answer.query,
             hit.rank,
@@ -182,9 +157,9 @@ def _csv(found: SearchResult) -> str:
         )
         for answer in found.answers
         for hit in answer.hits
-    )
-    plain = text.getvalue().encode("utf-8", "surrogateescape")
-    return plain.decode("utf-8", "backslashreplace")
+    ]
+    head = ("query", "rank", "path", "score", "similarity", "self", "identical")
+    return csv_lines([head, *hits])
 
 
 def _lines(found: SearchResult) -> list[str]:
@@ -223,14 +198,14 @@ def _rows(answer: Answer, metric: str) -> list[str]:
     paths = [
         "path",
         *(
-            f"{_cut(printable(hit.path), room - len(mark))}{mark}"
+            f"{_shortened(printable(hit.path), room - len(mark))}{mark}"
             for hit, mark in zip(answer.hits, marks, strict=True)
         ),
     ]
     return [f"  {line}" for line in table(list(zip(figures, paths, strict=True)), "ll")]
 
 
-def _cut(path: str, width: int) -> str:
-    """A path without its beginning where it does not fit: its end tells images apart."""
+def _shortened(path: str, width: int) -> str:
+    """Cut off the beginning of a path that does not fit: its end tells images apart."""
     width = max(width, _LEAST_PATH)
     return path if len(path) <= width else f"...{path[3 - width :]}"

@@ -8,41 +8,32 @@ from typing import Annotated
 
 import typer
 
+from vggfeat.cli.options import Cache, ImagesNow
 from vggfeat.cli.terminal import exit_codes, set_up_logging
 from vggfeat.core.text import counted, printable
 
 
 def sheet(
-    cache: Annotated[
-        str, typer.Argument(help="A cache, a file or a folder of shards.", metavar="FILE.h5")
-    ],
+    cache: Cache,
     out: Annotated[
         str,
         typer.Option(
             "--out",
             "-o",
-            help="The sheet to write: a picture, or one page for a browser with all images in it.",
+            help="The contact sheet to write: a picture, or a web page that contains all images.",
             metavar="FILE.png|html",
         ),
     ],
     *,
     rows: Annotated[
-        str,
-        typer.Option(help="Show images whose path matches, as in 'cats/*'.", metavar="PATTERN"),
+        str, typer.Option(help="Show images whose path matches, e.g. 'cats/*'.", metavar="PATTERN")
     ] = "*",
-    most: Annotated[int, typer.Option(help="Images at most, the first ones.", metavar="N")] = 100,
-    root: Annotated[
-        str | None,
-        typer.Option(
-            help="Where the images are now. [default: where they were]",
-            metavar="DIR",
-            show_default=False,
-        ),
-    ] = None,
+    most: Annotated[int, typer.Option(help="Show at most the first N.", metavar="N")] = 100,
+    root: ImagesNow = None,
 ) -> None:
-    """Show images of a cache as a contact sheet, each with its name and state.
+    """Draw a contact sheet of the images of a cache, each with its name and state.
 
-    In the page, Tab and the arrow keys move, Enter shows an image large, Esc closes it.
+    On a web page, Tab and the arrow keys move, Enter enlarges an image, Esc closes it.
     """
     with exit_codes():
         from vggfeat.cache.sharded import open_cache

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vggfeat.cli.options import given, settings_options
-from vggfeat.cli.terminal import Bar, Quiet, exit_codes, print_json, set_up_logging, table
+from vggfeat.cli.options import Config, Json, Quiet, given, settings_options
+from vggfeat.cli.terminal import Bar, exit_codes, set_up_logging, show, table
 from vggfeat.config import make_settings
 from vggfeat.core.text import first_few, printable
 from vggfeat.errors import UsageError
@@ -35,39 +35,27 @@ def stats(
         ),
     ],
     *,
-    config: Annotated[
-        str | None,
-        typer.Option(
-            help="A TOML file or a preset, as of extract; flags override what it says.",
-            metavar="NAME|FILE.toml",
-            show_default=False,
-        ),
-    ] = None,
+    config: Config = None,
     sample: Annotated[
         int | None,
-        typer.Option(
-            help="Images at most, spread over all. [default: all]", metavar="N", show_default=False
-        ),
+        typer.Option(help="Images at most, spread over all. [default: all]", metavar="N"),
     ] = None,
     out: Annotated[
         str | None,
         typer.Option(
             "--out",
             "-o",
-            help="Write how the images were read, with the mean and std found, as a file that "
-            "--config takes.",
+            help="Write the preprocessing, with the measured mean and std, as a file for --config.",
             metavar="FILE.toml",
-            show_default=False,
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The figures as JSON.")] = False,
+    as_json: Json = False,
     quiet: Quiet = False,
     **flags: Any,
 ) -> None:
-    """Measure mean and deviation of images as extract would read them, and their files' values.
+    """Measure the mean and standard deviation of images, preprocessed as extract does it.
 
-    Reads every image with the same options in the same way, and shows what to give as --mean and
-    --std, which values the files hold, their kinds and bits, and a window that would fit.
+    Show values for --mean, --std and --window, and types, bits and values of the image files.
     """
     with exit_codes("stopped; nothing was measured"):
         set_up_logging(quiet=quiet or as_json, verbose=False)
@@ -77,25 +65,18 @@ def stats(
 
         _check(out, sample)
         settings = make_settings(config, {**given(flags), "layers": "fc7"})
-        bar = Bar(quiet=quiet or as_json)
-        try:
+        with Bar(quiet=quiet or as_json) as bar:
             found = measure(sources, settings, sample=sample, on_progress=bar.update)
-        finally:
-            bar.close()
         if out is not None:
             publish(out, as_config(found).encode())
-        if as_json:
-            print_json(found)
-        else:
-            typer.echo("\n".join(_lines(found)))
+        show(found, _lines, as_json=as_json)
 
 
 def _check(out: str | None, sample: int | None) -> None:
     if out is not None:
         refuse_standard_output(out)
-    if out is not None and not out.endswith(_ENDING):
-        raise UsageError(f"out is {out!r}; expected a name that ends in {_ENDING}")
-    if out is not None:
+        if not out.endswith(_ENDING):
+            raise UsageError(f"out is {out!r}; expected a name that ends in {_ENDING}")
         check_place(out)
     if sample is not None and sample < 1:
         raise UsageError(f"sample is {sample}; expected 1 image or more")

@@ -1,4 +1,4 @@
-"""Standard output and standard error of a command, where they cannot be written."""
+"""Standard output and standard error that cannot be written, e.g. because a pipe was closed."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class OutputError(SpaceError):
 
 
 class ReaderGoneError(BrokenPipeError):
-    """Whoever read standard output has seen enough, as `| head` has.
+    """The reader of standard output has closed it, as `| head` does.
 
-    Without an error number, since Typer would end the process with exit code 1 on that.
+    It has no error number, on which Typer would end the process with exit code 1.
     """
 
 
@@ -51,7 +51,7 @@ class _Output(io.TextIOWrapper):
 
 
 class _Notices(io.TextIOWrapper):
-    """Standard error that drops what cannot be written: a run does not end for its notices."""
+    """Standard error that drops what cannot be written: a notice must not end a run."""
 
     def write(self, text: str, /) -> int:
         try:
@@ -68,14 +68,14 @@ class _Notices(io.TextIOWrapper):
 
 
 def discard(stream: io.TextIOWrapper) -> None:
-    """Send what a stream still holds, and all that comes, to `/dev/null`."""
+    """Send what a stream still buffers, and all later output, to `/dev/null`."""
     handle = os.open(os.devnull, os.O_WRONLY)
     os.dup2(handle, stream.fileno())
     os.close(handle)
 
 
 def install() -> None:
-    """Have `sys.stdout` and `sys.stderr` behave so, if they are those that Python has made."""
+    """Replace `sys.stdout` and `sys.stderr` if they are those that Python created."""
     for name, kind in (("stdout", _Output), ("stderr", _Notices)):
         stream = getattr(sys, name)
         if type(stream) is io.TextIOWrapper:

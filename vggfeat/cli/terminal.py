@@ -1,9 +1,10 @@
-"""What the commands share of the terminal: errors to exit codes, log lines, tables, progress."""
+"""Shared by commands: exit codes of errors, log lines, JSON, CSV, tables and progress bars."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import csv
+import io
 import json
 import logging
 import os
@@ -11,7 +12,7 @@ import shutil
 import sys
 import textwrap
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
@@ -19,25 +20,27 @@ from vggfeat.core.exhaustion import exhaustion_of
 from vggfeat.core.records import as_plain
 from vggfeat.core.signals import ended_by_signals
 from vggfeat.core.text import counted, duration
-from vggfeat.errors import InterruptedRunError, VggfeatError
+from vggfeat.errors import InterruptedRunError, UsageError, VggfeatError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from typing_extensions import Self
 
     from vggfeat.core.records import Progress
 
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notices, only errors.")]
+T = TypeVar("T")
 
 _LINE_EVERY_SECONDS = 30.0
 _WITHOUT_TERMINAL = (120, 24)
 _SIGINT_STATUS = 130
-_LEAST_WIDTH = 40
+_LEAST_WIDTH, _INDENT = 40, 2
 _STATES = {"done": "green", "failed": "red", "pending": "yellow", "removed": "bright_black"}
 _tracebacks: list[bool] = [False]
 
 
 def show_tracebacks(*, wanted: bool) -> None:
-    """Whether errors end in a traceback rather than in one line."""
+    """Let errors end in a traceback rather than in one line."""
     _tracebacks[0] = wanted
 
 
@@ -45,10 +48,10 @@ def show_tracebacks(*, wanted: bool) -> None:
 def exit_codes(
     interrupted: str = "stopped at once; rows up to the last checkpoint are kept",
 ) -> Iterator[None]:
-    """Turns errors of the block into one line on stderr and the exit code of their kind.
+    """Turn errors of the block into one line on stderr and the exit code of their kind.
 
     Args:
-        interrupted: what is said where a signal ends the block.
+        interrupted: message if a signal ends the block.
     """
     try:
         with ended_by_signals():  # what is half written is removed, as it is after Ctrl-C
@@ -56,11 +59,11 @@ def exit_codes(
     except (typer.Exit, typer.Abort, typer.BadParameter):
         raise  # Typer's own ways out
     except VggfeatError as error:
-        _fail(error, status_of(error))
+        _fail(error)
     except KeyboardInterrupt as error:
-        _fail(error, status_of(error), interrupted)
+        _fail(error, interrupted)
     except BrokenPipeError as error:
-        # Whoever read our output has seen enough, as `| head` has. A run may have failed still.
+        # The reader of our output has seen enough, as `| head` has; the run may still have failed.
         before: BaseException | None = error
         while before and not isinstance(before, VggfeatError | KeyboardInterrupt):
             before = before.__context__
@@ -68,17 +71,16 @@ def exit_codes(
     except Exception as error:  # noqa: BLE001 the user gets one line, and on demand the traceback
         exhausted = exhaustion_of(error)
         if exhausted is not None:
-            _fail(exhausted, status_of(exhausted))
+            _fail(exhausted)
         _fail(
             error,
-            status_of(error),
             f"a defect of vggfeat, {type(error).__name__}: {error}; `vggfeat --debug` shows where, "
             "please report it",
         )
 
 
 def status_of(error: BaseException) -> int:
-    """The exit code with which the command line ends on an error."""
+    """Return the exit code with which the command line ends on an error."""
     if isinstance(error, InterruptedRunError):
         return error.exit_status
     if isinstance(error, VggfeatError):
@@ -88,11 +90,11 @@ def status_of(error: BaseException) -> int:
     return 0 if isinstance(error, BrokenPipeError) else VggfeatError.exit_code
 
 
-def _fail(error: BaseException, status: int, message: str | None = None) -> None:
+def _fail(error: BaseException, message: str | None = None) -> None:
     if _tracebacks[0]:
         raise error
     tell_error(message or str(error))
-    raise typer.Exit(status) from error
+    raise typer.Exit(status_of(error)) from error
 
 
 def tell_error(message: str) -> None:
@@ -101,8 +103,13 @@ def tell_error(message: str) -> None:
     typer.echo(f"vggfeat: {text.encode(errors='backslashreplace').decode()}", err=True)
 
 
+def tell_warning(message: str) -> None:
+    """Write one line to stderr, even if the log is quiet because JSON goes to standard output."""
+    tell_error(f"warning: {message}")
+
+
 def set_up_logging(*, quiet: bool, verbose: bool) -> None:
-    """Log lines to stderr, above a progress bar if there is one: warnings, and with verbose all."""
+    """Write log lines to stderr, above a progress bar; errors only if quiet, all if verbose."""
     logger = logging.getLogger("vggfeat")
     logger.setLevel(logging.DEBUG if verbose else logging.INFO)
     for handler in [handler for handler in logger.handlers if isinstance(handler, _AboveTheBar)]:
@@ -126,12 +133,11 @@ class _AboveTheBar(logging.Handler):
 
 
 class Bar:
-    """Progress of a run: a bar on a terminal, elsewhere now and then a line to the log.
+    """Progress of a run in a `with` block: a bar on a terminal, elsewhere a log line now and then.
 
     Args:
-        quiet: whether only a log file gets to know.
-        late: whether the run begins with its first rows: what it fits before is no part of their
-            rate.
+        quiet: show nothing on a terminal; log lines still reach a log file.
+        late: count the time from the first update: a transform fits before its first row.
     """
 
     def __init__(self, *, quiet: bool, late: bool = False) -> None:
@@ -139,27 +145,37 @@ class Bar:
         self._bar: Any = None
         self._started = self._told = time.monotonic()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def update(self, progress: Progress) -> None:
         """Show how far the run is."""
         if self._late:
             self._late, self._started = False, time.monotonic()
             self._told = self._started
-        if sys.stderr.isatty() and not self._quiet:
-            self._draw(progress)
-        elif time.monotonic() - self._told >= _LINE_EVERY_SECONDS:
+        seen = progress.done + progress.failed
+        self.draw(seen, progress.total, " images", {"failed": progress.failed}, smoothing=0.1)
+        if self._bar is None and time.monotonic() - self._told >= _LINE_EVERY_SECONDS:
             self._told = time.monotonic()
-            self._tell(progress)
+            self._tell(progress, seen)
 
-    def _draw(self, progress: Progress) -> None:
+    def draw(
+        self, seen: int, total: int, unit: str, counts: Mapping[str, int] | None = None, **how: Any
+    ) -> None:
+        """Draw the bar, if on a terminal; `how` is as for `tqdm`."""
+        if self._quiet or not sys.stderr.isatty():
+            return
         from tqdm import tqdm
 
         if self._bar is None:
-            self._bar = tqdm(total=progress.total, unit=" images", file=sys.stderr, smoothing=0.1)
-        self._bar.set_postfix(failed=progress.failed, refresh=False)
-        self._bar.update(progress.done + progress.failed - self._bar.n)
+            self._bar = tqdm(total=total, unit=unit, file=sys.stderr, **how)
+        self._bar.set_postfix(counts, refresh=False)
+        self._bar.update(seen - self._bar.n)
 
-    def _tell(self, progress: Progress) -> None:
-        seen = progress.done + progress.failed
+    def _tell(self, progress: Progress, seen: int) -> None:
         rate = seen / (self._told - self._started)
         left = (progress.total - seen) / rate if rate else 0
         logging.getLogger("vggfeat").info(
@@ -172,23 +188,47 @@ class Bar:
         )
 
     def close(self) -> None:
-        """Leaves the bar as it stands."""
+        """Leave the bar as it stands."""
         if self._bar is not None:
             self._bar.close()
 
 
+def show(
+    result: T, lines: Callable[[T], Iterable[str]], *, as_json: bool, quiet: bool = False
+) -> None:
+    """Print a result as JSON, or as lines, or, if quiet, not at all."""
+    if as_json:
+        print_json(result)
+    elif not quiet:
+        for line in lines(result):
+            typer.echo(line)
+
+
 def print_json(value: Any) -> None:
-    """A dataclass or plain value as JSON on stdout, undecodable names escaped."""
-    plain = as_plain(value) if dataclasses.is_dataclass(value) else value
-    typer.echo(json.dumps(plain, indent=2))
+    """Print a plain value, with dataclasses in it, as JSON; undecodable names are escaped."""
+    typer.echo(json.dumps(value, indent=2, default=as_plain))
+
+
+def check_one_form(*, as_json: bool, as_csv: bool) -> None:
+    """Refuse two forms of the same output."""
+    if as_json and as_csv:
+        raise UsageError("--json and --csv are two forms of the same result; give one of them")
+
+
+def csv_lines(rows: Iterable[Sequence[object]]) -> list[str]:
+    r"""Return lines of CSV (RFC 4180) without their ends; bytes that are not UTF-8 as `\xNN`."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    plain = text.getvalue().encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return plain.split("\r\n")[:-1]
 
 
 def table(rows: Sequence[Sequence[str]], right: str) -> list[str]:
-    """Lines of a table whose first row is its head.
+    """Return the lines of a table whose first row is its head.
 
     Args:
         rows: cells.
-        right: a letter a column, `r` for right-aligned, `l` for left.
+        right: one letter for each column, `r` for right-aligned, `l` for left.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
@@ -201,61 +241,57 @@ def table(rows: Sequence[Sequence[str]], right: str) -> list[str]:
 
 
 def output_width() -> int:
-    """Columns of the terminal; where there is none, as many as most log viewers show."""
+    """Return the columns of the terminal; without one, as many as most log viewers show."""
     return shutil.get_terminal_size(_WITHOUT_TERMINAL).columns
 
 
 def shape_text(shape: Sequence[int]) -> str:
-    """`512` or `512 x 14 x 14`."""
+    """Return `512` or `512 x 14 x 14`."""
     return " x ".join(map(str, shape))
 
 
 def terminal_width() -> int | None:
-    """Columns of the terminal; None where standard output is none, and nothing needs to fit."""
+    """Return the columns of the terminal; None if standard output is not one."""
     if not sys.stdout.isatty():
         return None
     return max(_LEAST_WIDTH, shutil.get_terminal_size().columns)
 
 
-def in_colour() -> bool:
-    """Whether to colour: on a terminal, unless NO_COLOR is set (no-color.org)."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-
-
 def painted(text: str, colour: str, *, bold: bool = False) -> str:
-    """Text in a colour, where there is any."""
-    return typer.style(text, fg=colour, bold=bold or None) if in_colour() else text
+    """Return text in a colour, on a terminal, unless NO_COLOR is set (no-color.org)."""
+    if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+        return text
+    return typer.style(text, fg=colour, bold=bold or None)
 
 
 def painted_state(text: str, state: str) -> str:
-    """Text in the colour of a row's state."""
+    """Return text in the colour of a row's state."""
     return painted(text, _STATES[state]) if state in _STATES else text
 
 
 def fitting_table(
-    rows: Sequence[Sequence[str]], right: str, first_to_go: Sequence[str], indent: int = 2
+    rows: Sequence[Sequence[str]], right: str, first_to_go: Sequence[str]
 ) -> list[str]:
-    """Lines of a table, without as many columns as must go for the terminal to hold it.
+    """Return the lines of a table that leaves out columns until it fits the terminal.
 
     Args:
-        rows: cells; the first row is the head.
+        rows: see `table`.
         right: see `table`.
         first_to_go: names of columns in the order in which they are left out.
-        indent: columns in front of each line.
     """
     width = terminal_width()
     kept = list(range(len(rows[0])))
     lines = table(rows, right)
     for name in first_to_go:
-        if width is None or max(map(len, lines)) + indent <= width:
+        if width is None or max(map(len, lines)) + _INDENT <= width:
             break
         kept.remove(rows[0].index(name))
         lines = table([[row[at] for at in kept] for row in rows], "".join(right[at] for at in kept))
-    return [" " * indent + line for line in lines]
+    return [" " * _INDENT + line for line in lines]
 
 
 def folded(line: str, indent: int) -> list[str]:
-    """A line as the terminal holds it, what is left of it below, indented."""
+    """Wrap a line at the width of the terminal; lines after the first are indented."""
     width = terminal_width()
     if width is None or len(line) <= width:
         return [line]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import textwrap
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vggfeat.cli.terminal import exit_codes, output_width, print_json, shape_text, table
-from vggfeat.core.choices import choose
-from vggfeat.core.preprocessing import CROPS
+from vggfeat.cli.options import Json, settings_options
+from vggfeat.cli.terminal import exit_codes, output_width, shape_text, show, table
 from vggfeat.core.text import byte_count, counted, printable
 
 if TYPE_CHECKING:
@@ -19,71 +19,46 @@ _DOES_NOT_FIT = 3
 _LEAST_WIDTH = 40
 
 
+@settings_options(
+    "size", "model", "weights", "crop",
+    instead={
+        "size": {
+            "help": "Side of the network's input in pixels; without a photo also HxW, such as "
+            "160x240.",
+            "kind": str,
+            "unset": "224",
+        },
+        "model": {"default": None, "unset": "the weights', or vgg19"},
+        "weights": {
+            "help": "Check also whether these weights fit: a .pth or .safetensors file, imagenet, "
+            "features or random.",
+            "default": None,
+        },
+        "crop": {"help": "How the photo becomes a square of that size."},
+    },
+)  # fmt: skip
 def trace(
     photo: Annotated[
         str | None,
         typer.Argument(
-            help="An image; without one it begins with the network's input.",
-            metavar="PHOTO",
-            show_default=False,
+            help="An image file. [default: begin with the network's input]", metavar="PHOTO"
         ),
     ] = None,
     *,
-    size: Annotated[
-        str | None,
-        typer.Option(
-            help="Side of the network's input in pixels; without a photo also HxW, such as "
-            "160x240.  [default: 224]",
-            metavar="PX",
-            show_default=False,
-        ),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="vgg11, 13, 16 or 19, each also with _bn.  [default: the weights', or vgg19]",
-            metavar="NAME",
-            show_default=False,
-        ),
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            help="Also whether these fit: a .pth or .safetensors file, imagenet, features or "
-            "random.",
-            metavar="NAME|FILE",
-            show_default=False,
-        ),
-    ] = None,
-    crop: Annotated[
-        str | None,
-        typer.Option(
-            help="How the photo is brought to that size, as of extract: center, none, pad or "
-            "squash.  [default: center]",
-            metavar="HOW",
-            show_default=False,
-        ),
-    ] = None,
-    batch: Annotated[int, typer.Option(help="Images at once.", metavar="N")] = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="The stages as JSON.")] = False,
+    batch: Annotated[int, typer.Option(help="Batch size.", metavar="N")] = 1,
+    as_json: Json = False,
+    **flags: Any,
 ) -> None:
-    """Show the shape, stride and memory of every stage from file to fc8, and why it does not fit.
+    """Show shape, stride and memory of every stage from the file to fc8, without computing any.
 
-    Says where it first goes wrong and what to change. Nothing is computed. Ends with exit 3 if
-    the photo, its size or the weights do not fit.
+    If the photo, its size or the weights do not fit the network, show the first stage that goes
+    wrong and what to change, and end with exit code 3.
     """
     with exit_codes():
         from vggfeat.extraction.trace import trace as follow
 
-        found = follow(
-            photo, size=size, model=model, weights=weights,
-            crop=None if crop is None else choose("crop", CROPS, crop),
-            batch=batch,
-        )  # fmt: skip
-        if as_json:
-            print_json(found)
-        else:
-            typer.echo("\n".join(_lines(found, photo)))
+        found = follow(photo, **flags, batch=batch)
+        show(found, functools.partial(_lines, photo=photo), as_json=as_json)
         if not found.fits:
             raise typer.Exit(_DOES_NOT_FIT)
 
@@ -132,15 +107,12 @@ def _stage_lines(found: Trace) -> list[str]:
 
 
 def _cells(stage: Stage, *, several: bool) -> list[str]:
-    batch = [byte_count(stage.batch_bytes)] if several and stage.batch_bytes else []
-    batch = batch or ["-"] * several
+    sizes = [stage.image_bytes, *([stage.batch_bytes] if several else []), stage.half_bytes]
     return [
         stage.name,
         stage.by,
         shape_text(stage.shape),
-        str(stage.stride) if stage.stride else "-",
+        str(stage.stride or "-"),
         f"{stage.params:,}" if stage.params else "-",
-        byte_count(stage.image_bytes) if stage.image_bytes else "-",
-        *batch,
-        byte_count(stage.half_bytes) if stage.half_bytes else "-",
+        *(byte_count(size) if size else "-" for size in sizes),
     ]

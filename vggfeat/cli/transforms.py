@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vggfeat.cli.options import settings_options
-from vggfeat.cli.terminal import Bar, Quiet, exit_codes, print_json, set_up_logging
+from vggfeat.cli.options import Json, Quiet, settings_options
+from vggfeat.cli.terminal import Bar, exit_codes, print_json, set_up_logging
 from vggfeat.core.option import options_of
 from vggfeat.core.settings import SETTINGS, Settings
 from vggfeat.core.text import counted, duration, printable
@@ -58,7 +58,6 @@ Update = Annotated[
         "what was fitted stays.",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="The summary as JSON.")]
 
 _DTYPE = {"dtype": {"help": "Type of the stored features."}}
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vggfeat.cli.terminal import exit_codes, print_json
+from vggfeat.cli.options import Cache, Json
+from vggfeat.cli.terminal import exit_codes, show
 from vggfeat.core.text import agree, byte_count, counted, duration, first_few, printable
 from vggfeat.errors import CacheError
 
@@ -17,28 +18,22 @@ _SHOWN = 20
 
 
 def verify(
-    cache: Annotated[
-        str, typer.Argument(help="The cache, a file or a folder of shards.", metavar="FILE.h5")
-    ],
+    cache: Cache,
     *,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Set bad rows to pending; the next run does them anew.")
+        bool, typer.Option("--repair", help="Set bad rows to pending; the next run redoes them.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="The findings as JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Check every row of a cache against its checksum, its state and its reason.
+    """Check the checksum, state and failure reason of every row of a cache.
 
-    Ends with exit 5 if rows are bad and were not repaired.
+    End with exit code 5 if rows are bad and were not repaired.
     """
     with exit_codes():
         from vggfeat.cache.verify import verify as verify_cache
 
         found = verify_cache(cache, repair=repair)
-        if as_json:
-            print_json(found)
-        else:
-            for line in _lines(found):
-                typer.echo(line)
+        show(found, _lines, as_json=as_json)
         if found.missing:
             raise CacheError(
                 f"cache {cache!r}: {counted(len(found.missing), 'shard')} "

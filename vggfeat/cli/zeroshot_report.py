@@ -1,17 +1,14 @@
-"""What the zero-shot commands print: lines for people, CSV, plain values for JSON."""
+"""Output of the zero-shot commands: lines for people, CSV, plain values for JSON."""
 
 from __future__ import annotations
 
-import csv
-import io
 from typing import TYPE_CHECKING, Any
 
-from vggfeat.cli.terminal import table
+from vggfeat.cli.terminal import csv_lines, table
 from vggfeat.core.text import counted, duration, printable
-from vggfeat.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from vggfeat.zeroshot.class_tree import TreeMistakes
     from vggfeat.zeroshot.evaluate import Evaluation, Figure, Generalised
@@ -21,22 +18,8 @@ if TYPE_CHECKING:
 _NAMES_SHOWN = 8
 
 
-def one_form(*, as_json: bool, as_csv: bool) -> None:
-    """Refuses two forms of the same output."""
-    if as_json and as_csv:
-        raise UsageError("--json and --csv are two forms of the same; give one of them")
-
-
-def whole(text: str) -> tuple[int, ...]:
-    """The numbers of `1,5`."""
-    words = [word.strip() for word in text.split(",")]
-    if not all(word.isdecimal() for word in words):
-        raise UsageError(f"top {text!r}: expected whole numbers such as 1,5")
-    return tuple(int(word) for word in words)
-
-
 def fitting_lines(done: ZeroShotFitReport) -> list[str]:
-    """What a fit came to."""
+    """Describe a fit."""
     this_run = f"fitted in {duration(done.seconds)}" if done.anew else "fitted already"
     layers = printable(", ".join(done.layers))
     images = f"{counted(done.images, 'image')}, {done.held_out} held out for evaluate"
@@ -58,26 +41,31 @@ def _names(names: Sequence[str]) -> str:
     return f": {printable(', '.join(names[:_NAMES_SHOWN]))}{more}"
 
 
-def prediction_lines(found: Predictions, *, as_csv: bool) -> Iterator[str]:
-    """A line an image; as CSV a line an image and class."""
-    if as_csv:
-        yield from _csv([("path", "rank", "class", "score")])
-    else:
-        classes = f"{counted(len(found.names), 'class')}{_names(found.names)}"
-        yield f"{counted(len(found.paths), 'image')}, each one of {classes}"
+def prediction_lines(found: Predictions) -> Iterator[str]:
+    """Yield a line for each image."""
+    classes = f"{counted(len(found.names), 'class')}{_names(found.names)}"
+    yield f"{counted(len(found.paths), 'image')}, each one of {classes}"
     for position, path in enumerate(found.paths):
-        pairs = found.of(position)
-        if as_csv:
-            yield from _csv(
-                (path, rank, name, f"{score:.7g}") for rank, (name, score) in enumerate(pairs, 1)
-            )
-        else:
-            answers = ", ".join(f"{printable(name)} {score:.3f}" for name, score in pairs)
-            yield f"  {printable(path)}: {answers}"
+        answers = ", ".join(f"{printable(name)} {score:.3f}" for name, score in found.of(position))
+        yield f"  {printable(path)}: {answers}"
+
+
+def prediction_csv(found: Predictions) -> list[str]:
+    """Return a line of CSV for each image and class."""
+    return csv_lines(
+        [
+            ("path", "rank", "class", "score"),
+            *(
+                (path, rank, name, f"{score:.7g}")
+                for position, path in enumerate(found.paths)
+                for rank, (name, score) in enumerate(found.of(position), 1)
+            ),
+        ]
+    )
 
 
 def predictions_plain(found: Predictions) -> dict[str, Any]:
-    """Ready for JSON."""
+    """Return predictions as plain values, ready for JSON."""
     return {
         "model": found.model,
         "classes": list(found.names),
@@ -89,23 +77,15 @@ def predictions_plain(found: Predictions) -> dict[str, Any]:
             }
             for position, path in enumerate(found.paths)
         ],
-        "failures": [{"path": one.path, "reason": one.reason} for one in found.failures],
+        "failures": found.failures,
     }
-
-
-def _csv(rows: Iterable[Sequence[object]]) -> list[str]:
-    r"""Lines of CSV (RFC 4180) without their ends; bytes that are no UTF-8 as `\xNN`."""
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows(rows)
-    plain = text.getvalue().encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return plain.split("\r\n")[:-1]
 
 
 _HEAD = ("images", "among", "top", "accuracy", "chance", "majority", "class mean")
 
 
 def evaluation_lines(found: Evaluation) -> list[str]:
-    """Tables of accuracies, of the generalised task, and of the tree."""
+    """Return the tables of accuracies, of the generalised task, and of the tree."""
     cells = [_HEAD, *(_cells(figure) for figure in found.figures)]
     both = (found.generalised, found.calibrated)
     seen = f"{counted(found.seen_images, 'image')} of {counted(found.seen_classes, 'seen class')}"
@@ -159,7 +139,7 @@ def _tree_lines(mistakes: Sequence[TreeMistakes]) -> list[str]:
 
 
 def evaluation_csv(found: Evaluation) -> list[str]:
-    """A line a figure."""
+    """Return a line of CSV for each figure."""
     rows: list[Sequence[object]] = [("figure", "images", "among", "top", "bias", "value")]
     for one in found.figures:
         values = {
@@ -180,4 +160,4 @@ def evaluation_csv(found: Evaluation) -> list[str]:
     if found.area is not None:
         rows.append(("area", "", "all", 1, "", f"{found.area:.6f}"))
     rows += [("hops", one.of, one.among, 1, 0.0, f"{one.hops:.6f}") for one in found.mistakes]
-    return _csv(rows)
+    return csv_lines(rows)

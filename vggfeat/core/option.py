@@ -7,6 +7,7 @@ field. The command line makes its options from it, the checks their ranges and c
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -87,12 +88,15 @@ class Option:
             return True
         if type(value) is not int and not (self.kind is float and type(value) is float):
             return False
-        return least <= value <= most and not (self.above and value == least)
+        return (
+            least <= value <= most and math.isfinite(value) and not (self.above and value == least)
+        )
 
     def _range(self, least: float, most: float) -> str:
         number = "a number" if self.kind is float else "a whole number"
-        begin = f"above {least}, up" if self.above else f"from {least}"
-        return f"{number} {begin} to {most}" + "".join(f", or {word}" for word in self.words)
+        begin = f"above {least}" if self.above else f"from {least}"
+        end = "" if math.isinf(most) else f"{', up' if self.above else ''} to {most}"
+        return f"{number} {begin}{end}" + "".join(f", or {word}" for word in self.words)
 
 
 def setting(default: Any, help: str, metavar: str | None = None, **option: Any) -> Any:  # noqa: A002 as in Typer
@@ -113,7 +117,7 @@ def options_of(record: type) -> Mapping[str, Option]:
 def problems_of(settings: Any) -> list[str]:
     """Return what is wrong with each setting of a record by type, choices and range."""
     found = (
-        option.problem(name, getattr(settings, name))
+        option.problem(name.strip("_"), getattr(settings, name))
         for name, option in options_of(type(settings)).items()
     )
     return [problem for problem in found if problem]

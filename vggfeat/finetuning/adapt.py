@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vggfeat.cache.labels import Labels
-    from vggfeat.finetuning.evaluation import Metrics
+    from vggfeat.finetuning.report import Metrics
     from vggfeat.finetuning.settings import AdaptSettings
     from vggfeat.images.image_list import ImageList
     from vggfeat.network.weights import Weights
@@ -61,16 +61,7 @@ _SUFFIX = ".safetensors"
 class _Task:
     """The network, the images and the files of one call.
 
-    Attributes:
-        settings: of the training.
-        sources: of the images, as the user names them.
-        root: directory that paths in the labels are relative to.
-        images: found in the sources.
-        labels: class of each image.
-        weights: that training begins with.
-        files: that are written.
-        stop: set by a signal or the time limit.
-        notice: called after each batch.
+    `root` is the directory that paths in the labels are relative to.
     """
 
     settings: AdaptSettings
@@ -102,18 +93,14 @@ class _Task:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything that two runs must agree in for one to resume the other."""
-        return identity_of(self.settings, self.weights.sha256, self._images_digest())
-
-    def _images_digest(self) -> str:
-        """Return the SHA-256 over path, size and class of every image."""
+        """Everything that two runs must agree in, with a digest of each image's path and class."""
         digest = hashlib.sha256()
         paths, sizes = self.images.paths, self.images.sizes
         for path, size, number in zip(paths, sizes, self.labels.classes.tolist(), strict=True):
             name = self.labels.names[number] if number != UNLABELLED else ""
             fields = (path.hex(), int(size), name)
             digest.update(json.dumps(fields).encode())
-        return digest.hexdigest()
+        return identity_of(self.settings, self.weights.sha256, digest.hexdigest())
 
 
 @isolated()
@@ -193,7 +180,7 @@ def _check_request(out: str, sources: Sequence[str | os.PathLike[str]]) -> None:
 
 
 def _run(task: _Task, *, fresh: bool) -> FinetuneReport:
-    """Do whatever is left to do."""
+    """Train, resume, or return the report of a training that is finished."""
     settings, files = task.settings, task.files
     request = Request(task.identity, settings.network.precision)
     done = finished_report(files.out, request, fresh=fresh)
@@ -216,12 +203,19 @@ def _run(task: _Task, *, fresh: bool) -> FinetuneReport:
             task.stop.signum,
             report,
         )
-    _warn_without_gain(report)
+    before, after = report.before, report.after
+    if before and after and after.accuracy <= before.accuracy:
+        log.warning(
+            "the validation accuracy is no higher than that of a probe of the untouched network "
+            "(%.3f, before %.3f)",
+            after.accuracy,
+            before.accuracy,
+        )
     return report
 
 
 def _train(task: _Task, job: Job, data: TrainingData) -> FinetuneReport:
-    """Train until training is finished or stopped; write the weights or a checkpoint."""
+    """Train until finished or stopped; write the weights or a checkpoint."""
     from vggfeat.finetuning.linear_probe import best_probe
     from vggfeat.finetuning.model import build_network, initial_tensors
     from vggfeat.finetuning.trainer import BatchLoader, Checkpointer, Trainer, batch_count
@@ -235,8 +229,7 @@ def _train(task: _Task, job: Job, data: TrainingData) -> FinetuneReport:
     network = build_network(settings, job.precision, tensors, probe, steps)
     if job.resumed:
         with as_cache_error(files.checkpoint):
-            done = len(job.state.epochs) * steps + job.state.batches
-            network.restore(read_own_safetensors(files.checkpoint), done)
+            network.restore(read_own_safetensors(files.checkpoint))
     trainer = Trainer(
         network,
         data,
@@ -343,14 +336,3 @@ def _report(
         precision=job.precision,
         stopped=stopped,
     )
-
-
-def _warn_without_gain(report: FinetuneReport) -> None:
-    before, after = report.before, report.after
-    if before and after and after.accuracy <= before.accuracy:
-        log.warning(
-            "the images held out are recognised no better than by a probe of the untouched "
-            "network (%.3f, before %.3f)",
-            after.accuracy,
-            before.accuracy,
-        )

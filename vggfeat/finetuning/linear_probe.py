@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vggfeat.finetuning.evaluation import Metrics, MetricSums
+from vggfeat.finetuning.report import Metrics, MetricSums
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,14 +77,8 @@ def fit_probe(
 ) -> LinearHead:
     """Minimise cross-entropy with an L2 penalty by L-BFGS in float64; the minimum is unique.
 
-    The penalty is that of scikit-learn: half the squared weights over C and the number of images,
-    without the biases.
-
-    Args:
-        features: float32 (n, D), standardised.
-        classes: int64 (n,).
-        class_count: number of classes.
-        c: C, the inverse of the regularisation.
+    Features are float32 (n, D), standardised; classes int64 (n,). The penalty is scikit-learn's:
+    half the squared weights over C and the number of images, without the biases.
     """
     x = features.double()
     targets = torch.from_numpy(classes)
@@ -136,9 +130,8 @@ def best_probe(data: TrainingData) -> Probe:
 
 
 def _probe(data: TrainingData, scaling: Scaling, c: float) -> Probe:
-    train, validation = (
-        scaling(torch.from_numpy(x)) for x in (data.train_features, data.validation_features)
-    )
+    train = scaling(torch.from_numpy(data.train_features))
+    validation = scaling(torch.from_numpy(data.validation_features))
     split, classes = data.split, data.classes
     head = fit_probe(train, classes[split.train], data.class_count, c)
     logits = torch.nn.functional.linear(validation, head.weight, head.bias)

@@ -25,8 +25,8 @@ from vggfeat.core.forked import note_computing
 from vggfeat.core.text import counted
 from vggfeat.core.vgg_layers import ADAPTER, COLOURS, HEAD, VGG, Entry
 from vggfeat.errors import DeviceError, WeightsError
-from vggfeat.finetuning.evaluation import MetricSums
 from vggfeat.finetuning.linear_probe import LinearHead, Scaling
+from vggfeat.finetuning.report import MetricSums
 from vggfeat.network.device import choose_device, cuda_has_bfloat16
 from vggfeat.network.first_layer import start_adapter
 from vggfeat.network.vgg import needed_layers, network_of
@@ -44,22 +44,16 @@ if TYPE_CHECKING:
     from vggfeat.network.weights import Weights
 
 
-_MIN_SIZE = 1e-2  # of a tensor, so that biases of zero are trained as well
-_CURRENT, _BEST, _EXP_AVG, _EXP_AVG_SQ = "current.", "best.", "exp_avg.", "exp_avg_sq."
+_MIN_SIZE = 1e-2  # root mean square of a tensor, so that biases of zero are trained as well
+_CURRENT, _BEST = "current.", "best."
 _HEAD_WEIGHT, _HEAD_BIAS = HEAD
 
 
 class FineTunedNetwork:
-    """A network with a linear head on one of its layers.
+    """A network with a linear head on one of its layers, which begins as a probe.
 
-    Args:
-        network: float32, on its device. Parameters named in `trainable` are replaced by trainable
-            copies; all others are frozen.
-        trainable: names of the parameters to train.
-        probe: the initial head, and the scaling of features, which is not trained.
-        schedule: of the learning rate.
-        weight_decay: of weights; biases have none.
-        bfloat16: whether to compute in bfloat16 by autocast.
+    Parameters named in `trainable` are replaced by trainable copies; all others are frozen, as is
+    the scaling of the features. Biases have no weight decay.
     """
 
     def __init__(
@@ -76,8 +70,11 @@ class FineTunedNetwork:
         self.device = device = next(network.parameters()).device
         scaling, head = probe.scaling, probe.head
         self._scaling = Scaling(scaling.mean.to(device), scaling.deviation.to(device))
-        for name in trainable:
-            _make_trainable(network, name)
+        for name in trainable:  # which is part of a memory-mapped file
+            place, _, kind = name.rpartition(".")
+            module = network.get_submodule(place)
+            copy = getattr(module, kind).detach().clone(memory_format=torch.preserve_format)
+            setattr(module, kind, nn.Parameter(copy, requires_grad=True))
         own = dict(network.named_parameters())
         self._head_weight = nn.Parameter(head.weight.to(device, copy=True))
         self._head_bias = nn.Parameter(head.bias.to(device, copy=True))
@@ -86,7 +83,10 @@ class FineTunedNetwork:
             _HEAD_WEIGHT: self._head_weight,
             _HEAD_BIAS: self._head_bias,
         }
-        self._sizes = [_size(parameter) for parameter in self._trained.values()]
+        self._sizes = [
+            max(float(one.detach().double().square().mean().sqrt()), _MIN_SIZE)
+            for one in self._trained.values()
+        ]
         self._best: dict[str, Tensor] = {}
         self.keep_best()
         self._optimiser = torch.optim.AdamW(
@@ -150,44 +150,30 @@ class FineTunedNetwork:
         plain = head.unscaled(self._scaling)
         return {**self._best, _HEAD_WEIGHT: plain.weight, _HEAD_BIAS: plain.bias}
 
-    # Not `optimizer.state_dict()`: a checkpoint is safetensors, which holds tensors by name and no
-    # pickle, so that a foreign file cannot run code.
+    # Not `optimizer.state_dict()`, which numbers its tensors and is made for pickle: a checkpoint
+    # is safetensors, which holds tensors by name, so that a foreign file cannot run code.
     def state(self) -> dict[str, Tensor]:
-        """Return all that the next step depends on but its number, and the best parameters."""
+        """Return the current and the best parameters, and the optimizer's state of each."""
         tensors = {_CURRENT + name: one.detach() for name, one in self._trained.items()}
         tensors |= {_BEST + name: value for name, value in self._best.items()}
         for name, parameter in self._trained.items():
-            moments = self._optimiser.state.get(parameter)
-            if moments:
-                tensors[_EXP_AVG + name] = moments["exp_avg"]
-                tensors[_EXP_AVG_SQ + name] = moments["exp_avg_sq"]
+            of_adam = self._optimiser.state.get(parameter, {})
+            tensors |= {f"{key}.{name}": value for key, value in of_adam.items()}
         return tensors
 
     @torch.no_grad()
-    def restore(self, state: Mapping[str, Tensor], steps: int) -> None:
-        """Restore what `state` returned after so many steps."""
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state` returned."""
         for name, parameter in self._trained.items():
             parameter.copy_(state[_CURRENT + name])
             self._best[name] = state[_BEST + name].to(self.device, copy=True)
-            if steps:
+            # Adam counts its own steps: a batch of which no image can be decoded makes none.
+            if f"exp_avg.{name}" in state:
                 self._optimiser.state[parameter] = {
-                    "step": torch.tensor(float(steps)),
-                    "exp_avg": state[_EXP_AVG + name].to(self.device, copy=True),
-                    "exp_avg_sq": state[_EXP_AVG_SQ + name].to(self.device, copy=True),
+                    "step": state[f"step.{name}"].clone(),  # on the CPU, as AdamW keeps it
+                    "exp_avg": state[f"exp_avg.{name}"].to(self.device, copy=True),
+                    "exp_avg_sq": state[f"exp_avg_sq.{name}"].to(self.device, copy=True),
                 }
-
-
-def _size(tensor: Tensor) -> float:
-    """Return the root mean square of a tensor, or `_MIN_SIZE` if that is larger."""
-    return max(float(tensor.detach().double().square().mean().sqrt()), _MIN_SIZE)
-
-
-def _make_trainable(network: nn.Module, name: str) -> None:
-    """Replace a parameter, which is part of a memory-mapped file, by a trainable copy."""
-    place, _, kind = name.rpartition(".")
-    module = network.get_submodule(place)
-    copy = getattr(module, kind).detach().clone(memory_format=torch.preserve_format)
-    setattr(module, kind, nn.Parameter(copy, requires_grad=True))
 
 
 @contextlib.contextmanager
@@ -207,19 +193,15 @@ _WARM_UP = 0.1  # of all steps
 
 @dataclass(frozen=True, slots=True)
 class LearningRateSchedule:
-    """Linear warm-up over the first tenth of the steps, then half a cosine to zero.
+    """Linear warm-up over the first tenth of all steps, then half a cosine to zero.
 
-    Attributes:
-        peak: largest change of a number in a step, relative to the initial root mean square of its
-            tensor.
-        steps: of the whole training.
+    `peak` is relative to the initial root mean square of each tensor.
     """
 
     peak: float
     steps: int
 
-    # Not torch's LambdaLR: the step number comes from the training state, since a batch of which no
-    # image can be decoded makes no step of the optimizer, but counts.
+    # Not torch's LambdaLR: a function of the number of the batch has no state to restore.
     def at(self, step: int) -> float:
         """Return the share of the peak in a step; the first is 0."""
         warm = math.ceil(_WARM_UP * self.steps)
@@ -263,15 +245,7 @@ def build_network(
     probe: Probe,
     steps_per_epoch: int,
 ) -> FineTunedNetwork:
-    """Return the network with the head of the linear probe, on its device, ready for training.
-
-    Args:
-        settings: device, layer, trainable layers, learning rate.
-        precision: `float32` or `bfloat16`.
-        tensors: of `initial_tensors`.
-        probe: of the untouched network.
-        steps_per_epoch: training batches in an epoch.
-    """
+    """Return the network with the head of the linear probe, on its device, ready for training."""
     network = settings.network
     layers = needed_layers(network.specs, network.model)
     # mypy: torch's stubs know no overload of `to` with a memory format beside a device.

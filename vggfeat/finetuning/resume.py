@@ -35,11 +35,7 @@ log = logging.getLogger("vggfeat")
 
 @dataclass(frozen=True, slots=True)
 class OutputFiles:
-    """Paths of the files of a training.
-
-    Attributes:
-        out: the weight file.
-    """
+    """Paths of the files of a training that writes the weight file `out`."""
 
     out: str
 
@@ -55,45 +51,51 @@ class OutputFiles:
 
     def remove_temporary(self) -> None:
         """Remove what only an unfinished run needs, but no other file of such a name."""
-        for path, begins in (
-            (self.checkpoint, _begins_as_safetensors),
-            (self.untouched_features, _begins_as_hdf5),
+        for path, is_ours in (
+            (self.checkpoint, _may_be_safetensors),
+            (self.untouched_features, _may_be_hdf5),
         ):
-            if os.path.isfile(path) and not os.path.islink(path) and begins(path):
+            if os.path.isfile(path) and not os.path.islink(path) and is_ours(path):
                 os.unlink(path)
             with contextlib.suppress(UsageError):  # a link or a folder of that name
                 remove_leftover(f"{path}{TEMPORARY_SUFFIX}")
         remove_left_lock(self.untouched_features)
 
 
-def _begins_as_safetensors(path: str) -> bool:
+def _may_be_safetensors(path: str) -> bool:
     """Return whether a file may be a checkpoint, possibly damaged."""
     with open(path, "rb") as file:
         head = file.read(9)
     return not head or head[5:] == b"\0\0\0{"  # lengths of headers have 5 bytes at most
 
 
-def _begins_as_hdf5(path: str) -> bool:
+def _may_be_hdf5(path: str) -> bool:
     with open(path, "rb") as file:
         return file.read(8) in (b"", b"\x89HDF\r\n\x1a\n")
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What this run is to make.
+    """The training that is requested.
 
     Attributes:
         identity: of `identity_of`, without the precision.
-        precision: `auto`, which accepts whatever a file was begun in, `float32` or `bfloat16`.
+        precision: `auto`, which accepts that of an existing file, `float32` or `bfloat16`.
     """
 
     identity: Mapping[str, Any]
     precision: str
 
-    def check(self, path: str, had: Mapping[str, Any]) -> None:
+    def check(self, path: str, existing: Mapping[str, Any]) -> None:
         """Refuse a file that was begun with other settings or images; list all differences."""
-        precision = had.get("precision") if self.precision == "auto" else self.precision
-        unlike = request_differences(had, {**self.identity, "precision": precision})
+        precision = existing.get("precision") if self.precision == "auto" else self.precision
+        requested = {**self.identity, "precision": precision}
+        wanted = json.loads(json.dumps(requested))  # lists for tuples, as the file has them
+        unlike = [
+            f"{name}: file {_short(existing.get(name))}, requested {_short(wanted.get(name))}"
+            for name in dict.fromkeys((*existing, *wanted))
+            if existing.get(name) != wanted.get(name)
+        ]
         if unlike:
             raise CacheMismatchError(
                 f"{path!r} was begun with other settings or images: {'; '.join(unlike)}. Repeat "
@@ -103,12 +105,9 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Training that is to be done.
+    """Training to do: new, or from the state of a checkpoint.
 
-    Attributes:
-        identity: of `identity_of`, with the precision.
-        state: how far it is.
-        resumed: whether a checkpoint exists.
+    `identity` is that of `identity_of`, with the precision.
     """
 
     identity: Mapping[str, Any]
@@ -135,34 +134,28 @@ def finished_report(out: str, request: Request, *, fresh: bool) -> FinetuneRepor
     with as_cache_error(out, "exists and was not written by adapt; choose another --out"):
         metadata = read_safetensors_header(out).metadata
         found = report_from_json(out, metadata[REPORT])
-        had = json.loads(metadata[IDENTITY])
+        existing = json.loads(metadata[IDENTITY])
     if fresh:
         return None
-    request.check(out, had)
+    request.check(out, existing)
     return found
 
 
 def start_or_resume(path: str, request: Request, precision: str) -> Job:
-    """Return the job that a checkpoint describes, or a new one.
-
-    Args:
-        path: of the checkpoint.
-        request: what this run is to make.
-        precision: of a new job.
-    """
+    """Return the job of the checkpoint at `path`, or a new one of this precision."""
     if not os.path.lexists(path):
         return Job({**request.identity, "precision": precision}, TrainingState(), resumed=False)
-    if os.path.islink(path) or not os.path.isfile(path) or not _begins_as_safetensors(path):
+    if os.path.islink(path) or not os.path.isfile(path) or not _may_be_safetensors(path):
         raise UsageError(
-            f"{path!r} has the name of the checkpoint of training, and is none; it is not touched: "
-            "move it away, or choose another --out"
+            f"{path!r} has the name of the checkpoint of training, and is not one; it is not "
+            "touched: move it away, or choose another --out"
         )
     with as_cache_error(path):
         metadata = read_safetensors_header(path).metadata
-        had, state = json.loads(metadata[IDENTITY]), state_from_json(metadata[STATE])
-    request.check(path, had)
+        existing, state = json.loads(metadata[IDENTITY]), state_from_json(metadata[STATE])
+    request.check(path, existing)
     log.info("resuming in epoch %d, batch %d", len(state.epochs) + 1, state.batches + 1)
-    return Job(had, state, resumed=True)
+    return Job(existing, state, resumed=True)
 
 
 @contextlib.contextmanager
@@ -181,7 +174,7 @@ IDENTITY, REPORT, STATE = "vggfeat.adapt", "vggfeat.report", "vggfeat.state"
 
 
 def preprocessing_metadata(network: Settings) -> dict[str, str]:
-    """Return what a weight file records of its use: see `weight_metadata`."""
+    """Return what a weight file records for its use: see `weight_metadata`."""
     preprocess = network.preprocess()
     values = {name: getattr(network, name) for name in CARRIED}
     values |= {"size": preprocess.size, "resize": preprocess.resize}
@@ -194,10 +187,7 @@ def preprocessing_metadata(network: Settings) -> dict[str, str]:
 def identity_of(settings: AdaptSettings, weights_sha256: str, images: str) -> dict[str, Any]:
     """Return everything that two runs must agree in for one to resume the other.
 
-    Args:
-        settings: of the training.
-        weights_sha256: digest of the initial weights.
-        images: digest of the images and their classes.
+    `images` is a digest of the images and their classes.
     """
     numbers = {name: getattr(settings, name) for name, option in TRAINING.items() if option.within}
     return {
@@ -211,16 +201,6 @@ def identity_of(settings: AdaptSettings, weights_sha256: str, images: str) -> di
         "images": images,
         **{f"preprocess.{k}": v for k, v in settings.network.preprocess().recorded().items()},
     }
-
-
-def request_differences(had: Mapping[str, Any], requested: Mapping[str, Any]) -> list[str]:
-    """List what a file has and what is requested instead, one line for each difference."""
-    wanted = json.loads(json.dumps(requested))  # lists for tuples, as the file has them
-    return [
-        f"{name}: file {_short(had.get(name))}, requested {_short(wanted.get(name))}"
-        for name in dict.fromkeys((*had, *wanted))
-        if had.get(name) != wanted.get(name)
-    ]
 
 
 def _short(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Settings of fine-tuning and their checks."""
+"""Settings of fine-tuning and their checks; which layers their names stand for."""
 
 from __future__ import annotations
 
@@ -7,24 +7,97 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vggfeat.config import load_config, make_settings
+from vggfeat.core.choices import did_you_mean
 from vggfeat.core.option import options_of, problems_of, setting
-from vggfeat.core.vgg_layers import VARIANTS, layer_table
+from vggfeat.core.vgg_layers import ADAPTER, ADAPTER_BIAS, VARIANTS, Layer, layer_table
 from vggfeat.errors import UsageError
 from vggfeat.finetuning.augmentation import AUGMENTATIONS, parse_jitter
-from vggfeat.finetuning.trainable_layers import Trainable, parse_trainable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from vggfeat.core.layer_spec import LayerSpec
     from vggfeat.core.settings import Settings
 
+_ADAPTER, _ALL, _FIRST = "adapter", "all", "first"
+_BLOCKS = 5
 TRAINING_PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 @dataclass(frozen=True, slots=True)
+class Trainable:
+    """Layers to train; all others are frozen.
+
+    Attributes:
+        adapter: whether an adapter in front of the network is trained.
+        layers: that are trained, in the order of the network.
+    """
+
+    adapter: bool
+    layers: tuple[Layer, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names as a user may write them, in the order of the network."""
+        return (*([_ADAPTER] if self.adapter else []), *(layer.name for layer in self.layers))
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the trained parameters: weights and biases, also of batch normalisation.
+
+        Its running statistics are not updated: small batches of other images would spoil them.
+        """
+        parts = [f"{layer.container}.{layer.index}" for layer in self.layers]
+        parts += [
+            f"{layer.container}.{layer.norm_index}"
+            for layer in self.layers
+            if layer.norm_index is not None
+        ]
+        adapter = (ADAPTER, ADAPTER_BIAS) if self.adapter else ()
+        return (*adapter, *(f"{part}.{kind}" for part in parts for kind in ("weight", "bias")))
+
+
+def parse_trainable(text: str, model: str, deepest: Layer) -> Trainable:
+    """Return the layers of names separated by commas.
+
+    A name is `adapter`, `first` (conv1_1), a layer, a block such as `conv3`, or `all` (layers). No
+    layer behind `deepest`, which the head stands on, can be trained.
+    """
+    table = layer_table(model)
+    within = table[: table.index(deepest) + 1]
+    known = _names(table)
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    wrong = [word for word in words if word not in known and word != _ADAPTER]
+    if wrong or not words:
+        raise UsageError(
+            f"unknown trainable {', '.join(map(repr, wrong or [text]))} in {model}; expected "
+            "adapter, first, a layer with weights such as conv3_2, a block such as conv3, or all"
+            f"{did_you_mean(wrong, [_ADAPTER, *known])}"
+        )
+    deep = [w for w in words if w != _ALL and not set(known.get(w, within)) & set(within)]
+    if deep:
+        raise UsageError(
+            f"trainable {', '.join(deep)} lies behind {deepest.name}, on which the head stands and "
+            "where the network ends; name a deeper --layer, or leave it out"
+        )
+    chosen = {layer for word in words for layer in known.get(word, ())}
+    return Trainable(_ADAPTER in words, tuple(layer for layer in within if layer in chosen))
+
+
+def _names(table: Sequence[Layer]) -> Mapping[str, tuple[Layer, ...]]:
+    """Return the layers with weights that each name stands for."""
+    trainable = tuple(layer for layer in table if layer.kind in ("conv", "fc"))
+    names: dict[str, tuple[Layer, ...]] = {layer.name: (layer,) for layer in trainable}
+    for block in range(1, _BLOCKS + 1):
+        names[f"conv{block}"] = tuple(
+            layer for layer in trainable if layer.level == block and layer.kind == "conv"
+        )
+    return {**names, _FIRST: trainable[:1], _ALL: trainable}
+
+
+@dataclass(frozen=True, slots=True)
 class AdaptSettings:
-    """What to train, and how; checked on construction.
+    """Settings of fine-tuning, checked on construction.
 
     Attributes:
         network: the network and its images: one layer that is a vector, which the head stands on;
@@ -142,7 +215,7 @@ def _wrong_network(network: Settings) -> list[str]:
 def default_layer(model: str) -> str:
     """Return the deepest convolution, whose features are averaged over positions."""
     if model not in VARIANTS:
-        layer_table(model)  # which says so
+        layer_table(model)  # raises the error
     return [layer.name for layer in layer_table(model) if layer.kind == "conv"][-1]
 
 

@@ -13,7 +13,7 @@ import torch
 from vggfeat.core.records import Progress
 from vggfeat.errors import InputError
 from vggfeat.finetuning.augmentation import augment, parse_jitter
-from vggfeat.finetuning.evaluation import MetricSums
+from vggfeat.finetuning.report import MetricSums
 from vggfeat.images.batch_plan import EMPTY
 from vggfeat.images.loader import choose_workers, load_batches
 from vggfeat.network.vgg import Normaliser
@@ -39,17 +39,7 @@ log = logging.getLogger("vggfeat")
 
 @dataclass(slots=True)
 class Trainer:
-    """Trains a network, validates after each epoch, and stops early without improvement.
-
-    Attributes:
-        network: to train.
-        data: to train on.
-        loader: of the images.
-        settings: epochs, patience, batch size, seed, augmentation.
-        checkpointer: writes checkpoints.
-        stop: set by a signal or the time limit.
-        notice: called after each batch.
-    """
+    """Train a network, validate after each epoch, and stop early without improvement."""
 
     network: FineTunedNetwork
     data: TrainingData
@@ -73,10 +63,6 @@ class Trainer:
             self.checkpointer.save_if_due(state)
         return state
 
-    def _may_continue(self) -> bool:
-        """Return whether there is time for another batch."""
-        return self.stop.allows(self._slowest)
-
     def _epoch(self, state: TrainingState) -> TrainingState:
         """Do the rest of an epoch; return it incomplete if stopped."""
         settings, split = self.settings, self.data.split
@@ -84,17 +70,19 @@ class Trainer:
         batches = epoch_batches(split, settings.batch_size, seed=settings.seed, epoch=epoch)
         steps = batch_count(len(split.train), settings.batch_size)
         sums = MetricSums.zero(self.data.class_count)
-        loaded = self.loader.load(batches[number:], self._may_continue)
+        loaded = self.loader.load(batches[number:], lambda: self.stop.allows(self._slowest))
         started = time.monotonic()
         while number < len(batches):
-            decoded = next(loaded, None) if self._may_continue() else None
+            decoded = next(loaded, None) if self.stop.allows(self._slowest) else None
             if decoded is None:
                 return state
             if number < steps:
                 state = self._train_batch(decoded, state, epoch * steps + number)
                 self.checkpointer.save_if_due(state)
-            else:
-                sums += self._validate_batch(decoded)
+            elif len(decoded.rows):
+                sums += self.network.evaluate(
+                    self.loader.prepare(decoded), self.data.classes[decoded.rows]
+                )
             number += 1
             self._slowest = max(self._slowest, time.monotonic() - started)
             started = time.monotonic()
@@ -111,12 +99,6 @@ class Trainer:
         loss = self.network.train_step(images, self.data.classes[decoded.rows], step)
         return state.after_batch(loss, len(images))
 
-    def _validate_batch(self, decoded: DecodedBatch) -> MetricSums:
-        if not len(decoded.rows):
-            return MetricSums.zero(self.data.class_count)
-        images = self.loader.prepare(decoded)
-        return self.network.evaluate(images, self.data.classes[decoded.rows])
-
     def _finish_epoch(self, state: TrainingState, sums: MetricSums) -> TrainingState:
         if not sums.counts.sum():
             raise InputError(
@@ -126,7 +108,15 @@ class Trainer:
         state = state.after_epoch(validation)
         if state.best is state.epochs[-1]:
             self.network.keep_best()
-        _log_epoch(state, self.settings.epochs)
+        last, best = state.epochs[-1], state.best
+        best_so_far = "" if best is None or best == last else (
+            f" (best {best.validation.accuracy:.3f} in epoch {best.number})"
+        )  # fmt: skip
+        log.info(
+            "epoch %d of %d: training loss %.4f, validation loss %.4f, accuracy %.3f%s",
+            last.number, self.settings.epochs, last.train_loss, validation.loss,
+            validation.accuracy, best_so_far,
+        )  # fmt: skip
         return state
 
     def _report_progress(self, epoch: int, number: int) -> None:
@@ -139,18 +129,6 @@ class Trainer:
         self.notice(Progress(done, self._failed, each * self.settings.epochs))
 
 
-def _log_epoch(state: TrainingState, epochs: int) -> None:
-    last, best = state.epochs[-1], state.best
-    best_so_far = "" if best is None or best == last else (
-        f" (best {best.validation.accuracy:.3f} in epoch {best.number})"
-    )  # fmt: skip
-    log.info(
-        "epoch %d of %d: training loss %.4f, validation loss %.4f, accuracy %.3f%s",
-        last.number, epochs, last.train_loss, last.validation.loss, last.validation.accuracy,
-        best_so_far,
-    )  # fmt: skip
-
-
 def batch_count(images: int, batch_size: int) -> int:
     """Return the number of batches of so many images; the last one may not be full."""
     return -(-images // batch_size)
@@ -159,34 +137,23 @@ def batch_count(images: int, batch_size: int) -> int:
 def epoch_batches(split: Split, batch_size: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
     """Return the batches of an epoch: training images in random order, then validation images.
 
-    Args:
-        split: of the images.
-        batch_size: B.
-        seed: of the order, together with `epoch`.
-        epoch: from 0.
-
-    Returns:
-        int64 (batches, B), rows or `EMPTY`; the first `batch_count(train, B)` are for training.
+    They are int64 (batches, B), rows or `EMPTY`; the first `batch_count(train, B)` are those of
+    training.
     """
     order = np.random.default_rng((seed, epoch)).permutation(split.train)
-    return np.concatenate([_batched(order, batch_size), _batched(split.validation, batch_size)])
-
-
-def _batched(rows: NDArray[np.int64], batch_size: int) -> NDArray[np.int64]:
-    batches = np.full((batch_count(len(rows), batch_size), batch_size), EMPTY, dtype=np.int64)
-    batches.ravel()[: len(rows)] = rows
-    return batches
+    parts = []
+    for rows in (order, split.validation):
+        batches = np.full((batch_count(len(rows), batch_size), batch_size), EMPTY, dtype=np.int64)
+        batches.ravel()[: len(rows)] = rows
+        parts.append(batches)
+    return np.concatenate(parts)
 
 
 @dataclass(slots=True)
 class Checkpointer:
-    """Writes checkpoints, seldom enough that writing takes less than a tenth of the time.
+    """Write checkpoints, at least `seconds` apart, in less than a tenth of the time.
 
-    With `seconds` 0 every batch is followed by one nevertheless.
-
-    Attributes:
-        write: writes a checkpoint.
-        seconds: between two at least.
+    With `seconds` 0 one is written after every batch nevertheless.
     """
 
     write: Callable[[TrainingState], None]
@@ -211,13 +178,7 @@ class Checkpointer:
 
 
 class BatchLoader:
-    """Decodes batches of images and turns them into network input.
-
-    Args:
-        images: all of them.
-        network: preprocessing and number of workers.
-        device: of the network.
-    """
+    """Decode batches of images and turn them into network input."""
 
     def __init__(self, images: ImageList, network: Settings, device: torch.device) -> None:
         self._images, self._network, self._device = images, network, device

@@ -47,7 +47,7 @@ log = logging.getLogger("vggfeat")
 
 
 def read_table(path: str) -> Words:
-    """Read all classes of a `.csv`, `.tsv` or `.npz` file; an error names the lines or arrays.
+    """Read all classes of a `.csv`, `.tsv` or `.npz` file.
 
     A line of CSV or TSV has a class and its numbers; a first line without numbers is a header. An
     `.npz` has `names` and `vectors`, or one array for each class.
@@ -66,20 +66,16 @@ def _parse(path: str, lines: Iterable[str], separator: str) -> Words:
     reader = csv.reader(lines, delimiter=separator, strict=True)
     try:
         for number, cells in enumerate(filter(None, reader)):
-            if number == 0 and _is_head(cells):
-                continue
+            if number == 0 and len(cells) > 1 and not any(map(_is_number, cells[1:])):
+                continue  # a header
             dims = dims or len(cells) - 1
             problem = _take(cells, dims, vectors)
             if problem:
                 wrong.append(f"line {reader.line_num}: {problem}")
     except csv.Error as error:
         wrong.append(f"line {reader.line_num}: {error}")
-    _refuse(path, "lines of class,number,...", wrong or ([] if vectors else ["no classes in it"]))
+    _refuse(path, "lines of class,number,...", wrong or ([] if vectors else ["it has no classes"]))
     return Words("table", vectors, dims)
-
-
-def _is_head(cells: list[str]) -> bool:
-    return len(cells) > 1 and not any(_is_number(cell) for cell in cells[1:])
 
 
 def _take(cells: list[str], dims: int, vectors: dict[str, Values]) -> str:
@@ -95,7 +91,7 @@ def _take(cells: list[str], dims: int, vectors: dict[str, Values]) -> str:
     if odd or not name:
         return f"{odd[0]!r} is no number" if odd else "no class"
     if name in vectors:
-        return f"{name!r} stands above already"
+        return f"{name!r} occurs above already"
     vectors[name] = np.array([float(cell) for cell in cells[1:]], dtype=np.float32)
     return ""
 
@@ -120,7 +116,7 @@ def _from_npz(path: str) -> Words:
             found = f"names {names.shape}, vectors {matrix.shape}"
             raise UsageError(f"vectors {path!r}: {_NPZ}; found {found}")
         texts = [_text(name, path) for name in names.tolist()]
-        twice = [f"{text!r} is there twice" for text, count in Counter(texts).items() if count > 1]
+        twice = [f"{text!r} occurs twice" for text, count in Counter(texts).items() if count > 1]
         _refuse(path, "names that differ", twice)
         arrays = dict(zip(texts, matrix, strict=True))
     shapes = {array.shape for array in arrays.values()}

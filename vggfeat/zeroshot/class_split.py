@@ -1,4 +1,4 @@
-"""Seen and unseen classes, the rows of each, and the keys by which images are recognised again."""
+"""Seen and unseen classes, the rows of each, and keys that identify images across caches."""
 
 from __future__ import annotations
 
@@ -32,12 +32,7 @@ _KEY_BYTES = 8
 
 @dataclass(frozen=True, slots=True)
 class Classes:
-    """Classes of a task.
-
-    Attributes:
-        seen: with training images, sorted.
-        unseen: with vectors only, sorted.
-    """
+    """Seen classes, with training images, and unseen ones, with vectors only; each sorted."""
 
     seen: tuple[str, ...]
     unseen: tuple[str, ...]
@@ -50,12 +45,7 @@ class Classes:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Labelled:
-    """Done rows whose class belongs to the task.
-
-    Attributes:
-        rows: int64 (n,), ascending.
-        classes: int64 (n,), indices into the names of the task.
-    """
+    """Done rows, int64 (n,), ascending, and their classes, indices into the names of a task."""
 
     rows: Numbers
     classes: Numbers
@@ -87,7 +77,7 @@ def read_class_list(text: str | os.PathLike[str]) -> tuple[str, ...]:
         by_key.setdefault(class_key(line), clean(line))
     names = tuple(filter(None, by_key.values()))
     if not names:
-        raise UsageError(f"classes {path!r}: no names in it; expected one a line")
+        raise UsageError(f"classes {path!r}: it has no names; expected one on each line")
     return names
 
 

@@ -51,7 +51,7 @@ class ClassTree:
 
     @property
     def forest(self) -> bool:
-        """Whether there are several roots."""
+        """Whether the tree has several roots."""
         return len(set(self.parents.values()) - set(self.parents)) > 1
 
     def find(self, names: Sequence[str]) -> tuple[str, ...]:
@@ -166,7 +166,7 @@ def _parse(lines: Iterable[str]) -> tuple[dict[str, str], list[str]]:
                 wrong.append(f"line {reader.line_num}: {cells[0]!r} has two parents, {both}")
     except csv.Error as error:
         wrong.append(f"line {reader.line_num}: {error}")
-    return _joined(parents), wrong or ([] if parents else ["no classes in it"])
+    return _joined(parents), wrong or ([] if parents else ["it has no classes"])
 
 
 def _joined(parents: Mapping[str, str]) -> dict[str, str]:

@@ -100,8 +100,12 @@ def class_vectors(path: str | os.PathLike[str], names: Sequence[str]) -> ClassVe
         _refuse_ambiguous(path, words, found, index)
     missing = [name for name in names if not found[name]]
     if missing:
-        known = list(words.vectors) if table else _nearby(path, missing)
-        raise UsageError(_lacking(path, missing, len(names), known))
+        known = list(words.vectors) if table else similar_words(path, all_words(missing))
+        near = {name: nearest_names(name, known) for name in missing}
+        raise UsageError(
+            f"vectors {path!r} have none for {len(missing)} of {counted(len(names), 'class')}: "
+            f"{listed(missing, near)}; rename them, add them to the table, or leave them out"
+        )
     return _checked(path, words, found)
 
 
@@ -132,18 +136,6 @@ def _reader_of(path: str) -> Callable[[str], Words] | None:
     if path.endswith(_TABLES):
         return read_table
     return read_matrix if is_matrix(path) else None
-
-
-def _nearby(path: str, missing: Sequence[str]) -> list[str]:
-    return similar_words(path, all_words(missing))
-
-
-def _lacking(path: str, missing: Sequence[str], count: int, known: Sequence[str]) -> str:
-    near = {name: nearest_names(name, known) for name in missing}
-    return (
-        f"vectors {path!r} have none for {len(missing)} of {counted(count, 'class')}: "
-        f"{listed(missing, near)}; rename them, add them to the table, or leave them out"
-    )
 
 
 def _checked(path: str, words: Words, found: Mapping[str, tuple[str, ...]]) -> ClassVectors:

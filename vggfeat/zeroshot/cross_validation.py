@@ -59,13 +59,14 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The regularisers chosen.
+    """The chosen regularisers, and what they reach on held-out classes.
 
     Attributes:
         gamma, lambda_: the regularisers.
-        accuracy: per-class, among held-out classes, mean over the folds.
-        chance: accuracy of guessing there.
-        bias: to subtract from scores of seen classes, which gives the highest harmonic mean there.
+        accuracy: averaged over classes and folds.
+        chance: accuracy of guessing.
+        bias: to subtract from scores of seen classes for the highest harmonic mean; 0 if no rows
+            of seen classes were spare.
         folds: number of times that classes were held out.
     """
 
@@ -103,11 +104,7 @@ def choose_regularisers(
 ) -> Choice:
     """Choose the pair with the best accuracy on held-out classes; of equals the one nearest (1, 1).
 
-    Args:
-        sample: rows of at least `FEWEST_CLASSES` classes.
-        gammas: candidates.
-        lambdas: candidates.
-        seed: of the folds.
+    The sample must have rows of at least `FEWEST_CLASSES` classes; `seed` is that of the folds.
     """
     pairs = list(itertools.product(gammas, lambdas))
     # Folds are made anew for the bias: each holds a matrix that may be large.
@@ -119,8 +116,10 @@ def choose_regularisers(
     )
     gamma, lambda_ = pairs[best]
     judged = [_judged(fold, sample, gamma, lambda_) for fold in _folds(sample, seed)]
+    seen, unseen = (joined(kind) for kind in zip(*judged, strict=True))
+    bias = trade_off(seen, unseen).best if len(seen.classes) and len(unseen.classes) else 0.0
     chance = float(np.mean([one[-1] for one in tried]))
-    return Choice(gamma, lambda_, float(reached[best]), chance, _best_bias(judged), len(tried))
+    return Choice(gamma, lambda_, float(reached[best]), chance, bias, len(tried))
 
 
 def _folds(sample: Sample, seed: int) -> Iterator[_Fold]:
@@ -168,10 +167,3 @@ def _judged(fold: _Fold, sample: Sample, gamma: float, lambda_: float) -> tuple[
     scores = (fold.x @ map_ @ sample.vectors.T).astype(np.float32)
     judged, kept = judge(scores, fold.classes, fold.kept), fold.kept[fold.classes]
     return judged.where(kept), judged.where(~kept)
-
-
-def _best_bias(judged: Sequence[tuple[Judged, Judged]]) -> float:
-    """Return the bias of the highest harmonic mean over all folds; 0 if there are no spare rows."""
-    seen, unseen = (joined(kind) for kind in zip(*judged, strict=True))
-    both = len(seen.classes) and len(unseen.classes)
-    return trade_off(seen, unseen).best if both else 0.0

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 _BATCH = 128
 _RATE, _DECAY = 3e-3, 1e-5
 _EPOCHS, _PATIENCE = 200, 20
-_EPOCHS_UNCHECKED = 50  # where too few classes are there to hold some out
+_EPOCHS_UNCHECKED = 50  # with too few classes to hold some out
 _JUDGED = 2000  # rows of a kind
 _SPARE = 0.2
 
@@ -49,17 +49,15 @@ log = logging.getLogger("vggfeat")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Task:
-    """What to train on.
+    """A training: rows of a cache, and the vectors of their classes at unit length, (z, a).
 
     Attributes:
-        cache: whose rows are read in batches from the memory map.
+        cache: read in batches from the memory map.
         inputs: the layers and how they are joined, without attention.
         labelled: rows and their classes, indices into `vectors`.
-        vectors: of the seen classes at unit length, float32 (z, a).
         margins: float32 (z, z): see `ranking_loss`.
-        attention: whether to learn weights of the layers.
+        attention: learn weights of the layers.
         seed: of the order of rows and of the held-out classes.
-        device: see `Settings.device`.
     """
 
     cache: FeatureCache
@@ -72,6 +70,23 @@ class Task:
     device: str
 
 
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """Training with held-out classes: the best number of epochs and the figures after it.
+
+    Attributes:
+        epochs: best number.
+        accuracy: on held-out classes, averaged over them.
+        chance: accuracy of guessing.
+        bias: see `Choice.bias`.
+    """
+
+    epochs: int
+    accuracy: float
+    chance: float
+    bias: float
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Trained:
     """What was learnt.
@@ -79,18 +94,14 @@ class Trained:
     Attributes:
         map: float32 (d, a).
         attention: if requested.
-        epochs: of training, the number that was best on held-out classes.
-        accuracy: per class on these; None if too few classes are seen to hold some out.
-        chance: accuracy of guessing there.
-        bias: see `Choice.bias`; None likewise.
+        epochs: of training.
+        trial: with held-out classes; None if too few classes are seen to hold some out.
     """
 
     map: Values
     attention: Attention | None
     epochs: int
-    accuracy: float | None
-    chance: float | None
-    bias: float | None
+    trial: Trial | None
 
 
 def train_devise(task: Task) -> Trained:
@@ -99,30 +110,17 @@ def train_devise(task: Task) -> Trained:
     The same task gives the same map on the same machine.
     """
     if len(task.vectors) < FEWEST_CLASSES:
-        network = _trained(task, task.labelled, _every(task), _EPOCHS_UNCHECKED)
-        return _outcome(network, _EPOCHS_UNCHECKED, None)
-    trial = _try_out(task)
-    log.info(
-        "training for %s, as many as did best on classes held out", counted(trial.epochs, "epoch")
-    )
-    return _outcome(_trained(task, task.labelled, _every(task), trial.epochs), trial.epochs, trial)
+        trial, epochs = None, _EPOCHS_UNCHECKED
+    else:
+        trial = _try_out(task)
+        epochs = trial.epochs
+        log.info("training for %s, the best number on held-out classes", counted(epochs, "epoch"))
+    network = _trained(task, task.labelled, np.ones(len(task.vectors), dtype=bool), epochs)
+    attention = None if network.weigher is None else network.weigher.learnt().attention
+    return Trained(network.scores.map.detach().cpu().numpy(), attention, epochs, trial)
 
 
-def _every(task: Task) -> NDArray[np.bool_]:
-    return np.ones(len(task.vectors), dtype=bool)
-
-
-@dataclass(frozen=True, slots=True)
-class _Trial:
-    """Training with held-out classes: the best number of epochs and the figures after it."""
-
-    epochs: int
-    accuracy: float
-    chance: float
-    bias: float
-
-
-def _try_out(task: Task) -> _Trial:
+def _try_out(task: Task) -> Trial:
     """Hold out each fold of few classes in turn and take the median; of many, hold out one fold."""
     noise = np.random.default_rng(task.seed)
     spare = held_out(task.labelled.classes, _SPARE, noise)
@@ -130,7 +128,7 @@ def _try_out(task: Task) -> _Trial:
     if len(task.vectors) >= FEW_CLASSES:
         folds = folds[:1]
     trials = [_try_without(task, out, spare) for out in folds]
-    return _Trial(
+    return Trial(
         int(np.median([trial.epochs for trial in trials])),
         float(np.mean([trial.accuracy for trial in trials])),
         float(np.mean([trial.chance for trial in trials])),
@@ -138,12 +136,15 @@ def _try_out(task: Task) -> _Trial:
     )
 
 
-def _try_without(task: Task, out: Numbers, spare: NDArray[np.bool_]) -> _Trial:
+def _try_without(task: Task, out: Numbers, spare: NDArray[np.bool_]) -> Trial:
     """Train without the classes `out` and the spare rows; judge by both after each epoch."""
     kept = ~np.isin(np.arange(len(task.vectors)), out)
     mine = kept[task.labelled.classes]
-    judging = [_some(task.labelled.where(which)) for which in (mine & spare, ~mine)]
-    best, margin = _Trial(1, -1.0, 1 / len(out), 0.0), -math.inf
+    judging = [
+        task.labelled.where(np.isin(np.arange(len(which)), spread(np.flatnonzero(which), _JUDGED)))
+        for which in (mine & spare, ~mine)
+    ]
+    best, margin = Trial(1, -1.0, 1 / len(out), 0.0), -math.inf
 
     def look(network: ZeroShotNetwork, epoch: int) -> bool:
         nonlocal best, margin
@@ -156,16 +157,11 @@ def _try_without(task: Task, out: Numbers, spare: NDArray[np.bool_]) -> _Trial:
         if (accuracy, now) > (best.accuracy, margin):  # few classes tie often: then by how clearly
             seen = judge(_scores(task, network, judging[0]), judging[0].classes, kept)
             bias = trade_off(seen, unseen).best if len(seen.classes) else 0.0
-            best, margin = _Trial(epoch, accuracy, best.chance, bias), now
+            best, margin = Trial(epoch, accuracy, best.chance, bias), now
         return epoch - best.epochs < _PATIENCE
 
     _trained(task, task.labelled.where(mine & ~spare), kept, _EPOCHS, look)
     return best
-
-
-def _some(labelled: Labelled) -> Labelled:
-    every = np.arange(len(labelled))
-    return labelled.where(np.isin(every, spread(every, _JUDGED)))
 
 
 def _trained(
@@ -225,14 +221,3 @@ def _scores(task: Task, network: ZeroShotNetwork, labelled: Labelled) -> Values:
     ]
     scores: Values = np.concatenate(parts)
     return scores
-
-
-def _outcome(network: ZeroShotNetwork, epochs: int, trial: _Trial | None) -> Trained:
-    return Trained(
-        network.scores.map.detach().cpu().numpy(),
-        None if network.weigher is None else network.weigher.learnt().attention,
-        epochs,
-        None if trial is None else trial.accuracy,
-        None if trial is None else trial.chance,
-        None if trial is None else trial.bias,
-    )

@@ -10,7 +10,7 @@ rows is enough.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,7 +31,7 @@ MOST_WIDTH = 16_384
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sums:
-    """What the closed form needs of the rows.
+    """Sums over rows, from which the closed form is computed.
 
     Attributes:
         gram: X Xᵀ, float64 (d, d).
@@ -51,7 +51,7 @@ class Sums:
 
 
 def sum_rows(
-    blocks: Iterable[tuple[NDArray[np.float32], Numbers]], width: int, classes: int
+    blocks: Iterable[tuple[NDArray[np.floating[Any]], Numbers]], width: int, classes: int
 ) -> Sums:
     """Sum over blocks of rows (n, width), each with the numbers of their classes (n,)."""
     if width > MOST_WIDTH:
@@ -81,15 +81,7 @@ def targets_of(costs: Matrix) -> Matrix:
 def solve_eszsl(
     sums: Sums, vectors: Matrix, targets: Matrix, gamma: float, lambda_: float
 ) -> Matrix:
-    """Return the map V, float64 (d, a); the score of a class is xᵀ V s.
-
-    Args:
-        sums: of the rows of z classes.
-        vectors: of the classes, float64 (z, a).
-        targets: see `targets_of`.
-        gamma: regulariser of the feature side, above 0.
-        lambda_: regulariser of the class-vector side, above 0.
-    """
+    """Return the map V, float64 (d, a), of class vectors (z, a); a class's score is xᵀ V s."""
     (found,) = solve_many(sums, vectors, targets, gamma, (lambda_,))
     return found
 

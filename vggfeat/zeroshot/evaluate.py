@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from vggfeat.cache.labels import Labels
     from vggfeat.cache.reader import FeatureCache
 
     Numbers = NDArray[np.int64]
@@ -134,7 +133,7 @@ def evaluate_zeroshot(
     Raises:
         UsageError: invalid options, or no test image.
         InputError: a file cannot be read.
-        CacheError: the model or cache is none of ours or damaged, or they do not match.
+        CacheError: the model or cache was not made by vggfeat, is damaged, or they do not match.
     """
     path, cache = os.fspath(model), open_cache(source)
     loaded = ZeroShotModel.load(path)
@@ -144,7 +143,10 @@ def evaluate_zeroshot(
         raise UsageError(f"top {list(top)}: expected numbers of 1 or more, as in 1,5")
     classes = loaded.tree if tree is None else read_tree(tree).above(loaded.names)
     known = labels_of(cache, labels)
-    labelled, left_out = _untrained(cache, loaded, known)
+    labelled = labelled_rows(cache, known, loaded.names)
+    is_known = np.isin(image_keys(cache, labelled.rows), loaded.trained)
+    learnt = is_known & loaded.seen[labelled.classes]
+    labelled, left_out = labelled.where(~learnt), int(learnt.sum())
     if not len(labelled):
         raise UsageError(_nothing_to_judge_by(cache, loaded, left_out))
     found, shifted = _scored(cache, loaded, labelled, (0.0, bias or 0.0))
@@ -159,14 +161,6 @@ def evaluate_zeroshot(
         tree_mistakes(classes, loaded.names, found.judged, loaded.seen) if classes.parents else (),
         (*_notes(loaded, labelled, left_out), *known.notes),
     )
-
-
-def _untrained(cache: FeatureCache, model: ZeroShotModel, labels: Labels) -> tuple[Labelled, int]:
-    """Return rows of the model's classes that it was not trained on, and the number of others."""
-    labelled = labelled_rows(cache, labels, model.names)
-    known = np.isin(image_keys(cache, labelled.rows), model.trained)
-    learnt = known & model.seen[labelled.classes]
-    return labelled.where(~learnt), int(learnt.sum())
 
 
 def _nothing_to_judge_by(cache: FeatureCache, model: ZeroShotModel, left_out: int) -> str:
@@ -211,7 +205,7 @@ def _scored(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Findings:
-    """Judged rows, and the nearest class mean of each."""
+    """Judged rows, and the class whose mean is nearest to each."""
 
     model: ZeroShotModel
     judged: Judged
@@ -219,7 +213,7 @@ class _Findings:
 
     @property
     def is_seen(self) -> NDArray[np.bool_]:
-        """Whether the class of each row is seen, bool (n,)."""
+        """True for rows of seen classes, bool (n,)."""
         kinds: NDArray[np.bool_] = self.model.seen[self.judged.classes]
         return kinds
 
@@ -272,11 +266,9 @@ class _Findings:
         if top == 1 and (of, among) != (UNSEEN, UNSEEN):
             mean = per_class(self.nearest[mine] == judged.classes, judged.classes)
         accuracy = per_class(right, judged.classes)
-        majority = self._majority(judged.classes, of, among, top)
-        return Figure(of, among, top, accuracy, min(1.0, top / count), majority, mean)
-
-    def _majority(self, classes: Numbers, of: str, among: str, top: int) -> float:
         if (of, among) == (UNSEEN, UNSEEN):
-            return min(1.0, top / len(np.unique(classes)))
-        largest = np.argsort(-self.model.counts, kind="stable")[:top]
-        return per_class(np.isin(classes, largest), classes)
+            majority = min(1.0, top / len(np.unique(judged.classes)))
+        else:
+            largest = np.argsort(-self.model.counts, kind="stable")[:top]
+            majority = per_class(np.isin(judged.classes, largest), judged.classes)
+        return Figure(of, among, top, accuracy, min(1.0, top / count), majority, mean)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,11 +30,9 @@ if TYPE_CHECKING:
 
     from vggfeat.cache.reader import FeatureCache
     from vggfeat.transforms.model_file import Fitted
+    from vggfeat.zeroshot.settings import InputNorm
 
     Values = NDArray[np.float32]
-
-InputNorm = Literal["standard", "l2", "ssr"]
-INPUT_NORMS: tuple[InputNorm, ...] = get_args(InputNorm)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

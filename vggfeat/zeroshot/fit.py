@@ -43,16 +43,14 @@ from vggfeat.zeroshot.features import fit_inputs
 from vggfeat.zeroshot.model import ZEROSHOT_KIND, ZeroShotModel
 from vggfeat.zeroshot.name_matching import identifier, listed, nearest_names
 from vggfeat.zeroshot.settings import ZeroShotSettings
-from vggfeat.zeroshot.train import Learner, TrainedMap
+from vggfeat.zeroshot.train import Learner
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
 
     from vggfeat.cache.reader import FeatureCache
 
-_SUGGESTED = 20  # names without images for which others are suggested: looking takes time
+_SUGGESTED = 20  # names without images for which similar ones are looked up, which takes time
 
 log = logging.getLogger("vggfeat")
 
@@ -101,13 +99,13 @@ class _Task:
     tree: ClassTree
     train: Labelled
     spared: int
-    notes: tuple[str, ...]
+    notes: list[str]
 
     def requested(self, keys: NDArray[np.uint64]) -> dict[str, Any]:
         """Return everything that an existing model must have been fitted to, to be kept."""
         parents = sorted(self.tree.parents.items())
         settings = dataclasses.asdict(self.settings)
-        for name in ("labels", "seen", "unseen", "device"):  # what came of them is below
+        for name in ("labels", "seen", "unseen", "device"):  # their results are below
             del settings[name]
         return {
             **settings,
@@ -162,7 +160,21 @@ def fit_zeroshot(
         save_fitted(out, model.to_fitted())
     else:
         model = ZeroShotModel.load(out)
-    return _summary(out, model, anew=anew, seconds=time.perf_counter() - started)
+    seen = int(model.seen.sum())
+    return ZeroShotFitReport(
+        out=out,
+        method=model.method,
+        layers=model.inputs.layers,
+        seen=model.names[:seen],
+        unseen=model.names[seen:],
+        images=len(model.trained),
+        held_out=model.record["held_out"],
+        dims=model.vectors.shape[1],
+        calibration=model.bias,
+        notes=tuple(model.record["notes"]),
+        anew=anew,
+        seconds=time.perf_counter() - started,
+    )
 
 
 def _is_up_to_date(out: str, requested: dict[str, Any]) -> bool:
@@ -200,7 +212,11 @@ def _task(cache: FeatureCache, vectors: str, settings: ZeroShotSettings) -> _Tas
     rows = labelled_rows(cache, labels, classes.seen)
     spared = held_out(rows.classes, settings.held_out, np.random.default_rng(settings.seed))
     train = rows.where(~spared)
-    notes = (*labels.notes, *_without_images(classes, labelled))
+    notes = list(labels.notes)
+    without = [name for name in classes.unseen if name not in labelled]
+    if without:
+        near = {name: nearest_names(name, labelled) for name in without[:_SUGGESTED]}
+        notes.append(f"unseen classes without images here: {listed(without, near)}")
     return _Task(cache, settings, layers, classes, found, tree, train, int(spared.sum()), notes)
 
 
@@ -225,14 +241,6 @@ def _check_apart(vectors: ClassVectors, classes: Classes, path: str) -> None:
             f"unseen classes are seen ones by another name, of one vector in {path!r}: "
             f"{'; '.join(wrong)}; name each as the labels do, or leave it out"
         )
-
-
-def _without_images(classes: Classes, labelled: Sequence[str]) -> list[str]:
-    without = [name for name in classes.unseen if name not in labelled]
-    if not without:
-        return []
-    near = {name: nearest_names(name, labelled) for name in without[:_SUGGESTED]}
-    return [f"unseen classes without images here: {listed(without, near)}"]
 
 
 def _fit(task: _Task, keys: NDArray[np.uint64], requested: dict[str, Any]) -> ZeroShotModel:
@@ -261,31 +269,13 @@ def _fit(task: _Task, keys: NDArray[np.uint64], requested: dict[str, Any]) -> Ze
         network_record(task.cache, task.layers),
         {
             "asked": requested,
-            "notes": _notes(task, learnt),
+            "notes": [
+                *learnt.notes,
+                f"class vectors: {task.vectors.form}",
+                *task.vectors.notes,
+                *task.notes,
+            ],
             "held_out": task.spared,
             **learnt.figures,
         },
-    )
-
-
-def _notes(task: _Task, learnt: TrainedMap) -> list[str]:
-    form = f"class vectors: {task.vectors.form}"
-    return [*learnt.notes, form, *task.vectors.notes, *task.notes]
-
-
-def _summary(out: str, model: ZeroShotModel, *, anew: bool, seconds: float) -> ZeroShotFitReport:
-    seen = int(model.seen.sum())
-    return ZeroShotFitReport(
-        out,
-        model.method,
-        model.inputs.layers,
-        model.names[:seen],
-        model.names[seen:],
-        len(model.trained),
-        model.record["held_out"],
-        model.vectors.shape[1],
-        model.bias,
-        tuple(model.record["notes"]),
-        anew,
-        seconds,
     )

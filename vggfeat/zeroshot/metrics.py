@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Judged:
-    """What the scores of rows, each of a seen or an unseen class, amount to.
+    """Results of rows by their scores, each row of a seen or an unseen class.
 
     Attributes:
         classes: int64 (n,), the right ones.
@@ -58,14 +58,7 @@ class Judged:
 
 
 def judge(scores: Values, classes: Numbers, seen: NDArray[np.bool_], bias: float = 0.0) -> Judged:
-    """Judge rows by their scores.
-
-    Args:
-        scores: float32 (n, z).
-        classes: int64 (n,), the right ones.
-        seen: bool (z,).
-        bias: subtracted from the scores of seen classes.
-    """
+    """Judge rows by their scores, float32 (n, z), of which seen classes' have `bias` subtracted."""
     ranked = scores.astype(np.float64) - bias * seen
     own = np.take_along_axis(ranked, classes[:, None], 1)  # (n, 1)
     ahead = ranked >= own

@@ -88,15 +88,12 @@ class ClassIndex:
         for word in words:
             self._exact.add(word)
             if identifier(word):
-                self._add_bare(word)
+                forms = (form for one in spellings(word) for form in one.whole if form != word)
+                for key in dict.fromkeys(map(class_key, forms)):
+                    self._bare.setdefault(key, []).append(word)
             folded = fold(word)
             if folded == word or folded not in self._folded:
                 self._folded[folded] = word
-
-    def _add_bare(self, word: str) -> None:
-        forms = (form for one in spellings(word) for form in one.whole if form != word)
-        for key in dict.fromkeys(map(class_key, forms)):
-            self._bare.setdefault(key, []).append(word)
 
     def find(self, form: str) -> str | None:
         """Return the word of the table that matches `form`, or None."""

@@ -98,7 +98,7 @@ def predict_zeroshot(
         UsageError: invalid options, or classes without a vector.
         InputError: no row is done, or an image is missing.
         TooManyFailuresError: no image could be decoded.
-        CacheError: the model or cache is none of ours or damaged, or they do not match.
+        CacheError: the model or cache was not made by vggfeat, is damaged, or they do not match.
         WeightsError: the weights are not found and could not be downloaded.
         DeviceError: no such device.
     """
@@ -114,11 +114,13 @@ def predict_zeroshot(
     from vggfeat.retrieval.query_images import query_images
 
     layers = chosen.inputs.layers
-    asked = query_images(cache, images, layers, device=device, model_weights=model_weights, use=use)
-    found = rank([asked.vectors] if asked.paths else [])
-    predictions = Predictions(path, chosen.names, asked.paths, *found, bias, asked.failures)
-    if not asked.paths:
-        reasons = first_few((f"{one.path}: {one.reason}" for one in asked.failures), "; ")
+    queries = query_images(
+        cache, images, layers, device=device, model_weights=model_weights, use=use
+    )
+    ranked = rank([queries.vectors] if queries.paths else [])
+    predictions = Predictions(path, chosen.names, queries.paths, *ranked, bias, queries.failures)
+    if not queries.paths:
+        reasons = first_few((f"{one.path}: {one.reason}" for one in queries.failures), "; ")
         raise TooManyFailuresError(f"no image could be decoded: {reasons}", predictions)
     return predictions
 
@@ -158,12 +160,8 @@ def _chosen(
     if classes in WHICH:
         if vectors is not None:
             raise UsageError("--vectors belongs to a list of new classes; name them by --classes")
-        kept = (
-            np.ones(len(model.seen), bool)
-            if classes == "all"
-            else model.seen == (classes == "seen")
-        )
-        names = [name for name, keep in zip(model.names, kept.tolist(), strict=True) if keep]
+        kinds = zip(model.names, model.seen.tolist(), strict=True)
+        names = [name for name, seen in kinds if classes in ("all", "seen" if seen else "unseen")]
         if not names:
             raise UsageError(
                 f"the model has no {classes} classes; name new ones by --classes with --vectors"
@@ -187,14 +185,10 @@ class _Ranking:
 
     def __call__(self, blocks: Iterable[Mapping[str, Values]]) -> tuple[Numbers, Values]:
         """Return classes int64 (n, top) and scores float32 (n, top); ties in the model's order."""
-        parts = [self._rank(layers) for layers in blocks]
-        if not parts:
-            return np.empty((0, self.top), np.int64), np.empty((0, self.top), np.float32)
-        classes, scores = zip(*parts, strict=True)
-        return np.concatenate(classes), np.concatenate(scores)
-
-    def _rank(self, layers: Mapping[str, Values]) -> tuple[Numbers, Values]:
-        scores = self.model.scores(layers)
-        ranked = scores - np.float32(self.bias) * self.model.seen
-        order = np.argsort(-ranked, axis=1, kind="stable")[:, : self.top]
-        return order, np.take_along_axis(scores, order, 1)
+        classes, values = [np.empty((0, self.top), np.int64)], [np.empty((0, self.top), np.float32)]
+        for layers in blocks:
+            scores = self.model.scores(layers)
+            ranked = scores - np.float32(self.bias) * self.model.seen
+            classes.append(np.argsort(-ranked, axis=1, kind="stable")[:, : self.top])
+            values.append(np.take_along_axis(scores, classes[-1], 1))
+        return np.concatenate(classes), np.concatenate(values)

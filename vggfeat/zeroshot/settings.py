@@ -1,4 +1,4 @@
-"""Settings of fitting a zero-shot model, with their defaults and checks."""
+"""Settings of fitting a zero-shot model, each declared once; without NumPy, for the options."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from vggfeat.core.choices import unknown_choices
+from vggfeat.core.option import problems_of, setting
 from vggfeat.errors import UsageError
-from vggfeat.zeroshot.features import INPUT_NORMS, InputNorm
 
 ZeroShotMethod = Literal["eszsl", "devise"]
-ZERO_SHOT_METHODS: tuple[ZeroShotMethod, ...] = get_args(ZeroShotMethod)
+InputNorm = Literal["standard", "l2", "ssr"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,21 +36,98 @@ class ZeroShotSettings:
         device: for training: see `Settings.device`.
     """
 
-    layers: str | None = None
-    method: ZeroShotMethod = "eszsl"
-    labels: str | None = None
-    seen: str | None = None
-    unseen: str | None = None
-    attention: bool = False
-    norm: InputNorm = "standard"
-    gamma: float | None = None
-    lambda_: float | None = None
-    margin: float = 0.1
-    tree: str | None = None
-    beta: float = 4.0
-    held_out: float = 0.2
-    seed: int = 0
-    device: str = "auto"
+    layers: str | None = setting(
+        None,
+        "Layers of the cache, joined into one vector.",
+        "NAME,...",
+        unset="all that are vectors",
+        also=("--layer",),
+    )
+    method: ZeroShotMethod = setting(
+        "eszsl",
+        "How the map is learnt: eszsl in closed form, devise by training with a ranking loss.",
+        "METHOD",
+        choices=get_args(ZeroShotMethod),
+    )
+    labels: str | None = setting(
+        None,
+        "Classes of the images: a CSV file of path,label.",
+        "FILE.csv",
+        unset="the folder that an image lies in",
+    )
+    seen: str | None = setting(
+        None,
+        "Classes to learn from: a file with one a line, or names separated by commas; all others "
+        "are unseen.",
+        "FILE|NAME,...",
+        unset="all, without --unseen",
+    )
+    unseen: str | None = setting(
+        None,
+        "Classes not to learn from, in the same form; they need no images.",
+        "FILE|NAME,...",
+        unset="none, without --seen",
+    )
+    attention: bool = setting(
+        False,
+        "Learn weights of the layers, which differ from image to image.",
+        kind=bool,
+    )
+    norm: InputNorm = setting(
+        "standard",
+        "Normalization of each layer: to mean 0 and deviation 1, to unit length, or to unit "
+        "length after a signed square root.",
+        "NORM",
+        choices=get_args(InputNorm),
+    )
+    gamma: float | None = setting(
+        None,
+        "Regularization of the features by eszsl.",
+        "X",
+        unset="chosen by cross-validation over classes",
+        kind=float,
+        within=(0, math.inf),
+        above=True,
+    )
+    lambda_: float | None = setting(
+        None,
+        "Regularization of the class vectors by eszsl.",
+        "X",
+        unset="chosen by cross-validation over classes",
+        kind=float,
+        within=(0, math.inf),
+        above=True,
+    )
+    margin: float = setting(
+        0.1,
+        "Margin of the ranking loss of devise.",
+        "X",
+        kind=float,
+        within=(0, math.inf),
+        above=True,
+    )
+    tree: str | None = setting(
+        None,
+        "Class tree, by which worse mistakes cost more: a CSV file of child,parent.",
+        "FILE.csv",
+    )
+    beta: float = setting(
+        4.0,
+        "With --tree: how fast the cost of a mistake grows with the height of the lowest common "
+        "ancestor of both classes; with a large value all mistakes cost the same.",
+        "X",
+        kind=float,
+        within=(0, math.inf),
+        above=True,
+    )
+    held_out: float = setting(
+        0.2,
+        "Share of the images of each seen class that is kept for evaluate.",
+        "SHARE",
+        kind=float,
+    )
+    seed: int = setting(0, "Seed of all random choices.", "N", kind=int, within=(0, math.inf))
+    device: str = setting("auto", "Device to compute on: auto, cpu, cuda, cuda:N or mps.", "NAME")
 
     def check(self) -> None:
         """Refuse invalid settings and those that exclude each other, all in one error.
@@ -59,29 +135,12 @@ class ZeroShotSettings:
         Raises:
             UsageError: names all that is wrong.
         """
-        known = {"method": ZERO_SHOT_METHODS, "norm": INPUT_NORMS}
-        wrong = [*unknown_choices(self, known), *self._wrong_numbers()]
+        wrong = problems_of(self)
+        if not 0 <= self.held_out < 1:
+            wrong.append(f"held-out {self.held_out:g}: expected a share of 0 or more, below 1")
         if self.seen is not None and self.unseen is not None:
             wrong.append("--seen and --unseen name the same split; give one of them")
         if self.method == "devise" and (self.gamma is not None or self.lambda_ is not None):
             wrong.append("--gamma and --lambda belong to the method eszsl, not devise")
         if wrong:
             raise UsageError("; ".join(wrong))
-
-    def _wrong_numbers(self) -> list[str]:
-        above = {
-            "gamma": self.gamma,
-            "lambda": self.lambda_,
-            "margin": self.margin,
-            "beta": self.beta,
-        }
-        wrong = [
-            f"{name} {value:g}: expected a number above 0"
-            for name, value in above.items()
-            if value is not None and not 0 < value < math.inf
-        ]
-        if not 0 <= self.held_out < 1:
-            wrong.append(f"held-out {self.held_out:g}: expected a share of 0 or more, below 1")
-        if self.seed < 0:
-            wrong.append(f"seed {self.seed}: expected 0 or more")
-        return wrong

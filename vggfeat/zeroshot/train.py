@@ -23,7 +23,7 @@ from vggfeat.zeroshot.eszsl import solve_eszsl, spanning_basis, sum_rows, target
 from vggfeat.zeroshot.features import Inputs, joined_blocks, joined_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from vggfeat.zeroshot.class_split import Labelled
     from vggfeat.zeroshot.class_tree import ClassTree
     from vggfeat.zeroshot.cross_validation import Choice
-    from vggfeat.zeroshot.eszsl import Sums
     from vggfeat.zeroshot.settings import ZeroShotSettings
 
     Values = NDArray[np.float32]
@@ -47,15 +46,9 @@ _BY_CLASS = 10  # classes from which attention is judged by classes held out, no
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainedMap:
-    """What was learnt.
+    """A trained map, float32 (d, a), and the mean of each class, float32 (z, d).
 
-    Attributes:
-        inputs: with attention if requested.
-        map: float32 (d, a).
-        means: of each class, float32 (z, d).
-        bias: see `ZeroShotModel.bias`.
-        notes: for people.
-        figures: for the model's record.
+    The inputs have attention if requested; `figures` are for the record of the model.
     """
 
     inputs: Inputs
@@ -68,14 +61,9 @@ class TrainedMap:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Learner:
-    """Learns from the rows of seen classes.
+    """Learn from the rows of seen classes.
 
-    Attributes:
-        cache: read in blocks.
-        settings: of the fit.
-        inputs: the layers, without attention.
-        train: rows and their classes.
-        vectors: of the seen classes at unit length, float32 (z, a).
+    `inputs` have no attention yet; `vectors` are those of the seen classes, at unit length.
     """
 
     cache: FeatureCache
@@ -104,13 +92,15 @@ class Learner:
         )  # fmt: skip
         inputs = dataclasses.replace(self.inputs, attention=trained.attention)
         notes = [f"trained for {counted(trained.epochs, 'epoch')}"]
-        if trained.accuracy is None:
+        trial = trained.trial
+        if trial is None:
             notes.append(_TOO_FEW)
         else:
-            notes[0] += f"; {_reached(trained.accuracy, trained.chance)} when some were held out"
+            notes[0] += f"; {_reached(trial.accuracy, trial.chance)} when some were held out"
         means = self._class_means(inputs)
         figures = {"epochs": trained.epochs, "margin": settings.margin}
-        return TrainedMap(inputs, trained.map, means, trained.bias, notes, figures)
+        bias = None if trial is None else trial.bias
+        return TrainedMap(inputs, trained.map, means, bias, notes, figures)
 
     def _class_means(self, inputs: Inputs) -> Values:
         """Return the mean of each class, float32 (z, d), in one pass over the rows."""
@@ -141,7 +131,7 @@ class Learner:
         return TrainedMap(inputs, map_.astype(np.float32), means, bias, notes, figures)
 
     def _sample(self, most: int) -> NDArray[np.int64]:
-        """Positions of the rows that something is chosen by."""
+        """Return positions of rows to choose by, spread evenly."""
         held = _MOST_BYTES // (4 * self.inputs.width)
         return spread(np.arange(len(self.train)), min(most, held))
 
@@ -186,23 +176,18 @@ class Learner:
     ) -> tuple[Matrix, Values]:
         """Return the map, float64 (d, a), and the mean of each class, float32 (z, d)."""
         vectors, targets = self.vectors.astype(np.float64), targets_of(costs)
+        classes = self.train.classes
         if len(self.train) >= inputs.width:
             blocks = joined_blocks(self.cache, inputs, self.train.rows)
-            sums = self._sums(blocks, inputs.width)
+            sums = sum_rows(((x, classes[at]) for at, x in blocks), inputs.width, len(self.vectors))
             return solve_eszsl(sums, vectors, targets, gamma, lambda_), sums.means
         x = joined_rows(self.cache, inputs, self.train.rows)
         basis = spanning_basis(x)
         assert basis is not None  # noqa: S101 there are fewer rows than dimensions
         small = x @ basis  # (n, n)
-        sums = self._sums(iter([(np.arange(len(x)), small)]), len(x))
+        sums = sum_rows([(small, classes)], len(x), len(self.vectors))
         map_: Matrix = basis @ solve_eszsl(sums, vectors, targets, gamma, lambda_)
         return map_, (sums.means.astype(np.float64) @ basis.T).astype(np.float32)
-
-    def _sums(
-        self, blocks: Iterator[tuple[NDArray[np.int64], NDArray[np.floating[Any]]]], width: int
-    ) -> Sums:
-        classes = self.train.classes
-        return sum_rows(((x, classes[at]) for at, x in blocks), width, len(self.vectors))
 
 
 _TOO_FEW = (
@@ -211,5 +196,5 @@ _TOO_FEW = (
 )
 
 
-def _reached(accuracy: float, chance: float | None) -> str:
-    return f"{accuracy:.1%} of images right (chance {chance or 0:.1%}) among seen classes"
+def _reached(accuracy: float, chance: float) -> str:
+    return f"{accuracy:.1%} of images right (chance {chance:.1%}) among seen classes"

@@ -85,7 +85,8 @@ def read_words(path: str, wanted: Collection[str]) -> Words:
         if os.path.getsize(path) > _TAKES_A_WHILE:
             log.info("looking for %s in %s", counted(len(wanted), "word"), path)
         vectors: dict[str, Values] = {}
-        for word, numbers in _entries(path, file, kind, _stems(wanted)):
+        stems = frozenset(word.split(" ")[0] for word in wanted)
+        for word, numbers in _entries(path, file, kind, stems):
             if word not in vectors and fold(word) in wanted:
                 vectors[word] = numbers()
     return Words(kind.form, vectors, kind.dims)
@@ -153,17 +154,12 @@ def _numbers(line: bytes, dims: int) -> Values | None:
         return None
 
 
-def _stems(wanted: Collection[str]) -> frozenset[str]:
-    """Return the beginnings of words up to a space."""
-    return frozenset(word.split(" ")[0] for word in wanted)
-
-
 def _entries(
     path: str, file: BinaryIO, kind: _Kind, stems: frozenset[str] | None
 ) -> Iterator[tuple[str, Callable[[], Values]]]:
     """Yield words, each with a function that returns its vector and must be called at once.
 
-    Words without one of the stems may be skipped.
+    A stem is a word up to its first space; words without one of the stems may be skipped.
     """
     file.seek(kind.start)
     if kind.form == "word2vec binary":
