@@ -53,6 +53,7 @@ WITH_TORCH = {
     "cache.torch_dataset",
     "extraction.benchmark",
     "extraction.calibration",
+    "extraction.extractor",
     "finetuning.linear_probe",
     "finetuning.model",
     "finetuning.trainer",

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from vggfeat.extraction.api import extract as extract
     from vggfeat.extraction.benchmark import Bench as Bench
     from vggfeat.extraction.benchmark import bench as bench
+    from vggfeat.extraction.extractor import Extractor as Extractor
     from vggfeat.extraction.ray_cluster import RayCluster as RayCluster
     from vggfeat.extraction.trace import trace as trace
     from vggfeat.extraction.update import UpdatePolicy as UpdatePolicy
@@ -48,8 +49,8 @@ if TYPE_CHECKING:
     from vggfeat.finetuning.settings import AdaptSettings as AdaptSettings
     from vggfeat.images.statistics import PixelStats as PixelStats
     from vggfeat.images.statistics import stats as stats
+    from vggfeat.images.transform import ImageTransform as ImageTransform
     from vggfeat.network.calibration import calibrate as calibrate
-    from vggfeat.network.extractor import Extractor as Extractor
     from vggfeat.retrieval.compare import Comparison as Comparison
     from vggfeat.retrieval.compare import compare as compare
     from vggfeat.retrieval.duplicates import Duplicates as Duplicates
@@ -89,6 +90,7 @@ _HOMES = {
     "exporters.export": ("ExportReport", "export"),
     "extraction.api": ("extract",),
     "extraction.benchmark": ("Bench", "bench"),
+    "extraction.extractor": ("Extractor",),
     "extraction.ray_cluster": ("RayCluster",),
     "extraction.trace": ("trace",),
     "extraction.update": ("UpdatePolicy",),
@@ -96,8 +98,8 @@ _HOMES = {
     "finetuning.report": ("FinetuneReport",),
     "finetuning.settings": ("AdaptSettings",),
     "images.statistics": ("PixelStats", "stats"),
+    "images.transform": ("ImageTransform",),
     "network.calibration": ("calibrate",),
-    "network.extractor": ("Extractor",),
     "retrieval.compare": ("Comparison", "compare"),
     "retrieval.duplicates": ("Duplicates", "duplicates"),
     "retrieval.quantization_loss": ("measure_loss",),

@@ -25,6 +25,7 @@ from PIL import Image
 from torchvision.transforms import functional as reference
 
 import vggfeat as library
+from vggfeat import Extractor
 from vggfeat.config import load_config, make_settings
 from vggfeat.core.preprocessing import Preprocess
 from vggfeat.core.settings import Settings
@@ -35,7 +36,6 @@ from vggfeat.images.loader import load_batches
 from vggfeat.images.pillow import _TURNS
 from vggfeat.images.raw_values import read_raster
 from vggfeat.images.sources import discover
-from vggfeat.network.extractor import Extractor
 from vggfeat.visualization.contact_sheet import results_of_rows
 from vggfeat.visualization.thumbnails import load_picture, picture_of
 

@@ -15,13 +15,13 @@ from command_line import assert_one_line, vggfeat
 from PIL import Image
 from torchvision.models.vgg import cfgs, make_layers
 
+from vggfeat import Extractor
 from vggfeat.core.preprocessing import NORMALISATIONS
 from vggfeat.core.settings import Settings
 from vggfeat.core.vgg_layers import layer_table, parameter_shapes
 from vggfeat.errors import WeightsError
 from vggfeat.network.caffe import caffe_order, colour_order
 from vggfeat.network.checkpoint_reader import open_checkpoint
-from vggfeat.network.extractor import Extractor
 from vggfeat.network.weights import find_weights
 
 if TYPE_CHECKING:

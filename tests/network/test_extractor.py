@@ -18,13 +18,13 @@ from torch.nn import functional
 from torchvision.models.feature_extraction import create_feature_extractor
 from weight_files import read_checkpoint
 
+from vggfeat import Extractor
 from vggfeat.config import make_settings
 from vggfeat.core.records import DecodedBatch, Failure
 from vggfeat.core.settings import Settings
 from vggfeat.core.vgg_layers import VARIANTS, layer_table
 from vggfeat.errors import DeviceError
 from vggfeat.network.device import choose_batch_size, choose_device, choose_precision
-from vggfeat.network.extractor import Extractor
 from vggfeat.storage.digests import file_digests
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
+from vggfeat import Extractor
 from vggfeat.core.records import DecodedBatch
 from vggfeat.core.settings import Settings
 from vggfeat.images.decode import decode
-from vggfeat.network.extractor import Extractor
 
 if TYPE_CHECKING:
     from collections.abc import Callable

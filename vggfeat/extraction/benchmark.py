@@ -22,7 +22,7 @@ from vggfeat.errors import DecodeError, InputError, SpaceError
 from vggfeat.images.decode import decode, pixel_type
 from vggfeat.images.loader import choose_workers
 from vggfeat.images.sources import discover
-from vggfeat.network.extractor import Extractor
+from vggfeat.network.extractor import TensorExtractor
 from vggfeat.network.weights import find_weights
 
 if TYPE_CHECKING:
@@ -200,22 +200,22 @@ def _decode_rate(files: Sequence[bytes], settings: Settings, seconds: float) -> 
     return _rate(work, seconds)
 
 
-def _networks(settings: Settings) -> list[Extractor]:
+def _networks(settings: Settings) -> list[TensorExtractor]:
     """Return one in each precision worth trying, or in the requested one; the likeliest first."""
     weights = find_weights(settings.weights, settings.model)
     if settings.dtype == "int8":  # its scales come from real features, and cost no more time
         settings = dataclasses.replace(settings, dtype="float16")
-    first = Extractor(settings, weights)
+    first = TensorExtractor(settings, weights)
     others: tuple[Precision, ...] = ()
     if settings.precision == "auto" and first.device.type == "cuda":
         others = ("bfloat16", "float32")
     elif settings.precision == "auto" and first.precision == "bfloat16":
         others = ("float32",)
     more = [dataclasses.replace(settings, precision=name) for name in others]
-    return [first, *(Extractor(one, weights) for one in more)]
+    return [first, *(TensorExtractor(one, weights) for one in more)]
 
 
-def _batch_sizes(extractor: Extractor) -> tuple[int, ...]:
+def _batch_sizes(extractor: TensorExtractor) -> tuple[int, ...]:
     """Return the sizes to try; the last but one is the usual."""
     return _GPU_BATCHES if extractor.device.type == "cuda" else _CPU_BATCHES
 
@@ -227,7 +227,7 @@ def _smallest_good(tried: Sequence[Forward]) -> Forward:
     return min(good, key=lambda one: one.batch_size)
 
 
-def _forward(extractor: Extractor, batch_size: int, seconds: float) -> Forward:
+def _forward(extractor: TensorExtractor, batch_size: int, seconds: float) -> Forward:
     pin = extractor.device.type == "cuda"
     batch = _batch(batch_size, extractor.preprocess, pin=pin)
     extractor.launch(batch).collect()  # warms up

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import warnings
 from dataclasses import dataclass
@@ -77,11 +78,35 @@ def load_rgb(stream: BinaryIO, preprocess: Preprocess) -> Image.Image:
     """Decode an image in mode RGB, upright if `preprocess.exif` says so."""
     image = open_image(stream)
     match_key_to_pixels(image)
+    return upright_rgb(image, preprocess)
+
+
+def upright_rgb(image: Image.Image, preprocess: Preprocess) -> Image.Image:
+    """Return an image in mode RGB, upright if `preprocess.exif` says so."""
     loaded = load(image, preprocess)
     return upright(Loaded(rgb(loaded.image), loaded.turn))
 
 
-def load(image: ImageFile.ImageFile, preprocess: Preprocess) -> Loaded:
+def unread_file(image: Image.Image) -> bytes | None:
+    """Return the file of an image that was opened and not decoded yet; None of any other.
+
+    Decoded as a file, it gives all bits of 16 and the colours that a JPEG has, which Pillow's
+    pixels do not. An image that the caller has drafted or wound to another frame is not that file.
+    """
+    stream = getattr(image, "fp", None)
+    if not getattr(image, "tile", None) or image.tell() or stream is None or stream.closed:
+        return None
+    place = stream.tell()
+    try:
+        stream.seek(0)
+        content: bytes = stream.read()
+    finally:
+        stream.seek(place)
+    again = Image.open(io.BytesIO(content))
+    return content if (again.size, again.mode) == (image.size, image.mode) else None
+
+
+def load(image: Image.Image, preprocess: Preprocess) -> Loaded:
     """Decode an opened image; of a JPEG only the part that `preprocess` needs."""
     _draft(image, preprocess)
     # Pillow turns a TIFF while loading it and drops the tag: then nothing is left to apply, and if
@@ -94,7 +119,7 @@ def load(image: ImageFile.ImageFile, preprocess: Preprocess) -> Loaded:
     return Loaded(image, _INVERSE.get(turned, turned))
 
 
-def _draft(image: ImageFile.ImageFile, preprocess: Preprocess) -> None:
+def _draft(image: Image.Image, preprocess: Preprocess) -> None:
     """Let libjpeg skip colours for one channel, and the highest frequencies for decode `fast`."""
     if image.format not in ("JPEG", "MPO"):
         return
@@ -202,7 +227,7 @@ def upright(loaded: Loaded) -> Image.Image:
     return loaded.image if turn is None else loaded.image.transpose(turn)
 
 
-def match_key_to_pixels(image: ImageFile.ImageFile) -> None:
+def match_key_to_pixels(image: Image.Image) -> None:
     """Convert a PNG's transparent colour from the file's bit depth to that of the pixels."""
     key = image.info.get("transparency")
     if image.format != "PNG" or key is None:

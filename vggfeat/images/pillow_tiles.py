@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vggfeat.errors import DecodeError
 
 if TYPE_CHECKING:
-    from PIL import Image, ImageFile
+    from PIL import Image
 
 
 def raw_mode(image: Image.Image) -> str:
@@ -29,13 +29,14 @@ def is_uncompressed(image: Image.Image) -> bool:
     return _first_tile(image)[:1] == ("raw",)
 
 
-def set_raw_mode(image: ImageFile.ImageFile, raw: str) -> None:
+def set_raw_mode(image: Image.Image, raw: str) -> None:
     """Decode an opened image as if its file stored pixels in the layout `raw`."""
     if not raw_mode(image):
         raise DecodeError("16-bit channels, which this version of Pillow does not give")
-    image.tile = [
+    opened: Any = image  # only files that Pillow has opened have tiles
+    opened.tile = [
         tile._replace(args=(raw, *tile[3][1:]) if isinstance(tile[3], tuple) else raw)
-        for tile in image.tile
+        for tile in opened.tile
     ]
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
-    from PIL import Image, ImageFile
+    from PIL import Image
 
     from vggfeat.core.preprocessing import Preprocess
 
@@ -49,7 +49,11 @@ _UPRIGHT_BY: Mapping[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
 
 def read_picture(stream: BinaryIO, preprocess: Preprocess) -> Raster:
     """Read the values of the first image in a seekable stream, upright; see `read_raster`."""
-    image = open_image(stream)
+    return values_of(open_image(stream), stream, preprocess)
+
+
+def values_of(image: Image.Image, stream: BinaryIO, preprocess: Preprocess) -> Raster:
+    """Return the values of an opened image, upright; `stream` is read again for its lower bytes."""
     if preprocess.channels not in (1, RGB):
         return _read_bands(stream, image, preprocess)
     if _is_deep(image) and not preprocess.usual and not image.mode.startswith("CMYK"):
@@ -64,10 +68,10 @@ def _turned(values: NDArray[Any], turn: int) -> NDArray[Any]:
 
 
 def _kind(image: Image.Image) -> str:
-    return f"{image.format} {image.mode}"
+    return f"{image.format or 'image'} {image.mode}"
 
 
-def _read_bytes(image: ImageFile.ImageFile, preprocess: Preprocess) -> Raster:
+def _read_bytes(image: Image.Image, preprocess: Preprocess) -> Raster:
     """Read eight bits, of one channel or of RGB."""
     kind, bits = _kind(image), bits_of(image)
     match_key_to_pixels(image)
@@ -81,7 +85,7 @@ def _read_bytes(image: ImageFile.ImageFile, preprocess: Preprocess) -> Raster:
     return Raster(_turned(values, loaded.turn), Range(0, BYTE), kind, bits)
 
 
-def _read_grey(image: ImageFile.ImageFile, preprocess: Preprocess) -> Raster:
+def _read_grey(image: Image.Image, preprocess: Preprocess) -> Raster:
     """Read more than eight bits of one channel; a transparent value becomes white."""
     kind, bits, scale, inverted = _kind(image), bits_of(image), scale_of(image), is_inverted(image)
     loaded = load(image, preprocess)
@@ -98,7 +102,7 @@ def _is_deep(image: Image.Image) -> bool:
     return bool(deep) and (kind in _MANY_BITS or raw_mode(image) == _GREY_AND_ALPHA)
 
 
-def _read_deep(stream: BinaryIO, image: ImageFile.ImageFile, preprocess: Preprocess) -> Raster:
+def _read_deep(stream: BinaryIO, image: Image.Image, preprocess: Preprocess) -> Raster:
     """Read all bits of 16-bit colours or grey, on white where the image is transparent."""
     kind = _kind(image)
     values, turn = _words(stream, image, preprocess)
@@ -114,7 +118,7 @@ def _read_deep(stream: BinaryIO, image: ImageFile.ImageFile, preprocess: Preproc
 
 
 def _words(
-    stream: BinaryIO, image: ImageFile.ImageFile, preprocess: Preprocess
+    stream: BinaryIO, image: Image.Image, preprocess: Preprocess
 ) -> tuple[NDArray[np.uint16], int]:
     """Read every channel of 16 bits, uint16 (H, W, C); return it with the turn to undo.
 
@@ -146,7 +150,7 @@ def _in_other_order(raw: str) -> str:
     return f"{kind};16{'B' if (native if order == 'N' else order) == 'L' else 'L'}"
 
 
-def _read_bands(stream: BinaryIO, image: ImageFile.ImageFile, preprocess: Preprocess) -> Raster:
+def _read_bands(stream: BinaryIO, image: Image.Image, preprocess: Preprocess) -> Raster:
     """Read `preprocess.channels` bands, or pages of one band each, without blending them."""
     deep = _is_deep(image)
     bands = 2 if raw_mode(image) == _GREY_AND_ALPHA else len(image.getbands())
@@ -161,7 +165,7 @@ def _read_bands(stream: BinaryIO, image: ImageFile.ImageFile, preprocess: Prepro
     return Raster(_turned(np.asarray(shown), loaded.turn), Range(0, BYTE), kind, bits)
 
 
-def _read_pages(image: ImageFile.ImageFile, preprocess: Preprocess) -> Raster:
+def _read_pages(image: Image.Image, preprocess: Preprocess) -> Raster:
     wanted, pages = preprocess.channels, getattr(image, "n_frames", 1)
     found = (
         f"{_kind(image)} of {counted(len(image.getbands()), 'channel')} in {counted(pages, 'page')}"
@@ -176,7 +180,7 @@ def _read_pages(image: ImageFile.ImageFile, preprocess: Preprocess) -> Raster:
     return dataclasses.replace(first, values=values)
 
 
-def _read_page(image: ImageFile.ImageFile, page: int, preprocess: Preprocess) -> Raster:
+def _read_page(image: Image.Image, page: int, preprocess: Preprocess) -> Raster:
     image.seek(page)
     if image.mode[0] in "IF":
         return _read_grey(image, preprocess)

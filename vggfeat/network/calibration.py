@@ -10,7 +10,7 @@ import torch
 from vggfeat.core.isolation import isolated
 from vggfeat.errors import UsageError
 from vggfeat.network.device import choose_devices
-from vggfeat.network.extractor import Extractor
+from vggfeat.network.extractor import TensorExtractor
 from vggfeat.network.vgg import needed_layers
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def largest_activations(
     tapped = ",".join(f"{name}:max" for name in names)
     device = str(choose_devices(settings.device)[0])  # one is enough for a few images
     exact = replace(settings, layers=tapped, precision="float32", norm="none", device=device)
-    extractor = Extractor(exact, weights)
+    extractor = TensorExtractor(exact, weights)
     largest = dict.fromkeys(names, 0.0)
     for batch in batches:
         features = extractor(batch)

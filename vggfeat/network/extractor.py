@@ -47,11 +47,8 @@ _TORCH_DTYPES: Mapping[str, torch.dtype] = {
 }
 
 
-class Extractor:
-    """Images in, named features out.
-
-        extractor = Extractor(Settings(layers="conv5_3,fc7", weights="random:0"))
-        features = extractor(images)   # {"conv5_3": (N, 512), "fc7": (N, 4096)}
+class TensorExtractor:
+    """Tensors in, named features out; `vggfeat.Extractor` takes images of other kinds too.
 
     Args:
         settings: layers, model, weights, precision, device, preprocessing.
@@ -168,9 +165,9 @@ class Extractor:
             extractor's device. No images have no rows, of the right shape.
 
         Raises:
-            UsageError: no tensor with its values in memory, not four axes with so many channels,
-                pixels of another size, another type, NaN or infinite values, or floating-point
-                images that look like pixels.
+            UsageError: a sparse tensor or one without values, not four axes with so many
+                channels, pixels of another size, another type, NaN or infinite values, or
+                floating-point images that look like pixels.
             DeviceError: the device has not enough memory for one image.
         """
         check_images(images, self.preprocess, self.precision, self._shortest, normalized=normalized)
@@ -269,7 +266,7 @@ def _join(parts: list[tuple[dict[str, Tensor], Tensor]]) -> tuple[dict[str, Tens
 class Pending:
     """A batch in flight on the device."""
 
-    extractor: Extractor
+    extractor: TensorExtractor
     batch: DecodedBatch
     images: Tensor
     values: Mapping[str, Tensor]
@@ -281,7 +278,7 @@ class Pending:
     @classmethod
     def start(
         cls,
-        extractor: Extractor,
+        extractor: TensorExtractor,
         batch: DecodedBatch,
         images: Tensor,
         features: Mapping[str, Tensor],

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from vggfeat.errors import UsageError
@@ -34,7 +31,7 @@ def check_images(
         shortest: side that the network's pools need.
         normalized: floating-point images are normalised, whatever their values look like.
     """
-    _check_tensor(images, preprocess.channels)
+    _check_layout(images, preprocess.channels)
     _check_shape(images, preprocess.channels, shortest)
     if images.dtype in (torch.uint8, torch.uint16):
         _check_integers(images, preprocess, precision, normalized=normalized)
@@ -50,46 +47,15 @@ def check_images(
         _check_floats(images, preprocess, normalized=normalized)
 
 
-def _check_tensor(images: Any, channels: int) -> None:
-    """Refuse what is no tensor with all its values in memory, whatever was passed."""
+def _check_layout(images: Tensor, channels: int) -> None:
+    """Refuse a tensor whose values do not all lie in memory, whatever was passed."""
     expected = f"expected a torch.Tensor (N, {channels}, H, W)"
-    if not isinstance(images, Tensor):
-        found, remedy = _described(images, channels)
-        raise UsageError(f"images are {found}; {expected}{remedy}")
     if images.is_nested or images.layout != torch.strided:
         kind = "nested" if images.is_nested else str(images.layout).removeprefix("torch.")
         remedy = "torch.stack(images.unbind())" if images.is_nested else "images.to_dense()"
         raise UsageError(f"images are a {kind} tensor; {expected} that is dense: {remedy}")
     if images.is_meta:
         raise UsageError(f"images are on device meta, without values; {expected} that has some")
-
-
-def _described(images: Any, channels: int) -> tuple[str, str]:
-    """Describe what was passed instead of a tensor, and how to convert it."""
-    if isinstance(images, (str, bytes, os.PathLike)):
-        return (
-            f"a path, {os.fsdecode(images)!r}",
-            "; vggfeat.extract reads files, and vggfeat.ImageDataset gives their pixels",
-        )
-    if isinstance(images, Image.Image):
-        return (
-            f"a PIL image, {images.mode} of {images.height} x {images.width}",
-            ": resize it, then torchvision.transforms.functional.pil_to_tensor(image)[None]",
-        )
-    if isinstance(images, np.ndarray):
-        order = {_FOUR: ".permute(0, 3, 1, 2)", _FOUR - 1: ".permute(2, 0, 1)[None]"}
-        is_last = images.ndim in order and images.shape[-1] == channels != images.shape[-3]
-        remedy = f"torch.from_numpy(images){order[images.ndim] if is_last else ''}"
-        return f"a NumPy array, {images.dtype} {list(images.shape)}", f": {remedy}"
-    if isinstance(images, (list, tuple)):
-        inside = type(images[0]).__name__ if images else "nothing"
-        remedy = "torch.stack(images)" if _are_tensors(images) else "stack them to one tensor"
-        return f"a {type(images).__name__} of {inside}", f": {remedy}"
-    return ("None" if images is None else f"of type {type(images).__name__}"), ""
-
-
-def _are_tensors(images: list[Any] | tuple[Any, ...]) -> TypeGuard[list[Tensor]]:
-    return bool(images) and all(isinstance(image, Tensor) for image in images)
 
 
 def _check_shape(images: Tensor, channels: int, shortest: int) -> None:

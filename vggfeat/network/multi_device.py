@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from vggfeat.errors import DeviceError
 from vggfeat.network.device import choose_devices
-from vggfeat.network.extractor import Extractor
+from vggfeat.network.extractor import TensorExtractor
 from vggfeat.network.weights import find_weights
 
 if TYPE_CHECKING:
@@ -25,15 +25,16 @@ if TYPE_CHECKING:
 
 
 class Replicas:
-    """An `Extractor` on every device that the settings name; all have the same bits of weights.
+    """An extractor on every device that the settings name; all have the same bits of weights.
 
     Batches are launched one after the other and collected in that order, so rows stay in order.
     CUDA devices compute at the same time; a CPU is done with a batch before the next is launched.
 
     Args:
-        settings: as for `Extractor`; `device` may name several, separated by commas, or `all`.
+        settings: as for `TensorExtractor`; `device` may name several, separated by commas, or
+            `all`.
         weights: weights already found; None looks for `settings.weights`.
-        activations: see `Extractor`.
+        activations: see `TensorExtractor`.
 
     Raises:
         WeightsError: the weights are not found, could not be downloaded, or do not fit.
@@ -50,7 +51,7 @@ class Replicas:
         self.settings = settings
         self.activations = dict(activations or {})
         self._extractors = [
-            Extractor(dataclasses.replace(settings, device=str(device)), weights, activations)
+            TensorExtractor(dataclasses.replace(settings, device=str(device)), weights, activations)
             for device in choose_devices(settings.device)
         ]
         self._turns = itertools.cycle(self._extractors)

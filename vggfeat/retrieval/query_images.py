@@ -8,46 +8,48 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from vggfeat.core.records import FailedImage
 from vggfeat.core.settings import SETTING_NAMES, Settings
 from vggfeat.errors import CacheMismatchError, DecodeError, WeightsError
-from vggfeat.images.decode import decode, read_digest
+from vggfeat.images.decode import read_digest
 from vggfeat.images.sources import discover
+from vggfeat.images.transform import file_name_of, is_one_image
 from vggfeat.network.weights import find_weights
 from vggfeat.transforms.replay import replay_to
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from vggfeat.cache.reader import FeatureCache
-    from vggfeat.network.extractor import Extractor
+    from vggfeat.extraction.extractor import Extractor, Images
+    from vggfeat.images.image_list import ImageList
     from vggfeat.network.weights import Weights
 
     Values = NDArray[np.float32]
 
 log = logging.getLogger("vggfeat")
 
-_BATCH_SIZE = 16
+_NO_DIGEST = bytes(32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Queries:
     """Query images and their features; `failures` are those that could not be decoded."""
 
-    paths: tuple[str, ...] = ()  # relative to the current directory where possible
+    paths: tuple[str, ...] = ()  # of files, sorted, then in memory: their file, or `images[N]`
     vectors: Mapping[str, Values] = field(default_factory=dict)  # layer → (q, D)
     failures: tuple[FailedImage, ...] = ()
-    places: tuple[bytes, ...] = ()  # absolute paths or addresses
-    digests: tuple[bytes, ...] = ()  # SHA-256 of the images' bytes
+    places: tuple[bytes, ...] = ()  # absolute paths or addresses; empty in memory
+    digests: tuple[bytes, ...] = ()  # SHA-256 of the files; zeros in memory
 
 
 def query_images(
     cache: FeatureCache,
-    sources: Sequence[str | os.PathLike[str]],
+    images: Images,
     layers: Sequence[str],
     *,
     device: str = "auto",
@@ -59,15 +61,17 @@ def query_images(
     A cache of corrupted images (`--augment`) is searched with images as they are.
 
     Args:
-        cache: to be searched; it records how its features were made.
-        sources: images, folders, archives: see `discover`.
+        cache: what is to be searched; it records how its features were made.
+        images: paths of images, folders, archives (see `discover`), PIL images, arrays (H, W) or
+            (H, W, C), tensors (C, H, W) of pixels, or the bytes of image files; one or several, of
+            any kinds.
         layers: of the cache, canonical.
         device: for the network: see `Settings.device`.
         model_weights: the weights' file, where it is not where the cache says.
         use: for a cache made by `fuse` or `reduce`, the files with what was fitted; by default
             those beside the caches that they made, `<cache>.model.h5`.
     """
-    listed = discover(sources)
+    queries = list(_queries(images))
     replay = replay_to(cache, use)
     extractor = _extractor(cache, replay.specs or tuple(layers), device, model_weights)
     preprocess = dataclasses.replace(cache.header.identity.preprocess, augment=())
@@ -76,44 +80,73 @@ def query_images(
             f"cache {cache.path!r} was preprocessed in a way that its settings do not repeat: "
             f"{preprocess} is recorded, they give {extractor.preprocess}; query with --row"
         )
-    names, images, failures = [], [], []
-    places, digests = [], []
-    here = os.path.join(os.getcwdb(), b"")
-    for position in range(len(listed)):
-        place = listed.absolute(position)
-        name = os.fsdecode(place.removeprefix(here))
+    good, tensors, digests, failures = [], [], [], []
+    for query in queries:
         try:
-            with listed.open(position) as stream:
-                digest, content = read_digest(stream)
-                images.append(decode(content, preprocess, extractor.settings.max_pixels))
+            digest, tensor = query.read(extractor)
         except DecodeError as error:
-            failures.append(FailedImage(name, str(error)))
+            failures.append(FailedImage(query.name, str(error)))
         else:
-            names.append(name)
-            places.append(place)
+            good.append(query)
             digests.append(digest)
-    if not names:
+            tensors.append(tensor)
+    if not good:
         return Queries(failures=tuple(failures))
-    vectors = replay(_vectors(extractor, images))
+    features = extractor(tensors)
+    vectors = replay({name: rows.cpu().numpy() for name, rows in features.items()})
     return Queries(
-        tuple(names),
+        tuple(query.name for query in good),
         {layer: vectors[layer] for layer in layers},
         tuple(failures),
-        tuple(places),
+        tuple(query.place for query in good),
         tuple(digests),
     )
 
 
-def _vectors(extractor: Extractor, images: Sequence[NDArray[Any]]) -> dict[str, Values]:
-    """Return features, float32 (q, D), of images (H, W, C), in batches where sizes are equal."""
-    import torch
+@dataclass(frozen=True, slots=True, eq=False)
+class _Query:
+    """One image to search with.
 
-    step = 1 if extractor.preprocess.crop == "none" else _BATCH_SIZE
-    parts = []
-    for start in range(0, len(images), step):
-        batch = torch.from_numpy(np.stack(images[start : start + step])).permute(0, 3, 1, 2)
-        parts.append({name: one.cpu().numpy() for name, one in extractor(batch).items()})
-    return {name: np.concatenate([part[name] for part in parts]) for name in (parts or [{}])[0]}
+    Attributes:
+        name: see `Queries.paths`.
+        place: see `Queries.places`.
+        image: in memory; None of a file that `listed` has at `position`.
+    """
+
+    name: str
+    place: bytes
+    image: Any = None
+    listed: ImageList | None = None
+    position: int = 0
+
+    def read(self, extractor: Extractor) -> tuple[bytes, Tensor]:
+        """Return the SHA-256 of the file, and the pixels (C, H, W); raise DecodeError."""
+        if self.listed is None:
+            return _NO_DIGEST, extractor.transform(self.image)
+        with self.listed.open(self.position) as stream:
+            digest, content = read_digest(stream)
+            return digest, extractor.transform(content)
+
+
+def _queries(images: Images) -> Iterator[_Query]:
+    """Yield the images that files give, sorted, and then those in memory."""
+    given: Sequence[Any] = [images] if is_one_image(images) else list(images)  # type: ignore[arg-type] # it is a sequence
+    paths = [one for one in given if isinstance(one, (str, os.PathLike))]
+    if paths:
+        listed = discover(paths)
+        for position in range(len(listed)):
+            place = listed.absolute(position)
+            yield _Query(_shown(place), place, listed=listed, position=position)
+    for number, one in enumerate(given):
+        if not isinstance(one, (str, os.PathLike)):
+            file = file_name_of(one)
+            place = os.path.abspath(os.fsencode(file)) if file else b""
+            yield _Query(_shown(place) if file else f"images[{number}]", place, one)
+
+
+def _shown(path: bytes) -> str:
+    here = os.path.join(os.getcwdb(), b"")
+    return os.fsdecode(path.removeprefix(here))
 
 
 def _extractor(
@@ -136,11 +169,12 @@ def _extractor(
             "precision": identity.precision,
             "dtype": "float32",
             "augment": "",
+            "batch_size": "auto",  # few queries, which need no batch of the cache's size
             "device": "cpu" if device == "auto" and identity.precision == "int8" else device,
         }
     )
     weights = _weights(cache, settings, given=model_weights is not None)
-    from vggfeat.network.extractor import Extractor
+    from vggfeat.extraction.extractor import Extractor
 
     return Extractor(settings, weights, dict(identity.activations))
 

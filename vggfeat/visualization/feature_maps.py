@@ -16,7 +16,7 @@ from vggfeat.core.vgg_layers import layer_table
 from vggfeat.errors import DecodeError, InputError, UsageError
 from vggfeat.images.decode import decode_file
 from vggfeat.images.intensity import BYTE, Range, to_levels
-from vggfeat.network.extractor import Extractor
+from vggfeat.network.extractor import TensorExtractor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -94,7 +94,7 @@ def see(path: str, settings: Settings) -> SeenImage:
     # One image alone may have any shape, which settings that make a cache refuse for maps.
     alone = replace(settings, layers=",".join(specs), precision="float32", crop="squash",
                     resize=None)  # fmt: skip
-    extractor = Extractor(alone)
+    extractor = TensorExtractor(alone)
     if extractor.weights.warning:
         log.warning(extractor.weights.warning)
     images = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)  # (1, C, H, W)
