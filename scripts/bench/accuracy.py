@@ -18,11 +18,11 @@ import torch
 from PIL import Image, ImageOps
 from torch.nn import functional
 
+from vggfeat import Extractor
 from vggfeat.core.settings import Settings
 from vggfeat.extraction.calibration import CALIBRATION_SAMPLE
 from vggfeat.images.decode import decode
 from vggfeat.network.calibration import calibrate
-from vggfeat.network.extractor import Extractor
 
 if TYPE_CHECKING:
     from collections.abc import Callable

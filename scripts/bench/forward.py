@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 from common import pick_device
 
+from vggfeat import Extractor
 from vggfeat.core.resources import keep_freed_memory
 from vggfeat.core.settings import Settings
 from vggfeat.network.calibration import calibrate
-from vggfeat.network.extractor import Extractor
 from vggfeat.network.vgg import needed_layers
 
 if TYPE_CHECKING:

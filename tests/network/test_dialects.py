@@ -21,13 +21,13 @@ from PIL import Image
 from torch import nn
 from weight_files import read_checkpoint
 
+from vggfeat import Extractor
 from vggfeat.core.settings import Settings
 from vggfeat.core.vgg_layers import VARIANTS, layer_table, parameter_shapes
 from vggfeat.errors import WeightsError
 from vggfeat.extraction.trace import trace
 from vggfeat.network.checkpoint_reader import open_checkpoint
 from vggfeat.network.dialects import DIALECTS, Dialect, TensorSource, registry, translate
-from vggfeat.network.extractor import Extractor
 from vggfeat.network.weights import find_weights
 from vggfeat.storage.checked_file import digest_file
 

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from vggfeat import Extractor
 from vggfeat.config import make_settings
 from vggfeat.core.layer_spec import parse_specs
 from vggfeat.core.settings import Settings
@@ -25,7 +26,6 @@ from vggfeat.errors import CacheMismatchError, UsageError, WeightsError
 from vggfeat.extraction.api import extract
 from vggfeat.extraction.trace import trace
 from vggfeat.network.device import cpu_has_vnni
-from vggfeat.network.extractor import Extractor
 from vggfeat.network.first_layer import inflate, start_adapter
 from vggfeat.network.vgg import needed_layers
 from vggfeat.network.weights import find_weights, load_tensors

@@ -17,13 +17,13 @@ from torchvision.models import get_model
 from torchvision.models.feature_extraction import create_feature_extractor
 
 import vggfeat as library
+from vggfeat import Extractor
 from vggfeat.core.settings import Settings
 from vggfeat.core.vgg_layers import layer_table
 from vggfeat.errors import CacheMismatchError, DeviceError, UsageError
 from vggfeat.extraction.calibration import CALIBRATION_SAMPLE
 from vggfeat.network.calibration import calibrate
 from vggfeat.network.device import choose_precision, cpu_has_vnni
-from vggfeat.network.extractor import Extractor
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -20,6 +20,7 @@ from vggfeat.cache.writer import create_cache, write_all
 from vggfeat.core.file_types import other_format
 from vggfeat.core.isolation import isolated
 from vggfeat.core.records import HasRowCounts, Images, RowCounts
+from vggfeat.core.sequences import as_tuple
 from vggfeat.core.text import agree, counted, first_few, quoted
 from vggfeat.errors import CacheError, CacheMismatchError, InputError, UsageError
 from vggfeat.storage.locks import hold
@@ -68,7 +69,7 @@ class _Rows:
 
 @isolated()
 def merge(
-    sources: Sequence[str | os.PathLike[str]],
+    sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],
     *,
     keep_paths: bool = False,
@@ -96,10 +97,11 @@ def merge(
         SpaceError: not enough room; nothing is left behind.
     """
     out = path_text(out)
-    if not sources:
+    given = as_tuple(sources)
+    if not given:
         raise UsageError("no caches to merge; name two or more")
     check_place(out)
-    caches = [open_cache(source) for source in sources]
+    caches = [open_cache(source) for source in given]
     check_whole(caches)
     if len(caches) == 1 and isinstance(caches[0], ShardedCache):
         with hold(out):

@@ -10,6 +10,7 @@ from vggfeat.cache.sharded import open_cache
 from vggfeat.core.choices import choose
 from vggfeat.core.isolation import isolated
 from vggfeat.core.layer_spec import NORMS
+from vggfeat.core.sequences import as_tuple
 from vggfeat.core.text import agree, counted
 from vggfeat.errors import SpaceError, UsageError, VggfeatError
 from vggfeat.exporters.registry import (
@@ -63,7 +64,7 @@ def export(
     out: str | os.PathLike[str],
     *,
     to: str,
-    layers: Sequence[str] = (),
+    layers: str | Sequence[str] = (),
     rows: str = "done",
     compress: Compress = "none",
     metric: IndexMetric = "cosine",
@@ -92,7 +93,7 @@ def export(
     """
     place = path_text(out).rstrip(os.sep) or path_text(out)
     form = _check(to, place, compress, metric, norm)
-    content = select(open_cache(cache), layers, rows)
+    content = select(open_cache(cache), as_tuple(layers), rows)
     if norm is None:
         norm = form.descriptor_norm if content.is_one_vector else "none"
     content = replace(content, norm=norm)

@@ -2,8 +2,8 @@
 
 Begin with `api.py`, the one entry, then `pipeline.py`, the loop: decode, compute, write.
 `resume.py` decides what there is to do, `update.py` finds what has changed, `sharded.py` does a
-folder of shards.
+folder of shards. `extractor.py` is for images in memory.
 
-Public: `vggfeat.extract`, `vggfeat.UpdatePolicy`, `vggfeat.RayCluster`, `vggfeat.bench`,
-`vggfeat.trace`.
+Public: `vggfeat.extract`, `vggfeat.Extractor`, `vggfeat.UpdatePolicy`, `vggfeat.RayCluster`,
+`vggfeat.bench`, `vggfeat.trace`.
 """

@@ -18,6 +18,7 @@ from PIL import Image
 from vggfeat.core.isolation import isolated
 from vggfeat.core.records import DecodedBatch
 from vggfeat.core.resources import usable_cores
+from vggfeat.core.sequences import as_tuple
 from vggfeat.errors import DecodeError, InputError, SpaceError
 from vggfeat.images.decode import decode, pixel_type
 from vggfeat.images.loader import choose_workers
@@ -86,7 +87,7 @@ class Bench:
 @isolated()
 def bench(
     settings: Settings,
-    sources: Sequence[str | os.PathLike[str]] = (),
+    sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     *,
     folder: str | os.PathLike[str] = ".",
     seconds: float = 2.0,
@@ -158,9 +159,9 @@ def _limit(
     return ("disk", write) if write < shared else (limit, shared)
 
 
-def _sample(sources: Sequence[str | os.PathLike[str]]) -> list[bytes]:
+def _sample(sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[bytes]:
     """Read files of images spread evenly over all that the sources name."""
-    images = discover(sources)
+    images = discover(as_tuple(sources))
     files = []
     for position in images.spread(_SAMPLE).tolist():
         # A run would mark as failed what cannot be read.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vggfeat.core.settings import Settings
     from vggfeat.network.weights import Weights
 
-Images: TypeAlias = "ImageLike | Sequence[ImageLike]"
+ImagesLike: TypeAlias = "ImageLike | Sequence[ImageLike]"
 """One image, or several of any kinds and sizes; a tensor (N, C, H, W) or array (N, H, W, C)."""
 
 _IMAGES_PER_PASS = 16
@@ -62,7 +62,7 @@ class Extractor(TensorExtractor):
         self.transform = ImageTransform(self.preprocess, settings.max_pixels)
 
     @isolated()
-    def __call__(self, images: Images, *, normalized: bool = False) -> dict[str, Tensor]:
+    def __call__(self, images: ImagesLike, *, normalized: bool = False) -> dict[str, Tensor]:
         """Return the features of images.
 
         A list is computed in batches of `settings.batch_size` (`auto`: 16), with `crop="none"` one

@@ -4,5 +4,5 @@ Begin with `extractor.py`, the network on its device; `vgg.py` is the network, `
 maps into vectors, `weights.py` finds weight files, `containers/` reads their formats and
 `dialects/` translates the names of their tensors.
 
-Public: `vggfeat.Extractor`, `vggfeat.calibrate`.
+Public: `vggfeat.calibrate`; `vggfeat.Extractor` is in `extraction/extractor.py`.
 """

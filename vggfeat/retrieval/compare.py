@@ -16,6 +16,7 @@ from vggfeat.cache.sharded import open_cache
 from vggfeat.core.arrays import spread
 from vggfeat.core.choices import unknown_value
 from vggfeat.core.isolation import isolated
+from vggfeat.core.sequences import as_tuple
 from vggfeat.core.text import agree, counted
 from vggfeat.errors import CacheMismatchError, UsageError
 from vggfeat.retrieval.layer_ranking import (
@@ -112,10 +113,10 @@ class Comparison:
 
 @isolated()
 def compare(
-    caches: Sequence[str | os.PathLike[str]],
+    caches: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     labels: str | os.PathLike[str] | None = None,
-    queries: Sequence[str | os.PathLike[str]] = (),
+    queries: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     metric: str = "cosine",
     k: Sequence[int] = RANKS,
     fusions: str = "all",
@@ -147,8 +148,8 @@ def compare(
         CacheMismatchError: the caches have no image in common, or the queries were made otherwise.
     """
     _check_choices(metric, fusions, sample, k)
-    opened = tuple(map(open_cache, caches))
-    altered = tuple(map(open_cache, queries))
+    opened = tuple(map(open_cache, as_tuple(caches)))
+    altered = tuple(map(open_cache, as_tuple(queries)))
     _check_caches(opened, altered, with_labels=labels is not None)
     plan = plan_candidates(opened, metric, fusions)
     notes = tuple(_doubts(opened))

@@ -8,6 +8,8 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from vggfeat.core.records import FailedImage
 from vggfeat.core.settings import SETTING_NAMES, Settings
 from vggfeat.errors import CacheMismatchError, DecodeError, WeightsError
@@ -20,12 +22,11 @@ from vggfeat.transforms.replay import replay_to
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
     from vggfeat.cache.reader import FeatureCache
-    from vggfeat.extraction.extractor import Extractor, Images
+    from vggfeat.extraction.extractor import Extractor, ImagesLike
     from vggfeat.images.image_list import ImageList
     from vggfeat.network.weights import Weights
 
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("vggfeat")
 
-_NO_DIGEST = bytes(32)
+NO_DIGEST = bytes(32)
+"""The digest of a query that is no file."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,10 +48,28 @@ class Queries:
     places: tuple[bytes, ...] = ()  # absolute paths or addresses; empty in memory
     digests: tuple[bytes, ...] = ()  # SHA-256 of the files; zeros in memory
 
+    def joined(self, others: Queries) -> Queries:
+        """Return these queries and, behind them, others by the same layers."""
+        if not others.paths:
+            return self
+        if not self.paths:
+            return dataclasses.replace(others, failures=self.failures)
+        vectors = {
+            layer: np.concatenate([rows, others.vectors[layer]])
+            for layer, rows in self.vectors.items()
+        }
+        return Queries(
+            self.paths + others.paths,
+            vectors,
+            self.failures + others.failures,
+            self.places + others.places,
+            self.digests + others.digests,
+        )
+
 
 def query_images(
     cache: FeatureCache,
-    images: Images,
+    images: ImagesLike,
     layers: Sequence[str],
     *,
     device: str = "auto",
@@ -122,15 +142,21 @@ class _Query:
     def read(self, extractor: Extractor) -> tuple[bytes, Tensor]:
         """Return the SHA-256 of the file, and the pixels (C, H, W); raise DecodeError."""
         if self.listed is None:
-            return _NO_DIGEST, extractor.transform(self.image)
+            return NO_DIGEST, extractor.transform(self.image)
         with self.listed.open(self.position) as stream:
             digest, content = read_digest(stream)
             return digest, extractor.transform(content)
 
 
-def _queries(images: Images) -> Iterator[_Query]:
+def listed_images(images: ImagesLike) -> list[Any]:
+    """Return one image or several as a list; a path is one, and so is an array (H, W, C)."""
+    several: Any = images
+    return [several] if is_one_image(several) else list(several)
+
+
+def _queries(images: ImagesLike) -> Iterator[_Query]:
     """Yield the images that files give, sorted, and then those in memory."""
-    given: Sequence[Any] = [images] if is_one_image(images) else list(images)  # type: ignore[arg-type] # it is a sequence
+    given = listed_images(images)
     paths = [one for one in given if isinstance(one, (str, os.PathLike))]
     if paths:
         listed = discover(paths)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vggfeat.cache.reader import FeatureCache
 from vggfeat.cache.sharded import open_cache
 from vggfeat.core.isolation import isolated
+from vggfeat.core.sequences import as_tuple
 from vggfeat.core.text import counted
 from vggfeat.errors import InputError, TooManyFailuresError, UsageError
 from vggfeat.retrieval.exact_search import nearest
 from vggfeat.retrieval.faiss_index import open_index
-from vggfeat.retrieval.query_images import Queries, query_images
+from vggfeat.retrieval.query_images import Queries, listed_images, query_images
+from vggfeat.retrieval.query_vectors import query_vectors
 from vggfeat.retrieval.selection import only_layer, row_named, warn_of_cache
 from vggfeat.retrieval.similarity import LayerQuery, check_layers
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vggfeat.core.records import FailedImage
+    from vggfeat.extraction.extractor import ImagesLike
     from vggfeat.retrieval.exact_search import Nearest
     from vggfeat.retrieval.faiss_index_file import IndexInfo
     from vggfeat.retrieval.similarity import Metric
@@ -89,7 +92,7 @@ class SearchResult:
         weights: of each layer, adding up to 1.
         metric: `cosine`, `l2` or `dot`.
         images: number of images searched.
-        answers: one a query, images before rows.
+        answers: one a query: images, then vectors, then rows.
         failures: queries that could not be decoded.
         index: the index searched, with its measured recall; None where the search was exact.
         warning: what to know of the cache's features, e.g. that their weights are random.
@@ -109,16 +112,17 @@ class SearchResult:
 @isolated()
 def search(
     cache: str | os.PathLike[str] | FeatureCache,
-    queries: Sequence[str | os.PathLike[str]] = (),
+    queries: ImagesLike = (),
     *,
-    rows: Sequence[str | int] = (),
-    layers: Sequence[str] = (),
+    rows: str | int | Sequence[str | int] = (),
+    vectors: Any = None,
+    layers: str | Sequence[str] = (),
     weights: Sequence[float] = (),
     metric: Metric = "cosine",
     top: int = 10,
     device: str = "auto",
     model_weights: str | os.PathLike[str] | None = None,
-    use: Sequence[str | os.PathLike[str]] = (),
+    use: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     index: str | os.PathLike[str] | None = None,
     exclude_self: bool = False,
 ) -> SearchResult:
@@ -128,9 +132,12 @@ def search(
 
     Args:
         cache: what is searched: its rows that are done.
-        queries: images, folders, archives; see `query_images`.
+        queries: one or several of any kinds: paths of images, folders and archives, PIL images,
+            arrays; see `query_images`.
         rows: images of the cache as queries, by name or row; each leaves itself out. Without
             `queries` no network is needed, and torch is not imported.
+        vectors: queries that are features already: (q, D), or layer → (q, D) as an `Extractor` of
+            the cache's settings returns; see `query_vectors`.
         layers: one or more; may be left out where the cache has one only.
         weights: one a layer; equal by default. See `prepare_queries` for several layers.
         metric: `cosine`, `l2` or `dot`.
@@ -154,23 +161,22 @@ def search(
         SpaceError: the index cannot be written.
     """
     opened = cache if isinstance(cache, FeatureCache) else open_cache(cache)
-    names, shares = _layers(opened, layers, weights)
-    if not queries and not rows:
+    names, shares = _layers(opened, as_tuple(layers), weights)
+    asked, chosen = listed_images(queries), as_tuple(rows)
+    if not asked and not chosen and vectors is None:
         raise UsageError("no query; name images or folders, or an image of the cache with --row")
     images = int(opened.done.sum())
     if not images:
         raise InputError(f"no image of cache {opened.path!r} is done; run vggfeat extract first")
-    own = [row_named(opened, name) for name in rows]
-    if top < 1:
-        raise UsageError(f"top is {top}; expected at least 1")
+    own = [row_named(opened, name) for name in chosen]
     check_layers(opened, names, shares, metric)
-    if index is not None and len(names) > 1:
-        raise UsageError(f"an index is of one layer, not of {', '.join(names)}; name one")
-    decoded = Queries()
-    if queries:
-        decoded = query_images(
-            opened, queries, names, device=device, model_weights=model_weights, use=use
+    _check_choices(top, names, has_index=index is not None)
+    decoded = Queries() if vectors is None else query_vectors(opened, vectors, names)
+    if asked:
+        images_decoded = query_images(
+            opened, asked, names, device=device, model_weights=model_weights, use=as_tuple(use)
         )
+        decoded = images_decoded.joined(decoded)
     result = SearchResult(opened.path, names, shares, metric, images, (), decoded.failures)
     if not decoded.paths and not own:
         raise TooManyFailuresError(_none_decoded(decoded.failures), result)
@@ -182,12 +188,19 @@ def search(
     def find(count: int) -> Nearest:
         if used is not None:
             return used.search(by_layer[0].vectors, count, left_out=left_out)
-        place = device if queries else "cpu"
+        place = device if asked else "cpu"
         return nearest(opened, by_layer, count, metric, left_out=left_out, device=place)
 
     answers = _answers(opened, known, find, top, metric, exclude_self=exclude_self)
     info = None if used is None else used.info
     return replace(result, answers=answers, index=info, warning=warn_of_cache(opened))
+
+
+def _check_choices(top: int, layers: Sequence[str], *, has_index: bool) -> None:
+    if top < 1:
+        raise UsageError(f"top is {top}; expected at least 1")
+    if has_index and len(layers) > 1:
+        raise UsageError(f"an index is of one layer, not of {', '.join(layers)}; name one")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import numpy as np
 from vggfeat.cache.sharded import open_cache
 from vggfeat.core.class_names import ClassNames
 from vggfeat.core.isolation import isolated
+from vggfeat.core.sequences import as_tuple
 from vggfeat.core.text import first_few
 from vggfeat.errors import CacheError, InputError, TooManyFailuresError, UsageError
 from vggfeat.transforms.base import blocks_of
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from vggfeat.cache.reader import FeatureCache
     from vggfeat.core.records import FailedImage
+    from vggfeat.extraction.extractor import ImagesLike
 
     Numbers = NDArray[np.int64]
     Values = NDArray[np.float32]
@@ -68,7 +70,7 @@ class Predictions:
 def predict_zeroshot(
     model: str | os.PathLike[str],
     source: str | os.PathLike[str],
-    images: Sequence[str | os.PathLike[str]] = (),
+    images: ImagesLike = (),
     *,
     classes: str = "all",
     vectors: str | os.PathLike[str] | None = None,
@@ -76,15 +78,16 @@ def predict_zeroshot(
     calibrate: float | str = 0.0,
     device: str = "auto",
     model_weights: str | os.PathLike[str] | None = None,
-    use: Sequence[str | os.PathLike[str]] = (),
+    use: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
 ) -> Predictions:
     """Predict the classes of the done rows of a cache, or of images passed through its network.
 
     Args:
         model: a file of `fit_zeroshot`.
         source: a cache of the same network and layers that the model was fitted to.
-        images: images, folders or archives, processed as the cache's images were; without any, the
-            rows of the cache are classified.
+        images: paths of images, folders or archives, PIL images or arrays, one or several, see
+            `query_images`; processed as the cache's images were. Without any, the rows of the cache
+            are classified.
         classes: the candidates: `all`, `seen` or `unseen` ones of the model; or a list, as a file
             with one a line or names separated by commas.
         vectors: file with the vectors of new classes in that list.
@@ -109,13 +112,14 @@ def predict_zeroshot(
         raise UsageError(f"top {top}: expected 1 or more")
     bias = bias_of(chosen, calibrate)
     rank = _Ranking(chosen, min(top, len(chosen.names)), bias)
-    if not images:
-        return _of_rows(path, cache, rank)
-    from vggfeat.retrieval.query_images import query_images
+    from vggfeat.retrieval.query_images import listed_images, query_images
 
+    asked_for = listed_images(images)
+    if not asked_for:
+        return _of_rows(path, cache, rank)
     layers = chosen.inputs.layers
     queries = query_images(
-        cache, images, layers, device=device, model_weights=model_weights, use=use
+        cache, asked_for, layers, device=device, model_weights=model_weights, use=as_tuple(use)
     )
     ranked = rank([queries.vectors] if queries.paths else [])
     predictions = Predictions(path, chosen.names, queries.paths, *ranked, bias, queries.failures)

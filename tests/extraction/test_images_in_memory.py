@@ -131,7 +131,8 @@ def test_images_in_memory_of_any_size(extractor: vggfeat.Extractor, tmp_path: Pa
     pillow = [Image.fromarray(array) for array in arrays]
     small = [extractor.transform(torch.from_numpy(array).permute(2, 0, 1)) for array in arrays]
     unit = [extractor.transform(functional.to_tensor(image)) for image in pillow]
-    for images in (arrays, pillow, tuple(pillow), small, unit, [arrays[0], paths[1], small[2]]):
+    lists: list[Any] = [arrays, pillow, tuple(pillow), small, unit, [arrays[0], paths[1], small[2]]]
+    for images in lists:
         assert torch.equal(extractor(images)["conv2_1"], right)
     assert torch.equal(extractor(np.stack(arrays[:1] * 2))["conv2_1"], right[[0, 0]])
     assert torch.equal(extractor(arrays[2])["conv2_1"], right[2:])
