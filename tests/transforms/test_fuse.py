@@ -556,7 +556,7 @@ def test_files_that_are_no_model_are_refused(
 
 def test_settings_and_a_model_are_not_given_together(workplace: Path, tmp_path: Path) -> None:
     """A model has its own settings."""
-    with pytest.raises(UsageError, match=r"settings of its own"):
+    with pytest.raises(UsageError, match=r"has its own settings"):
         library.fuse(workplace / "feats.h5", tmp_path / "o.h5", FuseSettings(), use="m.h5")
 
 
