@@ -57,6 +57,7 @@ WITH_TORCH = {
     "finetuning.linear_probe",
     "finetuning.model",
     "finetuning.trainer",
+    "images.dataset",
     "images.loader",
     "network.calibration",
     "network.device",

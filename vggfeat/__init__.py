@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from vggfeat.finetuning.adapt import adapt as adapt
     from vggfeat.finetuning.report import FinetuneReport as FinetuneReport
     from vggfeat.finetuning.settings import AdaptSettings as AdaptSettings
+    from vggfeat.images.dataset import ImageDataset as ImageDataset
+    from vggfeat.images.dataset import ImageItem as ImageItem
     from vggfeat.images.statistics import PixelStats as PixelStats
     from vggfeat.images.statistics import stats as stats
     from vggfeat.images.transform import ImageTransform as ImageTransform
@@ -97,6 +99,7 @@ _HOMES = {
     "finetuning.adapt": ("adapt",),
     "finetuning.report": ("FinetuneReport",),
     "finetuning.settings": ("AdaptSettings",),
+    "images.dataset": ("ImageDataset", "ImageItem"),
     "images.statistics": ("PixelStats", "stats"),
     "images.transform": ("ImageTransform",),
     "network.calibration": ("calibrate",),

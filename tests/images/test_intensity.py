@@ -31,6 +31,7 @@ from vggfeat.core.preprocessing import Preprocess
 from vggfeat.core.settings import Settings
 from vggfeat.errors import DecodeError, UsageError
 from vggfeat.images.clahe import equalise
+from vggfeat.images.dataset import ImageDataset
 from vggfeat.images.decode import as_decode_errors, decode, finish
 from vggfeat.images.loader import load_batches
 from vggfeat.images.pillow import _TURNS
@@ -517,7 +518,11 @@ def test_workers_change_nothing(scans: Path, crop: str) -> None:
     plan = np.arange(10).reshape(2, 5) if crop == "center" else np.arange(10).reshape(10, 1)
     settings = ask(size=32, depth=16, channels=1, crop=crop)
     here, there = (
-        list(load_batches(manifest.open, plan, settings, workers=workers, pin=False))
+        list(
+            load_batches(
+                ImageDataset(manifest, settings), plan, settings, workers=workers, pin=False
+            )
+        )
         for workers in (0, 2)
     )
     for one, other in zip(here, there, strict=True):

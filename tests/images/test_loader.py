@@ -1,21 +1,26 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, BinaryIO
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_disks import with_mount
+from torch.utils.data import DataLoader, Dataset
 
 from vggfeat.core.settings import Settings
 from vggfeat.images.batch_plan import EMPTY, plan_batches
-from vggfeat.images.loader import choose_workers, load_batches
-from vggfeat.images.streams import open_file
+from vggfeat.images.dataset import ImageDataset
+from vggfeat.images.image_list import ImageList
+from vggfeat.images.loader import PlannedBatches, SupervisedLoader, choose_workers, load_batches
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -49,11 +54,11 @@ def load(
     workers: int,
     **settings: Any,
 ) -> list[DecodedBatch]:
-    def open_image(row: int) -> AbstractContextManager[BinaryIO]:
-        return open_file(os.path.join(folder, NAMES[row]))
-
+    unknown = np.zeros(len(NAMES), np.int64)
+    images = ImageList(folder, NAMES, unknown, unknown, {})
     chosen = Settings(**{"layers": "conv1_1", "size": 32, "resize": 32, **settings})
-    return list(load_batches(open_image, np.array(plan), chosen, workers=workers, pin=False))
+    dataset = ImageDataset(images, chosen)
+    return list(load_batches(dataset, np.array(plan), chosen, workers=workers, pin=False))
 
 
 PLAN = ((0, 1, 2), (3, 4, 5), (6, EMPTY, EMPTY))
@@ -138,3 +143,78 @@ def test_workers_from_the_cores(
     """Left to us, workers are the cores this process may use; beside a CPU network few."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(cores)), raising=False)
     assert choose_workers(Settings(layers="fc7"), {device}) == expected
+
+
+class Grey(Dataset[int]):
+    """A data set whose image `i` is grey of value `i`; decoding image 3 kills the process."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+    def decode(self, index: int) -> tuple[bytes, NDArray[np.uint8]]:
+        if index == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return bytes(32), np.full((4, 4, 3), index, np.uint8)
+
+
+Seen = list[tuple[int, str, int]]
+"""Row, reason and value of each image of a batch."""
+
+
+def grey_batches(workers: int) -> SupervisedLoader[Seen]:
+    return SupervisedLoader(
+        Grey(),
+        PlannedBatches(np.array([[1, EMPTY, 3], [EMPTY, 5, 7]])),
+        lambda images: [
+            (image.row, image.reason, -1 if image.pixels is None else int(image.pixels.max()))
+            for image in images
+        ],
+        num_workers=workers,
+        timeout=60,
+    )
+
+
+KILLED = "its decoding process was killed by SIGKILL, 2 times"
+EXPECTED = [[(1, "", 1), (3, KILLED, -1)], [(5, "", 5), (7, "", 7)]]
+
+
+def test_it_is_a_dataloader_whose_workers_may_die() -> None:
+    """It is torch's by type, length and batch sampler; a killed worker costs its image alone."""
+    loader = grey_batches(33)  # more workers than cores are no warning
+    assert isinstance(loader, DataLoader)
+    assert len(loader) == 2
+    assert list(loader.batch_sampler or ()) == [[1, 3], [5, 7]]
+    for _ in range(2):  # epochs
+        assert list(loader) == EXPECTED
+
+
+@pytest.mark.filterwarnings("ignore:(?s).*use of fork.*:DeprecationWarning")
+def test_torchs_handler_of_dead_workers_passes_ours_over() -> None:
+    """Beside workers of torch's own, whose SIGCHLD handler raises, ours die without an error."""
+    beside = iter(DataLoader(Grey(), batch_size=None, num_workers=1))
+    assert next(beside) == 0
+    assert signal.getsignal(signal.SIGCHLD) not in (signal.SIG_DFL, signal.SIG_IGN, None)
+    assert list(grey_batches(2)) == EXPECTED
+    assert list(beside) == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_no_file_in_dev_shm_is_needed(tmp_path: Path) -> None:
+    """Batches come from workers where /dev/shm takes no file at all."""
+    program = """
+import numpy as np
+from vggfeat.images.worker_pool import decode_batches
+def row(number): return bytes(32), np.full((224, 224, 3), number, np.uint8)
+plan = np.arange(64).reshape(2, 32)
+found = decode_batches(plan, (224, 224, 3), row, workers=2, timeout=60, goes_on=lambda: True)
+print([[int(image.pixels.min()) for image in images] for images, _ in found] == plan.tolist())
+try: open("/dev/shm/any", "x")
+except OSError as error: print(error.strerror)
+"""
+    before = with_mount("mount -t tmpfs -o ro,size=4k tmpfs /dev/shm", tmp_path)
+    done = subprocess.run(
+        [*before, sys.executable, "-c", program], check=True, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines() == ["True", "Read-only file system"]

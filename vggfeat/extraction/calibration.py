@@ -6,6 +6,8 @@ stored as integers (`--dtype int8`) need the range of each dimension.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import logging
 from typing import TYPE_CHECKING
 
@@ -14,8 +16,9 @@ import torch
 
 from vggfeat.core.quantization import Scales
 from vggfeat.core.text import counted
-from vggfeat.errors import DecodeError, InputError
-from vggfeat.images.decode import decode
+from vggfeat.errors import InputError
+from vggfeat.images.dataset import ImageDataset
+from vggfeat.images.loader import choose_workers, load_batches
 from vggfeat.network.calibration import calibrate, largest_activations
 
 if TYPE_CHECKING:
@@ -95,16 +98,16 @@ def _sample(settings: Settings, images: ImageList, count: int, what: str) -> lis
     """Decode up to `count` images, uint8 or uint16 (1, C, H, W) each."""
     # Shuffled, so that the first few, which most runs stop at, are spread over the list as well.
     order = np.random.default_rng(0).permutation(images.spread(_TRIED * count))
-    found: list[Tensor] = []
-    for position in order.tolist():
-        if len(found) == count:
-            break
-        try:
-            with images.open(position) as stream:
-                pixels = decode(stream, settings.preprocess(), settings.max_pixels)
-        except DecodeError:
-            continue
-        found.append(torch.from_numpy(pixels).permute(2, 0, 1)[None])
+    loader = load_batches(
+        ImageDataset(images, settings),
+        order[:, np.newaxis],
+        settings,
+        workers=min(count, len(order), choose_workers(settings, {"cpu"})),
+        pin=False,
+    )
+    with contextlib.closing(loader):
+        decoded = (batch.images for batch in loader if len(batch.rows))
+        found = [images.permute(0, 3, 1, 2) for images in itertools.islice(decoded, count)]
     if not found:
         raise InputError(
             f"{what} int8 is calibrated on images, and none of {len(order)} tried can be "

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from vggfeat.core.settings import Settings
     from vggfeat.extraction.api import ExtractRequest
     from vggfeat.images.image_list import ImageList
-    from vggfeat.images.loader import OpenImage
     from vggfeat.network.extractor import Pending
     from vggfeat.network.multi_device import Replicas
     from vggfeat.network.weights import Weights
@@ -73,10 +72,11 @@ class RunContext:
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """The rows to extract, and what it takes to extract them."""
+    """The rows to extract, their positions among the images, and what it takes to extract them."""
 
     settings: Settings
-    open_image: OpenImage
+    images: ImageList
+    positions: NDArray[np.int64] | None
     plan: NDArray[np.int64]
     weights: Weights
     guard: SourceGuard
@@ -129,14 +129,16 @@ def resume_cache(images: ImageList, context: RunContext) -> None:
         return
     cache = resumed.cache
     batch_size = int(cache.header.provenance.config["batch_size"])
-    places = dict(zip(resumed.todo.tolist(), resumed.positions.tolist(), strict=True))
+    positions = np.full(len(cache), -1, dtype=np.int64)
+    positions[resumed.todo] = resumed.positions
     ranks = images.reading_ranks()
     work = _Work(
         resumed.settings,
-        lambda row: images.open(places[row]),
+        images,
+        positions,
         plan_batches(resumed.todo, batch_size, None if ranks is None else ranks[resumed.positions]),
         resumed.weights,
-        SourceGuard(images, context.request.sources, lambda row: places[row]),
+        SourceGuard(images, context.request.sources, lambda row: int(positions[row])),
         lambda: dict(cache.header.identity.activations),
     )
     loader, replicas = _start(work, context)
@@ -157,7 +159,8 @@ def _begin(images: ImageList, context: RunContext) -> None:
     new = prepare_cache(settings, images)
     work = _Work(
         settings,
-        images.open,
+        images,
+        None,
         plan_batches(np.arange(len(images)), new.batch_size, images.reading_ranks()),
         new.weights,
         SourceGuard(images, context.request.sources, lambda row: row),
@@ -188,6 +191,7 @@ def _start(
 ) -> tuple[Generator[DecodedBatch, None, None], Replicas]:
     """Start decoding, then build the networks while the first batches are decoded."""
     started = time.perf_counter()
+    from vggfeat.images.dataset import ImageDataset
     from vggfeat.images.loader import choose_workers, load_batches
     from vggfeat.network.device import choose_devices
     from vggfeat.network.multi_device import Replicas
@@ -196,7 +200,7 @@ def _start(
     todo = int((work.plan != EMPTY).sum())
     workers = min(todo, choose_workers(work.settings, kinds))
     loader = load_batches(
-        work.open_image,
+        ImageDataset(work.images, work.settings, work.positions),
         work.plan,
         work.settings,
         workers=workers,

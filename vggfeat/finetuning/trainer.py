@@ -15,6 +15,7 @@ from vggfeat.errors import InputError
 from vggfeat.finetuning.augmentation import augment, parse_jitter
 from vggfeat.finetuning.report import MetricSums
 from vggfeat.images.batch_plan import EMPTY
+from vggfeat.images.dataset import ImageDataset
 from vggfeat.images.loader import choose_workers, load_batches
 from vggfeat.network.vgg import Normaliser
 
@@ -181,7 +182,8 @@ class BatchLoader:
     """Decode batches of images and turn them into network input."""
 
     def __init__(self, images: ImageList, network: Settings, device: torch.device) -> None:
-        self._images, self._network, self._device = images, network, device
+        self._images = ImageDataset(images, network)
+        self._network, self._device = network, device
         self._normalise = Normaliser(network.preprocess(), device)
 
     def load(
@@ -189,7 +191,7 @@ class BatchLoader:
     ) -> Iterator[DecodedBatch]:
         """Yield decoded batches, int64 (batches, B), while `may_continue` returns True."""
         return load_batches(
-            self._images.open,
+            self._images,
             batches,
             self._network,
             workers=min(batches.size, choose_workers(self._network, {self._device.type})),

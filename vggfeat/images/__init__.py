@@ -4,5 +4,6 @@ Begin with `sources.py`, which lists what the user names, and `decode.py`, which
 bytes uint8 or uint16 pixels (H, W, C). `worker_pool.py` does that in processes which may crash;
 `transform.py` does it for images in memory.
 
-Public: `vggfeat.stats`, `vggfeat.PixelStats`, `vggfeat.ImageTransform`.
+Public: `vggfeat.ImageDataset`, `vggfeat.ImageItem`, `vggfeat.ImageTransform`, `vggfeat.stats`,
+`vggfeat.PixelStats`.
 """

@@ -1,38 +1,131 @@
-"""Decode images in worker processes, and yield batches as tensors."""
+"""Load batches of images through a DataLoader whose worker processes are supervised."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader, Sampler
 
 from vggfeat.core.records import DecodedBatch, Failure
 from vggfeat.core.resources import usable_cores
-from vggfeat.errors import DecodeError
-from vggfeat.images.decode import decode, pixel_type, read_digest
+from vggfeat.images.batch_plan import EMPTY
+from vggfeat.images.decode import pixel_type
 from vggfeat.images.pillow_state import own_plugins
 from vggfeat.images.worker_pool import decode_batches
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Generator
+    from collections.abc import Callable, Collection, Generator, Iterator
 
     from numpy.typing import NDArray
 
     from vggfeat.core.settings import Settings
     from vggfeat.images.worker_pool import DecodedImage
 
-OpenImage = Callable[[int], AbstractContextManager[BinaryIO]]
+T = TypeVar("T")
 
 CPU_WORKERS = 2
 """Decoding is a few percent of a CPU run; more workers would take cores from the network."""
 
 
+class Decodable(Protocol):
+    """A map-style data set as the supervised workers read it, such as `ImageDataset`."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def decode(self, index: int) -> tuple[bytes, Any]:
+        """Return the digest and the pixels of item `index`; raise `DecodeError` if it has none."""
+        raise NotImplementedError
+
+
+class PlannedBatches(Sampler[list[int]]):
+    """A batch sampler: the rows of each batch of a plan, in the order of their slots.
+
+    Args:
+        plan: int64 (batches, B), the row in each slot, or `EMPTY`; see `batch_plan.plan_batches`.
+    """
+
+    def __init__(self, plan: NDArray[np.int64]) -> None:
+        self.plan = plan
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (batch[batch != EMPTY].tolist() for batch in self.plan)
+
+
+class SupervisedLoader(DataLoader[T]):
+    """A DataLoader of torch with the worker processes of `worker_pool.py` in place of torch's own.
+
+    In torch's, a worker that dies ends the iteration, or holds the lock of the queue that all
+    workers share; one that hangs is never missed; and pixels need room in /dev/shm. Here an image
+    that crashes or hangs costs itself, and batches are whole and in order.
+
+    Args:
+        dataset: of the images.
+        batches: the rows and slots of each.
+        collate_fn: makes a batch of `DecodedImage`s, whose pixels it must copy.
+        num_workers: processes; 0 decodes in this one, without a time limit.
+        timeout: seconds that one image may take, not a batch.
+        pin_memory: whether `collate_fn` puts batches in page-locked memory.
+        shape: of every image, (H, W, C); None if shapes differ.
+        dtype: of the pixels, where they have a shape.
+        goes_on: called while waiting for a batch; if it returns False, no more batches come.
+    """
+
+    def __init__(
+        self,
+        dataset: Decodable,
+        batches: PlannedBatches,
+        collate_fn: Callable[[list[DecodedImage]], T],
+        *,
+        num_workers: int,
+        timeout: float,
+        pin_memory: bool = False,
+        shape: tuple[int, ...] | None = None,
+        dtype: type[np.generic] = np.uint8,
+        goes_on: Callable[[], bool] = lambda: True,
+    ) -> None:
+        untyped: Any = dataset  # what is read as a data set need not descend from torch's
+        super().__init__(
+            untyped,
+            batch_sampler=batches,
+            collate_fn=collate_fn,
+            num_workers=num_workers,
+            timeout=timeout,
+            pin_memory=pin_memory,
+        )
+        self._decode, self._plan = dataset.decode, batches.plan
+        self._shape, self._dtype, self._goes_on = shape, dtype, goes_on
+
+    def __iter__(self) -> Generator[T, None, None]:  # type: ignore[override] # torch's own class of iterators is private
+        """Fork the workers now, and not at the first batch: they decode while the caller goes on.
+
+        Closing or dropping the iterator ends them.
+        """
+        own_plugins()  # cached before the fork, and not computed by every process
+        decoded = decode_batches(
+            self._plan,
+            self._shape,
+            self._decode,
+            workers=self.num_workers,
+            timeout=self.timeout,
+            goes_on=self._goes_on,
+            dtype=self._dtype,
+        )
+        return (self.collate_fn(images) for images, _ in decoded)
+
+    def check_worker_number_rationality(self) -> None:
+        """Take any number of workers without torch's warning: the user asked for it."""
+
+
 def load_batches(
-    open_image: OpenImage,
+    dataset: Decodable,
     plan: NDArray[np.int64],
     settings: Settings,
     *,
@@ -42,43 +135,30 @@ def load_batches(
 ) -> Generator[DecodedBatch, None, None]:
     """Start the decoding processes, and yield batches in the order of the plan.
 
-    The processes are forked at the call and not at the first batch, so that they decode while the
-    caller loads the network.
-
     Args:
-        open_image: opens the image of a cache row as a stream; raises DecodeError.
+        dataset: whose index is the cache row.
         plan: int64 (batches, B), rows or `EMPTY`.
-        settings: how images are preprocessed, how large they may be and how long one may take.
+        settings: how images are preprocessed and how long decoding one may take.
         workers: processes; 0 decodes in this one.
         pin: whether batches come in page-locked memory, for copies that overlap.
         goes_on: called while waiting for a batch; if it returns False, no more batches come.
     """
-    preprocess, max_pixels = settings.preprocess(), settings.max_pixels
-
-    def decode_row(row: int) -> tuple[bytes, NDArray[Any]]:
-        digest = b""
-        try:
-            with open_image(row) as file:
-                digest, stream = read_digest(file)
-                return digest, decode(stream, preprocess, max_pixels)
-        except DecodeError as error:
-            error.digest = digest
-            raise
-
-    own_plugins()  # cached before the fork, and not computed by every process
+    preprocess = settings.preprocess()
     usual = (preprocess.size, preprocess.size, preprocess.channels)
     dtype = pixel_type(preprocess)
-    decoded = decode_batches(
-        plan,
-        None if preprocess.crop == "none" else usual,
-        decode_row,
-        workers=workers,
-        timeout=settings.decode_timeout,
-        goes_on=goes_on,
-        dtype=dtype,
-    )
     empty = _Empty((plan.shape[1], *usual), getattr(torch, dtype.__name__), pin)
-    return (_as_batch(images, seconds, empty) for images, seconds in decoded)
+    loader = SupervisedLoader(
+        dataset,
+        PlannedBatches(plan),
+        functools.partial(_as_batch, empty=empty),
+        num_workers=workers,
+        timeout=settings.decode_timeout,
+        pin_memory=pin,
+        shape=None if preprocess.crop == "none" else usual,
+        dtype=dtype,
+        goes_on=goes_on,
+    )
+    return iter(loader)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +170,7 @@ class _Empty:
     pin: bool
 
 
-def _as_batch(images: list[DecodedImage], seconds: float, empty: _Empty) -> DecodedBatch:
+def _as_batch(images: list[DecodedImage], empty: _Empty) -> DecodedBatch:
     """Copy decoded images into a tensor of its own; slots without an image are zero."""
     good = [image for image in images if image.pixels is not None]
     slots, *usual = empty.shape
@@ -112,7 +192,7 @@ def _as_batch(images: list[DecodedImage], seconds: float, empty: _Empty) -> Deco
             for image in images
             if image.pixels is None
         ),
-        seconds=seconds,
+        seconds=sum(image.seconds for image in images),
     )
 
 

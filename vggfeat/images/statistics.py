@@ -21,10 +21,8 @@ from vggfeat.core.text import counted
 from vggfeat.errors import InputError
 from vggfeat.images.batch_plan import plan_batches
 from vggfeat.images.decode import as_decode_errors, finish
-from vggfeat.images.pillow_state import own_plugins
 from vggfeat.images.raw_values import read_raster
 from vggfeat.images.sources import discover, log_skipped
-from vggfeat.images.worker_pool import decode_batches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -139,6 +137,8 @@ def stats(
     Raises:
         InputError: a source is missing, there is no image, or none can be decoded.
     """
+    from vggfeat.images.loader import PlannedBatches, SupervisedLoader
+
     listed = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
     found = discover(listed)
     log_skipped(found)
@@ -147,14 +147,14 @@ def stats(
     plan = plan_batches(rows, min(_SLOTS, len(rows)), None if ranks is None else ranks[rows])
     workers = usable_cores() if settings.workers == "auto" else settings.workers
     sums = _Sums(settings.preprocess().channels)
-    for images, _ in decode_batches(
-        plan,
-        None,
-        _measuring(found, settings),
-        workers=min(workers, len(rows)),
+    loader = SupervisedLoader(
+        _MeasuredImages(found, settings),
+        PlannedBatches(plan),
+        list,
+        num_workers=min(workers, len(rows)),
         timeout=settings.decode_timeout,
-        goes_on=lambda: True,
-    ):
+    )
+    for images in loader:
         for image in images:
             sums.add(image.pixels, FailedImage(found[image.row].name, image.reason))
         if on_progress is not None:
@@ -182,12 +182,20 @@ class _Measured:
     bits: int
 
 
-def _measuring(listed: ImageList, settings: Settings) -> Callable[[int], tuple[bytes, _Measured]]:
-    preprocess, max_pixels = settings.preprocess(), settings.max_pixels
-    own_plugins()  # cached before the fork, and not computed by every process
+class _MeasuredImages:
+    """A map-style data set: what `_Sums` adds up of each image."""
 
-    def measure(row: int) -> tuple[bytes, _Measured]:
-        with listed.open(row) as stream, as_decode_errors(stream, max_pixels):
+    def __init__(self, images: ImageList, settings: Settings) -> None:
+        self._images, self._max_pixels = images, settings.max_pixels
+        self._preprocess = settings.preprocess()
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def decode(self, row: int) -> tuple[bytes, _Measured]:
+        """Measure the image of `row`; no digest is taken."""
+        preprocess, max_pixels = self._preprocess, self._max_pixels
+        with self._images.open(row) as stream, as_decode_errors(stream, max_pixels):
             raster = read_raster(stream, preprocess, max_pixels)
             pixels = finish(raster, preprocess, max_pixels)
         channels = pixels.reshape(-1, pixels.shape[2])  # (H * W, C)
@@ -202,8 +210,6 @@ def _measuring(listed: ImageList, settings: Settings) -> Callable[[int], tuple[b
             kind=raster.kind,
             bits=raster.bits,
         )
-
-    return measure
 
 
 class _Sums:

@@ -53,6 +53,7 @@ class DecodedImage:
         digest: SHA-256 of its bytes, empty if they could not be read.
         reason: why it failed, empty if it did not.
         pixels: as `decode_row` returned them, usually uint8 or uint16 (H, W, C); None if it failed.
+        seconds: that decoding took; 0 if it ended its process.
     """
 
     slot: int
@@ -60,6 +61,7 @@ class DecodedImage:
     digest: bytes
     reason: str
     pixels: Any
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +123,8 @@ def _decode_here(
     plan: NDArray[np.int64], decode_row: DecodeRow
 ) -> Iterator[tuple[list[DecodedImage], float]]:
     for batch in plan:
-        started = time.perf_counter()
         images = [_decode(decode_row, slot, row) for slot, row in _filled(batch)]
-        yield images, time.perf_counter() - started
+        yield images, sum(image.seconds for image in images)
 
 
 def _filled(batch: NDArray[np.int64]) -> list[tuple[int, int]]:
@@ -131,11 +132,13 @@ def _filled(batch: NDArray[np.int64]) -> list[tuple[int, int]]:
 
 
 def _decode(decode_row: DecodeRow, slot: int, row: int) -> DecodedImage:
+    started = time.perf_counter()
+    reason = ""
     try:
         digest, pixels = decode_row(row)
     except DecodeError as error:
-        return DecodedImage(slot, row, error.digest, str(error), None)
-    return DecodedImage(slot, row, digest, "", pixels)
+        digest, pixels, reason = error.digest, None, str(error)
+    return DecodedImage(slot, row, digest, reason, pixels, time.perf_counter() - started)
 
 
 class _Pool:
@@ -169,7 +172,6 @@ class _Pool:
         self._waiting: deque[_Task] = deque()
         self._images: dict[int, list[DecodedImage]] = {}
         self._missing: dict[int, int] = {}
-        self._seconds: Counter[int] = Counter()
         self._deaths: Counter[int] = Counter()
         self._in_vain = 0  # processes replaced since one last sent anything
         self._polled = time.monotonic()
@@ -200,7 +202,7 @@ class _Pool:
                     self._hand_out()
                 images = sorted(self._images.pop(batch), key=lambda image: image.slot)
                 del self._missing[batch]
-                yield images, float(self._seconds.pop(batch, 0.0))
+                yield images, sum(image.seconds for image in images)
                 self._finished = batch + 1  # resumed by the next request: its memory is free again
                 self._hand_out()
         finally:
@@ -265,14 +267,12 @@ class _Pool:
             return
         if isinstance(found, BaseException):
             raise found
-        images, seconds = found
         task = worker.tasks.popleft()
         self._in_vain = 0
-        self._seconds[task.batch] += seconds
-        for slot, row, digest, reason, pixels in images:
+        for slot, row, digest, reason, pixels, seconds in found:
             if not reason and self._pixels is not None:
                 pixels = self._pixels[task.batch % self._buffers, slot]  # noqa: PLW2901 the same pixels
-            self._keep(task.batch, DecodedImage(slot, row, digest, reason, pixels))
+            self._keep(task.batch, DecodedImage(slot, row, digest, reason, pixels, seconds))
 
     def _keep(self, batch: int, image: DecodedImage) -> None:
         self._images[batch].append(image)
@@ -349,17 +349,16 @@ class _Pool:
         """Run the child's side: receive tasks, send one answer for each."""
         while True:
             task: _Task = channel.recv()
-            started = time.perf_counter()
             try:
                 images = [self._decode_into(task.batch, *image, at) for image in task.images]
             except Exception as error:  # noqa: BLE001 a defect, which the parent raises
                 channel.send(_portable(error))
                 return
-            channel.send((images, time.perf_counter() - started))
+            channel.send(images)
 
     def _decode_into(
         self, batch: int, slot: int, row: int, at: NDArray[np.int64]
-    ) -> tuple[int, int, bytes, str, Any]:
+    ) -> tuple[int, int, bytes, str, Any, float]:
         at[:] = row, at[1] + 1
         image = _decode(self._decode_row, slot, row)
         pixels = image.pixels
@@ -367,7 +366,7 @@ class _Pool:
             self._pixels[batch % self._buffers, slot] = pixels
             pixels = None
         at[0] = _IDLE
-        return slot, row, image.digest, image.reason, pixels
+        return slot, row, image.digest, image.reason, pixels, image.seconds
 
     def _close(self) -> None:
         for worker in self._workers:

@@ -1,0 +1,118 @@
+"""Images as a map-style torch Dataset: the pixels that the network gets, or why there are none."""
+
+from __future__ import annotations
+
+import operator
+import os
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from vggfeat.core.isolation import isolated
+from vggfeat.errors import DecodeError
+from vggfeat.images.decode import decode, pixel_type, read_digest
+from vggfeat.images.image_list import ImageList
+from vggfeat.images.sources import discover, log_skipped
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from vggfeat.core.settings import Settings
+
+
+class ImageItem(NamedTuple):
+    """An item of `ImageDataset`. torch's default collate function makes one `ImageItem` of many.
+
+    Attributes:
+        pixels: (H, W, C) C-contiguous, uint8, or uint16 for `depth=16`; zeros if decoding failed.
+        ok: whether it was decoded.
+        row: its index in the data set, and its row in a cache of the same sources.
+        digest: SHA-256 of the image's bytes (32 bytes); empty if they could not be read.
+        reason: why decoding failed, one line; empty if it did not.
+    """
+
+    pixels: NDArray[Any]
+    ok: bool
+    row: int
+    digest: bytes
+    reason: str
+
+
+class ImageDataset(Dataset[ImageItem]):
+    """The images that `sources` name, decoded, resized and cropped as `extract` does it.
+
+    A map-style Dataset for `torch.utils.data.DataLoader`, with any number of workers and any start
+    method; it pickles as its list of files. Item i is an `ImageItem`; an image that cannot be
+    decoded is an item too, with `ok=False` and its reason, and raises nothing.
+
+    Unlike `extract`, which supervises its processes, a DataLoader of torch ends with a RuntimeError
+    when an image crashes its worker, and waits for one that hangs. Do not index from several
+    threads at once: decoding changes settings of Pillow while it runs.
+
+    Args:
+        sources: a path or several: folders, files, archives, `@list.txt`; see docs/IMAGES.md. Or an
+            `ImageList`.
+        settings: how images are read: size, crop, channels, depth, window and the like. `crop` must
+            not be "none" for batches of more than one image: shapes would differ.
+        positions: int64 (N,), the position of each item's image in the list; by default its index.
+
+    Raises:
+        InputError: a source is missing or there is no image; also on access, if the package or the
+            object store that an image needs is not there.
+    """
+
+    def __init__(
+        self,
+        sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | ImageList,
+        settings: Settings,
+        positions: NDArray[np.int64] | None = None,
+    ) -> None:
+        self._images = sources if isinstance(sources, ImageList) else _listed(sources)
+        self._preprocess, self._max_pixels = settings.preprocess(), settings.max_pixels
+        self._positions = positions
+
+    def __len__(self) -> int:
+        return len(self._images if self._positions is None else self._positions)
+
+    @isolated()
+    def __getitem__(self, index: int) -> ImageItem:
+        position = operator.index(index)
+        position += len(self) if position < 0 else 0
+        if not 0 <= position < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        try:
+            digest, pixels = self.decode(position)
+        except DecodeError as error:
+            return ImageItem(self._zeros(), False, position, error.digest, str(error))
+        return ImageItem(pixels, True, position, digest, "")
+
+    def decode(self, index: int) -> tuple[bytes, NDArray[Any]]:
+        """Return the digest and the pixels of an image; raise `DecodeError` if it has none."""
+        digest = b""
+        try:
+            with self._images.open(self._position(index)) as file:
+                digest, stream = read_digest(file)
+                return digest, decode(stream, self._preprocess, self._max_pixels)
+        except DecodeError as error:
+            error.digest = digest
+            raise
+
+    def name(self, index: int) -> str:
+        """Return the path of an image relative to the sources' common root, `ARCHIVE!MEMBER`."""
+        return self._images[self._position(index)].name
+
+    def _position(self, index: int) -> int:
+        return index if self._positions is None else int(self._positions[index])
+
+    def _zeros(self) -> NDArray[Any]:
+        size = self._preprocess.size
+        return np.zeros((size, size, self._preprocess.channels), pixel_type(self._preprocess))
+
+
+def _listed(sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> ImageList:
+    images = discover([sources] if isinstance(sources, str | os.PathLike) else list(sources))
+    log_skipped(images)
+    return images
