@@ -31,7 +31,7 @@ _CLASSES_SHOWN = 20
     "trainable", "layer", "epochs", "lr", "weight_decay", "batch_size", "val_share", "patience",
     "jitter", "seed", "labels", "root", "config", "model", "weights", "channels", "first_layer",
     "depth", "window", "clip", "clahe", "mean", "std", "transform", "size", "resize", "crop",
-    "exif", "precision", "device", "workers", "max_pixels", "decode_timeout", "max_failures",
+    "exif", "icc", "precision", "device", "workers", "max_pixels", "decode_timeout", "max_failures",
     "time_limit", "checkpoint_seconds",
     of=(AdaptSettings, Settings),
     instead={

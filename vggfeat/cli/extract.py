@@ -24,9 +24,10 @@ _ENGINES = ("local", "ray")
 
 @settings_options(
     "layers", "fuse", "config", "model", "weights", "transform", "pool", "norm", "size", "resize",
-    "crop", "exif", "decode", "augment", "channels", "first_layer", "depth", "window", "clip",
-    "clahe", "mean", "std", "dtype", "precision", "device", "batch_size", "workers", "max_pixels",
-    "decode_timeout", "max_failures", "max_removed", "on_error", "time_limit", "checkpoint_seconds",
+    "crop", "exif", "icc", "decode", "augment", "channels", "first_layer", "depth", "window",
+    "clip", "clahe", "mean", "std", "dtype", "precision", "device", "batch_size", "workers",
+    "max_pixels", "decode_timeout", "max_failures", "max_removed", "on_error", "time_limit",
+    "checkpoint_seconds",
 )  # fmt: skip
 def extract(
     sources: Annotated[

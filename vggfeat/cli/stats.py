@@ -23,8 +23,8 @@ _ENDING = ".toml"
 
 
 @settings_options(
-    "config", "size", "resize", "crop", "exif", "decode", "augment", "channels", "depth", "window",
-    "clip", "clahe", "sample", "workers", "max_pixels", "decode_timeout",
+    "config", "size", "resize", "crop", "exif", "icc", "decode", "augment", "channels", "depth",
+    "window", "clip", "clahe", "sample", "workers", "max_pixels", "decode_timeout",
 )  # fmt: skip
 def stats(
     sources: Annotated[

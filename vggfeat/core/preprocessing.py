@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 Crop = Literal["center", "none", "pad", "squash"]
 Exif = Literal["apply", "ignore"]
+Icc = Literal["ignore", "convert"]
 Decode = Literal["exact", "fast"]
 TransformName = Literal["auto", "imagenet", "features", "caffe"]
 Corruption = Literal[
@@ -28,6 +29,7 @@ CORRUPTIONS: tuple[Corruption, ...] = get_args(Corruption)
 CROPS: tuple[Crop, ...] = get_args(Crop)
 DECODES: tuple[Decode, ...] = get_args(Decode)
 EXIFS: tuple[Exif, ...] = get_args(Exif)
+ICCS: tuple[Icc, ...] = get_args(Icc)
 TRANSFORMS: tuple[TransformName, ...] = get_args(TransformName)
 
 RGB = 3
@@ -72,6 +74,8 @@ class Preprocess:
         clip: percentiles of each image that become black and white.
         clahe: clip limit and tiles along a side of contrast-limited adaptive histogram
             equalisation.
+        icc: `convert` brings colours to sRGB by the profile in the file; `ignore` takes the
+            numbers as they are.
     """
 
     size: int = 224
@@ -89,6 +93,7 @@ class Preprocess:
     window: tuple[float, float] | None = None
     clip: tuple[float, float] | None = None
     clahe: tuple[float, int] | None = None
+    icc: Icc = "ignore"
 
     def recorded(self) -> dict[str, Any]:
         """Return all fields as a cache records them; those of `NOT_ALWAYS` only where they are set.
@@ -134,6 +139,7 @@ NOT_ALWAYS: Mapping[str, Any] = {
     "window": None,
     "clip": None,
     "clahe": None,
+    "icc": "ignore",
 }
 """Fields that a cache records only where they are something else than this."""
 

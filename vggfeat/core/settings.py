@@ -17,6 +17,7 @@ from vggfeat.core.preprocessing import (
     CROPS,
     DECODES,
     EXIFS,
+    ICCS,
     MOST_CHANNELS,
     NORMALISATIONS,
     TRANSFORMS,
@@ -24,6 +25,7 @@ from vggfeat.core.preprocessing import (
     Decode,
     Depth,
     Exif,
+    Icc,
     Preprocess,
     TransformName,
     parse_clahe,
@@ -126,6 +128,12 @@ class Settings:
         choices=CROPS,
     )
     exif: Exif = setting("apply", "The EXIF orientation.", "HOW", choices=EXIFS)
+    icc: Icc = setting(
+        "ignore",
+        "ICC colour profiles in files. convert: convert colours to sRGB by them.",
+        "HOW",
+        choices=ICCS,
+    )
     decode: Decode = setting(
         "exact",
         "exact decodes every pixel; fast decodes JPEGs far larger than needed at 1/2, 1/4 or "
@@ -292,6 +300,7 @@ class Settings:
             resize=resize if self.crop == "center" else None,
             crop=self.crop,
             exif=self.exif,
+            icc=self.icc,
             decode=self.decode,
             augment=parse_corruptions(self.augment),
             mean=parse_mean(self.mean, self.channels) or own.mean_of(self.channels),

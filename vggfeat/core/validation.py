@@ -120,6 +120,11 @@ def _wrong_domain(settings: Settings) -> list[str]:
     other += [f"depth {settings.depth}"] if settings.depth != DEPTHS[0] else []
     if other and settings.augment:
         wrong.append(f"augment takes 8-bit RGB alone, not {' with '.join(other)}; leave it out")
+    if settings.icc == "convert" and not settings.preprocess().usual:
+        wrong.append(
+            "icc convert is for 8-bit RGB by its full scale alone; leave it out with channels, "
+            "depth, window, clip and clahe"
+        )
     if other and settings.precision == "int8":
         wrong.append(
             f"precision int8 computes with 8-bit RGB alone, not {' with '.join(other)}; use "

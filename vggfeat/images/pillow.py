@@ -84,7 +84,8 @@ def load_rgb(stream: BinaryIO, preprocess: Preprocess) -> Image.Image:
 def upright_rgb(image: Image.Image, preprocess: Preprocess) -> Image.Image:
     """Return an image in mode RGB, upright if `preprocess.exif` says so."""
     loaded = load(image, preprocess)
-    return upright(Loaded(rgb(loaded.image), loaded.turn))
+    shown = in_srgb(loaded.image) if preprocess.icc == "convert" else loaded.image
+    return upright(Loaded(rgb(shown), loaded.turn))
 
 
 def unread_file(image: Image.Image) -> bytes | None:
@@ -237,6 +238,36 @@ def match_key_to_pixels(image: Image.Image) -> None:
         image.info["transparency"] = key * (85 if raw == "L;2" else 17)
     elif raw == "RGB;16B":  # Pillow keeps the upper byte of each channel
         image.info["transparency"] = tuple(value >> 8 for value in key)
+
+
+def in_srgb(image: Image.Image) -> Image.Image:
+    """Return an image of 8 bits a channel in sRGB, as RGB or RGBA, by its embedded profile.
+
+    One whose profile is missing, damaged, or of another kind of colours is returned as it is, as
+    browsers show it.
+    """
+    profile = image.info.get("icc_profile")
+    if not profile or image.mode[0] in "IF1":
+        return image
+    from PIL import ImageCms  # takes 10 ms to import, and is seldom needed
+
+    if image.mode == "La":  # which converts to nothing else
+        image = image.convert("LA")
+    alpha = image.has_transparency_data
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if image.mode not in ("RGB", "L", "CMYK"):
+            # The colours of a palette are in the profile's space too.
+            grey = source.profile.xcolor_space == "GRAY"
+            image = image.convert("LA" if grey else "RGBA")
+        colours = image.convert(image.mode.removesuffix("A"))
+        target = ImageCms.createProfile("sRGB")
+        shown = ImageCms.buildTransform(source, target, colours.mode, "RGB").apply(colours)
+    except (ImageCms.PyCMSError, OSError):
+        return image
+    if alpha:
+        shown.putalpha(image.convert("RGBA").getchannel("A"))
+    return shown
 
 
 def rgb(image: Image.Image) -> Image.Image:

@@ -289,6 +289,8 @@ def _settings(
     }
     if preprocess.resize is not None:
         found["resize"] = preprocess.resize
+    if preprocess.icc != "ignore":
+        found["icc"] = preprocess.icc
     for name in ("window", "clip", "clahe", "augment"):
         if text := getattr(settings, name):
             found[name] = text

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from vggfeat.storage.checked_file import FileDigest
 
 CARRIED = (
-    "transform", "size", "resize", "crop", "exif", "channels", "depth", "window", "clip", "clahe",
-    "mean", "std",
+    "transform", "size", "resize", "crop", "exif", "icc", "channels", "depth", "window", "clip",
+    "clahe", "mean", "std",
 )  # fmt: skip
 """Settings that a weight file may record besides its model."""
 
