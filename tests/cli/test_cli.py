@@ -133,7 +133,11 @@ def test_changed_images_are_told(workplace: Path, tmp_path: Path) -> None:
         (["extract", "images", "--layers", "conv9_9,fc7", "--out", "x.h5"], 2, "'conv9_9'"),
         (["extract", "images", *SMALL, "--batch-size", "many", "--out", "x.h5"], 2, "'many'"),
         (["extract", "images", *SMALL, "--out", "no/x.h5"], 2, "create it first"),
-        (["extract", "images", "--config", "nope", "--out", "x.h5"], 2, "not a preset"),
+        (
+            ["extract", "images", "--config", "nope", "--out", "x.h5"],
+            2,
+            "or the path of a .toml file",
+        ),
         (["extract", "nowhere", *SMALL, "--out", "x.h5"], 3, "'nowhere'"),
         (["extract", "images", *SMALL, "--weights", "w.pth", "--out", "x.h5"], 3, "'w.pth'"),
         (["extract", "images", *SMALL, "--device", "cuda:99", "--out", "x.h5"], 6, "cuda:99"),

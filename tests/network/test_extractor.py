@@ -346,9 +346,9 @@ def test_images_of_another_size_and_shape(wide: Extractor, vgg11_file: str) -> N
     assert network.classes == 0
 
 
-@pytest.mark.parametrize("shape", [(3, 64, 64), (2, 64, 64, 3), (2, 1, 64, 64)])
+@pytest.mark.parametrize("shape", [(64, 64), (1, 64, 64), (2, 64, 64, 3), (2, 1, 64, 64)])
 def test_images_of_no_use_are_refused(vgg11_file: str, shape: tuple[int, ...]) -> None:
-    """Anything but (N, 3, H, W) is refused with the shape found."""
+    """Anything but (N, 3, H, W) and (3, H, W) is refused with the shape found."""
     with pytest.raises(ValueError, match=rf"{re.escape(str(list(shape)))}; expected \(N, 3"):
         extractor("conv1_1", vgg11_file)(torch.zeros(shape))
 
