@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vggfeat.core.choices import unknown_value
+from vggfeat.core.setting_values import plain_value
 from vggfeat.core.settings import SETTING_NAMES, SETTINGS, Settings
 from vggfeat.core.text import decode_text
 from vggfeat.errors import UsageError
@@ -39,7 +40,9 @@ def load_config(name: str) -> dict[str, Any]:
         )
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"config {name!r} cannot be read as TOML: {error}") from error
-    return {key: _as_text(key, value) for key, value in _by_name(name, values).items()}
+    return {
+        key: plain_value(key, SETTINGS[key], value) for key, value in _by_name(name, values).items()
+    }
 
 
 def _by_name(config: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,19 +59,6 @@ def _by_name(config: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {setting: values[key] for key, setting in spelt.items()}
 
 
-def _as_text(key: str, value: Any) -> Any:
-    """Return as on the command line what TOML writes more naturally, a list or a number."""
-    kind = SETTINGS[key].items
-    if kind is str and isinstance(value, list):
-        return ",".join(value) if all(isinstance(item, str) for item in value) else value
-    if kind is float:
-        items = value if isinstance(value, list) else [value]
-        return (
-            ",".join(map(str, items)) if all(type(one) in (int, float) for one in items) else value
-        )
-    return str(value) if key == "max_failures" and type(value) is int else value
-
-
 def make_settings(config: str | None, flags: Mapping[str, Any]) -> Settings:
     """Return the settings of a configuration file or preset, with the given flags over it.
 
@@ -82,7 +72,11 @@ def make_settings(config: str | None, flags: Mapping[str, Any]) -> Settings:
     from vggfeat.network.weight_metadata import with_carried
 
     values = load_config(config) if config is not None else {}
-    given = {name: value for name, value in flags.items() if value is not None}
+    given = {
+        name: plain_value(name, SETTINGS[name], value) if name in SETTINGS else value
+        for name, value in flags.items()
+        if value is not None
+    }
     return Settings(**with_carried({**values, **given}))
 
 

@@ -7,7 +7,7 @@ ranges, and a configuration file has their names as keys.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from vggfeat.core.fusion_spec import Recipe, parse_fuse
 from vggfeat.core.layer_spec import LayerSpec, parse_specs
@@ -35,6 +35,7 @@ from vggfeat.core.preprocessing import (
     parse_std,
     parse_window,
 )
+from vggfeat.core.setting_values import plain_value
 from vggfeat.core.validation import (
     are_texts,
     seconds_of,
@@ -44,6 +45,9 @@ from vggfeat.core.validation import (
 )
 from vggfeat.core.vgg_layers import FIRST_LAYERS, Entry, FirstLayer
 from vggfeat.errors import UsageError
+
+if TYPE_CHECKING:
+    import os
 
 OnError = Literal["skip", "stop"]
 Dtype = Literal["float16", "float32", "int8"]
@@ -63,6 +67,11 @@ _LONGEST_SECONDS = 3600
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What to extract, and how. Values are text as on the command line, or numbers.
+
+    What Python has is taken too, and becomes that text: lists and tuples for comma separated text
+    (`layers=["conv5_3", "fc7"]`, `mean=(0.5, 0.5, 0.5)`, `window=(40, 400)`), paths, types and
+    devices of torch and NumPy (`dtype=np.float16`). `weights` takes a state dict or a module:
+    weights in memory are recorded by the SHA-256 of their tensors.
 
     Weights may be a file of torchvision's, timm's or Keras's VGG in any format that
     `network.checkpoint_reader` reads. With transform `auto`, a network whose weights surely want
@@ -216,7 +225,10 @@ class Settings:
         choices=PRECISIONS,
     )
     device: str = setting(
-        "auto", "auto, cpu, cuda, cuda:N or mps; several as cuda:0,cuda:1; all.", "NAME,..."
+        "auto",
+        "auto, cpu, cuda, cuda:N or mps; several as cuda:0,cuda:1; all.",
+        "NAME,...",
+        items=str,
     )
     batch_size: int | Literal["auto"] = setting(
         "auto", "Images a pass.", "N|auto", kind=int, words=("auto",), within=(1, 65_536)
@@ -278,6 +290,8 @@ class Settings:
     specs: tuple[LayerSpec, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        for name, option in SETTINGS.items():
+            object.__setattr__(self, name, plain_value(name, option, getattr(self, name)))
         wrong = wrong_values(self)
         if are_texts(self):
             try:
@@ -313,7 +327,7 @@ class Settings:
         )
 
     @classmethod
-    def for_weights(cls, weights: str, **given: Any) -> Settings:
+    def for_weights(cls, weights: str | os.PathLike[str], **given: Any) -> Settings:
         """Return settings as given, and for those not given what a weight file was trained with.
 
         What `vggfeat.adapt` writes says so; other weights leave the usual defaults.

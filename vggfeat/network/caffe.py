@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vggfeat.network.checkpoint_reader import WeightFile
+    from vggfeat.network.weights_in_memory import StateDict
 
 Order = Literal["rgb", "bgr", ""]
 
@@ -72,7 +73,7 @@ def _cosine(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
     return float((one * other).sum()) / lengths if 0 < lengths < np.inf else 0.0
 
 
-def caffe_order(file: WeightFile, sha256: str = "") -> Order:
+def caffe_order(file: WeightFile | StateDict, sha256: str = "") -> Order:
     """Return the colour order of the first layer of an open file, if it is Caffe's, else ''."""
     if file.reading.transform:
         return ""  # its dialect converts the order

@@ -62,6 +62,11 @@ class WeightFile:
     _file: CheckedFile
 
     @property
+    def metadata(self) -> Mapping[str, str]:
+        """Texts that the file says of itself."""
+        return self.contents.metadata
+
+    @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """The shape of each tensor by torchvision's name."""
         return self.reading.shapes
@@ -115,6 +120,12 @@ def open_checkpoint(path: str, digest: FileDigest | None = None) -> Iterator[Wei
         except WeightsError as error:
             raise WeightsError(f"weights {path!r}: {error}") from error
         yield WeightFile(path, contents, reading, file)
+
+
+def read_tensors(path: str, digest: FileDigest) -> dict[str, torch.Tensor]:
+    """Read all tensors of a weight file by the names of the file."""
+    with open_checkpoint(path, digest) as file, _as_weights_errors(path, file._file):  # noqa: SLF001 of this module
+        return _values(file._file, file.contents, file.contents.tensors)  # noqa: SLF001
 
 
 def read_own_safetensors(path: str) -> dict[str, torch.Tensor]:

@@ -27,7 +27,7 @@ from vggfeat.network.int8 import Int8Vgg
 from vggfeat.network.pooling import fuse_vectors
 from vggfeat.network.storage_dtype import quantise
 from vggfeat.network.vgg import Normaliser, TappedVgg, needed_layers, network_of
-from vggfeat.network.weight_metadata import check_carried
+from vggfeat.network.weight_metadata import check_carried, check_held
 from vggfeat.network.weights import Weights, find_weights, load_tensors
 
 if TYPE_CHECKING:
@@ -73,6 +73,8 @@ class TensorExtractor:
         self.weights = weights or find_weights(settings.weights, settings.model)
         if self.weights.path is not None:
             check_carried(self.weights.path, settings, self.weights.digest)
+        if self.weights.held is not None:
+            check_held(self.weights.held, settings)
         self.device = choose_device(settings.device)
         self.precision: Compute = choose_precision(settings.precision, self.device)
         self.preprocess: Preprocess = settings.preprocess()

@@ -17,11 +17,13 @@ from vggfeat.network.caffe import CAFFE_TRANSFORMS, caffe_order
 from vggfeat.network.checkpoint_reader import open_checkpoint
 from vggfeat.network.dialects.johnson import JOHNSON
 from vggfeat.network.first_layer import file_channels
+from vggfeat.network.weights_in_memory import open_state
 from vggfeat.storage.digests import file_digests
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from vggfeat.core.held_weights import HeldWeights
     from vggfeat.core.settings import Settings
     from vggfeat.storage.checked_file import FileDigest
 
@@ -117,7 +119,17 @@ def check_carried(path: str, settings: Settings, digest: FileDigest | None = Non
             f"weights {path!r} were replaced after the settings were made: {_words(stale)} is from "
             "the previous file; make the settings again, or run again"
         )
-    wanted = carried.get("transform", "auto")
+    _check_transform(path, carried.get("transform", "auto"), settings)
+
+
+def check_held(held: HeldWeights, settings: Settings) -> None:
+    """Refuse settings that lack the transform which weights in memory want."""
+    state = open_state(held, check=False)
+    wanted = state.reading.transform or CAFFE_TRANSFORMS.get(caffe_order(state), "auto")
+    _check_transform(held, wanted, settings)
+
+
+def _check_transform(path: str, wanted: str, settings: Settings) -> None:
     if wanted in ("auto", settings.transform_name) or settings.mean or settings.std:
         return
     if settings.transform != "auto":
@@ -125,7 +137,7 @@ def check_carried(path: str, settings: Settings, digest: FileDigest | None = Non
                     settings.transform)  # fmt: skip
         return
     raise WeightsError(
-        f"weights {path!r} go with the mean and deviation of transform {wanted}, and those of "
+        f"weights {str(path)!r} go with the mean and deviation of transform {wanted}, and those of "
         f"{settings.transform_name} would be taken: give --transform {wanted}; in Python "
         f"Settings.for_weights, or transform={wanted!r}"
     )

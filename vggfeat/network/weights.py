@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from vggfeat.core.held_weights import HeldWeights, names_held_weights
 from vggfeat.core.resources import user_cache
 from vggfeat.core.text import agree, counted, first_few
 from vggfeat.core.vgg_layers import (
@@ -33,6 +34,7 @@ from vggfeat.network.download import download_weights
 from vggfeat.network.first_layer import check_channels, inflate
 from vggfeat.network.weight_check import Checkpoint, remedy_for
 from vggfeat.network.weight_metadata import LAYER
+from vggfeat.network.weights_in_memory import open_state
 from vggfeat.storage.checked_file import FileChangedError
 from vggfeat.storage.digests import file_digests, forget_digest
 
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
     import torch
 
     from vggfeat.core.vgg_layers import Entry
+    from vggfeat.network.checkpoint_reader import WeightFile
+    from vggfeat.network.weights_in_memory import StateDict
     from vggfeat.storage.checked_file import FileDigest
 
 BASE_URL = "https://download.pytorch.org/models"
@@ -77,6 +81,7 @@ class Weights:
     convolutions_only: bool = False
     caution: str = ""
     digest: FileDigest | None = field(default=None, compare=False, repr=False)
+    held: HeldWeights | None = field(default=None, compare=False, repr=False)
 
     @property
     def warning(self) -> str | None:
@@ -121,6 +126,13 @@ def find_weights(name: str, model: str) -> Weights:
         seed = int(match.group(1) or 0)
         recipe = f"vggfeat random weights 1: {model} {seed}"
         return Weights(f"random:{seed}", hashlib.sha256(recipe.encode()).hexdigest(), seed=seed)
+    if isinstance(name, HeldWeights):
+        return Weights(str(name), name.sha256, held=name)
+    if names_held_weights(name):
+        raise WeightsError(
+            f"weights {name} were in the memory of another program; give their state dict, "
+            "Settings(weights=model.state_dict())"
+        )
     file = published_file(name, model)
     if file is not None:
         return _published_weights(name, file)
@@ -193,7 +205,9 @@ def load_tensors(
     to the channels of `entry`, unless the file has an adapter: then `adapter.weight` and
     `adapter.bias` are added.
     """
-    if weights.path is None:
+    if weights.held is not None:
+        tensors = _fitting_tensors(weights, open_state(weights.held), model, layers, entry)
+    elif weights.path is None:
         tensors = _random_tensors(weights.seed or 0, layers)
     else:
         tensors = _tensors_of_file(weights, weights.path, model, layers, entry)
@@ -221,18 +235,29 @@ def _tensors_of_file(
             "them; request conv or pool layers, or use --weights imagenet"
         )
     with _same_file(path), open_checkpoint(path, _digest(weights, path)) as file:
-        shapes = file.shapes
-        classes = shapes.get(VGG.fc8_weight, (0,))[0]
-        first = shapes.get(VGG.first_weight, ())
-        wanted = parameter_shapes(layers, classes, first[1] if len(first) > 1 else COLOURS)
-        _check_end(weights.name, file.contents.metadata.get(LAYER, ""), layers)
-        _check_fit(weights, model, wanted, shapes, layers)
-        names = list(wanted)
-        if layers[0].name == "conv1_1":
-            check_channels(weights.name, shapes, entry)
-            names += [name for name in (ADAPTER, ADAPTER_BIAS) if name in shapes]
-        bgr = caffe_order(file, weights.sha256) == "bgr"
-        found = file.read(names)
+        return _fitting_tensors(weights, file, model, layers, entry)
+
+
+def _fitting_tensors(
+    weights: Weights,
+    file: WeightFile | StateDict,
+    model: str,
+    layers: tuple[Layer, ...],
+    entry: Entry,
+) -> dict[str, torch.Tensor]:
+    """Return the tensors of `layers`, float32; raise WeightsError if they do not fit."""
+    shapes = file.shapes
+    classes = shapes.get(VGG.fc8_weight, (0,))[0]
+    first = shapes.get(VGG.first_weight, ())
+    wanted = parameter_shapes(layers, classes, first[1] if len(first) > 1 else COLOURS)
+    _check_end(weights.name, file.metadata.get(LAYER, ""), layers)
+    _check_fit(weights, model, wanted, shapes, layers)
+    names = list(wanted)
+    if layers[0].name == "conv1_1":
+        check_channels(weights.name, shapes, entry)
+        names += [name for name in (ADAPTER, ADAPTER_BIAS) if name in shapes]
+    bgr = caffe_order(file, weights.sha256) == "bgr"
+    found = file.read(names)
     if bgr and VGG.first_weight in found:
         found[VGG.first_weight] = found[VGG.first_weight].flip(1)
     return {name: found.pop(name).float() for name in names}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vggfeat.core.held_weights import names_held_weights
 from vggfeat.core.records import FailedImage
 from vggfeat.core.settings import SETTING_NAMES, Settings
 from vggfeat.errors import CacheMismatchError, DecodeError, WeightsError
@@ -17,6 +18,7 @@ from vggfeat.images.decode import read_digest
 from vggfeat.images.sources import discover
 from vggfeat.images.transform import file_name_of, is_one_image
 from vggfeat.network.weights import find_weights
+from vggfeat.network.weights_in_memory import held_from_file
 from vggfeat.transforms.replay import replay_to
 
 if TYPE_CHECKING:
@@ -73,7 +75,7 @@ def query_images(
     layers: Sequence[str],
     *,
     device: str = "auto",
-    model_weights: str | os.PathLike[str] | None = None,
+    model_weights: str | os.PathLike[str] | Mapping[str, Tensor] | None = None,
     use: Sequence[str | os.PathLike[str]] = (),
 ) -> Queries:
     """Compute the features of query images with the network and preprocessing of a cache.
@@ -87,7 +89,8 @@ def query_images(
             any kinds.
         layers: of the cache, canonical.
         device: for the network: see `Settings.device`.
-        model_weights: the weights' file, where it is not where the cache says.
+        model_weights: the weights' file, where it is not where the cache says, or their state
+            dict; for a cache made with weights in memory, a file of the same tensors will do.
         use: for a cache made by `fuse` or `reduce`, the files with what was fitted; by default
             those beside the caches that they made, `<cache>.model.h5`.
     """
@@ -179,7 +182,7 @@ def _extractor(
     cache: FeatureCache,
     specs: Sequence[str],
     device: str,
-    model_weights: str | os.PathLike[str] | None,
+    model_weights: str | os.PathLike[str] | Mapping[str, Tensor] | None,
 ) -> Extractor:
     """Return the network that made the cache, on this machine."""
     identity = cache.header.identity
@@ -191,7 +194,7 @@ def _extractor(
             "layers": ",".join(specs),
             "pool": "avg",  # canonical names leave this default out
             "norm": "none",
-            "weights": os.fspath(model_weights) if model_weights is not None else config["weights"],
+            "weights": config["weights"] if model_weights is None else model_weights,
             "precision": identity.precision,
             "dtype": "float32",
             "augment": "",
@@ -216,6 +219,8 @@ def _weights(cache: FeatureCache, settings: Settings, *, given: bool) -> Weights
             f"{error}: cache {cache.path!r} was made with them; --model-weights FILE says where "
             "they are now"
         ) from error
+    if names_held_weights(identity.weights) and weights.path is not None:
+        weights = find_weights(held_from_file(weights.path), settings.model)
     if weights.sha256 != identity.weights_sha256:
         raise CacheMismatchError(
             f"weights {settings.weights!r} are not those that cache {cache.path!r} was made with: "

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from vggfeat.core.records import FailedImage
     from vggfeat.extraction.extractor import ImagesLike
@@ -121,7 +122,7 @@ def search(
     metric: Metric = "cosine",
     top: int = 10,
     device: str = "auto",
-    model_weights: str | os.PathLike[str] | None = None,
+    model_weights: str | os.PathLike[str] | Mapping[str, Tensor] | None = None,
     use: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     index: str | os.PathLike[str] | None = None,
     exclude_self: bool = False,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from vggfeat.cache.reader import FeatureCache
     from vggfeat.core.records import FailedImage
@@ -77,7 +78,7 @@ def predict_zeroshot(
     top: int = 5,
     calibrate: float | str = 0.0,
     device: str = "auto",
-    model_weights: str | os.PathLike[str] | None = None,
+    model_weights: str | os.PathLike[str] | Mapping[str, Tensor] | None = None,
     use: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
 ) -> Predictions:
     """Predict the classes of the done rows of a cache, or of images passed through its network.
