@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vggfeat.cache import tables
 from vggfeat.cache.format import DIGEST_BYTES, FEATURES, IMAGES, Header, RowState, read_header
 from vggfeat.core.layer_spec import parse_specs
 from vggfeat.core.quantization import decode_codes
@@ -18,9 +19,12 @@ from vggfeat.storage.local_copies import local_copy
 from vggfeat.storage.paths import path_text, remote_scheme
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
+    from typing_extensions import Self
+
+    from vggfeat.cache.tables import Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,11 @@ class FeatureCache:
         cache["fc7"]                 # (N, 4096) float16, a read-only numpy.memmap
         cache.row("cats/tom.jpg")    # 17
         cache["fc7"][cache.done]     # only rows that have features
+        cache.to_pandas("fc7")       # as a table, by path
+
+        with vggfeat.open("feats.h5") as cache:
+            for layer in cache:
+                print(layer, cache[layer].shape, cache.model, len(cache))
 
     Arrays show the file as it is now: while a run fills it, `state` and the features change.
     Rows that failed hold NaN; rows still pending hold anything, mostly zeros.
@@ -79,6 +88,17 @@ class FeatureCache:
 
     def __reduce__(self) -> tuple[type[FeatureCache], tuple[str]]:
         return FeatureCache, (self.path,)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Drop the memory maps, as `release` does; arrays that are held elsewhere stay valid."""
+        self.release()
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the layers; `len` counts the rows."""
+        return iter(self.layers)
 
     def __contains__(self, layer: str) -> bool:
         """Return whether the layer, or another name of it, is in the cache."""
@@ -160,6 +180,69 @@ class FeatureCache:
     def paths(self) -> NDArray[np.bytes_]:
         """Path of each image relative to the source root, bytes (N,), sorted."""
         return self._array(f"{IMAGES}/path")  # type: ignore[return-value] # as above
+
+    @property
+    def model(self) -> str:
+        """The network that made the features, such as `vgg19`."""
+        return self.header.identity.model
+
+    @property
+    def names(self) -> list[str]:
+        """Path of each image as text, N of them, as `name` gives it; made anew each time."""
+        return [os.fsdecode(path) for path in self.paths[:].tolist()]
+
+    def to_pandas(self, layers: str | Sequence[str] = (), *, rows: Rows = "done") -> Any:
+        """Return layers of vectors as a pandas DataFrame with the paths as its index.
+
+        Args:
+            layers: one, whose columns are its dimensions, 0 to D - 1; or several, or none for all
+                that hold vectors, whose columns are pairs of layer and dimension.
+            rows: `done`, or `all`, where rows without features hold anything.
+
+        Returns:
+            float16 or float32 (n, D). Of one layer in one file whose rows follow one another it is
+            a view of the memory map, and read-only; else a copy.
+
+        Raises:
+            UsageError: pandas is not installed (`vggfeat[pandas]`), or a layer holds maps.
+            CacheError: the cache has no such layer.
+        """
+        return tables.to_pandas(self, layers, rows)
+
+    def to_arrow(self, layers: str | Sequence[str] = (), *, rows: Rows = "done") -> Any:
+        """Return `path` and layers as a `pyarrow.Table`, a fixed-size list for each row.
+
+        Args:
+            layers: one or several; none for all. Maps are flattened; the field's metadata has their
+                shape.
+            rows: see `to_pandas`.
+
+        Returns:
+            lists of halffloat or float, over the memory map itself where the rows follow one
+            another in one file.
+
+        Raises:
+            UsageError: pyarrow is not installed (`vggfeat[arrow]`).
+            CacheError: the cache has no such layer.
+        """
+        return tables.to_arrow(self, layers, rows)
+
+    def to_xarray(self, layers: str | Sequence[str] = (), *, rows: Rows = "done") -> Any:
+        """Return layers as an `xarray.Dataset` along `path`; maps keep their axes.
+
+        Args:
+            layers: one or several; none for all.
+            rows: see `to_pandas`.
+
+        Returns:
+            variables (path, "<layer> dimension"), or (path, "<layer> channel", "<layer> height",
+            "<layer> width"), views of the memory map where the rows follow one another in one file.
+
+        Raises:
+            UsageError: xarray is not installed (`vggfeat[xarray]`).
+            CacheError: the cache has no such layer.
+        """
+        return tables.to_xarray(self, layers, rows)
 
     def column(self, name: str) -> NDArray[np.generic]:
         """Return a dataset of `/images` by its name, (N,) or (N, 32)."""
