@@ -34,7 +34,20 @@ if TYPE_CHECKING:
     from vggfeat.core.records import Progress as Progress
     from vggfeat.core.records import Summary as Summary
     from vggfeat.core.settings import Settings as Settings
+    from vggfeat.errors import CacheError as CacheError
+    from vggfeat.errors import CacheMismatchError as CacheMismatchError
+    from vggfeat.errors import DecodeError as DecodeError
+    from vggfeat.errors import DeviceError as DeviceError
+    from vggfeat.errors import InputError as InputError
+    from vggfeat.errors import InterruptedRunError as InterruptedRunError
+    from vggfeat.errors import LockedError as LockedError
+    from vggfeat.errors import ResourceError as ResourceError
+    from vggfeat.errors import ShardsHeldError as ShardsHeldError
+    from vggfeat.errors import SpaceError as SpaceError
+    from vggfeat.errors import TooManyFailuresError as TooManyFailuresError
+    from vggfeat.errors import UsageError as UsageError
     from vggfeat.errors import VggfeatError as VggfeatError
+    from vggfeat.errors import WeightsError as WeightsError
     from vggfeat.exporters.export import ExportReport as ExportReport
     from vggfeat.exporters.export import export as export
     from vggfeat.extraction.api import extract as extract
@@ -88,7 +101,22 @@ _HOMES = {
     "config": ("load_config",),
     "core.records": ("Progress", "Summary"),
     "core.settings": ("Settings",),
-    "errors": ("VggfeatError",),
+    "errors": (
+        "CacheError",
+        "CacheMismatchError",
+        "DecodeError",
+        "DeviceError",
+        "InputError",
+        "InterruptedRunError",
+        "LockedError",
+        "ResourceError",
+        "ShardsHeldError",
+        "SpaceError",
+        "TooManyFailuresError",
+        "UsageError",
+        "VggfeatError",
+        "WeightsError",
+    ),
     "exporters.export": ("ExportReport", "export"),
     "extraction.api": ("extract",),
     "extraction.benchmark": ("Bench", "bench"),

@@ -1,4 +1,4 @@
-"""A cache as an object of Python, pandas, Arrow, xarray: values and memory are those of the file."""
+"""A cache as an object of Python, pandas, Arrow, xarray: values and memory are of the file."""
 
 from __future__ import annotations
 

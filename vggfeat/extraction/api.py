@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import warnings
@@ -13,6 +14,7 @@ from vggfeat.core.forked import refuse_broken_threads
 from vggfeat.core.isolation import isolated
 from vggfeat.errors import UsageError
 from vggfeat.extraction.pipeline import extract_file
+from vggfeat.extraction.progress_bar import with_bar
 from vggfeat.extraction.remote_output import extract_to_store, scratch_place
 from vggfeat.extraction.update import UpdatePolicy
 from vggfeat.storage.paths import path_text, remote_scheme
@@ -50,8 +52,12 @@ def extract(
     *,
     fresh: bool = False,
     policy: UpdatePolicy = UpdatePolicy(),  # noqa: B008 frozen
+    update: bool = False,
+    by_digest: bool = False,
+    retry_failed: bool = False,
     root: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    progress: bool = False,
     sharding: Sharding | None = None,
     scratch: str | None = None,
     cluster: RayCluster | None = None,
@@ -69,8 +75,12 @@ def extract(
         fresh: begin again even if `out` exists.
         policy: what to do about images that are new, changed, removed or failed since `out` was
             made.
+        update: bring in new, changed and removed images; as `policy.update`.
+        by_digest: detect changed images by the contents of their files; as `policy.by_digest`.
+        retry_failed: retry images that failed; as `policy.retry_failed`.
         root: directory that the recorded paths are relative to.
         on_progress: called after every batch; with a cluster, several times a second.
+        progress: show a progress bar on standard error, or in a notebook.
         sharding: of a folder, how it is split and which of its shards to process.
         scratch: folder in which an output for an object store is made; by default one in the
             user's cache. A later run with the same folder resumes what it finds there.
@@ -103,7 +113,15 @@ def extract(
             stacklevel=2,
         )
         policy = wish
-    with isolated():
+    policy = dataclasses.replace(
+        policy,
+        update=update or policy.update,
+        by_digest=by_digest or policy.by_digest,
+        retry_failed=retry_failed or policy.retry_failed,
+    )
+    with isolated(), contextlib.ExitStack() as stack:
+        if progress:
+            on_progress = stack.enter_context(with_bar(on_progress))
         refuse_broken_threads()
         work = working_place(out, scratch)
         listed = (sources,) if isinstance(sources, str | os.PathLike) else tuple(sources)
