@@ -7,16 +7,19 @@ import dataclasses
 import os
 import warnings
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from vggfeat.cache.sharding import Sharding
+from vggfeat.core.choices import unknown_value
 from vggfeat.core.forked import refuse_broken_threads
 from vggfeat.core.isolation import isolated
+from vggfeat.core.sequences import as_tuple
 from vggfeat.errors import UsageError
 from vggfeat.extraction.pipeline import extract_file
 from vggfeat.extraction.progress_bar import with_bar
 from vggfeat.extraction.remote_output import extract_to_store, scratch_place
 from vggfeat.extraction.update import UpdatePolicy
+from vggfeat.images.item_list import files_of, is_dataset, items_of
 from vggfeat.storage.paths import path_text, remote_scheme
 
 if TYPE_CHECKING:
@@ -25,6 +28,19 @@ if TYPE_CHECKING:
     from vggfeat.core.records import Progress, Summary
     from vggfeat.core.settings import Settings
     from vggfeat.extraction.ray_cluster import RayCluster
+    from vggfeat.images.item_list import ItemList
+
+Fingerprint: TypeAlias = Literal["bytes", "name"]
+
+
+class Indexable(Protocol):
+    """A map-style data set: what has a length and items by number."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __getitem__(self, index: int, /) -> Any:
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +54,8 @@ class ExtractRequest:
     policy: UpdatePolicy = field(default_factory=UpdatePolicy)
     root: str | None = None
     sharding: Sharding = field(default_factory=Sharding)
+    items: ItemList | None = None  # of a data set, in place of `sources`
+    fingerprint: Fingerprint = "bytes"
 
     @property
     def is_sharded(self) -> bool:
@@ -46,10 +64,12 @@ class ExtractRequest:
 
 
 def extract(
-    sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Indexable,
     out: str | os.PathLike[str],
     settings: Settings,
     *,
+    names: str | Sequence[str] | None = None,
+    fingerprint: Fingerprint = "bytes",
     fresh: bool = False,
     policy: UpdatePolicy = UpdatePolicy(),  # noqa: B008 frozen
     update: bool = False,
@@ -67,11 +87,18 @@ def extract(
 
     Args:
         sources: folders, files, `@list.txt`, or `-` for a list on standard input; or folders and
-            objects in an object store, `s3://bucket/folder`.
+            objects in an object store, `s3://bucket/folder`. Or images that are no files: any
+            map-style data set, such as one of torch, torchvision or Hugging Face, or a list of PIL
+            images, arrays or tensors; see `images.item_list`. These go into one file, on this
+            machine.
         out: the cache, one HDF5 file; or a folder, which gets a sharded cache: an existing one, a
             name that ends in `/`, or with `sharding` any name. Either may be in an object store:
             it is then made in `scratch` and uploaded when it is complete.
         settings: layers, network, preprocessing, storage.
+        names: of the items of a data set, or its column that has them; by default the paths of its
+            `samples`, or `000000` and so on.
+        fingerprint: of a data set, how a later run knows that an item is the same: by its `bytes`,
+            for which all that are done are read again, or by its `name` alone.
         fresh: begin again even if `out` exists.
         policy: what to do about images that are new, changed, removed or failed since `out` was
             made.
@@ -124,13 +151,49 @@ def extract(
             on_progress = stack.enter_context(with_bar(on_progress))
         refuse_broken_threads()
         work = working_place(out, scratch)
-        listed = (sources,) if isinstance(sources, str | os.PathLike) else tuple(sources)
-        request = ExtractRequest(
-            listed, work, settings, fresh, policy, root, sharding or Sharding()
+        request = _request(
+            ExtractRequest((), work, settings, fresh, policy, root, sharding or Sharding()),
+            sources,
+            names,
+            fingerprint,
         )
         if work == path_text(out):
             return extract_request(request, on_progress, cluster)
         return _run_for_store(path_text(out), request, on_progress, cluster)
+
+
+def _request(
+    request: ExtractRequest,
+    sources: Any,
+    names: str | Sequence[str] | None,
+    fingerprint: Fingerprint,
+) -> ExtractRequest:
+    """Return the request with its sources: paths, or the items of a data set."""
+    if fingerprint not in ("bytes", "name"):
+        raise UsageError(unknown_value("fingerprint", ("bytes", "name"), fingerprint))
+    if not is_dataset(sources):
+        if names is not None or fingerprint != "bytes":
+            raise UsageError("names and fingerprint are for data sets; files have paths and times")
+        paths = as_tuple(sources)
+        wrong = [type(one).__name__ for one in paths if not isinstance(one, (str, os.PathLike))]
+        if wrong:
+            raise UsageError(
+                f"sources hold an object of type {wrong[0]}; expected paths, or a data set, which "
+                "has a length and items by number"
+            )
+        return dataclasses.replace(request, sources=paths)
+    files = None if names is not None or fingerprint != "bytes" else files_of(sources)
+    if files is not None:
+        return dataclasses.replace(request, sources=files[0], root=request.root or files[1])
+    if request.root is not None:
+        raise UsageError("root is for files; the items of a data set have names")
+    by_digest = request.policy.update and fingerprint == "bytes"
+    return dataclasses.replace(
+        request,
+        policy=dataclasses.replace(request.policy, by_digest=by_digest),
+        items=items_of(sources, names),
+        fingerprint=fingerprint,
+    )
 
 
 def working_place(out: str | os.PathLike[str], scratch: str | None = None) -> str:
@@ -170,6 +233,11 @@ def extract_request(
     cluster: RayCluster | None = None,
 ) -> Summary:
     """Extract features into files of this machine: one, or a folder of shards."""
+    if request.items is not None and (cluster is not None or request.is_sharded):
+        raise UsageError(
+            f"a data set goes into one file, by this process, and output {request.out!r} is of "
+            "shards; name a file such as feats.h5"
+        )
     if cluster is not None:
         from vggfeat.extraction.ray_driver import extract_on_ray
 

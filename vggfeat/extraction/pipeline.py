@@ -21,7 +21,7 @@ from vggfeat.cache.writer import CacheWriter, create_cache
 from vggfeat.core.records import FeatureBatch, Progress, Summary
 from vggfeat.core.signals import StopFlag, how_to_resume
 from vggfeat.core.text import agree, counted
-from vggfeat.errors import InterruptedRunError, TooManyFailuresError
+from vggfeat.errors import InputError, InterruptedRunError, TooManyFailuresError
 from vggfeat.extraction.metadata import prepare_cache
 from vggfeat.extraction.report import RunStats, summarise_run
 from vggfeat.extraction.resume import check_output, is_complete, plan_resume
@@ -114,6 +114,10 @@ def extract_file(
 
 def list_images(request: ExtractRequest, stats: RunStats) -> ImageList:
     """List the images of the sources, and say which files were skipped."""
+    if request.items is not None:
+        if not len(request.items):
+            raise InputError("the data set has no items; expected images")
+        return request.items
     images = discover(request.sources, root=request.root)
     log_skipped(images)
     stats.skipped = images.skipped

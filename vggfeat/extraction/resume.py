@@ -18,7 +18,13 @@ from vggfeat.core.fusion_spec import recipe_of
 from vggfeat.core.text import agree, counted
 from vggfeat.errors import CacheError, CacheMismatchError, InputError, UsageError
 from vggfeat.extraction.metadata import make_identity
-from vggfeat.extraction.update import apply_changes, files_differ, find_changes, has_returned
+from vggfeat.extraction.update import (
+    UpdatePolicy,
+    apply_changes,
+    files_differ,
+    find_changes,
+    has_returned,
+)
 from vggfeat.network.weights import find_weights, weights_name
 from vggfeat.storage.paths import check_place, remote_scheme
 
@@ -93,6 +99,8 @@ def plan_resume(request: ExtractRequest, images: ImageList) -> Resumed:
     weights = check_settings(cache, request.settings, work=work)
     if not request.policy.update:
         _check_images(cache, match, images)
+        if request.items is not None and request.fingerprint == "bytes":
+            _check_items(cache, match, images)
     apply_changes(cache, images, match, changes)
     if len(changes.added):  # the file is another one now
         cache = FeatureCache(request.out)
@@ -188,6 +196,18 @@ def _take_over(settings: Settings, cache: FeatureCache) -> Settings:
         batch_size=batch_size,
         precision=cast("Precision", identity.precision),
     )
+
+
+def _check_items(cache: FeatureCache, match: Match, images: ImageList) -> None:
+    """Refuse a data set of which items whose rows are done have other bytes now."""
+    by_digest = UpdatePolicy(update=True, by_digest=True)
+    changed = find_changes(cache, images, match, by_digest).changed
+    if len(changed):
+        raise CacheMismatchError(
+            f"cache {cache.path!r} was made of other items: {len(changed)} of the {len(images)} "
+            f"have changed, the first is {cache.name(int(changed[0]))!r}; update=True extracts "
+            "them again; or choose another output, or fresh=True to begin again"
+        )
 
 
 def _check_images(cache: FeatureCache, match: Match, images: ImageList) -> None:

@@ -168,8 +168,8 @@ def _contents_differ(
     ranks = images.reading_ranks()
     if ranks is not None:
         to_read = to_read[np.argsort(ranks[match.listed[to_read]])]
-    # An archive is read by one thread at a time anyway.
-    threads = usable_cores() if images.places is None else 1
+    # An archive is read by one thread at a time anyway, and a data set may not allow more.
+    threads = usable_cores() if images.places is None and images.on_disk else 1
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(to_read), _HASHED_AT_ONCE):
             part = to_read[start : start + _HASHED_AT_ONCE].tolist()

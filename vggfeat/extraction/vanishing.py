@@ -50,7 +50,7 @@ class SourceGuard:
         self._folders = sorted((one.rstrip(b"/") + b"/" for one in named), key=len)
         self._position = position
         self._held: list[Failure] = []
-        self._watched = not remote_scheme(images.root)
+        self._watched = images.on_disk and not remote_scheme(images.root)
 
     def certain(self, failures: Sequence[Failure]) -> tuple[Failure, ...]:
         """Return the failures that say something about an image; hold back the others."""

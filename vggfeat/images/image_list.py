@@ -79,6 +79,11 @@ class ImageList:
     skipped: Mapping[str, int]
     places: Places | None = None
 
+    @property
+    def on_disk(self) -> bool:
+        """Whether the images are files or objects, which several threads may open."""
+        return True
+
     def __len__(self) -> int:
         return len(self.paths)
 

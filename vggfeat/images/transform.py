@@ -103,13 +103,9 @@ class ImageTransform:
             return decode_file(os.fsencode(image), self.preprocess, self.max_pixels)
         if isinstance(image, Image.Image):
             return self._of_picture(image)
-        if isinstance(image, np.ndarray):
-            return self._of_array(image)
-        if _is_tensor(image):
-            return self._of_array(_channels_last(cast("Tensor", image)))
         if hasattr(image, "read"):
             return decode(cast("BinaryIO", image), self.preprocess, self.max_pixels)
-        raise UsageError(f"image is {_described(image)}; {_EXPECTED}")
+        return self._of_array(as_array(image))
 
     def _of_picture(self, image: Image.Image) -> NDArray[Any]:
         content = unread_file(image)
@@ -133,6 +129,15 @@ class ImageTransform:
         with as_decode_errors(io.BytesIO(), self.max_pixels):
             raster = raster_of(values, self.max_pixels)
             return finish(raster, self.preprocess, self.max_pixels)
+
+
+def as_array(image: Any) -> NDArray[Any]:
+    """Return an array as it is, or a tensor (C, H, W) of pixels as one (H, W, C)."""
+    if isinstance(image, np.ndarray):
+        return image
+    if _is_tensor(image):
+        return _channels_last(cast("Tensor", image))
+    raise UsageError(f"image is {_described(image)}; {_EXPECTED}")
 
 
 def _is_tensor(image: Any) -> bool:
