@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms, ImageOps
 from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 import vggfeat
 from vggfeat.errors import CacheMismatchError, InputError, TooManyFailuresError, UsageError
+from vggfeat.images.item_list import items_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -110,6 +111,33 @@ def test_rows_are_those_of_files(
     done = vggfeat.extract(KINDS[kind](files), tmp_path / "f.h5", SETTINGS)
     assert (done.done, done.failed) == (5, 0)
     assert check(tmp_path / "f.h5", right).names == [f"{number:06}" for number in range(5)]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"])
+@pytest.mark.parametrize("has", ["nothing", "orientation", "profile"])
+def test_a_loaded_image_is_read_without_loss(mode: str, has: str) -> None:
+    """What is read of an item in memory has its pixels, its orientation and its colour profile."""
+    image = Image.fromarray(pixels(0)).convert("L" if mode == "I;16" else mode).convert(mode)
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    if has == "orientation":
+        exif = image.getexif()
+        exif[0x0112] = 6
+        image.info["exif"] = exif.tobytes()
+        image.getexif().load(image.info["exif"])
+    if has == "profile":
+        image.info["icc_profile"] = profile
+    with items_of([image]).open(0) as stream:
+        content = stream.read()
+    if content.startswith(b"\x93NUMPY"):
+        assert (mode in ("L", "RGB"), has) == (True, "nothing")
+        np.testing.assert_array_equal(np.load(io.BytesIO(content)), np.asarray(image))
+        return
+    with Image.open(io.BytesIO(content)) as read:
+        assert read.mode == mode
+        assert read.getexif().get(0x0112, 1) == (6 if has == "orientation" else 1)
+        assert read.info.get("icc_profile") == (profile if has == "profile" else None)
+        shown = ImageOps.exif_transpose(image) if read.format == "TIFF" else image
+        np.testing.assert_array_equal(np.asarray(read), np.asarray(shown))
 
 
 def test_processes_read_items_too(

@@ -233,10 +233,10 @@ def _picture(image: Image.Image) -> bytes:
         return content
     exif = image.getexif()
     is_plain = image.mode in ("L", "RGB") and "transparency" not in image.info
-    if is_plain and exif.get(_ORIENTATION, 1) == 1:
+    if is_plain and exif.get(_ORIENTATION, 1) == 1 and not image.info.get("icc_profile"):
         return _array(np.asarray(image))
     stream = io.BytesIO()
-    if image.mode in _SAVED_AS_PNG:
+    if image.mode in _SAVED_AS_PNG and not is_plain:  # a plain TIFF takes no time to compress
         image.save(stream, "PNG", compress_level=1, exif=exif)
     else:
         image.save(stream, "TIFF", exif=exif)
