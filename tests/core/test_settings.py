@@ -525,6 +525,7 @@ PREPROCESS_CHANGES: dict[str, Any] = {
     "window": (40.0, 400.0),
     "clip": (0.5, 99.5),
     "clahe": (2.0, 8),
+    "icc": "convert",
 }
 
 
