@@ -488,21 +488,28 @@ def test_a_batch_without_a_decodable_image_is_no_step_of_the_optimizer(
 def test_a_time_limit_stops_cleanly(images: Path, tmp_path: Path) -> None:
     """Without time to finish nothing is written but where it stands, and it goes on from there."""
     out = tmp_path / "w.safetensors"
-    network = {"time_limit": "1s", "layers": "conv2_1", "checkpoint_seconds": 1000}
-    limited = asked(network, epochs=2000, patience=0)
-    first = adapt(images, out, limited)
-    for _ in range(20):  # a busy machine may not get as far as training
-        if Path(f"{out}.progress").exists():
-            break
-        first = adapt(images, out, limited)
+    seconds = 1
+
+    def limited() -> FinetuneReport:
+        network = {
+            "time_limit": f"{seconds}s",
+            "layers": "conv2_1",
+            "checkpoint_seconds": 1000,
+        }
+        return adapt(images, out, asked(network, epochs=2000, patience=0))
+
+    first = limited()
+    progress = Path(f"{out}.progress")
+    while not progress.exists() and not out.exists():  # a busy machine does not get to training
+        seconds *= 2
+        first = limited()
     assert first.stopped == "time limit"
     assert first.after is None
     assert not out.exists()
-    second = adapt(images, out, limited)
-    for _ in range(20):  # nor to the end of an epoch
-        if len(second.epochs) > len(first.epochs):
-            break
-        second = adapt(images, out, limited)
+    second = limited()
+    while len(second.epochs) <= len(first.epochs) and not out.exists():  # nor to an epoch's end
+        seconds *= 2
+        second = limited()
     assert len(second.epochs) > len(first.epochs)
     assert second.epochs[: len(first.epochs)] == first.epochs
 
