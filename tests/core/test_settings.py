@@ -99,7 +99,6 @@ def test_settings_are_frozen() -> None:
         ({"crop": "pad", "resize": 256}, "resize 256 belongs to crop center; crop pad goes by"),
         ({"resize": 200}, "resize 200 is below size 224; the crop would show borders"),
         ({"size": 300, "resize": 299}, "resize 299 is below size 300"),
-        ({"crop": "none", "batch_size": 2}, "which only batch size 1 takes"),
         (
             {"crop": "none", "layers": "conv5_3:map,fc7,pool5:flatten,pool5"},
             "conv5_3:map, pool5:flatten has a row size that varies with the image under crop none",
@@ -161,13 +160,10 @@ def test_all_wrong_settings_come_in_one_message() -> None:
 
 def test_all_wrong_combinations_come_in_one_message() -> None:
     """Settings that are right alone and wrong together are all named at once."""
-    message = refusal(
-        crop="none", resize=256, layers="conv5_3:map", batch_size=8, weights="features"
-    )
+    message = refusal(crop="none", resize=256, layers="conv5_3:map", weights="features")
     for words in (
         "resize 256 belongs",
         "conv5_3:map has",
-        "batch size 1",
         "weights features exist",
     ):
         assert words in message

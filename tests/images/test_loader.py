@@ -113,6 +113,24 @@ def test_images_without_a_crop_keep_their_shape(folder: bytes, workers: int) -> 
     assert found[2].images.shape == (1, 32, 32, 3)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_equal_shapes_share_a_batch(folder: bytes, workers: int) -> None:
+    """Under crop none images of one shape come together, each in its slot, failures with them."""
+    for row in (3, 6):
+        with open(os.path.join(folder, NAMES[row]), "wb") as stream:
+            Image.new("RGB", (64, 128), (row,) * 3).save(stream, "PNG")
+    found = load(folder, [[0, 3, 2, 5], [EMPTY, 6, EMPTY, 1]], workers, resize=None, crop="none")
+    assert [batch.images.shape for batch in found] == [
+        (4, 32, 32, 3), (4, 64, 32, 3), (4, 64, 32, 3), (4, 32, 32, 3),
+    ]  # fmt: skip
+    assert [batch.rows.tolist() for batch in found] == [[0, 5], [3], [6], [1]]
+    assert [batch.slots.tolist() for batch in found] == [[0, 3], [1], [1], [3]]
+    assert [[failure.row for failure in batch.failures] for batch in found] == [[2], [], [], []]
+    assert (found[0].images[3].numpy() == pixels(5)).all()
+    assert not found[0].images[1:3].any()
+    assert (found[1].images[1] == 3).all()
+
+
 def test_too_many_pixels(folder: bytes) -> None:
     """Images beyond the limit fail, the others of the batch do not."""
     (batch,) = load(folder, [[0, 1, 2]], 0, max_pixels=1023)

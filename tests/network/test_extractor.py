@@ -603,11 +603,12 @@ def test_convolutions_alone_take_smaller_batches(images: int, expected: int) -> 
 
 
 def test_the_batch_size_asked_for_is_taken() -> None:
-    """A given batch size stands; without a crop it is one, as shapes differ."""
+    """A given batch size stands; without a crop it is one by default, as shapes may differ."""
     asked = Settings(layers="conv1_1", batch_size=7, device="cpu")
     assert choose_batch_size(asked, 3) == 7
     uncropped = Settings(layers="conv1_1", crop="none", device="cpu")
     assert choose_batch_size(uncropped, 100) == 1
+    assert choose_batch_size(dataclasses.replace(uncropped, batch_size=7), 3) == 7
 
 
 GPU_LAYERS = "conv1_1,conv3_2.pre:map,conv5_4:gem,pool5:flatten,fc7,fc8"

@@ -231,7 +231,12 @@ class Settings:
         items=str,
     )
     batch_size: int | Literal["auto"] = setting(
-        "auto", "Images a pass.", "N|auto", kind=int, words=("auto",), within=(1, 65_536)
+        "auto",
+        "Images a pass; under crop none, of one shape.",
+        "N|auto",
+        kind=int,
+        words=("auto",),
+        within=(1, 65_536),
     )
     workers: int | Literal["auto"] = setting(
         "auto",

@@ -101,8 +101,6 @@ def wrong_combinations(settings: Settings) -> list[str]:
         )
     wrong += _wrong_fusion(settings)
     wrong += _wrong_domain(settings)
-    if settings.crop == "none" and settings.batch_size not in ("auto", 1):
-        wrong.append("crop none leaves images of unequal shapes, which only batch size 1 takes")
     if settings.weights == "features" and settings.model != "vgg16":
         wrong.append(
             f"weights features exist for vgg16 only, not for {settings.model}; use model vgg16, "

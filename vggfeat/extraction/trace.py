@@ -254,7 +254,7 @@ def trace_photo(
     network = trace_network(model, photo.shape, batch=batch, checkpoint=checkpoint)
     notes = network.notes
     if preprocess.crop == "none" and batch > 1:
-        notes += ("crop none leaves images of unequal shapes: extract takes them one at a time",)
+        notes += ("crop none leaves images of unequal shapes: extract batches those of one shape",)
     return dataclasses.replace(
         network, stages=(file, *_photo_stages(photo, preprocess), *network.stages), notes=notes
     )

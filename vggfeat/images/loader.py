@@ -135,6 +135,9 @@ def load_batches(
 ) -> Generator[DecodedBatch, None, None]:
     """Start the decoding processes, and yield batches in the order of the plan.
 
+    Under crop none a batch of the plan becomes one for each shape in it. All have B slots, and each
+    image keeps its own, so what a row's value depends on does not change with its company.
+
     Args:
         dataset: whose index is the cache row.
         plan: int64 (batches, B), rows or `EMPTY`.
@@ -150,7 +153,7 @@ def load_batches(
     loader = SupervisedLoader(
         dataset,
         PlannedBatches(plan),
-        functools.partial(_as_batch, empty=empty),
+        functools.partial(_as_batches, empty=empty),
         num_workers=workers,
         timeout=settings.decode_timeout,
         pin_memory=pin,
@@ -158,7 +161,7 @@ def load_batches(
         dtype=dtype,
         goes_on=goes_on,
     )
-    return iter(loader)
+    return (batch for batches in loader for batch in batches)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,9 +173,22 @@ class _Empty:
     pin: bool
 
 
-def _as_batch(images: list[DecodedImage], empty: _Empty) -> DecodedBatch:
-    """Copy decoded images into a tensor of its own; slots without an image are zero."""
-    good = [image for image in images if image.pixels is not None]
+def _as_batches(images: list[DecodedImage], empty: _Empty) -> list[DecodedBatch]:
+    """Make one batch for each shape among the images; the first has the failures too."""
+    by_shape: dict[tuple[int, ...], list[DecodedImage]] = {}
+    for image in images:
+        if image.pixels is not None:
+            by_shape.setdefault(image.pixels.shape, []).append(image)
+    first, *others = by_shape.values() or [[]]
+    failed = [image for image in images if image.pixels is None]
+    return [
+        _as_batch(first, failed, empty),
+        *(_as_batch(alike, [], empty) for alike in others),
+    ]
+
+
+def _as_batch(good: list[DecodedImage], failed: list[DecodedImage], empty: _Empty) -> DecodedBatch:
+    """Copy images of one shape into a tensor of its own; slots without an image are zero."""
     slots, *usual = empty.shape
     sides = good[0].pixels.shape if good else usual
     batch = torch.empty((slots, *sides), dtype=empty.dtype, pin_memory=empty.pin)
@@ -187,12 +203,8 @@ def _as_batch(images: list[DecodedImage], empty: _Empty) -> DecodedBatch:
         rows=np.array([image.row for image in good], dtype=np.int64),
         slots=np.array([image.slot for image in good], dtype=np.int64),
         digests=np.frombuffer(digests, dtype=np.uint8).reshape(-1, 32),
-        failures=tuple(
-            Failure(image.row, image.reason, image.digest)
-            for image in images
-            if image.pixels is None
-        ),
-        seconds=sum(image.seconds for image in images),
+        failures=tuple(Failure(image.row, image.reason, image.digest) for image in failed),
+        seconds=sum(image.seconds for image in (*good, *failed)),
     )
 
 

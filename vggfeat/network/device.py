@@ -149,10 +149,10 @@ def _cpu_flags() -> set[str]:
 
 def choose_batch_size(settings: Settings, images: int) -> int:
     """Return the batch size: the requested one, or what fits the device, spread evenly."""
-    if settings.crop == "none":
-        return 1  # shapes differ from image to image
     if settings.batch_size != "auto":
         return settings.batch_size
+    if settings.crop == "none":
+        return 1  # shapes may differ, and a batch of each shape is computed with all its slots
     devices = choose_devices(settings.device)
     size = settings.preprocess().size
     connected = any(spec.layer.container == "classifier" for spec in settings.specs)
