@@ -59,6 +59,7 @@ WITH_TORCH = {
     "finetuning.trainer",
     "images.dataset",
     "images.loader",
+    "images.torchvision_jpeg",
     "network.calibration",
     "network.device",
     "network.extractor",

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 Crop = Literal["center", "none", "pad", "squash"]
 Exif = Literal["apply", "ignore"]
 Icc = Literal["ignore", "convert"]
-Decode = Literal["exact", "fast"]
+Decode = Literal["exact", "torchvision", "fast"]
+DecodeName = Literal["pillow", "exact", "torchvision", "fast"]
 TransformName = Literal["auto", "imagenet", "features", "caffe"]
 Corruption = Literal[
     "mirror", "flip", "crop", "zoom", "rotate", "grey", "recolour", "invert", "darken", "blur",
@@ -27,7 +28,7 @@ Colour = tuple[float, float, float]
 
 CORRUPTIONS: tuple[Corruption, ...] = get_args(Corruption)
 CROPS: tuple[Crop, ...] = get_args(Crop)
-DECODES: tuple[Decode, ...] = get_args(Decode)
+DECODES: tuple[DecodeName, ...] = get_args(DecodeName)
 EXIFS: tuple[Exif, ...] = get_args(Exif)
 ICCS: tuple[Icc, ...] = get_args(Icc)
 TRANSFORMS: tuple[TransformName, ...] = get_args(TransformName)
@@ -63,8 +64,9 @@ class Preprocess:
         std: likewise; input = (value / white - mean) / std.
         interpolation: always Pillow's antialiased bilinear, as torchvision's own transform.
         background: what shows through transparent pixels.
-        decode: `exact` decodes every pixel; `fast` has libjpeg decode JPEGs far larger than needed
-            at 1/2, 1/4 or 1/8 of their sides, which is other pixels by a little.
+        decode: `exact` decodes every pixel by Pillow; `torchvision` decodes and resizes usual JPEGs
+            as torchvision does with tensors, and `fast` has libjpeg decode JPEGs far larger than
+            needed at 1/2, 1/4 or 1/8 of their sides, both of which is other pixels by a little.
         augment: corruptions of the upright image before it is resized, in this order; see
             `images.corruptions.corrupt`. With any, `fast` decodes every pixel too.
         channels: of the network's input: 3 is RGB, 1 grey, others are taken as a file has them.

@@ -22,7 +22,7 @@ from vggfeat.core.preprocessing import (
     NORMALISATIONS,
     TRANSFORMS,
     Crop,
-    Decode,
+    DecodeName,
     Depth,
     Exif,
     Icc,
@@ -132,7 +132,7 @@ class Settings:
     crop: Crop = setting(
         "center",
         "center cuts a square from the middle, pad fits the whole image in, squash ignores "
-        "the aspect, none keeps the aspect and everything, one image at a time.",
+        "the aspect, none keeps the aspect and everything.",
         "HOW",
         choices=CROPS,
     )
@@ -143,10 +143,11 @@ class Settings:
         "HOW",
         choices=ICCS,
     )
-    decode: Decode = setting(
+    decode: DecodeName = setting(
         "exact",
-        "exact decodes every pixel; fast decodes JPEGs far larger than needed at 1/2, 1/4 or "
-        "1/8 of their sides.",
+        "exact, or pillow, decodes every pixel as Pillow does; torchvision decodes and resizes "
+        "JPEGs as torchvision does with tensors, which is faster; fast decodes JPEGs far larger "
+        "than needed at 1/2, 1/4 or 1/8 of their sides.",
         "HOW",
         choices=DECODES,
     )
@@ -320,7 +321,7 @@ class Settings:
             crop=self.crop,
             exif=self.exif,
             icc=self.icc,
-            decode=self.decode,
+            decode="exact" if self.decode == "pillow" else self.decode,
             augment=parse_corruptions(self.augment),
             mean=parse_mean(self.mean, self.channels) or own.mean_of(self.channels),
             std=parse_std(self.std, self.channels) or own.std_of(self.channels),

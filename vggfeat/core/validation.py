@@ -123,6 +123,13 @@ def _wrong_domain(settings: Settings) -> list[str]:
             "icc convert is for 8-bit RGB by its full scale alone; leave it out with channels, "
             "depth, window, clip and clahe"
         )
+    set_apart = [name for name in ("augment", "window", "clip", "clahe") if getattr(settings, name)]
+    set_apart += ["icc convert"] if settings.icc == "convert" else []
+    if settings.decode == "torchvision" and (other or set_apart):
+        wrong.append(
+            "decode torchvision makes 8-bit RGB by its full scale, not "
+            f"{' with '.join([*other, *set_apart])}; use decode pillow"
+        )
     if other and settings.precision == "int8":
         wrong.append(
             f"precision int8 computes with 8-bit RGB alone, not {' with '.join(other)}; use "

@@ -202,8 +202,9 @@ def _wrong_network(network: Settings) -> list[str]:
             f"precision {network.precision} cannot be trained in; expected "
             f"{', '.join(TRAINING_PRECISIONS)}"
         )
-    for name, usual in (("fuse", ""), ("augment", ""), ("decode", "exact")):
-        if getattr(network, name) != usual:
+    usual = {"fuse": ("",), "augment": ("",), "decode": ("exact", "pillow")}
+    for name, values in usual.items():
+        if getattr(network, name) not in values:
             wrong.append(f"{name} {getattr(network, name)} is for extract; leave it out")
     if network.crop == "none":
         wrong.append("crop none leaves images of unequal shapes; take center, pad or squash")

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from vggfeat.core.isolation import isolated
 from vggfeat.errors import DecodeError
-from vggfeat.images.decode import decode, pixel_type, read_digest
+from vggfeat.images.decode import decode, load_decoder, pixel_type, read_digest
 from vggfeat.images.image_list import ImageList
 from vggfeat.images.sources import discover, log_skipped
 
@@ -73,6 +73,7 @@ class ImageDataset(Dataset[ImageItem]):
         self._images = sources if isinstance(sources, ImageList) else _listed(sources)
         self._preprocess, self._max_pixels = settings.preprocess(), settings.max_pixels
         self._positions = positions
+        load_decoder(self._preprocess)
 
     def __len__(self) -> int:
         return len(self._images if self._positions is None else self._positions)

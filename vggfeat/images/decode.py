@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import io
 import re
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from vggfeat.errors import DecodeError
+from vggfeat.errors import DecodeError, UsageError
 from vggfeat.images.corruptions import corrupt
 from vggfeat.images.intensity import develop
 from vggfeat.images.pillow import isolated_pillow, load_rgb
@@ -83,6 +84,14 @@ def decode(stream: BinaryIO, preprocess: Preprocess, max_pixels: int) -> NDArray
         DecodeError: empty, no image, truncated, damaged, of other channels than requested, or more
             than `max_pixels` pixels.
     """
+    if preprocess.decode == "torchvision":
+        try:
+            by_torchvision = _torchvision_jpeg().pixels_by_torchvision
+            pixels: NDArray[Any] | None = by_torchvision(stream, preprocess, max_pixels)
+        except RuntimeError as error:  # DecodeError is none
+            raise DecodeError(_reason(error)) from error
+        if pixels is not None:
+            return pixels
     with as_decode_errors(stream, max_pixels):
         if preprocess.usual and not is_of_values(stream):
             image = corrupt(load_rgb(stream, preprocess), preprocess.augment)
@@ -97,6 +106,22 @@ def finish(raster: Raster, preprocess: Preprocess, max_pixels: int) -> NDArray[A
     if preprocess.augment:  # settings allow this for 8-bit RGB only
         pixels = np.asarray(corrupt(Image.fromarray(pixels), preprocess.augment))
     return fit_pixels(pixels, preprocess, max_pixels)
+
+
+def load_decoder(preprocess: Preprocess) -> None:
+    """Import what decoding needs before processes are forked, which else would each import it."""
+    if preprocess.decode == "torchvision":
+        _torchvision_jpeg()
+
+
+def _torchvision_jpeg() -> Any:
+    try:
+        return importlib.import_module("vggfeat.images.torchvision_jpeg")
+    except ImportError as error:  # its decoders will go, once TorchCodec has them
+        raise UsageError(
+            "decode torchvision needs torchvision with torchvision.io.decode_jpeg, which cannot be "
+            f"imported here ({error}); use decode pillow"
+        ) from error
 
 
 @contextlib.contextmanager

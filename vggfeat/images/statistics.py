@@ -20,7 +20,7 @@ from vggfeat.core.resources import usable_cores
 from vggfeat.core.text import counted
 from vggfeat.errors import InputError
 from vggfeat.images.batch_plan import plan_batches
-from vggfeat.images.decode import as_decode_errors, finish
+from vggfeat.images.decode import as_decode_errors, decode, finish, load_decoder
 from vggfeat.images.raw_values import read_raster
 from vggfeat.images.sources import discover, log_skipped
 
@@ -188,6 +188,7 @@ class _MeasuredImages:
     def __init__(self, images: ImageList, settings: Settings) -> None:
         self._images, self._max_pixels = images, settings.max_pixels
         self._preprocess = settings.preprocess()
+        load_decoder(self._preprocess)
 
     def __len__(self) -> int:
         return len(self._images)
@@ -197,7 +198,11 @@ class _MeasuredImages:
         preprocess, max_pixels = self._preprocess, self._max_pixels
         with self._images.open(row) as stream, as_decode_errors(stream, max_pixels):
             raster = read_raster(stream, preprocess, max_pixels)
-            pixels = finish(raster, preprocess, max_pixels)
+            pixels = (
+                decode(stream, preprocess, max_pixels)
+                if preprocess.decode == "torchvision"
+                else finish(raster, preprocess, max_pixels)
+            )
         channels = pixels.reshape(-1, pixels.shape[2])  # (H * W, C)
         exact = channels.astype(np.uint64)
         return b"", _Measured(

@@ -14,6 +14,7 @@ import mmap
 import multiprocessing
 import os
 import signal
+import sys
 import time
 import warnings
 from collections import Counter, deque
@@ -336,6 +337,7 @@ class _Pool:
             return _Worker(pid, place, ours)
         try:
             detach(parent)
+            _use_one_torch_thread()
             ours.close()
             for worker in self._workers:
                 worker.channel.close()
@@ -375,6 +377,13 @@ class _Pool:
         for worker in self._workers:
             end(worker.pid)
             worker.channel.close()
+
+
+def _use_one_torch_thread() -> None:
+    """Have torch compute in this thread: those of its pool did not survive the fork."""
+    torch: Any = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(1)
 
 
 def _shared(shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
