@@ -63,8 +63,8 @@ class ImageTransform:
 
     A file, its bytes and the image that `PIL.Image.open` makes of it give the same pixels, bit for
     bit, unless the caller has changed or loaded the image: once it is loaded, Pillow's own pixels
-    are taken, which have 8 bits of a channel and no `decode="fast"`. An array is taken as a `.npy`
-    file of it: 8 and 16 bits by their full range, floats within 0 to 1 as such.
+    are taken, of 8 bits a channel, whatever `decode` says. An array is taken as a `.npy` file of
+    it: 8 and 16 bits by their full range, floats within 0 to 1 as such.
 
     Attributes:
         preprocess: sizes, crop, channels, depth, window and the rest.
