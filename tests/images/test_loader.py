@@ -182,16 +182,16 @@ Seen = list[tuple[int, str, int]]
 """Row, reason and value of each image of a batch."""
 
 
-def grey_batches(workers: int) -> SupervisedLoader[Seen]:
+def grey_batches(workers: int, dataset: Grey | None = None) -> SupervisedLoader[Seen]:
     return SupervisedLoader(
-        Grey(),
+        dataset or Grey(),
         PlannedBatches(np.array([[1, EMPTY, 3], [EMPTY, 5, 7]])),
         lambda images: [
             (image.row, image.reason, -1 if image.pixels is None else int(image.pixels.max()))
             for image in images
         ],
         num_workers=workers,
-        timeout=60,
+        timeout=30,
     )
 
 
@@ -236,3 +236,25 @@ except OSError as error: print(error.strerror)
         [*before, sys.executable, "-c", program], check=True, capture_output=True, text=True
     )
     assert done.stdout.splitlines() == ["True", "Read-only file system"]
+
+
+class Computed(Grey):
+    """A data set whose items take torch several threads, where it may have them."""
+
+    def decode(self, index: int) -> tuple[bytes, NDArray[np.uint8]]:
+        ones = int(torch.ones(2**20).mul(2).sum()) >> 21
+        return bytes(32), np.full((4, 4, 3), index * ones, np.uint8)
+
+
+def test_workers_compute_with_torch_after_their_parent_has() -> None:
+    """torch in a forked worker does not wait for threads that did not survive the fork."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert torch.ones(2**20).mul(2).sum() == 2**21
+        loader = grey_batches(2, Computed())
+        assert [row for batch in loader for row, reason, value in batch if value == row] == [
+            1, 3, 5, 7,
+        ]  # fmt: skip
+    finally:
+        torch.set_num_threads(threads)
