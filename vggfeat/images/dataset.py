@@ -49,8 +49,8 @@ class ImageDataset(Dataset[ImageItem]):
     decoded is an item too, with `ok=False` and its reason, and raises nothing.
 
     Unlike `extract`, which supervises its processes, a DataLoader of torch ends with a RuntimeError
-    when an image crashes its worker, and waits for one that hangs. Do not index from several
-    threads at once: decoding changes settings of Pillow while it runs.
+    when an image crashes its worker, and waits for one that hangs unless it has a `timeout`. Do not
+    index from several threads at once: decoding changes settings of Pillow while it runs.
 
     Args:
         sources: a path or several: folders, files, archives, `@list.txt`; see docs/IMAGES.md. Or an

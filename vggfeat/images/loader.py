@@ -62,9 +62,9 @@ class PlannedBatches(Sampler[list[int]]):
 class SupervisedLoader(DataLoader[T]):
     """A DataLoader of torch with the worker processes of `worker_pool.py` in place of torch's own.
 
-    In torch's, a worker that dies ends the iteration, or holds the lock of the queue that all
-    workers share; one that hangs is never missed; and pixels need room in /dev/shm. Here an image
-    that crashes or hangs costs itself, and batches are whole and in order.
+    In torch's, a worker that dies ends the iteration, or keeps the lock of the queue that all
+    workers share; one that hangs ends it too, once a timeout has passed; and pixels need room in
+    /dev/shm. Here an image that crashes or hangs costs itself, and batches are whole and in order.
 
     Args:
         dataset: of the images.
