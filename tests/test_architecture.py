@@ -192,19 +192,13 @@ def defined(tree: ast.Module) -> Iterator[str]:
 
 
 def test_functions_take_few_parameters() -> None:
-    """No function has more than twelve parameters, but commands; public ones count those in order.
-
-    A public function has its options by keyword, and of them as many as the command has.
-    """
-    import vggfeat
-
+    """No function has more than twelve parameters, but commands."""
     many = {
         f"{path.relative_to(REPOSITORY)} {node.name}": count
         for room, path, tree in modules()
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef) and room != "cli"
-        for options in [[] if node.name in vggfeat.__all__ else node.args.kwonlyargs]
-        for count in [len([*node.args.posonlyargs, *node.args.args, *options])]
+        for count in [len([*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs])]
         if count > 12
     }
     assert many == {}

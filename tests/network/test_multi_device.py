@@ -16,6 +16,7 @@ import vggfeat
 from vggfeat.core.settings import Settings
 from vggfeat.errors import DeviceError, UsageError
 from vggfeat.network.device import choose_batch_size, choose_devices
+from vggfeat.network.extractor import TensorExtractor
 from vggfeat.network.multi_device import Replicas
 
 if TYPE_CHECKING:
@@ -41,13 +42,13 @@ def test_each_device_has_its_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """Batches go round the replicas, and what one of them does again is counted once."""
     images = write_images(tmp_path / "images", 20)
     seen = []
-    launch = vggfeat.Extractor.launch
+    launch = TensorExtractor.launch
 
-    def noting(self: vggfeat.Extractor, batch: Any) -> Any:
+    def noting(self: TensorExtractor, batch: Any) -> Any:
         seen.append(id(self))
         return launch(self, batch)
 
-    monkeypatch.setattr(vggfeat.Extractor, "launch", noting)
+    monkeypatch.setattr(TensorExtractor, "launch", noting)
     extract(images, tmp_path / "out.h5", device="cpu,cpu")
     assert len(set(seen)) == 2
     assert seen == [seen[0], seen[1]] * 2 + [seen[0]]

@@ -7,7 +7,7 @@ import dataclasses
 import os
 import warnings
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypedDict
 
 from vggfeat.cache.sharding import Sharding
 from vggfeat.core.choices import unknown_value
@@ -25,6 +25,8 @@ from vggfeat.storage.paths import path_text, remote_scheme
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from typing_extensions import Unpack
+
     from vggfeat.core.records import Progress, Summary
     from vggfeat.core.settings import Settings
     from vggfeat.extraction.ray_cluster import RayCluster
@@ -41,6 +43,16 @@ class Indexable(Protocol):
 
     def __getitem__(self, index: int, /) -> Any:
         raise NotImplementedError
+
+
+class ExtractOptions(TypedDict, total=False):
+    """Arguments of `extract` that few callers need; described there."""
+
+    names: str | Sequence[str] | None
+    fingerprint: Fingerprint
+    on_progress: Callable[[Progress], None] | None
+    policy: UpdatePolicy
+    wish: UpdatePolicy | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,20 +80,16 @@ def extract(
     out: str | os.PathLike[str],
     settings: Settings,
     *,
-    names: str | Sequence[str] | None = None,
-    fingerprint: Fingerprint = "bytes",
     fresh: bool = False,
-    policy: UpdatePolicy = UpdatePolicy(),  # noqa: B008 frozen
     update: bool = False,
     by_digest: bool = False,
     retry_failed: bool = False,
     root: str | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
     progress: bool = False,
     sharding: Sharding | None = None,
     scratch: str | None = None,
     cluster: RayCluster | None = None,
-    wish: UpdatePolicy | None = None,
+    **options: Unpack[ExtractOptions],
 ) -> Summary:
     """Extract features of images into a cache, or resume a cache begun earlier.
 
@@ -95,23 +103,22 @@ def extract(
             name that ends in `/`, or with `sharding` any name. Either may be in an object store:
             it is then made in `scratch` and uploaded when it is complete.
         settings: layers, network, preprocessing, storage.
-        names: of the items of a data set, or its column that has them; by default the paths of its
-            `samples`, or `000000` and so on.
-        fingerprint: of a data set, how a later run knows that an item is the same: by its `bytes`,
-            for which all that are done are read again, or by its `name` alone.
         fresh: begin again even if `out` exists.
-        policy: what to do about images that are new, changed, removed or failed since `out` was
-            made.
-        update: bring in new, changed and removed images; as `policy.update`.
-        by_digest: detect changed images by the contents of their files; as `policy.by_digest`.
-        retry_failed: retry images that failed; as `policy.retry_failed`.
+        update: bring in new, changed and removed images.
+        by_digest: detect changed images by the contents of their files.
+        retry_failed: retry images that failed.
         root: directory that the recorded paths are relative to.
-        on_progress: called after every batch; with a cluster, several times a second.
         progress: show a progress bar on standard error, or in a notebook.
         sharding: of a folder, how it is split and which of its shards to process.
         scratch: folder in which an output for an object store is made; by default one in the
             user's cache. A later run with the same folder resumes what it finds there.
         cluster: process the shards with Ray; `out` is then a folder that all nodes share.
+        names: of the items of a data set, or its column that has them; by default the paths of its
+            `samples`, or `000000` and so on.
+        fingerprint: of a data set, how a later run knows that an item is the same: by its "bytes",
+            the default, for which all that are done are read again, or by its "name" alone.
+        on_progress: called after every batch; with a cluster, several times a second.
+        policy: `update`, `by_digest` and `retry_failed` as one record.
         wish: earlier name of `policy`, deprecated.
 
     Returns:
@@ -132,6 +139,10 @@ def extract(
             done; or one failed, and `settings.on_error` is `stop`.
         InterruptedRunError: SIGINT or SIGTERM; call again to resume.
     """
+    unknown = sorted(options.keys() - ExtractOptions.__annotations__.keys())
+    if unknown:
+        raise TypeError(f"extract() got an unexpected keyword argument {unknown[0]!r}")
+    policy, wish = options.get("policy", UpdatePolicy()), options.get("wish")
     if wish is not None:
         # Before `isolated`, which sets the caller's filters of warnings aside.
         warnings.warn(
@@ -146,6 +157,7 @@ def extract(
         by_digest=by_digest or policy.by_digest,
         retry_failed=retry_failed or policy.retry_failed,
     )
+    on_progress = options.get("on_progress")
     with isolated(), contextlib.ExitStack() as stack:
         if progress:
             on_progress = stack.enter_context(with_bar(on_progress))
@@ -154,8 +166,8 @@ def extract(
         request = _request(
             ExtractRequest((), work, settings, fresh, policy, root, sharding or Sharding()),
             sources,
-            names,
-            fingerprint,
+            options.get("names"),
+            options.get("fingerprint", "bytes"),
         )
         if work == path_text(out):
             return extract_request(request, on_progress, cluster)

@@ -6,12 +6,13 @@ import dataclasses
 import logging
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
 from vggfeat.core.held_weights import names_held_weights
 from vggfeat.core.records import FailedImage
+from vggfeat.core.sequences import as_tuple
 from vggfeat.core.settings import SETTING_NAMES, Settings
 from vggfeat.errors import CacheMismatchError, DecodeError, WeightsError
 from vggfeat.images.decode import read_digest
@@ -69,6 +70,14 @@ class Queries:
         )
 
 
+class QueryImageOptions(TypedDict, total=False):
+    """How `query_images` computes, for functions that pass it on."""
+
+    device: str
+    model_weights: str | os.PathLike[str] | Mapping[str, Tensor] | None
+    use: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+
 def query_images(
     cache: FeatureCache,
     images: ImagesLike,
@@ -76,7 +85,7 @@ def query_images(
     *,
     device: str = "auto",
     model_weights: str | os.PathLike[str] | Mapping[str, Tensor] | None = None,
-    use: Sequence[str | os.PathLike[str]] = (),
+    use: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
 ) -> Queries:
     """Compute the features of query images with the network and preprocessing of a cache.
 
@@ -95,7 +104,7 @@ def query_images(
             those beside the caches that they made, `<cache>.model.h5`.
     """
     queries = list(_queries(images))
-    replay = replay_to(cache, use)
+    replay = replay_to(cache, as_tuple(use))
     extractor = _extractor(cache, replay.specs or tuple(layers), device, model_weights)
     preprocess = dataclasses.replace(cache.header.identity.preprocess, augment=())
     if extractor.preprocess != preprocess:

@@ -16,7 +16,12 @@ from vggfeat.core.text import counted
 from vggfeat.errors import InputError, TooManyFailuresError, UsageError
 from vggfeat.retrieval.exact_search import nearest
 from vggfeat.retrieval.faiss_index import open_index
-from vggfeat.retrieval.query_images import Queries, listed_images, query_images
+from vggfeat.retrieval.query_images import (
+    Queries,
+    QueryImageOptions,
+    listed_images,
+    query_images,
+)
 from vggfeat.retrieval.query_vectors import query_vectors
 from vggfeat.retrieval.selection import only_layer, row_named, warn_of_cache
 from vggfeat.retrieval.similarity import LayerQuery, check_layers
@@ -26,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
-    from torch import Tensor
+    from typing_extensions import Unpack
 
     from vggfeat.core.records import FailedImage
     from vggfeat.extraction.extractor import ImagesLike
@@ -121,11 +126,9 @@ def search(
     weights: Sequence[float] = (),
     metric: Metric = "cosine",
     top: int = 10,
-    device: str = "auto",
-    model_weights: str | os.PathLike[str] | Mapping[str, Tensor] | None = None,
-    use: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     index: str | os.PathLike[str] | None = None,
     exclude_self: bool = False,
+    **images: Unpack[QueryImageOptions],
 ) -> SearchResult:
     """Find the images of a cache that are nearest to query images; exact without an index.
 
@@ -143,12 +146,12 @@ def search(
         weights: one a layer; equal by default. See `prepare_queries` for several layers.
         metric: `cosine`, `l2` or `dot`.
         top: number of hits a query.
-        device: for the network, and for the search where it is CUDA.
-        model_weights: see `query_images`.
-        use: likewise.
         index: file of an index of the one layer; built if it does not exist or is of other rows,
             see `open_index`. It may miss some images; scores are exact.
         exclude_self: leave out hits that are the query itself; others take their place.
+        device: for the network, and for the search where it is CUDA.
+        model_weights: see `query_images`.
+        use: likewise.
 
     Raises:
         UsageError: choices that make no sense, no query, or faiss is not installed.
@@ -161,24 +164,24 @@ def search(
         LockedError: another run builds the index.
         SpaceError: the index cannot be written.
     """
+    unknown = sorted(images.keys() - QueryImageOptions.__annotations__.keys())
+    if unknown:
+        raise TypeError(f"search() got an unexpected keyword argument {unknown[0]!r}")
     opened = cache if isinstance(cache, FeatureCache) else open_cache(cache)
     names, shares = _layers(opened, as_tuple(layers), weights)
     asked, chosen = listed_images(queries), as_tuple(rows)
     if not asked and not chosen and vectors is None:
         raise UsageError("no query; name images or folders, or an image of the cache with --row")
-    images = int(opened.done.sum())
-    if not images:
+    done = int(opened.done.sum())
+    if not done:
         raise InputError(f"no image of cache {opened.path!r} is done; run vggfeat extract first")
     own = [row_named(opened, name) for name in chosen]
     check_layers(opened, names, shares, metric)
     _check_choices(top, names, has_index=index is not None)
     decoded = Queries() if vectors is None else query_vectors(opened, vectors, names)
     if asked:
-        images_decoded = query_images(
-            opened, asked, names, device=device, model_weights=model_weights, use=as_tuple(use)
-        )
-        decoded = images_decoded.joined(decoded)
-    result = SearchResult(opened.path, names, shares, metric, images, (), decoded.failures)
+        decoded = query_images(opened, asked, names, **images).joined(decoded)
+    result = SearchResult(opened.path, names, shares, metric, done, (), decoded.failures)
     if not decoded.paths and not own:
         raise TooManyFailuresError(_none_decoded(decoded.failures), result)
     known = _queries(opened, decoded, own)
@@ -189,7 +192,7 @@ def search(
     def find(count: int) -> Nearest:
         if used is not None:
             return used.search(by_layer[0].vectors, count, left_out=left_out)
-        place = device if asked else "cpu"
+        place = images.get("device", "auto") if asked else "cpu"
         return nearest(opened, by_layer, count, metric, left_out=left_out, device=place)
 
     answers = _answers(opened, known, find, top, metric, exclude_self=exclude_self)
