@@ -17,7 +17,7 @@ Crop = Literal["center", "none", "pad", "squash"]
 Exif = Literal["apply", "ignore"]
 Icc = Literal["ignore", "convert"]
 Decode = Literal["exact", "torchvision", "fast"]
-DecodeName = Literal["pillow", "exact", "torchvision", "fast"]
+DecodeName = Literal["auto", "pillow", "exact", "torchvision", "fast"]
 TransformName = Literal["auto", "imagenet", "features", "caffe"]
 Corruption = Literal[
     "mirror", "flip", "crop", "zoom", "rotate", "grey", "recolour", "invert", "darken", "blur",

@@ -7,7 +7,7 @@ ranges, and a configuration file has their names as keys.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from vggfeat.core.fusion_spec import Recipe, parse_fuse
 from vggfeat.core.layer_spec import LayerSpec, parse_specs
@@ -22,6 +22,7 @@ from vggfeat.core.preprocessing import (
     NORMALISATIONS,
     TRANSFORMS,
     Crop,
+    Decode,
     DecodeName,
     Depth,
     Exif,
@@ -144,10 +145,11 @@ class Settings:
         choices=ICCS,
     )
     decode: DecodeName = setting(
-        "exact",
-        "exact, or pillow, decodes every pixel as Pillow does; torchvision decodes and resizes "
+        "auto",
+        "pillow, or exact, decodes every pixel as Pillow does; torchvision decodes and resizes "
         "JPEGs as torchvision does with tensors, which is faster; fast decodes JPEGs far larger "
-        "than needed at 1/2, 1/4 or 1/8 of their sides.",
+        "than needed at 1/2, 1/4 or 1/8 of their sides. auto: as the cache was begun; for a new "
+        "one torchvision on CUDA, where it can, else pillow.",
         "HOW",
         choices=DECODES,
     )
@@ -315,13 +317,14 @@ class Settings:
         own = NORMALISATIONS[self.transform_name]
         size = self.size or own.size
         resize = self.resize or round(size * own.resize / own.size)
+        named_pillow = self.decode in ("auto", "pillow")
         return Preprocess(
             size=size,
             resize=resize if self.crop == "center" else None,
             crop=self.crop,
             exif=self.exif,
             icc=self.icc,
-            decode="exact" if self.decode == "pillow" else self.decode,
+            decode=cast("Decode", "exact" if named_pillow else self.decode),
             augment=parse_corruptions(self.augment),
             mean=parse_mean(self.mean, self.channels) or own.mean_of(self.channels),
             std=parse_std(self.std, self.channels) or own.std_of(self.channels),

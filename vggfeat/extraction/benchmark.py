@@ -20,6 +20,7 @@ from vggfeat.core.records import DecodedBatch
 from vggfeat.core.resources import usable_cores
 from vggfeat.core.sequences import as_tuple
 from vggfeat.errors import DecodeError, InputError, SpaceError
+from vggfeat.extraction.metadata import without_auto_decoding
 from vggfeat.images.decode import decode, pixel_type
 from vggfeat.images.loader import choose_workers
 from vggfeat.images.sources import discover
@@ -107,6 +108,7 @@ def bench(
         SpaceError: the folder cannot be written to.
     """
     files = _sample(sources) if sources else [_synthetic(seed) for seed in range(8)]
+    settings = without_auto_decoding(settings)
     decode_rate = _decode_rate(files, settings, seconds)
     networks = _networks(settings)
     tried = [_forward(network, _batch_sizes(network)[-2], seconds) for network in networks]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import importlib.metadata
 import logging
@@ -14,10 +15,11 @@ from vggfeat._version import __version__
 from vggfeat.cache.format import CacheMetadata, Provenance
 from vggfeat.cache.identity import Identity
 from vggfeat.core.quantization import scales_digest
+from vggfeat.errors import UsageError
 from vggfeat.network.weights import find_weights, weights_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from vggfeat.core.quantization import Scales
     from vggfeat.core.settings import Settings
@@ -76,9 +78,10 @@ class NewCache:
 
 
 def prepare_cache(settings: Settings, images: ImageList) -> NewCache:
-    """Find the weights and choose the batch size of a new cache."""
+    """Find the weights, and choose the batch size and the way of decoding of a new cache."""
     from vggfeat.network.device import choose_batch_size
 
+    settings = without_auto_decoding(settings)
     weights = find_weights(settings.weights, settings.model)
     if weights.warning:
         log.warning(weights.warning)
@@ -97,12 +100,41 @@ def prepare_cache(settings: Settings, images: ImageList) -> NewCache:
     )
 
 
+def without_auto_decoding(settings: Settings) -> Settings:
+    """Return settings with the way of decoding that `auto` stands for on their devices."""
+    from vggfeat.network.device import choose_devices
+
+    if settings.decode != "auto":
+        return settings
+    return choose_decoding(settings, {one.type for one in choose_devices(settings.device)})
+
+
+def choose_decoding(settings: Settings, device_types: Collection[str]) -> Settings:
+    """Return settings with the way of decoding that `auto` stands for on devices of these types.
+
+    On a CPU decoding is a few percent of a run, and Pillow's pixels are the reference. On CUDA
+    decoding is what a run waits for, and torchvision's way is the fastest that needs no device.
+    """
+    pillow = dataclasses.replace(settings, decode="exact")
+    if "cuda" not in device_types:
+        return pillow
+    try:
+        import vggfeat.images.torchvision_jpeg  # noqa: F401 whether it can be
+
+        return dataclasses.replace(settings, decode="torchvision")
+    except UsageError:  # other images than it makes are requested
+        return pillow
+    except Exception as error:  # noqa: BLE001 one built for another torch raises anything
+        log.warning("decoding by Pillow, since torchvision cannot be imported: %s", error)
+        return pillow
+
+
 def describe_cache(settings: Settings, images: ImageList) -> CacheMetadata:
     """Return the metadata of a cache of these images without extracting any of them."""
     from vggfeat.network.multi_device import Replicas
 
     new = prepare_cache(settings, images)
-    replicas = Replicas(settings, new.weights, new.calibrate() if new.calibrate else None)
+    replicas = Replicas(new.settings, new.weights, new.calibrate() if new.calibrate else None)
     return new.describe(replicas)
 
 

@@ -159,10 +159,10 @@ def resume_cache(images: ImageList, context: RunContext) -> None:
 
 def _begin(images: ImageList, context: RunContext) -> None:
     """Make a new cache, whose lock the caller holds, and extract all rows."""
-    settings, out = context.request.settings, context.request.out
-    new = prepare_cache(settings, images)
+    out = context.request.out
+    new = prepare_cache(context.request.settings, images)
     work = _Work(
-        settings,
+        new.settings,
         images,
         None,
         plan_batches(np.arange(len(images)), new.batch_size, images.reading_ranks()),

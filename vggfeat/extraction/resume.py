@@ -149,8 +149,12 @@ def check_settings(cache: FeatureCache, settings: Settings, *, work: bool) -> We
         weights = find_weights(settings.weights, settings.model)
     precision = existing.precision if settings.precision == "auto" else settings.precision
     requested = make_identity(settings, precision, weights)
+    preprocess = requested.preprocess
+    if settings.decode == "auto":
+        preprocess = dataclasses.replace(preprocess, decode=existing.preprocess.decode)
     requested = dataclasses.replace(
         requested,
+        preprocess=preprocess,
         # Measured once, when the cache was made, and kept from then on.
         activations=existing.activations,
         scales=existing.scales,
@@ -182,7 +186,7 @@ def check_removals(settings: Settings, path: str, removed: int, present: int, fi
 
 
 def _take_over(settings: Settings, cache: FeatureCache) -> Settings:
-    """Return the settings with the layers, the precision and the batch size of the file."""
+    """Return the settings with the layers, precision, batch size and decoding of the file."""
     identity = cache.header.identity
     batch_size = int(cache.header.provenance.config["batch_size"])
     recipe = recipe_of(identity.steps)
@@ -195,6 +199,7 @@ def _take_over(settings: Settings, cache: FeatureCache) -> Settings:
         norm="none",
         batch_size=batch_size,
         precision=cast("Precision", identity.precision),
+        decode=identity.preprocess.decode,
     )
 
 

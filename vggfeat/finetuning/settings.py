@@ -202,7 +202,7 @@ def _wrong_network(network: Settings) -> list[str]:
             f"precision {network.precision} cannot be trained in; expected "
             f"{', '.join(TRAINING_PRECISIONS)}"
         )
-    usual = {"fuse": ("",), "augment": ("",), "decode": ("exact", "pillow")}
+    usual = {"fuse": ("",), "augment": ("",), "decode": ("auto", "exact", "pillow")}
     for name, values in usual.items():
         if getattr(network, name) not in values:
             wrong.append(f"{name} {getattr(network, name)} is for extract; leave it out")
