@@ -352,9 +352,11 @@ class Slow:
         self.unsaved = 0
         self.gate = threading.Event()
         self.gate.set()
+        self.begun = threading.Event()
         self._fail_at = fail_at
 
     def write(self, given: FeatureBatch) -> None:
+        self.begun.set()
         self.gate.wait(30)
         row = int(given.rows[0])
         if row == self._fail_at:
@@ -413,6 +415,14 @@ def feed(sink: Sink, rows: int, *, pause: float = 0, then: BaseException | None 
             raise then
 
 
+def feed_until(sink: Sink, begun: threading.Event, then: BaseException) -> None:
+    """A loop that ends with an error once its first batch is being written."""
+    with sink:
+        sink.put(one(0))
+        assert begun.wait(60)
+        raise then
+
+
 def late(slow: Slow) -> Slow:
     """The same, but stuck for its first twentieth of a second."""
     slow.gate.clear()
@@ -465,7 +475,7 @@ def test_an_interrupt_leaves_at_once() -> None:
     slow.gate.clear()
     sink = sink_over(slow)
     with pytest.raises(KeyboardInterrupt):
-        feed(sink, 1, then=KeyboardInterrupt())
+        feed_until(sink, slow.begun, KeyboardInterrupt())
     assert slow.events == []
     slow.gate.set()  # from here on only to let the thread end
     sink._queue.put(None)

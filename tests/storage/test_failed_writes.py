@@ -94,6 +94,7 @@ def limited(size: int) -> Callable[[], None]:
 
 LIMITED = """
 import json, os, resource, signal
+import torch  # imports dill where it is installed, which looks for a folder it can write to
 from vggfeat import Settings, extract
 from vggfeat.errors import SpaceError
 settings = Settings(layers='conv1_1:map', model='vgg11', weights='random:0', size=32, device='cpu',
