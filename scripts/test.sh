@@ -4,9 +4,10 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/env.sh -e ".[test]"
 # Three processes, on whatever machine: most tests start programs of their own, which then wait.
-# A file stays in one process: its tests may go by what those before them made.
+# A file stays in one process: its tests may go by what those before them made. Files are begun in the
+# order of tests/conftest.py, the longest first.
 # Properties are tried on the same examples everywhere, so that a run says something of the change
 # and not of its luck; plain `pytest` draws new ones.
 # Commands that tests run share their imports (tests/commands.py); plain `pytest` starts each anew.
 export VGGFEAT_WARM_COMMANDS=1
-"$py" -m pytest -n 3 --dist loadfile --hypothesis-profile ci "$@"
+"$py" -m pytest -n 3 --dist loadfile --no-loadscope-reorder --hypothesis-profile ci "$@"

@@ -14,6 +14,28 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+_LONGEST = (
+    "system/test_docs.py",
+    "extraction/test_ray.py",
+    "extraction/test_update.py",
+    "system/test_kill.py",
+    "finetuning/test_adapt.py",
+    "system/test_faults.py",
+    "system/test_cluster_docs.py",
+    "storage/test_object_store.py",
+    "transforms/test_fuse.py",
+    "system/test_powercut.py",
+    "retrieval/test_search.py",
+    "images/test_worker_pool.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take minutes: at the end, one process would be alone with them."""
+    places = {name: place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: places.get("/".join(item.path.parts[-2:]), len(_LONGEST)))
+
+
 @pytest.fixture(scope="session")
 def test_data() -> Path:
     """Folder with `weights/` and `photos/`: $VGGFEAT_TEST_DATA, or `shared` beside the checkout."""
