@@ -10,4 +10,6 @@ cd "$(dirname "$0")/.."
 # and not of its luck; plain `pytest` draws new ones.
 # Commands that tests run share their imports (tests/commands.py); plain `pytest` starts each anew.
 export VGGFEAT_WARM_COMMANDS=1
+# Threads that wait for one another sleep; spinning, they take the cores from the other processes.
+export OMP_WAIT_POLICY=passive
 "$py" -m pytest -n 3 --dist loadfile --no-loadscope-reorder --hypothesis-profile ci "$@"
