@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,7 +16,7 @@ from vggfeat.errors import InterruptedRunError, UsageError
 from vggfeat.transforms.settings import FuseSettings, ReduceSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from vggfeat.transforms.derive import TransformReport
 
@@ -82,12 +83,10 @@ def fuse(
     Each layer is normalised by itself first, so that its range does not decide. The new cache has
     the same images, and the same command again does what is left.
     """
-    with exit_codes():
-        set_up_logging(quiet=quiet or as_json, verbose=False)
+    files = {"source": source, "out": out, "use": use, "save": save}
+    with _begun(resume=resume, update=update, quiet=quiet or as_json) as begin:
         from vggfeat.transforms.fuse import fuse as command
 
-        files = {"source": source, "out": out, "use": use, "save": save}
-        begin = _begin(resume=resume, update=update)
         _run(command, FuseSettings, files, flags, begin, as_json=as_json, quiet=quiet)
 
 
@@ -111,19 +110,21 @@ def reduce(
     Fitted in a stream to every layer by itself; the cache may be larger than memory. What was
     fitted is kept in a model file, and --use applies it to other caches.
     """
-    with exit_codes():
-        set_up_logging(quiet=quiet or as_json, verbose=False)
+    files = {"source": source, "out": out, "use": use, "save": save}
+    with _begun(resume=resume, update=update, quiet=quiet or as_json) as begin:
         from vggfeat.transforms.reduce import reduce as command
 
-        files = {"source": source, "out": out, "use": use, "save": save}
-        begin = _begin(resume=resume, update=update)
         _run(command, ReduceSettings, files, flags, begin, as_json=as_json, quiet=quiet)
 
 
-def _begin(*, resume: bool, update: bool) -> str:
-    if update and not resume:
-        raise UsageError("--fresh makes all rows anew; give it without --update")
-    return "update" if update else "resume" if resume else "fresh"
+@contextlib.contextmanager
+def _begun(*, resume: bool, update: bool, quiet: bool) -> Iterator[str]:
+    """Turn errors into exit codes, set up logging, and yield how to begin."""
+    with exit_codes():
+        set_up_logging(quiet=quiet, verbose=False)
+        if update and not resume:
+            raise UsageError("--fresh makes all rows anew; give it without --update")
+        yield "update" if update else "resume" if resume else "fresh"
 
 
 def _run(

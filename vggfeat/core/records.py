@@ -256,7 +256,7 @@ class Summary(HasRowCounts):
         device: where the network ran; empty if there was nothing to do.
         precision: of the network.
         dtype: of the stored features.
-        batch_size: images a pass.
+        batch_size: images per pass.
         workers: decoding processes.
         seconds: of the whole run.
         images_per_second: of this run's images, from the first batch requested to the last written.
