@@ -8,8 +8,9 @@ import h5py
 import numpy as np
 from sklearn.preprocessing import normalize
 
-from vggfeat.cache.format import Provenance, lay_out
+from vggfeat.cache.format import Provenance
 from vggfeat.cache.identity import Identity
+from vggfeat.cache.layout import lay_out
 from vggfeat.cache.reader import FeatureCache
 from vggfeat.core.preprocessing import Preprocess
 from vggfeat.core.quantization import Scales, encode, scales_digest

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def blow_up(small: Path, large: Path, count: int) -> None:
     """A cache of `count` rows of noise, made of one of two."""
-    from vggfeat.cache.format import read_header
+    from vggfeat.cache.header import read_header
     from vggfeat.cache.writer import create_cache, row_checksums
     from vggfeat.core.records import Images
 

@@ -12,8 +12,9 @@ import h5py
 import pytest
 from places import REPOSITORY, TESTS
 
-from vggfeat.cache.format import Provenance, lay_out
+from vggfeat.cache.format import Provenance
 from vggfeat.cache.identity import Identity
+from vggfeat.cache.layout import lay_out
 from vggfeat.core.preprocessing import Preprocess
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import h5py
 
-from vggfeat.cache.format import Provenance, lay_out
+from vggfeat.cache.format import Provenance
 from vggfeat.cache.identity import Identity
+from vggfeat.cache.layout import lay_out
 from vggfeat.core.preprocessing import Preprocess
 
 if TYPE_CHECKING:

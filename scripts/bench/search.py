@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING
 import faiss
 import numpy as np
 
-from vggfeat.cache.format import Provenance, lay_out, read_header
+from vggfeat.cache.format import Provenance
+from vggfeat.cache.header import read_header
 from vggfeat.cache.identity import Identity
+from vggfeat.cache.layout import lay_out
 from vggfeat.cache.reader import FeatureCache
 from vggfeat.core.preprocessing import Preprocess
 from vggfeat.retrieval.exact_search import top_k

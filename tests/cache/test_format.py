@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 from small_disks import with_mount
 
-from vggfeat.cache.format import CacheMetadata, Provenance, lay_out, read_header
+from vggfeat.cache.format import CacheMetadata, Provenance
+from vggfeat.cache.header import read_header
 from vggfeat.cache.identity import Identity
+from vggfeat.cache.layout import lay_out
 from vggfeat.cache.writer import create_cache
 from vggfeat.core.preprocessing import Preprocess
 from vggfeat.errors import CacheError

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vggfeat.cache.format import Provenance, lay_out
+from vggfeat.cache.format import Provenance
 from vggfeat.cache.identity import Identity
 from vggfeat.cache.labels import UNLABELLED, labels_of, labels_of_paths, read_labels
+from vggfeat.cache.layout import lay_out
 from vggfeat.cache.reader import FeatureCache
 from vggfeat.core.preprocessing import Preprocess
 from vggfeat.errors import InputError, UsageError

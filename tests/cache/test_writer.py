@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from small_disks import with_mount
 
 from vggfeat.cache.background_writer import Sink
-from vggfeat.cache.format import CacheMetadata, Header, Provenance, RowState, lay_out, read_header
+from vggfeat.cache.format import CacheMetadata, Header, Provenance, RowState
+from vggfeat.cache.header import read_header
 from vggfeat.cache.identity import Identity
+from vggfeat.cache.layout import lay_out
 from vggfeat.cache.writer import CacheWriter, create_cache
 from vggfeat.core.preprocessing import Preprocess
 from vggfeat.core.records import Failure, FeatureBatch

@@ -27,8 +27,9 @@ from command_line import assert_one_line, vggfeat, write_images
 from safetensors.numpy import load_file
 from sklearn.preprocessing import normalize
 
-from vggfeat.cache.format import Provenance, lay_out
+from vggfeat.cache.format import Provenance
 from vggfeat.cache.identity import Identity
+from vggfeat.cache.layout import lay_out
 from vggfeat.cache.reader import FeatureCache
 from vggfeat.cache.verify import verify
 from vggfeat.core.arrays import blocks

@@ -20,8 +20,9 @@ from command_line import SMALL, vggfeat, write_images
 from places import TESTS
 from small_disks import mounted
 
-from vggfeat.cache.format import Provenance, lay_out
+from vggfeat.cache.format import Provenance
 from vggfeat.cache.identity import Identity
+from vggfeat.cache.layout import lay_out
 from vggfeat.core.preprocessing import Preprocess
 from vggfeat.transforms.model_file import Fitted, save_fitted
 

@@ -27,8 +27,10 @@ from killing import contents
 from places import REPOSITORY
 from typer.main import get_command
 
-from vggfeat.cache.format import Provenance, RowState, image_fields, lay_out, read_header
+from vggfeat.cache.format import Provenance, RowState, image_fields
+from vggfeat.cache.header import read_header
 from vggfeat.cache.identity import Identity
+from vggfeat.cache.layout import lay_out
 from vggfeat.cache.reader import FeatureCache
 from vggfeat.cli import app
 from vggfeat.cli import monitoring as watch

@@ -8,14 +8,7 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
-from vggfeat.cache.format import (
-    IMAGES,
-    OFFSETS,
-    SCALES,
-    TEXT_ENCODING,
-    VIEW_FORMAT,
-    attributes_of,
-)
+from vggfeat.cache.format import IMAGES, OFFSETS, SCALES, TEXT_ENCODING, VIEW_FORMAT, attributes_of
 from vggfeat.cache.merge import refuse_replacing
 from vggfeat.cache.sharded import ShardedCache, open_cache
 from vggfeat.errors import SpaceError, UsageError

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vggfeat.cache import tables
-from vggfeat.cache.format import DIGEST_BYTES, FEATURES, IMAGES, Header, RowState, read_header
+from vggfeat.cache.format import DIGEST_BYTES, FEATURES, IMAGES, Header, RowState
+from vggfeat.cache.header import read_header
 from vggfeat.core.layer_spec import parse_specs
 from vggfeat.core.quantization import decode_codes
 from vggfeat.core.records import Failure

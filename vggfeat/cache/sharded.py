@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vggfeat.cache.format import IMAGES, DatasetExtent, Header, read_header
+from vggfeat.cache.format import IMAGES, DatasetExtent, Header
+from vggfeat.cache.header import read_header
 from vggfeat.cache.reader import FeatureCache, Part
 from vggfeat.cache.shard_manifest import Shard, ShardManifest, read_manifest
 from vggfeat.cache.sharded_array import ShardedArray

@@ -15,16 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vggfeat.cache.foreign_objects import warn_of_losses
-from vggfeat.cache.format import (
-    DIGEST_BYTES,
-    ERROR_BYTES,
-    FEATURES,
-    IMAGES,
-    Header,
-    RowState,
-    lay_out,
-    read_header,
-)
+from vggfeat.cache.format import DIGEST_BYTES, ERROR_BYTES, FEATURES, IMAGES, Header, RowState
+from vggfeat.cache.header import read_header
+from vggfeat.cache.layout import lay_out
 from vggfeat.core.arrays import consecutive
 from vggfeat.core.quantization import NAN_CODE
 from vggfeat.core.text import byte_count

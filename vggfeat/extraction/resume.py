@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from vggfeat.cache.format import RowState, read_header
+from vggfeat.cache.format import RowState
+from vggfeat.cache.header import read_header
 from vggfeat.cache.reader import FeatureCache
 from vggfeat.cache.rows import Match, match_paths
 from vggfeat.core.file_types import other_format

@@ -1,0 +1,260 @@
+"""Read the metadata of a cache by HDF5: what it holds, and where the bytes of each dataset lie."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING
+
+import h5py
+import numpy as np
+from h5py import h5d
+
+from vggfeat.cache.format import (
+    FEATURES,
+    FORMAT,
+    FORMAT_VERSION,
+    IMAGES,
+    OFFSETS,
+    REQUIRED_ATTRIBUTES,
+    SCALES,
+    VIEW_FORMAT,
+    DatasetExtent,
+    Header,
+    Provenance,
+    image_fields,
+)
+from vggfeat.cache.identity import Identity
+from vggfeat.core.preprocessing import preprocess_from
+from vggfeat.core.quantization import Scales, scales_digest
+from vggfeat.core.settings import DTYPES
+from vggfeat.core.steps import Step
+from vggfeat.core.text import counted
+from vggfeat.errors import CacheError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+_IMAGE_FIELDS = tuple(image_fields(1))
+_OPTIONAL = ("digest",)  # the first files had none
+_CHUNKS_LOOKED_AT = 16
+
+
+def read_hdf5_header(file_name: str, file: h5py.File) -> Header:
+    """Read and check the metadata of an open file; `file_name` is for messages."""
+    _check_format(file_name, file)
+    linked = _elsewhere(file, (IMAGES, FEATURES, SCALES, OFFSETS))
+    if linked:
+        raise CacheError(
+            f"cache {file_name!r} does not hold its own data: {'; '.join(linked)}; name the file "
+            "that holds them, or copy them into one (h5py: copy with expand_external=True)"
+        )
+    wrong: list[str] = []
+    runs = dict(_runs(file, wrong))
+    rows = runs[f"{IMAGES}/state"].shape[0] if f"{IMAGES}/state" in runs else -1
+    wrong += [
+        f"/{name} has {counted(run.shape[0], 'row')}, /{IMAGES}/state {rows}"
+        for name, run in runs.items()
+        if rows >= 0 and run.shape[0] != rows
+    ]
+    wrong += [
+        f"attribute {name} is missing" for name in REQUIRED_ATTRIBUTES if name not in file.attrs
+    ]
+    scales = dict(_scales(file, runs, wrong))
+    try:
+        identity, provenance = _read_attributes(file, runs, scales)
+    except (KeyError, TypeError, ValueError) as error:
+        wrong.append(f"attributes cannot be read: {error}")
+    else:
+        if identity.fingerprint() != str(file.attrs.get("fingerprint")):
+            wrong.append("attribute fingerprint does not belong to the other attributes")
+    if wrong:
+        raise CacheError(f"cache {file_name!r} is damaged: {'; '.join(wrong)}")
+    return Header(identity, provenance, rows, runs, scales)
+
+
+def _check_format(file_name: str, file: h5py.File) -> None:
+    found = file.attrs.get("format")
+    if isinstance(found, str) and found == VIEW_FORMAT:
+        raise CacheError(
+            f"{file_name!r} is a view of shards for other tools; name the folder of the shards"
+        )
+    if not isinstance(found, str) or found != FORMAT:
+        raise CacheError(
+            f"{file_name!r} is an HDF5 file but no cache of ours: attribute format is {found!r}, "
+            f"expected {FORMAT!r}"
+        )
+    version = file.attrs.get("format_version")
+    if not isinstance(version, int | np.integer) or version != FORMAT_VERSION:
+        newer = isinstance(version, int | np.integer) and version > FORMAT_VERSION
+        raise CacheError(
+            f"cache {file_name!r} has format version {version}, this vggfeat reads "
+            f"{FORMAT_VERSION}; {'upgrade it' if newer else 'it is damaged'}"
+        )
+
+
+def _runs(file: h5py.File, wrong: list[str]) -> Iterator[tuple[str, DatasetExtent]]:
+    """Yield the extent of each dataset; append what is missing or cannot be mapped to `wrong`."""
+    fields = image_fields(1)
+    for column in _IMAGE_FIELDS:
+        name = f"{IMAGES}/{column}"
+        dataset = file.get(name)
+        expected, shape = np.dtype(fields[column][0]), fields[column][1]
+        if column in _OPTIONAL and file.get(name, getlink=True) is None:
+            continue
+        if not isinstance(dataset, h5py.Dataset) or dataset.shape[1:] != shape:
+            values = counted(shape[0], "value") if shape else "one value"
+            wrong.append(f"/{name} is missing or not {values} a row")
+        elif dataset.dtype.kind != expected.kind or (
+            expected.kind != "S" and dataset.dtype != expected
+        ):
+            wrong.append(f"/{name} has type {dataset.dtype}, expected {expected}")
+        else:
+            yield from _mappable(name, dataset, wrong)
+    features = file.get(FEATURES)
+    if not isinstance(features, h5py.Group) or not len(features):
+        wrong.append(f"/{FEATURES} holds no layer")
+        return
+    for spec, dataset in features.items():
+        name = f"{FEATURES}/{spec}"
+        if not isinstance(dataset, h5py.Dataset) or dataset.ndim < 2:  # noqa: PLR2004 (N, D)
+            wrong.append(f"/{name} is no array of rows")
+        elif dataset.dtype.name not in DTYPES:
+            wrong.append(f"/{name} has type {dataset.dtype}, expected {' or '.join(DTYPES)}")
+        else:
+            yield from _mappable(name, dataset, wrong)
+
+
+def _scales(
+    file: h5py.File, runs: Mapping[str, DatasetExtent], wrong: list[str]
+) -> Iterator[tuple[str, Scales]]:
+    """Scale and offset of each layer of codes; what is missing or of another shape is wrong."""
+    for name, run in runs.items():
+        group, _, spec = name.partition("/")
+        if group != FEATURES or np.dtype(run.dtype) != np.int8:
+            continue
+        found = [file.get(f"{kind}/{spec}") for kind in (SCALES, OFFSETS)]
+        if not all(isinstance(one, h5py.Dataset) and one.shape == run.shape[1:2] for one in found):
+            wrong.append(
+                f"/{SCALES}/{spec} or /{OFFSETS}/{spec} is missing or not of shape {run.shape[1:2]}"
+            )
+            continue
+        yield spec, Scales(*(one[()].astype(np.float32) for one in found))
+
+
+def _read_attributes(
+    file: h5py.File, runs: Mapping[str, DatasetExtent], scales: Mapping[str, Scales]
+) -> tuple[Identity, Provenance]:
+    attributes = file.attrs
+    derived = json.loads(attributes.get("derived", "[]"))
+    specs = sorted(name.partition("/")[2] for name in runs if name.startswith(FEATURES))
+    dtypes = {np.dtype(runs[f"{FEATURES}/{spec}"].dtype).name for spec in specs}
+    identity = Identity(
+        model=attributes["model"],
+        weights=attributes["weights"],
+        weights_sha256=attributes["weights_sha256"],
+        precision=attributes["precision"],
+        dtype="+".join(sorted(dtypes)),
+        preprocess=preprocess_from(json.loads(attributes["preprocess"])),
+        layers=tuple(specs),
+        first_layer=attributes.get("first_layer", ""),
+        activations=tuple(json.loads(attributes.get("activations", "{}")).items()),
+        scales=scales_digest(scales),
+        steps=tuple(map(Step, derived)),
+    )
+    config = json.loads(attributes["config"])
+    if not (isinstance(config, dict) and type(config.get("batch_size")) is int):
+        raise ValueError("config has no batch_size, which a run that resumes needs")
+    provenance = Provenance(
+        root=bytes(attributes["root"]),
+        config=config,
+        created_utc=attributes["created_utc"],
+        tool_version=attributes["tool_version"],
+        versions=json.loads(attributes["versions"]),
+        warning=attributes["warning"],
+        sources=tuple(json.loads(attributes.get("sources", "[]"))),
+    )
+    return identity, provenance
+
+
+def _elsewhere(file: h5py.File, groups: tuple[str, ...]) -> list[str]:
+    """Name each link, virtual dataset and dataset in a raw file in some groups below `/`.
+
+    The offsets of what they refer to mean nothing in this file.
+    """
+    found = []
+    for group in groups:
+        link = file.get(group, getlink=True)
+        if link is not None and not isinstance(link, h5py.HardLink):
+            found.append(f"/{group} is {_link_words(link)}")
+        elif link is not None and isinstance(file[group], h5py.Group):
+            found += _members_elsewhere(file[group])
+    return found
+
+
+def _members_elsewhere(group: h5py.Group) -> Iterator[str]:
+    for name in group:
+        path = f"{group.name}/{name}"
+        link = group.get(name, getlink=True)
+        if not isinstance(link, h5py.HardLink):
+            yield f"{path} is {_link_words(link)}"
+        elif isinstance(group[name], h5py.Dataset):
+            dataset = group[name]
+            if dataset.is_virtual:
+                yield f"{path} is a virtual dataset of {dataset.virtual_sources()[0].file_name!r}"
+            elif dataset.external:
+                yield f"{path} lies in the raw file {dataset.external[0][0]!r}"
+
+
+def _link_words(link: object) -> str:
+    if isinstance(link, h5py.ExternalLink):
+        return f"an external link to {link.path!r} in {link.filename!r}"
+    if isinstance(link, h5py.SoftLink):
+        return f"a soft link to {link.path!r}"
+    return "a link of a kind that is not known"
+
+
+def _mappable(
+    name: str, dataset: h5py.Dataset, wrong: list[str]
+) -> Iterator[tuple[str, DatasetExtent]]:
+    """Yield the name and extent of a dataset, or append to `wrong` why it cannot be mapped."""
+    offset = _find_offset(dataset)
+    if offset is None:
+        wrong.append(
+            f"/{name} does not lie in one run (compressed or repacked?), so it cannot be memory "
+            "mapped; `h5repack -f NONE -l CONTI` makes it so"
+        )
+        return
+    # Little-endian in the file, whatever this machine is.
+    dtype = dataset.dtype.newbyteorder("<").str
+    yield name, DatasetExtent(dtype, tuple(dataset.shape), offset)
+
+
+def _find_offset(dataset: h5py.Dataset) -> int | None:
+    """Return where the bytes of a dataset begin; None unless they are one little-endian range."""
+    layout = dataset.id.get_create_plist()
+    big_endian = dataset.dtype.byteorder == ">"
+    if big_endian or layout.get_nfilters() or layout.get_external_count():
+        return None
+    if layout.get_layout() == h5d.CONTIGUOUS:
+        offset = dataset.id.get_offset()
+        return None if offset is None else int(offset)
+    if layout.get_layout() != h5d.CHUNKED or dataset.chunks[1:] != dataset.shape[1:]:
+        return None
+    return _chunked_offset(dataset)
+
+
+def _chunked_offset(dataset: h5py.Dataset) -> int | None:
+    rows = dataset.chunks[0]
+    size = rows * dataset.dtype.itemsize * math.prod(dataset.shape[1:])
+    count = -(-dataset.shape[0] // rows)
+    # A few chunks stand for all: looking up each one of a large file takes too long.
+    zeros = (0,) * (dataset.ndim - 1)
+    places = {
+        chunk: dataset.id.get_chunk_info_by_coord((chunk * rows, *zeros)).byte_offset
+        for chunk in np.unique(np.linspace(0, count - 1, _CHUNKS_LOOKED_AT).astype(int)).tolist()
+    }
+    first = places[0]
+    if first is None or any(place != first + chunk * size for chunk, place in places.items()):
+        return None
+    return int(first)
