@@ -31,6 +31,7 @@ from vggfeat.core.settings import DTYPES
 from vggfeat.core.steps import Step
 from vggfeat.core.text import counted
 from vggfeat.errors import CacheError
+from vggfeat.storage.hdf5_file import open_hdf5
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -40,8 +41,27 @@ _OPTIONAL = ("digest",)  # the first files had none
 _CHUNKS_LOOKED_AT = 16
 
 
-def read_hdf5_header(file_name: str, file: h5py.File) -> Header:
-    """Read and check the metadata of an open file; `file_name` is for messages."""
+def read_hdf5_header(file_name: str) -> Header:
+    """Read and check the metadata of a cache by its HDF5 objects; no index is looked at.
+
+    Raises:
+        CacheError: it does not exist, is not a cache of ours, or is damaged; nothing else is
+            raised, whatever the file holds.
+    """
+    try:
+        with open_hdf5(file_name) as file:
+            return _read(file_name, file)
+    except FileNotFoundError:
+        raise CacheError(f"cache {file_name!r} does not exist") from None
+    except (IsADirectoryError, PermissionError) as error:
+        raise CacheError(f"cache {file_name!r} cannot be read: {error.strerror}") from error
+    except (OSError, KeyError, RuntimeError) as error:  # h5py's words for damaged metadata
+        raise CacheError(
+            f"cache {file_name!r} is not an HDF5 file, or was cut short: {error}"
+        ) from error
+
+
+def _read(file_name: str, file: h5py.File) -> Header:
     _check_format(file_name, file)
     linked = _elsewhere(file, (IMAGES, FEATURES, SCALES, OFFSETS))
     if linked:
