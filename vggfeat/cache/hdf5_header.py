@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import functools
 import math
 from typing import TYPE_CHECKING
 
@@ -10,25 +10,21 @@ import h5py
 import numpy as np
 from h5py import h5d
 
+from vggfeat.cache.attributes import read_attributes, attribute_text
 from vggfeat.cache.format import (
     FEATURES,
     FORMAT,
     FORMAT_VERSION,
     IMAGES,
     OFFSETS,
-    REQUIRED_ATTRIBUTES,
     SCALES,
     VIEW_FORMAT,
     DatasetExtent,
     Header,
-    Provenance,
     image_fields,
 )
-from vggfeat.cache.identity import Identity
-from vggfeat.core.preprocessing import preprocess_from
-from vggfeat.core.quantization import Scales, scales_digest
+from vggfeat.core.quantization import Scales
 from vggfeat.core.settings import DTYPES
-from vggfeat.core.steps import Step
 from vggfeat.core.text import counted
 from vggfeat.errors import CacheError
 from vggfeat.storage.hdf5_file import open_hdf5
@@ -39,6 +35,7 @@ if TYPE_CHECKING:
 _IMAGE_FIELDS = tuple(image_fields(1))
 _OPTIONAL = ("digest",)  # the first files had none
 _CHUNKS_LOOKED_AT = 16
+_PROBE_BLOCK = 1 << 16  # more than a file of one number has in front of it
 
 
 def read_hdf5_header(file_name: str) -> Header:
@@ -77,31 +74,24 @@ def _read(file_name: str, file: h5py.File) -> Header:
         for name, run in runs.items()
         if rows >= 0 and run.shape[0] != rows
     ]
-    wrong += [
-        f"attribute {name} is missing" for name in REQUIRED_ATTRIBUTES if name not in file.attrs
-    ]
     scales = dict(_scales(file, runs, wrong))
-    try:
-        identity, provenance = _read_attributes(file, runs, scales)
-    except (KeyError, TypeError, ValueError) as error:
-        wrong.append(f"attributes cannot be read: {error}")
-    else:
-        if identity.fingerprint() != str(file.attrs.get("fingerprint")):
-            wrong.append("attribute fingerprint does not belong to the other attributes")
-    if wrong:
+    found = read_attributes(file.attrs, runs, scales, wrong)
+    if wrong or found is None:
         raise CacheError(f"cache {file_name!r} is damaged: {'; '.join(wrong)}")
-    return Header(identity, provenance, rows, runs, scales)
+    return Header(*found, rows, runs, scales)
 
 
 def _check_format(file_name: str, file: h5py.File) -> None:
-    found = file.attrs.get("format")
-    if isinstance(found, str) and found == VIEW_FORMAT:
+    value = file.attrs.get("format")
+    found = attribute_text(value)
+    if found == VIEW_FORMAT:
         raise CacheError(
             f"{file_name!r} is a view of shards for other tools; name the folder of the shards"
         )
-    if not isinstance(found, str) or found != FORMAT:
+    if found != FORMAT:
+        shown = repr(value if found is None else found)
         raise CacheError(
-            f"{file_name!r} is an HDF5 file but no cache of ours: attribute format is {found!r}, "
+            f"{file_name!r} is an HDF5 file but no cache of ours: attribute format is {shown}, "
             f"expected {FORMAT!r}"
         )
     version = file.attrs.get("format_version")
@@ -162,41 +152,6 @@ def _scales(
         yield spec, Scales(*(one[()].astype(np.float32) for one in found))
 
 
-def _read_attributes(
-    file: h5py.File, runs: Mapping[str, DatasetExtent], scales: Mapping[str, Scales]
-) -> tuple[Identity, Provenance]:
-    attributes = file.attrs
-    derived = json.loads(attributes.get("derived", "[]"))
-    specs = sorted(name.partition("/")[2] for name in runs if name.startswith(FEATURES))
-    dtypes = {np.dtype(runs[f"{FEATURES}/{spec}"].dtype).name for spec in specs}
-    identity = Identity(
-        model=attributes["model"],
-        weights=attributes["weights"],
-        weights_sha256=attributes["weights_sha256"],
-        precision=attributes["precision"],
-        dtype="+".join(sorted(dtypes)),
-        preprocess=preprocess_from(json.loads(attributes["preprocess"])),
-        layers=tuple(specs),
-        first_layer=attributes.get("first_layer", ""),
-        activations=tuple(json.loads(attributes.get("activations", "{}")).items()),
-        scales=scales_digest(scales),
-        steps=tuple(map(Step, derived)),
-    )
-    config = json.loads(attributes["config"])
-    if not (isinstance(config, dict) and type(config.get("batch_size")) is int):
-        raise ValueError("config has no batch_size, which a run that resumes needs")
-    provenance = Provenance(
-        root=bytes(attributes["root"]),
-        config=config,
-        created_utc=attributes["created_utc"],
-        tool_version=attributes["tool_version"],
-        versions=json.loads(attributes["versions"]),
-        warning=attributes["warning"],
-        sources=tuple(json.loads(attributes.get("sources", "[]"))),
-    )
-    return identity, provenance
-
-
 def _elsewhere(file: h5py.File, groups: tuple[str, ...]) -> list[str]:
     """Name each link, virtual dataset and dataset in a raw file in some groups below `/`.
 
@@ -238,7 +193,7 @@ def _mappable(
     name: str, dataset: h5py.Dataset, wrong: list[str]
 ) -> Iterator[tuple[str, DatasetExtent]]:
     """Yield the name and extent of a dataset, or append to `wrong` why it cannot be mapped."""
-    offset = _find_offset(dataset)
+    offset = find_offset(dataset)
     if offset is None:
         wrong.append(
             f"/{name} does not lie in one run (compressed or repacked?), so it cannot be memory "
@@ -250,8 +205,11 @@ def _mappable(
     yield name, DatasetExtent(dtype, tuple(dataset.shape), offset)
 
 
-def _find_offset(dataset: h5py.Dataset) -> int | None:
-    """Return where the bytes of a dataset begin; None unless they are one little-endian range."""
+def find_offset(dataset: h5py.Dataset) -> int | None:
+    """Return where the bytes of a dataset begin; None unless they are one little-endian range.
+
+    Counted from the start of the file, in front of which HDF5 may have a user block.
+    """
     layout = dataset.id.get_create_plist()
     big_endian = dataset.dtype.byteorder == ">"
     if big_endian or layout.get_nfilters() or layout.get_external_count():
@@ -277,4 +235,17 @@ def _chunked_offset(dataset: h5py.Dataset) -> int | None:
     first = places[0]
     if first is None or any(place != first + chunk * size for chunk, place in places.items()):
         return None
-    return int(first)
+    user_block = int(dataset.file.userblock_size)
+    return int(first) + (user_block if user_block and _chunk_offsets_leave_out_user_block() else 0)
+
+
+@functools.cache
+def _chunk_offsets_leave_out_user_block() -> bool:
+    """Return whether this HDF5 counts the offsets of chunks from the end of the user block.
+
+    Versions before 1.14.4 do, for chunks alone; distributions patch it, so a file in memory tells.
+    """
+    place = {"driver": "core", "backing_store": False, "userblock_size": _PROBE_BLOCK}
+    with h5py.File("probe", "w", **place) as file:
+        probe = file.create_dataset("probe", data=np.zeros(1), chunks=(1,))
+        return int(probe.id.get_chunk_info_by_coord((0,)).byte_offset) < _PROBE_BLOCK
