@@ -117,16 +117,6 @@ def same_bytes(name: str) -> Callable[[Path], object]:
     return contents
 
 
-def zipped_arrays(name: str) -> Callable[[Path], object]:
-    """All arrays of an .npz file, but not the times in its zip."""
-
-    def contents(folder: Path) -> object:
-        with np.load(folder / name) as file:
-            return {key: file[key].tobytes() for key in file}
-
-    return contents
-
-
 def arrays(name: str) -> Callable[[Path], object]:
     """All data sets of an HDF5 file, but not the time at which it was made."""
 
@@ -283,7 +273,7 @@ def _others(place: Path) -> list[Case]:
     def exported(name: str, *words: str) -> Case:
         return Case(
             f"export-{words[1]}", ("export", "out.h5", *words, "--out", name), one,
-            zipped_arrays(name) if name.endswith(".npz") else same_bytes(name), replaces=False,
+            same_bytes(name), replaces=False,
         )  # fmt: skip
 
     return [

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import assert_one_line, vggfeat
+from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox
 from matplotlib.patches import StepPatch
 from PIL import Image
@@ -31,6 +32,7 @@ from vggfeat.visualization.feature_maps import (
     parse_channels,
     see,
 )
+from vggfeat.visualization.figure_files import FIGURE_FORMATS, to_bytes
 from vggfeat.visualization.plot_cache import colour_by_folder, draw_cache
 from vggfeat.visualization.plot_feature_maps import draw_maps, tile
 from vggfeat.visualization.projections import BINS, plane_of, view_cache
@@ -40,7 +42,6 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
     from matplotlib.collections import PathCollection
-    from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
     from vggfeat.visualization.feature_maps import SeenImage
@@ -210,6 +211,17 @@ def test_pictures_of_maps(workplace: Path, tmp_path: Path) -> None:
                  "a.png  (vgg11, w.pth)"):  # fmt: skip
         assert f"<!-- {text} -->" in svg
     assert (tmp_path / "m.pdf").read_bytes().startswith(b"%PDF-")
+
+
+@pytest.mark.parametrize("form", FIGURE_FORMATS)
+def test_equal_figures_are_equal_files(form: str) -> None:
+    """A figure written twice is the same file: no time, no names drawn at random."""
+    figure = Figure()
+    figure.subplots().hist([1, 2, 2], clip_on=True)
+    first = to_bytes(figure, form)
+    assert first == to_bytes(figure, form)
+    assert b"dc:date" not in first
+    assert b"CreationDate" not in first
 
 
 def test_a_whole_image_keeps_its_shape(workplace: Path) -> None:

@@ -101,7 +101,7 @@ app.add_typer(zeroshot)
 
 
 def main() -> None:
-    """Entry point of the `vggfeat` command and of `python -m vggfeat`."""
+    """Parse the words of the command line, and run the command; `vggfeat.__main__` calls it."""
     streams.install()
     try:
         app(prog_name="vggfeat")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vggfeat.cli.options import Config, Json, Quiet, Root, given, settings_options
-from vggfeat.cli.terminal import Bar, exit_codes, set_up_logging, show, table
+from vggfeat.cli.terminal import ROWS_KEPT, Bar, exit_codes, set_up_logging, show, table
 from vggfeat.core.settings import Settings
 from vggfeat.core.signals import how_to_resume
 from vggfeat.core.text import counted, printable
@@ -107,7 +107,7 @@ def adapt(
     instant, the same command resumes it, to the same weights. The weight file records model,
     channels and preprocessing.
     """
-    with exit_codes():
+    with exit_codes(ROWS_KEPT):
         set_up_logging(quiet=quiet or as_json, verbose=False)
         from vggfeat.core.resources import keep_freed_memory
 

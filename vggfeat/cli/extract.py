@@ -10,7 +10,7 @@ import typer
 from vggfeat.cache.sharding import Sharding
 from vggfeat.cli.extract_report import summary_lines
 from vggfeat.cli.options import Config, Json, Quiet, Root, Verbose, given, settings_options
-from vggfeat.cli.terminal import Bar, exit_codes, set_up_logging, show
+from vggfeat.cli.terminal import ROWS_KEPT, Bar, exit_codes, set_up_logging, show
 from vggfeat.config import make_settings
 from vggfeat.errors import InterruptedRunError, ShardsHeldError, TooManyFailuresError, UsageError
 
@@ -154,7 +154,7 @@ def extract(
     If the command is killed at any instant, the same command resumes it, and the resulting file is
     the same. An image that cannot be read becomes a row marked failed, with the reason.
     """
-    with exit_codes():
+    with exit_codes(ROWS_KEPT):
         set_up_logging(quiet=quiet or as_json, verbose=verbose)
         from vggfeat.cli.monitoring import Watch
         from vggfeat.core.resources import keep_freed_memory

@@ -44,10 +44,11 @@ def show_tracebacks(*, wanted: bool) -> None:
     _tracebacks[0] = wanted
 
 
+ROWS_KEPT = "stopped at once; rows up to the last checkpoint are kept"
+
+
 @contextlib.contextmanager
-def exit_codes(
-    interrupted: str = "stopped at once; rows up to the last checkpoint are kept",
-) -> Iterator[None]:
+def exit_codes(interrupted: str = "stopped at once; nothing is half written") -> Iterator[None]:
     """Turn errors of the block into one line on stderr and the exit code of their kind.
 
     Args:

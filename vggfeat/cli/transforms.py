@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vggfeat.cli.options import Json, Quiet, settings_options
-from vggfeat.cli.terminal import Bar, exit_codes, print_json, set_up_logging
+from vggfeat.cli.terminal import ROWS_KEPT, Bar, exit_codes, print_json, set_up_logging
 from vggfeat.core.option import options_of
 from vggfeat.core.settings import SETTINGS, Settings
 from vggfeat.core.text import counted, duration, printable
@@ -120,7 +120,7 @@ def reduce(
 @contextlib.contextmanager
 def _begun(*, resume: bool, update: bool, quiet: bool) -> Iterator[str]:
     """Turn errors into exit codes, set up logging, and yield how to begin."""
-    with exit_codes():
+    with exit_codes(ROWS_KEPT):
         set_up_logging(quiet=quiet, verbose=False)
         if update and not resume:
             raise UsageError("--fresh makes all rows anew; give it without --update")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import signal
 import threading
 import time
@@ -19,7 +20,7 @@ _CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class TerminatedError(KeyboardInterrupt):
-    """SIGTERM or SIGHUP where there is no loop to finish a batch: like Ctrl-C, an end at once."""
+    """A signal where there is no loop to finish a batch: like Ctrl-C, an end at once."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}")
@@ -41,17 +42,57 @@ def how_to_resume(*, fresh: bool, kept: bool = False) -> str:
 
 
 @contextlib.contextmanager
-def ended_by_signals() -> Iterator[None]:
-    """Make SIGTERM and SIGHUP raise `TerminatedError`, so that what must be tidied up is."""
+def process_of_a_command() -> Iterator[None]:
+    """Be a program: a signal ends it before its command begins, and changes nothing afterwards.
 
-    def end(signum: int, _frame: FrameType | None) -> None:
-        raise TerminatedError(signum)
-
-    before = _install(end, (signal.SIGTERM, signal.SIGHUP))
+    Loading the program takes longer than many commands do, and whoever stops it then should get one
+    line and no traceback. Unloading torch takes seconds, after the command has said how it ended.
+    Signals that were ignored when the process began stay ignored.
+    """
+    taken = [one for one in _CAUGHT if signal.getsignal(one) not in (signal.SIG_IGN, None)]
+    for number in taken:
+        signal.signal(number, _end_before_beginning)
     try:
         yield
     finally:
-        _give_back(before)
+        for number in taken:
+            signal.signal(number, signal.SIG_IGN)
+
+
+def _end_before_beginning(signum: int, _frame: FrameType | None) -> None:
+    # Not by an exception: import machinery and the parser of options would make it another one.
+    with contextlib.suppress(OSError):
+        os.write(2, b"vggfeat: stopped before it began; nothing was written\n")
+    os._exit(128 + signum)
+
+
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Make SIGTERM and SIGHUP raise `TerminatedError`, so that what must be tidied up is.
+
+    SIGINT does so too in a `process_of_a_command`; elsewhere it is the KeyboardInterrupt it is.
+    """
+    caught: list[int] = []
+
+    def end(signum: int, _frame: FrameType | None) -> None:
+        caught.append(signum)
+        raise TerminatedError(signum)
+
+    numbers: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGHUP)
+    if signal.getsignal(signal.SIGINT) is _end_before_beginning:
+        numbers = (*numbers, signal.SIGINT)
+    before = _install(end, numbers)
+    try:
+        yield
+    except Exception as error:
+        if (
+            caught
+        ):  # code in C, as matplotlib's, may have made an error of its own of what was raised
+            raise TerminatedError(caught[0]) from error
+        raise
+    finally:
+        over = {one: signal.SIG_IGN for one in before if before[one] is _end_before_beginning}
+        _give_back({**before, **over})
 
 
 def _install(

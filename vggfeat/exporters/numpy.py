@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import zipfile
 from typing import TYPE_CHECKING
 
@@ -41,11 +42,19 @@ def write_npz(content: Content, path: str, _options: Options) -> None:
     """Write an array for each layer under its name, `paths` as exact bytes, and `states`."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         for layer in content.layers:
-            with archive.open(f"{layer}.npy", "w", force_zip64=True) as member:
+            with archive.open(_member(f"{layer}.npy"), "w", force_zip64=True) as member:
                 for block in npy_blocks(content, layer):
                     member.write(block)
-        archive.writestr("paths.npy", npy_bytes(np.asarray(content.cache.paths[content.rows])))
-        archive.writestr("states.npy", npy_bytes(np.array(content.states(content.rows))))
+        paths = npy_bytes(np.asarray(content.cache.paths[content.rows]))
+        archive.writestr(_member("paths.npy"), paths)
+        archive.writestr(_member("states.npy"), npy_bytes(np.array(content.states(content.rows))))
+
+
+def _member(name: str) -> zipfile.ZipInfo:
+    """Return a member without the time of its writing, as of `np.savez`: equal bytes each time."""
+    member = zipfile.ZipInfo(name)  # of 1980-01-01, the earliest that a zip can say
+    member.external_attr = stat.S_IRUSR << 16 | stat.S_IWUSR << 16
+    return member
 
 
 def npy_blocks(content: Content, layer: str) -> Iterator[bytes]:
