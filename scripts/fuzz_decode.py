@@ -206,7 +206,7 @@ def make_seeds(photos: list[Path]) -> list[tuple[str, bytes]]:
 
     plan = plan_batches(np.arange(len(recipes)), 1)
     seeds = []
-    for (image,), _ in decode_batches(
+    for (image,) in decode_batches(
         plan, None, write, workers=1, timeout=SECONDS_AN_IMAGE, goes_on=lambda: True
     ):
         kind, mode, options = recipes[image.row]
@@ -396,7 +396,7 @@ def run(fuzzer: Fuzzer, folder: Path, *, seconds: float, inputs: int, processes:
     with contextlib.suppress(KeyboardInterrupt):  # the summary comes all the same
         for start in range(0, inputs, ROUND):
             plan = plan_batches(np.arange(start, min(start + ROUND, inputs)), BATCH)
-            for images, _ in decode_batches(
+            for images in decode_batches(
                 plan, None, fuzzer.decode_row, workers=processes, timeout=SECONDS_AN_IMAGE,
                 goes_on=lambda: time.monotonic() < until,
             ):  # fmt: skip

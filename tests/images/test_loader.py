@@ -227,7 +227,7 @@ from vggfeat.images.worker_pool import decode_batches
 def row(number): return bytes(32), np.full((224, 224, 3), number, np.uint8)
 plan = np.arange(64).reshape(2, 32)
 found = decode_batches(plan, (224, 224, 3), row, workers=2, timeout=60, goes_on=lambda: True)
-print([[int(image.pixels.min()) for image in images] for images, _ in found] == plan.tolist())
+print([[int(image.pixels.min()) for image in images] for images in found] == plan.tolist())
 try: open("/dev/shm/any", "x")
 except OSError as error: print(error.strerror)
 """

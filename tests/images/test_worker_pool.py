@@ -77,7 +77,7 @@ def decode(
         goes_on=goes_on,
     )
     found = []
-    for images, _ in decoded:
+    for images in decoded:
         for image in images:  # pixels are valid until the next batch only
             if image.pixels is not None:
                 assert (image.pixels == pixels(image.row)).all()
@@ -185,7 +185,7 @@ plan = np.arange(6).reshape(6, 1)
 found = decode_batches(
     plan, test_worker_pool.SHAPE, slow, workers=1, timeout=2.0, goes_on=lambda: True
 )
-print([image.reason for images, _ in found for image in images])
+print([image.reason for images in found for image in images])
 """
     with subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -223,7 +223,7 @@ def test_a_worker_that_stands_still_between_images_is_missed(tmp_path: Path) -> 
         timeout=1.0,
         goes_on=lambda: True,
     )
-    found = [image for images, _ in decoded for image in images]
+    found = [image for images in decoded for image in images]
     assert len(list(tmp_path.iterdir())) == 3  # as many stood still
     assert [(image.row, image.reason, image.pixels) for image in found] == [
         (row, "", "sent") for row in range(12)
@@ -248,7 +248,7 @@ def test_a_worker_stopped_at_an_image_blames_none(tmp_path: Path) -> None:
         timeout=1.0,
         goes_on=lambda: True,
     )
-    found = [(image.row, image.reason) for images, _ in decoded for image in images]
+    found = [(image.row, image.reason) for images in decoded for image in images]
     assert found == [(row, "") for row in range(9)]
     assert len(list(tmp_path.iterdir())) == 3
 
@@ -261,7 +261,7 @@ def test_images_of_unequal_shapes() -> None:
 
     plan = np.array([[row] for row in range(40)])
     decoded = decode_batches(plan, None, grow, workers=2, timeout=60, goes_on=lambda: True)
-    for row, (images, _) in enumerate(decoded):
+    for row, images in enumerate(decoded):
         assert images[0].pixels is not None
         assert images[0].pixels.shape == (row + 1, 300, 3)
         assert (images[0].pixels == row).all()
@@ -278,7 +278,7 @@ def test_an_empty_batch() -> None:
         timeout=60,
         goes_on=lambda: True,
     )
-    assert [[image.row for image in images] for images, _ in decoded] == [[], [1]]
+    assert [[image.row for image in images] for images in decoded] == [[], [1]]
 
 
 def children(pid: int) -> list[int]:

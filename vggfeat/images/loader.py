@@ -118,7 +118,7 @@ class SupervisedLoader(DataLoader[T]):
             goes_on=self._goes_on,
             dtype=self._dtype,
         )
-        return (self.collate_fn(images) for images, _ in decoded)
+        return (self.collate_fn(images) for images in decoded)
 
     def check_worker_number_rationality(self) -> None:
         """Take any number of workers without torch's warning: the user asked for it."""

@@ -94,7 +94,7 @@ def decode_batches(
     timeout: float,
     goes_on: Callable[[], bool],
     dtype: type[np.generic] = np.uint8,
-) -> Iterator[tuple[list[DecodedImage], float]]:
+) -> Iterator[list[DecodedImage]]:
     """Start decoding at the call, and yield the batches in the order of the plan.
 
     Args:
@@ -108,9 +108,9 @@ def decode_batches(
         dtype: of the pixels, where they have a shape.
 
     Returns:
-        for each batch its images in the order of their slots, and the seconds their decoding took;
-        pixels are valid until the next batch is requested. Raises VggfeatError if processes die
-        again and again before they decode anything.
+        for each batch its images in the order of their slots, whose pixels are valid until the next
+        batch is requested. Raises VggfeatError if processes die again and again before they decode
+        anything.
     """
     if not workers:
         return _decode_here(plan, decode_row)
@@ -122,10 +122,9 @@ def decode_batches(
 
 def _decode_here(
     plan: NDArray[np.int64], decode_row: DecodeRow
-) -> Iterator[tuple[list[DecodedImage], float]]:
+) -> Iterator[list[DecodedImage]]:
     for batch in plan:
-        images = [_decode(decode_row, slot, row) for slot, row in _filled(batch)]
-        yield images, sum(image.seconds for image in images)
+        yield [_decode(decode_row, slot, row) for slot, row in _filled(batch)]
 
 
 def _filled(batch: NDArray[np.int64]) -> list[tuple[int, int]]:
@@ -185,15 +184,15 @@ class _Pool:
             self._close()
             raise
 
-    def batches(self) -> Iterator[tuple[list[DecodedImage], float]]:
+    def batches(self) -> Iterator[list[DecodedImage]]:
         """See `decode_batches`."""
         batches = self._batches()
         next(batches)  # runs into its `try`: closing or dropping it now ends the processes
         return batches
 
-    def _batches(self) -> Generator[tuple[list[DecodedImage], float], None, None]:
+    def _batches(self) -> Generator[list[DecodedImage], None, None]:
         try:
-            yield [], 0.0
+            yield []
             for batch in range(len(self._plan)):
                 self._polled = time.monotonic()
                 while self._missing.get(batch, 1):
@@ -203,7 +202,7 @@ class _Pool:
                     self._hand_out()
                 images = sorted(self._images.pop(batch), key=lambda image: image.slot)
                 del self._missing[batch]
-                yield images, sum(image.seconds for image in images)
+                yield images
                 self._finished = batch + 1  # resumed by the next request: its memory is free again
                 self._hand_out()
         finally:
