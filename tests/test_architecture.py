@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import h5py
 import pytest
+from PIL import Image
 from places import REPOSITORY, TESTS
 
 from vggfeat.cache.format import Provenance
@@ -275,16 +276,21 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
     return out
 
 
-@pytest.mark.parametrize("command", [["--help"], ["layers"], ["inspect", "FILE"]])
-def test_commands_without_torch(cache: str, command: list[str]) -> None:
-    """Commands that compute nothing do not import torch; a help page loads no NumPy either."""
-    arguments = [cache if word == "FILE" else word for word in command]
+@pytest.mark.parametrize(
+    "command", [["--help"], ["layers"], ["inspect", "FILE"], ["stats", "IMAGE"]]
+)
+def test_commands_without_torch(cache: str, command: list[str], tmp_path: Path) -> None:
+    """Commands without a network do not import torch; a help page loads no NumPy either."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    places = {"FILE": cache, "IMAGE": str(tmp_path)}
+    arguments = [places.get(word, word) for word in command]
     done = python("-X", "importtime", "-m", "vggfeat", *arguments)
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "vggfeat.cli" in imported
     heavy = {"torch", "torchvision"} | ({"numpy", "h5py"} if command == ["--help"] else set())
     assert not heavy & imported
-    assert {"--help": "Usage", "layers": "conv5_4", "inspect": "fc7"}[command[0]] in done.stdout
+    shown = {"--help": "Usage", "layers": "conv5_4", "inspect": "fc7", "stats": "mean"}
+    assert shown[command[0]] in done.stdout
 
 
 def test_the_facade_imports_nothing() -> None:

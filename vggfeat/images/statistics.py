@@ -5,6 +5,7 @@ Percentiles need little memory: integers of 16 bits are counted exactly, others 
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -21,8 +22,10 @@ from vggfeat.core.text import counted
 from vggfeat.errors import InputError
 from vggfeat.images.batch_plan import plan_batches
 from vggfeat.images.decode import as_decode_errors, decode, finish, load_decoder
+from vggfeat.images.pillow_state import own_plugins
 from vggfeat.images.raw_values import read_raster
 from vggfeat.images.sources import discover, log_skipped
+from vggfeat.images.worker_pool import decode_batches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -137,8 +140,6 @@ def stats(
     Raises:
         InputError: a source is missing, there is no image, or none can be decoded.
     """
-    from vggfeat.images.loader import PlannedBatches, SupervisedLoader
-
     listed = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
     found = discover(listed)
     log_skipped(found)
@@ -146,15 +147,20 @@ def stats(
     ranks = found.reading_ranks()
     plan = plan_batches(rows, min(_SLOTS, len(rows)), None if ranks is None else ranks[rows])
     workers = usable_cores() if settings.workers == "auto" else settings.workers
-    sums = _Sums(settings.preprocess().channels)
-    loader = SupervisedLoader(
-        _MeasuredImages(found, settings),
-        PlannedBatches(plan),
-        list,
-        num_workers=min(workers, len(rows)),
+    preprocess = settings.preprocess()
+    sums = _Sums(preprocess.channels)
+    load_decoder(preprocess)
+    own_plugins()  # cached before the fork, and not computed by every process
+    # The processes of `SupervisedLoader` without torch, whose import takes longer than many images.
+    measured = decode_batches(
+        plan,
+        None,
+        functools.partial(_measure, found, preprocess, settings.max_pixels),
+        workers=min(workers, len(rows)),
         timeout=settings.decode_timeout,
+        goes_on=lambda: True,
     )
-    for images in loader:
+    for images in measured:
         for image in images:
             sums.add(image.pixels, FailedImage(found[image.row].name, image.reason))
         if on_progress is not None:
@@ -182,39 +188,29 @@ class _Measured:
     bits: int
 
 
-class _MeasuredImages:
-    """A map-style data set: what `_Sums` adds up of each image."""
-
-    def __init__(self, images: ImageList, settings: Settings) -> None:
-        self._images, self._max_pixels = images, settings.max_pixels
-        self._preprocess = settings.preprocess()
-        load_decoder(self._preprocess)
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def decode(self, row: int) -> tuple[bytes, _Measured]:
-        """Measure the image of `row`; no digest is taken."""
-        preprocess, max_pixels = self._preprocess, self._max_pixels
-        with self._images.open(row) as stream, as_decode_errors(stream, max_pixels):
-            raster = read_raster(stream, preprocess, max_pixels)
-            pixels = (
-                decode(stream, preprocess, max_pixels)
-                if preprocess.decode == "torchvision"
-                else finish(raster, preprocess, max_pixels)
-            )
-        channels = pixels.reshape(-1, pixels.shape[2])  # (H * W, C)
-        exact = channels.astype(np.uint64)
-        return b"", _Measured(
-            pixels=len(channels),
-            sums=exact.sum(axis=0),
-            squares=(exact * exact).sum(axis=0),
-            lowest=channels.min(axis=0),
-            highest=channels.max(axis=0),
-            values=count_values(raster.own),
-            kind=raster.kind,
-            bits=raster.bits,
+def _measure(
+    images: ImageList, preprocess: Preprocess, max_pixels: int, row: int
+) -> tuple[bytes, _Measured]:
+    """Measure the image of `row`; no digest is taken."""
+    with images.open(row) as stream, as_decode_errors(stream, max_pixels):
+        raster = read_raster(stream, preprocess, max_pixels)
+        pixels = (
+            decode(stream, preprocess, max_pixels)
+            if preprocess.decode == "torchvision"
+            else finish(raster, preprocess, max_pixels)
         )
+    channels = pixels.reshape(-1, pixels.shape[2])  # (H * W, C)
+    exact = channels.astype(np.uint64)
+    return b"", _Measured(
+        pixels=len(channels),
+        sums=exact.sum(axis=0),
+        squares=(exact * exact).sum(axis=0),
+        lowest=channels.min(axis=0),
+        highest=channels.max(axis=0),
+        values=count_values(raster.own),
+        kind=raster.kind,
+        bits=raster.bits,
+    )
 
 
 class _Sums:

@@ -120,9 +120,7 @@ def decode_batches(
     return pool.batches()
 
 
-def _decode_here(
-    plan: NDArray[np.int64], decode_row: DecodeRow
-) -> Iterator[list[DecodedImage]]:
+def _decode_here(plan: NDArray[np.int64], decode_row: DecodeRow) -> Iterator[list[DecodedImage]]:
     for batch in plan:
         yield [_decode(decode_row, slot, row) for slot, row in _filled(batch)]
 
