@@ -61,6 +61,8 @@ WITH_TORCH = {
     "finetuning.trainer",
     "images.dataset",
     "images.loader",
+    "images.device_jpeg",
+    "images.tensor_resize",
     "images.torchvision_jpeg",
     "network.calibration",
     "network.device",

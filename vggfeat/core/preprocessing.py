@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 Crop = Literal["center", "none", "pad", "squash"]
 Exif = Literal["apply", "ignore"]
 Icc = Literal["ignore", "convert"]
-Decode = Literal["exact", "torchvision", "fast"]
-DecodeName = Literal["auto", "pillow", "exact", "torchvision", "fast"]
+Decode = Literal["exact", "torchvision", "fast", "gpu"]
+DecodeName = Literal["auto", "pillow", "exact", "torchvision", "fast", "gpu"]
 TransformName = Literal["auto", "imagenet", "features", "caffe"]
 Corruption = Literal[
     "mirror", "flip", "crop", "zoom", "rotate", "grey", "recolour", "invert", "darken", "blur",
@@ -65,8 +65,9 @@ class Preprocess:
         interpolation: always Pillow's antialiased bilinear, as torchvision's own transform.
         background: what shows through transparent pixels.
         decode: `exact` decodes every pixel by Pillow; `torchvision` decodes and resizes usual JPEGs
-            as torchvision does with tensors, and `fast` has libjpeg decode JPEGs far larger than
-            needed at 1/2, 1/4 or 1/8 of their sides, both of which is other pixels by a little.
+            as torchvision does with tensors, `gpu` has nvJPEG decode them and resizes them on the
+            device, and `fast` has libjpeg decode JPEGs far larger than needed at 1/2, 1/4 or 1/8 of
+            their sides, all of which is other pixels by a little.
         augment: corruptions of the upright image before it is resized, in this order; see
             `images.corruptions.corrupt`. With any, `fast` decodes every pixel too.
         channels: of the network's input: 3 is RGB, 1 grey, others are taken as a file has them.
@@ -117,6 +118,15 @@ class Preprocess:
     def white(self) -> int:
         """The value of a white pixel: 255, or 65535 in 16 bits."""
         return (1 << self.depth) - 1
+
+    @property
+    def on_tensors(self) -> bool:
+        """Whether usual JPEGs are decoded to tensors and resized as such.
+
+        With `gpu` that is so on the device; where images are decoded without one, as of a query,
+        the same is done on the CPU.
+        """
+        return self.decode in ("torchvision", "gpu")
 
     @property
     def usual(self) -> bool:

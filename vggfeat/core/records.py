@@ -84,18 +84,36 @@ class Failure:
     digest: bytes = b""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedImage:
+    """A JPEG that a device is to decode.
+
+    Attributes:
+        data: uint8 (n,), the file without its metadata.
+        height, width: of its pixels before they are turned.
+        turn: the EXIF orientation to undo, 1 to 8; 1 is upright.
+    """
+
+    data: NDArray[np.uint8]
+    height: int
+    width: int
+    turn: int
+
+
 @dataclass(frozen=True, slots=True)
 class DecodedBatch:
     """Images of one batch as the workers hand them over.
 
     Attributes:
-        images: uint8 or uint16, (B, H, W, C) in memory; `.permute(0, 3, 1, 2)` is (B, C, H, W) in
-            channels-last layout without a copy. Slots that hold no image are zero.
+        images: uint8 or uint16, (B, H, W, C) in memory or on the network's device;
+            `.permute(0, 3, 1, 2)` is (B, C, H, W) in channels-last layout without a copy. Slots
+            that hold no image, or one that is still encoded, are zero.
         rows: int64 (n,), the cache rows of the images that decoded.
         slots: int64 (n,), where in `images` each of them lies.
         digests: uint8 (n, 32), SHA-256 of each image's bytes as they were read.
         failures: the images that did not decode.
         seconds: time spent decoding, in the worker.
+        encoded: slot → an image of the batch that the device is to decode, with `--decode gpu`.
     """
 
     images: torch.Tensor
@@ -104,6 +122,7 @@ class DecodedBatch:
     digests: NDArray[np.uint8]
     failures: tuple[Failure, ...]
     seconds: float
+    encoded: Mapping[int, EncodedImage] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,9 +147,10 @@ class Settings:
     decode: DecodeName = setting(
         "auto",
         "pillow, or exact, decodes every pixel as Pillow does; torchvision decodes and resizes "
-        "JPEGs as torchvision does with tensors, which is faster; fast decodes JPEGs far larger "
-        "than needed at 1/2, 1/4 or 1/8 of their sides. auto: as the cache was begun; for a new "
-        "one torchvision on CUDA, where it can, else pillow.",
+        "JPEGs as torchvision does with tensors, which is faster; gpu decodes and resizes JPEGs on "
+        "a CUDA device by nvJPEG; fast decodes JPEGs far larger than needed at 1/2, 1/4 or 1/8 of "
+        "their sides. auto: as the cache was begun; for a new one torchvision on CUDA, where it "
+        "can, else pillow.",
         "HOW",
         choices=DECODES,
     )

@@ -125,10 +125,14 @@ def _wrong_domain(settings: Settings) -> list[str]:
         )
     set_apart = [name for name in ("augment", "window", "clip", "clahe") if getattr(settings, name)]
     set_apart += ["icc convert"] if settings.icc == "convert" else []
-    if settings.decode == "torchvision" and (other or set_apart):
+    if settings.decode in ("torchvision", "gpu") and (other or set_apart):
         wrong.append(
-            "decode torchvision makes 8-bit RGB by its full scale, not "
+            f"decode {settings.decode} makes 8-bit RGB by its full scale, not "
             f"{' with '.join([*other, *set_apart])}; use decode pillow"
+        )
+    if settings.decode == "gpu" and settings.crop == "none":
+        wrong.append(
+            "decode gpu makes batches of images of one size, not crop none; use decode torchvision"
         )
     if other and settings.precision == "int8":
         wrong.append(

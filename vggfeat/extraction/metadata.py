@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime as dt
 import importlib.metadata
@@ -56,6 +57,9 @@ class NewCache:
         )
         chosen = {"batch_size": self.batch_size, "precision": replicas.precision}
         libraries = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+        if self.settings.decode == "gpu":
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                libraries["torchcodec"] = importlib.metadata.version("torchcodec")
         provenance = Provenance(
             root=self.images.root,
             config={**self.settings.as_dict(), **chosen},
@@ -129,10 +133,20 @@ def choose_decoding(settings: Settings, device_types: Collection[str]) -> Settin
         return pillow
 
 
+def check_decoding(settings: Settings) -> None:
+    """Raise `DeviceError` if a run is to decode on devices that do not decode."""
+    if settings.decode == "gpu":
+        from vggfeat.images.device_jpeg import refuse_without_cuda
+        from vggfeat.network.device import choose_devices
+
+        refuse_without_cuda(choose_devices(settings.device))
+
+
 def describe_cache(settings: Settings, images: ImageList) -> CacheMetadata:
     """Return the metadata of a cache of these images without extracting any of them."""
     from vggfeat.network.multi_device import Replicas
 
+    check_decoding(settings)
     new = prepare_cache(settings, images)
     replicas = Replicas(new.settings, new.weights, new.calibrate() if new.calibrate else None)
     return new.describe(replicas)

@@ -22,7 +22,7 @@ from vggfeat.core.records import FeatureBatch, Progress, Summary
 from vggfeat.core.signals import StopFlag, how_to_resume
 from vggfeat.core.text import agree, counted
 from vggfeat.errors import InputError, InterruptedRunError, TooManyFailuresError
-from vggfeat.extraction.metadata import prepare_cache
+from vggfeat.extraction.metadata import check_decoding, prepare_cache
 from vggfeat.extraction.report import RunStats, summarise_run
 from vggfeat.extraction.resume import check_output, is_complete, plan_resume
 from vggfeat.extraction.vanishing import SourceGuard
@@ -195,16 +195,20 @@ def _start(
 ) -> tuple[Generator[DecodedBatch, None, None], Replicas]:
     """Start decoding, then build the networks while the first batches are decoded."""
     started = time.perf_counter()
-    from vggfeat.images.dataset import ImageDataset
+    from vggfeat.images.dataset import EncodedImages, ImageDataset
     from vggfeat.images.loader import choose_workers, load_batches
     from vggfeat.network.device import choose_devices
     from vggfeat.network.multi_device import Replicas
 
-    kinds = {device.type for device in choose_devices(work.settings.device)}
+    devices = choose_devices(work.settings.device)
+    kinds = {device.type for device in devices}
+    check_decoding(work.settings)
     todo = int((work.plan != EMPTY).sum())
     workers = min(todo, choose_workers(work.settings, kinds))
+    kind = EncodedImages if work.settings.decode == "gpu" else ImageDataset
+    dataset = kind(work.images, work.settings, work.positions)
     loader = load_batches(
-        ImageDataset(work.images, work.settings, work.positions),
+        dataset,
         work.plan,
         work.settings,
         workers=workers,
@@ -214,6 +218,13 @@ def _start(
     try:
         activations = work.activations() if work.activations is not None else None
         replicas = Replicas(work.settings, work.weights, activations)
+        if isinstance(dataset, EncodedImages):
+            from vggfeat.images.device_jpeg import DeviceJpegs
+
+            decoder = DeviceJpegs(
+                dataset, work.settings, devices, workers=workers, goes_on=context.goes_on
+            )
+            loader = decoder.batches(loader, lambda: replicas.next_device)
     except BaseException:
         loader.close()
         raise

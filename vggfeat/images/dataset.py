@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 import os
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -13,14 +14,19 @@ from vggfeat.core.isolation import isolated
 from vggfeat.errors import DecodeError
 from vggfeat.images.decode import decode, load_decoder, pixel_type, read_digest
 from vggfeat.images.image_list import ImageList
+from vggfeat.images.jpeg_header import encoded_jpeg
 from vggfeat.images.sources import discover, log_skipped
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
+    from vggfeat.core.preprocessing import Preprocess
+    from vggfeat.core.records import EncodedImage
     from vggfeat.core.settings import Settings
+
+Read = TypeVar("Read")
 
 
 class ImageItem(NamedTuple):
@@ -50,7 +56,8 @@ class ImageDataset(Dataset[ImageItem]):
 
     Unlike `extract`, which supervises its processes, a DataLoader of torch ends with a RuntimeError
     when an image crashes its worker, and waits for one that hangs unless it has a `timeout`. Do not
-    index from several threads at once: decoding changes settings of Pillow while it runs.
+    index from several threads at once: decoding changes settings of Pillow while it runs. With
+    `decode="gpu"` pixels are those of `decode="torchvision"`: items are decoded without a device.
 
     Args:
         sources: a path or several: folders, files, archives, `@list.txt`; see docs/IMAGES.md. Or an
@@ -92,11 +99,16 @@ class ImageDataset(Dataset[ImageItem]):
 
     def decode(self, index: int) -> tuple[bytes, NDArray[Any]]:
         """Return the digest and the pixels of an image; raise `DecodeError` if it has none."""
+        return self._read(index, decode)
+
+    def _read(
+        self, index: int, read: Callable[[BinaryIO, Preprocess, int], Read]
+    ) -> tuple[bytes, Read]:
         digest = b""
         try:
             with self._images.open(self._position(index)) as file:
                 digest, stream = read_digest(file)
-                return digest, decode(stream, self._preprocess, self._max_pixels)
+                return digest, read(stream, self._preprocess, self._max_pixels)
         except DecodeError as error:
             error.digest = digest
             raise
@@ -111,6 +123,33 @@ class ImageDataset(Dataset[ImageItem]):
     def _zeros(self) -> NDArray[Any]:
         size = self._preprocess.size
         return np.zeros((size, size, self._preprocess.channels), pixel_type(self._preprocess))
+
+
+class EncodedImages(ImageDataset):
+    """The images of a run with `decode="gpu"`: JPEGs that the device decodes stay encoded.
+
+    All others, by their own headers, are pixels as Pillow decodes them.
+    """
+
+    def __init__(
+        self, images: ImageList, settings: Settings, positions: NDArray[np.int64] | None = None
+    ) -> None:
+        super().__init__(images, dataclasses.replace(settings, decode="pillow"), positions)
+
+    def decode(self, index: int) -> tuple[bytes, Any]:
+        """Return the digest of an image, and its `EncodedImage` or its pixels."""
+        return self._read(index, _encoded_or_pixels)
+
+    def decode_by_pillow(self, index: int) -> tuple[bytes, NDArray[Any]]:
+        """Return the digest and the pixels of an image that the device does not decode."""
+        return self._read(index, decode)
+
+
+def _encoded_or_pixels(
+    stream: BinaryIO, preprocess: Preprocess, max_pixels: int
+) -> EncodedImage | NDArray[Any]:
+    encoded = encoded_jpeg(stream, preprocess, max_pixels)
+    return decode(stream, preprocess, max_pixels) if encoded is None else encoded
 
 
 def _listed(sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> ImageList:

@@ -84,7 +84,7 @@ def decode(stream: BinaryIO, preprocess: Preprocess, max_pixels: int) -> NDArray
         DecodeError: empty, no image, truncated, damaged, of other channels than requested, or more
             than `max_pixels` pixels.
     """
-    if preprocess.decode == "torchvision":
+    if preprocess.on_tensors:
         try:
             by_torchvision = _torchvision_jpeg().pixels_by_torchvision
             pixels: NDArray[Any] | None = by_torchvision(stream, preprocess, max_pixels)
@@ -110,7 +110,7 @@ def finish(raster: Raster, preprocess: Preprocess, max_pixels: int) -> NDArray[A
 
 def load_decoder(preprocess: Preprocess) -> None:
     """Import what decoding needs before processes are forked, which else would each import it."""
-    if preprocess.decode == "torchvision":
+    if preprocess.on_tensors:
         _torchvision_jpeg()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -10,9 +11,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from vggfeat.core.records import DecodedBatch, Failure
+from vggfeat.core.records import DecodedBatch, EncodedImage, Failure
 from vggfeat.core.resources import usable_cores
 from vggfeat.images.batch_plan import EMPTY
+from vggfeat.images.dataset import EncodedImages
 from vggfeat.images.decode import pixel_type
 from vggfeat.images.pillow_state import own_plugins
 from vggfeat.images.worker_pool import decode_batches
@@ -26,6 +28,11 @@ if TYPE_CHECKING:
     from vggfeat.images.worker_pool import DecodedImage
 
 T = TypeVar("T")
+
+ENCODED_ROOM = 1 << 19
+"""Bytes of shared memory for each image that may stay encoded; larger files are sent as messages.
+
+Only what is touched of it takes memory."""
 
 CPU_WORKERS = 2
 """Decoding is a few percent of a CPU run; more workers would take cores from the network."""
@@ -75,6 +82,7 @@ class SupervisedLoader(DataLoader[T]):
         pin_memory: whether `collate_fn` puts batches in page-locked memory.
         shape: of every image, (H, W, C); None if shapes differ.
         dtype: of the pixels, where they have a shape.
+        room: bytes of shared memory for each image at least, for those that stay encoded.
         goes_on: called while waiting for a batch; if it returns False, no more batches come.
     """
 
@@ -89,6 +97,7 @@ class SupervisedLoader(DataLoader[T]):
         pin_memory: bool = False,
         shape: tuple[int, ...] | None = None,
         dtype: type[np.generic] = np.uint8,
+        room: int = 0,
         goes_on: Callable[[], bool] = lambda: True,
     ) -> None:
         untyped: Any = dataset  # what is read as a data set need not descend from torch's
@@ -101,7 +110,7 @@ class SupervisedLoader(DataLoader[T]):
             pin_memory=pin_memory,
         )
         self._decode, self._plan = dataset.decode, batches.plan
-        self._shape, self._dtype, self._goes_on = shape, dtype, goes_on
+        self._shape, self._dtype, self._room, self._goes_on = shape, dtype, room, goes_on
 
     def __iter__(self) -> Generator[T, None, None]:  # type: ignore[override] # torch's own class of iterators is private
         """Fork the workers now, and not at the first batch: they decode while the caller goes on.
@@ -117,6 +126,7 @@ class SupervisedLoader(DataLoader[T]):
             timeout=self.timeout,
             goes_on=self._goes_on,
             dtype=self._dtype,
+            room=self._room,
         )
         return (self.collate_fn(images) for images in decoded)
 
@@ -159,6 +169,7 @@ def load_batches(
         pin_memory=pin,
         shape=None if preprocess.crop == "none" else usual,
         dtype=dtype,
+        room=ENCODED_ROOM if isinstance(dataset, EncodedImages) else 0,
         goes_on=goes_on,
     )
     return (batch for batches in loader for batch in batches)
@@ -178,7 +189,7 @@ def _as_batches(images: list[DecodedImage], empty: _Empty) -> list[DecodedBatch]
     by_shape: dict[tuple[int, ...], list[DecodedImage]] = {}
     for image in images:
         if image.pixels is not None:
-            by_shape.setdefault(image.pixels.shape, []).append(image)
+            by_shape.setdefault(_shape_of(image.pixels, empty), []).append(image)
     first, *others = by_shape.values() or [[]]
     failed = [image for image in images if image.pixels is None]
     return [
@@ -187,25 +198,43 @@ def _as_batches(images: list[DecodedImage], empty: _Empty) -> list[DecodedBatch]
     ]
 
 
+def _shape_of(pixels: Any, empty: _Empty) -> tuple[int, ...]:
+    """Return (H, W, C) of an image; what is still encoded will have the usual one."""
+    return empty.shape[1:] if isinstance(pixels, EncodedImage) else pixels.shape
+
+
 def _as_batch(good: list[DecodedImage], failed: list[DecodedImage], empty: _Empty) -> DecodedBatch:
     """Copy images of one shape into a tensor of its own; slots without an image are zero."""
-    slots, *usual = empty.shape
-    sides = good[0].pixels.shape if good else usual
-    batch = torch.empty((slots, *sides), dtype=empty.dtype, pin_memory=empty.pin)
-    pixels = batch.numpy()
-    if len(good) < slots:
-        pixels[:] = 0
-    for image in good:
-        pixels[image.slot] = image.pixels
+    encoded = {
+        image.slot: dataclasses.replace(image.pixels, data=image.pixels.data.copy())
+        for image in good
+        if isinstance(image.pixels, EncodedImage)
+    }
     digests = b"".join(image.digest for image in good)
     return DecodedBatch(
-        images=batch,
+        images=_pixels_of([image for image in good if image.slot not in encoded], empty),
         rows=np.array([image.row for image in good], dtype=np.int64),
         slots=np.array([image.slot for image in good], dtype=np.int64),
         digests=np.frombuffer(digests, dtype=np.uint8).reshape(-1, 32),
         failures=tuple(Failure(image.row, image.reason, image.digest) for image in failed),
         seconds=sum(image.seconds for image in (*good, *failed)),
+        encoded=encoded,
     )
+
+
+def _pixels_of(images: list[DecodedImage], empty: _Empty) -> torch.Tensor:
+    """Return a tensor (B, H, W, C) with images of one shape in their slots."""
+    if not images:
+        return torch.zeros((), dtype=empty.dtype).expand(empty.shape)
+    batch = torch.empty(
+        (empty.shape[0], *images[0].pixels.shape), dtype=empty.dtype, pin_memory=empty.pin
+    )
+    pixels = batch.numpy()
+    if len(images) < len(batch):
+        pixels[:] = 0
+    for image in images:
+        pixels[image.slot] = image.pixels
+    return batch
 
 
 def choose_workers(settings: Settings, device_types: Collection[str]) -> int:

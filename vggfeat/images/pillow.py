@@ -112,11 +112,11 @@ def load(image: Image.Image, preprocess: Preprocess) -> Loaded:
     _draft(image, preprocess)
     # Pillow turns a TIFF while loading it and drops the tag: then nothing is left to apply, and if
     # orientation is to be ignored, the turn must be undone.
-    turned = _orientation(image) if image.format == "TIFF" else UPRIGHT
+    turned = orientation(image) if image.format == "TIFF" else UPRIGHT
     with _silent_stderr() if image.format == "TIFF" else contextlib.nullcontext():
         image.load()
     if preprocess.exif == "apply":
-        return Loaded(image, _orientation(image))
+        return Loaded(image, orientation(image))
     return Loaded(image, _INVERSE.get(turned, turned))
 
 
@@ -213,7 +213,7 @@ def _tag(image: Image.Image, tag: int) -> Any:
     return getattr(image, "tag_v2", {}).get(tag)
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 to 8; 1 if it is missing or invalid."""
     try:
         value = image.getexif().get(_ORIENTATION, 1)

@@ -196,7 +196,7 @@ def _measure(
         raster = read_raster(stream, preprocess, max_pixels)
         pixels = (
             decode(stream, preprocess, max_pixels)
-            if preprocess.decode == "torchvision"
+            if preprocess.on_tensors
             else finish(raster, preprocess, max_pixels)
         )
     channels = pixels.reshape(-1, pixels.shape[2])  # (H * W, C)

@@ -10,6 +10,8 @@ hangs the run, one of torch's DataLoader or of `concurrent.futures` ends it.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import math
 import mmap
 import multiprocessing
 import os
@@ -26,6 +28,7 @@ import numpy as np
 
 from vggfeat.core.child_processes import detach, end, is_stopped
 from vggfeat.core.exhaustion import PROCESSES, exhaustion_of, told
+from vggfeat.core.records import EncodedImage
 from vggfeat.errors import DecodeError, VggfeatError
 from vggfeat.images.batch_plan import EMPTY
 
@@ -53,7 +56,8 @@ class DecodedImage:
         row: of the cache.
         digest: SHA-256 of its bytes, empty if they could not be read.
         reason: why it failed, empty if it did not.
-        pixels: as `decode_row` returned them, usually uint8 or uint16 (H, W, C); None if it failed.
+        pixels: as `decode_row` returned them, usually uint8 or uint16 (H, W, C), or an
+            `EncodedImage`; None if it failed.
         seconds: that decoding took; 0 if it ended its process.
     """
 
@@ -94,6 +98,7 @@ def decode_batches(
     timeout: float,
     goes_on: Callable[[], bool],
     dtype: type[np.generic] = np.uint8,
+    room: int = 0,
 ) -> Iterator[list[DecodedImage]]:
     """Start decoding at the call, and yield the batches in the order of the plan.
 
@@ -106,6 +111,8 @@ def decode_batches(
         timeout: seconds an image may take before it fails and its process is killed.
         goes_on: called while waiting; if it returns False, no more batches come.
         dtype: of the pixels, where they have a shape.
+        room: bytes of shared memory for each slot at least; an `EncodedImage` that is larger than
+            its slot is sent as a message.
 
     Returns:
         for each batch its images in the order of their slots, whose pixels are valid until the next
@@ -115,7 +122,14 @@ def decode_batches(
     if not workers:
         return _decode_here(plan, decode_row)
     pool = _Pool(
-        plan, shape, decode_row, workers=workers, timeout=timeout, goes_on=goes_on, dtype=dtype
+        plan,
+        shape,
+        decode_row,
+        workers=workers,
+        timeout=timeout,
+        goes_on=goes_on,
+        dtype=dtype,
+        room=room,
     )
     return pool.batches()
 
@@ -152,6 +166,7 @@ class _Pool:
         timeout: float,
         goes_on: Callable[[], bool],
         dtype: type[np.generic],
+        room: int,
     ) -> None:
         slots = plan.shape[1]
         self._plan, self._decode_row = plan, decode_row
@@ -160,7 +175,9 @@ class _Pool:
         # Batches that the tasks of all workers may be of, and the one that the caller reads.
         ahead = -(-workers * _TASKS_AHEAD * self._task_size // slots)
         self._buffers = min(len(plan), ahead + 1)
-        self._pixels = None if shape is None else _shared((self._buffers, slots, *shape), dtype)
+        self._slots = None
+        if shape is not None:
+            self._slots = _SharedSlots((self._buffers, slots), shape, dtype, room)
         # The row that each worker decodes, and the number of images it has begun: a row that is
         # tried again at once is progress too. In shared memory, where it outlives the worker.
         self._at = _shared((workers, 2), np.int64)
@@ -268,8 +285,8 @@ class _Pool:
         task = worker.tasks.popleft()
         self._in_vain = 0
         for slot, row, digest, reason, pixels, seconds in found:
-            if not reason and self._pixels is not None:
-                pixels = self._pixels[task.batch % self._buffers, slot]  # noqa: PLW2901 the same pixels
+            if not reason and self._slots is not None:
+                pixels = self._slots.taken(task.batch % self._buffers, slot, pixels)  # noqa: PLW2901 the same pixels
             self._keep(task.batch, DecodedImage(slot, row, digest, reason, pixels, seconds))
 
     def _keep(self, batch: int, image: DecodedImage) -> None:
@@ -361,9 +378,8 @@ class _Pool:
         at[:] = row, at[1] + 1
         image = _decode(self._decode_row, slot, row)
         pixels = image.pixels
-        if pixels is not None and self._pixels is not None:
-            self._pixels[batch % self._buffers, slot] = pixels
-            pixels = None
+        if pixels is not None and self._slots is not None:
+            pixels = self._slots.put(batch % self._buffers, slot, pixels)
         at[0] = _IDLE
         return slot, row, image.digest, image.reason, pixels, image.seconds
 
@@ -374,6 +390,41 @@ class _Pool:
         for worker in self._workers:
             end(worker.pid)
             worker.channel.close()
+
+
+class _SharedSlots:
+    """Memory that the processes share, for the pixels of the images under way, or their files."""
+
+    def __init__(
+        self,
+        slots: tuple[int, int],
+        shape: tuple[int, ...],
+        dtype: type[np.generic],
+        room: int,
+    ) -> None:
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        self._memory = _shared((*slots, max(size, room)), np.uint8)
+        self._pixels = self._memory[..., :size].view(dtype).reshape(*slots, *shape)
+
+    def put(self, buffer: int, slot: int, image: Any) -> Any:
+        """Put an image in its slot; return what is to be sent of it."""
+        if not isinstance(image, EncodedImage):
+            self._pixels[buffer, slot] = image
+            return None
+        length = len(image.data)
+        if length > self._memory.shape[2]:
+            return image
+        self._memory[buffer, slot, :length] = image.data
+        return length, dataclasses.replace(image, data=np.empty(0, np.uint8))
+
+    def taken(self, buffer: int, slot: int, sent: Any) -> Any:
+        """Return the image of a slot, of which `put` sent this."""
+        if sent is None:
+            return self._pixels[buffer, slot]
+        if isinstance(sent, EncodedImage):
+            return sent
+        length, image = sent
+        return dataclasses.replace(image, data=self._memory[buffer, slot, :length])
 
 
 def _use_one_torch_thread() -> None:

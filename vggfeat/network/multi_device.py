@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
+from collections import deque
 from typing import TYPE_CHECKING
 
 from vggfeat.errors import DeviceError
@@ -14,6 +14,7 @@ from vggfeat.network.weights import find_weights
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import torch
     from torch import Tensor
 
     from vggfeat.core.quantization import Scales
@@ -54,7 +55,7 @@ class Replicas:
             TensorExtractor(dataclasses.replace(settings, device=str(device)), weights, activations)
             for device in choose_devices(settings.device)
         ]
-        self._turns = itertools.cycle(self._extractors)
+        self._turns = deque(self._extractors)
         found = {str(one.device): one.precision for one in self._extractors}
         if len(set(found.values())) > 1:
             each = ", ".join(f"{device} {precision}" for device, precision in found.items())
@@ -67,6 +68,11 @@ class Replicas:
     def devices(self) -> str:
         """Names of all devices, separated by commas."""
         return ",".join(str(one.device) for one in self._extractors)
+
+    @property
+    def next_device(self) -> torch.device:
+        """The device that the next batch is launched on."""
+        return self._turns[0].device
 
     @property
     def precision(self) -> Compute:
@@ -98,4 +104,6 @@ class Replicas:
 
     def launch(self, batch: DecodedBatch) -> Pending:
         """Start a batch on the device whose turn it is."""
-        return next(self._turns).launch(batch)
+        pending = self._turns[0].launch(batch)
+        self._turns.rotate(-1)
+        return pending

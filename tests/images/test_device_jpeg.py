@@ -1,0 +1,447 @@
+"""`--decode gpu`: the whole way on a CPU, where the same libraries decode, and nvJPEG on CUDA."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import torchvision
+from accelerator import needs_cuda
+from PIL import Image
+from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.transforms.v2 import functional
+
+import vggfeat
+from vggfeat.core.preprocessing import Preprocess
+from vggfeat.core.settings import Settings
+from vggfeat.errors import DeviceError, UsageError
+from vggfeat.images import device_jpeg
+from vggfeat.images.batch_plan import plan_batches
+from vggfeat.images.dataset import EncodedImages
+from vggfeat.images.decode import decode
+from vggfeat.images.device_jpeg import DeviceJpegs, decode_jpegs, jpeg_library
+from vggfeat.images.jpeg_header import encoded_jpeg
+from vggfeat.images.loader import ENCODED_ROOM, load_batches
+from vggfeat.images.sources import discover
+from vggfeat.images.tensor_resize import turned
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from vggfeat.core.records import DecodedBatch
+
+pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
+
+CPU = torch.device("cpu")
+LIMIT = 2**26
+SETTINGS = Settings(layers="fc7", decode="gpu")
+
+
+def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    """Smooth colours, as JPEG has them."""
+    bands = {"L": 1, "CMYK": 4}.get(mode, 3)
+    rough = np.random.default_rng(width * height).integers(0, 256, (9, 9, bands), np.uint8)
+    image = Image.fromarray(rough[..., 0] if bands == 1 else rough, mode if bands == 4 else None)
+    return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def saved(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def noise(width: int, height: int) -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    return saved(Image.fromarray(pixels), quality=98)
+
+
+def exif(orientation: int) -> Image.Exif:
+    made = Image.Exif()
+    made[0x112] = orientation
+    return made
+
+
+def cropped(image: torch.Tensor) -> NDArray[np.uint8]:
+    """torchvision's resize and crop of a decoded tensor."""
+    fitted = functional.center_crop(functional.resize(image, [256], antialias=True), [224])
+    pixels: NDArray[np.uint8] = fitted.permute(1, 2, 0).cpu().numpy()
+    return pixels
+
+
+def reference(data: bytes) -> NDArray[np.uint8]:
+    """torchvision's transform of the tensor that it decodes and turns."""
+    raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    return cropped(decode_jpeg(raw, mode=ImageReadMode.RGB, apply_exif_orientation=True))
+
+
+def pillows(data: bytes) -> NDArray[np.uint8]:
+    return decode(io.BytesIO(data), Preprocess(), LIMIT)
+
+
+def encoded(data: bytes, **more: Any) -> Any:
+    return encoded_jpeg(io.BytesIO(data), dataclasses.replace(Preprocess(), **more), LIMIT)
+
+
+def batches(
+    folder: Path,
+    files: Sequence[bytes],
+    *,
+    device: torch.device = CPU,
+    workers: int = 0,
+    batch_size: int = 4,
+) -> list[DecodedBatch]:
+    """Write files, and load them as a run does."""
+    for number, data in enumerate(files):
+        (folder / f"{number:03}.jpg").write_bytes(data)
+    settings = dataclasses.replace(SETTINGS, workers=workers)
+    dataset = EncodedImages(discover([str(folder)]), settings)
+    plan = plan_batches(np.arange(len(files)), batch_size)
+    loader = load_batches(dataset, plan, settings, workers=workers, pin=device.type == "cuda")
+    decoder = DeviceJpegs(dataset, settings, [device], workers=workers, goes_on=lambda: True)
+    return list(decoder.batches(loader, lambda: device))
+
+
+def by_row(found: Sequence[DecodedBatch]) -> dict[int, NDArray[np.uint8]]:
+    return {
+        row: batch.images[slot].cpu().numpy()
+        for batch in found
+        for row, slot in zip(batch.rows.tolist(), batch.slots.tolist(), strict=True)
+    }
+
+
+@pytest.fixture(params=["torchcodec", "torchvision"])
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Each of the two libraries; torchvision is taken where the other cannot be imported."""
+    if request.param == "torchcodec":
+        pytest.importorskip("torchcodec.decoders")
+    else:
+        monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
+    jpeg_library.cache_clear()
+    yield request.param
+    jpeg_library.cache_clear()
+
+
+FOR_THE_DEVICE = {
+    "usual": saved(picture(500, 375)),
+    "full-colour": saved(picture(301, 997), quality=40, subsampling=0),
+    "half-colour": saved(picture(333, 259), subsampling=1),
+    "no-resize": saved(picture(256, 256)),
+    "enlarged": saved(picture(90, 60)),
+    "grey": saved(picture(400, 300, "L")),
+    "segments": saved(picture(400, 300), comment=b"\xff\xc0 is no marker", icc_profile=bytes(3000)),
+    "restarts": saved(picture(400, 300), restart_marker_blocks=7),
+    "behind": saved(picture(400, 300)) + b"more \xff\xd8\xff",
+    "large": noise(900, 800),
+    **{f"turn{turn}": saved(picture(320, 280), exif=exif(turn)) for turn in range(1, 9)},
+}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pixels_are_torchvisions(library: str, tmp_path: Path, workers: int) -> None:
+    """Decoded, turned, resized and cropped pixels are those of torchvision's functions."""
+    files = list(FOR_THE_DEVICE.values())
+    found = batches(tmp_path, files, workers=workers)
+    assert jpeg_library(CPU).name == library
+    assert len(FOR_THE_DEVICE["large"]) > ENCODED_ROOM
+    for row, pixels in by_row(found).items():
+        name = list(FOR_THE_DEVICE)[row]
+        np.testing.assert_array_equal(pixels, reference(files[row]), err_msg=name)
+    assert sum(len(batch.rows) for batch in found) == len(files)
+    assert all(not batch.encoded and batch.images.shape == (4, 224, 224, 3) for batch in found)
+
+
+@pytest.mark.parametrize("data", FOR_THE_DEVICE.values(), ids=FOR_THE_DEVICE)
+def test_what_the_device_gets_is_the_picture(data: bytes) -> None:
+    """What is left of a file has its pixels and no EXIF; its turn is beside it."""
+    image = encoded(data)
+    with Image.open(io.BytesIO(data)) as whole, Image.open(io.BytesIO(image.data)) as left:
+        assert not left.getexif()
+        assert image.turn == whole.getexif().get(0x112, 1)
+        assert (image.width, image.height) == whole.size
+        np.testing.assert_array_equal(np.asarray(left), np.asarray(whole))
+    assert encoded(data, exif="ignore").turn == 1
+
+
+USUAL = saved(picture(400, 300))
+SCAN = USUAL.index(b"\xff\xda")
+FRAME = USUAL.index(b"\xff\xc0")
+
+
+def patched(at: int, new: bytes) -> bytes:
+    return USUAL[:at] + new + USUAL[at + len(new) :]
+
+
+NOT_FOR_THE_DEVICE = {
+    "progressive": saved(picture(333, 259), progressive=True),
+    "cmyk": saved(picture(300, 260, "CMYK")),
+    "rgb": saved(picture(300, 260), keep_rgb=True),
+    "adobe-says-rgb": USUAL[:2] + b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\0" + USUAL[2:],
+    "named-rgb": patched(FRAME + 10, b"R")[:2] + patched(FRAME + 10, b"R")[20:],
+    "png": saved(picture(300, 260), "PNG"),
+    "webp": saved(picture(300, 260), "WEBP"),
+    "truncated": USUAL[:-1000],
+    "no-end": USUAL[:-2],
+    "header-alone": USUAL[:SCAN],
+    "two-scans": USUAL[:-2] + USUAL[SCAN:],
+    "arithmetic": patched(FRAME + 1, b"\xc9"),
+    "extended": patched(FRAME + 1, b"\xc1"),
+    "twelve-bits": patched(FRAME + 4, b"\x0c"),
+    "no-height": patched(FRAME + 5, b"\0\0"),
+    "four-across": patched(FRAME + 11, b"\x41"),
+    "two-frames": USUAL[:FRAME] + USUAL[FRAME : FRAME + 19] + USUAL[FRAME:],
+    "empty": b"",
+    "start-alone": b"\xff\xd8",
+}
+
+
+@pytest.mark.parametrize("data", NOT_FOR_THE_DEVICE.values(), ids=NOT_FOR_THE_DEVICE)
+def test_others_go_pillows_way(data: bytes) -> None:
+    """What a device may not know, or decode without a word, stays with Pillow."""
+    assert encoded(data) is None
+
+
+def test_too_many_pixels_stay_with_pillow() -> None:
+    """The limit of pixels holds, that of the settings and that of the device."""
+    assert encoded_jpeg(io.BytesIO(USUAL), Preprocess(), 400 * 300 - 1) is None
+    assert encoded(patched(FRAME + 5, b"\x40\0\x40\0")) is None
+
+
+def test_company_changes_nothing(tmp_path: Path) -> None:
+    """Rows of all ways share batches: each is what it is alone, broken files cost themselves."""
+    files = [
+        FOR_THE_DEVICE["usual"],
+        NOT_FOR_THE_DEVICE["progressive"],
+        NOT_FOR_THE_DEVICE["truncated"],
+        FOR_THE_DEVICE["turn6"],
+        NOT_FOR_THE_DEVICE["cmyk"],
+        NOT_FOR_THE_DEVICE["png"],
+        b"no image",
+        NOT_FOR_THE_DEVICE["no-end"],
+    ]
+    expected = {0: reference(files[0]), 3: reference(files[3])}
+    expected |= {row: pillows(files[row]) for row in (1, 4, 5)}
+    for batch_size in (1, 3, 8):
+        found = batches(tmp_path, files, workers=2, batch_size=batch_size)
+        pixels = by_row(found)
+        assert pixels.keys() == expected.keys()
+        for row, wanted in expected.items():
+            np.testing.assert_array_equal(pixels[row], wanted)
+        failures = {one.row: one.reason for batch in found for one in batch.failures}
+        assert failures.keys() == {2, 6, 7}
+        assert failures[2].startswith("truncated")
+
+
+def stand_in(
+    monkeypatch: pytest.MonkeyPatch, fails: Callable[[list[torch.Tensor]], Exception | None]
+) -> None:
+    """Have torchvision's decoder, the only library, fail as nvJPEG may: for a whole call."""
+
+    def fake(sources: list[torch.Tensor], **more: Any) -> list[torch.Tensor]:
+        error = fails(sources)
+        if error is not None:
+            raise error
+        found: list[torch.Tensor] = decode_jpeg(sources, **more)
+        return found
+
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
+    monkeypatch.setattr(torchvision.io, "decode_jpeg", fake)
+    jpeg_library.cache_clear()
+
+
+@pytest.fixture
+def _forgotten() -> Iterator[None]:
+    yield
+    jpeg_library.cache_clear()
+
+
+@pytest.mark.usefixtures("_forgotten")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_the_device_refuses_is_decoded_by_pillow(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A refused image has Pillow's pixels or reason; the others of its call are decoded."""
+    odd, broken = saved(picture(301, 300)), bytearray(saved(picture(303, 300)))
+    table = broken.index(b"\xff\xc4")
+    broken[table + 5 : table + 21] = b"\xff" * 16  # more codes than there are
+    files = [saved(picture(300 + 10 * row, 280)) for row in range(7)]
+    files[3], files[5] = odd, bytes(broken)
+    taken = len(encoded(odd).data)
+
+    def fails(sources: list[torch.Tensor]) -> Exception | None:
+        refused = any(len(source) == taken for source in sources)
+        return RuntimeError("Failed to decode batch: 4\nmore") if refused else None
+
+    stand_in(monkeypatch, fails)
+    found = batches(tmp_path, files, workers=workers, batch_size=7)
+    pixels = by_row(found)
+    assert list(pixels) == [0, 1, 2, 3, 4, 6]
+    np.testing.assert_array_equal(pixels[3], pillows(odd))
+    for row in (0, 1, 2, 4, 6):
+        np.testing.assert_array_equal(pixels[row], reference(files[row]))
+    assert [(one.row, len(one.digest)) for one in found[0].failures] == [(5, 32)]
+    assert found[0].digests.shape == (6, 32)
+    [said] = caplog.messages
+    assert said.startswith("nvJPEG does not decode '003.jpg' (Failed to decode batch: 4): such")
+
+
+@pytest.mark.usefixtures("_forgotten")
+def test_out_of_memory_blames_no_image(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without memory for a batch its halves are decoded; without any the device has failed."""
+    files = [saved(picture(300 + 10 * row, 280)) for row in range(5)]
+    most = [2]
+    stand_in(
+        monkeypatch,
+        lambda sources: torch.OutOfMemoryError("no room") if len(sources) > most[0] else None,
+    )
+    pixels = by_row(batches(tmp_path, files, batch_size=5))
+    for row, data in enumerate(files):
+        np.testing.assert_array_equal(pixels[row], reference(data))
+    most[0] = 0
+    with pytest.raises(DeviceError, match="cpu has no memory to decode one JPEG: no room"):
+        batches(tmp_path, files)
+
+
+@pytest.mark.usefixtures("_forgotten")
+def test_a_library_that_decodes_wrongly_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What does not give two test pictures is passed over; without any it is one line."""
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
+    monkeypatch.setattr(
+        torchvision.io,
+        "decode_jpeg",
+        lambda *given, **more: [255 - one for one in decode_jpeg(*given, **more)],
+    )
+    jpeg_library.cache_clear()
+    with pytest.raises(DeviceError) as caught:
+        decode_jpegs([torch.frombuffer(bytearray(USUAL), dtype=torch.uint8)], CPU)
+    assert "\n" not in str(caught.value)
+    assert "torchvision: it decodes a test picture wrongly): pip install 'vggfeat[gpu]'" in str(
+        caught.value
+    )
+
+
+def run_settings(**more: object) -> Settings:
+    return Settings(
+        **{  # type: ignore[arg-type] # of every type
+            "layers": "conv1_1",
+            "model": "vgg11",
+            "weights": "random:0",
+            "device": "cpu",
+            "decode": "gpu",
+            "size": 32,
+            "workers": 1,
+            "batch_size": 2,
+            "precision": "float32",
+            **more,
+        }
+    )
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(5):
+        data = saved(picture(90 + 10 * number, 120), exif=exif(1 + number))
+        (folder / f"{number}.jpg").write_bytes(data)
+    return folder
+
+
+def test_a_run_on_the_device(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run has the features of torchvision's pixels, resumes to the same bytes, and is found."""
+    monkeypatch.setattr(device_jpeg, "DEVICE_TYPES", ("cpu",))
+    whole, parts, other = (str(tmp_path / name) for name in ("whole.h5", "parts.h5", "other.h5"))
+    vggfeat.extract(photos, whole, run_settings())
+    later = [photos / f"{number}.jpg" for number in (1, 2)]
+    aside = [path.rename(tmp_path / path.name) for path in later]
+    vggfeat.extract(photos, parts, run_settings())
+    for path, back in zip(aside, later, strict=True):
+        path.rename(back)
+    vggfeat.extract(photos, parts, run_settings(decode="auto"), update=True)
+    vggfeat.extract(photos, other, run_settings(decode="torchvision"))
+    with h5py.File(whole) as one, h5py.File(parts) as two, h5py.File(other) as three:
+        for name in ("features/conv1_1", "images/checksum", "images/state"):
+            np.testing.assert_array_equal(one[name], two[name])
+            np.testing.assert_array_equal(one[name], three[name])
+        assert one.attrs["fingerprint"] == two.attrs["fingerprint"] != three.attrs["fingerprint"]
+        assert json.loads(one.attrs["preprocess"])["decode"] == "gpu"
+    found = vggfeat.search(whole, photos / "3.jpg", layers="conv1_1")
+    assert found.answers[0].hits[0].score == pytest.approx(1)
+    with pytest.raises(vggfeat.CacheMismatchError, match="decode"):
+        vggfeat.extract(photos, whole, run_settings(decode="pillow"), update=True)
+
+
+@pytest.mark.parametrize("sharding", [None, vggfeat.Sharding(shards=2)])
+def test_without_cuda_it_is_refused(photos: Path, tmp_path: Path, sharding: Any) -> None:
+    """A run on a CPU is refused in one line, before anything is written."""
+    with pytest.raises(DeviceError) as caught:
+        vggfeat.extract(photos, tmp_path / "out", run_settings(), sharding=sharding)
+    assert str(caught.value) == (
+        "decode gpu needs CUDA devices, and this run computes on cpu; use decode torchvision, "
+        "whose pixels are nearly the same"
+    )
+    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == ["photos"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"depth": 16}, "decode gpu makes 8-bit RGB by its full scale, not depth 16; use decode"),
+        ({"channels": 1}, "not channels 1; use decode pillow"),
+        ({"augment": "mirror"}, "not augment; use decode pillow"),
+        ({"icc": "convert"}, "not icc convert; use decode pillow"),
+        ({"crop": "none"}, "not crop none; use decode torchvision"),
+    ],
+    ids=str,
+)
+def test_what_it_cannot_serve_is_refused(given: dict[str, Any], said: str) -> None:
+    """Settings that decoding on a device cannot serve are refused with the remedy."""
+    with pytest.raises(UsageError, match=said):
+        Settings(layers="conv5_3", decode="gpu", **given)
+
+
+def test_without_a_device_images_are_decoded_as_by_torchvision() -> None:
+    """A query, an image in memory or an item of a data set has torchvision's pixels."""
+    transform = vggfeat.ImageTransform(SETTINGS.preprocess(), LIMIT)
+    pixels = transform(USUAL).permute(1, 2, 0).numpy()
+    np.testing.assert_array_equal(pixels, reference(USUAL))
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_nvjpegs_pixels_do_not_depend_on_company(tmp_path: Path) -> None:
+    """On CUDA a row is torchvision's transform of its own decoded tensor, whatever is beside it."""
+    device = torch.device("cuda", 0)
+    files = [*FOR_THE_DEVICE.values(), *NOT_FOR_THE_DEVICE.values()]
+    alone = {}
+    for row, data in enumerate(FOR_THE_DEVICE.values()):
+        image = encoded(data)
+        [tensor] = decode_jpegs([torch.from_numpy(image.data)], device)
+        alone[row] = cropped(turned(tensor, image.turn))
+    for batch_size in (1, 5, len(files)):
+        pixels = by_row(batches(tmp_path, files, device=device, workers=2, batch_size=batch_size))
+        for row, expected in alone.items():
+            np.testing.assert_array_equal(pixels[row], expected)
+            difference = np.abs(expected.astype(int) - reference(files[row]))
+            assert difference.mean() < 4, list(FOR_THE_DEVICE)[row]  # other decoder, same picture
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_runs_on_cuda_are_equal(photos: Path, tmp_path: Path) -> None:
+    """Two runs that decode on CUDA write the same features, also with other images removed."""
+    vggfeat.extract(photos, tmp_path / "one.h5", run_settings(device="cuda"))
+    vggfeat.extract(photos, tmp_path / "two.h5", run_settings(device="cuda", workers=3))
+    with h5py.File(tmp_path / "one.h5") as one, h5py.File(tmp_path / "two.h5") as two:
+        assert (one["images/state"][()] == 1).all()
+        np.testing.assert_array_equal(one["features/conv1_1"], two["features/conv1_1"])
