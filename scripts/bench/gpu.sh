@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # All that needs an NVIDIA GPU, in one run of under nine minutes: tests, extracts of many images in
-# several settings, a kill and a resume, the bare network, and a script as people write it.
+# several settings, a kill and a resume, decoding by Pillow, torchvision and nvJPEG, the bare network,
+# and a script as people write it.
 #
 # Needs a python3 (PYTHON) with torch, torchvision, h5py, typer, tqdm, pillow, pytest and hypothesis;
 # installs nothing and asks no network. Results go to stdout as Markdown. A step that fails does not
@@ -115,6 +116,11 @@ step "Extract, 16 workers" 90 \
     bash -c 'setting "16 workers" "$work/images" "$work/workers16.h5" --workers 16'
 step "Extract, float32" 60 \
     bash -c 'setting float32 "$work/small" "$work/float32.h5" --precision float32 --dtype float32'
+step "Decoding by decoder" 90 "$python" scripts/bench/gpu_decode.py "$work/small" --seconds 1
+step "Extract, decode gpu" 90 \
+    bash -c 'setting "decode gpu" "$work/images" "$work/gpu.h5" --decode gpu'
+step "Extract, decode pillow" 90 \
+    bash -c 'setting "decode pillow" "$work/images" "$work/pillow.h5" --decode pillow'
 step "Half precision against float32" 30 \
     "$python" scripts/bench/check.py cosine "$work/float32.h5" "$work/auto.h5"
 step "Two networks on one GPU" 45 \
