@@ -12,6 +12,7 @@ from vggfeat.core.setting_values import plain_value
 from vggfeat.core.settings import SETTING_NAMES, SETTINGS, Settings
 from vggfeat.core.text import decode_text
 from vggfeat.errors import UsageError
+from vggfeat.storage.foreign_files import MOST_BYTES, check_depth, read_foreign
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -33,16 +34,27 @@ def load_config(name: str) -> dict[str, Any]:
         UsageError: no such file or preset, not TOML, a key that is no setting, or one given in
             both spellings.
     """
-    path = _config_path(name)
-    try:
-        values = tomllib.loads(
-            decode_text(path.read_bytes(), f"config {name!r} cannot be read as TOML: it")
-        )
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"config {name!r} cannot be read as TOML: {error}") from error
+    values = _parse(name, _config_path(name))
     return {
         key: plain_value(key, SETTINGS[key], value) for key, value in _by_name(name, values).items()
     }
+
+
+def _parse(name: str, path: Path) -> dict[str, Any]:
+    """Return the values of a TOML file by their keys."""
+    try:
+        data = read_foreign(os.fspath(path), MOST_BYTES["config"], pipes="shell")
+    except OSError as error:
+        raise UsageError(f"config {name!r} cannot be read: {error.strerror or error}") from error
+    text = decode_text(data, f"config {name!r} cannot be read as TOML: it")
+    try:
+        values: dict[str, Any] = tomllib.loads(text)
+        check_depth(values)
+    except RecursionError:
+        raise UsageError(f"config {name!r} cannot be read as TOML: it nests too deeply") from None
+    except ValueError as error:  # also of a number with more digits than Python converts
+        raise UsageError(f"config {name!r} cannot be read as TOML: {error}") from error
+    return values
 
 
 def _by_name(config: str, values: Mapping[str, Any]) -> dict[str, Any]:

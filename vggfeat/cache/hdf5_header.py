@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 from h5py import h5d
 
-from vggfeat.cache.attributes import read_attributes, attribute_text
+from vggfeat.cache.attributes import attribute_text, read_attributes
 from vggfeat.cache.format import (
     FEATURES,
     FORMAT,
@@ -27,6 +27,7 @@ from vggfeat.core.quantization import Scales
 from vggfeat.core.settings import DTYPES
 from vggfeat.core.text import counted
 from vggfeat.errors import CacheError
+from vggfeat.storage.foreign_files import ForeignFileError
 from vggfeat.storage.hdf5_file import open_hdf5
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def read_hdf5_header(file_name: str) -> Header:
             return _read(file_name, file)
     except FileNotFoundError:
         raise CacheError(f"cache {file_name!r} does not exist") from None
-    except (IsADirectoryError, PermissionError) as error:
+    except (IsADirectoryError, PermissionError, ForeignFileError) as error:
         raise CacheError(f"cache {file_name!r} cannot be read: {error.strerror}") from error
     except (OSError, KeyError, RuntimeError) as error:  # h5py's words for damaged metadata
         raise CacheError(

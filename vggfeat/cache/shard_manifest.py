@@ -7,6 +7,7 @@ their paths are in the shards, each of which is a cache by itself.
 from __future__ import annotations
 
 import json
+import operator
 import os
 import re
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 from vggfeat.core.text import counted
 from vggfeat.errors import CacheError, SpaceError
 from vggfeat.storage.atomic import TEMPORARY_SUFFIX, atomic_file
+from vggfeat.storage.foreign_files import MOST_BYTES, parse_json, read_foreign
 from vggfeat.storage.paths import SHARD_MANIFEST
 
 MANIFEST_FORMAT = "vggfeat-shards"
@@ -108,8 +110,8 @@ def read_manifest(folder: str) -> ShardManifest:
     """Read and check the manifest of the sharded cache `folder`."""
     path = os.path.join(folder, MANIFEST)
     try:
-        with open(path, "rb") as file:
-            found = json.loads(file.read())  # UTF-8, also as an editor saved it with its mark
+        # UTF-8, also as an editor saved it with its mark.
+        found = parse_json(read_foreign(path, MOST_BYTES["manifest"]))
     except (FileNotFoundError, NotADirectoryError):
         raise CacheError(
             f"{folder!r} is no sharded cache: it has no {MANIFEST}; name the folder that `vggfeat "
@@ -150,12 +152,12 @@ def _check_format(path: str, found: Any) -> None:
 def _as_manifest(found: dict[str, Any]) -> ShardManifest:
     return ShardManifest(
         fingerprint=str(found["fingerprint"]),
-        batch_size=int(found["batch_size"]),
+        batch_size=operator.index(found["batch_size"]),
         root=os.fsencode(found["root"]),
         sources=tuple(map(str, found["sources"])),
-        path_bytes=int(found["path_bytes"]),
+        path_bytes=operator.index(found["path_bytes"]),
         shards=tuple(
-            Shard(str(one["name"]), int(one["first_row"]), int(one["rows"]))
+            Shard(str(one["name"]), operator.index(one["first_row"]), operator.index(one["rows"]))
             for one in found["shards"]
         ),
         created_utc=str(found["created_utc"]),
@@ -171,7 +173,8 @@ def _inconsistencies(manifest: ShardManifest, rows: object) -> list[str]:
             wrong.append(
                 f"shard {number} has {counted(shard.rows, 'row')} from {shard.first}, expected {at}"
             )
-        if bool(shard.name) != bool(shard.rows) or os.path.basename(shard.name) != shard.name:
+        plain = os.path.basename(shard.name) == shard.name and "\0" not in shard.name
+        if bool(shard.name) != bool(shard.rows) or not plain:
             wrong.append(
                 f"shard {number} of {counted(shard.rows, 'row')} has the name {shard.name!r}"
             )

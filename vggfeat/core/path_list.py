@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger("vggfeat")
 
 _LONGEST: Final = 4096  # bytes of a path on Linux (PATH_MAX), and of an object's key on S3 1024
-_LOOKED_AT: Final = 1 << 16  # bytes at the beginning that tell text from other data
 _CONTROL: Final = bytes({*range(1, 32), 127} - set(b"\t\n\r\x1b"))  # ISO 2022 has escapes
 _CONTROLS_AT_MOST: Final = (16, 0.04)  # of that many the share; random bytes have 0.11
+
+LOOKED_AT: Final = 1 << 16
+"""Bytes at the beginning of a list that tell text from other data."""
 
 _KINDS: Final = (
     (b"\xff\xd8\xff", "a JPEG image"),
@@ -76,7 +78,7 @@ def read_paths(
     data = _to_bytes(data, name)
     lines = b"\0" not in data
     separator, unit = (b"\n", "line") if lines else (b"\0", "entry")
-    _check_is_list(data, separator, name, exists)
+    _check_is_list(data[:LOOKED_AT], separator, name, exists)
     comments, first = 0, ""
     for number, entry in enumerate(_lines(data, exists) if lines else pieces(data, b"\0"), 1):
         if not (entry.strip() if lines else entry):
@@ -120,15 +122,20 @@ def _to_bytes(data: bytes, name: str) -> bytes:
     return data.removeprefix(codecs.BOM_UTF8)
 
 
-def _check_is_list(data: bytes, separator: bytes, name: str, exists: Exists) -> None:
+def check_beginning(head: bytes, name: str, exists: Exists) -> None:
+    """Refuse a list as `read_paths` would, as far as its first `LOOKED_AT` bytes show."""
+    if not head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        _check_is_list(head, b"\0" if b"\0" in head else b"\n", name, exists)
+
+
+def _check_is_list(head: bytes, separator: bytes, name: str, exists: Exists) -> None:
     """Refuse UTF-16 without its mark, and what begins like other data than paths."""
-    head = data[:_LOOKED_AT]
     if separator == b"\0" and _is_utf16(head, exists):
         raise UsageError(
             f"{name} is UTF-16 without a byte order mark; save it as UTF-8, or with the mark"
         )
     kind = _kind_of(head)
-    if kind and not exists(data[: _LONGEST + 1].partition(separator)[0]):
+    if kind and not exists(head[: _LONGEST + 1].partition(separator)[0]):
         raise UsageError(
             f"{name} is {kind} and no list of paths; to name a file itself, leave the @ out"
         )

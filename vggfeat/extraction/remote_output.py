@@ -32,6 +32,7 @@ from vggfeat.errors import (
 )
 from vggfeat.images.skipped import member_name
 from vggfeat.storage.atomic import write_bytes
+from vggfeat.storage.foreign_files import MOST_BYTES, parse_json, read_foreign
 from vggfeat.storage.locks import hold
 from vggfeat.storage.object_store import (
     RemoteEntry,
@@ -133,8 +134,7 @@ class _Output:
 
     def __post_init__(self) -> None:
         with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
-            with open(f"{self.work}.stored", encoding="utf-8") as file:
-                found = json.load(file)
+            found = parse_json(read_foreign(f"{self.work}.stored", MOST_BYTES["manifest"]))
             self._stamps = {name: _Stamp(**stamp) for name, stamp in found.items()}
 
     @property

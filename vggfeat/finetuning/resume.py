@@ -20,6 +20,7 @@ from vggfeat.finetuning.report import (
 from vggfeat.finetuning.settings import TRAINING
 from vggfeat.network.weight_metadata import CARRIED, LAYER, MODEL, PREPROCESS
 from vggfeat.storage.atomic import TEMPORARY_SUFFIX, remove_leftover
+from vggfeat.storage.foreign_files import open_foreign
 from vggfeat.storage.locks import remove_left_lock
 from vggfeat.storage.safetensors import read_safetensors_header
 
@@ -64,13 +65,13 @@ class OutputFiles:
 
 def _may_be_safetensors(path: str) -> bool:
     """Return whether a file may be a checkpoint, possibly damaged."""
-    with open(path, "rb") as file:
+    with open_foreign(path) as file:
         head = file.read(9)
     return not head or head[5:] == b"\0\0\0{"  # lengths of headers have 5 bytes at most
 
 
 def _may_be_hdf5(path: str) -> bool:
-    with open(path, "rb") as file:
+    with open_foreign(path) as file:
         return file.read(8) in (b"", b"\x89HDF\r\n\x1a\n")
 
 

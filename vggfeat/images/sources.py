@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, BinaryIO
 
 from vggfeat.core.file_types import MEMBER_MARK, archive_suffix
-from vggfeat.core.path_list import read_paths
+from vggfeat.core.path_list import LOOKED_AT, check_beginning, read_paths
 from vggfeat.core.text import counted, first_few, quoted
 from vggfeat.errors import DecodeError, InputError, UsageError, VggfeatError
 from vggfeat.images.archives import Listing, list_archive, with_members
@@ -25,6 +25,7 @@ from vggfeat.images.skipped import (
     hidden_text,
     member_name,
 )
+from vggfeat.storage.foreign_files import MOST_BYTES, open_foreign, read_bounded
 from vggfeat.storage.locks import refuse_open_lock
 from vggfeat.storage.object_store import read_object
 from vggfeat.storage.paths import local_path, path_text, remote_scheme
@@ -235,12 +236,12 @@ def _read_names(sources: Sequence[str | os.PathLike[str]], stdin: BinaryIO | Non
     for source in sources:
         text = os.fspath(source)
         if isinstance(source, str) and (text == "-" or text.startswith("@")):
+            name = "the list on standard input" if text == "-" else f"list {text[1:]!r}"
             try:
-                data = _stdin(stdin).read() if text == "-" else _contents(text[1:])
+                data = _list_data(text, name, stdin)
             except (OSError, DecodeError) as error:
                 named.missing.append(f"{text!r} ({getattr(error, 'strerror', None) or error})")
                 continue
-            name = "the list on standard input" if text == "-" else f"list {text[1:]!r}"
             for path in read_paths(data, name, os.path.lexists, local_path):
                 named.add(path, listed=True)
         elif text:
@@ -255,13 +256,28 @@ def _read_names(sources: Sequence[str | os.PathLike[str]], stdin: BinaryIO | Non
     return named
 
 
-def _contents(path: str) -> bytes:
-    path = local_path(path)
+def _list_data(text: str, name: str, stdin: BinaryIO | None) -> bytes:
+    """Return the whole of the list that `text` names, `-` or `@LIST`."""
+    if text == "-":
+        return _bounded(_stdin(stdin), name)
+    path = local_path(text[1:])
     if remote_scheme(path):
         return read_object(path)
     refuse_open_lock(path, "list")
-    with open(path, "rb") as stream:
-        return stream.read()
+    with open_foreign(path, most=MOST_BYTES["list"], pipes="named") as stream:
+        return _bounded(stream, name)
+
+
+def _bounded(stream: BinaryIO, name: str) -> bytes:
+    # What has no end, as `cat /dev/zero` has none, is refused by its beginning.
+    start = stream.tell() if stream.seekable() else None
+    beginning = stream.read(LOOKED_AT)
+    check_beginning(beginning, name, os.path.lexists)
+    if start is None:
+        return read_bounded(stream, MOST_BYTES["list"], beginning=beginning)
+    size = stream.seek(0, os.SEEK_END) - start
+    stream.seek(start)
+    return read_bounded(stream, MOST_BYTES["list"], size)
 
 
 def _stdin(given: BinaryIO | None) -> BinaryIO:

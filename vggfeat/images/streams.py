@@ -9,13 +9,11 @@ import contextlib
 import errno
 import io
 import os
-import stat
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from vggfeat.core.exhaustion import exhaustion_of
 from vggfeat.errors import DecodeError
-from vggfeat.storage.descriptors import open_descriptor
-from vggfeat.storage.locks import is_open_lock
+from vggfeat.storage.foreign_files import ForeignFileError, open_foreign
 from vggfeat.storage.object_store import read_object
 from vggfeat.storage.paths import dangling_link, local_path, remote_scheme
 
@@ -58,14 +56,11 @@ def open_file(path: bytes, size: int = 0, mtime_ns: int = 0) -> Iterator[BinaryI
 
 def open_regular(path: bytes, buffering: int) -> Any:
     """Open a regular file; raise DecodeError for anything else, and OSError as `open` does."""
-    # Checked before opening: opening a FIFO waits for a writer, opening a device has effects, and
-    # closing the lock file of this run releases its lock where only POSIX locks exist.
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):
-        raise DecodeError("not a regular file")
-    if is_open_lock(status):
-        raise DecodeError("the lock file of this run")
-    return open(path, "rb", buffering=buffering, opener=open_descriptor)
+    try:
+        return open_foreign(path, buffering=buffering)
+    except (ForeignFileError, IsADirectoryError) as error:
+        lock = error.errno == errno.EBUSY
+        raise DecodeError("the lock file of this run" if lock else "not a regular file") from error
 
 
 def reason_for(error: OSError) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import zipfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,7 @@ from vggfeat.network.containers.registry import read_contents
 from vggfeat.network.containers.safetensors_file import read_safetensors
 from vggfeat.network.dialects.registry import translate
 from vggfeat.storage.checked_file import CheckedFile, FileChangedError
+from vggfeat.storage.foreign_files import DAMAGE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -32,22 +32,6 @@ if TYPE_CHECKING:
     from vggfeat.network.containers.records import Contents, StoredTensor
     from vggfeat.network.dialects.records import Reading
     from vggfeat.storage.checked_file import FileDigest
-
-# Raised by readers of pickle, zip and JSON on damaged bytes; a damaged size or offset may request
-# absurd amounts of memory.
-_DAMAGE = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    NotImplementedError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    zipfile.BadZipFile,
-)
 
 _NUMPY_DTYPES: Mapping[str, str] = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
 
@@ -139,7 +123,7 @@ def read_own_safetensors(path: str) -> dict[str, torch.Tensor]:
 def _as_weights_errors(path: str, file: CheckedFile) -> Iterator[None]:
     try:
         yield
-    except (OSError, RefusedError, *_DAMAGE) as error:
+    except (OSError, RefusedError, *DAMAGE) as error:
         reason = file.failure or error
         raise _weights_error(path, reason) from reason
 

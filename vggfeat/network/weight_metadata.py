@@ -6,7 +6,6 @@ channels if its first layer does not take three, and Caffe's and Keras's give th
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from vggfeat.network.dialects.johnson import JOHNSON
 from vggfeat.network.first_layer import file_channels
 from vggfeat.network.weights_in_memory import open_state
 from vggfeat.storage.digests import file_digests
+from vggfeat.storage.foreign_files import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -68,7 +68,7 @@ def settings_carried(weights: str, digest: FileDigest | None = None) -> dict[str
 
 def _from_metadata(path: str, metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
-        values = json.loads(metadata.get(PREPROCESS, "{}"))
+        values = parse_json(metadata.get(PREPROCESS, "{}"))
         unknown = sorted(set(values) - set(CARRIED))
     except (ValueError, TypeError) as error:
         raise WeightsError(f"weights {path!r}: metadata {PREPROCESS} is not JSON") from error

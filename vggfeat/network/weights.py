@@ -138,7 +138,8 @@ def find_weights(name: str, model: str) -> Weights:
         return _published_weights(name, file)
     if not os.path.isfile(name):
         if name.endswith(_SUFFIXES) or os.sep in name:
-            raise WeightsError(f"weights file {name!r} not found")
+            found = "is no regular file" if os.path.exists(name) else "not found"
+            raise WeightsError(f"weights file {name!r} {found}")
         raise UsageError(
             f"unknown weights {name!r}; expected imagenet, features (vgg16 only), "
             "random[:SEED], or a file such as .pth, .safetensors or .h5"

@@ -21,6 +21,7 @@ from vggfeat.core.optional import require
 from vggfeat.errors import CacheError, SpaceError, UsageError
 from vggfeat.storage.atomic import atomic_path
 from vggfeat.storage.descriptors import open_descriptor
+from vggfeat.storage.foreign_files import open_foreign, parse_json
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -127,7 +128,7 @@ def write_file(path: str, index: Any, source: IndexedLayer, info: IndexInfo) -> 
 def read_record(path: str) -> Record | None:
     """Return the record of an index; None if the file does not exist."""
     try:
-        with open(path, "rb") as file:
+        with open_foreign(path) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - _END.size))
             end = file.read()
@@ -146,7 +147,7 @@ def read_record(path: str) -> Record | None:
     if zlib.crc32(data) != crc32:
         raise damaged(path, "its record")
     try:
-        fields = json.loads(data)
+        fields = parse_json(data)
         record = Record(
             IndexedLayer(**fields.pop("source")), IndexInfo(**fields.pop("info")), **fields
         )
@@ -187,7 +188,7 @@ def read_index(path: str, record: Record) -> tuple[Any, LengthGuard | None]:
     faiss = load_faiss()
     try:
         guard = LengthGuard(path, record.faiss_bytes) if record.info.lists else None
-        with open(path, "rb") as file:
+        with open_foreign(path) as file:
             if _crc32(file, record.head_bytes) != record.head_crc32:
                 raise damaged(path, "its content")
         index = faiss.read_index(path, faiss.IO_FLAG_MMAP if record.info.lists else 0)

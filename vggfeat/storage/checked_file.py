@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vggfeat.core.text import counted
+from vggfeat.storage.foreign_files import open_foreign
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -57,7 +58,7 @@ def digest_file(path: str) -> FileDigest:
     whole, pieces, size = hashlib.sha256(), [], 0
     buffer = memoryview(bytearray(PIECE_BYTES))
     beside = concurrent.futures.ThreadPoolExecutor(1)  # hashing releases the GIL
-    with open(path, "rb", buffering=0) as file, beside:
+    with open_foreign(path, buffering=0) as file, beside:
         while count := _read_fully(file.fileno(), buffer, size):
             piece = buffer[:count]
             checksum = beside.submit(zlib.crc32, piece)
@@ -126,7 +127,7 @@ class CheckedFile(_Region):
         super().__init__()
         self.path = path
         self._digest = digest
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 closed by close()
+        self._file = open_foreign(path, buffering=0)
         self.size = os.fstat(self._file.fileno()).st_size if digest is None else digest.size
         self.failure: FileChangedError | None = None
         """Set for those who read through a library that hides exceptions, as HDF5 does."""

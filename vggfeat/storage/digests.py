@@ -11,11 +11,13 @@ from vggfeat.core.resources import user_cache
 from vggfeat.errors import UsageError, WeightsError
 from vggfeat.storage.atomic import write_bytes
 from vggfeat.storage.checked_file import FileDigest, digest_file
+from vggfeat.storage.foreign_files import parse_json, read_foreign
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _ATTEMPTS = 3
+_LARGEST_MEMORY = 1 << 26  # bytes of the file that digests are remembered in
 
 
 def file_digests(path: str) -> FileDigest:
@@ -82,8 +84,7 @@ def _read_memory(path: str | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        with open(path, encoding="utf-8") as file:
-            known = json.load(file)
+        known = parse_json(read_foreign(path, _LARGEST_MEMORY))
     except (OSError, ValueError):
         return {}  # the file only saves time
     return known if isinstance(known, dict) else {}

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import h5py
 
 from vggfeat.errors import LockedError
+from vggfeat.storage.foreign_files import check_regular
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -171,7 +172,11 @@ def checked_hdf5(target: BinaryIO, **options: Any) -> Iterator[tuple[h5py.File, 
 
 @contextlib.contextmanager
 def open_hdf5(file_name: str) -> Iterator[h5py.File]:
-    """Open an HDF5 file for reading, without a lock, also if it is marked as open for writing."""
+    """Open an HDF5 file for reading, without a lock, also if it is marked as open for writing.
+
+    Raises OSError for what is no regular file, such as a FIFO, for which HDF5 would wait.
+    """
+    check_regular(file_name)
     with contextlib.ExitStack() as stack:
         try:
             file = h5py.File(file_name, "r", locking=False)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vggfeat.core.text import counted
 from vggfeat.errors import SpaceError
 from vggfeat.storage.atomic import atomic_file
+from vggfeat.storage.foreign_files import open_foreign, parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -79,7 +80,7 @@ def header_length(head: bytes, size: int) -> int:
 
 def parse_header(text: bytes) -> TensorHeader:
     """Parse the JSON of a header; raise ValueError or TypeError if it is none."""
-    entries = json.loads(text)
+    entries = parse_json(text)
     if not isinstance(entries, dict):
         raise TypeError(f"a header that is a {type(entries).__name__} and no table of tensors")
     said = entries.pop(_METADATA, None)
@@ -90,7 +91,7 @@ def parse_header(text: bytes) -> TensorHeader:
 
 def read_safetensors_header(path: str) -> TensorHeader:
     """Read the header of the file at `path`; raise ValueError or TypeError if it has none."""
-    with open(path, "rb") as file:
+    with open_foreign(path) as file:
         head = file.read(8)
         size = file.seek(0, 2)
         file.seek(8)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import codecs
 import io
-from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final, cast
 
 from vggfeat.core.text import decode_text
 from vggfeat.errors import InputError
+from vggfeat.storage.foreign_files import MOST_BYTES, read_foreign
 from vggfeat.storage.locks import refuse_open_lock
 
 if TYPE_CHECKING:
@@ -26,14 +26,14 @@ def read_text(path: str, what: str, *, with_paths: bool = False) -> str:
     """Return the text of a file: UTF-8, or UTF-16 if a byte order mark says so.
 
     Args:
-        path: the file; raises InputError if it cannot be read, or is the lock file of this run, and
-            UsageError if it is in another encoding.
-        what: its name in errors, e.g. "labels".
+        path: the file, or a pipe that a shell has opened; raises InputError if it cannot be read,
+            is too large or the lock file of this run, and UsageError if it is in another encoding.
+        what: its name in errors, e.g. "labels", and its kind in `MOST_BYTES`.
         with_paths: see `decode_text`.
     """
     refuse_open_lock(path, what)
     try:
-        data = Path(path).read_bytes()
+        data = read_foreign(path, MOST_BYTES[what], pipes="shell")
     except OSError as error:
         raise InputError(f"{what} {path!r} cannot be read: {error.strerror or error}") from error
     return decode_text(data, f"{what} {path!r}", with_paths=with_paths)

@@ -8,7 +8,6 @@ import logging
 import os
 import time
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from vggfeat.core.fusion_spec import Recipe, recipe_from
 from vggfeat.core.isolation import isolated
 from vggfeat.core.text import counted
 from vggfeat.errors import CacheError, InputError
+from vggfeat.storage.foreign_files import MOST_BYTES, read_foreign
 from vggfeat.storage.paths import path_text
 from vggfeat.transforms.base import blocks_of, chosen_layers
 from vggfeat.transforms.derive import TransformReport, derive, open_source
@@ -124,7 +124,8 @@ def _requested(cache: FeatureCache, settings: FuseSettings) -> dict[str, Any]:
     labels = settings.labels
     if labels is not None and labels != FOLDERS:
         try:
-            labels = hashlib.sha256(Path(labels).read_bytes()).hexdigest()
+            # No pipe: the labels are read once more.
+            labels = hashlib.sha256(read_foreign(labels, MOST_BYTES["labels"])).hexdigest()
         except OSError as error:
             raise InputError(
                 f"labels {labels!r} cannot be read: {error.strerror}; expected a CSV file of "

@@ -20,6 +20,8 @@ import numpy as np
 from vggfeat.core.file_types import foreign_ending
 from vggfeat.errors import CacheError, CacheMismatchError, SpaceError, UsageError
 from vggfeat.storage.atomic import atomic_file
+from vggfeat.storage.foreign_arrays import read_hdf5_array
+from vggfeat.storage.foreign_files import DAMAGE, ForeignFileError, parse_json
 from vggfeat.storage.hdf5_file import checked_hdf5, open_hdf5, reason_of
 from vggfeat.storage.paths import check_place
 
@@ -98,7 +100,9 @@ def load_fitted(path: str, kind: str) -> Fitted:
         raise CacheError(f"model {path!r} does not exist; {_maker(kind)} makes one") from None
     except CacheError:
         raise
-    except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except ForeignFileError as error:
+        raise CacheError(f"model {path!r} cannot be read: {error}") from error
+    except (OSError, *DAMAGE) as error:
         words = " ".join(str(error).split())
         raise CacheError(f"model {path!r} is damaged, or no HDF5 file: {words}") from error
     if fitted.kind != kind:
@@ -121,8 +125,8 @@ def _read(path: str, file: h5py.File, kind: str) -> Fitted:
         )
     return Fitted(
         str(file.attrs["kind"]),
-        json.loads(file.attrs["parameters"]),
-        {name: np.asarray(file[name]) for name in file},
+        parse_json(file.attrs["parameters"]),
+        {name: read_hdf5_array(file[name], name) for name in file},
     )
 
 

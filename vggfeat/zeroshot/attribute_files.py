@@ -13,7 +13,6 @@ import logging
 import math
 import os
 import re
-import zipfile
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,6 +22,8 @@ import numpy as np
 from vggfeat.core.optional import require
 from vggfeat.core.text import counted, decode_text, first_few
 from vggfeat.errors import InputError, UsageError
+from vggfeat.storage.foreign_arrays import read_hdf5_array, read_npz
+from vggfeat.storage.foreign_files import DAMAGE, check_regular, open_foreign
 from vggfeat.storage.text_files import read_text
 from vggfeat.zeroshot.word_vectors import Words
 
@@ -38,6 +39,8 @@ _MISSING: Final = -1
 _CLASSES, _PREDICATES = "classes.txt", "predicates.txt"
 _ATTRIBUTES, _NAMES = "att", "allclasses_names"
 _NUMBERED = re.compile(r"\d+\s+")
+_LARGEST_MAT = 1 << 30  # bytes
+_MOST_VALUES = 1 << 27  # in the matrix of a MATLAB file
 _LOOKED_AT = 1 << 16  # bytes in which the first line ends
 _FEWEST = 3  # columns; two numbers are the first line of word2vec
 
@@ -103,9 +106,8 @@ def _refuse(path: str, expected: str, wrong: list[str]) -> None:
 
 def _from_npz(path: str) -> Words:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: np.asarray(file[name]) for name in file.files}
-    except (zipfile.BadZipFile, ValueError, EOFError) as error:
+        arrays = read_npz(path)
+    except ValueError as error:
         words = " ".join(str(error).split())
         raise UsageError(f"vectors {path!r} are no .npz of plain arrays: {words}") from error
     except OSError as error:
@@ -144,7 +146,7 @@ def is_matrix(path: str) -> bool:
     if not name.endswith(".txt") or not os.path.isfile(_beside(path, _CLASSES)):
         return False
     try:
-        with open(path, "rb") as file:
+        with open_foreign(path) as file:
             fields = file.read(_LOOKED_AT).partition(b"\n")[0].split()
     except OSError:
         return False
@@ -231,6 +233,7 @@ def fill_missing(path: str, matrix: Matrix) -> Matrix:
 def read_mat(path: str) -> Words:
     """Read all classes of `att_splits.mat`: the vectors `att`, which papers use."""
     try:
+        check_regular(path, _LARGEST_MAT)
         found = _hdf5(path) if h5py.is_hdf5(path) else _matlab_5(path)
     except OSError as error:
         raise InputError(f"vectors {path!r} cannot be read: {error.strerror or error}") from error
@@ -250,14 +253,17 @@ def read_mat(path: str) -> Words:
 
 def _matlab_5(path: str) -> dict[str, Any]:
     require("scipy.io", "mat", f"the MATLAB file {path!r}")
-    from scipy.io import loadmat
+    from scipy.io import loadmat, whosmat
     from scipy.io.matlab import MatReadError
 
     try:
+        for name, shape, _ in whosmat(path):  # unpacks no values
+            if name in (_ATTRIBUTES, _NAMES) and math.prod(shape) > _MOST_VALUES:
+                raise ValueError(f"{name} has shape {shape}")
         found = loadmat(path, variable_names=[_ATTRIBUTES, _NAMES])
     except OSError:
         raise
-    except (MatReadError, ValueError, TypeError, NotImplementedError, KeyError) as error:
+    except (MatReadError, *DAMAGE) as error:
         words = " ".join(str(error).split())
         raise UsageError(f"vectors {path!r} are no MATLAB file: {words}") from error
     kept = {name: found[name] for name in (_ATTRIBUTES, _NAMES) if name in found}
@@ -269,12 +275,17 @@ def _matlab_5(path: str) -> dict[str, Any]:
 def _hdf5(path: str) -> dict[str, Any]:
     """Read a MATLAB file of version 7.3: arrays are transposed, texts are references to UTF-16."""
     found: dict[str, Any] = {}
-    with h5py.File(path, "r") as file:
-        if _ATTRIBUTES in file:
-            found[_ATTRIBUTES] = file[_ATTRIBUTES][()].T
-        if _NAMES in file:
-            cells = (file[reference][()] for reference in file[_NAMES][()].ravel())
-            found[_NAMES] = ["".join(map(chr, cell.ravel().tolist())) for cell in cells]
+    try:
+        with h5py.File(path, "r") as file:
+            if _ATTRIBUTES in file:
+                found[_ATTRIBUTES] = read_hdf5_array(file[_ATTRIBUTES], _ATTRIBUTES).T
+            if _NAMES in file:
+                references = file[_NAMES][()].ravel()
+                cells = (read_hdf5_array(file[one], _NAMES) for one in references)
+                found[_NAMES] = ["".join(map(chr, cell.ravel().tolist())) for cell in cells]
+    except DAMAGE as error:
+        words = " ".join(str(error).split())
+        raise UsageError(f"vectors {path!r} are no MATLAB file: {words}") from error
     return found
 
 

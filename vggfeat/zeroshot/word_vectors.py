@@ -23,6 +23,7 @@ import numpy as np
 from vggfeat.core.class_names import fold
 from vggfeat.core.text import counted
 from vggfeat.errors import InputError, UsageError
+from vggfeat.storage.foreign_files import open_foreign
 from vggfeat.storage.text_files import as_utf8
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def similar_words(path: str, words: Collection[str]) -> list[str]:
 @contextlib.contextmanager
 def _opened(path: str) -> Iterator[BinaryIO]:
     try:
-        with open(path, "rb") as plain:
+        with open_foreign(path) as plain:
             file = gzip.GzipFile(fileobj=plain) if path.endswith(".gz") else plain
             yield as_utf8(cast("BinaryIO", file))
     except UnicodeDecodeError as error:
