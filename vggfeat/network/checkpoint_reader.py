@@ -21,7 +21,7 @@ from vggfeat.network.containers.registry import read_contents
 from vggfeat.network.containers.safetensors_file import read_safetensors
 from vggfeat.network.dialects.registry import translate
 from vggfeat.storage.checked_file import CheckedFile, FileChangedError
-from vggfeat.storage.foreign_files import DAMAGE
+from vggfeat.storage.damage import DAMAGE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

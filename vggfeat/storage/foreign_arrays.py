@@ -11,7 +11,8 @@ import numpy as np
 from numpy.lib import format as npy
 
 from vggfeat.core.text import byte_count
-from vggfeat.storage.foreign_files import DAMAGE, open_foreign
+from vggfeat.storage.damage import DAMAGE
+from vggfeat.storage.foreign_files import open_foreign
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -62,7 +63,7 @@ def read_npz(path: str) -> dict[str, NDArray[Any]]:
                 }
         except ValueError:
             raise
-        except DAMAGE as error:
+        except (OSError, *DAMAGE) as error:  # OSError is bzip2's word for damage
             raise ValueError(str(error) or type(error).__name__) from error
 
 

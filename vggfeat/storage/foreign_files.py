@@ -10,12 +10,8 @@ from __future__ import annotations
 
 import errno
 import json
-import lzma
 import os
 import stat
-import struct
-import zipfile
-import zlib
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal
 
@@ -54,25 +50,6 @@ class ForeignFileError(OSError):
     def __str__(self) -> str:  # without the number that OSError puts in front
         return self.strerror or super().__str__()
 
-
-DAMAGE: Final = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    NotImplementedError,
-    RuntimeError,  # and so RecursionError
-    TypeError,
-    ValueError,
-    lzma.LZMAError,
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
-)
-"""What readers of zip, pickle, JSON and arrays raise on damaged bytes, besides OSError; a damaged
-size may request absurd amounts of memory."""
 
 _BLOCK = 1 << 20
 _STANDARD_INPUT = ("/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")

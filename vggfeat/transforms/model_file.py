@@ -20,8 +20,9 @@ import numpy as np
 from vggfeat.core.file_types import foreign_ending
 from vggfeat.errors import CacheError, CacheMismatchError, SpaceError, UsageError
 from vggfeat.storage.atomic import atomic_file
+from vggfeat.storage.damage import DAMAGE
 from vggfeat.storage.foreign_arrays import read_hdf5_array
-from vggfeat.storage.foreign_files import DAMAGE, ForeignFileError, parse_json
+from vggfeat.storage.foreign_files import ForeignFileError, parse_json
 from vggfeat.storage.hdf5_file import checked_hdf5, open_hdf5, reason_of
 from vggfeat.storage.paths import check_place
 

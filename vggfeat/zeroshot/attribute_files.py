@@ -22,8 +22,9 @@ import numpy as np
 from vggfeat.core.optional import require
 from vggfeat.core.text import counted, decode_text, first_few
 from vggfeat.errors import InputError, UsageError
+from vggfeat.storage.damage import DAMAGE
 from vggfeat.storage.foreign_arrays import read_hdf5_array, read_npz
-from vggfeat.storage.foreign_files import DAMAGE, check_regular, open_foreign
+from vggfeat.storage.foreign_files import check_regular, open_foreign
 from vggfeat.storage.text_files import read_text
 from vggfeat.zeroshot.word_vectors import Words
 

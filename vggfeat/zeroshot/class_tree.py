@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 
 _HEAD = ["child", "parent"]
+_DEEPEST = 1000  # levels; WordNet has 20
+_SHOWN = 8  # classes of a circle that an error names
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +46,14 @@ class ClassTree:
 
     def lineage(self, node: str) -> tuple[str, ...]:
         """Return the nodes from the root down to `node`."""
+        return (*([""] if self.forest else []), *self.ancestry(node)[::-1])
+
+    def ancestry(self, node: str) -> list[str]:
+        """Return `node` and the nodes above it that have names."""
         up = [node]
         while up[-1] in self.parents:
             up.append(self.parents[up[-1]])
-        return (*([""] if self.forest else []), *reversed(up))
+        return up
 
     @property
     def forest(self) -> bool:
@@ -69,7 +75,7 @@ class ClassTree:
 
     def above(self, names: Sequence[str]) -> ClassTree:
         """Return the part of the tree that holds these classes and their ancestors."""
-        kept = dict.fromkeys(node for one in self.find(names) for node in self.lineage(one))
+        kept = dict.fromkeys(node for one in self.find(names) for node in self.ancestry(one)[::-1])
         return ClassTree({node: self.parents[node] for node in kept if node in self.parents})
 
 
@@ -105,7 +111,8 @@ def flat_costs(count: int) -> NDArray[np.float64]:
 
 def tree_distances(tree: ClassTree, names: Sequence[str]) -> TreeDistances:
     """Return the distances between classes of a tree."""
-    lines = [tree.lineage(node) for node in tree.find(names)]
+    root = [""] if tree.forest else []
+    lines = [[*root, *tree.ancestry(node)[::-1]] for node in tree.find(names)]
     heights = _heights(tree)
     numbers = {node: number for number, node in enumerate(heights)}
     deepest = max(map(len, lines), default=1)
@@ -124,9 +131,12 @@ def tree_distances(tree: ClassTree, names: Sequence[str]) -> TreeDistances:
 
 def _heights(tree: ClassTree) -> dict[str, int]:
     heights: dict[str, int] = {}
+    root = [""] if tree.forest else []
     for node in tree.nodes:
-        for up, above in enumerate(reversed(tree.lineage(node))):
-            heights[above] = max(heights.get(above, 0), up)
+        for up, above in enumerate([*tree.ancestry(node), *root]):
+            if heights.get(above, -1) >= up:
+                break  # and so are those above it
+            heights[above] = up
     return heights
 
 
@@ -137,11 +147,12 @@ def read_tree(path: str | os.PathLike[str]) -> ClassTree:
 
     Raises:
         InputError: the file cannot be read.
-        UsageError: a line does not have two columns, a child has two parents, or there is a cycle.
+        UsageError: a line does not have two columns, a child has two parents, there is a cycle, or
+            more than 1,000 levels.
     """
     path = os.fspath(path)
     parents, wrong = _parse(io.StringIO(read_text(path, "class tree"), newline=""))
-    wrong = wrong or _circles(parents)
+    wrong = wrong or no_tree(parents)
     if wrong:
         problems = first_few(wrong, "; ")
         raise UsageError(f"class tree {path!r}, expected lines of child,parent: {problems}")
@@ -182,16 +193,39 @@ def _joined(parents: Mapping[str, str]) -> dict[str, str]:
     return joined
 
 
+def no_tree(parents: Mapping[str, str]) -> list[str]:
+    """Say why parents are no tree, or one too deep; nothing if they are one."""
+    return _circles(parents) or _depths(parents)
+
+
 def _circles(parents: Mapping[str, str]) -> list[str]:
     good: set[str] = set()
     for node in parents:
-        seen: list[str] = []
+        seen: dict[str, None] = {}
         while node in parents and node not in good:
             if node in seen:
-                return [f"{' under '.join([*seen[seen.index(node) :], node])} is a circle"]
-            seen.append(node)
+                circle = [*seen][[*seen].index(node) :]
+                shown = [*circle[:_SHOWN], *(["..."] if len(circle) > _SHOWN else []), node]
+                return [f"{' under '.join(shown)} is a circle"]
+            seen[node] = None
             node = parents[node]  # noqa: PLW2901 on the way up
         good.update(seen)
+    return []
+
+
+def _depths(parents: Mapping[str, str]) -> list[str]:
+    """Say which class lies too deep in a tree without circles, if one does."""
+    levels: dict[str, int] = {}
+    for node in parents:
+        up = [node]
+        while up[-1] in parents and up[-1] not in levels:
+            up.append(parents[up[-1]])
+        level = levels.setdefault(up.pop(), 1)
+        for one in reversed(up):
+            level += 1
+            levels[one] = level
+        if level > _DEEPEST:
+            return [f"{node!r} lies {level} levels deep, and at most {_DEEPEST} are read"]
     return []
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import io
 import logging
 import os
 import zlib
@@ -30,14 +31,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
     from numpy.typing import NDArray
+    from typing_extensions import Buffer
 
     Values = NDArray[np.float32]
 
 Form = Literal["word2vec binary", "word2vec text", "GloVe text"]
 
 _CHUNK = 1 << 20
+_LINES = 1 << 16  # bytes that are split into lines at once
 _LONGEST_LINE = 1 << 20
 _LONGEST_WORD = 1 << 16
+_MOST_DIMS = 1 << 16
+_UNPACKED_AT_MOST = (1 << 24, 200)  # bytes, and times the bytes that were unpacked on top
 _FASTTEXT = b"\xba\x16\x4f\x2f"
 _PICKLES = tuple(bytes((0x80, protocol)) for protocol in range(2, 6))
 _TAKES_A_WHILE = 100_000_000  # bytes; reading more is logged
@@ -106,8 +111,7 @@ def similar_words(path: str, words: Collection[str]) -> list[str]:
 def _opened(path: str) -> Iterator[BinaryIO]:
     try:
         with open_foreign(path) as plain:
-            file = gzip.GzipFile(fileobj=plain) if path.endswith(".gz") else plain
-            yield as_utf8(cast("BinaryIO", file))
+            yield as_utf8(_unpacked(path, plain) if path.endswith(".gz") else plain)
     except UnicodeDecodeError as error:
         raise UsageError(
             f"vectors {path!r} are not UTF-16, as their byte order mark says; save them as UTF-8"
@@ -120,6 +124,38 @@ def _opened(path: str) -> Iterator[BinaryIO]:
         raise InputError(f"vectors {path!r} cannot be read: {error.strerror}") from error
 
 
+def _unpacked(path: str, packed: BinaryIO) -> BinaryIO:
+    """Return the unpacked bytes of a gzipped file, as far as it is no bomb."""
+    return cast("BinaryIO", io.BufferedReader(_Gunzipped(path, packed), _CHUNK))
+
+
+class _Gunzipped(io.RawIOBase):
+    """The unpacked bytes of a gzipped file; reading raises InputError from where it is a bomb."""
+
+    def __init__(self, path: str, packed: BinaryIO) -> None:
+        self._path, self._packed = path, packed
+        self._file = gzip.GzipFile(fileobj=packed)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def readinto(self, buffer: Buffer) -> int:
+        count = self._file.readinto(buffer)
+        base, factor = _UNPACKED_AT_MOST
+        packed, unpacked = self._packed.tell(), self._file.tell()
+        if unpacked > base + factor * packed:
+            raise InputError(
+                f"vectors {self._path!r} are a bomb: {packed} bytes become {unpacked} and more"
+            )
+        return count
+
+
 def _kind(path: str, file: BinaryIO) -> _Kind:
     """Return the form of a file by its first line."""
     first = file.readline(_LONGEST_LINE)
@@ -127,7 +163,7 @@ def _kind(path: str, file: BinaryIO) -> _Kind:
     if first.startswith(_FASTTEXT):
         raise UsageError(f"vectors {path!r} are a fastText model; its .vec file is what is needed")
     if len(fields) == 2 and all(field.isdigit() for field in fields):  # noqa: PLR2004 words, dims
-        dims = int(fields[1])
+        dims = _dims(path, fields[1])
         if dims:
             text = _numbers(file.readline(_LONGEST_LINE), dims) is not None
             return _Kind("word2vec text" if text else "word2vec binary", dims, len(first))
@@ -142,6 +178,16 @@ def _kind(path: str, file: BinaryIO) -> _Kind:
         shown = first[:40].decode(errors="backslashreplace").strip()
         raise UsageError(f"vectors {path!r} begin with {shown!r}; {_NEITHER}")
     return _Kind("GloVe text", dims, 0)
+
+
+def _dims(path: str, digits: bytes) -> int:
+    dims = int(digits[: len(str(_MOST_DIMS)) + 1])  # not of thousands of digits
+    if dims > _MOST_DIMS:
+        raise UsageError(
+            f"vectors {path!r} claim {digits[:20].decode()} dimensions, and at most {_MOST_DIMS} "
+            "are read"
+        )
+    return dims
 
 
 def _numbers(line: bytes, dims: int) -> Values | None:
@@ -171,8 +217,8 @@ def _entries(
 def _text(
     path: str, file: BinaryIO, kind: _Kind, stems: frozenset[str] | None
 ) -> Iterator[tuple[str, Callable[[], Values]]]:
-    for number, line in enumerate(file, 2 if kind.start else 1):
-        stem = _decoded(line.split(None, 1)[0]) if not line.isspace() else ""
+    for number, line in enumerate(_lines(path, file), 2 if kind.start else 1):
+        stem = _decoded(line.split(None, 1)[0]) if line and not line.isspace() else ""
         if not stem or (stems is not None and fold(stem) not in stems):
             continue
         fields = line.rstrip().rsplit(None, kind.dims)  # a few words of GloVe's have spaces
@@ -183,6 +229,18 @@ def _text(
                 path, line, kind.dims, f"line {number}, {word!r}"
             ),
         )
+
+
+def _lines(path: str, file: BinaryIO) -> Iterator[bytes]:
+    """Yield lines without their ends; raise UsageError where a line has none."""
+    rest = b""
+    while block := file.read(_LINES):
+        *lines, rest = (rest + block).split(b"\n")
+        yield from lines
+        if len(rest) > _LONGEST_LINE:
+            raise UsageError(f"vectors {path!r} are no text: a line has no end")
+    if rest:
+        yield rest
 
 
 def _line(path: str, line: bytes, dims: int, where: str) -> Values:
