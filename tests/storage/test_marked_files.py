@@ -16,7 +16,7 @@ from PIL import Image
 
 import vggfeat
 from vggfeat.errors import LockedError
-from vggfeat.storage.hdf5_file import is_marked
+from vggfeat.storage.hdf5_metadata.reader import open_metadata
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,7 +55,8 @@ def test_a_file_that_a_killed_program_marked(
     expected = np.array(vggfeat.open(out)["conv1_1"])
     done = subprocess.run([sys.executable, "-c", PROGRAM, out, how], check=False, timeout=120)
     assert done.returncode == -signal.SIGKILL
-    assert is_marked(str(out))
+    with open_metadata(str(out)) as file:
+        assert file.is_marked
     with pytest.raises(OSError, match="already open for write"):
         h5py.File(out, locking=False)
     with caplog.at_level(logging.WARNING, "vggfeat"):

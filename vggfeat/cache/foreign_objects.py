@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-import h5py
-
 from vggfeat.cache.format import ATTRIBUTES, FEATURES, IMAGES, OFFSETS, SCALES, image_fields
 from vggfeat.core.text import first_few, printable
+from vggfeat.storage.hdf5_metadata.blocks import MetadataError
+from vggfeat.storage.hdf5_metadata.reader import Dataset, Group, open_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,9 +25,9 @@ def warn_of_losses(path: str) -> None:
     nothing that can be named.
     """
     try:
-        with h5py.File(path, "r", locking=False) as file:
-            lost = list(_foreign_objects(file))
-    except (OSError, RuntimeError):
+        with open_metadata(path) as file:
+            lost = list(_foreign_objects(file.root))
+    except (OSError, MetadataError):
         return
     if lost:
         log.warning(
@@ -37,22 +37,22 @@ def warn_of_losses(path: str) -> None:
         )
 
 
-def _foreign_objects(file: h5py.File) -> Iterator[str]:
-    yield from (f"attribute {name}" for name in file.attrs if name not in ATTRIBUTES)
-    for group in file:
-        members = file.get(group) if group in {IMAGES, FEATURES, SCALES, OFFSETS} else None
-        if not isinstance(members, h5py.Group):
-            yield f"/{group}"
+def _foreign_objects(root: Group) -> Iterator[str]:
+    yield from (f"attribute {name}" for name in sorted(root.attributes) if name not in ATTRIBUTES)
+    for name in sorted(root.links):
+        group = root.get(name) if name in {IMAGES, FEATURES, SCALES, OFFSETS} else None
+        if not isinstance(group, Group):
+            yield f"/{name}"
             continue
-        yield from _foreign_members(members)
+        yield from _foreign_members(group)
 
 
-def _foreign_members(group: h5py.Group) -> Iterator[str]:
-    yield from (f"attribute {name} of {group.name}" for name in group.attrs)
-    for name in group:
+def _foreign_members(group: Group) -> Iterator[str]:
+    yield from (f"attribute {name} of {group.name}" for name in sorted(group.attributes))
+    for name in sorted(group.links):
         member = group.get(name)
         known = group.name != f"/{IMAGES}" or name in _COLUMNS
-        if known and isinstance(member, h5py.Dataset):
-            yield from (f"attribute {one} of {member.name}" for one in member.attrs)
+        if known and isinstance(member, Dataset):
+            yield from (f"attribute {one} of {member.name}" for one in sorted(member.attributes))
         else:
             yield f"{group.name}/{name}"

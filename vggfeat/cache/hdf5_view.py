@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
-from vggfeat.cache.format import IMAGES, OFFSETS, SCALES, TEXT_ENCODING, VIEW_FORMAT, attributes_of
+from vggfeat.cache.format import OFFSETS, SCALES, TEXT_ENCODING, VIEW_FORMAT, attributes_of
+from vggfeat.cache.hdf5_header import text_charset
 from vggfeat.cache.merge import refuse_replacing
 from vggfeat.cache.sharded import ShardedCache, open_cache
 from vggfeat.errors import SpaceError, UsageError
@@ -67,8 +68,7 @@ def _text_encoding(cache: ShardedCache) -> str:
     found = set()
     for number in range(len(cache.shards)):
         if cache.shard_header(number) is not None:
-            with h5py.File(cache.shard_path(number), "r", locking=False) as file:
-                found.add(h5py.check_string_dtype(file[f"{IMAGES}/path"].dtype).encoding)
+            found.add(text_charset(cache.shard_path(number)))
     if len(found) > 1:
         raise UsageError(
             f"shards of {cache.path!r} were made by different versions of vggfeat, which declare "

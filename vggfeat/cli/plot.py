@@ -130,11 +130,11 @@ def plot(
 
 def _is_cache(file: str) -> bool:
     """Return whether a file is a cache, or is meant to be one and should be refused as one."""
-    import h5py
+    from vggfeat.storage.hdf5_metadata.reader import has_signature
 
     if os.path.isdir(file):
         return True  # of shards; a folder is no image
-    return file.lower().endswith(_CACHE_ENDINGS) or (os.path.isfile(file) and h5py.is_hdf5(file))
+    return file.lower().endswith(_CACHE_ENDINGS) or (os.path.isfile(file) and has_signature(file))
 
 
 def _refuse(given: Mapping[str, Any], names: tuple[str, ...], what: str) -> None:

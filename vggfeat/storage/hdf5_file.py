@@ -1,22 +1,15 @@
-"""HDF5 files: written so that no failed write goes unnoticed, read also while others write them.
+"""Write HDF5 files so that no failed write goes unnoticed; `hdf5_metadata` reads them.
 
-*Writing.* HDF5 buffers what it is given and writes much of it on closing, h5py drops errors of
-closing, and libhdf5 itself may crash when a write fails there. So HDF5 does not write to the disk
-here: it hands its bytes to a file object of ours, which never fails towards HDF5 and keeps its
-first error. For the same reason signals wait while HDF5 runs: no exception may pass through it.
-
-*Reading.* A program that opens a file for writing marks it so in its superblock, and removes the
-mark when it closes the file. HDF5 refuses marked files, also after that program was killed. Only
-metadata is read through HDF5 here, each piece of which has a checksum, and rows by a memory map;
-so a mark is reported and is no reason to refuse the file.
+HDF5 buffers what it is given and writes much of it on closing, h5py drops errors of closing, and
+libhdf5 itself may crash when a write fails there. So HDF5 does not write to the disk here: it hands
+its bytes to a file object of ours, which never fails towards HDF5 and keeps its first error. For
+the same reason signals wait while HDF5 runs: no exception may pass through it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import functools
-import logging
 import os
 import re
 import signal
@@ -26,20 +19,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import h5py
 
 from vggfeat.errors import LockedError
-from vggfeat.storage.foreign_files import check_regular
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-log = logging.getLogger("vggfeat")
-
 _ERRNO = re.compile(r"errno = (\d+)")  # in the texts of libhdf5
 _DEFERRED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-_SIGNATURE = b"\x89HDF\r\n\x1a\n"
-_VERSION_AT, _FLAGS_AT = 8, 11
-_FIRST_MARKED = 3  # version of the superblock
-_MARKS = 0x01 | 0x04  # open for writing, and for several readers beside a writer
 
 
 class Hdf5Output:
@@ -170,41 +155,6 @@ def checked_hdf5(target: BinaryIO, **options: Any) -> Iterator[tuple[h5py.File, 
     checked.check()
 
 
-@contextlib.contextmanager
-def open_hdf5(file_name: str) -> Iterator[h5py.File]:
-    """Open an HDF5 file for reading, without a lock, also if it is marked as open for writing.
-
-    Raises OSError for what is no regular file, such as a FIFO, for which HDF5 would wait.
-    """
-    check_regular(file_name)
-    with contextlib.ExitStack() as stack:
-        try:
-            file = h5py.File(file_name, "r", locking=False)
-        except OSError:
-            if not is_marked(file_name):
-                raise
-            _tell(file_name)
-            # HDF5 looks for the mark only in files that it opens itself.
-            stream = stack.enter_context(open(file_name, "rb"))
-            file = h5py.File(stream, "r")
-        yield stack.enter_context(file)
-
-
-def is_marked(file_name: str) -> bool:
-    """Return whether a file is marked as open for writing, perhaps by a program that was killed."""
-    try:
-        with open(file_name, "rb") as file:
-            start = file.read(_FLAGS_AT + 1)
-    except OSError:
-        return False
-    return (
-        start.startswith(_SIGNATURE)
-        and len(start) > _FLAGS_AT
-        and start[_VERSION_AT] >= _FIRST_MARKED
-        and bool(start[_FLAGS_AT] & _MARKS)
-    )
-
-
 def refuse_if_open_elsewhere(handle: int, path: str) -> None:
     """Refuse to write to a file that an HDF5 program has open for writing, by HDF5's own lock.
 
@@ -225,13 +175,3 @@ def refuse_if_open_elsewhere(handle: int, path: str) -> None:
         return
     # A decoding process inherits the handle, and would keep the lock.
     fcntl.flock(handle, fcntl.LOCK_UN)
-
-
-@functools.cache
-def _tell(file_name: str) -> None:
-    log.warning(
-        "%r is marked as open for writing: another program has it open, or was killed. It is read "
-        "all the same; `h5clear -s %s` takes the mark away, which other HDF5 programs need",
-        file_name,
-        file_name,
-    )

@@ -14,16 +14,16 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
-import h5py
 import numpy as np
 
 from vggfeat.core.file_types import foreign_ending
 from vggfeat.errors import CacheError, CacheMismatchError, SpaceError, UsageError
 from vggfeat.storage.atomic import atomic_file
 from vggfeat.storage.damage import DAMAGE
-from vggfeat.storage.foreign_arrays import read_hdf5_array
 from vggfeat.storage.foreign_files import ForeignFileError, parse_json
-from vggfeat.storage.hdf5_file import checked_hdf5, open_hdf5, reason_of
+from vggfeat.storage.hdf5_file import checked_hdf5, reason_of
+from vggfeat.storage.hdf5_metadata.blocks import MetadataError
+from vggfeat.storage.hdf5_metadata.reader import Dataset, metadata_of, open_metadata
 from vggfeat.storage.paths import check_place
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vggfeat.cache.reader import FeatureCache
+    from vggfeat.storage.hdf5_metadata.reader import Hdf5File
 
 T = TypeVar("T")
 
@@ -86,8 +87,7 @@ def save_fitted(path: str, fitted: Fitted) -> None:
 
 def _check_as_written(target: BinaryIO, fitted: Fitted) -> None:
     """Read a model back before it gets its name; raise OSError if it differs."""
-    with h5py.File(target, "r") as file:
-        written = _read(target.name, file, fitted.kind)
+    written = _read(target.name, metadata_of(target.fileno()), fitted.kind)
     if written.sha256 != fitted.sha256:
         raise OSError(errno.EIO, "it reads back otherwise than it was written")
 
@@ -95,7 +95,7 @@ def _check_as_written(target: BinaryIO, fitted: Fitted) -> None:
 def load_fitted(path: str, kind: str) -> Fitted:
     """Read a model file, which must be of a kind: `fuse`, `reduce` or `zeroshot`."""
     try:
-        with open_hdf5(path) as file:
+        with open_metadata(path) as file:
             fitted = _read(path, file, kind)
     except FileNotFoundError:
         raise CacheError(f"model {path!r} does not exist; {_maker(kind)} makes one") from None
@@ -117,18 +117,28 @@ def _maker(kind: str) -> str:
     return "vggfeat zeroshot fit" if kind == "zeroshot" else "--save of vggfeat fuse or reduce"
 
 
-def _read(path: str, file: h5py.File, kind: str) -> Fitted:
-    name, version = file.attrs.get("format"), file.attrs.get("format_version")
+def _read(path: str, file: Hdf5File, kind: str) -> Fitted:
+    name, version = (
+        file.root.attributes[key].value() if key in file.root.attributes else None
+        for key in ("format", "format_version")
+    )
     if not isinstance(name, str) or name != MODEL_FORMAT or version != MODEL_VERSION:
         raise CacheError(
             f"{path!r} is no model of ours: format {name!r} {version}, expected {MODEL_FORMAT!r} "
             f"{MODEL_VERSION}; {_maker(kind)} makes one"
         )
     return Fitted(
-        str(file.attrs["kind"]),
-        parse_json(file.attrs["parameters"]),
-        {name: read_hdf5_array(file[name], name) for name in file},
+        file.root.attributes["kind"].text(),
+        parse_json(file.root.attributes["parameters"].text()),
+        {name: _array(file, name) for name in sorted(file.root.links)},
     )
+
+
+def _array(file: Hdf5File, name: str) -> NDArray[Any]:
+    dataset = file.root.get(name)
+    if not isinstance(dataset, Dataset):
+        raise MetadataError(f"/{name} is {file.root.links[name].words} to no dataset")
+    return dataset.read()
 
 
 def default_model(out: str) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import IO, TYPE_CHECKING, Any, cast
-
-import h5py
-import numpy as np
+import math
+import os
+from typing import IO, TYPE_CHECKING, cast
 
 from vggfeat.network.containers.records import VALUE_BYTES, Contents, RefusedError, StoredTensor
+from vggfeat.storage.hdf5_metadata.reader import Hdf5File
 
 if TYPE_CHECKING:
     from vggfeat.storage.checked_file import CheckedFile
@@ -32,26 +32,27 @@ def hdf5_contents(stream: IO[bytes], base: int) -> Contents:
     tensors: dict[str, StoredTensor] = {}
     places: dict[str, tuple[int, int]] = {}
 
-    def note(path: str, item: Any) -> None:
-        if not isinstance(item, h5py.Dataset) or item.dtype.kind not in "fi" or not item.shape:
-            return
-        dtype = _DTYPES.get(item.dtype.str.lstrip("<|=")) if item.dtype.str[0] != ">" else None
-        offset = item.id.get_offset()
+    def read_into(offset: int, view: memoryview) -> int:
+        stream.seek(offset)
+        data = stream.read(len(view))
+        view[: len(data)] = data
+        return len(data)
+
+    file = Hdf5File(read_into, stream.seek(0, os.SEEK_END))
+    for path, dataset in file.root.datasets():
+        kind = dataset.datatype.numpy
+        if kind is None or kind.kind not in "fi" or not dataset.shape:
+            continue
+        dtype = _DTYPES.get(kind.str.lstrip("<|=")) if kind.str[0] != ">" else None
+        offset = dataset.offset()
         if dtype is None or offset is None:
             raise RefusedError(
-                f"its dataset {path} is {item.dtype.name}, {item.dtype.str[0]} byte order, in "
-                f"{'chunks' if item.chunks else 'one piece'}; expected little-endian floating "
-                "point in one piece, as Keras writes it"
+                f"its dataset {path} is {kind.name}, {kind.str[0]} byte order, in "
+                f"{'chunks' if dataset.is_chunked else 'one piece'}; expected little-endian "
+                "floating point in one piece, as Keras writes it"
             )
-        tensors[path] = StoredTensor(dtype, tuple(map(int, item.shape)), path)
-        places[path] = (base + offset, int(np.prod(item.shape)) * VALUE_BYTES[dtype])
-
-    try:
-        with h5py.File(stream, "r") as file:
-            file.visititems(note)
-            metadata = {
-                key: str(value) for key, value in file.attrs.items() if isinstance(value, str)
-            }
-    except OSError as error:  # h5py raises it for damage too
-        raise ValueError(str(error)) from error
+        tensors[path] = StoredTensor(dtype, dataset.shape, path)
+        places[path] = (base + offset, math.prod(dataset.shape) * VALUE_BYTES[dtype])
+    attributes = {name: one.value() for name, one in file.root.attributes.items()}
+    metadata = {name: value for name, value in attributes.items() if isinstance(value, str)}
     return Contents(tensors, places.__getitem__, metadata)
