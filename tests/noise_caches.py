@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
 def blow_up(small: Path, large: Path, count: int) -> None:
     """A cache of `count` rows of noise, made of one of two."""
+    from vggfeat.cache.checksums import row_checksums, seal_rows
     from vggfeat.cache.header import read_header
-    from vggfeat.cache.writer import create_cache, row_checksums
+    from vggfeat.cache.writer import create_cache
     from vggfeat.core.records import Images
 
     header = read_header(str(small))
@@ -27,5 +28,7 @@ def blow_up(small: Path, large: Path, count: int) -> None:
                   file["features"].items()}  # fmt: skip
         for name, array in values.items():
             file["features"][name][:] = array
-        file["images/checksum"][:] = row_checksums([values[name] for name in sorted(values)], count)
+        sums = row_checksums([values[name] for name in sorted(values)], count)
+        nothing = np.zeros((count, 32), np.uint8), np.zeros(count, "S160"), np.ones(count, np.uint8)
+        file["images/checksum"][:] = seal_rows(sums, *nothing)
         file["images/state"][:] = 1

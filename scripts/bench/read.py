@@ -20,8 +20,8 @@ import numpy as np
 from caches import new_cache
 
 import vggfeat
+from vggfeat.cache.disk import write_all
 from vggfeat.cache.format import Header, RowState
-from vggfeat.cache.writer import write_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable

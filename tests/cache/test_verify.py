@@ -190,7 +190,7 @@ def test_command(cache: Path, whole: Path) -> None:
     flip(cache, offset + 4 * size, 1)
     bad = run(cache)
     assert bad.returncode == 5
-    assert "row 4, 4.png: its features have checksum" in bad.stdout
+    assert "row 4, 4.png: what it holds has checksum" in bad.stdout
     assert "1 of 6 rows is bad" in bad.stderr
     told = run("--json", cache)
     assert told.returncode == 5

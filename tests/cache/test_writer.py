@@ -15,65 +15,25 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from small_disks import with_mount
+from written_caches import SHAPES, batch, create, digests, random_features
 
 from vggfeat.cache.background_writer import Sink
-from vggfeat.cache.format import CacheMetadata, Header, Provenance, RowState
+from vggfeat.cache.format import Provenance, RowState
 from vggfeat.cache.header import read_header
 from vggfeat.cache.identity import Identity
 from vggfeat.cache.layout import lay_out
-from vggfeat.cache.writer import CacheWriter, create_cache
+from vggfeat.cache.writer import CacheWriter
 from vggfeat.core.preprocessing import Preprocess
 from vggfeat.core.records import Failure, FeatureBatch
 from vggfeat.errors import SpaceError
-from vggfeat.images.image_list import ImageList
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
 
     from vggfeat.core.settings import Dtype
-
-Rows = NDArray[np.int64]
-Features = dict[str, NDArray[Any]]
-
-SHAPES: Mapping[str, tuple[int, ...]] = {"fc7": (6,), "conv5_3:map": (2, 3, 4)}
-
-
-def create(
-    out: str, rows: int, shapes: Mapping[str, tuple[int, ...]] = SHAPES, dtype: Dtype = "float16"
-) -> Header:
-    numbers = np.arange(rows, dtype=np.int64)
-    paths = tuple(b"%06d.jpg" % row for row in range(rows))
-    manifest = ImageList(b"/data", paths, numbers, numbers, {})
-    layers = tuple(sorted(shapes))
-    identity = Identity("vgg16", "w", "00" * 32, "float32", dtype, Preprocess(), layers)
-    provenance = Provenance(b"/data", {"batch_size": 4}, "2026-01-02T03:04:05+00:00", "1", {})
-    return create_cache(out, manifest, CacheMetadata(identity, provenance, shapes))
-
-
-def random_features(
-    rows: int,
-    shapes: Mapping[str, tuple[int, ...]] = SHAPES,
-    dtype: str = "float16",
-    seed: int = 0,
-) -> Features:
-    random = np.random.default_rng(seed)
-    return {
-        spec: random.standard_normal((rows, *shape)).astype(dtype) for spec, shape in shapes.items()
-    }
-
-
-def batch(rows: Sequence[int], features: Features, *failures: Failure) -> FeatureBatch:
-    """The features of those rows, out of arrays that hold all rows."""
-    index = np.array(rows, dtype=np.int64)
-    taken = {spec: all_[index] for spec, all_ in features.items()}
-    return FeatureBatch(index, digests(index), taken, failures, 0)
-
-
-def digests(rows: Iterable[int]) -> NDArray[np.uint8]:
-    """A digest of its own for each row."""
-    return np.array([[row] * 32 for row in rows], dtype=np.uint8).reshape(-1, 32)
 
 
 def read(out: str, name: str) -> NDArray[Any]:
@@ -138,9 +98,8 @@ def test_what_is_written_is_read(
         assert np.flatnonzero(read(out, "images/state") == 1).tolist() == done
         sums = read(out, "images/checksum")
     for row in done:
-        assert sums[row] == zlib.crc32(
-            b"".join(features[spec][row].tobytes() for spec in sorted(shapes))
-        )
+        content = b"".join(features[spec][row].tobytes() for spec in sorted(shapes))
+        assert sums[row] == zlib.crc32(content + bytes([row] * 32) + bytes(160) + b"\1")
 
 
 def test_neighbours_stay_as_they_are(out: str, writer: CacheWriter) -> None:
@@ -176,7 +135,10 @@ def test_failed_rows_hold_nan_and_the_reason(out: str, writer: CacheWriter) -> N
         assert not np.isnan(stored[[0, 2]]).any()
     assert read(out, "images/error")[[0, 1, 9]].tolist() == [b"", b"truncated", b"gone"]
     hollow = np.full(2 * 3 * 4 + 6, np.nan, np.float16).tobytes()
-    assert read(out, "images/checksum")[[1, 9]].tolist() == [zlib.crc32(hollow)] * 2
+    assert read(out, "images/checksum")[[1, 9]].tolist() == [
+        zlib.crc32(hollow + bytes(32) + reason.ljust(160, b"\0") + b"\2")
+        for reason in (b"truncated", b"gone")
+    ]
 
 
 def test_a_batch_of_failures_alone(out: str, writer: CacheWriter) -> None:

@@ -56,8 +56,8 @@ def test_extract_says_what_it_did(workplace: Path) -> None:
 def test_the_file_says_that_weights_are_random(workplace: Path) -> None:
     """Random weights are marked in the file itself."""
     with h5py.File(workplace / "feats.h5") as file:
-        assert file.attrs["weights"] == "random:0"
-        assert "RANDOM WEIGHTS" in file.attrs["warning"]
+        assert file.attrs["weights"] == b"random:0"
+        assert b"RANDOM WEIGHTS" in file.attrs["warning"]
 
 
 def test_the_same_command_again_has_nothing_to_do_and_needs_no_torch(workplace: Path) -> None:

@@ -280,7 +280,7 @@ def small(**settings: Any) -> Settings:
 def fingerprint_by_the_format(file: h5py.File, layer: str) -> str:
     """As docs/FORMAT.md describes it, for a file without any of the optional parts."""
     names = ("model", "precision", "weights_sha256")
-    parts = {name: file.attrs[name] for name in names}
+    parts = {name: file.attrs[name].decode() for name in names}
     parts |= {"dtype": "float16", "layers": [layer]}
     parts["preprocess"] = json.loads(file.attrs["preprocess"])
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
@@ -294,8 +294,8 @@ def test_a_fresh_first_layer_is_recorded_and_nothing_else(images: Path, tmp_path
     extract(images, drawn, small(channels=1, first_layer="kaiming"))
     with h5py.File(plain) as one, h5py.File(drawn) as other:
         assert "first_layer" not in one.attrs
-        assert one.attrs["fingerprint"] == fingerprint_by_the_format(one, "conv1_1")
-        assert other.attrs["first_layer"] == "kaiming"
+        assert one.attrs["fingerprint"].decode() == fingerprint_by_the_format(one, "conv1_1")
+        assert other.attrs["first_layer"] == b"kaiming"
         assert one.attrs["fingerprint"] != other.attrs["fingerprint"]
         values = (file["features/conv1_1"][:] for file in (one, other))
         assert not np.array_equal(*values)

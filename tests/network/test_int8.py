@@ -199,7 +199,7 @@ def test_a_run_is_calibrated_once(tmp_path: Path) -> None:
     whole = contents(tmp_path / "feats.h5")
     with h5py.File(tmp_path / "feats.h5", "r+") as file:
         assert list(json.loads(file.attrs["activations"])) == ["conv1_1", "conv2_1"]
-        assert file.attrs["precision"] == "int8"
+        assert file.attrs["precision"] == b"int8"
         file["images/state"][3:9] = 0
         file["features/conv2_1"][3:9] = 0
     done = vggfeat(*command, cwd=tmp_path)

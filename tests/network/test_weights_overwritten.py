@@ -84,7 +84,7 @@ each_kind = pytest.mark.parametrize("weights", KINDS, indirect=True)
 def rows_of(path: Path) -> tuple[np.ndarray, np.ndarray, str]:
     with h5py.File(path) as file:
         values, states = file["features/conv2_1"][:], file["images/state"][:]
-        return values, states, file.attrs["weights_sha256"]
+        return values, states, file.attrs["weights_sha256"].decode()
 
 
 def done_rows(path: Path) -> int:

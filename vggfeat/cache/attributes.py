@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 def attribute_text(value: object) -> str | None:
     """Return the text that an attribute holds, of fixed or variable length; None if it is none."""
+    if isinstance(value, np.void):  # bytes of no declared kind
+        value = value.tobytes()
     if isinstance(value, bytes):
         return value.decode("utf-8", "surrogateescape")
     return value if isinstance(value, str) else None

@@ -24,17 +24,22 @@ def warn_of_losses(path: str) -> None:
     To be called before the file is replaced by another of its name; a file that cannot be read has
     nothing that can be named.
     """
-    try:
-        with open_metadata(path) as file:
-            lost = list(_foreign_objects(file.root))
-    except (OSError, MetadataError):
-        return
+    lost = find_foreign_objects(path)
     if lost:
         log.warning(
             "%s is written anew without what other programs have put into it: %s",
             printable(path),
             first_few(map(printable, lost)),
         )
+
+
+def find_foreign_objects(path: str) -> list[str]:
+    """Name what is in the HDF5 cache `path` and not of the format; nothing if it is unreadable."""
+    try:
+        with open_metadata(path) as file:
+            return list(_foreign_objects(file.root))
+    except (OSError, MetadataError):
+        return []
 
 
 def _foreign_objects(root: Group) -> Iterator[str]:

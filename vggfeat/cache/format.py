@@ -1,7 +1,7 @@
-"""The file format, version 1: names, types and attributes of a cache.
+"""The file format, version 2: names, types and attributes of a cache.
 
 `docs/FORMAT.md` is the specification. `layout` creates a file of this format, `header` reads its
-metadata, and `writer` and `reader` access rows by offset.
+metadata by `index` or by HDF5, and `writer` and `reader` access rows by offset.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from vggfeat.core.quantization import Scales
 
 FORMAT = "vggfeat"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Of new files."""
+READ_VERSIONS = (1, 2)
+"""Of files that are read and gone on with, each in its own version."""
 VIEW_FORMAT = "vggfeat-view"
 """`format` of a view of shards, which other HDF5 tools read; vggfeat reads the shards."""
 
@@ -132,6 +135,9 @@ class Header:
     Attributes:
         rows: number of images.
         runs: dataset name without the leading slash → where its bytes lie.
+        version: of the format.
+        user_block: bytes in front of HDF5's first one, where index and column records are; 0 in
+            files of version 1.
     """
 
     identity: Identity
@@ -139,6 +145,8 @@ class Header:
     rows: int
     runs: Mapping[str, DatasetExtent]
     scales: Mapping[str, Scales] = field(default_factory=dict)
+    version: int = 1
+    user_block: int = 0
 
     def feature(self, spec: str) -> DatasetExtent:
         """Return where the bytes of `/features/<spec>` lie."""
@@ -183,8 +191,8 @@ ATTRIBUTES = frozenset((*REQUIRED_ATTRIBUTES, "activations", "first_layer", "der
 """Of `/`; the last four only where there is something to say."""
 
 
-def attributes_of(identity: Identity, provenance: Provenance) -> dict[str, Any]:
-    """Return the attributes of `/` by name, as HDF5 takes them."""
+def attributes_of(identity: Identity, provenance: Provenance) -> dict[str, str | int]:
+    """Return the attributes of `/` by name; bytes that are no UTF-8 are surrogates."""
     optional = {}
     if identity.activations:
         optional["activations"] = json.dumps(dict(identity.activations))
@@ -207,6 +215,6 @@ def attributes_of(identity: Identity, provenance: Provenance) -> dict[str, Any]:
         "config": json.dumps(dict(provenance.config)),
         "fingerprint": identity.fingerprint(),
         "versions": json.dumps(dict(provenance.versions)),
-        "root": np.bytes_(provenance.root),
+        "root": provenance.root.decode("utf-8", "surrogateescape"),
         "warning": provenance.warning,
     }

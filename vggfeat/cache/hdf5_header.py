@@ -13,9 +13,9 @@ from vggfeat.cache.format import (
     ATTRIBUTES,
     FEATURES,
     FORMAT,
-    FORMAT_VERSION,
     IMAGES,
     OFFSETS,
+    READ_VERSIONS,
     SCALES,
     VIEW_FORMAT,
     DatasetExtent,
@@ -86,7 +86,7 @@ def _told(file_name: str) -> Iterator[None]:
 
 def _read(file_name: str, file: Hdf5File) -> Header:
     attributes = {name: _value(file, name) for name in ATTRIBUTES if name in file.root.attributes}
-    _check_format(file_name, attributes)
+    version = _check_format(file_name, attributes)
     groups = {name: file.root.get(name) for name in (IMAGES, FEATURES, SCALES, OFFSETS)}
     members = {
         name: {one: group.get(one) for one in group.links}
@@ -101,6 +101,8 @@ def _read(file_name: str, file: Hdf5File) -> Header:
         )
     wrong: list[str] = []
     runs = dict(_runs(members, wrong))
+    if version > 1 and "digest" not in members.get(IMAGES, {}):
+        wrong.append(f"/{IMAGES}/digest is missing")
     rows = runs[f"{IMAGES}/state"].shape[0] if f"{IMAGES}/state" in runs else -1
     wrong += [
         f"/{name} has {counted(run.shape[0], 'row')}, /{IMAGES}/state {rows}"
@@ -112,7 +114,7 @@ def _read(file_name: str, file: Hdf5File) -> Header:
     found = read_attributes(attributes, runs, scales, wrong)
     if wrong or found is None:
         raise CacheError(f"cache {file_name!r} is damaged: {'; '.join(wrong)}")
-    return Header(*found, rows, runs, scales)
+    return Header(*found, rows, runs, scales, version, file.user_block if version > 1 else 0)
 
 
 def _value(file: Hdf5File, name: str) -> object:
@@ -120,7 +122,8 @@ def _value(file: Hdf5File, name: str) -> object:
     return file.root.attributes[name].value()
 
 
-def _check_format(file_name: str, attributes: Mapping[str, object]) -> None:
+def _check_format(file_name: str, attributes: Mapping[str, object]) -> int:
+    """Return the version of the format; refuse what is no cache, or of another version."""
     value = attributes.get("format")
     found = attribute_text(value)
     if found == VIEW_FORMAT:
@@ -134,12 +137,14 @@ def _check_format(file_name: str, attributes: Mapping[str, object]) -> None:
             f"expected {FORMAT!r}"
         )
     version = attributes.get("format_version")
-    if not isinstance(version, int) or version != FORMAT_VERSION:
-        newer = isinstance(version, int) and version > FORMAT_VERSION
+    if not isinstance(version, int) or version not in READ_VERSIONS:
+        newer = isinstance(version, int) and version > max(READ_VERSIONS)
+        known = " and ".join(map(str, READ_VERSIONS))
         raise CacheError(
-            f"cache {file_name!r} has format version {version}, this vggfeat reads "
-            f"{FORMAT_VERSION}; {'upgrade it' if newer else 'it is damaged'}"
+            f"cache {file_name!r} has format version {version}, this vggfeat reads {known}; "
+            f"{'upgrade it' if newer else 'it is damaged'}"
         )
+    return version
 
 
 _Members = dict[str, dict[str, "Group | Dataset | None"]]

@@ -22,6 +22,9 @@ def find_offset(dataset: h5py.Dataset) -> int | None:
     big_endian = dataset.dtype.byteorder == ">"
     if big_endian or layout.get_nfilters() or layout.get_external_count():
         return None
+    # Of one that was never written HDF5 gives an offset too, if the file has a user block.
+    if not dataset.id.get_storage_size():
+        return None
     if layout.get_layout() == h5d.CONTIGUOUS:
         offset = dataset.id.get_offset()
         return None if offset is None else int(offset)

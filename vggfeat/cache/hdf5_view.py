@@ -10,6 +10,7 @@ import numpy as np
 
 from vggfeat.cache.format import OFFSETS, SCALES, TEXT_ENCODING, VIEW_FORMAT, attributes_of
 from vggfeat.cache.hdf5_header import text_charset
+from vggfeat.cache.layout import write_attributes
 from vggfeat.cache.merge import refuse_replacing
 from vggfeat.cache.sharded import ShardedCache, open_cache
 from vggfeat.errors import SpaceError, UsageError
@@ -45,8 +46,8 @@ def view_shards(source: str | os.PathLike[str], out: str | os.PathLike[str]) -> 
 
 def _fill_view(file: h5py.File, cache: ShardedCache, folder: str) -> None:
     header = cache.header
-    file.attrs.update(attributes_of(header.identity, header.provenance))
-    file.attrs["format"] = VIEW_FORMAT
+    attributes = attributes_of(header.identity, header.provenance)
+    write_attributes(file, {**attributes, "format": VIEW_FORMAT})
     encoding = _text_encoding(cache)
     for name, run in header.runs.items():
         layout = h5py.VirtualLayout(run.shape, _stored_type(run, encoding))

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vggfeat.cache.disk import write_all
 from vggfeat.cache.format import IMAGES, RowState, count_rows
 from vggfeat.cache.reader import FeatureCache
 from vggfeat.cache.row_copy import copy_rows
 from vggfeat.cache.sharded import ShardedCache, open_cache
 from vggfeat.cache.sharded_array import ShardedArray
-from vggfeat.cache.writer import create_cache, write_all
+from vggfeat.cache.writer import create_cache
 from vggfeat.core.file_types import other_format
 from vggfeat.core.isolation import isolated
 from vggfeat.core.records import HasRowCounts, Images, RowCounts
@@ -195,7 +196,7 @@ def _write(caches: Sequence[FeatureCache], kept: _Rows, root: bytes, out: str) -
     def take_over(handle: int, new: Header) -> None:
         for number, cache in enumerate(caches):
             settled = (kept.source == number) & (kept.state != RowState.PENDING)
-            _copy_settled(cache, np.flatnonzero(settled), kept.row[settled], handle, new)
+            _copy_settled(cache, np.flatnonzero(settled), kept, handle, new)
         write_all(handle, kept.state, new.runs[f"{IMAGES}/state"].offset)
 
     header = caches[0].header
@@ -208,16 +209,26 @@ def _write(caches: Sequence[FeatureCache], kept: _Rows, root: bytes, out: str) -
 
 
 def _copy_settled(
-    cache: FeatureCache, rows: NDArray[np.int64], olds: NDArray[np.int64], handle: int, new: Header
+    cache: FeatureCache, rows: NDArray[np.int64], kept: _Rows, handle: int, new: Header
 ) -> None:
-    """Copy rows of one cache, from each of its files, to `rows`; both int64 (n,), ascending."""
+    """Copy those of the `kept` rows that are of one cache, from each of its files.
+
+    Args:
+        cache: whose they are.
+        rows: int64 (n,), ascending, their numbers among the kept ones.
+        kept: all rows of the new file.
+        handle: descriptor of that file.
+        new: its header.
+    """
+    olds = kept.row[rows]
     for part in cache.parts():
         start, stop = np.searchsorted(olds, [part.first, part.first + part.header.rows]).tolist()
         if start < stop:
-            first = int(rows[start])
-            origin = np.full(int(rows[stop - 1]) + 1 - first, -1, dtype=np.int64)
+            first, end = int(rows[start]), int(rows[stop - 1]) + 1
+            origin = np.full(end - first, -1, dtype=np.int64)
             origin[rows[start:stop] - first] = olds[start:stop] - part.first
-            copy_rows(part.path, part.header, handle, new, origin, first=first)
+            states = kept.state[first:end]
+            copy_rows(part.path, part.header, handle, new, origin, states=states, first=first)
 
 
 def refuse_replacing(out: str) -> None:
@@ -270,8 +281,7 @@ def _join_shards(source: ShardedCache, out: str) -> RowCounts:
     def take_over(handle: int, new: Header) -> None:
         run = new.runs[f"{IMAGES}/state"]
         for part, state, rows, first in zip(parts, states, kept, firsts[:-1], strict=True):
-            origin = np.where(state[rows] == RowState.PENDING, -1, rows)
-            copy_rows(part.path, part.header, handle, new, origin, first=first)
+            copy_rows(part.path, part.header, handle, new, rows, states=state[rows], first=first)
             write_all(handle, state[rows], run.offset + first * run.row_bytes)
 
     def column(name: str) -> Any:

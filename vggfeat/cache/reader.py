@@ -156,7 +156,7 @@ class FeatureCache:
 
     @property
     def checksums(self) -> NDArray[np.uint32]:
-        """CRC-32 of each row's feature bytes, uint32 (N,)."""
+        """CRC-32 of each row, uint32 (N,); docs/FORMAT.md says of which bytes."""
         return self._array(f"{IMAGES}/checksum")  # type: ignore[return-value] # as above
 
     @property

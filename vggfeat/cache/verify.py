@@ -7,15 +7,18 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vggfeat.cache.checksums import row_checksums, seal_rows
+from vggfeat.cache.file_checks import check_file
 from vggfeat.cache.format import IMAGES, Header, RowState, count_rows
 from vggfeat.cache.reader import FeatureCache
 from vggfeat.cache.sharded import ShardedCache
-from vggfeat.cache.writer import CacheWriter, row_checksums
+from vggfeat.cache.writer import CacheWriter
 from vggfeat.core.isolation import isolated
+from vggfeat.core.quantization import NAN_CODE
 from vggfeat.core.records import HasRowCounts, RowCounts
 from vggfeat.core.resources import usable_cores
 from vggfeat.core.text import counted
@@ -26,7 +29,7 @@ from vggfeat.storage.locks import hold
 from vggfeat.storage.paths import path_text, remote_scheme
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -58,6 +61,9 @@ class VerifyReport(HasRowCounts):
         bytes: of features that were read.
         seconds: how long it took.
         missing: of a sharded cache, names of missing shards; their rows count as pending.
+        problems: what of the file is not as it was written and belongs to no row: index, HDF5's
+            metadata, paths, sizes, times, bytes in between. Version 1 has no checksums of these.
+        notes: what is worth knowing and loses nothing, such as rows of an interrupted checkpoint.
     """
 
     path: str
@@ -68,11 +74,13 @@ class VerifyReport(HasRowCounts):
     bytes: int
     seconds: float
     missing: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @isolated()
 def verify(path: str | os.PathLike[str], *, repair: bool = False) -> VerifyReport:
-    """Read a whole cache and compare each done or failed row with its checksum and its state.
+    """Read a whole cache and compare each row, and the file around the rows, with its checksums.
 
     It may run beside an extraction into the same file. Memory stays flat, whatever the size.
 
@@ -126,6 +134,8 @@ def _verify_shards(path: str, *, repair: bool) -> VerifyReport:
             bad=(*found.bad, *(replace(bad, row=shard.first + bad.row) for bad in part.bad)),
             repaired=found.repaired + part.repaired,
             bytes=found.bytes + part.bytes,
+            problems=(*found.problems, *(f"{shard.name}: {line}" for line in part.problems)),
+            notes=(*found.notes, *(f"{shard.name}: {line}" for line in part.notes)),
         )
     return found
 
@@ -146,17 +156,19 @@ def _verify_file(path: str, header: Header | None = None, *, repair: bool) -> Ve
 
 def _look(cache: FeatureCache) -> VerifyReport:
     rows = _Rows(cache)
+    around = check_file(cache.path, cache.header)
     states = rows.read(f"{IMAGES}/state", 0, len(cache))
     settled = int(np.isin(states, _SETTLED).sum())
     with ThreadPoolExecutor(usable_cores()) as pool:
         suspects = np.concatenate([*pool.map(rows.suspects, rows.blocks())])
     # Looked at once more by itself: a run may have begun it anew between two readings.
-    bad = [
-        BadRow(row, cache.name(row), problem)
-        for row in suspects.tolist()
-        for problem in [rows.problem(row)]
-        if problem
-    ]
+    bad = []
+    for row in suspects.tolist():
+        problem, remark = rows.problem(row)
+        if problem:
+            bad.append(BadRow(row, cache.name(row), problem))
+        elif remark:
+            around.notes.append(f"row {row}, {cache.name(row)}: {remark}")
     return VerifyReport(
         path=cache.path,
         row_counts=count_rows(states),
@@ -165,6 +177,8 @@ def _look(cache: FeatureCache) -> VerifyReport:
         repaired=0,
         bytes=settled * rows.row_bytes,
         seconds=0.0,
+        problems=tuple(around.problems),
+        notes=tuple(around.notes),
     )
 
 
@@ -227,7 +241,7 @@ class _Rows:
         return np.frombuffer(data, run.dtype).reshape(stop - start, *run.shape[1:])
 
     def suspects(self, block: tuple[int, int]) -> NDArray[np.int64]:
-        """Return the rows of a block whose state, reason or checksum is wrong."""
+        """Return the rows of a block whose state, reason, values or checksum may be wrong."""
         start, stop = block
         # States first: what is done when they are read is whole when the features are.
         states = self.read(f"{IMAGES}/state", start, stop)
@@ -235,28 +249,96 @@ class _Rows:
         settled = np.isin(states, _SETTLED)
         wrong = ~np.isin(states, [int(state) for state in RowState])
         wrong |= settled & ((reasons != b"") != (states == RowState.FAILED))
-        if settled.any():
-            sums = self._sums(start, stop)
-            wrong |= settled & (sums != self.read(f"{IMAGES}/checksum", start, stop))
+        stored = self.read(f"{IMAGES}/checksum", start, stop)
+        vouched = settled
+        if self._header.version > 1:
+            # Of rows done before their state changed to pending, or a checkpoint away from done.
+            vouched = vouched | (states == RowState.REMOVED) | (stored != 0)
+        if vouched.any():
+            features = [self._read(run, start, stop) for run in self._features]
+            sums = self._sums(start, features, reasons, states)
+            wrong |= vouched & (sums != stored)
+            done = states == RowState.DONE
+            for values in features:
+                wrong |= _not_finite(values, done)
         return np.flatnonzero(wrong).astype(np.int64) + start
 
-    def _sums(self, start: int, stop: int) -> NDArray[np.uint32]:
-        return row_checksums([self._read(run, start, stop) for run in self._features], stop - start)
+    def _sums(
+        self,
+        start: int,
+        features: Sequence[NDArray[np.generic]],
+        reasons: NDArray[Any],
+        states: NDArray[Any],
+    ) -> NDArray[np.uint32]:
+        """Return the checksums of rows from `start` on, were they in these states."""
+        sums = row_checksums(features, len(states))
+        if self._header.version == 1:
+            return sums
+        digests = self.read(f"{IMAGES}/digest", start, start + len(states))
+        return seal_rows(sums, np.asarray(digests, np.uint8), reasons, states)
 
-    def problem(self, row: int) -> str:
-        """Return what is wrong with one row; empty if nothing is."""
+    def problem(self, row: int) -> tuple[str, str]:
+        """Return what is wrong with one row, or what is remarkable; both empty if nothing is."""
         state = int(self.read(f"{IMAGES}/state", row, row + 1)[0])
         if state not in tuple(RowState):
-            return f"state {state}, expected 0 to {max(RowState)}"
-        if state not in _SETTLED:
-            return ""
-        reason = bytes(self.read(f"{IMAGES}/error", row, row + 1)[0])
-        if state == RowState.FAILED and not reason:
-            return "failed without a reason"
-        if state == RowState.DONE and reason:
-            return "done, but with a reason of failure"
-        expected = int(self.read(f"{IMAGES}/checksum", row, row + 1)[0])
-        found = int(self._sums(row, row + 1)[0])
-        if found != expected:
-            return f"its features have checksum {found:08x}, expected {expected:08x}"
-        return ""
+            return f"state {state}, expected 0 to {max(RowState)}", ""
+        features = [self._read(run, row, row + 1) for run in self._features]
+        reasons = self.read(f"{IMAGES}/error", row, row + 1)
+        stored = int(self.read(f"{IMAGES}/checksum", row, row + 1)[0])
+        sums = {
+            other: int(self._sums(row, features, reasons, np.array([other], np.uint8))[0])
+            for other in RowState
+        }
+        if state in _SETTLED:
+            finite = not any(_not_finite(values, np.ones(1, bool)).any() for values in features)
+            found = sums[RowState(state)]
+            return _settled_problem(state, bytes(reasons[0]), found, stored, finite=finite), ""
+        if self._header.version == 1:
+            return "", ""
+        return _other_problem(state, sums, stored)
+
+
+def _not_finite(values: NDArray[np.generic], done: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return which done rows hold infinity or NaN, bool (n,), for features as they are stored."""
+    if values.dtype.itemsize == 1:
+        found = values == NAN_CODE
+    else:
+        # By their bits, which is several times as fast as arithmetic in half precision.
+        bits = values.view(f"<u{values.dtype.itemsize}")
+        infinity = np.array(np.inf, values.dtype).view(bits.dtype)
+        found = (bits & infinity) == infinity
+    if not found.any():
+        return np.zeros(len(done), dtype=bool)
+    rows: NDArray[np.bool_] = done & found.reshape(len(done), -1).any(1)
+    return rows
+
+
+def _settled_problem(state: int, reason: bytes, found: int, expected: int, *, finite: bool) -> str:
+    if state == RowState.FAILED and not reason:
+        return "failed without a reason"
+    if state == RowState.DONE and reason:
+        return "done, but with a reason of failure"
+    if found != expected:
+        return f"what it holds has checksum {found:08x}, expected {expected:08x}"
+    if state == RowState.DONE and not finite:
+        return "done, but it holds infinity or NaN"
+    return ""
+
+
+def _other_problem(state: int, sums: Mapping[RowState, int], stored: int) -> tuple[str, str]:
+    """Return problem and remark of a row that is pending or removed."""
+    was = [other.name.lower() for other in RowState if other != state and sums[other] == stored]
+    if sums[RowState(state)] == stored or (state == RowState.PENDING and not (stored and was)):
+        return "", ""
+    if not was:
+        found = sums[RowState.REMOVED]
+        return f"removed; what it holds has checksum {found:08x}, expected {stored:08x}", ""
+    if state == RowState.PENDING:
+        return "", (
+            f"pending, but whole as a row {was[0]} is: a checkpoint was interrupted, or a byte "
+            "changed; the next run does it again"
+        )
+    return "", (
+        f"removed, but its checksum is that of a row {was[0]}: an update was interrupted, or a "
+        "byte changed; `vggfeat extract --update` takes it in again if its image exists"
+    )

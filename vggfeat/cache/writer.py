@@ -10,13 +10,17 @@ import ctypes
 import errno
 import os
 import zlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vggfeat.cache.checksums import row_checksums, seal_rows, with_state
+from vggfeat.cache.column_records import COLUMNS, ColumnRecords
+from vggfeat.cache.disk import read_all, row_features, sync_file, write_all
 from vggfeat.cache.foreign_objects import warn_of_losses
 from vggfeat.cache.format import DIGEST_BYTES, ERROR_BYTES, FEATURES, IMAGES, Header, RowState
 from vggfeat.cache.header import read_header
+from vggfeat.cache.index import LEAST_USER_BLOCK
 from vggfeat.cache.layout import lay_out
 from vggfeat.core.arrays import consecutive
 from vggfeat.core.quantization import NAN_CODE
@@ -74,7 +78,7 @@ def create_cache(
                 _write_images(handle, header, images)
                 if fill is not None:
                     fill(handle, header)
-                _sync(handle, os.fsync)
+                sync_file(handle, os.fsync)
             finally:
                 os.close(handle)
     except VggfeatError:
@@ -120,42 +124,21 @@ def _longest(paths: Sequence[bytes] | NDArray[np.bytes_]) -> int:
 
 
 def _write_images(handle: int, header: Header, images: ImageColumns) -> None:
+    """Write the columns of a new file, and their checksums into its column records."""
     columns: Mapping[str, Sequence[bytes] | NDArray[np.generic]] = {
         "path": images.paths,
         "size": images.sizes,
         "mtime_ns": images.mtimes,
     }
+    sums = dict.fromkeys(COLUMNS, 0)
     for name, values in columns.items():
         run = header.runs[f"{IMAGES}/{name}"]
         for start in range(0, header.rows, _IMAGES_AT_ONCE):
             block = np.asarray(values[start : start + _IMAGES_AT_ONCE], dtype=run.dtype)
-            write_all(handle, np.ascontiguousarray(block), run.offset + start * run.row_bytes)
-
-
-def write_all(handle: int, values: NDArray[np.generic], offset: int) -> None:
-    """Write all of `values` at `offset`; a full disk is an error, not a SIGBUS as with a map."""
-    view = values.reshape(-1).view(np.uint8).data
-    while view:
-        try:
-            written = os.pwrite(handle, view, offset)
-        except OSError as error:
-            raise SpaceError(
-                error.errno,
-                f"writing failed: {error.strerror}; the file is intact up to the last checkpoint, "
-                "run again once the disk has room",
-            ) from error
-        view, offset = view[written:], offset + written
-
-
-def _sync(handle: int, sync: Callable[[int], None]) -> None:
-    try:
-        sync(handle)
-    except OSError as error:  # the kernel may have dropped the pages: nothing later can be trusted
-        raise SpaceError(
-            error.errno,
-            f"the disk did not keep what was written: {error.strerror}; rows up to the last "
-            "checkpoint are safe",
-        ) from error
+            block = np.ascontiguousarray(block)
+            sums[name] = zlib.crc32(block.view(np.uint8).data, sums[name])
+            write_all(handle, block, run.offset + start * run.row_bytes)
+    ColumnRecords(handle, header).fill(sums)
 
 
 class CacheWriter:
@@ -165,6 +148,9 @@ class CacheWriter:
         self._header = header
         self._specs = header.identity.layers
         self._states: dict[int, RowState] = {}
+        self._records: ColumnRecords | None = None
+        # Rows whose state was set at once, with their states before: their checksums follow.
+        self._unsealed: list[tuple[NDArray[np.int64], NDArray[np.uint8]]] = []
         try:
             self._handle = open_descriptor(path, os.O_RDWR)
         except OSError as error:
@@ -173,9 +159,20 @@ class CacheWriter:
             ) from error
         try:
             refuse_if_open_elsewhere(self._handle, path)
+            if header.user_block >= LEAST_USER_BLOCK:
+                self._records = ColumnRecords(self._handle, header)
+                self._settle(self._records)
         except BaseException:
             self.close()
             raise
+
+    def _settle(self, records: ColumnRecords) -> None:
+        """Finish an update that was interrupted."""
+        if records.interrupted:
+            removed = np.flatnonzero(self._get(f"{IMAGES}/state") == RowState.REMOVED)
+            # As if they had been pending: nothing else tells which of them have their checksum.
+            self._seal(removed, np.zeros(len(removed), dtype=np.uint8))
+        records.settle()
 
     def reserve(self, path: str) -> None:
         """Reserve room on the disk for every row, as for a new file."""
@@ -199,8 +196,13 @@ class CacheWriter:
             for spec in self._specs:
                 self._put(f"{FEATURES}/{spec}", rows, batch.features[spec])
             self._put_digests(rows, batch.digests)
-            sums = row_checksums([batch.features[spec] for spec in self._specs], len(rows))
-            self._put(f"{IMAGES}/checksum", rows, sums)
+            self._put_checksums(
+                rows,
+                row_checksums([batch.features[spec] for spec in self._specs], len(rows)),
+                batch.digests,
+                np.zeros(len(rows), f"|S{ERROR_BYTES}"),
+                RowState.DONE,
+            )
         # States are only noted here: they are written by the next checkpoint, after a sync.
         for failure in batch.failures:
             self._write_failure(failure)
@@ -215,13 +217,29 @@ class CacheWriter:
             nothing = NAN_CODE if np.dtype(run.dtype) == np.int8 else np.nan
             hollow[spec] = np.full((1, *run.shape[1:]), nothing, dtype=run.dtype)
             self._put(f"{FEATURES}/{spec}", at, hollow[spec])
-        self._put(f"{IMAGES}/checksum", at, row_checksums([*hollow.values()], 1))
         # As UTF-8, cut between characters to the bytes that a row has for it.
         reason = failure.reason.encode(errors="backslashreplace")[:ERROR_BYTES]
         text = reason.decode(errors="ignore").encode()
-        self._put(f"{IMAGES}/error", at, np.array([text], dtype=f"|S{ERROR_BYTES}"))
-        digest = np.frombuffer(failure.digest.ljust(DIGEST_BYTES, b"\0"), dtype=np.uint8)
-        self._put_digests(at, digest[None])
+        texts = np.array([text], dtype=f"|S{ERROR_BYTES}")
+        self._put(f"{IMAGES}/error", at, texts)
+        digest = np.frombuffer(failure.digest.ljust(DIGEST_BYTES, b"\0"), dtype=np.uint8)[None]
+        self._put_digests(at, digest)
+        sums = row_checksums([*hollow.values()], 1)
+        self._put_checksums(at, sums, digest, texts, RowState.FAILED)
+
+    def _put_checksums(
+        self,
+        rows: NDArray[np.int64],
+        sums: NDArray[np.uint32],
+        digests: NDArray[np.uint8],
+        reasons: NDArray[np.bytes_],
+        state: RowState,
+    ) -> None:
+        """Write the checksums of rows whose features have `sums`."""
+        if self._header.version > 1:
+            states = np.full(len(rows), state, dtype=np.uint8)
+            sums = seal_rows(sums, digests, reasons, states)
+        self._put(f"{IMAGES}/checksum", rows, sums)
 
     def _put_digests(self, rows: NDArray[np.int64], digests: NDArray[np.uint8]) -> None:
         name = f"{IMAGES}/digest"
@@ -231,21 +249,73 @@ class CacheWriter:
     def update_files(
         self, rows: NDArray[np.int64], sizes: NDArray[np.int64], mtimes: NDArray[np.int64]
     ) -> None:
-        """Update size and time of pending rows whose files have changed."""
+        """Update size and time of rows whose files have changed."""
+        if not len(rows):
+            return
+        if self._records is not None:
+            self._records.begin()
         self._put(f"{IMAGES}/size", rows, sizes)
         self._put(f"{IMAGES}/mtime_ns", rows, mtimes)
+        if self._records is not None:
+            self._records.end()
 
     def clear_reasons(self, rows: NDArray[np.int64]) -> None:
-        """Clear the reasons of failed rows that are tried again."""
+        """Clear the reasons of pending rows that failed before."""
         self._put(f"{IMAGES}/error", rows, np.zeros(len(rows), dtype=f"|S{ERROR_BYTES}"))
 
     def set_states(self, rows: NDArray[np.int64], state: RowState) -> None:
-        """Set the state of rows at once, without a checkpoint; `sync` makes it durable."""
-        self._put(f"{IMAGES}/state", rows, np.full(len(rows), state, dtype=np.uint8))
+        """Set the state of rows at once, without a checkpoint; `sync` makes it durable.
+
+        The rows, ascending, become pending or removed.
+        """
+        name = f"{IMAGES}/state"
+        if self._header.version > 1:
+            old = self._get(name)
+            rows = rows[old[rows] != state]
+            self._unsealed.append((rows, old[rows]))
+            if self._records is not None and len(rows) and state == RowState.REMOVED:
+                self._records.begin()  # nobody would write their checksums after a kill
+        self._put(name, rows, np.full(len(rows), state, dtype=np.uint8))
 
     def sync(self) -> None:
         """Return once the disk has all that was written."""
-        _sync(self._handle, os.fdatasync)
+        sync_file(self._handle)
+        if any(len(rows) for rows, _ in self._unsealed):
+            # Behind the states: a row that counts as done has its checksum at every instant.
+            for rows, old in self._unsealed:
+                self._seal(rows, old)
+            sync_file(self._handle)
+            if self._records is not None and self._records.interrupted:
+                self._records.end()
+        self._unsealed.clear()
+
+    def _seal(self, rows: NDArray[np.int64], old: NDArray[np.uint8]) -> None:
+        """Write the checksums of rows that were given another state than `old`."""
+        states, sums = self._get(f"{IMAGES}/state")[rows], self._get(f"{IMAGES}/checksum")[rows]
+        known = (old == RowState.DONE) | (old == RowState.FAILED)
+        sums = with_state(sums, old, states)
+        for at in np.flatnonzero(~known & (states != RowState.PENDING)).tolist():
+            # Removed before anything vouched for what the row holds.
+            sums[at] = self._sum_of(int(rows[at]), int(states[at]))
+        sums[states == RowState.PENDING] = 0
+        self._put(f"{IMAGES}/checksum", rows, sums)
+
+    def _sum_of(self, row: int, state: int) -> int:
+        """Return the checksum of a row as the file holds it, in that state."""
+        sealed = seal_rows(
+            row_checksums(row_features(self._handle, self._header, row), 1),
+            self._get(f"{IMAGES}/digest", row),
+            self._get(f"{IMAGES}/error", row),
+            np.array([state], dtype=np.uint8),
+        )
+        return int(sealed[0])
+
+    def _get(self, name: str, row: int | None = None) -> NDArray[Any]:
+        """Return a column as the file has it now, or one row of a dataset, (1, …)."""
+        run = self._header.runs[name]
+        first, count = (0, run.shape[0]) if row is None else (row, 1)
+        data = read_all(self._handle, count * run.row_bytes, run.offset + first * run.row_bytes)
+        return np.frombuffer(data, run.dtype).reshape(count, *run.shape[1:])
 
     def checkpoint(self) -> None:
         """Mark all rows written so far as done or failed, safely against a power cut."""
@@ -253,12 +323,12 @@ class CacheWriter:
             return
         # Features first: without this sync the kernel may write a state before the row it vouches
         # for, and after a power cut a done row would hold whatever the disk held.
-        _sync(self._handle, os.fdatasync)
+        sync_file(self._handle)
         rows = np.array(sorted(self._states))
         states = np.array([self._states[row] for row in rows.tolist()], dtype=np.uint8)
         self._put(f"{IMAGES}/state", rows, states)
         # Only now may callers tell a user that these rows are safe.
-        _sync(self._handle, os.fdatasync)
+        sync_file(self._handle)
         self._states.clear()
 
     def _put(self, name: str, rows: NDArray[np.int64], values: NDArray[np.generic]) -> None:
@@ -267,18 +337,3 @@ class CacheWriter:
         for start, stop in consecutive(rows):  # one write for each
             offset = run.offset + int(rows[start]) * run.row_bytes
             write_all(self._handle, values[start:stop], offset)
-
-
-def row_checksums(features: Sequence[NDArray[np.generic]], count: int) -> NDArray[np.uint32]:
-    """Return the CRC-32 of each row's feature bytes, of one (count, …) array a layer.
-
-    The layers are in the order of their names.
-    """
-    plain = [np.ascontiguousarray(array).reshape(count, -1).view(np.uint8) for array in features]
-    sums = np.empty(count, dtype=np.uint32)
-    for row in range(count):
-        value = 0
-        for array in plain:
-            value = zlib.crc32(array[row], value)
-        sums[row] = value
-    return sums

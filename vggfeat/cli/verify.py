@@ -25,9 +25,9 @@ def verify(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Check the checksum, state and failure reason of every row of a cache.
+    """Check every row of a cache against its checksum, and the file around the rows.
 
-    End with exit code 5 if rows are bad and were not repaired.
+    End with exit code 5 if rows are bad and were not repaired, or the file is damaged.
     """
     with exit_codes():
         from vggfeat.cache.verify import verify as verify_cache
@@ -47,6 +47,11 @@ def verify(
                 f"{agree(len(found.bad), 'is')} bad; `vggfeat verify "
                 f"--repair {cache}` sets them to pending, and the next extract does them again"
             )
+        if found.problems:
+            raise CacheError(
+                f"cache {cache!r} is not as it was written: {first_few(found.problems)}; take it "
+                "from a backup, or `vggfeat merge` writes its rows into a new file"
+            )
 
 
 def _lines(found: VerifyReport) -> list[str]:
@@ -56,6 +61,10 @@ def _lines(found: VerifyReport) -> list[str]:
     ]
     if len(found.bad) > _SHOWN:
         lines.append(f"           and {len(found.bad) - _SHOWN} more; --json names all")
+    lines += [f"  damaged  {printable(problem)}" for problem in found.problems]
+    lines += [f"  note     {printable(note)}" for note in found.notes[:_SHOWN]]
+    if len(found.notes) > _SHOWN:
+        lines.append(f"           and {len(found.notes) - _SHOWN} more; --json has all")
     counts = f"{found.done} done, {found.failed} failed, {found.pending} pending"
     if found.removed:
         counts += f", {found.removed} removed"

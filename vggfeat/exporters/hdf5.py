@@ -9,8 +9,18 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
-from vggfeat.cache.format import FEATURES, IMAGES, OFFSETS, SCALES, attributes_of
-from vggfeat.cache.writer import row_checksums
+from vggfeat.cache.checksums import row_checksums, seal_rows
+from vggfeat.cache.format import (
+    FEATURES,
+    FORMAT_VERSION,
+    IMAGES,
+    OFFSETS,
+    SCALES,
+    DatasetExtent,
+    RowState,
+    attributes_of,
+)
+from vggfeat.cache.layout import write_attributes
 from vggfeat.core.layer_spec import parse_specs
 from vggfeat.core.optional import require
 from vggfeat.core.quantization import scales_digest
@@ -22,7 +32,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from vggfeat.cache.format import DatasetExtent
     from vggfeat.exporters.registry import Options
     from vggfeat.exporters.selection import Content
 
@@ -50,12 +59,16 @@ def write_hdf5(content: Content, path: str, options: Options) -> None:
         dtype="float32" if header.scales and not scales else header.identity.dtype,
     )
     with open(path, "r+b") as target, checked_hdf5(target, libver="v110") as (new, written):
-        new.attrs.update(attributes_of(kept, header.provenance))
+        write_attributes(new, attributes_of(kept, header.provenance))
         for name, run in header.runs.items():
             group, _, short = name.partition("/")
-            if group == IMAGES:
+            if group == IMAGES and short != "digest":
                 column = _create(new, name, run, len(content), how)
                 column[...] = content.cache.column(short)[content.rows].astype(column.dtype)
+        digests = content.cache.digests  # which the first files of version 1 have not
+        extent = DatasetExtent("|u1", digests.shape, 0)
+        column = _create(new, f"{IMAGES}/digest", extent, len(content), how)
+        column[...] = digests[content.rows]
         for layer in content.layers:
             run = header.feature(layer)
             if content.norm != "none":
@@ -68,15 +81,24 @@ def write_hdf5(content: Content, path: str, options: Options) -> None:
                 one = scales[names[layer]]
                 new[f"{SCALES}/{names[layer]}"] = one.scale.astype("<f4")
                 new[f"{OFFSETS}/{names[layer]}"] = one.offset.astype("<f4")
-        if set(content.layers) != set(content.cache.layers) or content.norm != "none":
-            layers = sorted(content.layers, key=names.__getitem__)
-            sums = [
-                row_checksums(
-                    [_stored(content, layer, start, end) for layer in layers], end - start
-                )
-                for start, end in content.blocks(layers)
-            ]
-            new[f"{IMAGES}/checksum"][...] = np.concatenate(sums)
+        versions = {part.header.version for part in content.cache.parts()}
+        others = set(content.layers) != set(content.cache.layers) or content.norm != "none"
+        if others or versions != {FORMAT_VERSION}:
+            new[f"{IMAGES}/checksum"][...] = _checksums(content, names)
+
+
+def _checksums(content: Content, names: Mapping[str, str]) -> NDArray[np.uint32]:
+    """Return the checksums of rows that hold other layers than their cache, or are of version 1."""
+    layers = sorted(content.layers, key=names.__getitem__)
+    cache, parts = content.cache, []
+    for start, stop in content.blocks(layers):
+        rows = content.rows[start:stop]
+        sums = row_checksums([_stored(content, one, start, stop) for one in layers], len(rows))
+        reasons, states = (np.asarray(cache.column(name)[rows]) for name in ("error", "state"))
+        sums = seal_rows(sums, np.asarray(cache.digests[rows]), reasons, states)
+        sums[states == RowState.PENDING] = 0
+        parts.append(sums)
+    return np.concatenate(parts)
 
 
 def _names(content: Content) -> dict[str, str]:

@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vggfeat.cache.column_records import is_update_interrupted
+from vggfeat.cache.disk import write_all
 from vggfeat.cache.format import IMAGES, RowState
 from vggfeat.cache.row_copy import copy_rows
-from vggfeat.cache.writer import CacheWriter, create_cache, write_all
+from vggfeat.cache.writer import CacheWriter, create_cache
 from vggfeat.core.file_types import MEMBER_MARK
 from vggfeat.core.records import Images
 from vggfeat.core.resources import usable_cores
@@ -235,7 +237,9 @@ def apply_changes(
         _rewrite(cache, images, match, changes, out or cache.path)
         return
     listed = np.concatenate([changes.changed, changes.returned, changes.touched])
-    if not (len(listed) or len(changes.retried) or len(changes.removed)):
+    rows = len(listed) + len(changes.retried) + len(changes.removed)
+    interrupted = is_update_interrupted(cache.path, cache.header)
+    if not rows and not (interrupted and os.access(cache.path, os.W_OK)):
         return
     positions = np.full(len(cache), -1, dtype=np.int64)
     positions[match.rows] = match.listed
@@ -262,7 +266,7 @@ def _rewrite(
     header = cache.header
 
     def take_over(handle: int, new: Header) -> None:
-        copy_rows(cache.path, header, handle, new, origin)
+        copy_rows(cache.path, header, handle, new, origin, states=states)
         write_all(handle, states, new.runs[f"{IMAGES}/state"].offset)
 
     provenance = dataclasses.replace(header.provenance, root=images.root)

@@ -18,12 +18,13 @@ import numpy as np
 
 from vggfeat._version import __version__
 from vggfeat.cache.background_writer import Sink
+from vggfeat.cache.disk import write_all
 from vggfeat.cache.format import IMAGES, CacheMetadata, RowState, count_rows
 from vggfeat.cache.reader import FeatureCache
 from vggfeat.cache.row_copy import copy_rows
 from vggfeat.cache.rows import match_paths
 from vggfeat.cache.sharded import open_cache
-from vggfeat.cache.writer import CacheWriter, create_cache, write_all
+from vggfeat.cache.writer import CacheWriter, create_cache
 from vggfeat.core.quantization import encode, scales_digest, to_float16
 from vggfeat.core.records import (
     Failure,
@@ -216,12 +217,13 @@ def _check_images(source: FeatureCache, target: FeatureCache, *, update: bool) -
     origin[match.listed] = match.rows
     # Sizes and times are listed anew, so they are compared here; digests later, row by row.
     same = (source.sizes == target.sizes[origin]) & (source.mtimes == target.mtimes[origin])
-    state = np.where((origin >= 0) & same, target.state[origin], RowState.PENDING)
+    kept = np.where((origin >= 0) & same, target.state[origin], RowState.PENDING)
+    state = kept.astype(np.uint8)
     header = target.header
 
     def copy(handle: int, new: Header) -> None:
-        copy_rows(target.path, header, handle, new, origin)
-        write_all(handle, state.astype(np.uint8), new.runs[f"{IMAGES}/state"].offset)
+        copy_rows(target.path, header, handle, new, origin, states=state)
+        write_all(handle, state, new.runs[f"{IMAGES}/state"].offset)
 
     images = Images(source.paths, source.sizes, source.mtimes)
     create_cache(target.path, images, header, fill=copy)
@@ -263,10 +265,11 @@ class _Work:
         other = (source.sizes != target.sizes) | (source.mtimes != target.mtimes)
         other |= (source.digests != target.digests).any(1) & (own != RowState.PENDING)
         settled = np.isin(own, (RowState.DONE, RowState.FAILED))
-        stale = np.flatnonzero(settled & (other | (state != own)))
+        gone = state == RowState.REMOVED
+        stale = np.flatnonzero(settled & ~gone & (other | (state != own)))
         # States first and synced, as for any row that is to be written anew.
         writer.set_states(stale, RowState.PENDING)
-        writer.set_states(np.flatnonzero(state == RowState.REMOVED), RowState.REMOVED)
+        writer.set_states(np.flatnonzero(gone), RowState.REMOVED)
         writer.sync()
         writer.clear_reasons(target.rows_with_reason(stale))
         changed = np.flatnonzero(other)

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _FIRST_USER_BLOCK = 512
-_MARKS = 0x01 | 0x04  # open for writing, and for several readers beside a writer
+OPEN_MARKS = 0x01 | 0x04  # open for writing, and for several readers beside a writer
 _MOST_HEAD_BYTES = 100
 
 log = logging.getLogger("vggfeat")
@@ -65,7 +65,7 @@ def open_metadata(path: str) -> Iterator[Hdf5File]:
     with open_foreign(path, buffering=0) as stream:
         file = metadata_of(stream.fileno())
         if file.is_marked:
-            _tell_of_mark(path)
+            tell_of_mark(path)
         yield file
 
 
@@ -89,7 +89,8 @@ def has_signature(path: str) -> bool:
 
 
 @functools.cache
-def _tell_of_mark(path: str) -> None:
+def tell_of_mark(path: str) -> None:
+    """Log a warning that a file is marked as open for writing, once for each name."""
     log.warning(
         "%r is marked as open for writing: another program has it open, or was killed. It is read "
         "all the same; `h5clear -s %s` takes the mark away, which other HDF5 programs need",
@@ -118,12 +119,13 @@ class Hdf5File:
 
     Attributes:
         is_marked: whether it is marked as open for writing, perhaps by a program that was killed.
+        user_block: bytes in front of HDF5's first one.
         root: the group `/`.
     """
 
     def __init__(self, read_into: Callable[[int, memoryview], int], size: int) -> None:
         whole = BlockReader(read_into, size)
-        self._base = base = _find_superblock(whole)
+        self.user_block = self._base = base = _find_superblock(whole)
         head = whole.bytes_at(base, min(_MOST_HEAD_BYTES, size - base), "the superblock")
         self.is_marked = False
         version = head[len(SIGNATURE)]
@@ -164,7 +166,7 @@ class Hdf5File:
         fields.address()
         end, root = fields.address() or 0, fields.address()
         check(head[: fields.at], fields.take(4), "the superblock")
-        self.is_marked = version == 3 and bool(head[11] & _MARKS)  # noqa: PLR2004 the first with marks
+        self.is_marked = version == 3 and bool(head[11] & OPEN_MARKS)  # noqa: PLR2004 the first with marks
         return root, end - base + self._base
 
 
