@@ -11,6 +11,7 @@ import numpy as np
 from vggfeat.cache import tables
 from vggfeat.cache.format import DIGEST_BYTES, FEATURES, IMAGES, Header, RowState
 from vggfeat.cache.header import read_header
+from vggfeat.cache.mapped_rows import map_rows
 from vggfeat.core.layer_spec import parse_specs
 from vggfeat.core.quantization import decode_codes
 from vggfeat.core.records import Failure
@@ -57,6 +58,10 @@ class FeatureCache:
                 print(layer, cache[layer].shape, cache.model, len(cache))
 
     Arrays show the file as it is now: while a run fills it, `state` and the features change.
+    If another program cuts the file short while it is mapped, the kernel ends the process that
+    touches what is gone (SIGBUS); the command line alone makes an error of that. Replacing the
+    file by a rename does no harm.
+
     Rows that failed hold NaN; rows still pending hold anything, mostly zeros.
 
     Args:
@@ -138,10 +143,7 @@ class FeatureCache:
 
     def _array(self, name: str) -> np.memmap[tuple[int, ...], np.dtype[np.generic]]:
         if name not in self._arrays:
-            run = self.header.runs[name]
-            self._arrays[name] = np.memmap(
-                self.path, dtype=run.dtype, mode="r", offset=run.offset, shape=run.shape
-            )
+            self._arrays[name] = map_rows(self.path, self.header.runs[name])
         return self._arrays[name]
 
     @property

@@ -14,6 +14,7 @@ import numpy as np
 
 from vggfeat.cache.format import IMAGES, DatasetExtent, Header
 from vggfeat.cache.header import read_header
+from vggfeat.cache.mapped_rows import map_rows
 from vggfeat.cache.reader import FeatureCache, Part
 from vggfeat.cache.shard_manifest import Shard, ShardManifest, read_manifest
 from vggfeat.cache.sharded_array import ShardedArray
@@ -186,9 +187,7 @@ class ShardedCache(FeatureCache):
             joined = self.header.runs[name]
             shape = (self.shards[number].rows, *joined.shape[1:])
             return np.broadcast_to(np.zeros((), joined.dtype), shape)
-        return np.memmap(
-            self.shard_path(number), dtype=run.dtype, mode="r", offset=run.offset, shape=run.shape
-        )
+        return map_rows(self.shard_path(number), run)
 
     def row(self, path: str | bytes) -> int:
         """Row of the image with that path; looks at a few shards only.

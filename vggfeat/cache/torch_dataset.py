@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from vggfeat.cache.format import DatasetExtent
+from vggfeat.cache.mapped_rows import map_rows
 from vggfeat.cache.reader import FeatureCache
 from vggfeat.cache.sharded import ShardedCache, open_cache
 from vggfeat.core.text import counted
@@ -43,10 +45,8 @@ def as_tensor(cache: FeatureCache, layer: str) -> torch.Tensor:
     array = cache[layer]
     # A private map: torch has no read-only tensors, and a shared one would let a slip of the pen
     # into the file.
-    private = np.memmap(
-        cache.path, dtype=array.dtype, mode="c", offset=array.offset, shape=array.shape
-    )
-    return torch.from_numpy(private)
+    run = DatasetExtent(array.dtype.str, array.shape, array.offset)
+    return torch.from_numpy(map_rows(cache.path, run, "c"))
 
 
 class FeatureDataset(Dataset[tuple[torch.Tensor, ...]]):

@@ -21,6 +21,7 @@ from vggfeat.core.records import as_plain
 from vggfeat.core.signals import ended_by_signals
 from vggfeat.core.text import counted, duration
 from vggfeat.errors import InterruptedRunError, UsageError, VggfeatError
+from vggfeat.storage.mapped_files import cut_short
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -94,8 +95,9 @@ def status_of(error: BaseException) -> int:
 def _fail(error: BaseException, message: str | None = None) -> None:
     if _tracebacks[0]:
         raise error
-    tell_error(message or str(error))
-    raise typer.Exit(status_of(error)) from error
+    cut = cut_short(error)
+    tell_error(str(cut) if cut else message or str(error))
+    raise typer.Exit(status_of(cut or error)) from error
 
 
 def tell_error(message: str) -> None:
