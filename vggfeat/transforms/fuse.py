@@ -19,7 +19,7 @@ from vggfeat.core.arrays import spread
 from vggfeat.core.fusion_spec import Recipe, recipe_from
 from vggfeat.core.isolation import isolated
 from vggfeat.core.text import counted
-from vggfeat.errors import CacheError, InputError
+from vggfeat.errors import InputError
 from vggfeat.storage.foreign_files import MOST_BYTES, read_foreign
 from vggfeat.storage.paths import path_text
 from vggfeat.transforms.base import blocks_of, chosen_layers
@@ -30,6 +30,13 @@ from vggfeat.transforms.fusion import (
     fusion_arrays,
     unpack_attention,
     unpack_layers,
+)
+from vggfeat.transforms.model_check import (
+    check_attention,
+    check_names,
+    check_part,
+    check_widths,
+    told_as_damage,
 )
 from vggfeat.transforms.model_file import (
     Fitted,
@@ -110,7 +117,7 @@ def fuse(
     fitted = model_for(cache, path, FUSION_KIND, requested, fit, fresh=begin == "fresh")
     fusion = from_fitted(fitted)
     report = derive(cache, out, fusion, dtype=dtype, begin=begin, on_progress=on_progress)
-    notes, seconds = tuple(fitted.parameters["notes"]), time.perf_counter() - started
+    notes, seconds = tuple(fitted.parameters.get("notes", ())), time.perf_counter() - started
     return dataclasses.replace(report, model=path, notes=notes, seconds=seconds)
 
 
@@ -231,17 +238,40 @@ def _gathered(
 
 def from_fitted(fitted: Fitted) -> Fusion:
     """Return the fusion that a model file keeps; raise CacheError if a part is missing."""
-    try:
-        recipe = recipe_from(fitted.parameters["recipe"])
-        arrays, layers = fitted.arrays, recipe.layers
-        return Fusion(
+    known, arrays = fitted.parameters, fitted.arrays
+    with told_as_damage("the model of a fusion"):
+        recipe = recipe_from(known["recipe"])
+        layers, widths = recipe.layers, known["widths"]
+        check_names(layers, "layers")
+        check_widths(widths, layers)
+        name = str(known["name"])
+        FuseSettings(name=name).check()
+        fusion = Fusion(
             recipe,
-            fitted.parameters["widths"],
-            fitted.parameters["name"],
+            widths,
+            name,
             unpack_layers(Standardisation, "standard", layers, arrays),
             unpack_layers(Pca, "projection", layers, arrays),
             unpack_attention(layers, arrays),
             fitted.sha256,
         )
-    except (KeyError, TypeError) as error:
-        raise CacheError(f"the model of a fusion is damaged: {error} is missing or odd") from error
+        _check_fit(fusion)
+    return fusion
+
+
+def _check_fit(fusion: Fusion) -> None:
+    """Raise ValueError unless all that a fusion was fitted to goes together."""
+    layers, widths = fusion.recipe.layers, fusion.widths
+    parts: list[tuple[str, Pca | Standardisation]] = [*fusion.standard.items()]
+    parts += fusion.projections.items()
+    for layer, part in parts:
+        check_part(part, layer)
+        if len(part.mean) != widths[layer]:
+            raise ValueError(f"{layer} has width {widths[layer]}, fitted were {len(part.mean)}")
+    if fusion.recipe.norm == "standard" and set(fusion.standard) != set(layers):
+        raise ValueError("norm standard has not been fitted to each layer")
+    if (fusion.recipe.method == "attention") != (fusion.attention is not None):
+        raise ValueError("method and attention do not go together")
+    projected = {layer: len(one.components) for layer, one in fusion.projections.items()}
+    check_attention(fusion.attention, layers, {**widths, **projected})
+    _ = fusion.outputs  # refuses widths that do not fit

@@ -113,6 +113,20 @@ def load_fitted(path: str, kind: str) -> Fitted:
     return fitted
 
 
+def check_complete(parameters: Mapping[str, Any], what: str) -> None:
+    """Raise CacheError unless the parameters say which network a model is for, and its notes."""
+    network, notes = parameters.get("network"), parameters.get("notes", [])
+    fits = (
+        isinstance(network, dict)
+        and isinstance(network.get("layers"), dict)
+        and {"model", "weights_sha256", "steps"} <= network.keys()
+        and isinstance(notes, list)
+        and all(isinstance(note, str) for note in notes)
+    )
+    if not fits:
+        raise CacheError(f"{what} is damaged: its parameters do not say what it was fitted to")
+
+
 def _maker(kind: str) -> str:
     return "vggfeat zeroshot fit" if kind == "zeroshot" else "--save of vggfeat fuse or reduce"
 
@@ -127,9 +141,12 @@ def _read(path: str, file: Hdf5File, kind: str) -> Fitted:
             f"{path!r} is no model of ours: format {name!r} {version}, expected {MODEL_FORMAT!r} "
             f"{MODEL_VERSION}; {_maker(kind)} makes one"
         )
+    parameters = parse_json(file.root.attributes["parameters"].text())
+    if not isinstance(parameters, dict) or not isinstance(parameters.get("asked", {}), dict):
+        raise ValueError("its parameters are no table")  # noqa: TRY004 of the file, not of ours
     return Fitted(
         file.root.attributes["kind"].text(),
-        parse_json(file.root.attributes["parameters"].text()),
+        parameters,
         {name: _array(file, name) for name in sorted(file.root.links)},
     )
 
@@ -171,7 +188,7 @@ def model_for(
         check_model_place(path)
     if requested is None or (os.path.exists(path) and not fresh):
         fitted = load_fitted(path, kind)
-        asked = fitted.parameters["asked"]
+        asked = fitted.parameters.get("asked", {})
         if unlike := model_differences(asked, requested or asked):
             raise CacheMismatchError(
                 f"model {path!r} was fitted to something else: {'; '.join(unlike)}. "
@@ -182,6 +199,7 @@ def model_for(
         check_replaceable(path, kind)
         fitted = fit()
         save_fitted(path, fitted)
+    check_complete(fitted.parameters, f"model {path!r}")
     check_network(cache, fitted.parameters["network"], path)
     return fitted
 

@@ -8,18 +8,21 @@ import os
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
+from vggfeat.core.choices import choose
+from vggfeat.core.fusion_spec import FinalNorm
 from vggfeat.core.isolation import isolated
+from vggfeat.core.layer_spec import Norm
 from vggfeat.core.steps import Step
 from vggfeat.core.text import counted
-from vggfeat.errors import CacheError
 from vggfeat.storage.paths import path_text
 from vggfeat.transforms.base import chosen_layers, layer_blocks
 from vggfeat.transforms.derive import TransformReport, derive, open_source
 from vggfeat.transforms.fusion import normalise, unit_length
+from vggfeat.transforms.model_check import check_names, check_part, told_as_damage
 from vggfeat.transforms.model_file import (
     Fitted,
     default_model,
@@ -37,8 +40,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vggfeat.cache.reader import FeatureCache
-    from vggfeat.core.fusion_spec import FinalNorm
-    from vggfeat.core.layer_spec import Norm
     from vggfeat.core.settings import Dtype
     from vggfeat.transforms.derive import Begin, OnProgress
 
@@ -181,7 +182,7 @@ def reduce(
     fitted = model_for(cache, path, REDUCTION_KIND, requested, fit, fresh=begin == "fresh")
     reduction = reduction_from(fitted)
     report = derive(cache, out, reduction, dtype=dtype, begin=begin, on_progress=on_progress)
-    notes, seconds = tuple(fitted.parameters["notes"]), time.perf_counter() - started
+    notes, seconds = tuple(fitted.parameters.get("notes", ())), time.perf_counter() - started
     return dataclasses.replace(report, model=path, notes=notes, seconds=seconds)
 
 
@@ -233,11 +234,14 @@ def _note(layer: str, part: ReductionFit) -> str:
 
 def reduction_from(fitted: Fitted) -> Reduction:
     """Return the reduction that a model file keeps; raise CacheError if a part is missing."""
-    try:
-        method = fitted.parameters["method"]
-        kind: type[ReductionFit] = Pca if method == "pca" else Standardisation
-        parts = {layer: unpack(kind, layer, fitted.arrays) for layer in fitted.parameters["layers"]}
-        norm, final_norm = fitted.parameters["norm"], fitted.parameters["final_norm"]
-    except (KeyError, TypeError) as error:
-        raise CacheError(f"the model of a reduction is damaged: {error} is missing") from error
+    known = fitted.parameters
+    with told_as_damage("the model of a reduction"):
+        kind: type[ReductionFit] = Pca if known["method"] == "pca" else Standardisation
+        check_names(known["layers"], "layers")
+        parts = {layer: unpack(kind, layer, fitted.arrays) for layer in known["layers"]}
+        for layer, part in parts.items():
+            check_part(part, layer)
+        norm, final_norm = known["norm"], known["final_norm"]
+        choose("norm", get_args(Norm), norm)
+        choose("final_norm", get_args(FinalNorm), final_norm)
     return Reduction(norm, final_norm, parts, fitted.sha256)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vggfeat.core.fusion_spec import Recipe
+from vggfeat.core.choices import choose
+from vggfeat.core.fusion_spec import ROW_NORMS, Recipe
 from vggfeat.transforms.base import blocks_of, layer_blocks
 from vggfeat.transforms.fusion import (
     Attention,
@@ -20,6 +21,7 @@ from vggfeat.transforms.fusion import (
     unit_length,
     unpack_attention,
 )
+from vggfeat.transforms.model_check import check_attention, check_names, check_part, check_widths
 from vggfeat.transforms.model_file import unpack
 from vggfeat.transforms.pca import Standardisation, fit_standardisation
 
@@ -87,7 +89,10 @@ class Inputs:
 
 
 def inputs_from(fitted: Fitted) -> Inputs:
-    """Restore what `to_parameters` and `to_arrays` returned; a KeyError if anything is missing."""
+    """Restore what `to_parameters` and `to_arrays` returned.
+
+    Raises KeyError if anything is missing, and ValueError or TypeError if it does not go together.
+    """
     known, arrays = fitted.parameters["inputs"], fitted.arrays
     layers = tuple(known["layers"])
     standard = (
@@ -96,7 +101,24 @@ def inputs_from(fitted: Fitted) -> Inputs:
         else {}
     )
     attention = unpack_attention(layers, arrays)
+    _check(layers, known, standard, attention)
     return Inputs(layers, known["widths"], known["norm"], standard, attention)
+
+
+def _check(
+    layers: tuple[str, ...],
+    known: Mapping[str, Any],
+    standard: Mapping[str, Standardisation],
+    attention: Attention | None,
+) -> None:
+    check_names(layers, "layers")
+    check_widths(known["widths"], layers)
+    choose("norm", ROW_NORMS, known["norm"])
+    for layer, part in standard.items():
+        check_part(part, layer)
+        if len(part.mean) != known["widths"][layer]:
+            raise ValueError(f"{layer} has another width than what was fitted to it")
+    check_attention(attention, layers, known["widths"])
 
 
 def fit_inputs(

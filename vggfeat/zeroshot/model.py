@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,10 @@ import numpy as np
 from vggfeat.core.class_names import ClassNames
 from vggfeat.core.isolation import isolated
 from vggfeat.core.text import counted
-from vggfeat.errors import CacheError, UsageError
-from vggfeat.transforms.model_file import Fitted, check_network, load_fitted
-from vggfeat.zeroshot.class_tree import ClassTree
+from vggfeat.errors import UsageError
+from vggfeat.transforms.model_check import check_array, check_names, told_as_damage
+from vggfeat.transforms.model_file import Fitted, check_complete, check_network, load_fitted
+from vggfeat.zeroshot.class_tree import ClassTree, no_tree
 from vggfeat.zeroshot.features import Inputs, inputs_from
 
 if TYPE_CHECKING:
@@ -177,11 +179,13 @@ class ZeroShotModel:
 
 
 def model_from(fitted: Fitted) -> ZeroShotModel:
-    """Restore a model from its saved form; a CacheError if something is missing."""
+    """Restore a model from its saved form; a CacheError if something is missing or does not fit."""
     known, arrays = fitted.parameters, fitted.arrays
     own = {"method", "inputs", "names", "calibration", "tree", "network"}
-    try:
-        return ZeroShotModel(
+    check_complete(known, "the zero-shot model")
+    with told_as_damage("the zero-shot model"):
+        check_array(arrays["seen"], "seen", (None,), "b")
+        model = ZeroShotModel(
             known["method"],
             inputs_from(fitted),
             arrays["map"],
@@ -196,5 +200,24 @@ def model_from(fitted: Fitted) -> ZeroShotModel:
             known["network"],
             {name: value for name, value in known.items() if name not in own},
         )
-    except (KeyError, TypeError) as error:
-        raise CacheError(f"the zero-shot model is damaged: {error} is missing or odd") from error
+        _check(model)
+    return model
+
+
+def _check(model: ZeroShotModel) -> None:
+    """Raise ValueError unless arrays and parameters go together."""
+    check_names(model.names, "names")
+    classes, seen = len(model.names), int(model.seen.sum())
+    check_array(model.map, "map", (model.inputs.width, None))
+    check_array(model.vectors, "vectors", (classes, model.map.shape[1]))
+    check_array(model.seen, "seen", (classes,), "b")
+    check_array(model.means, "means", (seen, model.inputs.width))
+    check_array(model.counts, "counts", (seen,), "iu")
+    check_array(model.trained, "trained", (None,), "u")
+    if model.bias is not None and not math.isfinite(model.bias):
+        raise ValueError("calibration is no number")
+    parents = model.tree.parents
+    if not isinstance(parents, dict) or not all(isinstance(up, str) for up in parents.values()):
+        raise ValueError("tree is no table of child and parent")
+    if wrong := no_tree(parents):
+        raise ValueError(f"tree: {wrong[0]}")
