@@ -13,8 +13,12 @@ IMAGE_EXTENSIONS: Final = frozenset(
 """Lower-case extensions of pictures that Pillow reads, by itself or with an extra, and of DICOM;
 files in folders are chosen by them."""
 
-TAR_SUFFIXES: Final = tuple(b"tar tar.gz tgz tar.bz2 tbz2 tbz tar.xz txz tar.zst tzst".split())
-"""Lower-case endings, without the dot, of files that are read as tar archives."""
+TAR_SUFFIXES: Final = tuple(
+    b"tar tar.gz tgz tar.bz2 tbz2 tbz tar.xz txz tar.zst tzst tar.lz tar.lzma tlz "
+    b"tar.z taz tar.lz4 tar.lzo tzo tar.lrz".split()
+)
+"""Lower-case endings, without the dot, of files that are read as tar archives; those of the second
+line are refused by the name of their compression."""
 
 ZIP_SUFFIX: Final = b"zip"
 """Likewise, of those that are read as zip archives."""

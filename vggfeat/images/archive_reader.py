@@ -20,9 +20,19 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
 
 import numpy as np
 
-from vggfeat.core.optional import require
 from vggfeat.core.text import counted
-from vggfeat.errors import DecodeError, InputError
+from vggfeat.errors import DecodeError, VggfeatError
+from vggfeat.images.decompression import (
+    MAGIC_BYTES,
+    SUPPORTED,
+    LzipFile,
+    check_supported,
+    compression_of,
+    is_damage,
+    method_name,
+    unpack_member,
+    zstd_module,
+)
 from vggfeat.images.streams import GONE, open_regular, reason_for
 
 if TYPE_CHECKING:
@@ -34,6 +44,9 @@ LARGEST_MEMBER: Final = 2**30
 TAR_MEMBER: Final = -1
 """`Place.method` of a tar's members; those of a zip have the number of their compression."""
 
+TAR_SPARSE: Final = -2
+"""`Place.method` of a sparse file in a tar, whose place is that of its first header."""
+
 MISSING: Final = -1
 """`Place.offset` of a member that a list names and the archive lacks."""
 
@@ -44,16 +57,7 @@ _BLOCK = 2**20  # bytes that are unpacked at once on the way forward
 _CHANGED = "archive gone or changed since it was listed"
 
 _ENCRYPTED = 1  # bit of a zip member's flags
-_STORED, _DEFLATED, _BZIPPED = 0, 8, 12  # methods of compression in a zip
 _LOCAL_HEADER = 30  # bytes, without the name and the extra fields that follow
-
-_MAGICS = (
-    (b"\x1f\x8b", "gzip"),
-    (b"BZh", "bzip2"),
-    (b"\xfd7zXZ\0", "xz"),
-    (b"\x28\xb5\x2f\xfd", "zstd"),
-    (b"\x50\x2a\x4d\x18", "zstd"),  # a frame to skip, with which pzstd begins
-)
 
 
 class DamagedError(Exception):
@@ -72,11 +76,12 @@ class Place(NamedTuple):
     """Where the bytes of an archive's member lie.
 
     Attributes:
-        offset: of the data in an unpacked tar, of the local header in a zip; or `MISSING`.
+        offset: of the data in an unpacked tar, of the first header of a sparse file there, of the
+            local header in a zip; or `MISSING`.
         size: bytes, unpacked.
         packed: bytes in the archive.
         crc: CRC-32 of the unpacked bytes; 0 in a tar, which has none.
-        method: `TAR_MEMBER`, or the number of the compression in a zip.
+        method: `TAR_MEMBER`, `TAR_SPARSE`, or the number of the compression in a zip.
         flags: of a zip's member; 0 in a tar.
         archive: position in a list of archives.
     """
@@ -109,7 +114,7 @@ def open_member(archive: bytes, stamp: Stamp, place: Place) -> Iterator[BinaryIO
     if max(place.size, place.packed) > LARGEST_MEMBER:
         raise DecodeError(f"larger than {LARGEST_MEMBER} bytes once unpacked: {place.size}")
     try:
-        source = _kept_open(archive, stamp, packed=place.method == TAR_MEMBER)
+        source = _kept_open(archive, stamp, packed=place.method in (TAR_MEMBER, TAR_SPARSE))
         data = _tar_member(source, place) if source.is_tar else _zip_member(source, place)
     except DamagedError as error:
         raise DecodeError(f"damaged in the archive: {error}") from error
@@ -128,7 +133,7 @@ class ArchiveReader:
     Args:
         path: raises DecodeError if it is no regular file.
         tar: the archive as a whole may be compressed; raises InputError if it is compressed by zstd
-            and no package for zstd is installed.
+            and no package for zstd is installed, or if it is of a kind that is not supported.
     """
 
     def __init__(self, path: bytes, *, tar: bool) -> None:
@@ -139,11 +144,10 @@ class ArchiveReader:
         try:
             status = os.fstat(self.file.fileno())
             self.stamp = Stamp(status.st_size, status.st_mtime_ns)
-            beginning = os.pread(self.file.fileno(), 6, 0) if tar else b""
-            # By the first bytes, since names are often wrong.
-            known = (name for magic, name in _MAGICS if beginning.startswith(magic))
-            self.compression = next(known, "")
-            self._module: Any = _zstd(path) if self.compression == "zstd" else None
+            beginning = os.pread(self.file.fileno(), MAGIC_BYTES, 0)
+            check_supported(path, beginning)
+            self.compression = compression_of(beginning) if tar else ""
+            self._module: Any = zstd_module(path) if self.compression == "zstd" else None
         except BaseException:
             self.file.close()
             raise
@@ -221,8 +225,10 @@ class ArchiveReader:
             return gzip.GzipFile(fileobj=self.file)
         if self.compression == "bzip2":
             return bz2.BZ2File(self.file)
-        if self.compression == "xz":
+        if self.compression in ("xz", "lzma"):
             return lzma.LZMAFile(self.file)
+        if self.compression == "lzip":
+            return io.BufferedReader(LzipFile(self.file), _BLOCK)
         if hasattr(self._module, "ZstdFile"):
             return self._module.ZstdFile(self.file)
         return self._module.ZstdDecompressor().stream_reader(
@@ -232,16 +238,6 @@ class ArchiveReader:
     def _unpacking_errors(self) -> tuple[type[Exception], ...]:
         errors: tuple[type[Exception], ...] = (zlib.error, lzma.LZMAError, EOFError, OSError)
         return errors if self._module is None else (*errors, self._module.ZstdError)
-
-
-def _zstd(path: bytes) -> Any:
-    """Return the standard library's module for zstd, or the package `zstandard`."""
-    try:
-        import compression.zstd as module  # type: ignore[import-not-found,unused-ignore]
-    except ImportError:
-        what = f"{os.fsdecode(path)!r}, which is compressed by zstd,"
-        module = require("zstandard", "", what, error=InputError)
-    return module
 
 
 _open_archives: OrderedDict[bytes, ArchiveReader] = OrderedDict()
@@ -278,6 +274,10 @@ atexit.register(close_archives)
 
 
 def _tar_member(source: ArchiveReader, place: Place) -> bytes:
+    if place.method == TAR_SPARSE:
+        from vggfeat.images.tar import sparse_member  # which imports this module
+
+        return sparse_member(source, place)
     data = source.read(place.offset, place.size)
     if len(data) < place.size:
         raise DamagedError(f"{counted(len(data), 'byte')}, expected {place.size}")
@@ -303,14 +303,14 @@ def _zip_member(source: ArchiveReader, place: Place) -> bytes:
 
 def _unpacked(packed: bytes, place: Place) -> bytes:
     """Unpack the bytes of a zip's member, at most one more than the zip states."""
-    at_most = place.size + 1
+    if place.method not in SUPPORTED:
+        name = method_name(place.method)
+        raise DecodeError(f"compressed by a method that is not supported ({name})")
     try:
-        if place.method == _STORED:
-            return packed
-        if place.method == _DEFLATED:
-            return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, at_most)
-        if place.method == _BZIPPED:
-            return bz2.BZ2Decompressor().decompress(packed, at_most)
-    except (zlib.error, OSError, EOFError) as error:
-        raise DamagedError(str(error)) from error
-    raise DecodeError(f"compressed by a method that is not supported ({place.method})")
+        return unpack_member(packed, place.method, place.size)
+    except VggfeatError:
+        raise
+    except Exception as error:
+        if not is_damage(error):
+            raise
+        raise DamagedError(str(error) or type(error).__name__) from error

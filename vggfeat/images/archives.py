@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 import struct
@@ -19,6 +20,7 @@ from vggfeat.core.file_types import (
     archive_suffix,
     extension,
 )
+from vggfeat.core.text import counted, printable
 from vggfeat.core.timestamps import clamp_ns
 from vggfeat.images.archive_reader import (
     MISSING,
@@ -29,17 +31,26 @@ from vggfeat.images.archive_reader import (
     Stamp,
     open_member,
 )
+from vggfeat.images.decompression import (
+    STORED,
+    SUPPORTED,
+    method_name,
+    needs_zstd,
+    zstd_module,
+)
 from vggfeat.images.skipped import NOT_REGULAR, UNSAFE_NAME, hidden_kind, is_hidden, member_name
 from vggfeat.images.tar import read_tar
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from numpy.typing import NDArray
 
 NO_ARCHIVE: Final = -1
 """Value of `archive` in the row of a file, which is no member."""
+
+_log = logging.getLogger("vggfeat")
 
 _UTF8_NAME = 0x800  # bit of a zip member's flags
 _MADE_ON_UNIX = (3, 19)  # systems that write the file system's bytes as names: Unix and macOS
@@ -158,6 +169,7 @@ def list_archive(path: bytes, *, whole: bool, wanted: Collection[bytes]) -> List
         damage = str(error)
     finally:
         source.close()
+    _check_methods(path, chosen.places.values())
     for name in wanted:
         chosen.places.setdefault(name, Place(MISSING, 0, 0))
     table = np.array(list(chosen.places.values()), PLACE)
@@ -170,6 +182,22 @@ def list_archive(path: bytes, *, whole: bool, wanted: Collection[bytes]) -> List
         damage,
         forward_only=bool(source.compression),
     )
+
+
+def _check_methods(path: bytes, places: Iterable[Place]) -> None:
+    """Warn once of members that will fail, and refuse those that need a package."""
+    methods = Counter(place.method for place in places if place.method >= STORED)
+    for method, count in methods.items():
+        if needs_zstd(method):
+            zstd_module(path)
+        elif method not in SUPPORTED:
+            _log.warning(
+                "%s: %s compressed by a method that is not supported (%s) will fail; pack it anew "
+                "by deflate, bzip2, xz or zstd",
+                printable(os.fsdecode(path)),
+                counted(count, "member"),
+                method_name(method),
+            )
 
 
 @dataclass(slots=True)

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 NOT_REGULAR: Final = "not a regular file"
-"""Key in `ImageList.skipped` for sockets, FIFOs and devices named like an image, and for links and
-sparse files in archives."""
+"""Key in `ImageList.skipped` for sockets, FIFOs and devices named like an image, and for links in
+archives."""
 
 UNSAFE_NAME: Final = "unsafe name"
 """Key in `ImageList.skipped` for members whose names lead out of the archive or nowhere."""
