@@ -108,7 +108,7 @@ def test_an_array_that_claims_32_gib_is_refused(kind: str, models: Path, tmp_pat
         name = next(name for name in file if file[name].ndim)
         del file[name]
         file.create_dataset(name, (2**32, 1), "f8", chunks=(1024, 1))
-    with pytest.raises(CacheError, match=r"claims 34\.4 GB of shape .* and stores 0 B"):
+    with pytest.raises(CacheError, match=r"does not lie in one run|claims 34"):
         apply(kind, tmp_path / "m", models / "f.h5", tmp_path / "o.h5")
     assert not (tmp_path / "o.h5").exists()
 
