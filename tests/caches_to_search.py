@@ -27,6 +27,7 @@ def cache_of(
     layers: Mapping[str, NDArray[np.float32]],
     dtype: str = "float16",
     states: Sequence[int] | None = None,
+    paths: Sequence[bytes] | None = None,
 ) -> FeatureCache:
     """A cache with these rows; all are done unless `states` says otherwise."""
     count = len(next(iter(layers.values())))
@@ -40,12 +41,13 @@ def cache_of(
     provenance = Provenance(b"/", {"batch_size": 1}, "2026-01-02T03:04:05+00:00", "1", {})
     path.unlink(missing_ok=True)
     shapes = {name: rows.shape[1:] for name, rows in layers.items()}
+    paths = paths or [f"{row:06}.png".encode() for row in range(count)]
     lay_out(
-        str(path), count, 12, shapes=shapes, identity=identity, provenance=provenance,
-        scales=scales,
+        str(path), count, max(map(len, paths)), shapes=shapes, identity=identity,
+        provenance=provenance, scales=scales,
     )  # fmt: skip
     with h5py.File(path, "r+") as file:
-        file["images/path"][:] = [f"{row:06}.png".encode() for row in range(count)]
+        file["images/path"][:] = sorted(paths)
         file["images/state"][:] = 1 if states is None else states
         for name, rows in layers.items():
             stored = encode(rows, scales[name])[0] if scales else rows

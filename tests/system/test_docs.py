@@ -30,7 +30,7 @@ PAGES_WITH_CLASSES = (
 QUICK = "--weights random:0 --model vgg11 --size 32 --workers 0"
 """Of `adapt`; what a command names itself comes behind and wins."""
 
-PAGES_OF_INSTALLED_COMMANDS = ("README.md", "docs/IMAGES.md", "docs/ADAPT.md")
+PAGES_OF_INSTALLED_COMMANDS = ("docs/IMAGES.md", "docs/ADAPT.md")
 PAGES_OF_WHOLE_BLOCKS = ("docs/ZEROSHOT.md",)  # which also write the tables that they use
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 

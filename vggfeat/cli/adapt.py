@@ -137,7 +137,7 @@ def adapt(
 def _lines(found: FinetuneReport, *, fresh: bool) -> list[str]:
     held_out, trained = sum(found.held_out), ", ".join(found.trained)
     lines = [
-        f"{printable(found.out)}: {counted(len(found.classes), 'class')}, trained {trained}",
+        f"{found.out}: {counted(len(found.classes), 'class')}, trained {trained}",
         f"  images   {found.train_images} for training, {held_out} held out, {found.failed} failed",
         f"  network  {found.model} up to {found.layer}, channels {found.channels}, began with "
         + found.weights,

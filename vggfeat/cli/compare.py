@@ -105,7 +105,7 @@ def _lines(found: Comparison) -> list[str]:
     )
     lines = _section(found.candidates, heading)
     for part in found.by_queries:
-        lines += ["", *_section(part.candidates, printable(part.queries))]
+        lines += ["", *_section(part.candidates, part.queries)]
     return lines
 
 

@@ -9,7 +9,7 @@ import typer
 
 from vggfeat.cli.options import Cache, Json
 from vggfeat.cli.terminal import Bar, exit_codes, set_up_logging, show
-from vggfeat.core.text import counted, printable
+from vggfeat.core.text import counted
 
 if TYPE_CHECKING:
     from vggfeat.retrieval.duplicates import Duplicates
@@ -61,7 +61,7 @@ def _lines(found: Duplicates) -> list[str]:
     what = "cosine" if found.metric == "cosine" else "distance"
     sign = ">=" if found.metric == "cosine" else "<="
     heading = (
-        f"{counted(found.images, 'image')} by {printable(found.layer)}: "
+        f"{counted(found.images, 'image')} by {found.layer}: "
         f"{counted(found.pairs, 'pair')} with {what} "
         f"{sign} {found.threshold:g}, {counted(len(found.groups), 'group')}, "
         f"{counted(found.spare, 'redundant image')}"
@@ -73,8 +73,7 @@ def _lines(found: Duplicates) -> list[str]:
             f"group {number}: {counted(len(group.members), 'image')}, nearest {group.score:.4f}",
         ]
         lines += [
-            f"  {member.score:.4f}  {printable(member.path)}"
-            f"{'  (identical file)' if member.identical else ''}"
+            f"  {member.score:.4f}  {member.path}{'  (identical file)' if member.identical else ''}"
             for member in group.members
         ]
     return lines

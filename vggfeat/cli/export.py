@@ -8,7 +8,7 @@ import typer
 
 from vggfeat.cli.options import Cache, Json
 from vggfeat.cli.terminal import exit_codes, show
-from vggfeat.core.text import byte_count, counted, printable
+from vggfeat.core.text import byte_count, counted
 from vggfeat.exporters.registry import COMPRESSIONS, EXPORT_FORMATS
 
 if TYPE_CHECKING:
@@ -96,6 +96,6 @@ def _lines(made: ExportReport) -> list[str]:
     names = ", ".join(made.layers)
     size = byte_count(made.bytes)
     return [
-        f"{printable(made.out)}: {counted(made.rows, 'image')}, {names} as {made.format}, {size}",
+        f"{made.out}: {counted(made.rows, 'image')}, {names} as {made.format}, {size}",
         *(f"  note: {note}" for note in made.notes),
     ]

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from vggfeat.cli.terminal import shape_text
-from vggfeat.core.text import counted, duration, printable
+from vggfeat.core.text import counted, duration
 from vggfeat.images.skipped import hidden_text
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _where_time_went(summary: Summary) -> list[str]:
 
 def _failure_lines(summary: Summary) -> list[str]:
     lines = [
-        f"  failed   {printable(failure.path)}: {printable(failure.reason)}"
+        f"  failed   {failure.path}: {failure.reason}"
         for failure in summary.failures[:_FAILURES_SHOWN]
     ]
     more = summary.new_failed - len(lines)

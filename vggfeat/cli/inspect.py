@@ -15,6 +15,7 @@ from vggfeat.cli.terminal import (
     painted,
     painted_state,
     print_json,
+    say,
     shape_text,
 )
 from vggfeat.core.records import as_plain
@@ -96,7 +97,7 @@ def inspect(
             print_json({**as_plain(summary), "loss": losses})
         else:
             lines = _lines(summary, all_failures=failures)
-            typer.echo("\n".join([*lines, *_loss_lines(losses)]))
+            say(*lines, *_loss_lines(losses))
 
 
 def _find(
@@ -116,7 +117,7 @@ def _find(
     lines = []
     if pattern is not None and numbers is not None:
         lines = _row_lines(matching_rows(cache, numbers[:most]), pattern, len(numbers))
-    typer.echo("\n".join([*lines, *_nearest_lines(found)[pattern is None :]]))
+    say(*lines, *_nearest_lines(found)[pattern is None :])
 
 
 def _losses(cache: FeatureCache, against: str | None, *, wanted: bool) -> tuple[LayerLoss, ...]:
@@ -163,7 +164,7 @@ def _lines(summary: CacheSummary, *, all_failures: bool) -> list[str]:
     sizes = f"{byte_count(summary.size)}, {byte_count(summary.on_disk)} on disk"
     made = f"made {summary.created_utc} by vggfeat {summary.tool_version}"
     lines = [
-        f"{printable(summary.path)}: {counted(summary.rows, 'image')}: {states}",
+        f"{summary.path}: {counted(summary.rows, 'image')}: {states}",
         *folded(f"  {sizes}; {made} from {printable(summary.root)}", 4),
     ]
     if summary.warning:
@@ -273,7 +274,7 @@ def _row_lines(rows: Sequence[MatchingRow], pattern: str, matches: int) -> list[
     more = matches - len(rows)
     rest = [f"  and {more} more: --most {matches}"] if more else []
     return [
-        f"{counted(matches, 'image')} {agree(matches, 'matches')} {printable(pattern)}",
+        f"{counted(matches, 'image')} {agree(matches, 'matches')} {pattern}",
         lines[0],
         *coloured,
         *rest,
@@ -288,6 +289,6 @@ def _nearest_lines(found: Sequence[NearestImages]) -> list[str]:
         cells = [
             (f"{near.cosine:.4f}", str(near.row), printable(near.path)) for near in one.neighbours
         ]
-        lines += ["", f"nearest to {printable(one.path)} by {one.layer}"]
+        lines += ["", f"nearest to {one.path} by {one.layer}"]
         lines += fitting_table([head, *cells], "rrl", ("row",))
     return lines

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from vggfeat.cli.options import Json, given, settings_options
-from vggfeat.cli.terminal import exit_codes, print_json, shape_text, table
+from vggfeat.cli.terminal import exit_codes, print_json, say, shape_text, table
 from vggfeat.config import make_settings
 from vggfeat.core.vgg_layers import layer_table
 
@@ -49,7 +47,7 @@ def layers(
         if as_json:
             print_json({"model": model, "size": size, "layers": rows})
             return
-        typer.echo("\n".join([f"{model} at {size} x {size}", *_lines(rows)]))
+        say(f"{model} at {size} x {size}", *_lines(rows))
 
 
 def _rows(model: str, size: int) -> Iterator[_Row]:

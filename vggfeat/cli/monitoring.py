@@ -16,6 +16,7 @@ import typer
 
 from vggfeat._version import __version__
 from vggfeat.cli.terminal import status_of
+from vggfeat.core.text import printable
 from vggfeat.errors import CacheError, LockedError, ShardsHeldError, SpaceError, UsageError
 from vggfeat.extraction.monitoring import failures_csv, metrics_text, publish
 from vggfeat.storage.paths import check_place, refuse_standard_output
@@ -195,8 +196,8 @@ class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         fields = getattr(record, "fields", {})
         words = "".join(f" {name}={value}" for name, value in fields.items())
-        message = " ".join(record.getMessage().split())
-        return f"{_moment(record)} {record.levelname} [{os.getpid()}] {message}{words}"
+        message = printable(" ".join(record.getMessage().split()) + words)
+        return f"{_moment(record)} {record.levelname} [{os.getpid()}] {message}"
 
 
 class _Json(logging.Formatter):

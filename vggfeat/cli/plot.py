@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vggfeat.cli.options import settings_options
-from vggfeat.cli.terminal import exit_codes, set_up_logging
-from vggfeat.core.text import printable
+from vggfeat.cli.terminal import exit_codes, say, set_up_logging
 from vggfeat.errors import UsageError
 
 if TYPE_CHECKING:
@@ -125,7 +124,7 @@ def plot(
         check_matplotlib()
         figure = _of_cache(given) if _is_cache(file) else _of_image(given)
         publish(out, to_bytes(figure, form))
-        typer.echo(f"{printable(out)}: {printable(file)}")
+        say(f"{out}: {file}")
 
 
 def _is_cache(file: str) -> bool:

@@ -10,14 +10,16 @@ import typer
 from vggfeat.cli.options import Cache, Csv, Device, ImagesNow, Json, ModelWeights, Use
 from vggfeat.cli.terminal import (
     check_one_form,
-    csv_lines,
     exit_codes,
     output_width,
+    print_csv,
     print_json,
+    say,
     set_up_logging,
     table,
     tell_warning,
 )
+from vggfeat.core.csv_text import path_cell
 from vggfeat.core.text import counted, printable
 
 if TYPE_CHECKING:
@@ -124,15 +126,15 @@ def search(
         if sheet is not None:
             sheet_of_findings(found, sheet, root=root)
         for failure in found.failures:
-            tell_warning(f"query {printable(failure.path)}: {failure.reason}")
+            tell_warning(f"query {failure.path}: {failure.reason}")
         if as_csv and found.warning:
             tell_warning(f"cache {found.cache!r}: {found.warning}")
         if as_json:
             print_json(_plain(found))
         elif as_csv:
-            typer.echo("".join(f"{line}\r\n" for line in _csv(found)), nl=False)
+            print_csv(_csv_rows(found))
         else:
-            typer.echo("\n".join(_lines(found)))
+            say(*_lines(found))
 
 
 def _plain(found: SearchResult) -> dict[str, Any]:
@@ -144,12 +146,12 @@ def _plain(found: SearchResult) -> dict[str, Any]:
     return plain
 
 
-def _csv(found: SearchResult) -> list[str]:
+def _csv_rows(found: SearchResult) -> list[tuple[object, ...]]:
     hits = [
         (
-            answer.query,
+            path_cell(answer.query),
             hit.rank,
-            hit.path,
+            path_cell(hit.path),
             f"{hit.score:.7g}",
             f"{hit.similarity:.7g}",
             str(hit.is_self).lower(),
@@ -159,7 +161,7 @@ def _csv(found: SearchResult) -> list[str]:
         for hit in answer.hits
     ]
     head = ("query", "rank", "path", "score", "similarity", "self", "identical")
-    return csv_lines([head, *hits])
+    return [head, *hits]
 
 
 def _lines(found: SearchResult) -> list[str]:
@@ -167,16 +169,14 @@ def _lines(found: SearchResult) -> list[str]:
         layer if len(found.layers) == 1 else f"{layer} {weight:.2g}"
         for layer, weight in zip(found.layers, found.weights, strict=True)
     )
-    lines = [
-        f"{counted(found.images, 'image')} searched by {printable(by)}, {_METRICS[found.metric]}"
-    ]
+    lines = [f"{counted(found.images, 'image')} searched by {by}, {_METRICS[found.metric]}"]
     if found.index is not None:
         lines.append(
             f"by an index: recall at {found.index.at} is {found.index.recall:.2f}, measured on "
             f"{found.index.sample} images"
         )
     for answer in found.answers:
-        lines += ["", printable(answer.query), *_rows(answer, found.metric)]
+        lines += ["", answer.query, *_rows(answer, found.metric)]
     return lines
 
 

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from vggfeat.cli.options import Cache, ImagesNow
-from vggfeat.cli.terminal import exit_codes, set_up_logging
-from vggfeat.core.text import counted, printable
+from vggfeat.cli.terminal import exit_codes, say, set_up_logging
+from vggfeat.core.text import counted
 
 
 def sheet(
@@ -50,8 +50,8 @@ def sheet(
                 "%d of %s not found below %s; --root says where they are now",
                 missing,
                 counted(len(results), "image"),
-                printable(where),
+                where,
             )
         title = os.path.basename(os.path.normpath(cache)) + (f": {rows}" if rows != "*" else "")
         contact_sheet(title, [], [results], out)
-        typer.echo(f"{printable(out)}: {counted(len(results), 'image')} of {len(opened)}")
+        say(f"{out}: {counted(len(results), 'image')} of {len(opened)}")

@@ -9,7 +9,7 @@ import typer
 from vggfeat.cli.options import Config, Json, Quiet, given, settings_options
 from vggfeat.cli.terminal import Bar, exit_codes, set_up_logging, show, table
 from vggfeat.config import make_settings
-from vggfeat.core.text import first_few, printable
+from vggfeat.core.text import first_few
 from vggfeat.errors import UsageError
 from vggfeat.storage.paths import check_place, refuse_standard_output
 
@@ -86,7 +86,7 @@ def _lines(found: PixelStats) -> Iterator[str]:
     failed = f", {found.failed} failed" if found.failed else ""
     yield f"images    {found.images:,}{failed}"
     for failure in found.failures[:_SHOWN]:
-        yield f"          {printable(failure.path)}: {printable(failure.reason)}"
+        yield f"          {failure.path}: {failure.reason}"
     if found.failed > _SHOWN:
         yield f"          and {found.failed - _SHOWN} more: --json"
     values = found.values

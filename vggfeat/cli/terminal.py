@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -16,10 +15,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
+from vggfeat.core.csv_text import csv_text
 from vggfeat.core.exhaustion import exhaustion_of
 from vggfeat.core.records import as_plain
 from vggfeat.core.signals import ended_by_signals
-from vggfeat.core.text import counted, duration
+from vggfeat.core.text import counted, duration, printable
 from vggfeat.errors import InterruptedRunError, UsageError, VggfeatError
 from vggfeat.storage.mapped_files import cut_short
 
@@ -37,6 +37,7 @@ _WITHOUT_TERMINAL = (120, 24)
 _SIGINT_STATUS = 130
 _LEAST_WIDTH, _INDENT = 40, 2
 _STATES = {"done": "green", "failed": "red", "pending": "yellow", "removed": "bright_black"}
+_PAINT = re.compile(r"(\x1b\[(?:0|1|31|32|33|90)m)")  # what `painted` puts around text
 _tracebacks: list[bool] = [False]
 
 
@@ -102,8 +103,7 @@ def _fail(error: BaseException, message: str | None = None) -> None:
 
 def tell_error(message: str) -> None:
     """Write one line to stderr."""
-    text = " ".join(message.split())
-    typer.echo(f"vggfeat: {text.encode(errors='backslashreplace').decode()}", err=True)
+    typer.echo(f"vggfeat: {printable(' '.join(message.split()))}", err=True)
 
 
 def tell_warning(message: str) -> None:
@@ -125,7 +125,8 @@ def set_up_logging(*, quiet: bool, verbose: bool) -> None:
 class _Plain(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         mark = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
-        return f"vggfeat: {mark}{super().format(record)}"
+        lines = super().format(record).split("\n")  # several where it shows a traceback
+        return f"vggfeat: {mark}" + "\n".join(map(printable, lines))
 
 
 class _AboveTheBar(logging.Handler):
@@ -203,8 +204,24 @@ def show(
     if as_json:
         print_json(result)
     elif not quiet:
-        for line in lines(result):
-            typer.echo(line)
+        say(*lines(result))
+
+
+def say(*lines: str) -> None:
+    """Print lines; control characters in them are escaped, but for the colours of `painted`.
+
+    Names, reasons and attributes are others' words, which could move the cursor, set the title of a
+    window, or hide what comes after them.
+    """
+    typer.echo("\n".join(map(_shown, lines)))
+
+
+def _shown(line: str) -> str:
+    """Return one line as a terminal may have it."""
+    if line.isprintable():
+        return line
+    parts = _PAINT.split(line)  # text and paint in turn
+    return "".join(part if at % 2 else printable(part) for at, part in enumerate(parts))
 
 
 def print_json(value: Any) -> None:
@@ -218,12 +235,9 @@ def check_one_form(*, as_json: bool, as_csv: bool) -> None:
         raise UsageError("--json and --csv are two forms of the same result; give one of them")
 
 
-def csv_lines(rows: Iterable[Sequence[object]]) -> list[str]:
-    r"""Return lines of CSV (RFC 4180) without their ends; bytes that are not UTF-8 as `\xNN`."""
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows(rows)
-    plain = text.getvalue().encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return plain.split("\r\n")[:-1]
+def print_csv(rows: Iterable[Sequence[object]]) -> None:
+    """Print rows as CSV; see `csv_text`."""
+    typer.echo(csv_text(rows), nl=False)
 
 
 def table(rows: Sequence[Sequence[str]], right: str) -> list[str]:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vggfeat.cli.options import Json, Quiet, settings_options
-from vggfeat.cli.terminal import ROWS_KEPT, Bar, exit_codes, print_json, set_up_logging
+from vggfeat.cli.terminal import ROWS_KEPT, Bar, exit_codes, print_json, say, set_up_logging
 from vggfeat.core.option import options_of
 from vggfeat.core.settings import SETTINGS, Settings
-from vggfeat.core.text import counted, duration, printable
+from vggfeat.core.text import counted, duration
 from vggfeat.errors import InterruptedRunError, UsageError
 from vggfeat.transforms.settings import FuseSettings, ReduceSettings
 
@@ -168,7 +168,7 @@ def _run(
         if report is not None and as_json:
             print_json(report)
         elif report is not None and not quiet:
-            typer.echo("\n".join(_lines(report)))
+            say(*_lines(report))
 
 
 def _lines(report: TransformReport) -> list[str]:
@@ -182,13 +182,13 @@ def _lines(report: TransformReport) -> list[str]:
         else f"nothing left to do ({duration(report.seconds)})"
     )
     lines = [
-        f"{printable(report.out)}: {counted(report.rows, 'image')}, {counts}",
+        f"{report.out}: {counted(report.rows, 'image')}, {counts}",
         f"  layers   {layers}, {report.dtype}",
-        f"  from     {printable(report.source)}",
+        f"  from     {report.source}",
         f"  this run {this_run}",
     ]
     if report.model:
-        lines.append(f"  model    {printable(report.model)}")
+        lines.append(f"  model    {report.model}")
         lines += [f"           {note}" for note in report.notes]
     if report.clamped:
         lines.append(f"  clamped  {counted(report.clamped, 'value')} beyond {report.dtype}'s range")

@@ -8,7 +8,7 @@ import typer
 
 from vggfeat.cli.options import Cache, Json
 from vggfeat.cli.terminal import exit_codes, show
-from vggfeat.core.text import agree, byte_count, counted, duration, first_few, printable
+from vggfeat.core.text import agree, byte_count, counted, duration, first_few
 from vggfeat.errors import CacheError
 
 if TYPE_CHECKING:
@@ -55,14 +55,11 @@ def verify(
 
 
 def _lines(found: VerifyReport) -> list[str]:
-    lines = [
-        f"  bad      row {bad.row}, {printable(bad.path)}: {bad.problem}"
-        for bad in found.bad[:_SHOWN]
-    ]
+    lines = [f"  bad      row {bad.row}, {bad.path}: {bad.problem}" for bad in found.bad[:_SHOWN]]
     if len(found.bad) > _SHOWN:
         lines.append(f"           and {len(found.bad) - _SHOWN} more; --json names all")
-    lines += [f"  damaged  {printable(problem)}" for problem in found.problems]
-    lines += [f"  note     {printable(note)}" for note in found.notes[:_SHOWN]]
+    lines += [f"  damaged  {problem}" for problem in found.problems]
+    lines += [f"  note     {note}" for note in found.notes[:_SHOWN]]
     if len(found.notes) > _SHOWN:
         lines.append(f"           and {len(found.notes) - _SHOWN} more; --json has all")
     counts = f"{found.done} done, {found.failed} failed, {found.pending} pending"

@@ -21,7 +21,9 @@ from vggfeat.cli.options import (
 from vggfeat.cli.terminal import (
     check_one_form,
     exit_codes,
+    print_csv,
     print_json,
+    say,
     set_up_logging,
     show,
     tell_warning,
@@ -127,7 +129,7 @@ def predict(
     """
     with exit_codes():
         set_up_logging(quiet=as_json or as_csv, verbose=False)
-        from vggfeat.cli.zeroshot_report import prediction_csv, prediction_lines, predictions_plain
+        from vggfeat.cli.zeroshot_report import prediction_lines, prediction_rows, predictions_plain
         from vggfeat.zeroshot.predict import predict_zeroshot
 
         check_one_form(as_json=as_json, as_csv=as_csv)
@@ -139,8 +141,10 @@ def predict(
             tell_warning(f"image {failure.path}: {failure.reason}")
         if as_json:
             print_json(predictions_plain(found))
+        elif as_csv:
+            print_csv(prediction_rows(found))
         else:
-            show(found, prediction_csv if as_csv else prediction_lines, as_json=False)
+            say(*prediction_lines(found))
 
 
 @zeroshot.command()
@@ -179,10 +183,13 @@ def evaluate(
     """
     with exit_codes():
         set_up_logging(quiet=as_json or as_csv, verbose=False)
-        from vggfeat.cli.zeroshot_report import evaluation_csv, evaluation_lines
+        from vggfeat.cli.zeroshot_report import evaluation_lines, evaluation_rows
         from vggfeat.zeroshot.evaluate import evaluate_zeroshot
 
         check_one_form(as_json=as_json, as_csv=as_csv)
         ranks = whole_numbers("top", top, "1,5")
         found = evaluate_zeroshot(model, cache, top=ranks, calibrate=calibrate, **known)
-        show(found, evaluation_csv if as_csv else evaluation_lines, as_json=as_json)
+        if as_csv:
+            print_csv(evaluation_rows(found))
+        else:
+            show(found, evaluation_lines, as_json=as_json)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vggfeat.cli.terminal import csv_lines, table
-from vggfeat.core.text import counted, duration, printable
+from vggfeat.cli.terminal import table
+from vggfeat.core.csv_text import path_cell, text_cell
+from vggfeat.core.text import counted, duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -21,24 +22,24 @@ _NAMES_SHOWN = 8
 def fitting_lines(done: ZeroShotFitReport) -> list[str]:
     """Describe a fit."""
     this_run = f"fitted in {duration(done.seconds)}" if done.anew else "fitted already"
-    layers = printable(", ".join(done.layers))
+    layers = ", ".join(done.layers)
     images = f"{counted(done.images, 'image')}, {done.held_out} held out for evaluate"
     what = f"{done.method} on {layers}, {counted(done.dims, 'number')} a class"
     lines = [
-        f"{printable(done.out)}: {what}, {this_run}",
+        f"{done.out}: {what}, {this_run}",
         f"  seen     {counted(len(done.seen), 'class')}, {images}",
         f"  unseen   {counted(len(done.unseen), 'class')}{_names(done.unseen)}",
     ]
     if done.calibration is not None:
         lines.append(f"  bias     {done.calibration:.4g} of seen classes, for --calibrate auto")
-    return [*lines, *(f"  note     {printable(note)}" for note in done.notes)]
+    return [*lines, *(f"  note     {note}" for note in done.notes)]
 
 
 def _names(names: Sequence[str]) -> str:
     if not names:
         return ""
     more = ", ..." if len(names) > _NAMES_SHOWN else ""
-    return f": {printable(', '.join(names[:_NAMES_SHOWN]))}{more}"
+    return f": {', '.join(names[:_NAMES_SHOWN])}{more}"
 
 
 def prediction_lines(found: Predictions) -> Iterator[str]:
@@ -46,22 +47,16 @@ def prediction_lines(found: Predictions) -> Iterator[str]:
     classes = f"{counted(len(found.names), 'class')}{_names(found.names)}"
     yield f"{counted(len(found.paths), 'image')}, each one of {classes}"
     for position, path in enumerate(found.paths):
-        answers = ", ".join(f"{printable(name)} {score:.3f}" for name, score in found.of(position))
-        yield f"  {printable(path)}: {answers}"
+        answers = ", ".join(f"{name} {score:.3f}" for name, score in found.of(position))
+        yield f"  {path}: {answers}"
 
 
-def prediction_csv(found: Predictions) -> list[str]:
-    """Return a line of CSV for each image and class."""
-    return csv_lines(
-        [
-            ("path", "rank", "class", "score"),
-            *(
-                (path, rank, name, f"{score:.7g}")
-                for position, path in enumerate(found.paths)
-                for rank, (name, score) in enumerate(found.of(position), 1)
-            ),
-        ]
-    )
+def prediction_rows(found: Predictions) -> Iterator[Sequence[object]]:
+    """Yield a row of CSV for each image and class, after the head."""
+    yield "path", "rank", "class", "score"
+    for position, path in enumerate(found.paths):
+        for rank, (name, score) in enumerate(found.of(position), 1):
+            yield path_cell(path), rank, text_cell(name), f"{score:.7g}"
 
 
 def predictions_plain(found: Predictions) -> dict[str, Any]:
@@ -91,7 +86,7 @@ def evaluation_lines(found: Evaluation) -> list[str]:
     seen = f"{counted(found.seen_images, 'image')} of {counted(found.seen_classes, 'seen class')}"
     unseen = f"{found.unseen_images} of {counted(found.unseen_classes, 'unseen one')}"
     lines = [
-        f"{printable(found.model)} on {printable(found.cache)}, accuracy averaged over classes",
+        f"{found.model} on {found.cache}, accuracy averaged over classes",
         f"  {seen}, {unseen}",
         *(f"  {line}" for line in table(cells, "llrrrrr")),
         *(_generalised(one) for one in both if one is not None),
@@ -100,7 +95,7 @@ def evaluation_lines(found: Evaluation) -> list[str]:
         lines.append(f"  area under seen over unseen accuracy, all biases: {found.area:.3f}")
     if found.mistakes:
         lines += ["", *(f"  {line}" for line in _tree_lines(found.mistakes))]
-    return [*lines, *(f"  note: {printable(note)}" for note in found.notes)]
+    return [*lines, *(f"  note: {note}" for note in found.notes)]
 
 
 def _cells(figure: Figure) -> tuple[str, ...]:
@@ -138,8 +133,8 @@ def _tree_lines(mistakes: Sequence[TreeMistakes]) -> list[str]:
     return ["distance in the class tree of the first answer", *table([head, *rows], "llrrrrl")]
 
 
-def evaluation_csv(found: Evaluation) -> list[str]:
-    """Return a line of CSV for each figure."""
+def evaluation_rows(found: Evaluation) -> list[Sequence[object]]:
+    """Return a row of CSV for each figure, after the head."""
     rows: list[Sequence[object]] = [("figure", "images", "among", "top", "bias", "value")]
     for one in found.figures:
         values = {
@@ -160,4 +155,4 @@ def evaluation_csv(found: Evaluation) -> list[str]:
     if found.area is not None:
         rows.append(("area", "", "all", 1, "", f"{found.area:.6f}"))
     rows += [("hops", one.of, one.among, 1, 0.0, f"{one.hops:.6f}") for one in found.mistakes]
-    return csv_lines(rows)
+    return rows

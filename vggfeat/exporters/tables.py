@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vggfeat.core.csv_text import path_cell
 from vggfeat.core.optional import require
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def write_csv(content: Content, path: str, _options: Options) -> None:
                 ]
             )  # (n, D) object
             for name, state, line in zip(part.paths, part.states, texts, strict=True):
-                table.writerow((name, state, *line))
+                table.writerow((path_cell(name), state, *line))
 
 
 def _number_texts(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from vggfeat.cache.sharded import open_cache
+from vggfeat.core.csv_text import csv_text, path_cell, text_cell
 from vggfeat.errors import SpaceError, UsageError
 from vggfeat.storage.atomic import write_bytes
 from vggfeat.storage.paths import check_place, refuse_standard_output
@@ -43,16 +42,15 @@ def publish(path: str, data: bytes) -> None:
 def failures_csv(out: str, share: str = "") -> bytes:
     r"""Return every failed row of a cache, or of one share, as CSV (RFC 4180) in UTF-8.
 
-    The header is `path,reason`. Bytes of a path that are not UTF-8 are escaped as `\xNN`.
+    The header is `path,reason`. Bytes of a path that are not UTF-8 are escaped as `\xNN`, and no
+    cell is a formula to a spreadsheet: see `vggfeat.core.csv_text`.
     """
     cache = open_cache(out, share)
-    text = io.StringIO(newline="")
-    table = csv.writer(text)
-    table.writerow(("path", "reason"))
-    table.writerows((cache.name(failure.row), failure.reason) for failure in cache.failures())
-    return text.getvalue().encode("utf-8", "surrogateescape").decode(
-        "utf-8", "backslashreplace"
-    ).encode()  # fmt: skip
+    cells = (
+        (path_cell(cache.name(failure.row)), text_cell(failure.reason))
+        for failure in cache.failures()
+    )
+    return csv_text([("path", "reason"), *cells]).encode()
 
 
 def metrics_text(
