@@ -84,6 +84,7 @@ def main() -> None:
     for load in (
         Load("photographs, 2 workers", photos, 120, 12, 2, SIDE, 0.0),
         Load(f"the same, {SLEEP * 1000:g} ms of sleep a batch", photos, 120, 12, 2, SIDE, SLEEP),
+        Load(f"960 photographs, {SLEEP * 1000:g} ms of sleep", photos, 960, 12, 2, SIDE, SLEEP),
         Load("tiny images, 16 workers", tiny, 4096, 256, 16, 32, 0.0),
     ):
         compare(load, os.path.abspath(given.old), given.rounds)

@@ -197,7 +197,16 @@ class DeviceJpegs:
         """Yield the batches of a loader with all their images decoded, and end it at the end."""
         with contextlib.closing(loader):
             for batch in loader:
-                yield self.decoded(batch, next_device()) if batch.encoded else batch
+                yield self._on_device(batch, next_device()) if batch.encoded else batch
+
+    def _on_device(self, batch: DecodedBatch, device: torch.device) -> DecodedBatch:
+        try:
+            return self.decoded(batch, device)
+        except torch.OutOfMemoryError as error:
+            raise DeviceError(
+                f"{device} has no memory for the pixels of {len(batch.images)} images: "
+                f"{_first_line(error)}"
+            ) from error
 
     def decoded(self, batch: DecodedBatch, device: torch.device) -> DecodedBatch:
         """Return a batch on a device, with its encoded images decoded in their slots."""
