@@ -265,13 +265,37 @@ def test_a_changed_data_set_is_refused(tmp_path: Path) -> None:
     assert np.asarray(vggfeat.open(out).state).tolist() == [1, 1, 1, 3, 3]
 
 
+def test_a_data_set_goes_into_shards(tmp_path: Path) -> None:
+    """Shares of a data set make the rows of one file, resume, and are updated."""
+    arrays = [pixels(number) for number in range(9)]
+    out, whole = tmp_path / "shards", tmp_path / "whole.h5"
+    for share in ("0/2", "1/2"):
+        sharding = vggfeat.Sharding(shards=3, share=share)
+        vggfeat.extract(arrays[:7], out, SETTINGS, sharding=sharding)
+    vggfeat.extract(arrays[:7], whole, SETTINGS)
+    right = np.array(vggfeat.open(whole)["conv1_1"])
+    np.testing.assert_array_equal(vggfeat.open(out)["conv1_1"][:], right)
+    assert vggfeat.extract(arrays[:7], out, SETTINGS).new_done == 0
+    with pytest.raises(CacheMismatchError, match="2 of the 9 requested are not in it, the first"):
+        vggfeat.extract(arrays, out, SETTINGS)
+    changed = [pixels(30), *arrays[1:7]]
+    with pytest.raises(CacheMismatchError, match=r"other items: 1 of the .* is '000000'; update"):
+        vggfeat.extract(changed, out, SETTINGS)
+    with pytest.raises(CacheMismatchError, match="was planned of a data set, requested /"):
+        vggfeat.extract(tmp_path, out, SETTINGS)
+    summary = vggfeat.extract([*changed, *arrays[7:]], out, SETTINGS, update=True)
+    assert (summary.done, summary.added, summary.changed) == (9, 2, 1)
+    rows = vggfeat.open(out)["conv1_1"][:]
+    assert (rows[:7] == right).all(axis=1).tolist() == [False, *[True] * 6]
+
+
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "twice": ({"names": ["a", "b", "a"]}, "names must be unique and not empty: 'a'"),
     "empty": ({"names": ["a", "", "c"]}, "names must be unique and not empty: ''"),
     "few": ({"names": ["a"]}, "1 names for 3 items"),
     "column": ({"names": "id"}, "no column or attribute 'id'"),
     "root": ({"root": "/"}, "root is for files"),
-    "shards": ({"sharding": vggfeat.Sharding(shards=2)}, "a data set goes into one file"),
+    "ray": ({"cluster": vggfeat.RayCluster()}, "by processes that have it, not by Ray's"),
     "fingerprint": ({"fingerprint": "size"}, "unknown fingerprint 'size'; expected one of"),
 }
 

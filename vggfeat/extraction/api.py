@@ -245,10 +245,10 @@ def extract_request(
     cluster: RayCluster | None = None,
 ) -> Summary:
     """Extract features into files of this machine: one, or a folder of shards."""
-    if request.items is not None and (cluster is not None or request.is_sharded):
+    if request.items is not None and cluster is not None:
         raise UsageError(
-            f"a data set goes into one file, by this process, and output {request.out!r} is of "
-            "shards; name a file such as feats.h5"
+            "a data set is extracted by processes that have it, not by Ray's; leave the cluster "
+            "out, and give each process a share of the shards"
         )
     if cluster is not None:
         from vggfeat.extraction.ray_driver import extract_on_ray

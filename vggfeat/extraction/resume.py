@@ -101,7 +101,7 @@ def plan_resume(request: ExtractRequest, images: ImageList) -> Resumed:
     if not request.policy.update:
         _check_images(cache, match, images)
         if request.items is not None and request.fingerprint == "bytes":
-            _check_items(cache, match, images)
+            check_items(cache, match, images)
     apply_changes(cache, images, match, changes)
     if len(changes.added):  # the file is another one now
         cache = FeatureCache(request.out)
@@ -204,7 +204,7 @@ def _take_over(settings: Settings, cache: FeatureCache) -> Settings:
     )
 
 
-def _check_items(cache: FeatureCache, match: Match, images: ImageList) -> None:
+def check_items(cache: FeatureCache, match: Match, images: ImageList) -> None:
     """Refuse a data set of which items whose rows are done have other bytes now."""
     by_digest = UpdatePolicy(update=True, by_digest=True)
     changed = find_changes(cache, images, match, by_digest).changed

@@ -54,6 +54,7 @@ from vggfeat.extraction.update import (
     other_root,
 )
 from vggfeat.images.image_list import ImageList
+from vggfeat.images.item_list import ItemList
 from vggfeat.images.sources import discover
 from vggfeat.storage.atomic import TEMPORARY_SUFFIX, sync_directory
 from vggfeat.storage.locks import hold
@@ -310,6 +311,8 @@ class _Piece:
 
 def part_of(images: ImageList, start: int, stop: int) -> ImageList:
     """Return a range of the images as a list."""
+    if isinstance(images, ItemList):
+        return images.part(np.arange(start, stop))
     places = images.places
     return dataclasses.replace(
         images,
@@ -320,6 +323,16 @@ def part_of(images: ImageList, start: int, stop: int) -> ImageList:
         if places is None
         else dataclasses.replace(places, table=places.table[start:stop]),
     )
+
+
+def items_of_shard(cache: FeatureCache, items: ItemList) -> ImageList | None:
+    """Return the items of a data set that are rows of one shard; None if there are none.
+
+    Removed rows are left out; those that the data set does not have stay as they are.
+    """
+    match = match_paths(cache.paths, items.paths)
+    listed = match.listed[cache.state[match.rows] != RowState.REMOVED]
+    return items.part(np.sort(listed)) if len(listed) else None
 
 
 def list_shard(cache: FeatureCache, root: bytes) -> ImageList | None:
@@ -416,14 +429,33 @@ def check_plan(request: ExtractRequest, manifest: ShardManifest) -> None:
     request.sharding.check_count(out, len(manifest.shards))
     requested = named_sources(request.sources)
     if requested != manifest.sources:
+        had, wanted = (", ".join(one) or "a data set" for one in (manifest.sources, requested))
         raise CacheMismatchError(
-            f"sharded cache {out!r} was planned of {', '.join(manifest.sources)}, requested "
-            f"{', '.join(requested)}; name the same, --update to list anew, or choose another --out"
+            f"sharded cache {out!r} was planned of {had}, requested {wanted}; name the same, "
+            "--update to list anew, or choose another --out"
         )
     if root is not None and os.fsencode(absolute_place(root)) != manifest.root:
         raise CacheMismatchError(
             f"sharded cache {out!r} has paths relative to {os.fsdecode(manifest.root)!r}, "
             f"requested {absolute_place(root)!r}; leave --root out, or --update to list anew"
+        )
+
+
+def check_names(items: ItemList, manifest: ShardManifest, out: str) -> None:
+    """Refuse a data set of which items are in no shard, or were removed."""
+    if not len(items):
+        raise InputError("the data set has no items; expected images")
+    names = set(items.paths)
+    for shard in manifest.shards:
+        path = os.path.join(out, shard.name)
+        if shard.name and os.path.exists(path):
+            cache = FeatureCache(path)
+            names.difference_update(map(bytes, cache.paths[cache.state != RowState.REMOVED]))
+    if names and all(os.path.exists(os.path.join(out, one.name)) for one in manifest.shards):
+        raise CacheMismatchError(
+            f"sharded cache {out!r} was made of other items: {len(names)} of the {len(items)} "
+            f"requested are not in it, the first is {os.fsdecode(min(names))!r}; update=True "
+            "brings them in; or choose another output, or fresh=True to begin again"
         )
 
 

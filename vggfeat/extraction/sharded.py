@@ -12,6 +12,7 @@ import numpy as np
 
 from vggfeat.cache.format import RowState
 from vggfeat.cache.reader import FeatureCache
+from vggfeat.cache.rows import match_paths
 from vggfeat.cache.shard_manifest import MANIFEST, read_manifest
 from vggfeat.cache.sharded import ShardedCache
 from vggfeat.core.signals import StopFlag
@@ -25,11 +26,13 @@ from vggfeat.extraction.pipeline import (
     resume_cache,
 )
 from vggfeat.extraction.report import RunStats, summarise_run
-from vggfeat.extraction.resume import check_settings
+from vggfeat.extraction.resume import check_items, check_settings
 from vggfeat.extraction.shard_planner import (
     Planner,
+    check_names,
     check_plan,
     checked_folder,
+    items_of_shard,
     list_shard,
     named_sources,
     remove_leftovers,
@@ -137,6 +140,8 @@ def _prepare_plan(
             existing, request.settings, request.policy
         )
     check_plan(request, existing)
+    if request.items is not None:
+        check_names(request.items, existing, request.out)
     remove_leftovers(request.out, existing)
     return lambda _: None
 
@@ -187,8 +192,9 @@ class _Work:
         left = self.rows_left()
         waiting = [number for number in existing if left[number]]
         for number in existing:
-            if not left[number]:  # else this run takes the lock anyway
+            if not left[number]:  # else this run takes the lock anyway, and compares the items
                 remove_left_lock(cache.shard_path(number))
+                self._refuse_changed_items(cache.shard_path(number))
         self._context.stats.total = sum(left[number] for number in waiting)
         if existing:
             first = FeatureCache(cache.shard_path(existing[0]))
@@ -199,6 +205,15 @@ class _Work:
                 break
             waiting = held
         return [cache.shards[number].name for number in waiting]
+
+    def _refuse_changed_items(self, path: str) -> None:
+        request = self._context.request
+        if request.items is None or request.fingerprint != "bytes" or request.policy.update:
+            return
+        cache = FeatureCache(path)
+        items = items_of_shard(cache, request.items)
+        if items is not None:
+            check_items(cache, match_paths(cache.paths, items.paths), items)
 
     def _refuse_missing(self) -> None:
         missing = self._cache.missing
@@ -235,7 +250,12 @@ class _Work:
 
     def _do(self, path: str, first: int) -> None:
         self._context.stats.base = first
-        images = list_shard(FeatureCache(path), self._cache.manifest.root)
+        items = self._context.request.items
+        images = (
+            list_shard(FeatureCache(path), self._cache.manifest.root)
+            if items is None
+            else items_of_shard(FeatureCache(path), items)
+        )
         if images is None:
             return
         policy = UpdatePolicy(retry_failed=self._retry)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import os
 from dataclasses import dataclass, field
@@ -118,6 +119,16 @@ class ItemList(ImageList):
     def on_disk(self) -> bool:
         """False: nothing can be unmounted, and only one thread at a time may ask for an item."""
         return False
+
+    def part(self, rows: NDArray[np.int64]) -> ItemList:
+        """Return some of the items, as a list by itself."""
+        return dataclasses.replace(
+            self,
+            paths=tuple(self.paths[row] for row in rows.tolist()),
+            sizes=self.sizes[rows],
+            mtimes=self.mtimes[rows],
+            order=self.order[rows],
+        )
 
     @contextlib.contextmanager
     def open(self, row: int) -> Iterator[BinaryIO]:
