@@ -292,6 +292,9 @@ def _others(place: Path) -> list[Case]:
         exported("new.csv", "--to", "csv"),
         exported("new.npz", "--to", "npz"),
         exported("new", "--to", "npy"),
+        exported("new.hdf5", "--to", "hdf5"),
+        exported("new.hloc", "--to", "hloc"),
+        exported("new-shards", "--to", "webdataset"),
         Case(
             "zeroshot-fit",
             ("zeroshot", "fit", "out.h5", "--vectors", "vectors.csv", "--unseen", "c", "--gamma",
@@ -300,6 +303,19 @@ def _others(place: Path) -> list[Case]:
         ),
         Case(
             "verify-repair", ("verify", "out.h5", "--repair"), _copy_of(place / "spoilt"), _states,
+        ),
+        Case(
+            "merge-virtual", ("merge", "out/", "--virtual", "--out", "new.h5"),
+            _copy_of(place / "sharded"), same_bytes("new.h5"), replaces=False,
+        ),
+        Case(
+            "plot", ("plot", "out.h5", "--out", "new.svg", "--layers", "conv1_1:max"),
+            one, same_bytes("new.svg"),
+        ),
+        Case(
+            "search-sheet",
+            ("search", "out.h5", "--row", "a/0.png", "--layer", "conv2_1", "--sheet", "new.html"),
+            one, same_bytes("new.html"),
         ),
         Case("sheet", ("sheet", "out.h5", "--out", "new.png"), one, same_bytes("new.png")),
         Case("stats", ("stats", "images", "--out", "new.toml"), one, same_bytes("new.toml")),

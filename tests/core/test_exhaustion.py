@@ -68,13 +68,16 @@ def test_too_few_processes(images: Path, tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_too_little_memory_for_torch(images: Path, tmp_path: Path) -> None:
-    """Where torch cannot even be loaded the error speaks of memory."""
-    limit = ("sh", "-c", 'ulimit -v 400000; exec "$@"', "sh")
+@pytest.mark.parametrize("kilobytes", [115_000, 175_000, 400_000, 800_000])
+def test_too_little_memory_for_libraries(images: Path, tmp_path: Path, kilobytes: int) -> None:
+    """Where OpenBLAS, HDF5 or torch end the process as they load, the error speaks of memory."""
+    limit = ("sh", "-c", f'ulimit -v {kilobytes}; exec "$@"', "sh")
     done = extract(images, tmp_path / "f.h5", "--workers", "0", before=limit)
     assert done.returncode == 6, done.stderr
     assert "the machine has no more memory" in done.stderr
+    assert "of address space (ulimit -v)" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+    assert os.listdir(tmp_path) == []
 
 
 def test_too_few_files_fail_no_image() -> None:

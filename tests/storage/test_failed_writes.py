@@ -233,6 +233,36 @@ def test_exports_to_a_disk_nearly_full(tmp_path: Path, kilobytes: int, words: li
         assert not [name for name in os.listdir(disk) if not name.endswith(".lock")]
 
 
+MANY_SIZES = """
+import os, resource, sys
+import vggfeat
+from vggfeat.errors import SpaceError
+for words in ({"to": "hdf5"}, {"to": "hdf5", "compress": "gzip"}, {"to": "hloc"}, {"to": "parquet"},
+              {"to": "safetensors"}, {"to": "npz"}, {"to": "csv"}):
+    whole = vggfeat.export("c.h5", "whole", **words).bytes
+    os.unlink("whole")
+    for part in range(24):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (whole * part // 24, -1))
+        try:
+            vggfeat.export("c.h5", "o", **words)
+        except SpaceError as error:
+            assert "File too large" in str(error) and len(str(error).splitlines()) == 1, str(error)
+        else:
+            sys.exit(f"{words}: {part} of 24 was enough")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
+        assert os.listdir() == ["c.h5"], (words, part, os.listdir())
+"""
+
+
+def test_exports_that_end_at_any_size(tmp_path: Path) -> None:
+    """Wherever in its file an export finds no more room, it is one line, and nothing is left."""
+    make_cache(tmp_path / "c.h5", 20)
+    done = subprocess.run(
+        [*PYTHON, "-c", MANY_SIZES], cwd=tmp_path, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, (done.returncode, done.stderr)
+
+
 def make_cache(path: Path, rows: int) -> None:
     """A finished cache of noise, 2 kB a row, which compression does not make much smaller."""
     identity = Identity("vgg16", "w", "00" * 32, "float32", "float32", Preprocess(), ("fc7",))

@@ -42,6 +42,7 @@ from vggfeat.cli.trace import trace
 from vggfeat.cli.transforms import fuse, reduce
 from vggfeat.cli.verify import verify
 from vggfeat.cli.zeroshot import zeroshot
+from vggfeat.core.address_space import check_libraries_fit
 from vggfeat.storage.mapped_files import end_on_cut_files
 
 app = typer.Typer(
@@ -104,6 +105,7 @@ app.add_typer(zeroshot)
 def main() -> None:
     """Parse the words of the command line, and run the command; `vggfeat.__main__` calls it."""
     streams.install()
+    check_libraries_fit()
     end_on_cut_files(console.tell_error)
     try:
         app(prog_name="vggfeat")

@@ -10,7 +10,7 @@ from vggfeat.errors import ResourceError, VggfeatError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_MEMORY = (
+MEMORY = (
     "memory: free some, raise the limit (ulimit -v, the container's), or take a smaller "
     "--batch-size and fewer --workers"
 )
@@ -21,17 +21,17 @@ PROCESSES = (
 )
 
 _BY_NUMBER: Mapping[int, str] = {
-    errno.ENOMEM: _MEMORY,
+    errno.ENOMEM: MEMORY,
     errno.EMFILE: _FILES,
     errno.ENFILE: _FILES,
 }
 # What libraries say, in lower case, of errors that have no number.
 _BY_TEXT: Mapping[str, str] = {
-    "can't allocate memory": _MEMORY,
-    "cannot allocate memory": _MEMORY,
-    "not enough memory": _MEMORY,
-    "failed to map segment": _MEMORY,
-    "unable to mmap": _MEMORY,
+    "can't allocate memory": MEMORY,
+    "cannot allocate memory": MEMORY,
+    "not enough memory": MEMORY,
+    "failed to map segment": MEMORY,
+    "unable to mmap": MEMORY,
     "can't start new thread": PROCESSES,
     "too many open files": _FILES,
 }
@@ -46,7 +46,7 @@ def exhaustion_of(error: BaseException) -> ResourceError | None:
         return None
     lacking = None
     if isinstance(error, MemoryError):
-        lacking = _MEMORY
+        lacking = MEMORY
     elif isinstance(error, OSError) and error.errno is not None:
         lacking = _BY_NUMBER.get(error.errno)
     elif isinstance(error, RuntimeError | ImportError | OSError):
