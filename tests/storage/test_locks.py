@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import platform
 import signal
@@ -9,9 +10,12 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import h5py
 import pytest
 from command_line import write_images
 
@@ -19,11 +23,16 @@ from vggfeat.core.settings import Settings
 from vggfeat.errors import LockedError, SpaceError, UsageError
 from vggfeat.extraction.api import extract
 from vggfeat.extraction.update import UpdatePolicy
-from vggfeat.storage.locks import SharedLock, hold, refuse_if_held, wait_for_lock
+from vggfeat.storage.locks import (
+    SharedLock,
+    hold,
+    hold_replaced,
+    refuse_if_held,
+    wait_for_lock,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 HOLDER = """
 import os, sys, time
@@ -52,6 +61,122 @@ def stop(holder: subprocess.Popen[Any]) -> None:
     for stream in (holder.stdin, holder.stdout):
         if stream is not None:
             stream.close()
+
+
+def linked(folder: Path) -> tuple[str, str]:
+    """An output that exists, and another name of it."""
+    (folder / "f.h5").write_bytes(b"rows")
+    os.link(folder / "f.h5", folder / "g.h5")
+    return str(folder / "f.h5"), str(folder / "g.h5")
+
+
+BY_LINK = "is held by another run, by another name of the file .a hard link."
+
+
+def test_a_hard_link_is_the_same_output(tmp_path: Path) -> None:
+    """Of two runs on two hard links of one file the second is refused, and leaves no lock file.
+
+    The lock dies with its holder, even while a forked child of it lives.
+    """
+    out, link = linked(tmp_path)
+    holder, line = start(out, "fork")
+    try:
+        for refused in (hold, refuse_if_held):
+            with pytest.raises(LockedError, match=f"output '{link}' {BY_LINK}") as caught:
+                use(refused, link)
+            assert caught.value.exit_code == 75
+        assert sorted(os.listdir(tmp_path)) == ["f.h5", "f.h5.lock", "g.h5"]
+        stop(holder)
+        os.kill(int(line), 0)  # the child lives
+        with hold(link):
+            pass
+    finally:
+        os.kill(int(line), signal.SIGKILL)
+    assert (tmp_path / "g.h5").read_bytes() == b"rows"
+
+
+def test_the_lock_goes_to_the_file_that_replaces_an_output(tmp_path: Path) -> None:
+    """After a rename over the output its links are held, and those of the file before it free."""
+    out, link = linked(tmp_path)
+    hold_replaced(out)  # nothing without a hold
+    with hold(out):
+        (tmp_path / "new").write_bytes(b"more")
+        os.link(tmp_path / "new", tmp_path / "linked.h5")
+        os.replace(tmp_path / "new", out)
+        hold_replaced(out)
+        with hold(link):  # in this process, to which it is the same as to another
+            pass
+        with pytest.raises(LockedError, match=BY_LINK), hold(str(tmp_path / "linked.h5")):
+            pass
+    with hold(str(tmp_path / "linked.h5")):
+        pass
+
+
+def test_an_output_of_which_a_link_is_made_meanwhile(tmp_path: Path) -> None:
+    """A run holds the file that it creates, and one that replaces it, by every name it is given."""
+    out, images = str(tmp_path / "o.h5"), write_images(tmp_path / "images", 3)
+    settings = Settings(
+        layers="conv1_1", model="vgg11", weights="random:0", size=32, batch_size=1, workers=0,
+        device="cpu",
+    )  # fmt: skip
+    refused: list[str] = []
+
+    def try_a_link(_: object) -> None:
+        link = tmp_path / f"link{len(refused)}.h5"
+        os.link(out, link)
+        with pytest.raises(LockedError, match=BY_LINK), hold(str(link)):
+            pass
+        refused.append(link.name)
+
+    extract([images], out, settings, on_progress=try_a_link)
+    created = len(refused)
+    assert created
+    (images / "99.png").write_bytes((images / "00.png").read_bytes())
+    extract([images], out, settings, policy=UpdatePolicy(update=True), on_progress=try_a_link)
+    assert len(refused) > created
+
+
+def test_a_held_output_is_open_to_all_else(tmp_path: Path) -> None:
+    """Other programs read the output, write to it by HDF5, and lock it, whoever holds it."""
+    out = str(tmp_path / "f.h5")
+    with h5py.File(out, "w") as file:
+        file["x"] = [1]
+    code = "import h5py, sys\nwith h5py.File(sys.argv[1], 'r+', locking=True) as f: f['x'][0] = 2"
+    with hold(out):
+        subprocess.run([sys.executable, "-c", code, out], check=True)
+        with h5py.File(out, "r", locking=True) as file, open(out, "rb+") as plain:
+            assert file["x"][0] == 2
+            fcntl.lockf(plain, fcntl.LOCK_EX | fcntl.LOCK_NB, 1 << 20)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody else")
+def test_an_output_that_its_holder_may_not_write() -> None:
+    """Who may only read the file keeps those out who may write to it."""
+    with tempfile.TemporaryDirectory() as name:  # folders of pytest are root's alone
+        os.chmod(name, 0o777)
+        out, link = linked(Path(name))
+        os.chmod(out, 0o444)
+        keep_out_of_a_link(out, link)
+
+
+def keep_out_of_a_link(out: str, link: str) -> None:
+    code = f"""
+import os
+from vggfeat.storage import locks
+os.seteuid(31234)
+with locks.hold({out!r}):
+    print(flush=True)
+    os.read(0, 1)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    ) as holder:  # fmt: skip
+        assert holder.stdout is not None
+        assert holder.stdout.readline(), holder.communicate()[1]
+        with pytest.raises(LockedError, match=BY_LINK), hold(link):
+            pass
+        holder.communicate()
 
 
 def test_a_second_process_is_refused(tmp_path: Path) -> None:
@@ -263,6 +388,8 @@ def use(user: Any, out: str) -> None:
     elif user is SharedLock:
         with SharedLock(out) as lock:
             lock.acquire_shared(lambda: None)
+    elif user is refuse_if_held:
+        user(out)
     else:
         with user(out):
             pass

@@ -29,6 +29,7 @@ from vggfeat.errors import SpaceError, VggfeatError
 from vggfeat.storage.atomic import atomic_path
 from vggfeat.storage.descriptors import open_descriptor
 from vggfeat.storage.hdf5_file import reason_of, refuse_if_open_elsewhere
+from vggfeat.storage.locks import hold_replaced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -81,6 +82,7 @@ def create_cache(
                 sync_file(handle, os.fsync)
             finally:
                 os.close(handle)
+        hold_replaced(out)
     except VggfeatError:
         raise
     except (OSError, RuntimeError) as error:  # the latter when HDF5 cannot close its file

@@ -23,7 +23,7 @@ from vggfeat.exporters.registry import (
     Options,
 )
 from vggfeat.exporters.selection import select
-from vggfeat.storage.atomic import TEMPORARY_SUFFIX, atomic_folder, atomic_path
+from vggfeat.storage.atomic import TEMPORARY_SUFFIX, atomic_folder, atomic_path, remove_unfinished
 from vggfeat.storage.hdf5_file import reason_of
 from vggfeat.storage.locks import hold
 from vggfeat.storage.paths import check_place, path_text
@@ -99,6 +99,7 @@ def export(
     content = replace(content, norm=norm)
     with hold(place, hidden=True):
         if os.path.lexists(place):
+            remove_unfinished(_temporary(place))  # of a run that was killed at its very end
             raise _exists(place)
         _put(content, place, form, Options(compress, metric))
     notes = tuple(_notes(content, form, to, compress))
@@ -124,10 +125,15 @@ def _exists(place: str) -> UsageError:
     return UsageError(f"output {place!r} exists; choose another --out or delete it")
 
 
-def _put(content: Content, place: str, form: Format, options: Options) -> None:
+def _temporary(place: str) -> str:
+    """Return the path to write to at first."""
     folder, name = os.path.split(os.path.realpath(place))
     # It begins with a dot, as the lock's name does: pyarrow and others read all other files.
-    temporary = os.path.join(folder, f".{name}{TEMPORARY_SUFFIX}")
+    return os.path.join(folder, f".{name}{TEMPORARY_SUFFIX}")
+
+
+def _put(content: Content, place: str, form: Format, options: Options) -> None:
+    temporary = _temporary(place)
     try:
         with (
             atomic_folder(place, temporary=temporary)

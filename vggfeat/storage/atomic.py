@@ -290,6 +290,15 @@ def atomic_folder(path: str, *, temporary: str | None = None) -> Iterator[str]:
     sync_directory(os.path.dirname(target))
 
 
+def remove_unfinished(name: str) -> None:
+    """Remove the temporary file or folder that a killed run left at `name`; leave anything else."""
+    with contextlib.suppress(UsageError):
+        if os.path.isdir(name):
+            _remove_unfinished(name)
+        else:
+            remove_leftover(name)
+
+
 def _remove_unfinished(work: str) -> None:
     """Remove what a killed run left of a folder; refuse anything else; keep an empty folder."""
     try:

@@ -8,6 +8,12 @@ when another descriptor of the same file is closed, as code does that reads all 
 Unlike `flock`, which filelock and portalocker use, it excludes POSIX record locks of other programs
 and works between machines on a network file system. A forked child would hold it too: decoding
 processes would keep the lock of a run that was killed. So a hook closes their copy.
+
+On local file systems the output itself is locked too, if it exists: hard links of one file have a
+lock file each. That lock alone would not do. An output that is yet to be made, or is a folder, has
+no file to lock; versions that know only the lock file must be kept out; and on network file systems
+a lock on the file could keep readers from it (on SMB locks are mandatory, and NFS makes HDF5's own
+`flock` a lock of the same kind).
 """
 
 from __future__ import annotations
@@ -51,6 +57,10 @@ _LOCAL = {
 
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 
+_OVERLAY = 0x794C7630
+_CONTENT_AT = 1 << 62
+"""Byte of an output that is locked: behind the end of any, as no reader or writer asks for it."""
+
 _SHARED, _EXCLUSIVE = fcntl.F_RDLCK, fcntl.F_WRLCK
 
 _held: set[str] = set()
@@ -81,10 +91,35 @@ def hold(out: str, *, hidden: bool = False) -> Iterator[None]:
                     f"output {out!r} is held by another run ({lock.holder()}); wait for it, or "
                     "choose another --out"
                 )
-            lock.write_holder()
-            yield
+            with _held_content(path, out):
+                lock.write_holder()
+                yield
         finally:
             lock.release()
+
+
+@contextlib.contextmanager
+def _held_content(path: str, out: str) -> Iterator[None]:
+    """Hold the lock on the output itself while the block runs; `path` is that of its lock file."""
+    content = _ContentLock(out)
+    try:
+        content.renew()
+        _contents[path] = content
+        yield
+    finally:
+        _contents.pop(path, None)
+        content.close()
+
+
+def hold_replaced(out: str) -> None:
+    """Hold the lock on the file that has just taken the place of the output `out`, too.
+
+    Does nothing unless this process holds the output. Gives back the lock on the file that was
+    there. Raises LockedError as `hold` does.
+    """
+    content = _contents.get(lock_path(out))
+    if content is not None:
+        content.renew(new=True)
 
 
 @contextlib.contextmanager
@@ -110,7 +145,8 @@ def unless_read_only(lock: AbstractContextManager[object]) -> Iterator[SpaceErro
 def refuse_if_held(out: str, *, hidden: bool = False) -> None:
     """Raise LockedError at once if another run holds `out`, without locking or creating a file."""
     path = lock_path(out, hidden=hidden)
-    if path in _held or is_held_elsewhere(path):
+    elsewhere = is_held_elsewhere(path) or is_held_elsewhere(os.path.realpath(out), _CONTENT_AT)
+    if elsewhere or path in _held:
         with hold(out, hidden=hidden):  # which says who, or finds that it has just been given back
             pass
 
@@ -395,10 +431,79 @@ class LockFile:
         return status.st_dev, status.st_ino
 
 
-def is_held_elsewhere(path: str) -> bool:
+class _ContentLock:
+    """The lock on an output itself, so that all hard links of one file are one output.
+
+    Args:
+        out: the output; need not exist.
+    """
+
+    def __init__(self, out: str) -> None:
+        self._out = out
+        self._handle = -1
+
+    def renew(self, *, new: bool = False) -> None:
+        """Lock the file that the output is by now, and give back the lock on an earlier one.
+
+        Nothing is locked if it does not exist, is no regular file, may not be opened, or lies on
+        another file system than a local one.
+
+        Args:
+            new: whether this process has just made the file.
+        """
+        self.close()
+        with _forking:
+            self._handle, how = self._open(new=new)
+            _open_contents.add(self)
+        if self._handle < 0:
+            return
+        wanted = struct.pack(_FLOCK, how, os.SEEK_SET, _CONTENT_AT, 1, 0)
+        try:
+            fcntl.fcntl(self._handle, fcntl.F_OFD_SETLK, wanted)
+        except OSError as error:
+            if error.errno in _TAKEN:
+                raise LockedError(
+                    f"output {self._out!r} is held by another run, by another name of the file (a "
+                    "hard link); wait for it, or choose another --out"
+                ) from error
+            # A file system without locks has been told of by the lock file.
+
+    def _open(self, *, new: bool) -> tuple[int, int]:
+        """Return a descriptor of the output, -1 for none to lock, and the kind of lock."""
+        path = os.path.realpath(self._out)
+        flags = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+        try:
+            handle = open_descriptor(path, os.O_RDONLY | flags)
+        except OSError:
+            return -1, fcntl.F_UNLCK
+        status, kind = os.fstat(handle), _file_system(handle)
+        # Where an overlay's file comes from a layer below, opening it for writing copies all of it.
+        spared = kind == _OVERLAY and status.st_nlink == 1 and not new
+        known = hasattr(fcntl, "F_OFD_SETLK") and kind in _LOCAL
+        if not stat.S_ISREG(status.st_mode) or not known or spared:
+            os.close(handle)
+            return -1, fcntl.F_UNLCK
+        try:
+            writable = open_descriptor(path, os.O_RDWR | flags)
+        except OSError:  # nobody without more rights writes to it; who has them is kept out
+            return handle, _SHARED
+        os.close(handle)
+        return writable, _EXCLUSIVE
+
+    def close(self) -> None:
+        """Give the lock back; does nothing in a forked child, whose copy is closed."""
+        with _forking:
+            _open_contents.discard(self)
+            handle, self._handle = self._handle, -1
+            if handle >= 0:
+                os.close(handle)
+
+
+def is_held_elsewhere(path: str, start: int = 0) -> bool:
     """Return whether another process holds the lock file `path`, without locking or creating it.
 
     A file that cannot be opened or queried counts as not held: acquiring the lock will say why.
+    With `start`, ask for a lock from that byte on.
     """
     if not hasattr(fcntl, "F_OFD_GETLK"):
         return False
@@ -407,7 +512,7 @@ def is_held_elsewhere(path: str) -> bool:
     except OSError:
         return False
     try:
-        wanted = struct.pack(_FLOCK, _EXCLUSIVE, os.SEEK_SET, 0, 0, 0)
+        wanted = struct.pack(_FLOCK, _EXCLUSIVE, os.SEEK_SET, start, 0, 0)
         command = fcntl.F_GETLK if _file_system(handle) == _FUSE else fcntl.F_OFD_GETLK
         found = fcntl.fcntl(handle, command, wanted)
     except OSError:
@@ -455,13 +560,18 @@ def _not_ours(path: str, found: str) -> str:
 
 
 _opened: set[LockFile] = set()
-# Held while forking, so that `_opened` names all files that the child has to close.
+_open_contents: set[_ContentLock] = set()
+_contents: dict[str, _ContentLock] = {}  # by the path of the lock file
+# Held while forking, so that these name all files that the child has to close.
 _forking = threading.RLock()
 
 
 def _close_in_child() -> None:
-    for one in tuple(_opened):
-        one.close()
+    for lock in tuple(_opened):
+        lock.close()
+    for content in tuple(_open_contents):
+        content.close()
+    _contents.clear()
     _forking.release()
 
 
