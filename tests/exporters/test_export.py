@@ -347,6 +347,21 @@ def test_what_is_there_stays(workplace: Path, tmp_path: Path) -> None:
     assert_one_line(done, 5, "has no layer 'fc7'; it has conv1_1")
 
 
+@pytest.mark.parametrize("to", ["csv", "npy"])
+def test_what_a_run_killed_at_its_end_left(workplace: Path, tmp_path: Path, to: str) -> None:
+    """Killed between the output's name and the end of the temporary, the next run removes that."""
+    out, temporary = tmp_path / "out", tmp_path / f".out{TEMPORARY_SUFFIX}"
+    export(workplace / "float16.h5", out, to=to)
+    if to == "csv":
+        os.link(out, temporary)
+    else:
+        temporary.mkdir()
+        (temporary / ".vggfeat-unfinished").touch()
+    with pytest.raises(UsageError, match="exists"):
+        export(workplace / "float16.h5", out, to=to)
+    assert os.listdir(tmp_path) == ["out"]
+
+
 @pytest.mark.parametrize(
     ("module", "extra", "words"),
     [
