@@ -34,6 +34,7 @@ from vggfeat.cache.reader import FeatureCache
 from vggfeat.cache.verify import verify
 from vggfeat.core.arrays import blocks
 from vggfeat.core.preprocessing import Preprocess
+from vggfeat.errors import UsageError
 from vggfeat.exporters.export import export
 from vggfeat.exporters.registry import EXPORT_FORMATS, Format
 from vggfeat.storage.atomic import TEMPORARY_SUFFIX
