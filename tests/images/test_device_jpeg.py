@@ -217,6 +217,23 @@ def test_too_many_pixels_stay_with_pillow() -> None:
     assert encoded(patched(FRAME + 5, b"\x40\0\x40\0")) is None
 
 
+def test_no_damage_of_a_header_raises() -> None:
+    """Whatever stands in a header, a file is for the device or for Pillow, which says what."""
+    whole = saved(picture(120, 90), exif=exif(6), icc_profile=bytes(40), comment=b"said")
+    start = whole.index(b"\xff\xda") + 12
+    rng = np.random.default_rng(0)
+    taken = 0
+    for _ in range(1500):
+        data = bytearray(whole)
+        for at in rng.integers(0, start, rng.integers(1, 4)).tolist():
+            data[at] = rng.choice([0, 1, 0xFF, int(rng.integers(256))])
+        cut = len(data) if rng.integers(3) else int(rng.integers(len(data)))
+        image = encoded(bytes(data[:cut]))
+        taken += image is not None
+        assert image is None or image.turn in range(1, 9)
+    assert 100 < taken < 1400
+
+
 def test_company_changes_nothing(tmp_path: Path) -> None:
     """Rows of all ways share batches: each is what it is alone, broken files cost themselves."""
     files = [

@@ -30,6 +30,7 @@ _APPLICATION: Final = range(0xE0, 0xF0)
 _ALONE: Final = (0x01, *range(0xD0, 0xD8))  # markers without a length
 _TABLES: Final = (0xC4, 0xDB, 0xDD)  # Huffman codes, quantization, restart interval
 _BITS = 8
+_LONGEST_SCAN = 1 << 26  # bytes that are looked through for the end of an image
 
 # Behind 0xff in a scan, 0 stands for 0xff itself, and 0xd0 to 0xd7 restart the decoder.
 _BEHIND_SCAN: Final = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
@@ -84,13 +85,13 @@ def encoded_jpeg(stream: BinaryIO, preprocess: Preprocess, max_pixels: int) -> E
             kept += bytes((0xFF, marker)) + (len(content) + 2).to_bytes(2, "big") + content
     if seen.frame is None or not seen.scanned or not seen.fits(preprocess, max_pixels):
         return None
-    scan = stream.read()
+    scan = stream.read(_LONGEST_SCAN)
     end = _BEHIND_SCAN.search(scan)
     if end is None or end[0] != _END:
         return None
-    turn = UPRIGHT
-    if seen.exif and preprocess.exif == "apply":
-        turn = _turn(stream, max_pixels)
+    turn = _turn(stream, max_pixels) if seen.exif and preprocess.exif == "apply" else UPRIGHT
+    if turn is None:
+        return None
     data = np.frombuffer(bytes(kept) + scan[: end.end()], np.uint8)
     return EncodedImage(data, seen.frame.height, seen.frame.width, turn)
 
@@ -193,8 +194,11 @@ def _frame(marker: int, content: bytes) -> JpegFrame | None:
     return JpegFrame(marker, head[0], height, width, head[5], pairs)
 
 
-def _turn(stream: BinaryIO, max_pixels: int) -> int:
-    """Return the EXIF orientation as Pillow reads it."""
+def _turn(stream: BinaryIO, max_pixels: int) -> int | None:
+    """Return the EXIF orientation as Pillow reads it; None if Pillow does not open the file."""
     stream.seek(0)
-    with isolated_pillow(max_pixels):
-        return orientation(Image.open(stream, formats=("JPEG",)))
+    try:
+        with isolated_pillow(max_pixels):
+            return orientation(Image.open(stream, formats=("JPEG",)))
+    except Exception:  # noqa: BLE001 plugins raise nearly anything; decoding by Pillow says what
+        return None
