@@ -441,7 +441,7 @@ def check_plan(request: ExtractRequest, manifest: ShardManifest) -> None:
         )
 
 
-def check_names(items: ItemList, manifest: ShardManifest, out: str) -> None:
+def check_known_items(items: ItemList, manifest: ShardManifest, out: str) -> None:
     """Refuse a data set of which items are in no shard, or were removed."""
     if not len(items):
         raise InputError("the data set has no items; expected images")

@@ -29,7 +29,7 @@ from vggfeat.extraction.report import RunStats, summarise_run
 from vggfeat.extraction.resume import check_items, check_settings
 from vggfeat.extraction.shard_planner import (
     Planner,
-    check_names,
+    check_known_items,
     check_plan,
     checked_folder,
     items_of_shard,
@@ -141,7 +141,7 @@ def _prepare_plan(
         )
     check_plan(request, existing)
     if request.items is not None:
-        check_names(request.items, existing, request.out)
+        check_known_items(request.items, existing, request.out)
     remove_leftovers(request.out, existing)
     return lambda _: None
 
