@@ -480,6 +480,53 @@ def test_an_interrupted_update_is_finished(
     assert current.sums == tuple(crc_of(copy, name) for name in ("path", "size", "mtime_ns"))
 
 
+def test_an_update_survives_power_cuts(copy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever unsynced sectors a cut loses, no row is bad, and the next writer finishes it."""
+    base = Path(copy).read_bytes()
+    calls: list[tuple[int, bytes]] = []  # a sync is an empty write
+    pwrite, writer = os.pwrite, CacheWriter(copy, read_header(copy))
+
+    def noted(handle: int, data: memoryview, offset: int) -> int:
+        calls.append((offset, bytes(data)))
+        return pwrite(handle, data, offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", lambda _: calls.append((0, b"")))
+        patch.setattr(os, "pwrite", noted)
+        writer.set_states(np.array([0, 3]), RowState.PENDING)
+        writer.set_states(np.array([1]), RowState.REMOVED)
+        writer.sync()
+        writer.update_files(np.array([0, 3]), np.array([77, 88]), np.array([99, 111]))
+        writer.sync()
+    writer.close()
+    assert not told(copy)
+    chance = np.random.default_rng(3)
+    for state in range(30):
+        at, keep = int(chance.integers(1, len(calls) + 1)), (0.0, 0.5, 1.0)[state % 3]
+        synced = max((i for i in range(at) if not calls[i][1]), default=0)
+        image = bytearray(base)
+        for number, (offset, data) in enumerate(calls[:at]):
+            if number < synced or chance.random() < keep:
+                image[offset : offset + len(data)] = data
+        Path(copy).write_bytes(image)
+        found = verify(copy)
+        assert (found.bad, found.problems) == ((), ()), state
+        CacheWriter(copy, read_header(copy)).close()
+        assert all("pending" in note for note in verify(copy).notes), state
+
+
+@pytest.mark.parametrize(
+    ("column", "repaired"), [("size", True), ("mtime_ns", True), ("path", False)]
+)
+def test_a_changed_column(copy: str, column: str, repaired: bool) -> None:
+    """A changed size, time or path is told; sizes and times are then taken as they are."""
+    flip(copy, index_of(copy).datasets[f"images/{column}"].stop - 3, 1)
+    (problem,) = verify(copy).problems
+    assert f"/images/{column} has checksum" in problem
+    assert len(verify(copy, repair=True).problems) == (not repaired)
+    assert told(copy) == (not repaired)
+
+
 @pytest.mark.parametrize("page", [0, 1])
 def test_a_torn_record_is_written_again(copy: str, page: int) -> None:
     """One of two records that is not whole is told, and written again by the next writer."""

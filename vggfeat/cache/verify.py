@@ -86,7 +86,8 @@ def verify(path: str | os.PathLike[str], *, repair: bool = False) -> VerifyRepor
 
     Args:
         path: the cache, a file or a folder of shards.
-        repair: set bad rows to pending, so that the next run does them again.
+        repair: set bad rows to pending, so that the next run does them again, and take sizes and
+            times as they are: an update does rows again whose files differ.
 
     Raises:
         CacheError: not a cache of ours, cut short, or its paths are out of order: no row can then
@@ -146,12 +147,15 @@ def _verify_file(path: str, header: Header | None = None, *, repair: bool) -> Ve
     with hold(path):  # first, for an update may put another file in the place of an opened one
         cache = FeatureCache(path, header)
         found = _look(cache)
-        if found.bad:
-            rows = np.array([bad.row for bad in found.bad])
-            with contextlib.closing(CacheWriter(path, cache.header)) as writer:
-                writer.set_states(rows, RowState.PENDING)
-                writer.sync()
-        return replace(found, repaired=len(found.bad))
+        if not found.bad and not found.problems:
+            return found
+        rows = np.array([bad.row for bad in found.bad], dtype=np.int64)
+        with contextlib.closing(CacheWriter(path, cache.header)) as writer:
+            writer.set_states(rows, RowState.PENDING)
+            writer.sync()
+            writer.accept_files()
+        problems = tuple(check_file(path, cache.header).problems)
+        return replace(found, repaired=len(found.bad), problems=problems)
 
 
 def _look(cache: FeatureCache) -> VerifyReport:

@@ -261,6 +261,11 @@ class CacheWriter:
         if self._records is not None:
             self._records.end()
 
+    def accept_files(self) -> None:
+        """Take sizes and times as the file has them, whatever their checksums were."""
+        if self._records is not None:
+            self._records.end()
+
     def clear_reasons(self, rows: NDArray[np.int64]) -> None:
         """Clear the reasons of pending rows that failed before."""
         self._put(f"{IMAGES}/error", rows, np.zeros(len(rows), dtype=f"|S{ERROR_BYTES}"))

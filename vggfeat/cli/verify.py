@@ -49,8 +49,9 @@ def verify(
             )
         if found.problems:
             raise CacheError(
-                f"cache {cache!r} is not as it was written: {first_few(found.problems)}; take it "
-                "from a backup, or `vggfeat merge` writes its rows into a new file"
+                f"cache {cache!r} is not as it was written: {first_few(found.problems, '; ')}; "
+                f"take it from a backup, or, if the paths are right, `vggfeat merge {cache} --out "
+                "NEW` writes its rows into a new file"
             )
 
 
