@@ -43,7 +43,10 @@ _WARM = (
     "vggfeat.network.extractor",
     "vggfeat.transforms.derive",
     "vggfeat.zeroshot",
+    "vggfeat.visualization.plot_cache",
     "sklearn.decomposition",
+    "matplotlib.figure",
+    "matplotlib.backends.backend_svg",
 )
 
 
