@@ -44,7 +44,9 @@ DEVICE_TYPES: tuple[str, ...] = ("cuda",)
 
 _PIXELS_AT_ONCE: Final = 4 * DEVICE_PIXELS
 _MOST_DIFFERENCE = 16  # of a test picture's levels from Pillow's: decoders round differently
-_OUT_OF_MEMORY = re.compile(r": 5$")  # NVJPEG_STATUS_ALLOCATOR_FAILURE
+# NVJPEG_STATUS_ALLOCATOR_FAILURE; and what libraries built for torch's stable interface say, which
+# does not pass on that there was no memory.
+_OUT_OF_MEMORY = re.compile(r": 5$|out of memory|API call failed")
 
 log = logging.getLogger("vggfeat")
 
