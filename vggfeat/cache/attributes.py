@@ -12,6 +12,7 @@ import numpy as np
 
 from vggfeat.cache.format import FEATURES, REQUIRED_ATTRIBUTES, Provenance
 from vggfeat.cache.identity import Identity
+from vggfeat.cache.identity_checks import untrue_attributes
 from vggfeat.core.preprocessing import preprocess_from
 from vggfeat.core.quantization import scales_digest
 from vggfeat.core.steps import Step
@@ -51,6 +52,7 @@ def read_attributes(
     try:
         found = _Texts(attributes)
         identity, provenance = _identity(found, runs, scales), _provenance(found)
+        untrue = list(untrue_attributes(identity, provenance))
         fits = identity.fingerprint() == found.text("fingerprint", "")
     # A lie of any kind: a list for an object, a number of any size, nesting of any depth.
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
@@ -58,10 +60,21 @@ def read_attributes(
     except RecursionError:
         wrong.append("attributes cannot be read: JSON of too many levels")
     else:
-        if fits:
-            return identity, provenance
-        wrong.append("attribute fingerprint does not belong to the other attributes")
+        if not fits:
+            wrong.append("attribute fingerprint does not belong to the other attributes")
+            return None
+        wrong += untrue
+        return identity, provenance
     return None
+
+
+def identity_of(
+    attributes: Mapping[str, object],
+    runs: Mapping[str, DatasetExtent],
+    scales: Mapping[str, Scales],
+) -> Identity:
+    """Return the identity that attributes state, their fingerprint unchecked; see above."""
+    return _identity(_Texts(attributes), runs, scales)
 
 
 class _Texts:

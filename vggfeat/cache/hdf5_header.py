@@ -252,7 +252,7 @@ def _mappable(name: str, dataset: Dataset, wrong: list[str]) -> Iterator[tuple[s
 
 def _overlaps(runs: Mapping[str, DatasetExtent]) -> Iterator[str]:
     """Name datasets whose bytes are also those of another, which a run would write over."""
-    ordered = sorted(runs.items(), key=lambda item: item[1].offset)
+    ordered = sorted(runs.items(), key=lambda item: (item[1].offset, item[0]))
     for (first, one), (second, other) in itertools.pairwise(ordered):
         if one.offset + one.row_bytes * one.shape[0] > other.offset:
             yield f"/{second} begins inside /{first}"

@@ -203,7 +203,9 @@ def _extractor(
             "layers": ",".join(specs),
             "pool": "avg",  # canonical names leave this default out
             "norm": "none",
-            "weights": config["weights"] if model_weights is None else model_weights,
+            "weights": known.get("weights", identity.weights)
+            if model_weights is None
+            else model_weights,
             "precision": identity.precision,
             "dtype": "float32",
             "augment": "",
