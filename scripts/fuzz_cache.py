@@ -44,7 +44,7 @@ import numpy as np
 import typer
 
 import vggfeat
-from vggfeat.cache.attributes import identity_of
+from vggfeat.cache.attributes import stated_identity
 from vggfeat.cache.format import DatasetExtent
 from vggfeat.cache.index import MAGIC, RECORD_PAGES
 from vggfeat.cli import app
@@ -282,7 +282,7 @@ def _sign(file: h5py.File) -> None:
         f"features/{name}": DatasetExtent(data.dtype.str, data.shape, 0)
         for name, data in file["features"].items()
     }
-    identity = identity_of(dict(file.attrs), runs, {})
+    identity = stated_identity(dict(file.attrs), runs, {})
     file.attrs["fingerprint"] = identity.fingerprint()
 
 

@@ -13,7 +13,7 @@ import pytest
 from hostile_caches import attributes, write_version_1
 
 import vggfeat
-from vggfeat.cache.attributes import identity_of, read_attributes
+from vggfeat.cache.attributes import read_attributes, stated_identity
 from vggfeat.cache.format import DatasetExtent
 from vggfeat.errors import CacheError
 from vggfeat.storage.hdf5_metadata.blocks import lookup3
@@ -60,7 +60,7 @@ def test_attributes_with_a_fingerprint_that_fits(lie: str) -> None:
     """Whoever lies computes the fingerprint anew; each value is checked by itself."""
     changed, message = LIES[lie]
     stated = {**attributes(("fc7",)), **changed}
-    stated["fingerprint"] = identity_of(stated, RUNS, {}).fingerprint()
+    stated["fingerprint"] = stated_identity(stated, RUNS, {}).fingerprint()
     wrong: list[str] = []
     read_attributes(stated, RUNS, {}, wrong)
     assert re.search(message, "; ".join(wrong))

@@ -68,7 +68,7 @@ def read_attributes(
     return None
 
 
-def identity_of(
+def stated_identity(
     attributes: Mapping[str, object],
     runs: Mapping[str, DatasetExtent],
     scales: Mapping[str, Scales],
