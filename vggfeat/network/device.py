@@ -30,23 +30,39 @@ CPU_CONVOLUTIONS_BATCH = 4
 batch would be 1 or 2 % faster, and need more than 1 GB."""
 
 GPU_BATCH = 256
+
+_OUT_OF_MEMORY = (
+    "unable to find an engine to execute this computation",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDA error: out of memory",
+)
 _BYTES_PER_PIXEL = 1024  # the two widest maps at once, 64 channels each of float32, and workspace
 
 
 @contextlib.contextmanager
 def device_errors(device: torch.device) -> Iterator[None]:
-    """Raise DeviceError for a failing accelerator, but let OutOfMemoryError through."""
+    """Raise DeviceError for a failing accelerator, but let a lack of memory through."""
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
-        if device.type == "cpu" or isinstance(error, DeviceError):
+        if device.type == "cpu" or isinstance(error, DeviceError) or is_out_of_memory(error):
             raise
         raise DeviceError(
             f"device {device} failed: {str(error).splitlines()[0]}; rows up to the last "
             "checkpoint are kept, run again to resume"
         ) from error
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Return whether an error of torch is a device's lack of memory.
+
+    Only torch's own allocator says so by a class of its own. A convolution that finds no room for
+    its workspace finds no algorithm, and libraries that allocate for themselves return their codes.
+    """
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        text in str(error) for text in _OUT_OF_MEMORY
+    )
 
 
 def to_host(tensor: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -20,6 +21,7 @@ from vggfeat.network.device import (
     choose_device,
     choose_precision,
     device_errors,
+    is_out_of_memory,
     to_host,
 )
 from vggfeat.network.input_checks import check_images
@@ -31,7 +33,7 @@ from vggfeat.network.weight_metadata import check_carried, check_held
 from vggfeat.network.weights import Weights, find_weights, load_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Sequence
 
     from vggfeat.core.preprocessing import Preprocess
     from vggfeat.core.quantization import Scales
@@ -190,10 +192,10 @@ class TensorExtractor:
         Raises:
             DeviceError: the device has no memory for even one image.
         """
-        features, finite = self._forward(images.to(self.device))
-        if self.precision == "float16" and not bool(finite):
-            features, _ = self._forward_exact(images.to(self.device))
-        return features
+        found = self._within_memory(self._network, images, DeviceRows)
+        if self.precision == "float16" and not bool(found.in_range.all()):
+            found = found.completed(self._exactly(images, DeviceRows))
+        return dict(found.values)
 
     @isolated()
     def launch(self, batch: DecodedBatch) -> Pending:
@@ -202,44 +204,62 @@ class TensorExtractor:
         Args:
             batch: images uint8 or uint16 (B, H, W, C) in memory.
         """
+        images = batch.images.permute(0, 3, 1, 2)
         with device_errors(self.device):
-            images = batch.images.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
-            features, finite = self._forward(images)
-            return Pending.start(self, batch, images, features, finite)
+            return Pending.start(
+                self, batch, self._within_memory(self._network, images, self._quantised)
+            )
 
-    def _forward(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        return self._within_memory(self._network, images)
+    def relaunch(self, batch: DecodedBatch) -> Pending:
+        """Start a batch, some of which has left the range of float16, again in float32."""
+        images = batch.images.permute(0, 3, 1, 2)
+        with device_errors(self.device):
+            return Pending.start(self, batch, self._exactly(images, self._quantised))
 
-    def _forward_exact(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Compute a batch that left the range of float16 again in float32."""
+    def _exactly(self, images: Tensor, finish: Finish) -> DeviceRows:
+        """Compute a whole batch again in float32, so that a row depends on its slot alone."""
         if self._exact is None:
-            log.info("activations exceed float16: such batches are computed again in float32")
+            log.info("activations exceed float16: such images are computed again in float32")
             self._exact = self._build("float32")
         self.redone += 1
-        return self._within_memory(self._exact, images)
+        return self._within_memory(self._exact, images, finish)
+
+    def _quantised(self, features: Mapping[str, Tensor], in_range: Tensor) -> DeviceRows:
+        """Convert rows to the storage dtype, and count for each what was clipped."""
+        stored = {name: self.stored(name, feature) for name, feature in features.items()}
+        return DeviceRows(
+            {name: values for name, (values, _, _) in stored.items()},
+            in_range,
+            sum((clipped for _, clipped, _ in stored.values()), torch.zeros_like(in_range).long()),
+            {name: finite for name, (_, _, finite) in stored.items()},
+        )
 
     def _within_memory(
-        self, network: TappedVgg | Int8Vgg, images: Tensor
-    ) -> tuple[dict[str, Tensor], Tensor]:
+        self, network: TappedVgg | Int8Vgg, images: Tensor, finish: Finish
+    ) -> DeviceRows:
         """Run one pass, or several over parts of the batch when the device's memory runs out."""
         count = len(images)
         while True:
             size = min(self._limit or count, count)
             try:
-                parts = [self._pass(network, part) for part in torch.split(images, size)]
-            except torch.OutOfMemoryError as error:
+                on_device = images.to(self.device, non_blocking=True)
+                return DeviceRows.joined(
+                    [finish(*self._pass(network, part)) for part in torch.split(on_device, size)]
+                )
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 if size == 1:
                     raise DeviceError(
                         f"{self.device} has no memory for one image of "
                         f"{images.shape[2]} x {images.shape[3]}: {str(error).splitlines()[0]}"
                     ) from error
-                self._limit = (size + 1) // 2
-                torch.cuda.empty_cache()
-                log.warning(
-                    "out of memory with %s a pass; continuing with half", counted(size, "image")
-                )
-            else:
-                return _join(parts)
+            # Out here, where no traceback holds the tensors of the failed pass any more.
+            torch.cuda.empty_cache()
+            self._limit = (size + 1) // 2
+            log.warning(
+                "out of memory with %s a pass; continuing with half", counted(size, "image")
+            )
 
     def _pass(
         self, network: TappedVgg | Int8Vgg, images: Tensor
@@ -256,12 +276,53 @@ class TensorExtractor:
         return cast("dict[str, Tensor]", features), cast("Tensor", finite)
 
 
-def _join(parts: list[tuple[dict[str, Tensor], Tensor]]) -> tuple[dict[str, Tensor], Tensor]:
-    if len(parts) == 1:
-        return parts[0]
-    names = parts[0][0]
-    joined = {name: torch.cat([features[name] for features, _ in parts]) for name in names}
-    return joined, torch.stack([finite for _, finite in parts]).all()
+Finish = Callable[[Mapping[str, Tensor], Tensor], "DeviceRows"]
+"""What becomes of the features of a pass, and of its mask of rows within the range of float16."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRows:
+    """Rows of a batch, N of them, on the device or the host.
+
+    Attributes:
+        values: canonical spec → (N, …), float32 or as stored.
+        in_range: bool (N,): false where float16 overflowed on the way.
+        clipped: of stored values, int64 (N,): how many exceeded the range of their dtype.
+        finite: of stored values, canonical spec → bool (N,): whether all values of the row are.
+    """
+
+    values: Mapping[str, Tensor]
+    in_range: Tensor
+    clipped: Tensor | None = None
+    finite: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def joined(cls, parts: Sequence[DeviceRows]) -> DeviceRows:
+        """Return the rows of several passes as one."""
+        return parts[0] if len(parts) == 1 else cls._by(lambda *ones: torch.cat(ones), *parts)
+
+    def on_host(self, slots: Tensor) -> DeviceRows:
+        """Return the rows of some slots, int64 (n,), in host memory; see `to_host`."""
+        return self._by(lambda one: to_host(one[slots]), self)
+
+    def completed(self, exact: DeviceRows) -> DeviceRows:
+        """Return these rows, with those that are not in range from `exact`."""
+
+        def choose(one: Tensor, other: Tensor) -> Tensor:
+            return torch.where(self.in_range.view(-1, *[1] * (one.dim() - 1)), one, other)
+
+        return self._by(choose, self, exact)
+
+    @classmethod
+    def _by(cls, function: Callable[..., Tensor], *all_rows: DeviceRows) -> DeviceRows:
+        """Apply a function of tensors to each attribute."""
+        first = all_rows[0]
+        return cls(
+            {name: function(*(one.values[name] for one in all_rows)) for name in first.values},
+            function(*(one.in_range for one in all_rows)),
+            None if first.clipped is None else function(*(one.clipped for one in all_rows)),
+            {name: function(*(one.finite[name] for one in all_rows)) for name in first.finite},
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,58 +331,38 @@ class Pending:
 
     extractor: TensorExtractor
     batch: DecodedBatch
-    images: Tensor
-    values: Mapping[str, Tensor]
-    clamped: Tensor
-    finite_rows: Mapping[str, Tensor]
-    in_range: Tensor
+    found: DeviceRows
     ready: torch.cuda.Event | None
 
     @classmethod
-    def start(
-        cls,
-        extractor: TensorExtractor,
-        batch: DecodedBatch,
-        images: Tensor,
-        features: Mapping[str, Tensor],
-        in_range: Tensor,
-    ) -> Pending:
-        """Convert to the storage dtype on the device and start the copies to the host."""
+    def start(cls, extractor: TensorExtractor, batch: DecodedBatch, found: DeviceRows) -> Pending:
+        """Start the copies of a batch's rows to the host."""
         slots = torch.from_numpy(batch.slots).to(extractor.device, non_blocking=True)
-        values, clamped, finite = {}, [], {}
-        for name, feature in features.items():
-            stored, count, rows = extractor.stored(name, feature[slots])
-            values[name] = to_host(stored)
-            finite[name] = to_host(rows)
-            clamped.append(count)
-        total = to_host(torch.stack(clamped).sum())
-        in_range = to_host(in_range)
-        ready = None
+        found, ready = found.on_host(slots), None
         if extractor.device.type == "cuda":
             ready = torch.cuda.Event()  # type: ignore[no-untyped-call] # torch has no types here
             ready.record(torch.cuda.current_stream(extractor.device))
-        return cls(extractor, batch, images, values, total, finite, in_range, ready)
+        return cls(extractor, batch, found, ready)
 
     @isolated()
     def collect(self) -> FeatureBatch:
         """Wait for the batch and return its features, in the order of its rows."""
+        found = self._waited()
+        if self.extractor.precision == "float16" and not bool(found.in_range.all()):
+            # Of the whole batch in float32 only the rows that overflowed are taken: what the other
+            # images of a batch are must not change a row.
+            found = found.completed(self.extractor.relaunch(self.batch)._waited())  # noqa: SLF001
+        return self._feature_batch(found)
+
+    def _waited(self) -> DeviceRows:
         if self.ready is not None:
             with device_errors(self.extractor.device):
                 self.ready.synchronize()
-        if self.extractor.precision == "float16" and not bool(self.in_range):
-            features, _ = self.extractor._forward_exact(self.images)  # noqa: SLF001 one unit
-            done = replace(
-                Pending.start(self.extractor, self.batch, self.images, features, self.in_range),
-                in_range=torch.ones((), dtype=torch.bool),
-            )
-            return done.collect()
-        return self._feature_batch()
+        return self.found
 
-    def _feature_batch(self) -> FeatureBatch:
+    def _feature_batch(self, found: DeviceRows) -> FeatureBatch:
         rows = self.batch.rows
-        bad = {
-            name: set(rows[~finite.numpy()].tolist()) for name, finite in self.finite_rows.items()
-        }
+        bad = {name: set(rows[~finite.numpy()].tolist()) for name, finite in found.finite.items()}
         failures = [
             Failure(row, f"the network gave values that are not finite in {', '.join(names)}")
             for row in sorted(set().union(*bad.values()))
@@ -329,7 +370,7 @@ class Pending:
         ]
         failed = [failure.row for failure in failures]
         keep = [index for index, row in enumerate(rows.tolist()) if row not in failed]
-        values = {name: value.numpy() for name, value in self.values.items()}
+        values = {name: value.numpy() for name, value in found.values.items()}
         if failed:
             values = {name: value[keep] for name, value in values.items()}
         return FeatureBatch(
@@ -337,5 +378,5 @@ class Pending:
             digests=self.batch.digests[keep] if failed else self.batch.digests,
             features=values,
             failures=(*self.batch.failures, *failures),
-            clamped=int(self.clamped),
+            clamped=0 if found.clipped is None else int(found.clipped.sum()),
         )

@@ -98,7 +98,7 @@ class Int8Vgg(nn.Module):
             images: uint8 RGB (N, 3, H, W).
 
         Returns:
-            canonical spec → float32 (N, …), and a bool scalar, true: integers do not overflow.
+            canonical spec → float32 (N, …), and bool (N,), true: integers do not overflow.
         """
         taken: dict[str, Tensor] = {}
         x, scale = _bordered(images, self._mean), 1.0
@@ -115,7 +115,7 @@ class Int8Vgg(nn.Module):
         if self.head is not None:
             taken |= self.head(x.float() * scale)[0]
         ordered = {str(spec): taken[str(spec)] for spec in self.specs}
-        return ordered, torch.ones((), dtype=torch.bool)
+        return ordered, torch.ones(len(images), dtype=torch.bool)
 
     def _specs_at(self, layer: Layer, *, pre: bool) -> list[LayerSpec]:
         return [spec for spec in self.specs if spec.layer is layer and spec.pre == pre]

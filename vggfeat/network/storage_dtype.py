@@ -34,19 +34,19 @@ def quantise(
         scales: scale and offset of `x` for int8: see `core.quantization.Scales.along`.
 
     Returns:
-        The values in `dtype`, shaped as `x` (`x` itself for `float32`); the number of clipped
-        values, an int64 scalar; and for each row whether all its values were finite, bool (N,).
-        Infinity and NaN become any value: discard their rows by the third result.
+        The values in `dtype`, shaped as `x` (`x` itself for `float32`); and for each row the number
+        of clipped values, int64 (N,), and whether all its values were finite, bool (N,). Infinity
+        and NaN become any value: discard their rows by the third result.
     """
     finite = torch.isfinite(x)
     rows_finite = finite.flatten(1).all(1)  # (N,)
     if dtype == "float32":
-        return x, torch.zeros((), dtype=torch.int64, device=x.device), rows_finite
+        return x, torch.zeros(len(x), dtype=torch.int64, device=x.device), rows_finite
     if scales is not None:
         scale, offset = scales
         # As `core.quantization.encode` before clipping, on the device.
         codes = ((x - offset) / torch.where(scale > 0, scale, torch.inf)).round()
-        beyond = (finite & (codes.abs() > LARGEST_CODE)).sum()  # ()
+        beyond = (finite & (codes.abs() > LARGEST_CODE)).flatten(1).sum(1)  # (N,)
         return codes.clamp(-LARGEST_CODE, LARGEST_CODE).to(torch.int8), beyond, rows_finite
-    clamped = (finite & (x.abs() > _FLOAT16_MAX)).sum()  # ()
+    clamped = (finite & (x.abs() > _FLOAT16_MAX)).flatten(1).sum(1)  # (N,)
     return x.clamp(-_FLOAT16_MAX, _FLOAT16_MAX).half(), clamped, rows_finite

@@ -84,12 +84,12 @@ class TappedVgg(nn.Module):
             x: (N, in_channels, H, W), the network's dtype.
 
         Returns:
-            canonical spec → float32 (N, …), and a bool scalar: in float16, whether every map at
-            the end of a block was finite, and so everything computed before, and also every map
+            canonical spec → float32 (N, …), and bool (N,): in float16, for which images every map
+            at the end of a block was finite, and so everything computed before, and also every map
             taken before a ReLU, which turns -inf into 0.
         """
         taken: dict[str, Tensor] = {}
-        finite = torch.ones((), dtype=torch.bool, device=x.device)
+        finite = torch.ones(len(x), dtype=torch.bool, device=x.device)
         if self.adapter is not None:
             x = self.adapter(x)  # (N, 3, H, W)
         for layer in self.layers:
@@ -97,7 +97,7 @@ class TappedVgg(nn.Module):
             before = [spec for spec in self.specs if spec.layer is layer and spec.pre]
             taken.update({str(spec): reduce_map(x, spec) for spec in before})
             if before and x.dtype == torch.float16:
-                finite = finite & torch.isfinite(x).all()
+                finite = finite & finite_rows(x)
             if layer.relu_index is not None:
                 # In place unless a feature was taken from x; both give the same bits.
                 x = torch.relu(x) if before else torch.relu_(x)
@@ -105,7 +105,7 @@ class TappedVgg(nn.Module):
             taken.update({str(spec): reduce_map(x, spec) for spec in after})
             ends_block = layer.kind in ("pool", "fc") or layer is self.layers[-1]
             if ends_block and x.dtype == torch.float16:
-                finite = finite & torch.isfinite(x).all()
+                finite = finite & finite_rows(x)
         return {str(spec): taken[str(spec)] for spec in self.specs}, finite
 
     def _linear_part(self, layer: Layer, x: Tensor) -> Tensor:
@@ -119,6 +119,16 @@ class TappedVgg(nn.Module):
         if layer.norm_index is not None:
             x = cast("Tensor", getattr(container, str(layer.norm_index))(x))
         return x
+
+
+def finite_rows(x: Tensor) -> Tensor:
+    """Return for each row of (N, …) whether all its values are finite, bool (N,).
+
+    By the least and the largest, which are NaN where any value is: two reductions that write
+    nothing, where `isfinite` writes a map of its own and reads it again.
+    """
+    dimensions = tuple(range(1, x.dim()))
+    return torch.isfinite(x.amax(dimensions)) & torch.isfinite(x.amin(dimensions))
 
 
 def needed_layers(specs: Sequence[LayerSpec], model: str) -> tuple[Layer, ...]:
