@@ -230,7 +230,12 @@ class Attribute:
         return int(np.frombuffer(self._raw.data, kind, 1)[0])
 
     def value(self) -> str | int | MetadataError:
-        """Return a text or a whole number; for anything else the error that says what it is."""
+        """Return a text or a whole number; for anything else the error that says what it is.
+
+        Opaque bytes are a text too: h5py writes them of `numpy.void`.
+        """
+        if self._raw.datatype.is_opaque and self._raw.shape in ((), (1,)):
+            return self._raw.data[: self._raw.datatype.size].decode("utf-8", "surrogateescape")
         if self._raw.datatype.charset is not None:
             return self.text() if self._raw.shape in ((), (1,)) else self._unexpected("one text")
         try:

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
     from vggfeat.storage.hdf5_metadata.blocks import Fields
 
-_INTEGER, _FLOAT, _STRING, _ENUMERATION, _VARIABLE = 0, 1, 3, 8, 9
+_INTEGER, _FLOAT, _STRING, _OPAQUE, _ENUMERATION, _VARIABLE = 0, 1, 3, 5, 8, 9
 _KINDS: Mapping[int, str] = {
-    2: "times", 4: "bit fields", 5: "opaque bytes", 6: "a compound of fields", 7: "references",
-    8: "an enumeration", 9: "sequences", 10: "arrays", 11: "complex numbers",
+    2: "times", 4: "bit fields", _OPAQUE: "opaque bytes", 6: "a compound of fields",
+    7: "references", 8: "an enumeration", 9: "sequences", 10: "arrays", 11: "complex numbers",
 }  # fmt: skip
 # Bits: precision, where exponent and mantissa begin and how many they are, bias, where the sign is.
 _FLOATS: Mapping[tuple[int, ...], str] = {
@@ -49,6 +49,11 @@ class Datatype:
     numpy: np.dtype[Any] | None = None
     padding: int = 0
     charset: str | None = None
+
+    @property
+    def is_opaque(self) -> bool:
+        """Whether elements are bytes of no declared kind."""
+        return self.words == _KINDS[_OPAQUE]
 
     @property
     def variable_text(self) -> bool:
