@@ -96,3 +96,31 @@ def test_a_command_whose_cache_is_cut_short(tmp_path: Path) -> None:
     assert err.count("\n") == 1
     assert "large.h5" in err
     assert "cut short" in err
+
+
+FAISS = """
+import os, sys, faiss, numpy
+from vggfeat.storage.mapped_files import end_on_cut_files
+path, rows = sys.argv[1], numpy.ones((2000, 64), numpy.float32)
+index = faiss.IndexIVFFlat(faiss.IndexFlatL2(64), 64, 4)
+index.train(rows)
+index.add(rows)
+faiss.write_index(index, path)
+end_on_cut_files(lambda said: os.write(2, said.encode()))
+mapped = faiss.read_index(path, faiss.IO_FLAG_MMAP)
+mapped.nprobe = 4
+os.truncate(path, 5000)
+mapped.search(rows[:64], 5)
+"""
+
+
+def test_an_index_that_faiss_has_mapped(tmp_path: Path) -> None:
+    """The fault is in a thread of OpenMP, which Python does not know; it ends all the same."""
+    pytest.importorskip("faiss")
+    ended = subprocess.run(
+        [sys.executable, "-c", FAISS, tmp_path / "rows.index"],
+        env={**os.environ, "OMP_NUM_THREADS": "3"},
+        capture_output=True, check=False, text=True, timeout=120,
+    )  # fmt: skip
+    assert ended.returncode == 5, ended.stderr
+    assert "rows.index' was cut short while it was read: 5000 bytes" in ended.stderr
