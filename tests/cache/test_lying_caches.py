@@ -106,6 +106,14 @@ DATASETS: dict[str, tuple[Callable[[h5py.File], None], str]] = {
     "nothing": (attribute("model", h5py.Empty("f4")), "model is .* expected text"),
     "bad UTF-8": (attribute("fingerprint", np.bytes_(b"\xff\xfe")), "fingerprint does not"),
     "deep JSON": (attribute("config", "[" * 99999), "too many levels|cannot be read"),
+    "escaped field": (
+        attribute("preprocess", '{"\\u001b[2J": 1}'),
+        r"unexpected keyword argument '.x1b",
+    ),
+    "escaped link": (
+        lambda file: file.__setitem__("features/\x1b[2J", h5py.SoftLink("/x")),
+        r"/features/.x1b\[2J is a soft link to '/x'",
+    ),
     "escape": (lambda file: file.copy("features/fc7", "features/\x1b[2J"), r"no name of a layer"),
 }
 

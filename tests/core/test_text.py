@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from vggfeat.core.text import agree, counted, decode_text
+from vggfeat.core.text import agree, counted, decode_text, printable
 from vggfeat.errors import UsageError
 
 TEXT = "größe,1\r\n猫,2\n"
@@ -55,3 +55,8 @@ def test_nouns_agree_with_their_count(count: int, noun: str, expected: str) -> N
 def test_verbs_agree_with_their_count(verb: str, several: str) -> None:
     """A verb is given in the singular, and becomes plural for none and for several."""
     assert [agree(count, verb) for count in (0, 1, 2)] == [several, verb, several]
+
+
+def test_surrogates_of_json_are_shown() -> None:
+    """A lone surrogate that stands for no byte, as JSON may have it, is escaped and no error."""
+    assert printable("a\ud800b\udcff\x1b") == "a\\ud800b\\udcff\\x1b"

@@ -16,6 +16,7 @@ from vggfeat.cache.identity_checks import untrue_attributes
 from vggfeat.core.preprocessing import preprocess_from
 from vggfeat.core.quantization import scales_digest
 from vggfeat.core.steps import Step
+from vggfeat.core.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,7 +57,7 @@ def read_attributes(
         fits = identity.fingerprint() == found.text("fingerprint", "")
     # A lie of any kind: a list for an object, a number of any size, nesting of any depth.
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        wrong.append(f"attributes cannot be read: {error}")
+        wrong.append(f"attributes cannot be read: {printable(str(error))}")
     except RecursionError:
         wrong.append("attributes cannot be read: JSON of too many levels")
     else:
@@ -89,6 +90,7 @@ class _Texts:
         value = attribute_text(self._attributes[name])
         if value is None:
             raise ValueError(f"{name} is {self._attributes[name]!r:.40}, expected text")
+        value.encode("utf-8", "surrogateescape")  # else no bytes of HDF5 are this text
         return value
 
     def json(self, name: str, kind: type, default: str | None = None) -> Any:

@@ -24,7 +24,7 @@ from vggfeat.cache.format import (
 )
 from vggfeat.core.quantization import Scales
 from vggfeat.core.settings import DTYPES
-from vggfeat.core.text import counted
+from vggfeat.core.text import counted, printable
 from vggfeat.errors import CacheError
 from vggfeat.storage.hdf5_metadata.blocks import MetadataError, NotHdf5Error
 from vggfeat.storage.hdf5_metadata.reader import Dataset, Group, open_metadata
@@ -78,7 +78,7 @@ def _told(file_name: str) -> Iterator[None]:
             f"cache {file_name!r} is not an HDF5 file, or was cut short: {error}"
         ) from error
     except MetadataError as error:
-        raise CacheError(f"cache {file_name!r} is damaged: {error}") from error
+        raise CacheError(f"cache {file_name!r} is damaged: {printable(str(error))}") from error
     except (OSError, ValueError) as error:  # a name with a NUL byte is a ValueError
         reason = getattr(error, "strerror", None) or error
         raise CacheError(f"cache {file_name!r} cannot be read: {reason}") from error
@@ -221,7 +221,7 @@ def _elsewhere(
             yield f"/{group} is {link.words}"
         found = groups[group]
         for name, one in members.get(group, {}).items():
-            path = f"/{group}/{name}"
+            path = printable(f"/{group}/{name}")
             if isinstance(found, Group) and found.links[name].address is None:
                 yield f"{path} is {found.links[name].words}"
             elif isinstance(one, Dataset) and one.elsewhere:

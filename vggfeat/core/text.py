@@ -85,7 +85,10 @@ def duration(seconds: float) -> str:
 
 def printable(text: str) -> str:
     """Escape control characters and undecodable bytes, so that text can be shown and encoded."""
-    safe = text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    try:
+        safe = text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    except UnicodeEncodeError:  # a surrogate that stands for no byte, as JSON may have it
+        safe = text.encode(errors="backslashreplace").decode()
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in safe)
 
 
