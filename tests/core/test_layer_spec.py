@@ -297,3 +297,22 @@ def test_any_text_is_read_or_refused(text: str) -> None:
     except UsageError:
         return
     assert canonical(",".join(names)) == names
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("," * 20_000, "layers: a text of 20000 characters, beginning .*; at most 8192 are read"),
+        ("conv1_1," * 20_000, "layers: a text of 160000 characters"),
+        ("fc7," * 300, "300 layers are requested; at most 256 are computed"),
+        ("x," * 99, "layer 'x' is not in vgg19.*; and 79 more$"),
+        ("conv1_1:spp(" + "9" * 5000 + ")", "must be whole numbers from 1 to 14"),
+        ("(" * 4000 + "," * 4000, "layer '"),
+    ],
+)
+def test_lists_without_end_are_refused(text: str, says: str) -> None:
+    """Long lists, numbers of thousands of digits and open brackets end at once, in one line."""
+    with pytest.raises(UsageError, match=says) as found:
+        parse_specs(text, "vgg19")
+    assert "\n" not in str(found.value)
+    assert len(str(found.value)) < 3 * 8192

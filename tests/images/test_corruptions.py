@@ -430,3 +430,10 @@ def test_an_image_that_cannot_be_altered_is_a_failed_row(tmp_path: Path) -> None
     extract(tmp_path, "images", "f.h5", "--augment", "jpeg")
     (failure,) = library.open(tmp_path / "f.h5").failures()
     assert failure.reason.startswith("corruption jpeg: 66000 x 1 pixels")
+
+
+def test_lists_of_corruptions_are_bounded() -> None:
+    """An image is not corrupted thousands of times over."""
+    assert len(parse_corruptions("mirror," * 32)) == 32
+    with pytest.raises(UsageError, match=r"augment has 20000 corruptions; at most 32 are applied"):
+        parse_corruptions("mirror," * 20_000)

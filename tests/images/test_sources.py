@@ -506,3 +506,13 @@ def test_import_is_light() -> None:
         [sys.executable, "-c", code], cwd=REPOSITORY, check=True, capture_output=True, text=True
     )
     assert done.stdout == "set()\n"
+
+
+def test_lists_of_loops_end(tmp_path: Path) -> None:
+    """A list of folders through links to themselves reads each once; one may name itself."""
+    make(tmp_path, "d/e/x.jpg")
+    (tmp_path / "d/self").symlink_to(".")
+    (tmp_path / "d/e/up").symlink_to("..")
+    lines = [f"{tmp_path}/d/{'self/' * (n % 39)}{'e/up/' * (n % 3)}" for n in range(2000)]
+    (tmp_path / "list").write_text("\n".join([*lines, f"{tmp_path}/list"]))
+    assert names(discover([f"@{tmp_path}/list"])) == ["d/e/x.jpg", "list"]

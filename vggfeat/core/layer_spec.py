@@ -39,6 +39,16 @@ SPP_LEVELS = (1, 2, 3, 6)
 """Pyramid of He et al. 2014 for ImageNet: 50 bins."""
 
 
+MOST_SPECS = 256
+"""Layer specs of one request."""
+
+LONGEST_TEXT = 8192
+"""Characters of a text of layer specs."""
+
+_SHOWN = 20  # specs that an error names
+_DIGITS = 3  # of a number in brackets
+
+
 @dataclass(frozen=True, slots=True)
 class Pool:
     """How a map becomes one row of features.
@@ -105,27 +115,40 @@ def parse_specs(
     Every spec and default that is wrong is named in one UsageError.
     """
     layer_table(model)  # or each of the specs would report the same unknown model
+    parts = split_specs(text)
+    if len(parts) > MOST_SPECS:
+        raise UsageError(f"{len(parts)} layers are requested; at most {MOST_SPECS} are computed")
     default_pool, default_norm, wrong = _parse_defaults(pool, norm)
     specs: dict[str, LayerSpec] = {}
-    for part in split_specs(text):
+    for part in parts:
         try:
             spec = _parse_spec(part, model, default_pool, default_norm)
         except UsageError as error:
             wrong.append(str(error))
         else:
             specs.setdefault(str(spec), spec)
-    if not split_specs(text):
+    if not parts:
         wrong.append(
             "no layers requested; expected for example `--layers conv5_3,fc7`, or a preset such as "
             "`--config overall`"
         )
+    if len(wrong) > _SHOWN:
+        wrong = [*wrong[:_SHOWN], f"and {len(wrong) - _SHOWN} more"]
     if wrong:
         raise UsageError("; ".join(wrong))
     return tuple(specs.values())
 
 
 def split_specs(text: str) -> list[str]:
-    """Split at commas outside brackets; drop blanks around the parts, and empty parts."""
+    """Split at commas outside brackets; drop blanks around the parts, and empty parts.
+
+    Raises UsageError for a text of more than `LONGEST_TEXT` characters.
+    """
+    if len(text) > LONGEST_TEXT:
+        raise UsageError(
+            f"layers: a text of {len(text)} characters, beginning {text[:40]!r}; at most "
+            f"{LONGEST_TEXT} are read"
+        )
     parts = re.split(r",(?![^(]*\))", text)
     return [part.strip() for part in parts if part.strip()]
 
@@ -231,7 +254,9 @@ def _parse_rmac(arguments: str | None, where: str) -> Pool:
 def _integers(arguments: str, where: str, example: str) -> tuple[int, ...]:
     words = [word.strip() for word in arguments.split(",")]
     most = 2 * GRID
-    if not all(word.isdecimal() and 0 < int(word) <= most for word in words):
+    if not all(
+        word.isdecimal() and len(word) <= _DIGITS and 0 < int(word) <= most for word in words
+    ):
         raise UsageError(
             f"{where}: ({arguments}) must be whole numbers from 1 to {most}, as in {example}"
         )

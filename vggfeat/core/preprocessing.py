@@ -143,6 +143,9 @@ AS_FILES_SAY: Final = Preprocess()
 """Full scale, or what else a file has for black and white."""
 
 
+MOST_CORRUPTIONS = 32
+"""Corruptions of one image."""
+
 NOT_ALWAYS: Mapping[str, Any] = {
     "decode": "exact",
     "augment": (),
@@ -169,6 +172,11 @@ def parse_corruptions(text: str) -> tuple[Corruption, ...]:
     """Return the corruptions that `text` names, separated by commas, in its order."""
     known: Mapping[str, Corruption] = {name: name for name in CORRUPTIONS}
     names = [part.strip() for part in text.split(",") if part.strip()]
+    if len(names) > MOST_CORRUPTIONS:
+        raise UsageError(
+            f"augment has {len(names)} corruptions; at most {MOST_CORRUPTIONS} are applied, one "
+            "after the other"
+        )
     unknown = [name for name in names if name not in known]
     if unknown:
         raise UsageError(unknown_value("augment", known, *unknown))
