@@ -8,14 +8,17 @@ file is refused.
 from __future__ import annotations
 
 import collections
+import itertools
 import pickle
+import struct
+import sys
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 from vggfeat.network.containers.records import MoreThanTensorsError, RefusedError, StoredTensor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 _STORAGES: Mapping[str, str] = {
     "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
@@ -41,6 +44,11 @@ _DATA_NAMES = frozenset(
 )  # fmt: skip
 _OLD_BUILTINS = "__builtin__"  # Python 2's, which protocol 2 still writes
 _MODELS = ("torch.nn", "torchvision.models", "timm", "torch.fx", "torch._dynamo")
+
+_DEEPEST = 100  # levels of tables and tuples
+_MOST_ENTRIES = 8  # levels of networks in entries of others
+_MOST_TABLES = 50_000
+_LARGEST = 2**63
 
 SAVE_STATE = (
     "in the program that made it save its tensors alone: "
@@ -100,11 +108,45 @@ class _Dtype:
     name: str
 
 
-class _TensorsOnly(pickle.Unpickler):
+class _TensorsOnly(pickle._Unpickler):  # noqa: SLF001 see below
+    """Python's own unpickler, in which each step can be bounded.
+
+    That in C takes 32 GiB where a pickle of ten bytes asks for a place in its memo, and its tuples
+    that nest deep crash the interpreter once they are hashed.
+    """
+
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)  # noqa: SLF001
+
+    stack: list[Any]
+    read: Callable[[int], bytes]
+
     def __init__(self, file: IO[bytes], *, script: bool) -> None:
         super().__init__(file)
         self.dtypes: dict[str, str] = {}
         self._script = script
+        self._depths: dict[int, int] = {}  # of tuples that hold tuples, by their id
+        self._kept: list[tuple[Any, ...]] = []  # so that no other tuple gets such an id
+
+    def build(self) -> None:
+        """Give its state to an object that stands for another; drop that of any other."""
+        state = self.stack.pop()
+        if isinstance(self.stack[-1], Inert):
+            self.stack[-1].__setstate__(state)
+
+    def bytes_8(self) -> None:
+        """Read bytes; the array is not made before they are there."""
+        (length,) = struct.unpack("<Q", self.read(8))
+        self.stack.append(bytearray(self.read(min(length, sys.maxsize))))
+
+    def note_depth(self) -> None:
+        """Refuse a tuple on top of the stack that nests too deep."""
+        made = self.stack[-1]
+        inner = [self._depths.get(id(one), 1) for one in made if type(one) is tuple]
+        if inner:
+            self._depths[id(made)] = depth = 1 + max(inner)
+            self._kept.append(made)
+            if depth > _DEEPEST:
+                raise pickle.UnpicklingError(f"tuples nest deeper than {_DEEPEST} levels")
 
     def find_class(self, module: str, name: str) -> Any:
         module = "builtins" if module == _OLD_BUILTINS else module
@@ -133,11 +175,30 @@ class _TensorsOnly(pickle.Unpickler):
         return _Storage(str(key), dtype.name)
 
 
+def _bounded(step: Callable[[Any], None]) -> Callable[[_TensorsOnly], None]:
+    def bounded(unpickler: _TensorsOnly) -> None:
+        step(unpickler)
+        unpickler.note_depth()
+
+    return bounded
+
+
+for _code in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3):
+    _TensorsOnly.dispatch[_code[0]] = _bounded(_TensorsOnly.dispatch[_code[0]])
+_TensorsOnly.dispatch[pickle.BUILD[0]] = _TensorsOnly.build
+_TensorsOnly.dispatch[pickle.BYTEARRAY8[0]] = _TensorsOnly.bytes_8
+
+
 def _note_tensor(
     storage: _Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *rest: object
 ) -> StoredTensor:
     # An untyped storage is followed by the tensor's own type.
     dtype = next((one.name for one in rest if isinstance(one, _Dtype)), storage.dtype)
+    numbers = (offset, *shape, *stride)
+    if len(shape) != len(stride) or not all(
+        type(number) is int and 0 <= number < _LARGEST for number in numbers
+    ):
+        raise pickle.UnpicklingError(f"a tensor of shape {shape!r:.80} and stride {stride!r:.80}")
     return StoredTensor(dtype, tuple(shape), storage.key, offset, tuple(stride))
 
 
@@ -169,8 +230,10 @@ def load_noted(file: IO[bytes], *, script: bool = False) -> tuple[Any, dict[str,
         raise ValueError(str(error)) from error
 
 
-def named_tensors(noted: Any) -> dict[str, StoredTensor]:
+def named_tensors(noted: Any, depth: int = 0) -> dict[str, StoredTensor]:
     """Return a network's tensors by name, from the likeliest entry if the file has several."""
+    if depth > _MOST_ENTRIES:
+        raise ValueError(f"networks nest deeper than {_MOST_ENTRIES} levels")
     if isinstance(noted, ScriptModule):
         return dict(_flatten(noted))
     if not isinstance(noted, dict):
@@ -181,12 +244,22 @@ def named_tensors(noted: Any) -> dict[str, StoredTensor]:
         if isinstance(noted.get(key), dict) and any(_flatten(noted[key])):
             if own and key != "state_dict":
                 break
-            return named_tensors(noted[key])
+            return named_tensors(noted[key], depth + 1)
     return own or dict(_flatten(noted))
 
 
-def _flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, StoredTensor]]:
+def _flatten(tree: Any) -> Iterator[tuple[str, StoredTensor]]:
     """Yield the tensors of nested tables, with keys joined by dots."""
+    # A table may be in several places, and so be met more often than the file has bytes.
+    left = itertools.repeat(None, _MOST_TABLES)
+    return _tensors_in(tree, "", 0, left)
+
+
+def _tensors_in(
+    tree: Any, prefix: str, depth: int, left: Iterator[None]
+) -> Iterator[tuple[str, StoredTensor]]:
+    if depth > _DEEPEST or next(left, left) is left:
+        raise ValueError("its tables nest too deep, or without end")
     items = tree.state if isinstance(tree, ScriptModule) else tree
     if not isinstance(items, dict):
         return
@@ -194,4 +267,4 @@ def _flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, StoredTensor]]:
         if isinstance(value, StoredTensor):
             yield f"{prefix}{key}", value
         elif isinstance(value, dict | ScriptModule):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from _tensors_in(value, f"{prefix}{key}.", depth + 1, left)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 ZIP_HEAD = b"PK\x03\x04"
 _PICKLE = "data.pkl"
+_MOST_UNPACKED = 1 << 20  # bytes of a member that someone has compressed
 _LOCAL_HEADER = 30  # bytes, with the lengths of name and extra field in the last four
 
 
@@ -38,6 +39,8 @@ def read_torch_archive(file: CheckedFile) -> Contents:
             )
         root = pickles[0].removesuffix(_PICKLE)
         order = f"{root}byteorder"
+        for name in (pickles[0], order):
+            _check_member(members.get(name))
         if order in members and archive.read(order) != b"little":
             raise RefusedError(
                 "its values are big-endian; save it again on a little-endian machine"
@@ -55,6 +58,16 @@ def read_torch_archive(file: CheckedFile) -> Contents:
         return member_place(file, members[f"{root}data/{key}"])
 
     return Contents(tensors, locate)
+
+
+def _check_member(member: zipfile.ZipInfo | None) -> None:
+    """Refuse a compressed member that unpacks to much; torch compresses none."""
+    packed = member is not None and member.compress_type != zipfile.ZIP_STORED
+    if member is not None and packed and member.file_size > _MOST_UNPACKED:
+        raise RefusedError(
+            f"its member {member.filename} is compressed and has {member.file_size} bytes "
+            "unpacked; pack it without compression (zip -0)"
+        )
 
 
 def member_place(file: CheckedFile, member: zipfile.ZipInfo) -> tuple[int, int]:
