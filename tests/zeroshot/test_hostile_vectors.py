@@ -180,3 +180,14 @@ def test_matlab_files_that_lie_are_refused(
         make(file)
     with pytest.raises(UsageError, match=r"are no MATLAB file: "):
         read_mat(str(path))
+
+
+def test_cells_within_cells_are_refused(tmp_path: Path) -> None:
+    """A MATLAB file of 30,000 nested cells crashed SciPy, and with it the interpreter."""
+    pytest.importorskip("scipy.io")
+    cell = struct.pack("<II II II", 14, 2**31 - 1, 6, 8, 1, 0)
+    cell += struct.pack("<II ii II", 5, 8, 1, 1, 1, 0)
+    start = b"MATLAB 5.0 MAT-file".ljust(124) + b"\0\1IM"
+    (tmp_path / "v.mat").write_bytes(start + cell * 30_000)
+    with pytest.raises(UsageError, match="are no MATLAB file: more than 100 cells"):
+        read_mat(str(tmp_path / "v.mat"))

@@ -13,6 +13,8 @@ import logging
 import math
 import os
 import re
+import struct
+import zlib
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
@@ -41,6 +43,14 @@ _CLASSES, _PREDICATES = "classes.txt", "predicates.txt"
 _ATTRIBUTES, _NAMES = "att", "allclasses_names"
 _NUMBERED = re.compile(r"\d+\s+")
 _LARGEST_MAT = 1 << 30  # bytes
+_MAT_HEAD, _COMPRESSED = 128, 15  # bytes before the first element, and the type of a packed one
+_MOST_SCANNED = 1 << 26  # unpacked bytes of an element
+_MOST_CELLS = 100
+# Flags of a cell, structure or object, in files of either byte order.
+_CELLS = re.compile(
+    rb"\x06\x00\x00\x00\x08\x00\x00\x00[\x01-\x03]|\x00\x00\x00\x06\x00\x00\x00\x08...[\x01-\x03]",
+    re.DOTALL,
+)
 _MOST_VALUES = 1 << 27  # in the matrix of a MATLAB file
 _LOOKED_AT = 1 << 16  # bytes in which the first line ends
 _FEWEST = 3  # columns; two numbers are the first line of word2vec
@@ -258,6 +268,7 @@ def _matlab_5(path: str) -> dict[str, Any]:
     from scipy.io.matlab import MatReadError
 
     try:
+        _check_nesting(path)
         for name, shape, _ in whosmat(path):  # unpacks no values
             if name in (_ATTRIBUTES, _NAMES) and math.prod(shape) > _MOST_VALUES:
                 raise ValueError(f"{name} has shape {shape}")
@@ -269,8 +280,24 @@ def _matlab_5(path: str) -> dict[str, Any]:
         raise UsageError(f"vectors {path!r} are no MATLAB file: {words}") from error
     kept = {name: found[name] for name in (_ATTRIBUTES, _NAMES) if name in found}
     if _NAMES in kept:
-        kept[_NAMES] = [str(np.ravel(cell)[0]) for cell in np.ravel(kept[_NAMES])]
+        texts = [np.ravel(cell)[:1].tolist() for cell in np.ravel(kept[_NAMES])]
+        if not all(len(text) == 1 and isinstance(text[0], str) for text in texts):
+            raise UsageError(f"vectors {path!r} are no MATLAB file: {_NAMES} is no list of texts")
+        kept[_NAMES] = [text[0] for text in texts]
     return kept
+
+
+def _check_nesting(path: str) -> None:
+    """Raise ValueError for cells within cells, on which SciPy crashes if they nest deep."""
+    with open_foreign(path) as file:
+        order = "<" if file.read(_MAT_HEAD).endswith(b"IM") else ">"
+        while len(tag := file.read(8)) == 8:  # noqa: PLR2004 type and length of an element
+            kind, length = struct.unpack(f"{order}II", tag)
+            data = file.read(min(length, _LARGEST_MAT))
+            if kind == _COMPRESSED:
+                data = zlib.decompressobj().decompress(data, _MOST_SCANNED)
+            if len(_CELLS.findall(data)) > _MOST_CELLS:
+                raise ValueError(f"more than {_MOST_CELLS} cells or structures")
 
 
 def _hdf5(path: str) -> dict[str, Any]:
