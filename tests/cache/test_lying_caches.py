@@ -11,10 +11,14 @@ import h5py
 import numpy as np
 import pytest
 from hostile_caches import attributes, write_version_1
+from places import REPOSITORY
+from typer.testing import CliRunner
 
 import vggfeat
 from vggfeat.cache.attributes import read_attributes, stated_identity
 from vggfeat.cache.format import DatasetExtent
+from vggfeat.cache.header import read_header
+from vggfeat.cli import app
 from vggfeat.errors import CacheError
 from vggfeat.storage.hdf5_metadata.blocks import lookup3
 
@@ -168,3 +172,29 @@ def test_the_global_heap_has_no_checksum(tmp_path: Path, damage: str) -> None:
         (tmp_path / "damaged.h5").write_bytes(damaged)
         with pytest.raises(CacheError, match="damaged"):
             vggfeat.open(tmp_path / "damaged.h5")
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_state_that_there_is_not(tmp_path: Path, version: int) -> None:
+    """Every command says which row has it, and `verify --repair` sets the row to pending."""
+    place = tmp_path / "f.h5"
+    place.write_bytes((REPOSITORY / f"tests/data/version-{version}.h5").read_bytes())
+    states = read_header(str(place)).runs["images/state"]
+    with place.open("r+b") as file:
+        file.seek(states.offset + 1)
+        file.write(b"\x6a")
+    layer = "conv1_1"
+    for words in (
+        ("inspect",), ("search", "--row", "0", "--layer", layer), ("duplicates", "--layer", layer),
+        ("export", "--to", "npz", "--out", "o"), ("sheet", "--out", "o.html"),
+        ("merge", str(place), "--out", "o.h5"), ("fuse", "--out", "o.h5"),
+        ("reduce", "--layers", layer, "--dims", "1", "--out", "o.h5"),
+    ):  # fmt: skip
+        done = CliRunner().invoke(app, [words[0], str(place), *words[1:]])
+        assert done.exit_code == 5, (words, done.output)
+        assert "row 1 has state 106, expected 0 to 3; `vggfeat verify --repair`" in done.output
+    with pytest.raises(CacheError, match="row 1 has state 106"):
+        _ = vggfeat.open(place).done
+    found = vggfeat.verify(place, repair=True)
+    assert found.repaired == 1
+    assert vggfeat.open(place).state[1] == 0

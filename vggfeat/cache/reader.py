@@ -74,6 +74,8 @@ class FeatureCache:
         InputError: it is in an object store and could not be downloaded.
     """
 
+    _states_checked = False
+
     def __init__(self, path: str | os.PathLike[str], header: Header | None = None) -> None:
         self.path = path_text(path)
         if remote_scheme(self.path):
@@ -148,8 +150,22 @@ class FeatureCache:
 
     @property
     def state(self) -> NDArray[np.uint8]:
-        """State of each row, uint8 (N,): see `RowState`."""
-        return self._array(f"{IMAGES}/state")  # type: ignore[return-value] # the format says uint8
+        """State of each row, uint8 (N,): see `RowState`.
+
+        Raises:
+            CacheError: a row has another state; looked for when the states are first asked for.
+        """
+        states = self._array(f"{IMAGES}/state")
+        if not self._states_checked:
+            wrong = np.flatnonzero(np.asarray(states) > max(RowState))
+            if len(wrong):
+                raise CacheError(
+                    f"cache {self.path!r} is damaged: row {wrong[0]} has state {states[wrong[0]]}, "
+                    f"expected 0 to {max(RowState)}; `vggfeat verify --repair` sets such rows to "
+                    "pending, and the next run does them again"
+                )
+            self._states_checked = True
+        return states  # type: ignore[return-value] # the format says uint8
 
     @property
     def done(self) -> NDArray[np.bool_]:
