@@ -7,7 +7,6 @@ their paths are in the shards, each of which is a cache by itself.
 from __future__ import annotations
 
 import json
-import operator
 import os
 import re
 from dataclasses import dataclass
@@ -152,17 +151,24 @@ def _check_format(path: str, found: Any) -> None:
 def _as_manifest(found: dict[str, Any]) -> ShardManifest:
     return ShardManifest(
         fingerprint=str(found["fingerprint"]),
-        batch_size=operator.index(found["batch_size"]),
+        batch_size=_whole(found, "batch_size"),
         root=os.fsencode(found["root"]),
         sources=tuple(map(str, found["sources"])),
-        path_bytes=operator.index(found["path_bytes"]),
+        path_bytes=_whole(found, "path_bytes"),
         shards=tuple(
-            Shard(str(one["name"]), operator.index(one["first_row"]), operator.index(one["rows"]))
+            Shard(str(one["name"]), _whole(one, "first_row"), _whole(one, "rows"))
             for one in found["shards"]
         ),
         created_utc=str(found["created_utc"]),
         tool_version=str(found["tool_version"]),
     )
+
+
+def _whole(record: dict[str, Any], key: str) -> int:
+    value = record[key]
+    if type(value) is not int:
+        raise ValueError(f"{key} is {value!r:.40}, expected a whole number")
+    return value
 
 
 def _inconsistencies(manifest: ShardManifest, rows: object) -> list[str]:
