@@ -85,9 +85,7 @@ def ended_by_signals() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if (
-            caught
-        ):  # code in C, as matplotlib's, may have made an error of its own of what was raised
+        if caught:  # code in C, as matplotlib's, makes an error of its own of what was raised
             raise TerminatedError(caught[0]) from error
         raise
     finally:
