@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/env.sh -e ".[test]"
-# Three processes, on whatever machine: most tests start programs of their own, which then wait.
+# Four processes, on whatever machine: most tests start programs of their own, which then wait.
 # A file stays in one process: its tests may go by what those before them made. Files are begun in the
 # order of tests/conftest.py, the longest first.
 # Properties are tried on the same examples everywhere, so that a run says something of the change
@@ -12,4 +12,4 @@ cd "$(dirname "$0")/.."
 export VGGFEAT_WARM_COMMANDS=1
 # Threads that wait for one another sleep; spinning, they take the cores from the other processes.
 export OMP_WAIT_POLICY=passive
-"$py" -m pytest -n 3 --dist loadfile --no-loadscope-reorder --hypothesis-profile ci "$@"
+"$py" -m pytest -n 4 --dist loadfile --no-loadscope-reorder --hypothesis-profile ci "$@"

@@ -501,7 +501,9 @@ def test_options_are_those_of_the_program() -> None:
     others |= {"--collector"}  # node_exporter's, which goes on with a dot
     others |= {"--array", "--gres", "--time", "--requeue"}  # those of Slurm
     commands = {**get_command(app).commands, "": get_command(app)}  # type: ignore[attr-defined] # a group, as apps are
-    ours = {word for command in commands.values() for option in command.params
+    every = [under for one in commands.values()
+             for under in (one, *getattr(one, "commands", {}).values())]  # fmt: skip
+    ours = {word for command in every for option in command.params
             for word in (*option.opts, *option.secondary_opts)}  # fmt: skip
     found = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", TEXT))
     assert len(found) > 15

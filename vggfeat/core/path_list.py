@@ -42,6 +42,7 @@ _KINDS: Final = (
     (b"\xfd7zXZ\0", "a file compressed by xz"),
     (b"\x28\xb5\x2f\xfd", "a file compressed by zstd"),
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+    (b"\x89VGG\r\n\x1a\n", "a cache of vggfeat"),
     (b"\x93NUMPY", "a NumPy array"),
     (b"%PDF-", "a PDF document"),
     (b"\x7fELF", "a program"),

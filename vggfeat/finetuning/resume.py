@@ -21,6 +21,7 @@ from vggfeat.finetuning.settings import TRAINING
 from vggfeat.network.weight_metadata import CARRIED, LAYER, MODEL, PREPROCESS
 from vggfeat.storage.atomic import TEMPORARY_SUFFIX, remove_leftover
 from vggfeat.storage.foreign_files import open_foreign
+from vggfeat.storage.hdf5_metadata.reader import has_signature
 from vggfeat.storage.locks import remove_left_lock
 from vggfeat.storage.safetensors import read_safetensors_header
 
@@ -71,8 +72,7 @@ def _may_be_safetensors(path: str) -> bool:
 
 
 def _may_be_hdf5(path: str) -> bool:
-    with open_foreign(path) as file:
-        return file.read(8) in (b"", b"\x89HDF\r\n\x1a\n")
+    return not os.path.getsize(path) or has_signature(path)
 
 
 @dataclass(frozen=True, slots=True)
