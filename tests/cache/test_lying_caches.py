@@ -110,6 +110,7 @@ DATASETS: dict[str, tuple[Callable[[h5py.File], None], str]] = {
     "nothing": (attribute("model", h5py.Empty("f4")), "model is .* expected text"),
     "bad UTF-8": (attribute("fingerprint", np.bytes_(b"\xff\xfe")), "fingerprint does not"),
     "deep JSON": (attribute("config", "[" * 99999), "too many levels|cannot be read"),
+    "escaped version": (attribute("format_version", "\x1b[2J"), r"format version '.x1b\[2J', this"),
     "escaped field": (
         attribute("preprocess", '{"\\u001b[2J": 1}'),
         r"unexpected keyword argument '.x1b",

@@ -141,7 +141,7 @@ def _check_format(file_name: str, attributes: Mapping[str, object]) -> int:
         newer = isinstance(version, int) and version > max(READ_VERSIONS)
         known = " and ".join(map(str, READ_VERSIONS))
         raise CacheError(
-            f"cache {file_name!r} has format version {version}, this vggfeat reads {known}; "
+            f"cache {file_name!r} has format version {version!r:.40}, this vggfeat reads {known}; "
             f"{'upgrade it' if newer else 'it is damaged'}"
         )
     return version

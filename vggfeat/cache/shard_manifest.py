@@ -143,7 +143,7 @@ def _check_format(path: str, found: Any) -> None:
     if type(version) is not int or version != MANIFEST_VERSION:
         newer = type(version) is int and version > MANIFEST_VERSION
         raise CacheError(
-            f"{path!r} has format version {version}, this vggfeat reads {MANIFEST_VERSION}; "
+            f"{path!r} has format version {version!r:.40}, this vggfeat reads {MANIFEST_VERSION}; "
             f"{'upgrade it' if newer else 'it is damaged'}"
         )
 
