@@ -112,6 +112,14 @@ def choose_devices(names: str) -> list[torch.device]:
     return [choose_device(name) for name in names.split(",")]
 
 
+def kind_of(device: torch.device) -> str:
+    """Return what a device is: two of one kind compute the same bits."""
+    if device.type != "cuda":
+        return device.type
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"{torch.cuda.get_device_name(device)} (compute {major}.{minor})"
+
+
 def choose_precision(name: str, device: torch.device) -> Compute:
     """Return the precision that a name stands for on `device`, on which only `auto` depends."""
     if name == "int8":

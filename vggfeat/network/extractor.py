@@ -87,6 +87,7 @@ class TensorExtractor:
         self._activations = activations
         self._recipe = settings.recipe
         self._scales: dict[str, Scales] = {}
+        self._uploaded: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
         self._network = self._build(self.precision)
         self._exact: TappedVgg | Int8Vgg | None = None
         self._normalise = Normaliser(self.preprocess, self.device)
@@ -135,6 +136,7 @@ class TensorExtractor:
     def scale_to(self, scales: Mapping[str, Scales]) -> None:
         """Set the scales for storing features as int8."""
         self._scales = dict(scales)
+        self._uploaded.clear()
 
     @isolated()
     def stored(self, name: str, feature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -147,9 +149,11 @@ class TensorExtractor:
             return quantise(feature, self.settings.dtype)
         if name not in self._scales:
             raise UsageError(f"dtype int8 needs the scales of {name}: Extractor.scale_to sets them")
-        parts = self._scales[name].along(feature.dim())
-        scale, offset = (torch.from_numpy(part).to(self.device) for part in parts)
-        return quantise(feature, "int8", (scale, offset))
+        key = name, feature.dim()
+        if key not in self._uploaded:  # once, since an upload from pageable memory waits
+            scale, offset = map(torch.from_numpy, self._scales[name].along(feature.dim()))
+            self._uploaded[key] = scale.to(self.device), offset.to(self.device)
+        return quantise(feature, "int8", self._uploaded[key])
 
     @isolated()
     def __call__(self, images: Tensor, *, normalized: bool = False) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from vggfeat.errors import DeviceError
-from vggfeat.network.device import choose_devices
+from vggfeat.network.device import choose_devices, kind_of
 from vggfeat.network.extractor import TensorExtractor
 from vggfeat.network.weights import find_weights
 
@@ -56,12 +56,23 @@ class Replicas:
             for device in choose_devices(settings.device)
         ]
         self._turns = deque(self._extractors)
+        self._check_alike()
+
+    def _check_alike(self) -> None:
+        """Refuse devices whose rows would differ: a row must not depend on whose turn it was."""
         found = {str(one.device): one.precision for one in self._extractors}
         if len(set(found.values())) > 1:
             each = ", ".join(f"{device} {precision}" for device, precision in found.items())
             raise DeviceError(
                 f"devices would compute in different precisions ({each}), but one file takes one; "
                 "set --precision, or name devices of one kind"
+            )
+        kinds = [(str(one.device), kind_of(one.device)) for one in self._extractors]
+        if len({kind for _, kind in kinds}) > 1:
+            each = ", ".join(f"{device} is {kind}" for device, kind in kinds)
+            raise DeviceError(
+                f"devices of different kinds compute different bits, but one file takes one kind: "
+                f"{each}; name devices of one kind"
             )
 
     @property
