@@ -100,7 +100,7 @@ def test_one_network_is_on_one_device(devices: str) -> None:
 def test_devices_of_unequal_kinds_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A row must not depend on which of two kinds of GPU had its turn; names stand in for GPUs."""
     names = iter(("NVIDIA H200 (compute 9.0)", "NVIDIA A100 (compute 8.0)"))
-    monkeypatch.setattr("vggfeat.network.multi_device.kind_of", lambda _: next(names))
+    monkeypatch.setattr("vggfeat.network.multi_device.device_kind", lambda _: next(names))
     with pytest.raises(DeviceError, match=r"cpu is NVIDIA.*; name devices of one kind"):
         Replicas(Settings(layers="conv1_1", weights="random:0", device="cpu,cpu"))
 

@@ -112,7 +112,7 @@ def choose_devices(names: str) -> list[torch.device]:
     return [choose_device(name) for name in names.split(",")]
 
 
-def kind_of(device: torch.device) -> str:
+def device_kind(device: torch.device) -> str:
     """Return what a device is: two of one kind compute the same bits."""
     if device.type != "cuda":
         return device.type

@@ -7,7 +7,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from vggfeat.errors import DeviceError
-from vggfeat.network.device import choose_devices, kind_of
+from vggfeat.network.device import choose_devices, device_kind
 from vggfeat.network.extractor import TensorExtractor
 from vggfeat.network.weights import find_weights
 
@@ -67,7 +67,7 @@ class Replicas:
                 f"devices would compute in different precisions ({each}), but one file takes one; "
                 "set --precision, or name devices of one kind"
             )
-        kinds = [(str(one.device), kind_of(one.device)) for one in self._extractors]
+        kinds = [(str(one.device), device_kind(one.device)) for one in self._extractors]
         if len({kind for _, kind in kinds}) > 1:
             each = ", ".join(f"{device} is {kind}" for device, kind in kinds)
             raise DeviceError(

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 import h5py
 import numpy as np
 
+from vggfeat.core.in_child import in_child
 from vggfeat.core.optional import require
 from vggfeat.core.text import counted, decode_text, first_few
 from vggfeat.errors import InputError, UsageError
@@ -245,9 +246,14 @@ def read_mat(path: str) -> Words:
     """Read all classes of `att_splits.mat`: the vectors `att`, which papers use."""
     try:
         check_regular(path, _LARGEST_MAT)
-        found = _hdf5(path) if h5py.is_hdf5(path) else _matlab_5(path)
+        # In a child, since libhdf5 and SciPy crash or hang on some damaged files.
+        found = in_child(lambda: _hdf5(path) if h5py.is_hdf5(path) else _matlab_5(path))
     except OSError as error:
         raise InputError(f"vectors {path!r} cannot be read: {error.strerror or error}") from error
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise UsageError(f"vectors {path!r} are no MATLAB file: {error}") from error
     if set(found) != {_ATTRIBUTES, _NAMES}:
         raise UsageError(
             f"vectors {path!r} lack {' and '.join(sorted({_ATTRIBUTES, _NAMES} - set(found)))}; "
