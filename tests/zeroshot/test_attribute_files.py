@@ -138,6 +138,8 @@ def test_other_matlab_files_are_refused(tmp_path: Path) -> None:
         class_vectors(path, NAMES)
     with pytest.raises(UsageError, match=r"att is \(4, 3\) and there are 2 names"):
         class_vectors(write_mat(path, NAMES[:2], MATRIX, "5"), NAMES)
+    with pytest.raises(UsageError, match="some are not finite in float32"):
+        class_vectors(write_mat(path, NAMES, MATRIX * 1e300, "5"), NAMES)
     path.write_bytes(b"no MATLAB file" * 100)
     with pytest.raises(UsageError, match="are no MATLAB file"):
         class_vectors(path, NAMES)
