@@ -326,10 +326,11 @@ def _hdf5(path: str) -> dict[str, Any]:
 def _as_words(path: str, names: Sequence[str], matrix: Matrix) -> Words:
     texts = [name.replace("+", " ").strip() for name in names]
     twice = sorted({name for name in texts if texts.count(name) > 1})
+    if twice:
+        raise UsageError(f"vectors {path!r}: the name {twice[0]!r} stands for two classes")
     with np.errstate(over="ignore"):
         values = matrix.astype(np.float32)
-    if twice or not np.isfinite(values).all():
-        what = f"the name {twice[0]!r} stands for two classes" if twice else "some are not finite in float32"
-        raise UsageError(f"vectors {path!r}: {what}")
+    if not np.isfinite(values).all():
+        raise UsageError(f"vectors {path!r}: some are not finite in float32")
     vectors = dict(zip(texts, values, strict=True))
     return Words("table", vectors, matrix.shape[1])
