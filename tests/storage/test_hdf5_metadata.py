@@ -57,7 +57,7 @@ def fill(file: h5py.File, many: int) -> None:
 
 
 def fill_chunks(file: h5py.File) -> None:
-    """Chunks in one run, by every index of them, and such that are none."""
+    """Chunks in one run, by every index of them, and such as are not in one."""
     rows = np.arange(200 * 8).reshape(200, 8)
     for name, most in {"fixed": (200, 8), "more": (None, None)}.items():
         plan = h5p.create(h5p.DATASET_CREATE)

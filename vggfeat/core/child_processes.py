@@ -7,11 +7,26 @@ import ctypes
 import os
 import signal
 import time
+import warnings
 
+from vggfeat.core.exhaustion import PROCESSES, told
 from vggfeat.core.resources import give_freed_memory_back
 
 _PR_SET_PDEATHSIG = 1  # from linux/prctl.h: a signal for when the parent dies
 _REAP_SECONDS = 5.0
+
+
+def fork() -> int:
+    """Fork this process, whatever threads it has; raise ResourceError if there is no room.
+
+    Python 3.12 warns of that. A child that computes in no threads waits for none.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "(?s).*use of fork.*", DeprecationWarning)
+        try:
+            return os.fork()
+        except BlockingIOError as error:
+            raise told(PROCESSES, error) from error
 
 
 def detach(parent: int) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import pickle
 import resource
-import warnings
 from typing import TYPE_CHECKING, TypeVar
 
-from vggfeat.core.child_processes import detach, end
-from vggfeat.core.exhaustion import PROCESSES, told
+from vggfeat.core.child_processes import detach, end, fork
+from vggfeat.errors import ResourceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,15 +29,12 @@ def in_child(function: Callable[[], T], seconds: int = 60) -> T:
     """
     reading, writing = os.pipe()
     parent = os.getpid()
-    with warnings.catch_warnings():
-        # Python 3.12 warns of forking with threads about; this child only reads.
-        warnings.filterwarnings("ignore", "(?s).*use of fork.*", DeprecationWarning)
-        try:
-            child = os.fork()
-        except BlockingIOError as error:
-            os.close(reading)
-            os.close(writing)
-            raise told(PROCESSES, error) from error
+    try:
+        child = fork()
+    except ResourceError:
+        os.close(reading)
+        os.close(writing)
+        raise
     if not child:
         _answer(function, seconds, writing, parent)
     os.close(writing)

@@ -18,7 +18,6 @@ import os
 import signal
 import sys
 import time
-import warnings
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
@@ -26,8 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vggfeat.core.child_processes import detach, end, is_stopped
-from vggfeat.core.exhaustion import PROCESSES, exhaustion_of, told
+from vggfeat.core.child_processes import detach, end, fork, is_stopped
+from vggfeat.core.exhaustion import exhaustion_of
 from vggfeat.core.records import EncodedImage
 from vggfeat.errors import DecodeError, VggfeatError
 from vggfeat.images.batch_plan import EMPTY
@@ -339,13 +338,7 @@ class _Pool:
     def _fork(self, place: int) -> _Worker:
         ours, theirs = multiprocessing.Pipe()
         parent = os.getpid()
-        with warnings.catch_warnings():
-            # Python 3.12 warns of forking with threads about; these children only read and decode.
-            warnings.filterwarnings("ignore", "(?s).*use of fork.*", DeprecationWarning)
-            try:
-                pid = os.fork()
-            except BlockingIOError as error:
-                raise told(PROCESSES, error) from error
+        pid = fork()
         if pid:
             theirs.close()
             return _Worker(pid, place, ours)
