@@ -38,9 +38,10 @@ HOLDER = """
 import os, sys, time
 from vggfeat.storage.locks import hold
 with hold(sys.argv[1]):
-    child = os.fork() if "fork" in sys.argv else None
-    if child != 0:
-        print(child, flush=True)
+    forks = "fork" in sys.argv
+    if not forks or os.fork() == 0:
+        # The child says so itself: killed before it runs, the holder would leave it the lock.
+        print(os.getpid() if forks else None, flush=True)
     sys.stdin.read()
 """
 
