@@ -64,6 +64,7 @@ WITH_TORCH = {
     "images.device_jpeg",
     "images.tensor_resize",
     "images.torchvision_jpeg",
+    "network.batch_norm",
     "network.calibration",
     "network.device",
     "network.extractor",

@@ -25,6 +25,7 @@ from vggfeat.core.settings import Settings
 from vggfeat.core.vgg_layers import VARIANTS, layer_table
 from vggfeat.errors import DeviceError
 from vggfeat.network.device import choose_batch_size, choose_device, choose_precision
+from vggfeat.network.vgg import finite_rows
 from vggfeat.storage.digests import file_digests
 
 if TYPE_CHECKING:
@@ -436,6 +437,41 @@ def test_overflow_that_the_relu_hides_is_seen(folder: Path, vgg11_state: Tensors
     assert torch.equal(half(images)["conv1_1.pre"], expected)
     done = half.launch(decoded(images)).collect()
     assert np.array_equal(done.features["conv1_1.pre"], expected.numpy())
+
+
+def test_overflow_in_a_column_that_pooling_drops_is_seen(
+    folder: Path, vgg11_state: Tensors
+) -> None:
+    """Of a map of odd width the pool leaves out the last column; a map taken whole is checked."""
+    path = folder / "odd.pth"
+    weight = torch.zeros((64, 3, 3, 3))
+    weight[:, :, 1, 1] = 1.0  # each output is the sum of its pixel's channels
+    torch.save({**vgg11_state, "features.0.weight": weight}, path)
+    images = torch.ones((2, 3, 33, 33))
+    images[:, :, 0, 0] = -1.0
+    images[1, :, :, 32] = 30_000.0
+    half = extractor("conv1_1:map,pool1:map", str(path), precision="float16", size=33)
+    found = half(images)
+    assert half.redone == 1
+    exact = extractor("conv1_1:map,pool1:map", str(path), size=33)(images)
+    assert float(exact["conv1_1:map"].max()) > FLOAT16_MAX
+    assert float(exact["pool1:map"].max()) < 10
+    assert all(torch.equal(found[spec][1], exact[spec][1]) for spec in exact)
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, FLOAT16_MAX])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_one_value_that_is_not_finite_is_seen_wherever_it_is(
+    value: float, dtype: torch.dtype
+) -> None:
+    """Behind a ReLU the largest value of a row is NaN, infinite or finite as the row is."""
+    x = torch.randn((3, 64, 5, 7), generator=torch.Generator().manual_seed(5)).to(dtype)
+    x = x.contiguous(memory_format=torch.channels_last)
+    x[1, 63, 4, 6] = value
+    rows = x.flatten(1)
+    assert torch.equal(finite_rows(x), torch.isfinite(rows).all(1))
+    behind = torch.isfinite(torch.relu(rows)).all(1)
+    assert torch.equal(finite_rows(torch.relu(x), rectified=True), behind)
 
 
 @pytest.mark.parametrize(("precision", "least"), [("bfloat16", 0.999), ("float16", 0.99999)])

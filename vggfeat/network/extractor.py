@@ -100,7 +100,9 @@ class TensorExtractor:
         self.classes = VGG.classes(tensors)
         if precision == "int8":
             return self._build_int8(layers, tensors)
-        network = network_of(tensors, layers, self.settings.specs)
+        # On a CPU not in other precisions: rows of caches that were begun would change their bits.
+        fold = precision == "float16" or self.device.type == "cuda"
+        network = network_of(tensors, layers, self.settings.specs, fold=fold)
         # mypy: torch's stubs know no overload of `to` with a memory format beside a dtype.
         moved: Any = network.to(device=self.device, dtype=_TORCH_DTYPES[precision])
         return cast("TappedVgg", moved.to(memory_format=torch.channels_last))

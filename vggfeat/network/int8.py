@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vggfeat.core.vgg_layers import VGG
 from vggfeat.network import onednn
+from vggfeat.network.batch_norm import folded_convolution
 from vggfeat.network.pooling import reduce_map
 from vggfeat.network.vgg import TappedVgg
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from vggfeat.core.vgg_layers import Layer
 
 _LARGEST, _LARGEST_WEIGHT = 255, 127
-_EPSILON = 1e-5  # of torchvision's batch normalisation
 _FIRST = "conv1_1"
 
 
@@ -143,7 +143,7 @@ def _convolution(
     largest: float,
     preprocess: Preprocess,
 ) -> _Convolution:
-    weight, bias = _folded(layer, tensors)
+    weight, bias = folded_convolution(layer, tensors, torch.float32)
     if layer.name == _FIRST:
         mean, std = (
             torch.tensor(part).view(1, 3, 1, 1) for part in (preprocess.mean, preprocess.std)
@@ -157,18 +157,6 @@ def _convolution(
     padding = 0 if layer.name == _FIRST else 1
     packed = onednn.pack_weight(rounded, scales, scale_in, padding)
     return _Convolution(packed, scales, bias, scale_in, (largest or 1.0) / _LARGEST, padding)
-
-
-def _folded(layer: Layer, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return weight and bias of a convolution, with its batch normalisation folded in."""
-    name = f"{layer.container}.{layer.index}"
-    weight, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"]
-    if layer.norm_index is None:
-        return weight, bias
-    norm = f"{layer.container}.{layer.norm_index}"
-    factor = tensors[f"{norm}.weight"] / (tensors[f"{norm}.running_var"] + _EPSILON).sqrt()
-    shifted = (bias - tensors[f"{norm}.running_mean"]) * factor + tensors[f"{norm}.bias"]
-    return weight * factor.view(-1, 1, 1, 1), shifted
 
 
 def _bordered(images: Tensor, mean: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 the name the whole field knows it by
 
 from vggfeat.core.vgg_layers import ADAPTER, COLOURS, GRID, VGG, Layer, layer_table
+from vggfeat.network.batch_norm import fold_norms
 from vggfeat.network.pooling import reduce_map
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class TappedVgg(nn.Module):
         classes: outputs of fc8.
         in_channels: of the images.
         adapter: a 1 x 1 convolution first reduces them to three.
+        norms: it has the variant's batch normalisation; else the convolutions do its work.
     """
 
     def __init__(
@@ -68,13 +70,17 @@ class TappedVgg(nn.Module):
         in_channels: int = COLOURS,
         *,
         adapter: bool = False,
+        norms: bool = True,
     ) -> None:
         super().__init__()
         self.layers = tuple(layers)
         self.specs = tuple(spec for spec in specs if spec.layer in self.layers)
         self.adapter = nn.Conv2d(in_channels, COLOURS, 1, **_EMPTY) if adapter else None
         first = COLOURS if adapter else in_channels
-        self.features = nn.Sequential(_modules_of(self.layers, "features", classes, first))
+        self.norms = norms
+        self.features = nn.Sequential(
+            _modules_of(self.layers, "features", classes, first, norms=norms)
+        )
         self.classifier = nn.Sequential(_modules_of(self.layers, "classifier", classes))
 
     def forward(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -85,8 +91,7 @@ class TappedVgg(nn.Module):
 
         Returns:
             canonical spec → float32 (N, …), and bool (N,): in float16, for which images every map
-            at the end of a block was finite, and so everything computed before, and also every map
-            taken before a ReLU, which turns -inf into 0.
+            taken and every map at the end of a block was finite, and so everything computed before.
         """
         taken: dict[str, Tensor] = {}
         finite = torch.ones(len(x), dtype=torch.bool, device=x.device)
@@ -97,15 +102,16 @@ class TappedVgg(nn.Module):
             before = [spec for spec in self.specs if spec.layer is layer and spec.pre]
             taken.update({str(spec): reduce_map(x, spec) for spec in before})
             if before and x.dtype == torch.float16:
-                finite = finite & finite_rows(x)
+                finite = finite & finite_rows(x)  # the ReLU turns -inf into 0
             if layer.relu_index is not None:
                 # In place unless a feature was taken from x; both give the same bits.
                 x = torch.relu(x) if before else torch.relu_(x)
             after = [spec for spec in self.specs if spec.layer is layer and not spec.pre]
             taken.update({str(spec): reduce_map(x, spec) for spec in after})
             ends_block = layer.kind in ("pool", "fc") or layer is self.layers[-1]
-            if ends_block and x.dtype == torch.float16:
-                finite = finite & finite_rows(x)
+            # A map taken too: the pool behind it drops the last row and column of an odd size.
+            if (after or ends_block) and x.dtype == torch.float16:
+                finite = finite & finite_rows(x, rectified=layer.name != "fc8")
         return {str(spec): taken[str(spec)] for spec in self.specs}, finite
 
     def _linear_part(self, layer: Layer, x: Tensor) -> Tensor:
@@ -116,19 +122,21 @@ class TappedVgg(nn.Module):
             x = torch.flatten(x, 1)  # (N, 25088), channel by channel as the classifier was trained
         container = cast("nn.Sequential", getattr(self, layer.container))
         x = cast("Tensor", getattr(container, str(layer.index))(x))
-        if layer.norm_index is not None:
+        if self.norms and layer.norm_index is not None:
             x = cast("Tensor", getattr(container, str(layer.norm_index))(x))
         return x
 
 
-def finite_rows(x: Tensor) -> Tensor:
+def finite_rows(x: Tensor, *, rectified: bool = False) -> Tensor:
     """Return for each row of (N, …) whether all its values are finite, bool (N,).
 
-    By the least and the largest, which are NaN where any value is: two reductions that write
-    nothing, where `isfinite` writes a map of its own and reads it again.
+    By the largest and the least, which are NaN where any value is: reductions that write nothing,
+    where `isfinite` writes a map of its own and reads it again. What is `rectified`, behind a ReLU,
+    has no value below 0, so the largest says it all.
     """
     dimensions = tuple(range(1, x.dim()))
-    return torch.isfinite(x.amax(dimensions)) & torch.isfinite(x.amin(dimensions))
+    finite = torch.isfinite(x.amax(dimensions))
+    return finite if rectified else finite & torch.isfinite(x.amin(dimensions))
 
 
 def needed_layers(specs: Sequence[LayerSpec], model: str) -> tuple[Layer, ...]:
@@ -138,13 +146,19 @@ def needed_layers(specs: Sequence[LayerSpec], model: str) -> tuple[Layer, ...]:
 
 
 def network_of(
-    tensors: Mapping[str, Tensor], layers: Sequence[Layer], specs: Sequence[LayerSpec]
+    tensors: Mapping[str, Tensor],
+    layers: Sequence[Layer],
+    specs: Sequence[LayerSpec],
+    *,
+    fold: bool = False,
 ) -> TappedVgg:
     """Return a network in evaluation mode whose parameters are these tensors, without copying.
 
     The tensors are float32 by torchvision's names, with or without `adapter.*`, as `load_tensors`
-    returns them.
+    returns them. With `fold`, convolutions do the work of their batch normalisation: other bits.
     """
+    if fold:
+        tensors = fold_norms(layers, tensors)
     first = tensors.get(ADAPTER, tensors.get(VGG.first_weight))
     network = TappedVgg(
         layers,
@@ -152,6 +166,7 @@ def network_of(
         VGG.classes(tensors),
         COLOURS if first is None else first.shape[1],
         adapter=ADAPTER in tensors,
+        norms=not fold,
     )
     network.load_state_dict(dict(tensors), strict=False, assign=True)
     network.requires_grad_(requires_grad=False).eval()
@@ -164,7 +179,12 @@ def network_of(
 
 
 def _modules_of(
-    layers: Sequence[Layer], container: str, classes: int, in_channels: int = COLOURS
+    layers: Sequence[Layer],
+    container: str,
+    classes: int,
+    in_channels: int = COLOURS,
+    *,
+    norms: bool = True,
 ) -> OrderedDict[str, nn.Module]:
     modules: OrderedDict[str, nn.Module] = OrderedDict()
     for layer in layers:
@@ -178,7 +198,7 @@ def _modules_of(
         elif layer.kind == "fc":
             out = classes if layer.name == "fc8" else layer.channels
             modules[str(layer.index)] = nn.Linear(layer.in_channels, out, **_EMPTY)
-        if layer.norm_index is not None:
+        if norms and layer.norm_index is not None:
             modules[str(layer.norm_index)] = nn.BatchNorm2d(
                 layer.channels, track_running_stats=True, **_EMPTY
             )
