@@ -56,6 +56,7 @@ WITH_TORCH = {
     "extraction.benchmark",
     "extraction.calibration",
     "extraction.extractor",
+    "extraction.rates",
     "finetuning.linear_probe",
     "finetuning.model",
     "finetuning.trainer",

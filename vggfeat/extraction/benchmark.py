@@ -1,73 +1,139 @@
-"""Measure how fast this machine runs the requested settings, and what limits it."""
+"""Measure how fast this machine runs the requested settings, and what limits it.
+
+`rates.py` measures each stage; here the time is divided among them, and the wall is named.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
+import math
 import os
-import tempfile
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-import torch
-from PIL import Image
 
 from vggfeat.core.isolation import isolated
-from vggfeat.core.records import DecodedBatch
 from vggfeat.core.resources import usable_cores
 from vggfeat.core.sequences import as_tuple
-from vggfeat.errors import DecodeError, InputError, SpaceError
-from vggfeat.extraction.metadata import without_auto_decoding
-from vggfeat.images.decode import decode, pixel_type
+from vggfeat.errors import UsageError
+from vggfeat.extraction.metadata import check_decoding, without_auto_decoding
+from vggfeat.extraction.rates import disk_rate, loading_rate, network_rate, synthetic_images
 from vggfeat.images.loader import choose_workers
 from vggfeat.images.sources import discover
+from vggfeat.network import onednn
+from vggfeat.network.device import (
+    choose_batch_size,
+    choose_device,
+    cpu_has_vnni,
+    is_out_of_memory,
+)
 from vggfeat.network.extractor import TensorExtractor
 from vggfeat.network.weights import find_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from vggfeat.core.preprocessing import Preprocess
-    from vggfeat.core.settings import Precision, Settings
+    import torch
 
-_SAMPLE = 64  # images that are decoded
-_CPU_BATCHES = (1, 4, 16, 32)
-_GPU_BATCHES = (32, 64, 128, 256, 512)
-_BLOCK_BYTES = 1 << 24
-_MOST_WRITTEN = 1 << 30  # bytes
+    from vggfeat.core.settings import Settings
+    from vggfeat.network.weights import Weights
+
+SECONDS = 25.0
+"""That a benchmark takes by default; with what loading torch and ending take, half a minute."""
+
+_LONGEST = 3600.0
+# Shares of what is left when each begins; the network has all the rest.
+_ONE_PROCESS, _ALL_WORKERS, _DISK = 0.05, 0.1, 0.07
+_FEW = 4  # images of the smallest batch to decode
+_BATCHES_TO_DECODE = 8
+# In the order of how much they tell. On a CPU the first says how long the others will take.
+_CPU_BATCHES = (1, 16, 4, 32)
+_CUDA_BATCHES = (256, 128, 512, 64, 32)
+_MANY = 1 << 20  # images
+_SECONDS_TO_BUILD = 2.0  # a second network
 _WORTH_IT = 1.03  # a larger batch must bring as much to be recommended
 
 
 @dataclass(frozen=True, slots=True)
+class Machine:
+    """Where the network runs, the cores this process may use, and the processes to decode in."""
+
+    device: str
+    cores: int
+    workers: int
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether decoding takes cores from the network."""
+        return self.device == "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How fast images are decoded: see `Bench`."""
+
+    sample: int
+    sample_bytes: int
+    decoder: str
+    decode: float
+    decode_together: float
+    workers: int
+    main_thread: float
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """How fast rows reach the disk: see `Bench`."""
+
+    row_bytes: int
+    write: float
+
+
+@dataclass(frozen=True, slots=True)
 class Forward:
-    """Images a second through the network, from pixels in memory to features in memory."""
+    """Images a second through the network, from pixels in memory to features in memory.
+
+    `main_thread` are seconds an image that launching takes on CUDA; a CPU computes meanwhile.
+    """
 
     precision: str
     batch_size: int
     images_per_second: float
+    main_thread: float = 0.0
+
+
+Measured: TypeAlias = Machine | Decoding | Disk | Forward
+"""What is measured, in the order in which it is told."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """Measured rates, and the settings to use.
+    """Measured rates, what limits a run, and the settings to use.
 
     Attributes:
         device: where the network ran.
         cores: that this process may use.
         sample: images that were decoded; 0 if synthetic ones stood in for them.
         sample_bytes: their mean size.
-        decode: images a second that one core decodes.
-        forward: of each precision in the usual batch, then of each batch size in the fastest.
+        decode: images a second that one process decodes.
+        decode_together: images a second that `workers` processes decode at the same time.
+        decoder: how, as `--decode` names it.
+        forward: of each batch size that there was time and memory for; last, if there was time, in
+            another precision.
         row_bytes: of features an image.
         write: images a second that the disk takes, synced.
         workers: decoding processes to use.
         precision: to use.
-        batch_size: to use.
-        limit: `decoding`, `network` or `disk`.
+        batch_size: to use; the usual one if there was no time to try it.
+        limit: `decoding`, `network`, `disk` or `main thread`, whichever is the slowest.
         images_per_second: that a long run can be expected to reach.
+        walls: images a second of each of them by itself. The main thread takes pixels over from
+            the processes and launches batches.
+        advice: what to do about the limit.
     """
 
     device: str
@@ -83,6 +149,15 @@ class Bench:
     batch_size: int
     limit: str
     images_per_second: float
+    decode_together: float = 0.0
+    decoder: str = "exact"
+    walls: Mapping[str, float] = field(default_factory=dict)
+    advice: str = ""
+
+    @property
+    def next_limit(self) -> str:
+        """The slowest but one."""
+        return sorted(self.walls, key=self.walls.__getitem__)[1]
 
 
 @isolated()
@@ -91,193 +166,235 @@ def bench(
     sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     *,
     folder: str | os.PathLike[str] = ".",
-    seconds: float = 2.0,
+    seconds: float = SECONDS,
+    on_figure: Callable[[Measured], None] | None = None,
 ) -> Bench:
-    """Measure decoding, the network and the disk one after the other, each for a few seconds.
+    """Measure decoding, the disk and the network one after the other.
 
     Args:
         settings: layers, model, weights, device, preprocessing; precision and batch size are
             tried out.
         sources: images to decode, a sample of them; none for synthetic photographs.
         folder: where features would be written.
-        seconds: for each measurement, roughly.
+        seconds: in all. What there is no time for is left out: larger batches, another precision.
+            Each figure needs one pass at least, so a slow machine may take longer.
+        on_figure: called with each figure as soon as it is measured.
 
     Raises:
         InputError: none of the sources' images can be decoded.
+        UsageError: settings or seconds that make no sense.
         WeightsError, DeviceError: as for `Extractor`.
         SpaceError: the folder cannot be written to.
     """
-    files = _sample(sources) if sources else [_synthetic(seed) for seed in range(8)]
+    if not 0 <= seconds <= _LONGEST:
+        raise UsageError(f"seconds is {seconds:g}; expected 0 to {_LONGEST:g}")
+    clock = _Clock(time.monotonic() + seconds)
+    tell = on_figure or (lambda _figure: None)
     settings = without_auto_decoding(settings)
-    decode_rate = _decode_rate(files, settings, seconds)
-    networks = _networks(settings)
-    tried = [_forward(network, _batch_sizes(network)[-2], seconds) for network in networks]
-    best = max(tried, key=lambda one: one.images_per_second)
-    extractor = networks[tried.index(best)]
-    sizes = [
-        _forward(extractor, size, seconds)
-        for size in _batch_sizes(extractor)
-        if size != best.batch_size
-    ]
-    chosen = _smallest_good([best, *sizes])
-    size = settings.preprocess().size
-    itemsize = np.dtype(settings.dtype).itemsize
-    row_bytes = sum(
-        int(np.prod(shape)) * itemsize for shape in extractor.output_shapes(size, size).values()
-    )
-    workers = choose_workers(settings, {extractor.device.type})
-    write_rate = _write_rate(os.fspath(folder), seconds) / row_bytes
-    limit, rate = _limit(
-        decode_rate, workers, chosen.images_per_second, write_rate, extractor.device.type
-    )
-    return Bench(
-        device=str(extractor.device),
-        cores=usable_cores(),
-        sample=len(files) if sources else 0,
-        sample_bytes=sum(map(len, files)) // len(files),
-        decode=decode_rate,
-        forward=(*tried, *sizes),
-        row_bytes=row_bytes,
-        write=write_rate,
+    check_decoding(settings)
+    device = choose_device(settings.device)
+    machine = Machine(str(device), usable_cores(), choose_workers(settings, {device.type}))
+    tell(machine)
+    decoding = _decoding(sources, settings, device, machine.workers, clock)
+    tell(decoding)
+    networks = _Networks(settings, find_weights(settings.weights, settings.model))
+    row_bytes = networks.row_bytes()
+    disk = Disk(row_bytes, disk_rate(os.fspath(folder), clock.share(_DISK)) / row_bytes)
+    tell(disk)
+    forward = []
+    for figure in networks.forward(clock):
+        tell(figure)
+        forward.append(figure)
+    return _conclude(settings, machine, decoding, disk, forward, usual=networks.usual)
+
+
+@dataclass(frozen=True, slots=True)
+class _Clock:
+    """Divides the time until a deadline."""
+
+    deadline: float
+
+    @property
+    def left(self) -> float:
+        return max(0.0, self.deadline - time.monotonic())
+
+    def share(self, part: float) -> float:
+        return part * self.left
+
+
+def _decoding(
+    sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    settings: Settings,
+    device: torch.device,
+    workers: int,
+    clock: _Clock,
+) -> Decoding:
+    """Measure one process, and then all that a run would start, beside each other."""
+    with contextlib.ExitStack() as stack:
+        named = as_tuple(sources) if sources else (stack.enter_context(synthetic_images()),)
+        measure = partial(loading_rate, discover(named), settings, device=device)
+        one = measure(clock.share(_ONE_PROCESS), workers=1, batch_size=_FEW)
+        together = one
+        if workers != 1:
+            seconds = clock.share(_ALL_WORKERS)
+            most = one.rate * max(1, workers) * seconds / _BATCHES_TO_DECODE
+            size = max(_FEW, min(int(most), _CUDA_BATCHES[0]))
+            together = measure(seconds, workers=workers, batch_size=size)
+    return Decoding(
+        sample=max(one.images, together.images) if sources else 0,
+        sample_bytes=one.bytes_each,
+        decoder=settings.decode,
+        decode=one.rate,
+        decode_together=together.rate,
         workers=workers,
+        main_thread=together.main_thread,
+    )
+
+
+class _Networks:
+    """The network in the precision of a run, and in float32 to compare it with."""
+
+    def __init__(self, settings: Settings, weights: Weights) -> None:
+        if settings.dtype == "int8":  # its scales come from real features, and cost no more time
+            settings = dataclasses.replace(settings, dtype="float16")
+        self._settings, self._weights = settings, weights
+        self._extractor = TensorExtractor(settings, weights)
+        alone = dataclasses.replace(settings, batch_size="auto")
+        self.usual = choose_batch_size(alone, _MANY)
+        """Batch size of a run of many images."""
+
+    def row_bytes(self) -> int:
+        """Return the bytes of an image's features."""
+        size = self._settings.preprocess().size
+        itemsize = np.dtype(self._settings.dtype).itemsize
+        shapes = self._extractor.output_shapes(size, size).values()
+        return sum(math.prod(shape) * itemsize for shape in shapes)
+
+    def _sizes(self) -> list[int]:
+        """Return batch sizes to try: up to twice the usual one."""
+        sizes = _CUDA_BATCHES if self._extractor.device.type == "cuda" else _CPU_BATCHES
+        return [size for size in sizes if size <= 2 * self.usual] or [self.usual]
+
+    def forward(self, clock: _Clock) -> Iterator[Forward]:
+        """Measure batch sizes while there is time, and then the best of them in float32."""
+        tried: list[Forward] = []
+        sizes = self._sizes()
+        for at, size in enumerate(sizes):
+            pass_seconds = size / max((one.images_per_second for one in tried), default=math.inf)
+            if pass_seconds > clock.left:
+                continue
+            seconds = clock.share(1 / (len(sizes) - at))
+            found = _attempt(self._extractor, size, seconds, pass_seconds)
+            if found is not None:
+                tried.append(found)
+                yield found
+        best = smallest_good(tried)
+        seconds = clock.left - _SECONDS_TO_BUILD
+        pass_seconds = 2 * best.batch_size / best.images_per_second
+        auto = self._settings.precision == "auto" and best.precision != "float32"
+        if auto and seconds > 2 * pass_seconds:
+            found = self._in_float32(best.batch_size, seconds, pass_seconds)
+            yield from [] if found is None else [found]
+
+    def _in_float32(self, size: int, seconds: float, pass_seconds: float) -> Forward | None:
+        settings = dataclasses.replace(self._settings, precision="float32")
+        try:
+            return _attempt(TensorExtractor(settings, self._weights), size, seconds, pass_seconds)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+
+
+def _attempt(
+    extractor: TensorExtractor, size: int, seconds: float, pass_seconds: float
+) -> Forward | None:
+    """Measure a batch size; return None if the device has not enough memory for it."""
+    warm_up = 2 * pass_seconds <= seconds
+    found = network_rate(extractor, size, seconds - warm_up * pass_seconds, warm_up=warm_up)
+    return Forward(extractor.precision, size, found.rate, found.main_thread)
+
+
+def _conclude(
+    settings: Settings,
+    machine: Machine,
+    decoding: Decoding,
+    disk: Disk,
+    forward: Sequence[Forward],
+    *,
+    usual: int,
+) -> Bench:
+    """Name the wall, and what to do about it."""
+    chosen = smallest_good(forward)
+    had_time = any(one.batch_size >= usual for one in forward)
+    walls = {
+        "decoding": decoding.decode_together,
+        "network": chosen.images_per_second,
+        "disk": disk.write,
+        "main thread": 1 / max(decoding.main_thread + chosen.main_thread, 1e-9),
+    }
+    limit, rate = find_limit(walls, machine)
+    return Bench(
+        device=machine.device,
+        cores=machine.cores,
+        sample=decoding.sample,
+        sample_bytes=decoding.sample_bytes,
+        decode=decoding.decode,
+        decode_together=decoding.decode_together,
+        decoder=decoding.decoder,
+        forward=tuple(forward),
+        row_bytes=disk.row_bytes,
+        write=disk.write,
+        workers=machine.workers,
         precision=chosen.precision,
-        batch_size=chosen.batch_size,
+        batch_size=chosen.batch_size if had_time else usual,
         limit=limit,
         images_per_second=rate,
+        walls=walls,
+        advice=advise(limit, settings, machine),
     )
 
 
-def _limit(
-    decode_rate: float, workers: int, forward: float, write: float, device_type: str
-) -> tuple[str, float]:
-    """Return what is slowest and the joint rate; on a CPU decoding takes cores from the network."""
-    cores = usable_cores()
-    decoding = decode_rate * max(1, min(workers, cores))
-    rates = {"decoding": decoding, "network": forward, "disk": write}
-    limit = min(rates, key=rates.__getitem__)
-    if device_type != "cpu":
-        return limit, rates[limit]
-    shared = 1 / (1 / forward + 1 / (decode_rate * cores))
-    return ("disk", write) if write < shared else (limit, shared)
-
-
-def _sample(sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[bytes]:
-    """Read files of images spread evenly over all that the sources name."""
-    images = discover(as_tuple(sources))
-    files = []
-    for position in images.spread(_SAMPLE).tolist():
-        # A run would mark as failed what cannot be read.
-        with contextlib.suppress(DecodeError), images.open(position) as stream:
-            files.append(stream.read())
-    return files
-
-
-def _synthetic(seed: int) -> bytes:
-    """Make a JPEG about as large and as slow to decode as an ImageNet photograph, 500 x 375."""
-    noise = np.random.default_rng(seed)
-    canvas = np.full((375, 500, 3), 127.0)
-    for cells, strength in ((4, 45.0), (16, 30.0), (64, 20.0), (160, 14.0), (500, 7.0)):
-        rough = np.clip(127 + strength * noise.standard_normal((cells, cells, 3)), 0, 255)
-        layer = Image.fromarray(rough.astype(np.uint8)).resize((500, 375))
-        canvas += np.asarray(layer, dtype=float) - 127
-    stream = io.BytesIO()
-    Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8)).save(stream, "JPEG", quality=90)
-    return stream.getvalue()
-
-
-def _decode_rate(files: Sequence[bytes], settings: Settings, seconds: float) -> float:
-    preprocess = settings.preprocess()
-    good = []
-    for file in files:
-        with contextlib.suppress(DecodeError):
-            decode(io.BytesIO(file), preprocess, settings.max_pixels)
-            good.append(file)
-    if not good:
-        raise InputError("none of the images sampled can be decoded; name others")
-
-    def work() -> int:
-        for file in good:
-            decode(io.BytesIO(file), preprocess, settings.max_pixels)
-        return len(good)
-
-    return _rate(work, seconds)
-
-
-def _networks(settings: Settings) -> list[TensorExtractor]:
-    """Return one in each precision worth trying, or in the requested one; the likeliest first."""
-    weights = find_weights(settings.weights, settings.model)
-    if settings.dtype == "int8":  # its scales come from real features, and cost no more time
-        settings = dataclasses.replace(settings, dtype="float16")
-    first = TensorExtractor(settings, weights)
-    others: tuple[Precision, ...] = ()
-    if settings.precision == "auto" and first.device.type == "cuda":
-        others = ("bfloat16", "float32")
-    elif settings.precision == "auto" and first.precision == "bfloat16":
-        others = ("float32",)
-    more = [dataclasses.replace(settings, precision=name) for name in others]
-    return [first, *(TensorExtractor(one, weights) for one in more)]
-
-
-def _batch_sizes(extractor: TensorExtractor) -> tuple[int, ...]:
-    """Return the sizes to try; the last but one is the usual."""
-    return _GPU_BATCHES if extractor.device.type == "cuda" else _CPU_BATCHES
-
-
-def _smallest_good(tried: Sequence[Forward]) -> Forward:
+def smallest_good(tried: Sequence[Forward]) -> Forward:
     """Return the smallest batch size that no larger one beats by more than a little."""
     fastest = max(one.images_per_second for one in tried)
     good = [one for one in tried if one.images_per_second * _WORTH_IT >= fastest]
     return min(good, key=lambda one: one.batch_size)
 
 
-def _forward(extractor: TensorExtractor, batch_size: int, seconds: float) -> Forward:
-    pin = extractor.device.type == "cuda"
-    batch = _batch(batch_size, extractor.preprocess, pin=pin)
-    extractor.launch(batch).collect()  # warms up
+def find_limit(walls: Mapping[str, float], machine: Machine) -> tuple[str, float]:
+    """Return what is slowest, and the rate of a run, in which stages work beside each other.
 
-    def work() -> int:
-        pending = [extractor.launch(batch) for _ in range(2)]  # two under way, as in a run
-        for one in pending:
-            one.collect()
-        return 2 * batch_size
-
-    return Forward(extractor.precision, batch_size, _rate(work, seconds))
-
-
-def _batch(count: int, preprocess: Preprocess, *, pin: bool) -> DecodedBatch:
-    shape = (count, preprocess.size, preprocess.size, preprocess.channels)
-    pixels = np.random.default_rng(0).integers(
-        0, preprocess.white, shape, pixel_type(preprocess), endpoint=True
-    )
-    images = torch.from_numpy(pixels)
-    rows = np.arange(count)
-    digests = np.zeros((count, 32), dtype=np.uint8)
-    return DecodedBatch(images.pin_memory() if pin else images, rows, rows, digests, (), 0.0)
+    On a CPU the network and decoding share the cores.
+    """
+    limit = min(walls, key=walls.__getitem__)
+    if not machine.on_cpu:
+        return limit, walls[limit]
+    processes = min(max(1, machine.workers), machine.cores)
+    on_all_cores = walls["decoding"] * machine.cores / processes
+    shared = 1 / (1 / walls["network"] + 1 / on_all_cores)
+    return limit, min(shared, walls[limit])
 
 
-def _write_rate(folder: str, seconds: float) -> float:
-    """Measure the bytes a second that reach the disk of `folder`."""
-    block = np.random.default_rng(0).bytes(_BLOCK_BYTES)  # nothing compresses it
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            written = 0
-            started = time.perf_counter()
-            while written < _MOST_WRITTEN and time.perf_counter() - started < seconds:
-                written += os.pwrite(file.fileno(), block, written)
-                os.fdatasync(file.fileno())
-            return written / (time.perf_counter() - started)
-    except OSError as error:
-        raise SpaceError(
-            error.errno, f"{folder!r} cannot be written to: {error.strerror}"
-        ) from error
+def advise(limit: str, settings: Settings, machine: Machine) -> str:
+    """Say what to do about a limit."""
+    if limit == "disk":
+        return "name a folder on a faster disk; or vectors in place of maps, --dtype int8"
+    if limit == "main thread":
+        return "start a process for each part of the images (--out DIR/ --shard I/N)"
+    if limit == "decoding":
+        return _faster_decoding(settings, machine)
+    others = "layers nearer to the input, or several machines (--out DIR/ --shard I/N)"
+    if not machine.on_cpu:
+        return f"further GPUs (--device all); {others}"
+    int8 = settings.precision == "auto" and cpu_has_vnni() and onednn.has_convolution()
+    return f"a GPU; {'--precision int8, which is less exact; ' if int8 else ''}{others}"
 
 
-def _rate(work: Callable[[], int], seconds: float) -> float:
-    """Return how many a second `work` does in its fastest run; slower ones wait for other load."""
-    best, spent = 0.0, 0.0
-    while spent < seconds:
-        started = time.perf_counter()
-        count = work()
-        passed = time.perf_counter() - started
-        best, spent = max(best, count / passed), spent + passed
-    return best
+def _faster_decoding(settings: Settings, machine: Machine) -> str:
+    others = "smaller images, or several machines (--out DIR/ --shard I/N)"
+    if not machine.on_cpu and settings.decode != "gpu":
+        return f"--decode gpu decodes on the device; more cores; {others}"
+    if settings.decode == "exact":
+        return f"--decode torchvision, whose pixels differ slightly; more cores; {others}"
+    return f"more cores; {others}"
