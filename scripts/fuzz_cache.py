@@ -72,6 +72,7 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
     ("reduce", "IN", "--out", "OUT.r.h5", "--dims", "2"),
     ("fuse", "IN2", "--out", "IN", "--fresh"),
     ("sheet", "IN", "--out", "OUT.html"),
+    ("explore", "IN", "--out", "OUT.html"),
 )  # fmt: skip
 USAGE = 2  # of a layer of maps, or too few rows for what a command does
 ALLOWED = (0, USAGE, 3, 5)

@@ -318,5 +318,8 @@ def _others(place: Path) -> list[Case]:
             one, same_bytes("new.html"),
         ),
         Case("sheet", ("sheet", "out.h5", "--out", "new.png"), one, same_bytes("new.png")),
+        Case(
+            "explore", ("explore", "out.h5", "--out", "new.html"), one, same_bytes("new.html")
+        ),
         Case("stats", ("stats", "images", "--out", "new.toml"), one, same_bytes("new.toml")),
     ]  # fmt: skip

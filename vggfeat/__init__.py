@@ -78,6 +78,8 @@ if TYPE_CHECKING:
     from vggfeat.transforms.reduce import reduce as reduce
     from vggfeat.transforms.settings import FuseSettings as FuseSettings
     from vggfeat.transforms.settings import ReduceSettings as ReduceSettings
+    from vggfeat.visualization.explorer import ExplorerReport as ExplorerReport
+    from vggfeat.visualization.explorer import explore as explore
     from vggfeat.zeroshot.class_vectors import class_vectors as class_vectors
     from vggfeat.zeroshot.evaluate import Evaluation as Evaluation
     from vggfeat.zeroshot.evaluate import evaluate_zeroshot as evaluate_zeroshot
@@ -139,6 +141,7 @@ _HOMES = {
     "transforms.fuse": ("fuse",),
     "transforms.reduce": ("reduce",),
     "transforms.settings": ("FuseSettings", "ReduceSettings"),
+    "visualization.explorer": ("ExplorerReport", "explore"),
     "zeroshot.class_vectors": ("class_vectors",),
     "zeroshot.evaluate": ("Evaluation", "evaluate_zeroshot"),
     "zeroshot.fit": ("ZeroShotFitReport", "fit_zeroshot"),

@@ -188,6 +188,7 @@ def test_a_state_that_there_is_not(tmp_path: Path, version: int) -> None:
     for words in (
         ("inspect",), ("search", "--row", "0", "--layer", layer), ("duplicates", "--layer", layer),
         ("export", "--to", "npz", "--out", "o"), ("sheet", "--out", "o.html"),
+        ("explore", "--out", "o.html"),
         ("merge", str(place), "--out", "o.h5"), ("fuse", "--out", "o.h5"),
         ("reduce", "--layers", layer, "--dims", "1", "--out", "o.h5"),
     ):  # fmt: skip

@@ -91,6 +91,7 @@ WRITING = {
     "adapt": ["adapt", "images", "--labels", "l.csv", "--out", "{}.safetensors"],
     "index": [*SEARCH, "--index", "{}.faiss"],
     "sheet": ["sheet", "feats.h5", "--out", "{}.png"],
+    "explore": ["explore", "feats.h5", "--out", "{}.html"],
     "plot": ["plot", "feats.h5", "--out", "{}.png"],
     "stats": ["stats", "images", "--workers", "0", "--out", "{}.toml"],
 }

@@ -72,6 +72,7 @@ NAMES = (
     "plot",
     "search-sheet",
     "sheet",
+    "explore",
     "stats",
 )
 

@@ -23,7 +23,7 @@ def test_the_fuzzer_finds_nothing_at_first(tmp_path: Path) -> None:
         cwd=REPOSITORY, capture_output=True, check=False, timeout=SECONDS, text=True,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stdout
-    assert re.search(r"16 inputs, 224 runs, 0 findings", ended.stdout)
+    assert re.search(r"16 inputs, 240 runs, 0 findings", ended.stdout)
     assert " 0\n" in ended.stdout
     assert " 5\n" in ended.stdout
 

@@ -47,6 +47,7 @@ COMMANDS = {
         "s.png",
     ),
     "sheet": (["sheet", "feats.h5", "--out", "s.html"], "s.html"),
+    "explore": (["explore", "feats.h5", "--out", "e.html"], "e.html"),
     "plot": (["plot", "feats.h5", "--out", "p.png"], "p.png"),
     "chart": (["compare", "feats.h5", "--labels", "l.csv", "--chart", "c.svg"], "c.svg"),
     "stats": (["stats", "images", "--workers", "0", "--out", "s.toml"], "s.toml"),

@@ -29,6 +29,7 @@ from vggfeat.cli.bench import bench
 from vggfeat.cli.compare import compare
 from vggfeat.cli.doctor import doctor
 from vggfeat.cli.duplicates import duplicates
+from vggfeat.cli.explore import explore
 from vggfeat.cli.export import export
 from vggfeat.cli.extract import extract
 from vggfeat.cli.inspect import inspect
@@ -92,6 +93,7 @@ for command in (
     trace,
     plot,
     sheet,
+    explore,
     export,
     adapt,
     stats,

@@ -120,7 +120,7 @@ def view_cache(
             shape=cache[name].shape[1:],
             dtype=cache[name].dtype.name,
             histogram=_histogram(cache, name, done),
-            plane=plane_of(unit_rows(_vectors(cache, name, rows)), projection),
+            plane=plane_of(unit_rows(row_vectors(cache, name, rows)), projection),
         )
         for name in dict.fromkeys(names)
     ]
@@ -137,7 +137,7 @@ def _histogram(cache: FeatureCache, layer: str, done: NDArray[np.int64]) -> Hist
     return Histogram(counts.astype(np.int64), edges.astype(np.float64), zeros, len(values))
 
 
-def _vectors(cache: FeatureCache, layer: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+def row_vectors(cache: FeatureCache, layer: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
     """Read rows of a layer as float32 (n, D); of maps the mean over positions."""
     shape = cache[layer].shape[1:]  # (D,) or (C, H, W)
     if len(shape) == 1:
@@ -167,7 +167,7 @@ def plane_of(vectors: NDArray[np.float32], projection: Projection) -> Plane:
         )
         return Plane(nothing, axes, note)
     if projection == "umap":
-        return Plane(_umap(vectors), axes)
+        return Plane(umap_points(vectors), axes)
     try:
         pca = fit_pca(lambda: iter((vectors,)), 2)
     except InputError as error:
@@ -179,7 +179,8 @@ def plane_of(vectors: NDArray[np.float32], projection: Projection) -> Plane:
     return Plane(pca.apply(vectors), (first, second))
 
 
-def _umap(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+def umap_points(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return UMAP's place of each row, (n, D) → (n, 2); five rows or more."""
     import umap
 
     # One job: a seed allows no more, and umap would warn of that.
