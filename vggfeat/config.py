@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -90,6 +91,13 @@ def make_settings(config: str | None, flags: Mapping[str, Any]) -> Settings:
         if value is not None
     }
     return Settings(**with_carried({**values, **given}))
+
+
+def preset_text(name: str) -> str:
+    """Return what the file of a preset says of it, its first comment, as one paragraph."""
+    lines = _config_path(name).read_text(encoding="utf-8").splitlines()
+    comments = itertools.takewhile(lambda line: line.startswith("#"), lines)
+    return " ".join(line.lstrip("# ") for line in comments)
 
 
 def _config_path(name: str) -> Path:

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from command_line import SMALL, assert_one_line, vggfeat, write_images
 
+from vggfeat.config import PRESETS
 from vggfeat.storage.locks import hold
 
 if TYPE_CHECKING:
@@ -323,6 +324,19 @@ def test_fresh_begins_again(workplace: Path) -> None:
     assert done.returncode == 0, done.stderr
     with h5py.File(workplace / "again.h5") as file:
         assert list(file["features"]) == ["conv1_1:max"]
+
+
+def test_presets_are_listed_for_a_variant(tmp_path: Path) -> None:
+    """Each preset with its layers in that variant and its purpose, as text and as JSON."""
+    done = vggfeat("presets", "--model", "vgg11_bn", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "\nsame-picture: conv3_2:ssr, conv4_2:ssr, conv5_2:ssr" in done.stdout
+    done = vggfeat("presets", "--json", cwd=tmp_path)
+    listed = json.loads(done.stdout)
+    assert listed["model"] == "vgg19"
+    assert [one["name"] for one in listed["presets"]] == list(PRESETS)
+    assert all(len(one["purpose"]) > 40 for one in listed["presets"])
+    assert_one_line(vggfeat("presets", "--model", "vgg12", cwd=tmp_path), 2, "vgg11")
 
 
 def test_layers_and_doctor_and_version(workplace: Path) -> None:

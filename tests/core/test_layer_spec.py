@@ -316,3 +316,9 @@ def test_lists_without_end_are_refused(text: str, says: str) -> None:
         parse_specs(text, "vgg19")
     assert "\n" not in str(found.value)
     assert len(str(found.value)) < 3 * 8192
+
+
+def test_specs_of_blocks_take_all_that_layers_take() -> None:
+    """`last(5)` is written with `.pre`, pools and norms, beside other specs."""
+    specs = parse_specs("last(5):spp(1,2),LAST(4).PRE:gem:l2,block3,conv5_3", "vgg16")
+    assert list(map(str, specs)) == ["conv5_3:spp(1,2)", "conv4_3.pre:gem:l2", "conv3_3", "conv5_3"]

@@ -17,6 +17,7 @@ from vggfeat.cache.identity import Identity
 from vggfeat.config import PRESETS, load_config
 from vggfeat.core.preprocessing import Preprocess
 from vggfeat.core.settings import LARGEST_SIZE, SETTING_NAMES, SMALLEST_SIZE, Settings
+from vggfeat.core.vgg_layers import VARIANTS, layer_table
 from vggfeat.errors import UsageError
 
 if TYPE_CHECKING:
@@ -428,6 +429,21 @@ def test_unknown_preset_lists_the_presets(name: str) -> None:
 def test_presets_ask_for_what_they_promise(name: str, layers: list[str]) -> None:
     """Each preset makes settings with its layers, whole and in order."""
     assert [str(spec) for spec in Settings(**load_config(name)).specs] == layers
+
+
+@pytest.mark.parametrize("model", VARIANTS)
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_fit_every_variant(name: str, model: str) -> None:
+    """A preset asks for the outputs of the same blocks, the last convolution before each pool."""
+    blocks = {
+        "overall": [], "pyramid": [1, 4, 5], "same-picture": [3, 4, 5], "similar-colour": [1],
+        "similar-style": [3, 4],
+    }  # fmt: skip
+    names = [layer.name for layer in layer_table(model)]
+    expected = [names[names.index(f"pool{block}") - 1] for block in blocks[name]]
+    expected += ["fc7"] if name in ("overall", "pyramid") else []
+    specs = Settings(**{**load_config(name), "model": model}).specs
+    assert [spec.layer.name for spec in specs] == expected
 
 
 def test_every_preset_file_is_a_listed_preset(pytestconfig: pytest.Config) -> None:

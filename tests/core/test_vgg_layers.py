@@ -293,7 +293,7 @@ def test_every_layer_is_found_by_its_name(model: str) -> None:
         ("vgg19", "cnv3_2", "conv3_2"),
         ("vgg19", "fc9", "fc8"),
         ("vgg19", "relu5_5", "conv5_4"),
-        ("vgg19", "Conv4_1", "conv4_1"),
+        ("vgg19", "Conv4-1", "conv4_1"),
     ],
 )
 def test_unknown_layer_suggests_a_near_one(model: str, name: str, near: str) -> None:
@@ -379,12 +379,36 @@ def test_torchvisions_modules_are_answered_with_our_names(model: str) -> None:
         ("predictions", "Keras's predictions is prob;"),
         ("pre_logits.fc2", "timm's pre_logits.fc2 is fc7.pre;"),
         ("head.fc", "timm's head.fc is fc8;"),
+        ("Block5_Conv3", "Keras's block5_conv3 is conv5_3;"),
+        ("features[33]", "torchvision's features[33] is conv5_3;"),
+        ("33", "torchvision's 33 is conv5_3;"),
     ],
 )
 def test_other_tools_names_are_answered_with_ours(name: str, said: str) -> None:
     """What Keras and timm call a layer is answered with its name here."""
     with pytest.raises(UsageError, match=re.escape(said)):
         find_layer("vgg19", name)
+
+
+@pytest.mark.parametrize(
+    ("name", "in_vgg11", "in_vgg19"),
+    [
+        ("last(4)", "conv4_2", "conv4_4"), ("block4", "conv4_2", "conv4_4"),
+        ("first(4)", "conv4_1", "conv4_1"), ("Last( 1 )", "conv1_1", "conv1_2"),
+        ("RELU5_1", "conv5_1", "conv5_1"), ("FC7", "fc7", "fc7"), ("Logits", "fc8", "fc8"),
+    ],
+)  # fmt: skip
+def test_names_by_meaning(name: str, in_vgg11: str, in_vgg19: str) -> None:
+    """Layers by their block, and in any case."""
+    assert find_layer("vgg11", name).name == in_vgg11
+    assert find_layer("vgg19_bn", name).name == in_vgg19
+
+
+@pytest.mark.parametrize("name", ["last(6)", "last(0)", "last(12)", "first()", "block", "block6"])
+def test_blocks_that_are_not_there(name: str) -> None:
+    """There are blocks 1 to 5."""
+    with pytest.raises(UsageError, match="is not in vgg16"):
+        find_layer("vgg16", name)
 
 
 def test_a_layer_that_the_variant_lacks_is_not_promised() -> None:

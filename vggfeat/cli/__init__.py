@@ -36,6 +36,7 @@ from vggfeat.cli.inspect import inspect
 from vggfeat.cli.layers import layers
 from vggfeat.cli.merge import merge
 from vggfeat.cli.plot import plot
+from vggfeat.cli.presets import presets
 from vggfeat.cli.search import search
 from vggfeat.cli.sheet import sheet
 from vggfeat.cli.stats import stats
@@ -90,6 +91,7 @@ for command in (
     search,
     duplicates,
     layers,
+    presets,
     trace,
     plot,
     sheet,

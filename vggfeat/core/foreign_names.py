@@ -23,6 +23,7 @@ _TIMM: Mapping[str, str] = {
 }
 # Dropout passes everything on once training is over.
 _DROPOUT: Mapping[str, str] = {"classifier.2": "fc6", "classifier.5": "fc7"}
+_INDEXED = re.compile(r"(\w+)\[(\d+)\]")
 _KERAS_BLOCK = re.compile(r"block(\d)_(conv(\d)|pool)")
 
 
@@ -30,7 +31,8 @@ def explain_name(name: str, table: Sequence[Layer]) -> str:
     """Return a sentence that says what another tool's layer is called here; empty for any other.
 
     Args:
-        name: such as torchvision's (and thingsvision's) `features.32`, Keras's `block5_conv3`.
+        name: such as torchvision's (and thingsvision's) `features.32`, also `features[32]` or the
+            number alone, and Keras's `block5_conv3`; in lower case.
         table: all layers of the variant.
     """
     names = {layer.name for layer in table}
@@ -42,6 +44,7 @@ def explain_name(name: str, table: Sequence[Layer]) -> str:
 
 def _translated(name: str, table: Sequence[Layer]) -> tuple[str, str]:
     """Whose name it is, and ours; both empty if it is nobody's."""
+    name = _INDEXED.sub(r"\1.\2", f"features.{name}" if name.isdecimal() else name)
     block = _KERAS_BLOCK.fullmatch(name)
     if block:
         return "Keras's", f"conv{block[1]}_{block[3]}" if block[3] else f"pool{block[1]}"

@@ -169,8 +169,8 @@ def _parse_defaults(pool: str, norm: str) -> tuple[Pool, Norm, list[str]]:
 
 def _parse_spec(text: str, model: str, default_pool: Pool, default_norm: Norm) -> LayerSpec:
     name, *modifiers = (part.strip() for part in text.split(":"))
-    pre = name.endswith(".pre")
-    layer = find_layer(model, name.removesuffix(".pre"))
+    pre = name.lower().endswith(".pre")
+    layer = find_layer(model, name[: -len(".pre")] if pre else name)
     if pre and layer.relu_index is None:
         raise UsageError(
             f"layer spec {text!r}: {layer.name} has no ReLU, so nothing is in front of it; "

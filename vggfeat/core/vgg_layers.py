@@ -8,6 +8,7 @@ numbering. With the tensors that the layers need: their names in torchvision's m
 from __future__ import annotations
 
 import functools
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
@@ -222,14 +223,16 @@ _CLASS_LEVEL = 8
 def find_layer(model: str, name: str) -> Layer:
     """Return the layer of `model` that `name`, or an alias of it, names.
 
-    `relu5_3` is `conv5_3`, `relu6` is `fc6`, `logits` is `fc8`. An unknown name is answered by the
+    `relu5_3` is `conv5_3`, `relu6` is `fc6`, `logits` is `fc8`. `first(4)` and `last(4)` are the
+    first and last convolution of block 4, whatever the variant has there, and `block4` is the last
+    one too, the output of the block. Case does not matter. An unknown name is answered by the
     nearest ones, and the name that another tool uses by ours.
     """
     table = {layer.name: layer for layer in layer_table(model)}
-    meant = _resolve_alias(name)
+    meant = _resolve_alias(name.lower(), model)
     layer = table.get(meant)
     if layer is None:
-        explained = explain_name(name, tuple(table.values()))
+        explained = explain_name(name.lower(), tuple(table.values()))
         hint = f"; {explained}" if explained else did_you_mean([meant], table, most=3)
         raise UsageError(
             f"layer {name!r} is not in {model}{hint}; "
@@ -238,11 +241,19 @@ def find_layer(model: str, name: str) -> Layer:
     return layer
 
 
-def _resolve_alias(name: str) -> str:
+_IN_A_BLOCK = re.compile(r"(?:(first|last)\(\s*([1-5])\s*\)|block([1-5]))")
+
+
+def _resolve_alias(name: str, model: str) -> str:
     if name == "logits":
         return "fc8"
     if name in ("relu6", "relu7"):
         return name.replace("relu", "fc")
+    of_block = _IN_A_BLOCK.fullmatch(name)
+    if of_block:
+        block = int(of_block[2] or of_block[3])
+        number = 1 if of_block[1] == "first" else _CONVS_PER_BLOCK[int(model[3:5])][block - 1]
+        return f"conv{block}_{number}"
     return name.replace("relu", "conv", 1) if name.startswith("relu") else name
 
 
