@@ -179,6 +179,10 @@ def __getattr__(name: str) -> Any:
         name = now
     if name not in _MODULES:
         raise AttributeError(f"module 'vggfeat' has no attribute {name!r}")
+    from vggfeat.core.platform_problem import PLATFORM_PROBLEM
+
+    if PLATFORM_PROBLEM:
+        raise ImportError(f"vggfeat {PLATFORM_PROBLEM}")
     home = importlib.import_module(f"vggfeat.{_MODULES[name]}")
     return getattr(home, "open_cache" if name == "open" else name)
 

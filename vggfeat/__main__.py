@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from vggfeat.core.signals import process_of_a_command
+import sys
+
+from vggfeat.core.platform_problem import PLATFORM_PROBLEM
 
 
 def main() -> None:
-    """Load the command line and do what it says."""
+    """Load the command line and do what it says; end with exit code 2 where there is no Linux."""
+    if PLATFORM_PROBLEM:
+        sys.stderr.write(f"vggfeat: {PLATFORM_PROBLEM}\n")
+        sys.exit(2)
+    from vggfeat.core.signals import process_of_a_command
+
     with process_of_a_command():
         from vggfeat.cli import main as command_line
 

@@ -668,28 +668,24 @@ def test_devices_that_are_not_there_are_errors() -> None:
     missing = f"cuda:{torch.cuda.device_count() + 3}"
     with pytest.raises(DeviceError, match=rf"device {missing} does not exist: torch .* CUDA"):
         choose_device(missing)
-    if not torch.backends.mps.is_available():
-        with pytest.raises(DeviceError, match="device mps does not exist; --device cpu needs none"):
-            choose_device("mps")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
 def test_without_cuda_auto_is_another_device_and_cuda_an_error() -> None:
-    """Without CUDA `cuda` is an error, while `auto` finds what there is."""
+    """Without CUDA `cuda` is an error, while `auto` is the CPU."""
     with pytest.raises(DeviceError, match=r"device cuda does not exist: .* sees 0 CUDA devices"):
         choose_device("cuda")
-    assert choose_device("auto").type in ("cpu", "mps")
+    assert choose_device("auto") == torch.device("cpu")
 
 
 def test_precision_is_as_asked_or_fits_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """`auto` is float16 on CUDA, bfloat16 where a CPU has it, else float32."""
-    cpu, cuda, mps = (torch.device(name) for name in ("cpu", "cuda", "mps"))
+    cpu, cuda = (torch.device(name) for name in ("cpu", "cuda"))
     assert [choose_precision(p, cpu) for p in ("float16", "float32")] == ["float16", "float32"]
     for has, expected in ((True, "bfloat16"), (False, "float32")):
         monkeypatch.setattr("vggfeat.network.device.cpu_has_bfloat16", lambda has=has: has)
         assert choose_precision("auto", cpu) == expected
         assert choose_precision("auto", cuda) == "float16"
-        assert choose_precision("auto", mps) == "float32"
 
 
 @pytest.mark.parametrize(

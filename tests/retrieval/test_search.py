@@ -471,19 +471,6 @@ def test_searching_changes_nothing(workplace: Path, tmp_path: Path) -> None:
     assert (tmp_path / "codes.h5").read_bytes() == before
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("metric", ["cosine", "l2", "dot"])
-def test_a_gpu_finds_what_a_cpu_finds(tmp_path: Path, metric: Any) -> None:
-    """Products computed on a GPU lead to the same rows and scores."""
-    cache = cache_of(tmp_path / "f.h5", {"conv1_1": noise(5000, 64)})
-    asked = [LayerQuery("conv1_1", noise(7, 64, seed=1))]
-    one = nearest(cache, asked, 10, metric)
-    other = nearest(cache, asked, 10, metric, device="cuda")
-    np.testing.assert_array_equal(one.rows, other.rows)
-    np.testing.assert_array_equal(one.scores, other.scores)
-
-
 @pytest.mark.parametrize("metric", ["cosine", "l2", "dot"])
 def test_odd_rows_are_ranked_as_numpy_ranks_them(tmp_path: Path, metric: Any) -> None:
     """Zeros and ties stand as NumPy's stable sort has them; failed rows and NaN are never found."""

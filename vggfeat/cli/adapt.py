@@ -44,7 +44,7 @@ _CLASSES_SHOWN = 20
             "float32.",
             "choices": TRAINING_PRECISIONS,
         },
-        "device": {"help": "auto, cpu, cuda, cuda:N or mps.", "metavar": "NAME"},
+        "device": {"help": "auto, cpu, cuda or cuda:N.", "metavar": "NAME"},
         "max_failures": {
             "help": "End with exit code 4 if more images cannot be decoded.",
             "unset": "any number",

@@ -24,7 +24,7 @@ _SECONDS = 27.0
     "layers", "model", "device", "decode", "size",
     instead={
         "layers": {"help": "Layers that would be extracted.", "unset": _LAYERS},
-        "device": {"help": "auto, cpu, cuda, cuda:N or mps.", "metavar": "NAME"},
+        "device": {"help": "auto, cpu, cuda or cuda:N.", "metavar": "NAME"},
         "size": {"unset": "224"},
     },
 )  # fmt: skip

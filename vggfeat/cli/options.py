@@ -47,7 +47,10 @@ ImagesNow = Annotated[
 ]  # fmt: skip
 Device = Annotated[
     str,
-    typer.Option(help="Device to compute on: auto, cpu, cuda, cuda:N or mps.", metavar="NAME"),
+    typer.Option(
+        help="Where the network computes features of images: auto, cpu, cuda or cuda:N.",
+        metavar="NAME",
+    ),
 ]
 ModelWeights = Annotated[
     str | None,

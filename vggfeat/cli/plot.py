@@ -41,7 +41,7 @@ def _choice(text: str, metavar: str) -> Any:
         "transform": {"help": "Of an image: whose mean and deviation normalise it."},
         "size": {"help": "Of an image: side of the network's input in pixels."},
         "crop": {"help": "Of an image: how it is cut to that size."},
-        "device": {"help": "Of an image: auto, cpu, cuda, cuda:N or mps.", "metavar": "NAME"},
+        "device": {"help": "Of an image: auto, cpu, cuda or cuda:N.", "metavar": "NAME"},
     },
 )  # fmt: skip
 def plot(

@@ -230,7 +230,8 @@ class Settings:
     )
     device: str = setting(
         "auto",
-        "auto, cpu, cuda, cuda:N or mps; several as cuda:0,cuda:1; all.",
+        "auto (CUDA if there is a device, else the CPU), cpu, cuda or cuda:N; several as "
+        "cuda:0,cuda:1; all.",
         "NAME,...",
         items=str,
     )

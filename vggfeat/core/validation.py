@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from vggfeat.core.settings import Settings
 
-_DEVICE = r"(cpu|mps|cuda(:\d+)?)"
+_DEVICE = r"(cpu|cuda(:\d+)?)"
 
 
 def are_texts(settings: Settings) -> bool:
@@ -77,8 +77,8 @@ def _wrong_patterns(settings: Settings) -> list[str]:
             wrong.append(f"{name} is {value!r}; expected for example 100 or 1%")
     if not re.fullmatch(rf"auto|all|{_DEVICE}(,{_DEVICE})*", str(settings.device)):
         wrong.append(
-            f"device {settings.device!r} is not known; expected auto, cpu, cuda[:N], mps, several "
-            "of them separated by commas, or all"
+            f"device {settings.device!r} is not known; expected auto, cpu, cuda[:N], several of "
+            "them separated by commas, or all"
         )
     return wrong
 

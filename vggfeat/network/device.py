@@ -69,20 +69,18 @@ def to_host(tensor: Tensor) -> Tensor:
     """Copy a tensor to host memory; from CUDA asynchronously, so wait for an event before use."""
     if tensor.device.type == "cpu":
         return tensor
-    if tensor.device.type != "cuda":
-        return tensor.cpu()
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     return host.copy_(tensor, non_blocking=True)
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device that `auto`, `cpu`, `cuda`, `cuda:N` or `mps` stands for."""
+    """Return the device that `auto`, `cpu`, `cuda` or `cuda:N` stands for."""
     if name == "all" or "," in name:
         raise UsageError(f"device {name!r} names several; expected one here, such as cpu or cuda:0")
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda", torch.cuda.current_device())
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        return torch.device("cpu")
     device = torch.device(name)
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -94,8 +92,6 @@ def choose_device(name: str) -> torch.device:
                 "none"
             )
         return torch.device("cuda", index)
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise DeviceError("device mps does not exist; --device cpu needs none")
     return device
 
 

@@ -26,12 +26,11 @@ from vggfeat.retrieval.similarity import (
     block_rows,
     exact_similarities,
     final_scores,
-    kernel_on,
     prepare_queries,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -128,7 +127,6 @@ def nearest(
     rows: Rows | None = None,
     left_out: Rows | None = None,
     threads: int | None = None,
-    device: str = "cpu",
 ) -> Nearest:
     """Return the k rows nearest to each query by one layer or several; exact.
 
@@ -140,7 +138,6 @@ def nearest(
         rows: likewise.
         left_out: int64 (q,), a row to leave out for each query, -1 for none.
         threads: number of threads; by default one for each core this process may use.
-        device: where products are computed: see `kernel_on`.
     """
     if k < 1:
         raise UsageError(f"top is {k}; expected at least 1")
@@ -148,12 +145,11 @@ def nearest(
     wanted = np.flatnonzero(cache.done) if rows is None else _checked(cache, rows)
     k = min(k, len(wanted))
     kept = k if left_out is None else k + 1
-    make = kernel_on(device)
     blocks = _Blocks(wanted, block_rows(cache, [query.layer for query in prepared]))
     with single_threaded() as alone:
-        count = max(1, threads or usable_cores()) if alone and make is Kernel else 1
+        count = max(1, threads or usable_cores()) if alone else 1
         shortlists = [_Shortlist(cache, prepared, kept) for _ in range(count)]
-        scan = partial(_scan, blocks, cache, prepared, make)
+        scan = partial(_scan, blocks, cache, prepared)
         with ThreadPoolExecutor(count) if count > 1 else nullcontext() as pool:
             run = map if pool is None else pool.map
             list(run(scan, shortlists))
@@ -198,11 +194,10 @@ def _scan(
     blocks: _Blocks,
     cache: FeatureCache,
     queries: Sequence[PreparedQuery],
-    make: Callable[[FeatureCache, Sequence[PreparedQuery], int], Kernel],
     shortlist: _Shortlist,
 ) -> None:
     """Score blocks, in one thread, until none is left."""
-    kernel = make(cache, queries, blocks.size)
+    kernel = Kernel(cache, queries, blocks.size)
     with np.errstate(all="ignore"):  # rows that are not done may hold anything
         for start, stop, wanted in blocks:
             scores, error = kernel(start, stop)

@@ -149,7 +149,7 @@ def search(
         index: file of an index of the one layer; built if it does not exist or is of other rows,
             see `open_index`. It may miss some images; scores are exact.
         exclude_self: leave out hits that are the query itself; others take their place.
-        device: for the network, and for the search where it is CUDA.
+        device: for the network; rows are searched on the CPU.
         model_weights: see `query_images`.
         use: likewise.
 
@@ -192,8 +192,7 @@ def search(
     def find(count: int) -> Nearest:
         if used is not None:
             return used.search(by_layer[0].vectors, count, left_out=left_out)
-        place = images.get("device", "auto") if asked else "cpu"
-        return nearest(opened, by_layer, count, metric, left_out=left_out, device=place)
+        return nearest(opened, by_layer, count, metric, left_out=left_out)
 
     answers = _answers(opened, known, find, top, metric, exclude_self=exclude_self)
     info = None if used is None else used.info

@@ -1,5 +1,7 @@
-"""Scores of blocks of rows against queries, on the CPU or a CUDA device, and their error bounds.
+"""Scores of blocks of rows against queries, and their error bounds.
 
+All on the CPU, whatever device computes query images: a scan reads each row once from the memory
+map, at the speed of memory, and a copy to a GPU alone would take longer.
 Blocks are small enough that their float32 values stay in a core's cache, so that a scan reads what
 is stored once and writes nothing. NumPy widens float16 value by value; here the bits are shifted
 to their place in float32, which vectorizes: seven times as fast, the same values.
@@ -8,9 +10,7 @@ to their place in float32, which vectorizes: seven times as fast, the same value
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import numpy as np
@@ -19,9 +19,8 @@ from vggfeat.core.choices import choose
 from vggfeat.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-    import torch
     from numpy.typing import NDArray
 
     from vggfeat.cache.reader import FeatureCache
@@ -192,50 +191,6 @@ class Kernel:
             self._signed.add(layer)
         x = to_float32(stored, out, scales)
         return x, row_squares(x)
-
-
-class CudaKernel(Kernel):
-    """A `Kernel` that computes the products on a CUDA device."""
-
-    def __init__(
-        self,
-        device: torch.device,
-        cache: FeatureCache,
-        queries: Sequence[PreparedQuery],
-        _size: int,
-    ) -> None:
-        import torch
-
-        super().__init__(cache, queries, 0)  # rows are widened on the device
-        self._device = device
-        self._vectors = {
-            query.layer: torch.from_numpy(query.vectors).to(device).T for query in queries
-        }
-
-    def _products(self, query: PreparedQuery, start: int, stop: int) -> tuple[Values, Values]:
-        import torch
-
-        stored = np.array(self._cache[query.layer][start:stop])
-        scales = self._cache.header.scales.get(query.layer)
-        if scales is not None:
-            stored = to_float32(stored, np.empty(stored.shape, np.float32), scales)
-        with torch.no_grad():
-            x = torch.from_numpy(stored).to(self._device).float()  # (n, D)
-            products = (x @ self._vectors[query.layer]).cpu().numpy()  # (n, q)
-            return products, (x * x).sum(1).cpu().numpy()
-
-
-def kernel_on(device: str) -> Callable[[FeatureCache, Sequence[PreparedQuery], int], Kernel]:
-    """Return the class of kernels for a device: `cpu`, `cuda`, `cuda:1` or `auto`.
-
-    `auto` is CUDA only where torch is loaded already: a scan is over before torch would be.
-    """
-    if device == "cpu" or (device == "auto" and "torch" not in sys.modules):
-        return Kernel
-    from vggfeat.network.device import choose_device
-
-    chosen = choose_device(device)
-    return partial(CudaKernel, chosen) if chosen.type == "cuda" else Kernel
 
 
 def to_float32(

@@ -89,7 +89,7 @@ class FuseSettings:
         kind=list[str],
         parse=tuple,
     )
-    device: str = setting("auto", "Where to learn: auto, cpu, cuda, cuda:N or mps.", "NAME")
+    device: str = setting("auto", "Where to learn: auto, cpu, cuda or cuda:N.", "NAME")
 
     @property
     def learns(self) -> bool:

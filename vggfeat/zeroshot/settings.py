@@ -127,7 +127,7 @@ class ZeroShotSettings:
         kind=float,
     )
     seed: int = setting(0, "Seed of all random choices.", "N", kind=int, within=(0, math.inf))
-    device: str = setting("auto", "Device to compute on: auto, cpu, cuda, cuda:N or mps.", "NAME")
+    device: str = setting("auto", "Device to compute on: auto, cpu, cuda or cuda:N.", "NAME")
 
     def check(self) -> None:
         """Refuse invalid settings and those that exclude each other, all in one error.
