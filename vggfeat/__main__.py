@@ -15,6 +15,9 @@ def main() -> None:
     from vggfeat.core.signals import process_of_a_command
 
     with process_of_a_command():
+        from vggfeat.core.resources import limit_threads
+
+        limit_threads()
         from vggfeat.cli import main as command_line
 
         command_line()

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
+from vggfeat.core import resources
 from vggfeat.core.cgroups import cores_allowed, memory_available, memory_left
 from vggfeat.core.resources import usable_cores
+from vggfeat.core.settings import Settings
+from vggfeat.images.loader import choose_workers
+from vggfeat.network.device import choose_batch_size
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -112,6 +119,86 @@ def test_v1_nested_and_unlimited(tmp_path: Path) -> None:
     )
     assert memory_left(root) == 3 * GIB
     assert cores_allowed(root) == 2.5
+
+
+QUOTA_V2 = {
+    "proc/self/cgroup": "0::/job/step",
+    "sys/fs/cgroup/job/cpu.max": "300000 100000",
+    "sys/fs/cgroup/job/step/cpu.max": "800000 100000",
+}
+QUOTA_V1 = {
+    "proc/self/cgroup": "4:cpu,cpuacct:/job/step",
+    "sys/fs/cgroup/cpu,cpuacct/job/cpu.cfs_quota_us": "250000",
+    "sys/fs/cgroup/cpu,cpuacct/job/cpu.cfs_period_us": "100000",
+    "sys/fs/cgroup/cpu,cpuacct/job/step/cpu.cfs_quota_us": "-1",
+    "sys/fs/cgroup/cpu,cpuacct/job/step/cpu.cfs_period_us": "100000",
+}
+
+
+@pytest.mark.parametrize(
+    ("files", "cores", "workers", "threads"),
+    [
+        (QUOTA_V2, 16, 3, "3"),
+        (QUOTA_V1, 16, 3, "3"),
+        (QUOTA_V2, 2, 2, None),  # fewer cores than the quota
+        (QUOTA_V2, 4, 3, None),  # four may be two with two threads each
+        ({}, 16, 16, None),
+    ],
+    ids=["v2", "v1", "few cores", "most of the cores", "no quota"],
+)
+def test_a_quota_reaches_workers_and_threads(
+    files: dict[str, str],
+    cores: int,
+    workers: int,
+    threads: str | None,
+    *,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A quota of a group around the process's own limits workers and OpenMP's threads."""
+    root = tree(tmp_path, files)
+    monkeypatch.setattr(resources, "cores_allowed", partial(cores_allowed, root))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(cores)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert choose_workers(Settings(layers="fc7"), {"cuda"}) == workers
+    resources.limit_threads()
+    assert os.environ.pop("OMP_NUM_THREADS", None) == threads
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    resources.limit_threads()
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+
+
+def test_torch_has_no_more_threads_than_a_quota_leaves() -> None:
+    """What is set before torch is loaded is what it then starts."""
+    script = (
+        "import os; from vggfeat.core import resources; from functools import partial;"
+        "resources.cores_allowed = lambda: 0.5; resources._cores_at_hand = lambda: 64;"
+        "resources.limit_threads(); import torch; print(torch.get_num_threads())"
+    )
+    env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, check=True)
+    assert done.stdout == b"1\n"
+
+
+@pytest.mark.parametrize(
+    ("limit", "taken", "expected"),
+    [(2 * GIB, GIB, 10), (2 * GIB, 2 * GIB - 60 * MIB, 1), (64 * GIB, GIB, 16)],
+)
+def test_memory_of_a_group_reaches_the_batch_size(
+    limit: int, taken: int, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch takes half of what the group has left; of much memory the usual batch."""
+    root = tree(
+        tmp_path,
+        {
+            "proc/meminfo": MEMINFO,
+            "proc/self/cgroup": "0::/job/step",
+            "sys/fs/cgroup/job/memory.max": str(limit),
+            "sys/fs/cgroup/job/memory.current": str(taken),
+        },
+    )
+    monkeypatch.setattr("vggfeat.network.device.memory_available", partial(memory_available, root))
+    assert choose_batch_size(Settings(layers="fc7", device="cpu"), 1000) == expected
 
 
 def test_here() -> None:

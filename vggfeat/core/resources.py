@@ -24,12 +24,29 @@ def usable_cores() -> int:
 
     A quota of time counts as so many cores, rounded up.
     """
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
     quota = cores_allowed()
+    cores = _cores_at_hand()
     return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+
+
+def _cores_at_hand() -> int:
+    """Return the cores that threads of this process may run on, whatever their quota of time."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def limit_threads() -> None:
+    """Have torch, NumPy and others start no more threads than a quota of time leaves cores.
+
+    OpenMP knows nothing of quotas: with 2 cores' worth of 64 it starts 64 threads, which the kernel
+    stops together once they have used it up. Call it before they are loaded. OMP_NUM_THREADS of the
+    user's own stays. So does all where the quota is more than half of the cores: two of these may
+    be threads of one, which torch knows of, and starts fewer threads.
+    """
+    allowed = usable_cores()
+    if 2 * allowed <= _cores_at_hand():
+        os.environ.setdefault("OMP_NUM_THREADS", str(allowed))
 
 
 def user_cache() -> str:
