@@ -52,12 +52,16 @@ def _table(command: Any) -> str:
     rows = ["| option | meaning |", "|---|---|"]
     for parameter in command.params:
         if parameter.param_type_name == "argument":
-            rows.append(f"| `{_cell(parameter.metavar)}` | {_cell(parameter.help)} |")
+            rows.append(f"| `{_cell(parameter.metavar)}` | {_prose(parameter.help)} |")
             continue
         names = ", ".join([*parameter.opts, *parameter.secondary_opts])
         value = f" {parameter.metavar}" if parameter.metavar else ""
-        rows.append(f"| `{_cell(names + value)}` | {_cell(parameter.help)} |")
+        rows.append(f"| `{_cell(names + value)}` | {_prose(parameter.help)} |")
     return "\n".join(rows) + "\n"
+
+
+def _prose(text: str | None) -> str:
+    return _cell(text).replace("][", "]\\[")  # which Markdown would take for a link
 
 
 def _cell(text: str | None) -> str:

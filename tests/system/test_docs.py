@@ -17,6 +17,7 @@ from documents import blocks
 from places import REPOSITORY
 from typer.main import get_command
 
+import vggfeat
 from vggfeat.cli import app
 
 PAGES_WITH_CLASSES = (
@@ -166,6 +167,14 @@ def test_rows_of_tables_have_the_cells_of_their_head() -> None:
         for block in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
             counts = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
             assert len(counts) == 1, f"{page.name}: {block}"
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    """docs/API.md, from which the site takes the docstrings, has each name of the package once."""
+    page = (REPOSITORY / "docs" / "API.md").read_text()
+    named = re.findall(r"^::: vggfeat\.(?:[\w.]+\.)?(\w+)$", page, re.MULTILINE)
+    expected = {name for name in vggfeat.__all__ if name != "__version__"}
+    assert sorted(named) == sorted(expected - {"open"} | {"open_cache"})
 
 
 def test_every_command_has_help_and_a_place_in_the_readme() -> None:

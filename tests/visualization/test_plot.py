@@ -470,13 +470,13 @@ def test_exit_codes(workplace: Path, tmp_path: Path) -> None:
     ):  # fmt: skip
         assert_one_line(vggfeat("plot", *words, cwd=workplace), code, message)
     for words, message in (
-        (["a.png"], "(gone): pip install 'vggfeat[plot]'"),
-        (["f.h5", "--projection", "umap"], "(gone): pip install 'vggfeat[plot]'"),
+        (["a.png"], "[plot]'"),
+        (["f.h5", "--projection", "umap"], "[plot]'"),
     ):
         done = vggfeat("plot", *words, "-o", out, cwd=workplace, env={"PYTHONPATH": path})
-        assert_one_line(done, 2, message)
+        assert_one_line(done, 2, "(gone): pip install '", message)
     shutil.rmtree(tmp_path / "without" / "matplotlib")
     words = ["f.h5", "--projection", "umap", "-o", out]
     done = vggfeat("plot", *words, cwd=workplace, env={"PYTHONPATH": path})
-    assert_one_line(done, 2, "projection umap needs umap-learn (gone): pip install 'vggfeat[umap]'")
+    assert_one_line(done, 2, "projection umap needs umap-learn (gone): pip install '", "[umap]'")
     assert sorted(os.listdir(tmp_path)) == before

@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vggfeat.core.optional import install_command
 from vggfeat.core.records import Failure
 from vggfeat.errors import DeviceError, VggfeatError
 from vggfeat.images.jpeg_header import DEVICE_PIXELS
@@ -104,8 +105,8 @@ def jpeg_library(device: torch.device) -> JpegLibrary:
         else:
             return JpegLibrary(name, decode)
     raise DeviceError(
-        f"decode gpu found no library that decodes JPEGs on {device} ({'; '.join(wrong)}): pip "
-        "install 'vggfeat[gpu]', or use decode torchvision"
+        f"decode gpu found no library that decodes JPEGs on {device} ({'; '.join(wrong)}): "
+        f"{install_command('gpu')}, or use decode torchvision"
     )
 
 
@@ -187,8 +188,8 @@ class DeviceJpegs:
         if len(set(devices)) > 1 and "torchvision" in libraries:
             # It has one decoder for the process, which it would make anew for every batch.
             raise DeviceError(
-                "decode gpu on several devices needs torchcodec: pip install 'vggfeat[gpu]', or "
-                "use decode torchvision"
+                f"decode gpu on several devices needs torchcodec: {install_command('gpu')}, or use "
+                "decode torchvision"
             )
 
     def batches(

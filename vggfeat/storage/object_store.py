@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 LARGEST_OBJECT: Final = 2**30
 """Bytes of the largest image that is fetched; it is held in memory while it is decoded."""
 
-_PACKAGES = {"s3": ("s3fs", "remote"), "gs": ("gcsfs", "")}  # with the extra that installs it
+_PACKAGES = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gcs")}  # with the extra that installs it
 _ATTEMPTS = 5
 _FIRST_PAUSE = 0.5  # seconds; each one after it is twice as long
 _PATIENCE = 30.0
