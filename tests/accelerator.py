@@ -39,9 +39,9 @@ DEVICE = NAMED or "cuda:0"
 ON_CUDA = DEVICE.startswith("cuda")
 
 SIDE = 64 if ON_CUDA else 32
-_SHALLOW = "conv1_1,conv2_1:max,conv2_1.pre:map,conv3_1:gem,conv3_2:rmac,pool3:spp,pool3:flatten"
-ALL_POOLS = _SHALLOW + (",conv4_2.pre:map,conv5_2:max,fc6.pre,fc7,prob" if ON_CUDA else "")
-DEEPEST = "fc8" if ON_CUDA else "pool3"  # half precision and fc6 take a CPU seconds
+MAPS = "conv1_1,conv2_1:max,conv2_1.pre:map,conv3_1:gem,conv3_2:rmac,pool3:spp,pool3:flatten"
+MAPS += ",conv4_2.pre:map,conv5_2:max" if ON_CUDA else ""  # half precision takes a CPU long
+EVERYTHING = MAPS + (",fc6.pre,fc7,prob" if ON_CUDA else "")  # and drawing fc6, and hashing it
 PRECISIONS = ("float16", "bfloat16", "float32") if ON_CUDA else ("float16", "float32")
 
 
@@ -64,15 +64,15 @@ def extractor(layers: str, **more: Any) -> TensorExtractor:
     return TensorExtractor(settings(layers, **more))
 
 
-def tensors_of(model: str, layer: str = DEEPEST) -> Tensors:
+def tensors_of(model: str, layer: str) -> Tensors:
     """Random weights up to a layer, by torchvision's names."""
     layers = needed_layers(Settings(layers=layer, model=model).specs, model)
     return load_tensors(find_weights("random:0", model), model, layers)
 
 
-def loud_tensors() -> Tensors:
+def loud_tensors(layer: str = "conv5_2") -> Tensors:
     """Weights of VGG11 with which `noise` overflows in float16 at conv2_1, and `faint` does not."""
-    tensors = tensors_of("vgg11")
+    tensors = tensors_of("vgg11", layer)
     scaled = {"conv1_1": 400.0, "conv2_1": 400.0, "conv3_1": 1 / 400, "conv3_2": 1 / 400}
     for one in layer_table("vgg11"):
         name = f"{one.container}.{one.index}.weight"

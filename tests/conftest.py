@@ -1,14 +1,18 @@
-"""What several test modules share: real weights and photographs, and a cache folder of our own."""
+"""What several test modules share: real weights and photographs, and a cache folder of our own.
+
+Nothing is imported here that a machine with a GPU may lack: see `tests/accelerator.py`.
+"""
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from places import REPOSITORY
+from places import REPOSITORY, TESTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,6 +38,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take minutes: at the end, one process would be alone with them."""
     places = {name: place for place, name in enumerate(_LONGEST)}
     items.sort(key=lambda item: places.get("/".join(item.path.parts[-2:]), len(_LONGEST)))
+    _mark_for_the_gpu([item for item in items if item.path.is_relative_to(TESTS / "gpu")])
+
+
+def _mark_for_the_gpu(items: list[pytest.Item]) -> None:
+    """Skip them where their device is missing, and on a stand-in what it cannot show."""
+    if not items:
+        return
+    from accelerator import ON_CUDA, missing
+
+    reason = missing()
+    for item in items:
+        item.add_marker("gpu")
+        if reason or (item.get_closest_marker("cuda_only") and not ON_CUDA):
+            item.add_marker(pytest.mark.skip(reason=reason or "only a CUDA device can show it"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _processes_find_the_package() -> Iterator[None]:
+    """Name the checkout to processes that tests start, where the package is not installed."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not any(importlib.metadata.distributions(name="vggfeat")):
+            patch.setenv("PYTHONPATH", str(REPOSITORY), prepend=os.pathsep)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -55,8 +82,13 @@ def _own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 
 
 @pytest.fixture(autouse=True)
-def _warnings_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What our functions warn of ends a test too, though to a host's filters they do not."""
+def _warnings_are_errors(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """What our functions warn of ends a test too, though to a host's filters they do not.
+
+    Not on a GPU, where libraries warn of what no other machine has shown; pytest lists it.
+    """
+    if request.node.get_closest_marker("gpu"):
+        return
 
     def fail(message: Warning | str, *_: object, **__: object) -> None:
         raise message if isinstance(message, Warning) else UserWarning(message)

@@ -166,9 +166,9 @@ def test_the_package_shows_its_rooms() -> None:
 
 
 def test_tests_mirror_the_rooms() -> None:
-    """Every folder of tests bears the name of a room, or holds tests of the whole command."""
+    """A folder of tests bears the name of a room, or has tests of the whole command or of GPUs."""
     folders = {path.parent.relative_to(TESTS).as_posix() for path in TESTS.rglob("test_*.py")}
-    assert folders - {".", "system"} <= set(ROOMS)
+    assert folders - {".", "system", "gpu"} <= set(ROOMS)
 
 
 SHARED_NAMES = {"log", "T"}

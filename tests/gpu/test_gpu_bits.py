@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 from accelerator import (
-    ALL_POOLS,
     DEVICE,
+    EVERYTHING,
     ON_CUDA,
     PRECISIONS,
     decoded,
@@ -28,7 +28,6 @@ from accelerator import (
     write_pictures,
 )
 from killing import KillServer, contents, kill_and_go_on
-from places import REPOSITORY
 
 import vggfeat
 from vggfeat.core.settings import Settings
@@ -41,19 +40,19 @@ if TYPE_CHECKING:
     from vggfeat.network.extractor import TensorExtractor
 
 SLOT = 2
-KILLS = 8 if ON_CUDA else 1
+KILLS = 4 if ON_CUDA else 1
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("weights") / "loud.pth"
-    torch.save(loud_tensors(), path)
+    torch.save(loud_tensors("fc8" if ON_CUDA else "pool3"), path)
     return str(path)
 
 
 @pytest.fixture(scope="module", params=PRECISIONS)
 def network(weights: str, request: pytest.FixtureRequest) -> TensorExtractor:
-    return extractor(ALL_POOLS, weights=weights, precision=request.param)
+    return extractor(EVERYTHING, weights=weights, precision=request.param)
 
 
 def overflowing() -> NDArray[np.uint8]:
@@ -74,7 +73,7 @@ COMPANY = {
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_a_stored_row_does_not_depend_on_its_company(network: TensorExtractor, dtype: str) -> None:
     """One image in one slot has the same bytes among faint ones, and others that overflow."""
-    network.settings = settings(ALL_POOLS, dtype=dtype, precision=network.precision)
+    network.settings = settings(EVERYTHING, dtype=dtype, precision=network.precision)
     probe, before, found = faint(1, seed=9)[0], network.redone, {}
     for name, others in COMPANY.items():
         images = others.copy()
@@ -216,8 +215,8 @@ print(json.dumps(found))
 
 def test_processes_agree(tmp_path: Path) -> None:
     """Two processes compute the same bits, though the one tries algorithms as PyTorch offers to."""
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    words = [ALL_POOLS, ",".join(PRECISIONS)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    words = [EVERYTHING, ",".join(PRECISIONS)]
     running = [
         subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", PROCESS, DEVICE, host, *words],
@@ -228,10 +227,10 @@ def test_processes_agree(tmp_path: Path) -> None:
     told = [process.communicate(timeout=300)[0] for process in running]
     one, other = (json.loads(text) for text in told)
     assert one == other
-    assert {len(rows) for rows in one.values()} == {len(ALL_POOLS.split(","))}
+    assert {len(rows) for rows in one.values()} == {len(EVERYTHING.split(","))}
     assert list(one) == list(PRECISIONS)
     images = torch.from_numpy(np.random.default_rng(5).integers(0, 256, (4, 3, 32, 32), np.uint8))
-    here = extractor(ALL_POOLS)(images)
+    here = extractor(EVERYTHING)(images)
     assert one["float32"] == {
         spec: hashlib.sha256(rows.cpu().numpy().tobytes()).hexdigest()
         for spec, rows in here.items()

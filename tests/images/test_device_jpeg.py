@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import sys
@@ -13,111 +12,44 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from accelerator import needs_cuda
+from jpeg_files import (
+    CPU,
+    FOR_THE_DEVICE,
+    FRAME,
+    LIMIT,
+    NOT_FOR_THE_DEVICE,
+    SETTINGS,
+    USUAL,
+    batches,
+    by_row,
+    encoded,
+    exif,
+    patched,
+    picture,
+    pillows,
+    reference,
+    run_settings,
+    saved,
+    write_photos,
+)
 from PIL import Image
-from torchvision.io import ImageReadMode, decode_jpeg
-from torchvision.transforms.v2 import functional
+from torchvision.io import decode_jpeg
 
 import vggfeat
 from vggfeat.core.preprocessing import Preprocess
 from vggfeat.core.settings import Settings
 from vggfeat.errors import DeviceError, UsageError
 from vggfeat.images import device_jpeg
-from vggfeat.images.batch_plan import plan_batches
-from vggfeat.images.dataset import EncodedImages
-from vggfeat.images.decode import decode
-from vggfeat.images.device_jpeg import DeviceJpegs, decode_jpegs, jpeg_library
+from vggfeat.images.device_jpeg import decode_jpegs, jpeg_library
 from vggfeat.images.jpeg_header import encoded_jpeg
-from vggfeat.images.loader import ENCODED_ROOM, load_batches
-from vggfeat.images.sources import discover
-from vggfeat.images.tensor_resize import turned
+from vggfeat.images.loader import ENCODED_ROOM
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
-    from vggfeat.core.records import DecodedBatch
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
-
-CPU = torch.device("cpu")
-LIMIT = 2**26
-SETTINGS = Settings(layers="fc7", decode="gpu")
-
-
-def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
-    """Smooth colours, as JPEG has them."""
-    bands = {"L": 1, "CMYK": 4}.get(mode, 3)
-    rough = np.random.default_rng(width * height).integers(0, 256, (9, 9, bands), np.uint8)
-    image = Image.fromarray(rough[..., 0] if bands == 1 else rough, mode if bands == 4 else None)
-    return image.resize((width, height), Image.Resampling.BICUBIC)
-
-
-def saved(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
-
-
-def noise(width: int, height: int) -> bytes:
-    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-    return saved(Image.fromarray(pixels), quality=98)
-
-
-def exif(orientation: int) -> Image.Exif:
-    made = Image.Exif()
-    made[0x112] = orientation
-    return made
-
-
-def cropped(image: torch.Tensor) -> NDArray[np.uint8]:
-    """torchvision's resize and crop of a decoded tensor."""
-    fitted = functional.center_crop(functional.resize(image, [256], antialias=True), [224])
-    pixels: NDArray[np.uint8] = fitted.permute(1, 2, 0).cpu().numpy()
-    return pixels
-
-
-def reference(data: bytes) -> NDArray[np.uint8]:
-    """torchvision's transform of the tensor that it decodes and turns."""
-    raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    return cropped(decode_jpeg(raw, mode=ImageReadMode.RGB, apply_exif_orientation=True))
-
-
-def pillows(data: bytes) -> NDArray[np.uint8]:
-    return decode(io.BytesIO(data), Preprocess(), LIMIT)
-
-
-def encoded(data: bytes, **more: Any) -> Any:
-    return encoded_jpeg(io.BytesIO(data), dataclasses.replace(Preprocess(), **more), LIMIT)
-
-
-def batches(
-    folder: Path,
-    files: Sequence[bytes],
-    *,
-    device: torch.device = CPU,
-    workers: int = 0,
-    batch_size: int = 4,
-) -> list[DecodedBatch]:
-    """Write files, and load them as a run does."""
-    for number, data in enumerate(files):
-        (folder / f"{number:03}.jpg").write_bytes(data)
-    settings = dataclasses.replace(SETTINGS, workers=workers)
-    dataset = EncodedImages(discover([str(folder)]), settings)
-    plan = plan_batches(np.arange(len(files)), batch_size)
-    loader = load_batches(dataset, plan, settings, workers=workers, pin=device.type == "cuda")
-    decoder = DeviceJpegs(dataset, settings, [device], workers=workers, goes_on=lambda: True)
-    return list(decoder.batches(loader, lambda: device))
-
-
-def by_row(found: Sequence[DecodedBatch]) -> dict[int, NDArray[np.uint8]]:
-    return {
-        row: batch.images[slot].cpu().numpy()
-        for batch in found
-        for row, slot in zip(batch.rows.tolist(), batch.slots.tolist(), strict=True)
-    }
 
 
 @pytest.fixture(params=["torchcodec", "torchvision"])
@@ -130,21 +62,6 @@ def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     jpeg_library.cache_clear()
     yield request.param
     jpeg_library.cache_clear()
-
-
-FOR_THE_DEVICE = {
-    "usual": saved(picture(500, 375)),
-    "full-colour": saved(picture(301, 997), quality=40, subsampling=0),
-    "half-colour": saved(picture(333, 259), subsampling=1),
-    "no-resize": saved(picture(256, 256)),
-    "enlarged": saved(picture(90, 60)),
-    "grey": saved(picture(400, 300, "L")),
-    "segments": saved(picture(400, 300), comment=b"\xff\xc0 is no marker", icc_profile=bytes(3000)),
-    "restarts": saved(picture(400, 300), restart_marker_blocks=7),
-    "behind": saved(picture(400, 300)) + b"more \xff\xd8\xff",
-    "large": noise(900, 800),
-    **{f"turn{turn}": saved(picture(320, 280), exif=exif(turn)) for turn in range(1, 9)},
-}
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -171,38 +88,6 @@ def test_what_the_device_gets_is_the_picture(data: bytes) -> None:
         assert (image.width, image.height) == whole.size
         np.testing.assert_array_equal(np.asarray(left), np.asarray(whole))
     assert encoded(data, exif="ignore").turn == 1
-
-
-USUAL = saved(picture(400, 300))
-SCAN = USUAL.index(b"\xff\xda")
-FRAME = USUAL.index(b"\xff\xc0")
-
-
-def patched(at: int, new: bytes) -> bytes:
-    return USUAL[:at] + new + USUAL[at + len(new) :]
-
-
-NOT_FOR_THE_DEVICE = {
-    "progressive": saved(picture(333, 259), progressive=True),
-    "cmyk": saved(picture(300, 260, "CMYK")),
-    "rgb": saved(picture(300, 260), keep_rgb=True),
-    "adobe-says-rgb": USUAL[:2] + b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\0" + USUAL[2:],
-    "named-rgb": patched(FRAME + 10, b"R")[:2] + patched(FRAME + 10, b"R")[20:],
-    "png": saved(picture(300, 260), "PNG"),
-    "webp": saved(picture(300, 260), "WEBP"),
-    "truncated": USUAL[:-1000],
-    "no-end": USUAL[:-2],
-    "header-alone": USUAL[:SCAN],
-    "two-scans": USUAL[:-2] + USUAL[SCAN:],
-    "arithmetic": patched(FRAME + 1, b"\xc9"),
-    "extended": patched(FRAME + 1, b"\xc1"),
-    "twelve-bits": patched(FRAME + 4, b"\x0c"),
-    "no-height": patched(FRAME + 5, b"\0\0"),
-    "four-across": patched(FRAME + 11, b"\x41"),
-    "two-frames": USUAL[:FRAME] + USUAL[FRAME : FRAME + 19] + USUAL[FRAME:],
-    "empty": b"",
-    "start-alone": b"\xff\xd8",
-}
 
 
 @pytest.mark.parametrize("data", NOT_FOR_THE_DEVICE.values(), ids=NOT_FOR_THE_DEVICE)
@@ -358,31 +243,9 @@ def test_a_library_that_decodes_wrongly_is_not_taken(monkeypatch: pytest.MonkeyP
     assert "[gpu]', or use decode torchvision" in str(caught.value)
 
 
-def run_settings(**more: object) -> Settings:
-    return Settings(
-        **{  # type: ignore[arg-type] # of every type
-            "layers": "conv1_1",
-            "model": "vgg11",
-            "weights": "random:0",
-            "device": "cpu",
-            "decode": "gpu",
-            "size": 32,
-            "workers": 1,
-            "batch_size": 2,
-            "precision": "float32",
-            **more,
-        }
-    )
-
-
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for number in range(5):
-        data = saved(picture(90 + 10 * number, 120), exif=exif(1 + number))
-        (folder / f"{number}.jpg").write_bytes(data)
-    return folder
+    return write_photos(tmp_path / "photos")
 
 
 def test_a_run_on_the_device(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -443,33 +306,3 @@ def test_without_a_device_images_are_decoded_as_by_torchvision() -> None:
     transform = vggfeat.ImageTransform(SETTINGS.preprocess(), LIMIT)
     pixels = transform(USUAL).permute(1, 2, 0).numpy()
     np.testing.assert_array_equal(pixels, reference(USUAL))
-
-
-@pytest.mark.gpu
-@needs_cuda
-def test_nvjpegs_pixels_do_not_depend_on_company(tmp_path: Path) -> None:
-    """On CUDA a row is torchvision's transform of its own decoded tensor, whatever is beside it."""
-    device = torch.device("cuda", 0)
-    files = [*FOR_THE_DEVICE.values(), *NOT_FOR_THE_DEVICE.values()]
-    alone = {}
-    for row, data in enumerate(FOR_THE_DEVICE.values()):
-        image = encoded(data)
-        [tensor] = decode_jpegs([torch.from_numpy(image.data)], device)
-        alone[row] = cropped(turned(tensor, image.turn))
-    for batch_size in (1, 5, len(files)):
-        pixels = by_row(batches(tmp_path, files, device=device, workers=2, batch_size=batch_size))
-        for row, expected in alone.items():
-            np.testing.assert_array_equal(pixels[row], expected)
-            difference = np.abs(expected.astype(int) - reference(files[row]))
-            assert difference.mean() < 4, list(FOR_THE_DEVICE)[row]  # other decoder, same picture
-
-
-@pytest.mark.gpu
-@needs_cuda
-def test_runs_on_cuda_are_equal(photos: Path, tmp_path: Path) -> None:
-    """Two runs that decode on CUDA write the same features, also with other images removed."""
-    vggfeat.extract(photos, tmp_path / "one.h5", run_settings(device="cuda"))
-    vggfeat.extract(photos, tmp_path / "two.h5", run_settings(device="cuda", workers=3))
-    with h5py.File(tmp_path / "one.h5") as one, h5py.File(tmp_path / "two.h5") as two:
-        assert (one["images/state"][()] == 1).all()
-        np.testing.assert_array_equal(one["features/conv1_1"], two["features/conv1_1"])

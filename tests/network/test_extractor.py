@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from accelerator import needs_cuda
 from torch.nn import functional
 from torchvision.models.feature_extraction import create_feature_extractor
 from weight_files import read_checkpoint
@@ -36,8 +35,6 @@ if TYPE_CHECKING:
     Tensors = dict[str, Tensor]
 
 FLOAT16_MAX = 65504.0
-
-gpu = pytest.mark.gpu
 
 
 def random_tensor(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
@@ -709,64 +706,3 @@ def test_the_batch_size_asked_for_is_taken() -> None:
     uncropped = Settings(layers="conv1_1", crop="none", device="cpu")
     assert choose_batch_size(uncropped, 100) == 1
     assert choose_batch_size(dataclasses.replace(uncropped, batch_size=7), 3) == 7
-
-
-GPU_LAYERS = "conv1_1,conv3_2.pre:map,conv5_4:gem,pool5:flatten,fc7,fc8"
-
-
-@gpu
-@needs_cuda
-def test_float32_on_cuda_equals_the_cpu(vgg19_file: str) -> None:
-    """Float32 on CUDA is float32 and not TF32: it agrees with the CPU to 1e-4."""
-    images = pixels(4, 96)
-    cpu = extractor(GPU_LAYERS, vgg19_file, "vgg19", size=96)(images)
-    cuda = extractor(GPU_LAYERS, vgg19_file, "vgg19", size=96, device="cuda")(images)
-    errors = {spec: relative_error(cuda[spec], values) for spec, values in cpu.items()}
-    assert {spec: error for spec, error in errors.items() if not error <= 1e-4} == {}
-
-
-@gpu
-@needs_cuda
-def test_auto_on_cuda_keeps_the_direction(vgg19_file: str) -> None:
-    """The default precision on CUDA, float16, keeps cosine 0.9999 to float32 on the CPU."""
-    images = pixels(4, 96)
-    exact = extractor(GPU_LAYERS, vgg19_file, "vgg19", size=96)(images)
-    auto = extractor(GPU_LAYERS, vgg19_file, "vgg19", size=96, device="cuda", precision="auto")
-    found = auto(images)
-    assert auto.precision == "float16"
-    assert auto.redone == 0
-    for spec, values in exact.items():
-        cosine = torch.cosine_similarity(found[spec].cpu().flatten(1), values.flatten(1))
-        assert float(cosine.min()) >= 0.9999, spec
-
-
-def pinned(images: torch.Tensor) -> DecodedBatch:
-    batch = decoded(images)
-    return dataclasses.replace(batch, images=batch.images.pin_memory())
-
-
-@gpu
-@needs_cuda
-def test_overflow_on_cuda_is_done_again(loud_file: str) -> None:
-    """A batch that leaves float16 on CUDA comes back with the bits of float32 there."""
-    exact = extractor(LOUD_LAYERS, loud_file, device="cuda", dtype="float32")
-    half = extractor(LOUD_LAYERS, loud_file, device="cuda", dtype="float32", precision="auto")
-    images = pixels(3, 64)
-    done = half.launch(pinned(images)).collect()
-    assert half.redone == 1
-    for spec, values in exact(images).items():
-        assert np.array_equal(done.features[spec], values.cpu().numpy()), spec
-
-
-@gpu
-@needs_cuda
-def test_batches_that_overlap_on_cuda_do_not_mix(vgg19_file: str) -> None:
-    """Batches launched before earlier ones are collected equal those called one by one."""
-    network = extractor("conv3_2,fc7", vgg19_file, "vgg19", size=96, device="cuda", dtype="float32")
-    batches = [pixels(4, 96, seed) for seed in range(6)]
-    plain = [network(images) for images in batches]
-    pending = [network.launch(pinned(images)) for images in batches]
-    for expected, launched in zip(plain, pending, strict=True):
-        done = launched.collect()
-        for spec, values in expected.items():
-            assert np.array_equal(done.features[spec], values.cpu().numpy()), spec

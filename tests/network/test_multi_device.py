@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import h5py
-import numpy as np
 import pytest
 import torch
-from accelerator import needs_cuda
 from command_line import write_images
 from killing import SETTINGS, contents
 
@@ -103,23 +101,3 @@ def test_devices_of_unequal_kinds_are_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("vggfeat.network.multi_device.device_kind", lambda _: next(names))
     with pytest.raises(DeviceError, match=r"cpu is NVIDIA.*; name devices of one kind"):
         Replicas(Settings(layers="conv1_1", weights="random:0", device="cpu,cpu"))
-
-
-@pytest.mark.gpu
-@needs_cuda
-def test_devices_of_unequal_precision_are_refused() -> None:
-    """A file holds rows of one precision, so CPU and GPU do not mix by themselves."""
-    with pytest.raises(DeviceError, match="would compute in different precisions"):
-        Replicas(Settings(layers="conv1_1", weights="random:0", device="cuda,cpu"))
-
-
-@pytest.mark.gpu
-@needs_cuda
-def test_two_replicas_on_one_gpu(tmp_path: Path) -> None:
-    """Two networks on one GPU overlap and give the rows of one, bit for bit."""
-    images = write_images(tmp_path / "images", 22)
-    for name, devices in (("one", "cuda:0"), ("two", "cuda:0,cuda:0")):
-        extract(images, tmp_path / f"{name}.h5", device=devices)
-    one, two = (vggfeat.open(tmp_path / f"{name}.h5") for name in ("one", "two"))
-    for spec in one.layers:
-        np.testing.assert_array_equal(one[spec], two[spec])

@@ -649,28 +649,3 @@ def test_two_runs_do_not_write_one_file(large: Path, tmp_path: Path) -> None:
         time.sleep(0.01)
     assert_one_line(vggfeat(*words, cwd=tmp_path), 75, "held by another run")
     assert run.wait() == 0
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
-def test_a_gpu_fuses_and_codes_as_a_cpu_does(workplace: Path, tmp_path: Path) -> None:
-    """Fused on the fly and stored as int8, rows of a GPU are those of the CPU to a step or two."""
-    words = ["extract", str(workplace / "images"), *SMALL, "--dtype", "int8", "--fuse", "concat"]
-    found = []
-    for device in ("cpu", "cuda"):
-        done = vggfeat(*words, "--device", device, "--out", f"{device}.h5", cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        cache = library.open(tmp_path / f"{device}.h5")
-        found.append(cache.values("concat", np.flatnonzero(cache.done)))
-        step = cache.header.scales["concat"].scale
-    assert (np.abs(found[0] - found[1]) <= 2 * step + 1e-3).all()
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
-def test_learning_on_a_gpu_finds_the_same_layer() -> None:
-    """Weights learnt on a GPU favour the layer that tells the groups, as on the CPU."""
-    given = examples("one")
-    learnt = learn(untrained("attention", given), given, by_group=False, device="cuda")
-    assert learnt.mean_weights["good"] > 0.75
-    assert learnt.after > learnt.before + 0.02
