@@ -12,4 +12,6 @@ cd "$(dirname "$0")/.."
 export VGGFEAT_WARM_COMMANDS=1
 # Threads that wait for one another sleep; spinning, they take the cores from the other processes.
 export OMP_WAIT_POLICY=passive
+# What a CPU can show of the tests of GPUs; on a machine with one: python -m pytest tests/gpu -W default
+export VGGFEAT_TEST_DEVICE=${VGGFEAT_TEST_DEVICE:-cpu}
 "$py" -m pytest -n 4 --dist loadfile --no-loadscope-reorder --hypothesis-profile ci "$@"

@@ -3,7 +3,7 @@
 # several settings, a kill and a resume, decoding by Pillow, torchvision and nvJPEG, the bare network,
 # and a script as people write it.
 #
-# Needs a python3 (PYTHON) with torch, torchvision, h5py, typer, tqdm, pillow, pytest and hypothesis;
+# Needs a python3 (PYTHON) with torch, torchvision, h5py, typer, tqdm, pillow and pytest;
 # installs nothing and asks no network. Results go to stdout as Markdown. A step that fails does not
 # end the run; the exit status says how many failed. IMAGES, SMALL, LIMIT, ROUNDS and REPEATS change
 # how much is done.
@@ -106,10 +106,7 @@ export python work
 
 step "Machine" 30 bash -c versions
 step "Doctor" 60 "$python" -m vggfeat doctor
-# Only the files that have tests for a GPU: others import packages that such a machine may lack.
-mapfile -t gpu_tests < <(grep -rlE '^(@|gpu = )pytest\.mark\.gpu$' tests --include='test_*.py')
-step "Tests on the GPU" 120 "$python" -m pytest -m gpu -q -p no:cacheprovider \
-    --continue-on-collection-errors "${gpu_tests[@]}"
+step "Tests on the GPU" 200 "$python" -m pytest tests/gpu -q -W default -p no:cacheprovider
 step "Images" 60 "$python" scripts/bench/make_images.py "$images" "$work/images"
 step "Fewer images" 30 "$python" scripts/bench/make_images.py "$small" "$work/small"
 step "Extract, workers auto" 90 bash -c 'setting auto "$work/images" "$work/auto.h5"'

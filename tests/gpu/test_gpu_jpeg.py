@@ -11,7 +11,6 @@ import torch
 from accelerator import DEVICE, ON_CUDA
 
 import vggfeat
-from vggfeat.images import device_jpeg
 
 pytest.importorskip("torchvision")
 
@@ -27,6 +26,7 @@ from jpeg_files import (
     write_photos,
 )
 
+from vggfeat.images import device_jpeg
 from vggfeat.images.tensor_resize import turned
 
 if TYPE_CHECKING:
