@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
+from sklearn.preprocessing import normalize
 
 from vggfeat.cache.format import Provenance
 from vggfeat.cache.identity import Identity
@@ -65,8 +66,6 @@ def scored(x: NDArray[Any], queries: NDArray[Any], metric: str) -> NDArray[np.fl
         distances: NDArray[np.float64] = np.sqrt(((queries[:, None] - x[None]) ** 2).sum(-1))
         return -distances
     if metric == "cosine":
-        from sklearn.preprocessing import normalize
-
         x, queries = normalize(x), normalize(queries)
     products: NDArray[np.float64] = queries @ x.T
     return products

@@ -1,19 +1,15 @@
-"""What else computes on the device: codes of fused layers, learnt weights of layers, search."""
+"""What else computes on the device: codes of fused layers, and learnt weights."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from accelerator import DEVICE, faint, settings, write_pictures
-from caches_to_search import cache_of
-from caches_to_search import noise as vectors
 
 import vggfeat
 from vggfeat.core.fusion_spec import Recipe
-from vggfeat.retrieval.exact_search import nearest
-from vggfeat.retrieval.similarity import LayerQuery
 from vggfeat.transforms.fusion import Fusion
 from vggfeat.transforms.layer_weights import Examples, learn
 
@@ -54,14 +50,3 @@ def test_learning_finds_the_layer_that_tells_the_groups() -> None:
     learnt = learn(fusion, given, by_group=False, device=DEVICE)
     assert learnt.mean_weights["good"] > 0.75
     assert learnt.after > learnt.before + 0.02
-
-
-@pytest.mark.parametrize("metric", ["cosine", "l2", "dot"])
-def test_the_device_finds_what_a_cpu_finds(tmp_path: Path, metric: Any) -> None:
-    """Products computed on the device lead to the same rows and scores."""
-    cache = cache_of(tmp_path / "f.h5", {"conv1_1": vectors(5000, 64)})
-    asked = [LayerQuery("conv1_1", vectors(7, 64, seed=1))]
-    one = nearest(cache, asked, 10, metric)
-    other = nearest(cache, asked, 10, metric, device=DEVICE)
-    np.testing.assert_array_equal(one.rows, other.rows)
-    np.testing.assert_array_equal(one.scores, other.scores)
