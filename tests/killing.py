@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -139,6 +140,7 @@ class _Tracer:
         self.calls = 0
         self.log: list[tuple[str, str, int, bytes]] = []
         self._kill_at, self._torn, self._logging = kill_at, torn, log is not None
+        self._counting = threading.Lock()  # one thread writes rows, another one syncs them
 
     def install(self) -> None:
         for name in ("pwrite", "fsync", "fdatasync", "replace", "copy_file_range", "link"):
@@ -148,15 +150,19 @@ class _Tracer:
         def call(*arguments: Any) -> Any:
             if not self._is_ours(name, arguments):
                 return real(*arguments)
-            self.calls += 1
-            if self.calls == self._kill_at:
-                if self._torn and name == "pwrite":
-                    handle, data, offset = arguments
-                    real(handle, data[: len(data) // 2], offset)
-                os.kill(os.getpid(), signal.SIGKILL)
-            if self._logging:
-                self._note(name, arguments)
-            return real(*arguments)
+            with self._counting:
+                self.calls += 1
+                if self.calls == self._kill_at:
+                    if self._torn and name == "pwrite":
+                        handle, data, offset = arguments
+                        real(handle, data[: len(data) // 2], offset)
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if self._logging:
+                    self._note(name, arguments)
+            result = real(*arguments)
+            if self._logging and name == "fdatasync":
+                self.log.append(("synced", "", 0, b""))
+            return result
 
         return call
 

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 from killing import KillServer, check_done_rows, contents, make_images
+from power_cuts import after_power_cut
 
 from vggfeat.cache.reader import FeatureCache
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-STATES = 300
-SECTOR = 512
+    from power_cuts import Call
 
-Call = tuple[str, str, int, bytes]
+STATES = 300
 
 
 @pytest.fixture(scope="module")
@@ -39,25 +39,6 @@ def _split(log: list[Call]) -> tuple[bytes, list[Call]]:
     return synced[-1][3], log[renamed + 1 :]
 
 
-def _after_power_cut(
-    base: bytes, calls: list[Call], at: int, keep: float, chance: random.Random
-) -> bytes:
-    """What a disk may hold: all that was synced, and each later sector with that probability."""
-    image = bytearray(base)
-    syncs = [index for index in range(at) if calls[index][0] == "fdatasync"]
-    safe = syncs[-1] if syncs else 0
-    for index, (kind, _, offset, data) in enumerate(calls[:at]):
-        if kind != "pwrite":
-            continue
-        start = offset
-        while start < offset + len(data):
-            end = min((start // SECTOR + 1) * SECTOR, offset + len(data))
-            if index < safe or chance.random() < keep:
-                image[start:end] = data[start - offset : end - offset]
-            start = end
-    return bytes(image)
-
-
 def test_creation_is_synced_renamed_and_synced(recorded: tuple[Path, list[Call]]) -> None:
     """The new file is on the disk before its name is, and its name before its first row."""
     kinds = [call[0] for call in recorded[1]]
@@ -77,7 +58,7 @@ def test_done_rows_survive_power_cuts(recorded: tuple[Path, list[Call]], tmp_pat
         at = chance.randint(1, len(calls))
         keep = (0.0, 0.5, 1.0, chance.random())[state % 4]
         path = tmp_path / "cut.h5"
-        path.write_bytes(_after_power_cut(base, calls, at, keep, chance))
+        path.write_bytes(after_power_cut(base, calls, at, keep, chance))
         assert len(FeatureCache(path)) > 0
         done.append(check_done_rows(path, reference))
     assert min(done) == 0
@@ -89,5 +70,5 @@ def test_the_whole_log_is_the_whole_file(recorded: tuple[Path, list[Call]], tmp_
     reference, log = recorded
     base, calls = _split(log)
     path = tmp_path / "all.h5"
-    path.write_bytes(_after_power_cut(base, calls, len(calls), 1.0, random.Random(0)))
+    path.write_bytes(after_power_cut(base, calls, len(calls), 1.0, random.Random(0)))
     assert contents(path) == contents(reference)

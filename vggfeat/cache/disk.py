@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import functools
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +18,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vggfeat.cache.format import Header
+
+_EARLY_BYTES = 1 << 20  # the disk is asked to write: fewer would cost it a seek each
+_PAGE = 4096
+_WRITE = 2  # SYNC_FILE_RANGE_WRITE, from linux/fs.h: begin, and wait for nothing
+_NOT_HERE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.ESPIPE)
 
 
 def write_bytes_at(handle: int, data: bytes | memoryview, offset: int) -> None:
@@ -60,13 +68,63 @@ def row_features(handle: int, header: Header, row: int) -> list[NDArray[Any]]:
     ]
 
 
+class WriteBack:
+    """Have the disk begin with what was written, so that a later sync finds little left to do.
+
+    A hint: what was noted is on the disk only after a sync. Does nothing where the system or the
+    file system has no such thing.
+
+    Args:
+        handle: descriptor of the file.
+    """
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+        self._begin = _sync_file_range()
+        self._ranges: dict[str, tuple[int, int]] = {}
+
+    def note(self, name: str, offset: int, size: int) -> None:
+        """Note bytes written to a dataset; begin with them once they are many in a row."""
+        start, stop = self._ranges.get(name, (offset, offset))
+        if stop != offset:
+            start = offset  # rows are scattered; what lies before waits for the sync
+        stop = offset + size
+        whole = stop // _PAGE * _PAGE  # the next row is on the last page too, and would rewrite it
+        if whole - start >= _EARLY_BYTES:
+            self._start(start, whole - start)
+            start = whole
+        self._ranges[name] = start, stop
+
+    def _start(self, offset: int, size: int) -> None:
+        if self._begin is None or self._begin(self._handle, offset, size, _WRITE) == 0:
+            return
+        number = ctypes.get_errno()
+        if number in _NOT_HERE:
+            self._begin = None
+        elif number != errno.EINTR:  # the disk has refused it, as it may refuse a sync
+            raise _not_kept(number)
+
+
+@functools.cache
+def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
+    """Return Linux's `sync_file_range`; None elsewhere."""
+    function = getattr(ctypes.CDLL(None, use_errno=True), "sync_file_range", None)
+    if function is not None:
+        function.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+    return function
+
+
 def sync_file(handle: int, sync: Callable[[int], None] | None = None) -> None:
     """Return once the disk has what was written, by `sync` or else `os.fdatasync`."""
     try:
         (sync or os.fdatasync)(handle)
     except OSError as error:  # the kernel may have dropped the pages: nothing later can be trusted
-        raise SpaceError(
-            error.errno,
-            f"the disk did not keep what was written: {error.strerror}; rows up to the last "
-            "checkpoint are safe",
-        ) from error
+        raise _not_kept(error.errno or errno.EIO) from error
+
+
+def _not_kept(number: int) -> SpaceError:
+    return SpaceError(
+        number,
+        f"the disk did not keep what was written: {os.strerror(number)}; rows up to the last "
+        "checkpoint are safe",
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import threading
 import zlib
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from vggfeat.cache.checksums import row_checksums, seal_rows, with_state
 from vggfeat.cache.column_records import COLUMNS, ColumnRecords
-from vggfeat.cache.disk import read_all, row_features, sync_file, write_all
+from vggfeat.cache.disk import WriteBack, read_all, row_features, sync_file, write_all
 from vggfeat.cache.foreign_objects import warn_of_losses
 from vggfeat.cache.format import DIGEST_BYTES, ERROR_BYTES, FEATURES, IMAGES, Header, RowState
 from vggfeat.cache.header import read_header
@@ -144,12 +145,17 @@ def _write_images(handle: int, header: Header, images: ImageColumns) -> None:
 
 
 class CacheWriter:
-    """Write rows of an existing cache; their states follow at the next checkpoint."""
+    """Write rows of an existing cache; their states follow at the next checkpoint.
+
+    One thread may `write` while another is in `checkpoint`; all else is for one thread at a time.
+    """
 
     def __init__(self, path: str, header: Header) -> None:
         self._header = header
         self._specs = header.identity.layers
-        self._states: dict[int, RowState] = {}
+        self._taking = threading.Lock()
+        self._states: dict[int, RowState] = {}  # of rows that the next checkpoint marks
+        self._marking: dict[int, RowState] = {}  # of rows that one under way marks
         self._records: ColumnRecords | None = None
         # Rows whose state was set at once, with their states before: their checksums follow.
         self._unsealed: list[tuple[NDArray[np.int64], NDArray[np.uint8]]] = []
@@ -159,6 +165,7 @@ class CacheWriter:
             raise SpaceError(
                 error.errno, f"cache {path!r} cannot be written: {error.strerror}"
             ) from error
+        self._write_back = WriteBack(self._handle)
         try:
             refuse_if_open_elsewhere(self._handle, path)
             if header.user_block >= LEAST_USER_BLOCK:
@@ -188,15 +195,16 @@ class CacheWriter:
 
     @property
     def unsaved(self) -> int:
-        """Rows written since the last checkpoint."""
-        return len(self._states)
+        """Rows written that no checkpoint has marked yet."""
+        with self._taking:
+            return len(self._states) + len(self._marking)
 
     def write(self, batch: FeatureBatch) -> None:
         """Write the features of a batch, or NaN and the reason where an image failed."""
         rows = batch.rows
         if len(rows):
             for spec in self._specs:
-                self._put(f"{FEATURES}/{spec}", rows, batch.features[spec])
+                self._put(f"{FEATURES}/{spec}", rows, batch.features[spec], early=True)
             self._put_digests(rows, batch.digests)
             self._put_checksums(
                 rows,
@@ -208,8 +216,10 @@ class CacheWriter:
         # States are only noted here: they are written by the next checkpoint, after a sync.
         for failure in batch.failures:
             self._write_failure(failure)
-        self._states.update(dict.fromkeys(rows.tolist(), RowState.DONE))
-        self._states.update(dict.fromkeys((f.row for f in batch.failures), RowState.FAILED))
+        states = dict.fromkeys(rows.tolist(), RowState.DONE)
+        states.update(dict.fromkeys((f.row for f in batch.failures), RowState.FAILED))
+        with self._taking:
+            self._states.update(states)
 
     def _write_failure(self, failure: Failure) -> None:
         at = np.array([failure.row])
@@ -325,22 +335,40 @@ class CacheWriter:
         return np.frombuffer(data, run.dtype).reshape(count, *run.shape[1:])
 
     def checkpoint(self) -> None:
-        """Mark all rows written so far as done or failed, safely against a power cut."""
-        if not self._states:
+        """Mark all rows written so far as done or failed, safely against a power cut.
+
+        Rows that another thread writes meanwhile belong to the next checkpoint.
+        """
+        with self._taking:
+            # Before the sync, which vouches for no row that is written while it is under way.
+            self._marking, self._states = {**self._marking, **self._states}, {}
+            states = self._marking
+        if not states:
             return
         # Features first: without this sync the kernel may write a state before the row it vouches
         # for, and after a power cut a done row would hold whatever the disk held.
         sync_file(self._handle)
-        rows = np.array(sorted(self._states))
-        states = np.array([self._states[row] for row in rows.tolist()], dtype=np.uint8)
-        self._put(f"{IMAGES}/state", rows, states)
+        rows = np.array(sorted(states))
+        values = np.array([states[row] for row in rows.tolist()], dtype=np.uint8)
+        self._put(f"{IMAGES}/state", rows, values)
         # Only now may callers tell a user that these rows are safe.
         sync_file(self._handle)
-        self._states.clear()
+        with self._taking:
+            self._marking = {}
 
-    def _put(self, name: str, rows: NDArray[np.int64], values: NDArray[np.generic]) -> None:
+    def _put(
+        self,
+        name: str,
+        rows: NDArray[np.int64],
+        values: NDArray[np.generic],
+        *,
+        early: bool = False,
+    ) -> None:
+        """Write rows of a dataset; with `early` the disk begins with them before a checkpoint."""
         run: DatasetExtent = self._header.runs[name]
         values = np.ascontiguousarray(values, dtype=run.dtype)
         for start, stop in consecutive(rows):  # one write for each
             offset = run.offset + int(rows[start]) * run.row_bytes
             write_all(self._handle, values[start:stop], offset)
+            if early:
+                self._write_back.note(name, offset, (stop - start) * run.row_bytes)

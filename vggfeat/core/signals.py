@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+_LATEST = 64  # batches, the slowest of which the next one is expected to be like
 _CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -162,3 +164,27 @@ class StopFlag:
         if self.signum and signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.signum = signum
+
+
+class Pace:
+    """Estimate how long the next batch takes: as long as the slowest of the latest ones.
+
+    A cold batch, such as the first on a device, which loads cuDNN, counts only until there is
+    another: after it a run with minutes left would stop for a start of seconds.
+    """
+
+    def __init__(self) -> None:
+        self._latest: deque[float] = deque(maxlen=_LATEST)
+        self._cold = 0.0
+
+    def note(self, seconds: float, *, cold: bool = False) -> None:
+        """Add the seconds of a batch."""
+        if cold:
+            self._cold = max(self._cold, seconds)
+        else:
+            self._latest.append(seconds)
+
+    @property
+    def slowest(self) -> float:
+        """Seconds that the next batch may take."""
+        return max(self._latest, default=self._cold)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 import os
 import signal
@@ -62,7 +63,7 @@ class RunContext:
 
     def goes_on(self) -> bool:
         """Return whether another batch may begin."""
-        return self.stats.fatal is None and self.stop.allows(self.stats.slowest)
+        return self.stats.fatal is None and self.stop.allows(self.stats.pace.slowest)
 
     def report(self) -> None:
         """Report the progress to the caller."""
@@ -247,7 +248,9 @@ def _loop(
     stats = context.stats
     with Sink(writer, replicas.settings.checkpoint_seconds) as sink:
         outlet = _Outlet(sink, guard, context)
-        while context.goes_on():
+        for number in itertools.count():
+            if not context.goes_on():
+                break
             started = time.perf_counter()
             decoded = next(loader, None)
             stats.wait += time.perf_counter() - started
@@ -262,7 +265,9 @@ def _loop(
                 outlet.put(FeatureBatch(decoded.rows, decoded.digests, {}, decoded.failures, 0))
             if len(under_way) > replicas.overlap:
                 outlet.finish(under_way.popleft())
-            stats.slowest = max(stats.slowest, time.perf_counter() - started)
+            # The first batch on each device loads its libraries, in its launch or until it is done.
+            cold = number <= replicas.overlap
+            stats.pace.note(time.perf_counter() - started, cold=cold)
             context.report()
         while under_way:
             outlet.finish(under_way.popleft())

@@ -11,6 +11,7 @@ import numpy as np
 from vggfeat.cache.format import RowState, count_rows
 from vggfeat.cache.reader import FeatureCache
 from vggfeat.core.records import FailedImage, Failure, FeatureBatch, Progress, Stages, Summary
+from vggfeat.core.signals import Pace
 from vggfeat.extraction.update import join_changes
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class RunStats:
     """Counts and seconds of a run in progress.
 
     Attributes that `Summary` does not have:
-        slowest: seconds of the slowest iteration of the loop.
+        pace: of the iterations of the loop.
         fatal: the failed image that ends a run with `on_error="stop"`.
         base: first row of the current shard.
     """
@@ -46,7 +47,7 @@ class RunStats:
     network: float = 0.0
     write: float = 0.0
     decode: float = 0.0
-    slowest: float = 0.0
+    pace: Pace = field(default_factory=Pace)
     skipped: Mapping[str, int] = field(default_factory=dict)
     changes: Changes | None = None
     fatal: Failure | None = None

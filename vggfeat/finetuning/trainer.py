@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from vggfeat.core.records import Progress
+from vggfeat.core.signals import Pace, StopFlag
 from vggfeat.errors import InputError
 from vggfeat.finetuning.augmentation import augment, parse_jitter
 from vggfeat.finetuning.report import MetricSums
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
     from vggfeat.core.records import DecodedBatch
     from vggfeat.core.settings import Settings
-    from vggfeat.core.signals import StopFlag
     from vggfeat.finetuning.dataset import Split, TrainingData
     from vggfeat.finetuning.model import FineTunedNetwork
     from vggfeat.finetuning.report import TrainingState
@@ -49,7 +49,7 @@ class Trainer:
     checkpointer: Checkpointer
     stop: StopFlag
     notice: Callable[[Progress], None]
-    _slowest: float = 0.0
+    _pace: Pace = field(default_factory=Pace)
     _failed: int = 0
 
     def train(self, state: TrainingState) -> TrainingState:
@@ -67,14 +67,14 @@ class Trainer:
     def _epoch(self, state: TrainingState) -> TrainingState:
         """Do the rest of an epoch; return it incomplete if stopped."""
         settings, split = self.settings, self.data.split
-        epoch, number = len(state.epochs), state.batches
+        epoch, number, first = len(state.epochs), state.batches, state.batches
         batches = epoch_batches(split, settings.batch_size, seed=settings.seed, epoch=epoch)
         steps = batch_count(len(split.train), settings.batch_size)
         sums = MetricSums.zero(self.data.class_count)
-        loaded = self.loader.load(batches[number:], lambda: self.stop.allows(self._slowest))
+        loaded = self.loader.load(batches[number:], lambda: self.stop.allows(self._pace.slowest))
         started = time.monotonic()
         while number < len(batches):
-            decoded = next(loaded, None) if self.stop.allows(self._slowest) else None
+            decoded = next(loaded, None) if self.stop.allows(self._pace.slowest) else None
             if decoded is None:
                 return state
             if number < steps:
@@ -85,7 +85,8 @@ class Trainer:
                     self.loader.prepare(decoded), self.data.classes[decoded.rows]
                 )
             number += 1
-            self._slowest = max(self._slowest, time.monotonic() - started)
+            # The first batch of an epoch starts worker processes, that of a run the device as well.
+            self._pace.note(time.monotonic() - started, cold=number == first + 1)
             started = time.monotonic()
             self._report_progress(epoch, number)
         return self._finish_epoch(state, sums)
