@@ -111,10 +111,11 @@ def main() -> None:
     streams.install()
     check_libraries_fit()
     end_on_cut_files(console.tell_error)
-    try:
-        app(prog_name="vggfeat")
-    except streams.OutputError as error:  # of a help text, outside of any command
-        console.tell_error(str(error))
-        sys.exit(error.exit_code)
-    except streams.ReaderGoneError:
-        sys.exit(0)
+    with console.leaving_lost_devices():
+        try:
+            app(prog_name="vggfeat")
+        except streams.OutputError as error:  # of a help text, outside of any command
+            console.tell_error(str(error))
+            sys.exit(error.exit_code)
+        except streams.ReaderGoneError:
+            sys.exit(0)

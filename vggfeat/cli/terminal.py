@@ -11,12 +11,14 @@ import shutil
 import sys
 import textwrap
 import time
+import traceback
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
 from vggfeat.core.csv_text import csv_text
 from vggfeat.core.exhaustion import exhaustion_of
+from vggfeat.core.lost_device import is_lost, lost_device
 from vggfeat.core.records import as_plain
 from vggfeat.core.signals import ended_by_signals
 from vggfeat.core.text import counted, duration, printable
@@ -72,14 +74,37 @@ def exit_codes(interrupted: str = "stopped at once; nothing is half written") ->
             before = before.__context__
         raise typer.Exit(status_of(before) if before else 0) from None
     except Exception as error:  # noqa: BLE001 the user gets one line, and on demand the traceback
-        exhausted = exhaustion_of(error)
-        if exhausted is not None:
-            _fail(exhausted)
+        known = exhaustion_of(error) or lost_device(error)
+        if known is not None:
+            _fail(known)
         _fail(
             error,
             f"a defect of vggfeat, {type(error).__name__}: {error}; `vggfeat --debug` shows where, "
             "please report it",
         )
+
+
+@contextlib.contextmanager
+def leaving_lost_devices() -> Iterator[None]:
+    """End the process behind the block at once if it has lost a device: tidying up would abort it.
+
+    By then the command has said how it ended, and closed its files.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not is_lost():
+            raise
+        status = VggfeatError.exit_code
+        if isinstance(error, SystemExit):
+            status = error.code if isinstance(error.code, int) else status
+        else:
+            traceback.print_exception(error)
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(status)
 
 
 def status_of(error: BaseException) -> int:

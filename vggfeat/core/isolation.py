@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vggfeat.core.exhaustion import exhaustion_of
+from vggfeat.core.lost_device import lost_device
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -57,11 +58,11 @@ def isolated() -> Iterator[None]:
     modules and optimizers, hooks on saved tensors), NumPy's error handling, warnings as errors, the
     recursion limit and h5py's configuration. Without torch loaded nobody has set anything of it.
     The number of threads is the caller's to choose and is kept. A block that runs out of memory,
-    processes, threads or open files raises ResourceError.
+    processes, threads or open files raises ResourceError, and one whose device is lost DeviceError.
     """
     torch: Any = sys.modules.get("torch")
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_exhaustion_told())
+        stack.enter_context(_failures_told())
         stack.enter_context(_PROCESS)
         stack.enter_context(np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"))
         if torch is not None and hasattr(torch, "autograd"):  # else its import is still under way
@@ -71,12 +72,12 @@ def isolated() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _exhaustion_told() -> Iterator[None]:
+def _failures_told() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        found = exhaustion_of(error)
-        if found is None:
+        found = exhaustion_of(error) or lost_device(error)
+        if found is None or found is error:
             raise
         raise found from error
 

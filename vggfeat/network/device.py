@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import torch
 
 from vggfeat.core.cgroups import memory_available
+from vggfeat.core.lost_device import keep_if_lost
 from vggfeat.core.text import counted
 from vggfeat.errors import DeviceError, UsageError
 from vggfeat.network import onednn
@@ -69,7 +70,7 @@ def to_host(tensor: Tensor) -> Tensor:
     """Copy a tensor to host memory; from CUDA asynchronously, so wait for an event before use."""
     if tensor.device.type == "cpu":
         return tensor
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host = keep_if_lost(torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True))
     return host.copy_(tensor, non_blocking=True)
 
 
