@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader, Dataset
 from vggfeat.core.settings import Settings
 from vggfeat.images.batch_plan import EMPTY, plan_batches
 from vggfeat.images.dataset import ImageDataset
+from vggfeat.images.decoding import choose_workers
 from vggfeat.images.image_list import ImageList
-from vggfeat.images.loader import PlannedBatches, SupervisedLoader, choose_workers, load_batches
+from vggfeat.images.loader import PlannedBatches, SupervisedLoader, load_batches
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

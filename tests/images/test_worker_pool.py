@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import functools
+import mmap
 import os
 import signal
 import subprocess
@@ -319,3 +320,44 @@ def test_a_run_whose_workers_are_killed(tmp_path: Path) -> None:
             assert (found[name][()][done] == right[name][()][done]).all()
         for reason in found["images/error"][()][~done]:
             assert b"killed by SIGKILL" in reason
+
+
+def counted_row(row: int, begun: NDArray[np.int64]) -> Any:
+    """A row of a megabyte that tells the process that asks for it that it was decoded."""
+    begun[row] = 1
+    return row.to_bytes(32, "little"), np.full((1 << 20,), row % 251, np.uint8)
+
+
+def shared_shown() -> int:
+    """Bytes of shared memory that this process has looked at."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssShmem"))
+
+
+def test_images_are_decoded_before_the_first_batch_is_requested() -> None:
+    """As many as are asked for, and no more; their memory is given back when they are read."""
+    begun = np.frombuffer(mmap.mmap(-1, 8 * 60), dtype=np.int64)
+    decoded = decode_batches(
+        np.arange(60).reshape(30, 2),
+        (1 << 20,),
+        functools.partial(counted_row, begun=begun),
+        workers=2,
+        timeout=60,
+        goes_on=lambda: True,
+        ahead=33,
+    )
+    until = time.monotonic() + 60
+    while begun.sum() < 34:  # whole batches
+        assert time.monotonic() < until
+        time.sleep(0.005)
+    before, rows, most = shared_shown(), [], 0
+    for images in decoded:
+        rows += [image.row for image in images]
+        assert all((image.pixels == image.row % 251).all() for image in images)
+        most = max(most, shared_shown() - before)
+        if len(rows) < 3:
+            assert begun.sum() <= 34 + 6
+    assert rows == list(range(60))
+    assert most >= 30 << 20
+    assert shared_shown() - before <= 16 << 20
+    del decoded

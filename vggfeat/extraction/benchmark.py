@@ -22,7 +22,7 @@ from vggfeat.core.sequences import as_tuple
 from vggfeat.errors import UsageError
 from vggfeat.extraction.metadata import check_decoding, without_auto_decoding
 from vggfeat.extraction.rates import disk_rate, loading_rate, network_rate, synthetic_images
-from vggfeat.images.loader import choose_workers
+from vggfeat.images.decoding import choose_workers
 from vggfeat.images.sources import discover
 from vggfeat.network import onednn
 from vggfeat.network.device import (

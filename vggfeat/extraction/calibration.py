@@ -18,7 +18,8 @@ from vggfeat.core.quantization import Scales
 from vggfeat.core.text import counted
 from vggfeat.errors import InputError
 from vggfeat.images.dataset import ImageDataset
-from vggfeat.images.loader import choose_workers, load_batches
+from vggfeat.images.decoding import choose_workers
+from vggfeat.images.loader import load_batches
 from vggfeat.network.calibration import calibrate, largest_activations
 
 if TYPE_CHECKING:

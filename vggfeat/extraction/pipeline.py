@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import logging
 import os
@@ -23,23 +24,28 @@ from vggfeat.core.records import FeatureBatch, Progress, Summary
 from vggfeat.core.signals import StopFlag, how_to_resume
 from vggfeat.core.text import agree, counted
 from vggfeat.errors import InputError, InterruptedRunError, TooManyFailuresError
+from vggfeat.extraction.early_decoding import decoding_early
 from vggfeat.extraction.metadata import check_decoding, prepare_cache
 from vggfeat.extraction.report import RunStats, summarise_run
 from vggfeat.extraction.resume import check_output, is_complete, plan_resume
 from vggfeat.extraction.vanishing import SourceGuard
 from vggfeat.images.batch_plan import EMPTY, plan_batches
+from vggfeat.images.decoding import choose_workers, decode_early
 from vggfeat.images.sources import discover, log_skipped
 from vggfeat.storage.locks import hold, refuse_if_held, unless_read_only
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping
+    from collections.abc import Callable, Generator, Iterator, Mapping
 
     from numpy.typing import NDArray
 
     from vggfeat.core.records import DecodedBatch, Failure
     from vggfeat.core.settings import Settings
     from vggfeat.extraction.api import ExtractRequest
+    from vggfeat.extraction.early_decoding import EarlyDecoding
+    from vggfeat.images.dataset import ImageDataset
     from vggfeat.images.image_list import ImageList
+    from vggfeat.images.worker_pool import DecodedImage
     from vggfeat.network.extractor import Pending
     from vggfeat.network.multi_device import Replicas
     from vggfeat.network.weights import Weights
@@ -82,6 +88,7 @@ class _Work:
     weights: Weights
     guard: SourceGuard
     activations: Callable[[], Mapping[str, float]] | None
+    early: EarlyDecoding | None
 
 
 def extract_file(
@@ -137,17 +144,24 @@ def resume_cache(images: ImageList, context: RunContext) -> None:
     positions = np.full(len(cache), -1, dtype=np.int64)
     positions[resumed.todo] = resumed.positions
     ranks = images.reading_ranks()
-    work = _Work(
-        resumed.settings,
-        images,
-        positions,
-        plan_batches(resumed.todo, batch_size, None if ranks is None else ranks[resumed.positions]),
-        resumed.weights,
-        SourceGuard(images, context.request.sources, lambda row: int(positions[row])),
-        lambda: dict(cache.header.identity.activations),
-    )
-    loader, replicas = _start(work, context)
-    with contextlib.closing(loader):
+    ranks = None if ranks is None else ranks[resumed.positions]
+    plan = plan_batches(resumed.todo, batch_size, ranks)
+    with contextlib.ExitStack() as stack:
+        early = stack.enter_context(
+            decoding_early(resumed.settings, images, positions, lambda _: plan, context.goes_on)
+        )
+        work = _Work(
+            resumed.settings,
+            images,
+            positions,
+            plan,
+            resumed.weights,
+            SourceGuard(images, context.request.sources, lambda row: int(positions[row])),
+            lambda: dict(cache.header.identity.activations),
+            early,
+        )
+        loader, replicas = _start(work, context)
+        stack.enter_context(contextlib.closing(loader))
         replicas.scale_to(cache.header.scales)
         writer = CacheWriter(out, cache.header)
         writer.reserve(out)
@@ -160,19 +174,32 @@ def resume_cache(images: ImageList, context: RunContext) -> None:
 
 def _begin(images: ImageList, context: RunContext) -> None:
     """Make a new cache, whose lock the caller holds, and extract all rows."""
-    out = context.request.out
-    new = prepare_cache(context.request.settings, images)
-    work = _Work(
-        new.settings,
-        images,
-        None,
-        plan_batches(np.arange(len(images)), new.batch_size, images.reading_ranks()),
-        new.weights,
-        SourceGuard(images, context.request.sources, lambda row: row),
-        new.calibrate,
-    )
-    loader, replicas = _start(work, context)
-    with contextlib.closing(loader):
+    out, settings = context.request.out, context.request.settings
+    rows, ranks = np.arange(len(images)), images.reading_ranks()
+    plan_for = functools.partial(plan_batches, rows, ranks=ranks)
+    with contextlib.ExitStack() as stack:
+        early = stack.enter_context(
+            decoding_early(
+                settings,
+                images,
+                None,
+                lambda size: plan_batches(rows, size, ranks),
+                context.goes_on,
+            )
+        )
+        new = prepare_cache(settings, images)
+        work = _Work(
+            new.settings,
+            images,
+            None,
+            plan_for(new.batch_size),
+            new.weights,
+            SourceGuard(images, context.request.sources, lambda row: row),
+            new.calibrate,
+            early,
+        )
+        loader, replicas = _start(work, context)
+        stack.enter_context(contextlib.closing(loader))
         metadata = new.describe(replicas)
         _end_if_stopped(out, context)
         header = create_cache(out, images, metadata)
@@ -194,10 +221,10 @@ def _end_if_stopped(out: str, context: RunContext) -> None:
 def _start(
     work: _Work, context: RunContext
 ) -> tuple[Generator[DecodedBatch, None, None], Replicas]:
-    """Start decoding, then build the networks while the first batches are decoded."""
+    """Start decoding, or go on with it, and build the networks while batches are decoded."""
     started = time.perf_counter()
-    from vggfeat.images.dataset import EncodedImages, ImageDataset
-    from vggfeat.images.loader import choose_workers, load_batches
+    from vggfeat.images.dataset import EncodedImages
+    from vggfeat.images.loader import load_batches
     from vggfeat.network.device import choose_devices
     from vggfeat.network.multi_device import Replicas
 
@@ -206,8 +233,7 @@ def _start(
     check_decoding(work.settings)
     todo = int((work.plan != EMPTY).sum())
     workers = min(todo, choose_workers(work.settings, kinds))
-    kind = EncodedImages if work.settings.decode == "gpu" else ImageDataset
-    dataset = kind(work.images, work.settings, work.positions)
+    dataset, decoded = _decoding(work, kinds, workers, context)
     loader = load_batches(
         dataset,
         work.plan,
@@ -215,7 +241,9 @@ def _start(
         workers=workers,
         pin="cuda" in kinds,
         goes_on=context.goes_on,
+        decoded=decoded,
     )
+    del decoded  # so that closing the loader ends the workers, whatever a traceback holds
     try:
         activations = work.activations() if work.activations is not None else None
         replicas = Replicas(work.settings, work.weights, activations)
@@ -234,6 +262,29 @@ def _start(
     stats.workers, stats.device = workers, replicas.devices
     stats.prepare += time.perf_counter() - started
     return loader, replicas
+
+
+def _decoding(
+    work: _Work, kinds: set[str], workers: int, context: RunContext
+) -> tuple[ImageDataset, Iterator[list[DecodedImage]] | None]:
+    """Return the data set, and its batches that are being decoded already.
+
+    Files that stay encoded are only read by the workers, which begin with the loader.
+    """
+    from vggfeat.images.dataset import EncodedImages, ImageDataset
+
+    if work.settings.decode == "gpu":
+        return EncodedImages(work.images, work.settings, work.positions), None
+    dataset = ImageDataset(work.images, work.settings, work.positions)
+    early = work.early.taken_if(work.settings, work.plan, kinds) if work.early else None
+    return dataset, early or decode_early(
+        dataset,
+        work.plan,
+        work.settings,
+        workers=workers,
+        device_types=kinds,
+        goes_on=context.goes_on,
+    )
 
 
 def _loop(

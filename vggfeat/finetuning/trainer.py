@@ -17,7 +17,8 @@ from vggfeat.finetuning.augmentation import augment, parse_jitter
 from vggfeat.finetuning.report import MetricSums
 from vggfeat.images.batch_plan import EMPTY
 from vggfeat.images.dataset import ImageDataset
-from vggfeat.images.loader import choose_workers, load_batches
+from vggfeat.images.decoding import choose_workers
+from vggfeat.images.loader import load_batches
 from vggfeat.network.vgg import Normaliser
 
 if TYPE_CHECKING:

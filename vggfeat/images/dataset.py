@@ -5,28 +5,27 @@ from __future__ import annotations
 import dataclasses
 import operator
 import os
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 from torch.utils.data import Dataset
 
 from vggfeat.core.isolation import isolated
 from vggfeat.errors import DecodeError
-from vggfeat.images.decode import decode, load_decoder, pixel_type, read_digest
+from vggfeat.images.decode import decode, pixel_type
 from vggfeat.images.image_list import ImageList
+from vggfeat.images.image_reader import ImageReader
 from vggfeat.images.jpeg_header import encoded_jpeg
 from vggfeat.images.sources import discover, log_skipped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
     from vggfeat.core.preprocessing import Preprocess
     from vggfeat.core.records import EncodedImage
     from vggfeat.core.settings import Settings
-
-Read = TypeVar("Read")
 
 
 class ImageItem(NamedTuple):
@@ -47,7 +46,7 @@ class ImageItem(NamedTuple):
     reason: str
 
 
-class ImageDataset(Dataset[ImageItem]):
+class ImageDataset(ImageReader, Dataset[ImageItem]):
     """The images that `sources` name, decoded, resized and cropped as `extract` does it.
 
     A map-style Dataset for `torch.utils.data.DataLoader`, with any number of workers and any start
@@ -77,13 +76,8 @@ class ImageDataset(Dataset[ImageItem]):
         settings: Settings,
         positions: NDArray[np.int64] | None = None,
     ) -> None:
-        self._images = sources if isinstance(sources, ImageList) else _listed(sources)
-        self._preprocess, self._max_pixels = settings.preprocess(), settings.max_pixels
-        self._positions = positions
-        load_decoder(self._preprocess)
-
-    def __len__(self) -> int:
-        return len(self._images if self._positions is None else self._positions)
+        images = sources if isinstance(sources, ImageList) else _listed(sources)
+        super().__init__(images, settings, positions)
 
     @isolated()
     def __getitem__(self, index: int) -> ImageItem:
@@ -96,29 +90,6 @@ class ImageDataset(Dataset[ImageItem]):
         except DecodeError as error:
             return ImageItem(self._zeros(), False, position, error.digest, str(error))
         return ImageItem(pixels, True, position, digest, "")
-
-    def decode(self, index: int) -> tuple[bytes, NDArray[Any]]:
-        """Return the digest and the pixels of an image; raise `DecodeError` if it has none."""
-        return self._read(index, decode)
-
-    def _read(
-        self, index: int, read: Callable[[BinaryIO, Preprocess, int], Read]
-    ) -> tuple[bytes, Read]:
-        digest = b""
-        try:
-            with self._images.open(self._position(index)) as file:
-                digest, stream = read_digest(file)
-                return digest, read(stream, self._preprocess, self._max_pixels)
-        except DecodeError as error:
-            error.digest = digest
-            raise
-
-    def name(self, index: int) -> str:
-        """Return the path of an image relative to the sources' common root, `ARCHIVE!MEMBER`."""
-        return self._images[self._position(index)].name
-
-    def _position(self, index: int) -> int:
-        return index if self._positions is None else int(self._positions[index])
 
     def _zeros(self) -> NDArray[Any]:
         size = self._preprocess.size

@@ -12,15 +12,15 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from vggfeat.core.records import DecodedBatch, EncodedImage, Failure
-from vggfeat.core.resources import usable_cores
 from vggfeat.images.batch_plan import EMPTY
 from vggfeat.images.dataset import EncodedImages
 from vggfeat.images.decode import pixel_type
+from vggfeat.images.decoding import pixel_shape
 from vggfeat.images.pillow_state import own_plugins
 from vggfeat.images.worker_pool import decode_batches
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Generator, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
     from numpy.typing import NDArray
 
@@ -33,9 +33,6 @@ ENCODED_ROOM = 1 << 19
 """Bytes of shared memory for each image that may stay encoded; larger files are sent as messages.
 
 Only what is touched of it takes memory."""
-
-CPU_WORKERS = 2
-"""Decoding is a few percent of a CPU run; more workers would take cores from the network."""
 
 
 class Decodable(Protocol):
@@ -84,6 +81,7 @@ class SupervisedLoader(DataLoader[T]):
         dtype: of the pixels, where they have a shape.
         room: bytes of shared memory for each image at least, for those that stay encoded.
         goes_on: called while waiting for a batch; if it returns False, no more batches come.
+        decoded: the batches, if decoding has begun already, for the first iteration.
     """
 
     def __init__(
@@ -99,6 +97,7 @@ class SupervisedLoader(DataLoader[T]):
         dtype: type[np.generic] = np.uint8,
         room: int = 0,
         goes_on: Callable[[], bool] = lambda: True,
+        decoded: Iterator[list[DecodedImage]] | None = None,
     ) -> None:
         untyped: Any = dataset  # what is read as a data set need not descend from torch's
         super().__init__(
@@ -111,23 +110,26 @@ class SupervisedLoader(DataLoader[T]):
         )
         self._decode, self._plan = dataset.decode, batches.plan
         self._shape, self._dtype, self._room, self._goes_on = shape, dtype, room, goes_on
+        self._decoded = decoded
 
     def __iter__(self) -> Generator[T, None, None]:  # type: ignore[override] # torch's own class of iterators is private
         """Fork the workers now, and not at the first batch: they decode while the caller goes on.
 
         Closing or dropping the iterator ends them.
         """
-        own_plugins()  # cached before the fork, and not computed by every process
-        decoded = decode_batches(
-            self._plan,
-            self._shape,
-            self._decode,
-            workers=self.num_workers,
-            timeout=self.timeout,
-            goes_on=self._goes_on,
-            dtype=self._dtype,
-            room=self._room,
-        )
+        decoded, self._decoded = self._decoded, None
+        if decoded is None:
+            own_plugins()  # cached before the fork, and not computed by every process
+            decoded = decode_batches(
+                self._plan,
+                self._shape,
+                self._decode,
+                workers=self.num_workers,
+                timeout=self.timeout,
+                goes_on=self._goes_on,
+                dtype=self._dtype,
+                room=self._room,
+            )
         return (self.collate_fn(images) for images in decoded)
 
     def check_worker_number_rationality(self) -> None:
@@ -142,6 +144,7 @@ def load_batches(
     workers: int,
     pin: bool,
     goes_on: Callable[[], bool] = lambda: True,
+    decoded: Iterator[list[DecodedImage]] | None = None,
 ) -> Generator[DecodedBatch, None, None]:
     """Start the decoding processes, and yield batches in the order of the plan.
 
@@ -155,6 +158,7 @@ def load_batches(
         workers: processes; 0 decodes in this one.
         pin: whether batches come in page-locked memory, for copies that overlap.
         goes_on: called while waiting for a batch; if it returns False, no more batches come.
+        decoded: the batches of the plan, if decoding has begun already; see `decode_early`.
     """
     preprocess = settings.preprocess()
     usual = (preprocess.size, preprocess.size, preprocess.channels)
@@ -167,10 +171,11 @@ def load_batches(
         num_workers=workers,
         timeout=settings.decode_timeout,
         pin_memory=pin,
-        shape=None if preprocess.crop == "none" else usual,
+        shape=pixel_shape(preprocess),
         dtype=dtype,
         room=ENCODED_ROOM if isinstance(dataset, EncodedImages) else 0,
         goes_on=goes_on,
+        decoded=decoded,
     )
     return (batch for batches in loader for batch in batches)
 
@@ -235,11 +240,3 @@ def _pixels_of(images: list[DecodedImage], empty: _Empty) -> torch.Tensor:
     for image in images:
         pixels[image.slot] = image.pixels
     return batch
-
-
-def choose_workers(settings: Settings, device_types: Collection[str]) -> int:
-    """Return the number of decoding processes: as set, or by the cores this process may use."""
-    if settings.workers != "auto":
-        return settings.workers
-    cores = usable_cores()
-    return min(cores, CPU_WORKERS) if "cpu" in device_types else cores

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 _POLL_SECONDS = 0.1
 _TASKS_AHEAD = 2  # one in progress and one waiting, so that no worker waits for its next
+_TASKS_AT_FIRST = 64  # messages that a channel holds, whatever its buffers, before they are read
 _LARGEST_TASK = 16  # images
 _ATTEMPTS = 2  # the kernel may have killed the first for want of memory, which passes
 _IDLE = -1  # in place of a row, between two images
@@ -98,6 +99,7 @@ def decode_batches(
     goes_on: Callable[[], bool],
     dtype: type[np.generic] = np.uint8,
     room: int = 0,
+    ahead: int = 0,
 ) -> Iterator[list[DecodedImage]]:
     """Start decoding at the call, and yield the batches in the order of the plan.
 
@@ -112,6 +114,8 @@ def decode_batches(
         dtype: of the pixels, where they have a shape.
         room: bytes of shared memory for each slot at least; an `EncodedImage` that is larger than
             its slot is sent as a message.
+        ahead: images that may be decoded before the first batch is requested, while the caller is
+            busy; as a rule each process has two tasks. Their memory is given back afterwards.
 
     Returns:
         for each batch its images in the order of their slots, whose pixels are valid until the next
@@ -129,6 +133,7 @@ def decode_batches(
         goes_on=goes_on,
         dtype=dtype,
         room=room,
+        ahead=ahead,
     )
     return pool.batches()
 
@@ -166,23 +171,28 @@ class _Pool:
         goes_on: Callable[[], bool],
         dtype: type[np.generic],
         room: int,
+        ahead: int,
     ) -> None:
         slots = plan.shape[1]
         self._plan, self._decode_row = plan, decode_row
         self._timeout, self._goes_on = timeout, goes_on
         self._task_size = max(1, min(_LARGEST_TASK, -(-slots // workers)))
         # Batches that the tasks of all workers may be of, and the one that the caller reads.
-        ahead = -(-workers * _TASKS_AHEAD * self._task_size // slots)
-        self._buffers = min(len(plan), ahead + 1)
+        usual = -(-workers * _TASKS_AHEAD * self._task_size // slots) + 1
+        self._buffers = min(len(plan), usual)
+        self._first = min(len(plan), max(usual, -(-ahead // slots) if shape is not None else 0))
+        tasks = -(-self._first * -(-slots // self._task_size) // workers)
+        self._tasks_at_first = max(_TASKS_AHEAD, min(tasks, _TASKS_AT_FIRST))
         self._slots = None
         if shape is not None:
-            self._slots = _SharedSlots((self._buffers, slots), shape, dtype, room)
+            self._slots = _SharedSlots((self._first, slots), shape, dtype, room)
         # The row that each worker decodes, and the number of images it has begun: a row that is
         # tried again at once is progress too. In shared memory, where it outlives the worker.
         self._at = _shared((workers, 2), np.int64)
         self._at[:, 0] = _IDLE
         self._next_batch = 0  # the first that is not split into tasks yet
         self._finished = 0  # batches that the caller has done with
+        self._requested = False  # whether the caller waits for batches
         self._waiting: deque[_Task] = deque()
         self._images: dict[int, list[DecodedImage]] = {}
         self._missing: dict[int, int] = {}
@@ -207,6 +217,7 @@ class _Pool:
     def _batches(self) -> Generator[list[DecodedImage], None, None]:
         try:
             yield []
+            self._requested = True
             for batch in range(len(self._plan)):
                 self._polled = time.monotonic()
                 while self._missing.get(batch, 1):
@@ -218,15 +229,21 @@ class _Pool:
                 del self._missing[batch]
                 yield images
                 self._finished = batch + 1  # resumed by the next request: its memory is free again
+                if self._finished == self._first and self._slots is not None:
+                    self._slots.shrink(self._buffers)
                 self._hand_out()
         finally:
             self._close()
 
     def _hand_out(self) -> None:
-        """Give tasks to the workers until each has one in progress and one waiting."""
+        """Give tasks to the workers until each has one in progress and one waiting.
+
+        Before the first batch is requested each gets more: the caller is busy with other things.
+        """
+        most = _TASKS_AHEAD if self._requested else self._tasks_at_first
         while True:
             worker = min(self._workers, key=lambda worker: len(worker.tasks))
-            if len(worker.tasks) >= _TASKS_AHEAD:
+            if len(worker.tasks) >= most:
                 return
             while not self._waiting:  # not `if`: a batch may have no image at all
                 if not self._make_tasks():
@@ -239,7 +256,7 @@ class _Pool:
     def _make_tasks(self) -> bool:
         """Split the next batch into tasks, if there is memory for it; return whether there was."""
         batch = self._next_batch
-        if batch == len(self._plan) or batch >= self._finished + self._buffers:
+        if batch == len(self._plan) or batch >= max(self._first, self._finished + self._buffers):
             return False
         self._next_batch += 1
         filled = _filled(self._plan[batch])
@@ -247,6 +264,10 @@ class _Pool:
         for start in range(0, len(filled), self._task_size):
             self._waiting.append(_Task(batch, tuple(filled[start : start + self._task_size])))
         return True
+
+    def _buffer(self, batch: int) -> int:
+        """Return where the pixels of a batch lie: at first one after another, then in a ring."""
+        return batch if batch < self._first else (batch - self._first) % self._buffers
 
     def _wait(self) -> None:
         by_channel = {worker.channel: worker for worker in self._workers}
@@ -285,7 +306,7 @@ class _Pool:
         self._in_vain = 0
         for slot, row, digest, reason, pixels, seconds in found:
             if not reason and self._slots is not None:
-                pixels = self._slots.taken(task.batch % self._buffers, slot, pixels)  # noqa: PLW2901 the same pixels
+                pixels = self._slots.taken(self._buffer(task.batch), slot, pixels)  # noqa: PLW2901 the same pixels
             self._keep(task.batch, DecodedImage(slot, row, digest, reason, pixels, seconds))
 
     def _keep(self, batch: int, image: DecodedImage) -> None:
@@ -372,7 +393,7 @@ class _Pool:
         image = _decode(self._decode_row, slot, row)
         pixels = image.pixels
         if pixels is not None and self._slots is not None:
-            pixels = self._slots.put(batch % self._buffers, slot, pixels)
+            pixels = self._slots.put(self._buffer(batch), slot, pixels)
         at[0] = _IDLE
         return slot, row, image.digest, image.reason, pixels, image.seconds
 
@@ -396,8 +417,18 @@ class _SharedSlots:
         room: int,
     ) -> None:
         size = math.prod(shape) * np.dtype(dtype).itemsize
-        self._memory = _shared((*slots, max(size, room)), np.uint8)
+        each = max(size, room)
+        self._map = mmap.mmap(-1, math.prod(slots) * each)
+        self._buffer_bytes = slots[1] * each
+        self._memory = np.frombuffer(self._map, dtype=np.uint8).reshape(*slots, each)
         self._pixels = self._memory[..., :size].view(dtype).reshape(*slots, *shape)
+
+    def shrink(self, buffers: int) -> None:
+        """Give back the memory of all but the first buffers, which no process uses any more."""
+        start = -(-buffers * self._buffer_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        if start < len(self._map) and hasattr(mmap, "MADV_REMOVE"):  # Linux
+            with contextlib.suppress(OSError):
+                self._map.madvise(mmap.MADV_REMOVE, start, len(self._map) - start)
 
     def put(self, buffer: int, slot: int, image: Any) -> Any:
         """Put an image in its slot; return what is to be sent of it."""

@@ -8,11 +8,17 @@ from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 
-from vggfeat.core.cgroups import memory_available
 from vggfeat.core.lost_device import keep_if_lost
 from vggfeat.core.text import counted
 from vggfeat.errors import DeviceError, UsageError
 from vggfeat.network import onednn
+from vggfeat.network.batch_size import (
+    fixed_batch_size,
+    is_batch_size_fixed,
+    largest_cpu_batch,
+    largest_cuda_batch,
+    spread_batches,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,22 +29,12 @@ if TYPE_CHECKING:
 
 Compute = Literal["float32", "bfloat16", "float16", "int8"]
 
-CPU_BATCH = 16
-"""Batch size at which throughput on a CPU levels off; more memory gains nothing."""
-
-CPU_CONVOLUTIONS_BATCH = 4
-"""The same without fully connected layers, whose weights larger batches read less often. A larger
-batch would be 1 or 2 % faster, and need more than 1 GB."""
-
-GPU_BATCH = 256
-
 _OUT_OF_MEMORY = (
     "unable to find an engine to execute this computation",
     "CUDNN_STATUS_ALLOC_FAILED",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDA error: out of memory",
 )
-_BYTES_PER_PIXEL = 1024  # the two widest maps at once, 64 channels each of float32, and workspace
 
 
 @contextlib.contextmanager
@@ -170,24 +166,15 @@ def _cpu_flags() -> set[str]:
 
 def choose_batch_size(settings: Settings, images: int) -> int:
     """Return the batch size: the requested one, or what fits the device, spread evenly."""
-    if settings.batch_size != "auto":
-        return settings.batch_size
-    if settings.crop == "none":
-        return 1  # shapes may differ, and a batch of each shape is computed with all its slots
+    if is_batch_size_fixed(settings):
+        return fixed_batch_size(settings)
     devices = choose_devices(settings.device)
-    size = settings.preprocess().size
-    connected = any(spec.layer.container == "classifier" for spec in settings.specs)
-    most = min(_largest_batch(device, size, connected=connected) for device in devices)
-    passes = -(-images // most)
-    passes += -passes % len(devices)  # as many for each
-    return -(-images // passes)
+    most = min(_largest_batch(settings, device) for device in devices)
+    return spread_batches(images, most, len(devices))
 
 
-def _largest_batch(device: torch.device, size: int, *, connected: bool) -> int:
-    each = _BYTES_PER_PIXEL * size * size
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return max(1, min(GPU_BATCH, free // 2 // each))
-    usual = CPU_BATCH if connected else CPU_CONVOLUTIONS_BATCH
-    available = memory_available()
-    return usual if available is None else max(1, min(usual, available // 2 // each))
+def _largest_batch(settings: Settings, device: torch.device) -> int:
+    if device.type != "cuda":
+        return largest_cpu_batch(settings)
+    free, _ = torch.cuda.mem_get_info(device)
+    return largest_cuda_batch(settings, free)
