@@ -7,10 +7,10 @@ import os
 import platform
 import shutil
 import sys
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vggfeat._version import __version__
+from vggfeat.cli.doctor_devices import Finding, find_devices
 from vggfeat.cli.options import Json
 from vggfeat.cli.terminal import exit_codes, show
 from vggfeat.core.resources import usable_cores
@@ -47,15 +47,6 @@ def _lines(findings: Sequence[Finding]) -> Iterator[str]:
             yield f"        {'':{width}}  {finding.remedy}"
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """The state of one subject, and what to do if it is a problem."""
-
-    subject: str
-    found: str
-    remedy: str | None = None
-
-
 def examine() -> list[Finding]:
     """Examine everything that a run needs."""
     return [
@@ -80,13 +71,7 @@ def _torch() -> Iterator[Finding]:
         return
     yield Finding("torch", f"{torch.__version__}, {counted(torch.get_num_threads(), 'thread')}")
     yield _torchvision(str(torch.__version__))
-    from vggfeat.network.device import choose_device, choose_precision
-
-    device = choose_device("auto")
-    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    listed = "; ".join(names) if torch.cuda.is_available() else "no CUDA device"
-    precision = choose_precision("auto", device)
-    yield Finding("device", f"auto is {device}, computing in {precision} ({listed})")
+    yield from find_devices(torch)
 
 
 def _torchvision(torch_version: str) -> Finding:
