@@ -14,7 +14,7 @@ from vggfeat.core import resources
 from vggfeat.core.cgroups import cores_allowed, memory_available, memory_left
 from vggfeat.core.resources import usable_cores
 from vggfeat.core.settings import Settings
-from vggfeat.images.loader import choose_workers
+from vggfeat.images.decoding import choose_workers
 from vggfeat.network.device import choose_batch_size
 
 if TYPE_CHECKING:
@@ -197,7 +197,9 @@ def test_memory_of_a_group_reaches_the_batch_size(
             "sys/fs/cgroup/job/memory.current": str(taken),
         },
     )
-    monkeypatch.setattr("vggfeat.network.device.memory_available", partial(memory_available, root))
+    monkeypatch.setattr(
+        "vggfeat.network.batch_size.memory_available", partial(memory_available, root)
+    )
     assert choose_batch_size(Settings(layers="fc7", device="cpu"), 1000) == expected
 
 
