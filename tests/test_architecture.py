@@ -69,6 +69,7 @@ WITH_TORCH = {
     "network.calibration",
     "network.device",
     "network.extractor",
+    "network.fused_epilogue",
     "network.input_checks",
     "network.int8",
     "network.multi_device",

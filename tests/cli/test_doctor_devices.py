@@ -74,11 +74,14 @@ def test_the_functions_asked_exist_with_these_parameters() -> None:
 def test_each_device_is_described(driver: Path) -> None:
     """Memory, compute capability, versions and decoders are shown, and nothing is a problem."""
     found = list(find_devices(a_torch(Cuda()), str(driver)))
-    assert [one.subject for one in found] == ["device", "cuda:0", "cuda:1", "cuda", "decoding"]
+    subjects = ["device", "cuda:0", "cuda:1", "cuda", "decoding", "fused kernel"]
+    assert [one.subject for one in found] == subjects
     assert found[0].found == "auto is cuda:0, computing in float16"
     assert found[1].found == "NVIDIA H200, compute 9.0, 149.0 GB of 150.0 GB free"
     assert found[3].found == "13.0, cuDNN 91300, driver 550.54.15"
     assert found[4].found.startswith("auto is torchvision; ")
+    if not torch.cuda.is_available():
+        assert found[5].found.startswith("not used, which is slower and gives the same bytes: ")
     assert all(one.remedy is None for one in found)
 
 

@@ -27,7 +27,7 @@ from vggfeat.extraction.api import extract
 from vggfeat.extraction.trace import trace
 from vggfeat.network.device import cpu_has_vnni
 from vggfeat.network.first_layer import inflate, start_adapter
-from vggfeat.network.vgg import needed_layers
+from vggfeat.network.vgg import channels_last, needed_layers
 from vggfeat.network.weights import find_weights, load_tensors
 
 if TYPE_CHECKING:
@@ -189,6 +189,37 @@ def test_other_channels_than_the_file_are_one_error(
     """What was learnt for other channels is refused, with what to ask for."""
     with pytest.raises(WeightsError, match=message):
         features(folder / name, noise(1, channels, 32, 32))
+
+
+@pytest.mark.parametrize("name", ["rgb", "five", "grey", "adapted"])
+@pytest.mark.parametrize("depth", [8, 16])
+def test_every_convolution_gets_channels_last(folder: Path, name: str, depth: int) -> None:
+    """Pixels as they are decoded, (N, H, W, C), are never put into another order on the way."""
+    channels = {"rgb": 3, "five": 5, "grey": 1, "adapted": 2}[name]
+    asked = Settings(
+        layers="conv2_1,conv5_2:map", model="vgg11", weights=str(folder / f"{name}.safetensors"),
+        channels=channels, depth=depth, device="cpu", precision="float32", size=32,  # type: ignore[arg-type] # 8 or 16
+    )  # fmt: skip
+    network, strides = Extractor(asked), []
+    for module in network._network.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_pre_hook(lambda _, given: strides.append(given[0].stride(1)))
+    dtype = {8: torch.uint8, 16: torch.uint16}[depth]
+    pixels = torch.arange(2 * 32 * 32 * channels).remainder(251).to(dtype)
+    network(pixels.view(2, 32, 32, channels).permute(0, 3, 1, 2))
+    assert strides == [1] * (8 + (name == "adapted"))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_of_one_channel_are_called_channels_last(channels: int) -> None:
+    """Where both orders are the same memory, strides say which; or a map would be copied."""
+    images = noise(2, channels, 6, 5)
+    found = channels_last(images)
+    weight = noise(64, channels, 3, 3).contiguous(memory_format=torch.channels_last)
+    assert torch.equal(found, images)
+    assert found.stride() == (30 * channels, 1, 5 * channels, channels)
+    assert functional.conv2d(found.half(), weight.half(), padding=1).stride(1) == 1
+    assert images.stride(1) == 30
 
 
 def test_an_adapter_stands_in_front(folder: Path, model: torch.nn.Module) -> None:

@@ -53,6 +53,7 @@ def find_devices(torch: Any, driver_file: str = _DRIVER) -> Iterator[Finding]:
     cudnn = torch.backends.cudnn.version()
     yield Finding("cuda", f"{torch.version.cuda}, cuDNN {cudnn}, driver {driver or 'unknown'}")
     yield Finding("decoding", _decoding(device))
+    yield Finding("fused kernel", _fused_kernel(device))
 
 
 def _card(torch: Any, index: int) -> Finding:
@@ -95,6 +96,18 @@ def _decoding(device: Any) -> str:
         return f"auto is {auto}; gpu by {jpeg_library(device).name}"
     except (DeviceError, UsageError) as error:
         return f"auto is {auto}; {_first_line(error)}"
+
+
+def _fused_kernel(device: Any) -> str:
+    """Say whether one kernel does what follows a convolution, as it would in a long run."""
+    import torch
+
+    from vggfeat.network.fused_epilogue import Epilogue
+
+    epilogue = Epilogue(device, torch.float16)
+    if epilogue.problem:
+        return f"not used, which is slower and gives the same bytes: {epilogue.problem}"
+    return f"used for many images; loaded, compiled and tried in {epilogue.seconds:.1f} s"
 
 
 def _driver(path: str) -> str:

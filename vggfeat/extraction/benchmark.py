@@ -32,6 +32,7 @@ from vggfeat.network.device import (
     is_out_of_memory,
 )
 from vggfeat.network.extractor import TensorExtractor
+from vggfeat.network.fused_epilogue import WORTHWHILE
 from vggfeat.network.weights import find_weights
 
 if TYPE_CHECKING:
@@ -310,6 +311,7 @@ def _attempt(
     extractor: TensorExtractor, size: int, seconds: float, pass_seconds: float
 ) -> Forward | None:
     """Measure a batch size; return None if the device has not enough memory for it."""
+    extractor.expect(WORTHWHILE)  # as in a run of many images
     warm_up = 2 * pass_seconds <= seconds
     found = network_rate(extractor, size, seconds - warm_up * pass_seconds, warm_up=warm_up)
     return Forward(extractor.precision, size, found.rate, found.main_thread)

@@ -247,6 +247,7 @@ def _start(
     try:
         activations = work.activations() if work.activations is not None else None
         replicas = Replicas(work.settings, work.weights, activations)
+        replicas.expect(todo)
         if isinstance(dataset, EncodedImages):
             from vggfeat.images.device_jpeg import DeviceJpegs
 

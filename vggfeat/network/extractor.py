@@ -24,6 +24,7 @@ from vggfeat.network.device import (
     is_out_of_memory,
     to_host,
 )
+from vggfeat.network.fused_epilogue import WORTHWHILE, log_choice, tried_epilogue
 from vggfeat.network.input_checks import check_images
 from vggfeat.network.int8 import Int8Vgg
 from vggfeat.network.pooling import fuse_vectors
@@ -91,6 +92,7 @@ class TensorExtractor:
         self._network = self._build(self.precision)
         self._exact: TappedVgg | Int8Vgg | None = None
         self._normalise = Normaliser(self.preprocess, self.device)
+        self._images = 0  # computed or expected, until it is clear what pays
 
     def _build(self, precision: Compute) -> TappedVgg | Int8Vgg:
         layers = needed_layers(self.settings.specs, self.settings.model)
@@ -106,6 +108,18 @@ class TensorExtractor:
         # mypy: torch's stubs know no overload of `to` with a memory format beside a dtype.
         moved: Any = network.to(device=self.device, dtype=_TORCH_DTYPES[precision])
         return cast("TappedVgg", moved.to(memory_format=torch.channels_last))
+
+    def expect(self, images: int) -> None:
+        """Count images to come: for many, the fused kernel is tried, which takes 1 or 2 seconds."""
+        before, self._images = self._images, self._images + images
+        network, dtype = self._network, _TORCH_DTYPES.get(self.precision)
+        if not before < WORTHWHILE <= self._images or self.device.type != "cuda":
+            return
+        if isinstance(network, TappedVgg) and dtype in (torch.float16, torch.bfloat16):
+            channels = {layer.channels for layer in network.layers if layer.kind == "conv"}
+            epilogue = tried_epilogue(self.device, dtype, frozenset(channels))
+            log_choice(epilogue)
+            network.epilogue = None if epilogue.problem else epilogue
 
     def _build_int8(self, layers: tuple[Layer, ...], tensors: dict[str, Tensor]) -> Int8Vgg:
         if ADAPTER in tensors:
@@ -273,6 +287,7 @@ class TensorExtractor:
         if self.device.type == "cpu":
             refuse_broken_threads()
             note_computing()
+        self.expect(len(images))
         with torch.no_grad():
             if isinstance(network, TappedVgg):
                 images = self._normalise(images).to(next(network.parameters()).dtype)

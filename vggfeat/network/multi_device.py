@@ -113,6 +113,11 @@ class Replicas:
         for one in self._extractors:
             one.scale_to(scales)
 
+    def expect(self, images: int) -> None:
+        """Prepare for so many images, of which each device gets its share."""
+        for one in self._extractors:
+            one.expect(images // len(self._extractors))
+
     def launch(self, batch: DecodedBatch) -> Pending:
         """Start a batch on the device whose turn it is."""
         pending = self._turns[0].launch(batch)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -14,10 +15,11 @@ from vggfeat.network.batch_norm import fold_norms
 from vggfeat.network.pooling import reduce_map
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from vggfeat.core.layer_spec import LayerSpec
     from vggfeat.core.preprocessing import Preprocess
+    from vggfeat.network.fused_epilogue import Epilogue
 
 
 # Neither memory nor random initialisation: weights are assigned later. Passed to each module, since
@@ -37,17 +39,58 @@ class Normaliser:
             torch.tensor(values, device=device).view(1, -1, 1, 1)
             for values in (preprocess.mean, preprocess.std)
         )
+        # Tensors, since CUDA multiplies by the reciprocal of a number: other bits than a CPU's.
+        self._white = {
+            dtype: torch.tensor(white, dtype=torch.float32, device=device)
+            for dtype, white in _WHITE.items()
+        }
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return the network's input, (N, C, H, W) in channels-last memory.
 
         Images, (N, C, H, W), are uint8 or uint16; floating point is normalised already.
         """
-        white = _WHITE.get(images.dtype)
+        white = self._white.get(images.dtype)
         if white is not None:
             # Divided, not multiplied by 1/255: so does torchvision, and the bits are the same.
             images = images.float().div_(white).sub_(self._mean).div_(self._std)
+        if images.is_cuda:  # on a CPU floats of one channel keep the order, and so their bits
+            return channels_last(images)
         return images.contiguous(memory_format=torch.channels_last)
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """Return (N, C, H, W) in channels-last memory.
+
+    With one channel both orders are the same memory; strides say which is meant. Without that the
+    first convolution would give a channels-first map, which the second one would have to copy.
+    """
+    images = images.contiguous(memory_format=torch.channels_last)
+    count, channels, height, width = images.shape
+    if channels > 1:
+        return images
+    return images.as_strided((count, 1, height, width), (height * width, 1, width, 1))
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A layer on the way through the network.
+
+    Attributes:
+        layer: that is computed.
+        last: the layer itself, or the pool behind it that is computed in the same kernel.
+        before: specs of `layer` taken before its ReLU.
+        after: specs of `last` taken from its output.
+        checked: in float16 the output is checked for overflow.
+        fused: what follows the convolution is one kernel.
+    """
+
+    layer: Layer
+    last: Layer
+    before: tuple[LayerSpec, ...]
+    after: tuple[LayerSpec, ...]
+    checked: bool
+    fused: bool
 
 
 class TappedVgg(nn.Module):
@@ -78,6 +121,8 @@ class TappedVgg(nn.Module):
         self.adapter = nn.Conv2d(in_channels, COLOURS, 1, **_EMPTY) if adapter else None
         first = COLOURS if adapter else in_channels
         self.norms = norms
+        self.epilogue: Epilogue | None = None
+        """With it, bias, ReLU and pooling behind a convolution are one kernel."""
         self.features = nn.Sequential(
             _modules_of(self.layers, "features", classes, first, norms=norms)
         )
@@ -97,22 +142,50 @@ class TappedVgg(nn.Module):
         finite = torch.ones(len(x), dtype=torch.bool, device=x.device)
         if self.adapter is not None:
             x = self.adapter(x)  # (N, 3, H, W)
-        for layer in self.layers:
-            x = self._linear_part(layer, x)
-            before = [spec for spec in self.specs if spec.layer is layer and spec.pre]
-            taken.update({str(spec): reduce_map(x, spec) for spec in before})
-            if before and x.dtype == torch.float16:
-                finite = finite & finite_rows(x)  # the ReLU turns -inf into 0
-            if layer.relu_index is not None:
-                # In place unless a feature was taken from x; both give the same bits.
-                x = torch.relu(x) if before else torch.relu_(x)
-            after = [spec for spec in self.specs if spec.layer is layer and not spec.pre]
-            taken.update({str(spec): reduce_map(x, spec) for spec in after})
-            ends_block = layer.kind in ("pool", "fc") or layer is self.layers[-1]
-            # A map taken too: the pool behind it drops the last row and column of an odd size.
-            if (after or ends_block) and x.dtype == torch.float16:
-                finite = finite & finite_rows(x, rectified=layer.name != "fc8")
+        for step in self._steps(fuse=self.epilogue is not None):
+            x = self._fused(step, x, finite) if step.fused else self._eager(step, x, taken, finite)
+            taken.update({str(spec): reduce_map(x, spec) for spec in step.after})
         return {str(spec): taken[str(spec)] for spec in self.specs}, finite
+
+    def _steps(self, *, fuse: bool) -> Iterator[_Step]:
+        """Yield the layers in their order, and with `fuse` a pool with its convolution as one."""
+        remaining = deque(self.layers)
+        while remaining:
+            layer = last = remaining.popleft()
+            before, after = self._taken_at(layer, pre=True), self._taken_at(layer, pre=False)
+            normed = self.norms and layer.norm_index is not None
+            fused = fuse and layer.kind == "conv" and not before and not normed
+            if fused and not after and remaining and remaining[0].kind == "pool":
+                last = remaining.popleft()
+                after = self._taken_at(last, pre=False)
+            ends_block = last.kind in ("pool", "fc") or last is self.layers[-1]
+            # A map taken too: the pool behind it drops the last row and column of an odd size.
+            yield _Step(layer, last, before, after, bool(after) or ends_block, fused)
+
+    def _taken_at(self, layer: Layer, *, pre: bool) -> tuple[LayerSpec, ...]:
+        return tuple(spec for spec in self.specs if spec.layer is layer and spec.pre == pre)
+
+    def _fused(self, step: _Step, x: Tensor, finite: Tensor) -> Tensor:
+        """Compute a convolution by cuDNN, and in one kernel what follows it."""
+        convolution = cast("nn.Conv2d", getattr(self.features, str(step.layer.index)))
+        epilogue = cast("Epilogue", self.epilogue)
+        x = F.conv2d(x, convolution.weight, padding=1)  # (N, C, H, W)
+        check = finite if step.checked and x.dtype == torch.float16 else None
+        bias = cast("Tensor", convolution.bias)
+        return epilogue(x, bias, check, pool=step.last is not step.layer)
+
+    def _eager(self, step: _Step, x: Tensor, taken: dict[str, Tensor], finite: Tensor) -> Tensor:
+        layer = step.layer
+        x = self._linear_part(layer, x)
+        taken.update({str(spec): reduce_map(x, spec) for spec in step.before})
+        if step.before and x.dtype == torch.float16:
+            finite &= finite_rows(x)  # the ReLU turns -inf into 0
+        if layer.relu_index is not None:
+            # In place unless a feature was taken from x; both give the same bits.
+            x = torch.relu(x) if step.before else torch.relu_(x)
+        if step.checked and x.dtype == torch.float16:
+            finite &= finite_rows(x, rectified=layer.name != "fc8")
+        return x
 
     def _linear_part(self, layer: Layer, x: Tensor) -> Tensor:
         if layer.kind == "prob":
