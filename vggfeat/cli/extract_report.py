@@ -69,6 +69,7 @@ def _where_time_went(summary: Summary) -> list[str]:
         "listing": stages.discover,
         "preparing": stages.prepare,
         "waiting for decoding": stages.wait,
+        "copying pixels": stages.collate,
         "network": stages.network,
         "writing": stages.write,
     }

@@ -114,6 +114,7 @@ class DecodedBatch:
         failures: the images that did not decode.
         seconds: time spent decoding, in the worker.
         encoded: slot → an image of the batch that the device is to decode, with `--decode gpu`.
+        collated: seconds that making the batch took, in the main thread.
     """
 
     images: torch.Tensor
@@ -123,6 +124,7 @@ class DecodedBatch:
     failures: tuple[Failure, ...]
     seconds: float
     encoded: Mapping[int, EncodedImage] = field(default_factory=dict)
+    collated: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,11 +167,12 @@ class Stages:
 
     Attributes:
         discover: listing the sources.
-        prepare: reading or making the file, weights, device, network.
+        prepare: reading or making the file, weights, device, network, until the first batch.
         wait: with nothing decoded yet.
         network: starting batches on the device and waiting for them.
         write: waiting for the writing thread.
         decode: work of the decoding processes, beside all of that.
+        collate: copying decoded pixels into batches.
     """
 
     discover: float
@@ -178,6 +181,7 @@ class Stages:
     network: float
     write: float
     decode: float
+    collate: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,10 +134,11 @@ def list_images(request: ExtractRequest, stats: RunStats) -> ImageList:
 
 def resume_cache(images: ImageList, context: RunContext) -> None:
     """Extract what is left in an existing cache, whose lock the caller holds."""
-    out = context.request.out
+    out, started = context.request.out, time.perf_counter()
     resumed = plan_resume(context.request, images)
     context.stats.note(resumed.changes)
     if not len(resumed.todo) or resumed.weights is None:
+        context.stats.prepare += time.perf_counter() - started
         return
     cache = resumed.cache
     batch_size = int(cache.header.provenance.config["batch_size"])
@@ -169,11 +170,13 @@ def resume_cache(images: ImageList, context: RunContext) -> None:
         writer.update_files(
             resumed.stale, images.sizes[resumed.listed], images.mtimes[resumed.listed]
         )
+        context.stats.prepare += time.perf_counter() - started
         _loop(loader, replicas, writer, work.guard, context)
 
 
 def _begin(images: ImageList, context: RunContext) -> None:
     """Make a new cache, whose lock the caller holds, and extract all rows."""
+    started = time.perf_counter()
     out, settings = context.request.out, context.request.settings
     rows, ranks = np.arange(len(images)), images.reading_ranks()
     plan_for = functools.partial(plan_batches, rows, ranks=ranks)
@@ -203,7 +206,9 @@ def _begin(images: ImageList, context: RunContext) -> None:
         metadata = new.describe(replicas)
         _end_if_stopped(out, context)
         header = create_cache(out, images, metadata)
-        _loop(loader, replicas, CacheWriter(out, header), work.guard, context)
+        writer = CacheWriter(out, header)
+        context.stats.prepare += time.perf_counter() - started
+        _loop(loader, replicas, writer, work.guard, context)
 
 
 def _end_if_stopped(out: str, context: RunContext) -> None:
@@ -222,7 +227,6 @@ def _start(
     work: _Work, context: RunContext
 ) -> tuple[Generator[DecodedBatch, None, None], Replicas]:
     """Start decoding, or go on with it, and build the networks while batches are decoded."""
-    started = time.perf_counter()
     from vggfeat.images.dataset import EncodedImages
     from vggfeat.images.loader import load_batches
     from vggfeat.network.device import choose_devices
@@ -261,7 +265,6 @@ def _start(
     stats = context.stats
     stats.total = max(stats.total, stats.done + stats.failed + todo)  # known before of many shards
     stats.workers, stats.device = workers, replicas.devices
-    stats.prepare += time.perf_counter() - started
     return loader, replicas
 
 
@@ -309,6 +312,8 @@ def _loop(
             if decoded is None:
                 break
             stats.decode += decoded.seconds
+            stats.wait -= decoded.collated
+            stats.collate += decoded.collated
             if len(decoded.rows):
                 launching = time.perf_counter()
                 under_way.append(replicas.launch(decoded))

@@ -44,6 +44,7 @@ class RunStats:
     discover: float = 0.0
     prepare: float = 0.0
     wait: float = 0.0
+    collate: float = 0.0
     network: float = 0.0
     write: float = 0.0
     decode: float = 0.0
@@ -72,6 +73,18 @@ class RunStats:
         """Return a failure with its row among those of all shards."""
         return dataclasses.replace(failure, row=self.base + failure.row)
 
+    def stages(self) -> Stages:
+        """Return the seconds spent in each stage."""
+        return Stages(
+            discover=self.discover,
+            prepare=self.prepare,
+            wait=self.wait,
+            network=self.network,
+            write=self.write,
+            decode=self.decode,
+            collate=self.collate,
+        )
+
     def progress(self) -> Progress:
         """Return how far the run is."""
         return Progress(self.done, self.failed, self.total)
@@ -94,7 +107,7 @@ def summarise_run(
     counts = count_rows(state)
     identity, provenance = cache.header.identity, cache.header.provenance
     changes = stats.changes
-    busy = stats.wait + stats.network + stats.write
+    busy = stats.wait + stats.collate + stats.network + stats.write
     return Summary(
         out=out,
         row_counts=counts,
@@ -120,9 +133,7 @@ def summarise_run(
         workers=stats.workers,
         seconds=seconds,
         images_per_second=(stats.done + stats.failed) / busy if busy else 0.0,
-        stages=Stages(
-            stats.discover, stats.prepare, stats.wait, stats.network, stats.write, stats.decode
-        ),
+        stages=stats.stages(),
         skipped=stats.skipped,
         share="" if shards is None else shards.share,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -210,20 +211,23 @@ def _shape_of(pixels: Any, empty: _Empty) -> tuple[int, ...]:
 
 def _as_batch(good: list[DecodedImage], failed: list[DecodedImage], empty: _Empty) -> DecodedBatch:
     """Copy images of one shape into a tensor of its own; slots without an image are zero."""
+    started = time.perf_counter()
     encoded = {
         image.slot: dataclasses.replace(image.pixels, data=image.pixels.data.copy())
         for image in good
         if isinstance(image.pixels, EncodedImage)
     }
     digests = b"".join(image.digest for image in good)
+    pixels = _pixels_of([image for image in good if image.slot not in encoded], empty)
     return DecodedBatch(
-        images=_pixels_of([image for image in good if image.slot not in encoded], empty),
+        images=pixels,
         rows=np.array([image.row for image in good], dtype=np.int64),
         slots=np.array([image.slot for image in good], dtype=np.int64),
         digests=np.frombuffer(digests, dtype=np.uint8).reshape(-1, 32),
         failures=tuple(Failure(image.row, image.reason, image.digest) for image in failed),
         seconds=sum(image.seconds for image in (*good, *failed)),
         encoded=encoded,
+        collated=time.perf_counter() - started,
     )
 
 
