@@ -1,12 +1,12 @@
 """Times the bare network on random data in memory: no files, no decoding, no writing.
 
 forward.py [--device auto] [--size 224] [--repeats 5] [--precisions LIST] [--batch-size N]
-           [--batch-sizes LIST] [--profile-rows 25]
+           [--batch-sizes LIST] [--layers LIST] [--profile-rows 25]
 
 First each of several layers in each precision; then, in float16, ways to do what follows a
 convolution, for each batch size, after a check that all give the same bytes; each kernel's own
 time; and the longest kernels of a pass. To try every line of it on a CPU:
-`forward.py --device cpu --size 32 --batch-size 2 --batch-sizes 2 --repeats 1`.
+`forward.py --device cpu --size 32 --batch-size 2 --batch-sizes 2 --repeats 1 --layers conv2_2`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-LAYERS = ("conv2_2", "conv3_4", "fc7", "conv5_3,fc7")
+LAYERS = "conv2_2;conv3_4;fc7;conv5_3,fc7"
 MATMUL = 8192
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -94,7 +94,12 @@ def main() -> None:
     cuda = device.type == "cuda"
     batch = given.batch_size or (256 if cuda else 16)
     chosen = given.precisions or ("float32,float16,bfloat16" if cuda else "float32")
-    cases = [Case(l, p, device, batch, given.size) for p in chosen.split(",") for l in LAYERS]  # noqa: E741
+    networks = given.layers.split(";")
+    cases = [
+        Case(layers, precision, device, batch, given.size)
+        for precision in chosen.split(",")
+        for layers in networks
+    ]
     multiply = matmul(device) if cuda else None
     matmul_seconds = []
     for repeat in range(given.repeats + 1):
@@ -109,9 +114,10 @@ def main() -> None:
     sizes = given.batch_sizes or ("128,256,512" if cuda else "")
     if sizes:
         batches = [int(size) for size in sizes.split(",")]
-        compare_ways(device, batches, given.size, given.repeats)
+        case = Case(networks[-1], "float16", device, min(256, batches[-1]), given.size)
+        print_profile(case, given.profile_rows)
+        compare_ways(case, batches, given.repeats)
         print_kernels(device, min(256, batches[-1]), given.size, given.repeats)
-        print_profile(device, min(256, batches[-1]), given.size, given.profile_rows)
 
 
 def read_arguments() -> argparse.Namespace:
@@ -126,6 +132,9 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=0, help="of the first table")
     parser.add_argument(
         "--batch-sizes", default="", help="of the other tables; empty leaves them out on a CPU"
+    )
+    parser.add_argument(
+        "--layers", default=LAYERS, help="networks, separated by `;`; the last one in all tables"
     )
     parser.add_argument("--profile-rows", type=int, default=25)
     return parser.parse_args()
@@ -191,17 +200,25 @@ def every_value(x: Tensor, *, rectified: bool = False) -> Tensor:
     return torch.isfinite(x).flatten(1).all(1)
 
 
-def compare_ways(device: torch.device, batches: list[int], side: int, repeats: int) -> None:
-    """Times conv5_3 and fc7 in float16 with ways to do what follows a convolution."""
+def unchecked(x: Tensor, *, rectified: bool = False) -> Tensor:
+    """No check for overflow."""
+    del rectified
+    return torch.ones(len(x), dtype=torch.bool, device=x.device)
+
+
+def compare_ways(case: Case, batches: list[int], repeats: int) -> None:
+    """Times a network in float16 with ways to do what follows a convolution."""
+    device = case.images.device
     epilogue = Epilogue(device, torch.float16)
     ways: dict[str, tuple[Any, Any]] = {
         "operators, `isfinite` of all": (None, every_value),
         "operators, largest and least": (None, both_ends),
         "operators": (None, finite_rows),
         "one kernel": (epilogue, finite_rows),
-        "neither bias, ReLU nor check": (Nothing(), finite_rows),
+        "neither bias, ReLU nor check": (Nothing(), unchecked),
     }
-    print("\n### What follows a convolution, conv5_3 and fc7 in float16\n")
+    layers = case.extractor.settings.layers
+    print(f"\n### What follows a convolution, {layers} in float16\n")
     if epilogue.problem:
         print(f"one kernel: not used, {epilogue.problem}\n")
         del ways["one kernel"]
@@ -209,16 +226,18 @@ def compare_ways(device: torch.device, batches: list[int], side: int, repeats: i
         print(f"one kernel: loaded, compiled and tried in {epilogue.seconds:.2f} s\n")
     print("| way | " + " | ".join(f"images/s in batches of {size}" for size in batches) + " |")
     print("|---|" + "---|" * len(batches))
-    columns = [one_column(device, size, side, repeats, ways) for size in batches]
+    columns = [one_column(case, size, repeats, ways) for size in batches]
     for way in ways:
         print(f"| {way} | " + " | ".join(f"{column[way]:.1f}" for column in columns) + " |")
 
 
 def one_column(
-    device: torch.device, batch: int, side: int, repeats: int, ways: dict[str, tuple[Any, Any]]
+    case: Case, batch: int, repeats: int, ways: dict[str, tuple[Any, Any]]
 ) -> dict[str, float]:
     """Images a second of each way, all in turns, in batches of one size."""
-    case = Case("conv5_3,fc7", "float16", device, batch, side)
+    device = case.images.device
+    case.images = torch.randn((batch, *case.images.shape[1:]), device=device, dtype=torch.float16)
+    case.images = case.images.contiguous(memory_format=torch.channels_last)
     network: Any = case.extractor._network  # noqa: SLF001 the variants are inside
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     expected: dict[str, Tensor] = {}
@@ -274,9 +293,9 @@ def kernel_row(epilogue: Epilogue, x: Tensor, bias: Tensor, repeats: int, *, poo
     return f"| {shape} | {'yes' if pool else 'no'} | {1e3 * took[0]:.3f} | {ours} |"
 
 
-def print_profile(device: torch.device, batch: int, side: int, rows: int) -> None:
-    """The kernels, or on a CPU the operators, that take longest in a pass of conv5_3 and fc7."""
-    case = Case("conv5_3,fc7", "float16", device, batch, side)
+def print_profile(case: Case, rows: int) -> None:
+    """The kernels, or on a CPU the operators, that take longest in a pass."""
+    device, batch = case.images.device, len(case.images)
     for _ in range(3):
         case.run()
     activities = [torch.profiler.ProfilerActivity.CPU]
