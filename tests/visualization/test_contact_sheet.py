@@ -234,7 +234,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_images_of_a_cache(workplace: Path, tmp_path: Path) -> None:
-    """The command shows the images that match a pattern, with their names and states."""
+    """The images that match a pattern, with their names, and states if not done; what was asked."""
     out = tmp_path / "s.html"
     done = vggfeat("sheet", "f.h5", "--rows", "dogs/*", "--out", out, cwd=workplace)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{out}: 5 images of 9\n", "")
@@ -242,13 +242,58 @@ def test_the_images_of_a_cache(workplace: Path, tmp_path: Path) -> None:
     names = ["dogs/00.png", "dogs/01.png", "dogs/02.png", "dogs/broken.png", "dogs/\\xfe.png"]
     assert page.texts["span.name"] == names
     failed = "failed: not an image Pillow can read"
-    assert page.texts["span.note"] == ["done", "done", "done", failed, "done"]
-    assert page.texts["h1"] == ["f.h5: dogs/*"]
+    assert page.texts["span.note"] == [failed]
+    assert page.texts["h1"] == ["f.h5: 5 of 9 images, names matching dogs/*"]
+    (warning,) = page.texts["p.warning"]
+    assert "RANDOM WEIGHTS (seed 0)" in warning
     with Image.open(workplace / "images" / "dogs" / "01.png") as original:
         assert np.array_equal(np.asarray(original), np.asarray(decoded(page.images[1])))
     done = vggfeat("sheet", "f.h5", "-o", tmp_path / "s.png", "--most", "2", cwd=workplace)
     assert done.stdout == f"{tmp_path / 's.png'}: 2 images of 9\n"
     assert sorted(os.listdir(tmp_path)) == ["s.html", "s.png"]
+
+
+def test_a_sheet_of_duplicates(workplace: Path, tmp_path: Path) -> None:
+    """Each group has a heading, its images their cosines; above is how to read them."""
+    out = tmp_path / "d.html"
+    words = ["duplicates", "f.h5", "--layer", "conv1_1", "--threshold", "0.9999"]
+    done = vggfeat(*words, "--sheet", out, cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    page = read_page(out)
+    assert page.texts["h2"] == ["group 1", "group 2", "group 3"]
+    assert page.texts["span.name"] == [
+        "cats/00.png", "dogs/00.png", "dogs/\\xfe.png", "cats/01.png", "dogs/01.png", "cats/02.png",
+        "dogs/02.png",
+    ]  # fmt: skip
+    assert page.texts["span.note"] == ["identical file"] * 7
+    assert page.texts["h1"] == [
+        "Near-duplicates by conv1_1, cosine at least 0.9999: 3 groups among 8 images"
+    ]
+    assert page.texts["p.about"][0].startswith("Scores are cosines: 1 is the same direction")
+    assert "RANDOM" in page.texts["p.warning"][0]
+    done = vggfeat(*words, "--sheet", tmp_path / "d.png", cwd=workplace)
+    with Image.open(tmp_path / "d.png") as picture:
+        assert picture.height > 3 * 176
+    assert_one_line(vggfeat(*words, "--sheet", "d.jpg", cwd=workplace), 2, "no known format")
+
+
+def test_a_sheet_of_results(workplace: Path, tmp_path: Path) -> None:
+    """It says what was searched and how to read scores, and which results are the same file."""
+    out = tmp_path / "s.html"
+    words = ["search", "f.h5", "--row", "cats/03.png", "--layer", "conv1_1", "--metric", "l2"]
+    done = vggfeat(*words, "--top", "8", "--sheet", out, cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    page = read_page(out)
+    assert page.texts["h1"] == ["Nearest by conv1_1 of 8 images"]
+    assert page.texts["p.about"] == ["Scores are distances: 0 is the same, and less is nearer."]
+    shown = dict(zip(page.texts["span.name"][1:], page.texts["span.heading"][1:], strict=True))
+    ranks = {name: int(heading.split()[0]) for name, heading in shown.items()}
+    same = [
+        min(ranks[f"{kind}/{number}.png"] for kind in ("cats", "dogs")) for number in ("01", "02")
+    ]
+    notes = page.texts["span.note"]
+    assert all(notes.count(f"same file as {rank}") == 1 for rank in same)
+    assert len([note for note in notes if note.startswith("same file")]) == 4
 
 
 def test_images_that_have_moved(workplace: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from vggfeat.cli.options import Cache, Json
+from vggfeat.cli.options import Cache, ImagesNow, Json
 from vggfeat.cli.terminal import Bar, exit_codes, set_up_logging, show
 from vggfeat.core.text import counted
 
@@ -34,6 +34,15 @@ def duplicates(
         ),
     ] = 0.95,
     metric: Annotated[str, typer.Option(help="cosine or l2.", metavar="NAME")] = "cosine",
+    sheet: Annotated[
+        str | None,
+        typer.Option(
+            help="Also write the groups as a contact sheet: a picture, or a web page that contains "
+            "all images.",
+            metavar="FILE.png|html",
+        ),
+    ] = None,
+    root: ImagesNow = None,
     as_json: Json = False,
 ) -> None:
     """Find pairs of near-duplicate images, and the groups that the pairs form.
@@ -44,6 +53,10 @@ def duplicates(
         from vggfeat.retrieval.duplicates import duplicates as find_duplicates
 
         set_up_logging(quiet=as_json, verbose=False)
+        if sheet is not None:
+            from vggfeat.visualization.contact_sheet import check_sheet, sheet_of_duplicates
+
+            check_sheet(sheet)  # before the work rather than after it
         with Bar(quiet=as_json) as bar:
             found = find_duplicates(
                 cache,
@@ -54,6 +67,8 @@ def duplicates(
                     bar.draw, unit=" pairs", unit_scale=True, leave=False
                 ),
             )
+        if sheet is not None:
+            sheet_of_duplicates(found, sheet, root=root)
         show(found, _lines, as_json=as_json)
 
 

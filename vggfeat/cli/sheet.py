@@ -31,13 +31,18 @@ def sheet(
     most: Annotated[int, typer.Option(help="Show at most the first N.", metavar="N")] = 100,
     root: ImagesNow = None,
 ) -> None:
-    """Draw a contact sheet of the images of a cache, each with its name and state.
+    """Draw a contact sheet of the images of a cache, each with its name, and its state if not done.
 
     On a web page, Tab and the arrow keys move, Enter enlarges an image, Esc closes it.
     """
     with exit_codes():
         from vggfeat.cache.sharded import open_cache
-        from vggfeat.visualization.contact_sheet import check_sheet, contact_sheet, results_of_rows
+        from vggfeat.visualization.contact_sheet import (
+            SheetTexts,
+            check_sheet,
+            contact_sheet,
+            results_of_rows,
+        )
 
         set_up_logging(quiet=False, verbose=False)
         check_sheet(out)  # before the work rather than after it
@@ -52,6 +57,9 @@ def sheet(
                 counted(len(results), "image"),
                 where,
             )
-        title = os.path.basename(os.path.normpath(cache)) + (f": {rows}" if rows != "*" else "")
-        contact_sheet(title, [], [results], out)
+        name = os.path.basename(os.path.normpath(cache))
+        shown = f"{len(results)} of {counted(len(opened), 'image')}"
+        title = f"{name}: {shown}" + (f", names matching {rows}" if rows != "*" else "")
+        texts = SheetTexts(title, warning=opened.header.provenance.warning)
+        contact_sheet(texts, [], [results], out)
         say(f"{out}: {counted(len(results), 'image')} of {len(opened)}")

@@ -22,7 +22,8 @@ from vggfeat.visualization.thumbnails import image_file, picture_of
 
 if TYPE_CHECKING:
     from vggfeat.cache.reader import FeatureCache
-    from vggfeat.retrieval.search import SearchResult
+    from vggfeat.retrieval.duplicates import Duplicates
+    from vggfeat.retrieval.search import Hit, SearchResult
 
 SHEET_FORMATS: Final = ("png", "html")
 
@@ -41,6 +42,7 @@ _BACK = (242, 242, 242)
 _TEXT = (27, 27, 27)
 _SOFT = (90, 90, 90)
 _MARK = (0, 96, 168)
+_WARNING = (176, 64, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +103,30 @@ class Result:
 Tile = Query | Result
 """One image of a sheet with its captions."""
 
-TileGroup = tuple[Query | None, Sequence[Result]]
-"""A query and its results; without a query, images alone."""
+TileGroup = tuple[Query | str | None, Sequence[Result]]
+"""A query and its results; or images alone, with a heading or without."""
+
+
+@dataclass(frozen=True, slots=True)
+class SheetTexts:
+    """What stands above the images.
+
+    Attributes:
+        title: what is shown.
+        about: how to read the scores; empty for nothing.
+        warning: what to know of the features, such as that their weights are random.
+    """
+
+    title: str
+    about: str = ""
+    warning: str = ""
+
+
+_ABOUT: Final = {
+    "cosine": "Scores are cosines: 1 is the same direction, and more is nearer.",
+    "l2": "Scores are distances: 0 is the same, and less is nearer.",
+    "dot": "Scores are inner products: more is nearer.",
+}
 
 
 def check_sheet(out: str) -> str:
@@ -111,7 +135,10 @@ def check_sheet(out: str) -> str:
 
 
 def contact_sheet(
-    title: str, queries: Sequence[Query], results: Sequence[Sequence[Result]], out: str
+    title: str | SheetTexts,
+    queries: Sequence[Query | str],
+    results: Sequence[Sequence[Result]],
+    out: str,
 ) -> None:
     """Write queries and the results of each as a contact sheet.
 
@@ -125,8 +152,8 @@ def contact_sheet(
     An image whose file is missing or unreadable is replaced by a remark.
 
     Args:
-        title: of the sheet.
-        queries: query images; empty for a sheet of images alone.
+        title: of the sheet, or all texts above its images.
+        queries: query images, or headings; empty for a sheet of images alone.
         results: for each query, best first; without queries, lists of images.
         out: a name that ends in `.png` or `.html`.
 
@@ -138,15 +165,16 @@ def contact_sheet(
     form = check_sheet(out)
     if queries and len(queries) != len(results):
         raise ValueError(f"{counted(len(queries), 'query')} and {len(results)} lists of results")
-    heads: Sequence[Query | None] = queries or [None] * len(results)
+    heads: Sequence[Query | str | None] = queries or [None] * len(results)
     groups = list(zip(heads, results, strict=True))
-    publish(out, page(title, groups) if form == "html" else _png(title, groups))
+    texts = SheetTexts(title) if isinstance(title, str) else title
+    publish(out, page(texts, groups) if form == "html" else _png(texts, groups))
 
 
 def results_of_rows(
     cache: FeatureCache, pattern: str, *, most: int = 100, root: str | None = None
 ) -> list[Result]:
-    """Return images of a cache whose paths match, `most` at most, each with its state.
+    """Return images of a cache whose paths match, `most` at most; of those not done the state too.
 
     `root` is the folder of the images now; by default that of the extraction.
     """
@@ -159,7 +187,7 @@ def results_of_rows(
             score=None,
             path=image_file(cache, one.row, root),
             name=one.path,
-            note=f"{one.state}: {one.reason}" if one.reason else one.state,
+            note=f"{one.state}: {one.reason}" if one.reason else one.state * (one.state != "done"),
             preprocess=preprocess,
         )
         for place, one in enumerate(matching_rows(cache, matching(cache, pattern)[:most]))
@@ -167,7 +195,10 @@ def results_of_rows(
 
 
 def sheet_of_findings(found: SearchResult, out: str, *, root: str | None = None) -> None:
-    """Write the result of a search as a contact sheet: see `contact_sheet`, `results_of_rows`."""
+    """Write the result of a search as a contact sheet: see `contact_sheet`, `results_of_rows`.
+
+    Results that are the same file as one before them say so.
+    """
     cache = open_cache(found.cache)
     preprocess = cache.header.identity.preprocess
     queries = [
@@ -181,19 +212,50 @@ def sheet_of_findings(found: SearchResult, out: str, *, root: str | None = None)
     results = [
         [
             Result(
-                hit.rank,
-                hit.score,
-                image_file(cache, hit.row, root),
-                hit.path,
-                hit.mark,
-                preprocess,
+                hit.rank, hit.score, image_file(cache, hit.row, root), hit.path,
+                hit.mark or same, preprocess,
             )
-            for hit in answer.hits
+            for hit, same in zip(answer.hits, _same_files(cache, answer.hits), strict=True)
         ]
         for answer in found.answers
-    ]
-    title = f"{', '.join(found.layers)}, {found.metric}, {counted(found.images, 'image')}"
-    contact_sheet(title, queries, results, out)
+    ]  # fmt: skip
+    title = f"Nearest by {' and '.join(found.layers)} of {counted(found.images, 'image')}"
+    contact_sheet(SheetTexts(title, _ABOUT[found.metric], found.warning), queries, results, out)
+
+
+def sheet_of_duplicates(found: Duplicates, out: str, *, root: str | None = None) -> None:
+    """Write groups of near-duplicates as a contact sheet: see `contact_sheet`."""
+    cache = open_cache(found.cache)
+    preprocess = cache.header.identity.preprocess
+    groups = [
+        [
+            Result(
+                place, member.score, image_file(cache, member.row, root), member.path,
+                "identical file" if member.identical else "", preprocess,
+            )
+            for place, member in enumerate(group.members, 1)
+        ]
+        for group in found.groups
+    ]  # fmt: skip
+    heads = [f"group {number}" for number in range(1, len(groups) + 1)]
+    bound = f"{'at least' if found.metric == 'cosine' else 'at most'} {found.threshold:g}"
+    title = (
+        f"Near-duplicates by {found.layer}, {found.metric} {bound}: "
+        f"{counted(len(groups), 'group')} among {counted(found.images, 'image')}"
+    )
+    about = f"{_ABOUT[found.metric]} Each is that with the nearest other image of the group."
+    contact_sheet(SheetTexts(title, about, found.warning), heads, groups, out)
+
+
+def _same_files(cache: FeatureCache, hits: Sequence[Hit]) -> list[str]:
+    """Return for each hit which one before it has the same file; empty for none."""
+    first: dict[bytes, int] = {}
+    remarks = []
+    for hit in hits:
+        digest = cache.digests[hit.row].tobytes()
+        rank = first.setdefault(digest, hit.rank)
+        remarks.append(f"same file as {rank}" if rank != hit.rank and any(digest) else "")
+    return remarks
 
 
 @functools.cache
@@ -208,30 +270,47 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 _STEP: Final = _SIDE + _GAP
 
 
-def _placed(groups: Sequence[TileGroup]) -> tuple[list[tuple[Tile, int, int]], tuple[int, int]]:
-    """Return each tile with its left and upper edge, and the size of the sheet, in pixels."""
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Tiles and headings, each with its left and upper edge, and the size of a sheet, in pixels."""
+
+    tiles: list[tuple[Tile, int, int]]
+    heads: list[tuple[str, int, int]]
+    size: tuple[int, int]
+
+
+def _placed(groups: Sequence[TileGroup], top: int) -> _Layout:
+    """Place the tiles of a sheet whose first begins at `top`."""
     across = max(1, min(_ACROSS, max((len(results) for _, results in groups), default=1)))
-    has_queries = any(query is not None for query, _ in groups)
+    has_queries = any(isinstance(head, Query) for head, _ in groups)
     every = [result for _, results in groups for result in results]
     indent = _GAP + (_STEP + _GAP if has_queries else 0)  # left of the results, for the query
     headed = has_queries or any(result.heading for result in every)
     lines = _NAME_LINES + headed + any(result.note for result in every)
     down = _SIDE + lines * _LINE + _GAP
     tiles: list[tuple[Tile, int, int]] = []
-    top = 2 * _GAP + _TITLE_SIZE
-    for query, results in groups:
-        if query is not None:
-            tiles.append((query, _GAP, top))
+    heads: list[tuple[str, int, int]] = []
+    for head, results in groups:
+        if isinstance(head, Query):
+            tiles.append((head, _GAP, top))
+        elif head:
+            heads.append((head, _GAP, top))
+            top += _LINE + _GAP // 2
         tiles += [
             (result, indent + place % across * _STEP, top + place // across * down)
             for place, result in enumerate(results)
         ]
         top += max(1, math.ceil(len(results) / across)) * down
-    return tiles, (max(indent + across * _STEP, 2 * _STEP), top)
+    return _Layout(tiles, heads, (max(indent + across * _STEP, 2 * _STEP), top))
 
 
-def _png(title: str, groups: Sequence[TileGroup]) -> bytes:
-    tiles, (width, height) = _placed(groups)
+def _png(texts: SheetTexts, groups: Sequence[TileGroup]) -> bytes:
+    above = [(texts.title, _TEXT, _TITLE_SIZE), (texts.about, _SOFT, _FONT_SIZE),
+             (texts.warning, _WARNING, _TITLE_SIZE)]  # fmt: skip
+    lines = [line for line in above if line[0]]
+    tops = [_GAP + sum(size + 8 for _, _, size in lines[:at]) for at in range(len(lines) + 1)]
+    layout = _placed(groups, tops[-1] - 8 + _GAP)
+    tiles, (width, height) = layout.tiles, layout.size
     if width * height > _MOST_PIXELS:
         raise UsageError(
             f"a PNG of {counted(len(tiles), 'image')} would have {width} x {height} pixels; show "
@@ -239,8 +318,12 @@ def _png(title: str, groups: Sequence[TileGroup]) -> bytes:
         )
     sheet = Image.new("RGB", (width, height), _WHITE)
     draw = ImageDraw.Draw(sheet)
-    font = _font(_TITLE_SIZE)
-    draw.text((_GAP, _GAP), _cut(printable(title), font, width - 2 * _GAP), font=font, fill=_TEXT)
+    for (text, colour, size), top in zip(lines, tops, strict=False):
+        font = _font(size)
+        line = _cut(printable(text), font, width - 2 * _GAP)
+        draw.text((_GAP, top), line, font=font, fill=colour)
+    for text, left, top in layout.heads:
+        draw.text((left, top), printable(text), font=_font(_FONT_SIZE + 2), fill=_TEXT)
     for tile, left, top in tiles:
         _draw_tile(sheet, draw, tile, left, top)
     file = io.BytesIO()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
-    from vggfeat.visualization.contact_sheet import Tile, TileGroup
+    from vggfeat.visualization.contact_sheet import SheetTexts, Tile, TileGroup
 
 LONGEST: Final = 640
 """Pixels of the longer side of an image within the file, which its large view shows."""
@@ -34,16 +34,18 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-
 
 _STYLE = """
 :root { color-scheme: light dark; --back: #fff; --fore: #1b1b1b; --soft: #5a5a5a; --line: #d0d0d0;
-  --tile: #f2f2f2; --mark: #0060a8; }
+  --tile: #f2f2f2; --mark: #0060a8; --warn: #8a3b00; }
 @media (prefers-color-scheme: dark) {
   :root { --back: #16181a; --fore: #ececec; --soft: #a8adb2; --line: #3c4146; --tile: #24272a;
-    --mark: #7cc0ff; } }
+    --mark: #7cc0ff; --warn: #ffc48a; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1.2rem; max-width: 90rem; background: var(--back);
   color: var(--fore); font: 15px/1.4 system-ui, sans-serif; }
 h1 { font-size: 1.3rem; margin: 0 0 .2rem; overflow-wrap: anywhere; }
 h2 { font-size: 1rem; margin: 1.6rem 0 .6rem; overflow-wrap: anywhere; }
-.hint { color: var(--soft); margin: 0 0 1rem; }
+.hint, .about { color: var(--soft); margin: 0 0 1rem; }
+.warning { border: 1px solid; border-radius: .4rem; padding: .5rem .8rem; font-weight: 700;
+  color: var(--warn); overflow-wrap: anywhere; }
 ol { list-style: none; margin: 0; padding: 0; display: grid; gap: 1rem .8rem;
   grid-template-columns: repeat(auto-fill, minmax(10.5rem, 1fr)); }
 figure { margin: 0; }
@@ -135,15 +137,20 @@ document.querySelector('.hint').hidden = false;
 """
 
 
-def page(title: str, groups: Sequence[TileGroup]) -> bytes:
+def page(texts: SheetTexts, groups: Sequence[TileGroup]) -> bytes:
     """Return the file of a contact sheet, UTF-8."""
-    name = _escaped(title)
+    name = _escaped(texts.title)
+    above = "".join(
+        f'<p class="{kind}">{_escaped(text)}</p>\n'
+        for kind, text in (("about", texts.about), ("warning", texts.warning))
+        if text
+    )
     head = (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{name}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
-        f"<h1>{name}</h1>\n"
+        f"<h1>{name}</h1>\n{above}"
         '<p class="hint" hidden>Arrow keys move, Enter shows an image large, Esc closes it.</p>\n'
     )
     tail = (
@@ -155,9 +162,10 @@ def page(title: str, groups: Sequence[TileGroup]) -> bytes:
 
 
 def _section(group: TileGroup) -> str:
-    query, results = group
-    heading = f"<h2>{_escaped(query.name)}</h2>\n" if query is not None else ""
-    tiles: Sequence[Tile] = results if query is None else [query, *results]
+    head, results = group
+    name = head if isinstance(head, str) or head is None else head.name
+    heading = f"<h2>{_escaped(name)}</h2>\n" if name else ""
+    tiles: Sequence[Tile] = results if isinstance(head, str) or head is None else [head, *results]
     items = "".join(map(_item, tiles))
     return f"<section>\n{heading}<ol>\n{items}</ol>\n</section>\n"
 

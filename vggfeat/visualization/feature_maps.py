@@ -68,6 +68,7 @@ class SeenImage:
     weights: str
     pixels: NDArray[np.uint8]  # (H, W, 3); the mean of channels other than RGB
     maps: tuple[FeatureMap, ...]
+    warning: str = ""  # what to know of them, such as that the weights are random
 
 
 def last_convolutions(model: str) -> str:
@@ -107,7 +108,8 @@ def see(path: str, settings: Settings) -> SeenImage:
     levels = to_levels(pixels, Range(0, preprocess.white), BYTE)  # (H, W, C) uint8
     if preprocess.channels != RGB:
         levels = np.rint(levels.mean(axis=2, keepdims=True)).astype(np.uint8).repeat(RGB, axis=2)
-    return SeenImage(name, settings.model, extractor.weights.name, levels, tuple(maps))
+    warning = extractor.weights.warning or ""
+    return SeenImage(name, settings.model, extractor.weights.name, levels, tuple(maps), warning)
 
 
 def _map_specs(settings: Settings) -> list[str]:

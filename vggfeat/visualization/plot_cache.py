@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 from vggfeat.core.choices import choose
 from vggfeat.core.text import counted, printable
 from vggfeat.errors import DecodeError
-from vggfeat.visualization.figure_files import check_matplotlib
+from vggfeat.visualization.figure_files import check_matplotlib, head
 from vggfeat.visualization.thumbnails import image_file, load_picture, shortened
 
 if TYPE_CHECKING:
@@ -34,9 +35,9 @@ _OTHERS: Final = "other folders"
 _NO_FOLDER: Final = "(no folder)"
 _BARS: Final = "#0072b2"
 
-_HISTOGRAM_WIDTH = 4.4  # inches
-_PLANE_WIDTH = 7.4
-_LINE_HEIGHT = 5.0
+_PLANE_WIDTH = 6.6  # inches
+_PLANE_HEIGHT = 5.6
+_HISTOGRAM_HEIGHT = 1.9
 _LARGEST = 0.55  # inches of the longer side of a thumbnail
 _SMALLEST = 0.28
 _AT_LARGEST = 30  # images; of four times as many a thumbnail's side is half of that
@@ -72,7 +73,7 @@ def colour_by_folder(paths: list[str]) -> Colouring:
 
 
 def draw_cache(view: CacheView, *, marks: Marks = "thumbnails", root: str | None = None) -> Figure:
-    """Draw one line for each layer: a histogram of its values, and the images in a plane.
+    """Draw for each layer the images in a plane, and below it a histogram of its values, in a grid.
 
     Marks `thumbnails` are images whose files exist, and dots for others and where images would
     overlap; `folders` are dots alone. Both are coloured by folder. `root` is that of the images
@@ -83,22 +84,28 @@ def draw_cache(view: CacheView, *, marks: Marks = "thumbnails", root: str | None
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     count = len(view.layers)
-    size = (_HISTOGRAM_WIDTH + _PLANE_WIDTH, count * _LINE_HEIGHT + 0.6)
+    across = math.ceil(math.sqrt(count))
+    down = -(-count // across)
+    size = (across * _PLANE_WIDTH, down * (_PLANE_HEIGHT + _HISTOGRAM_HEIGHT) + 0.6)
     figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
-    grid = figure.subplots(
-        count, 2, squeeze=False, gridspec_kw={"width_ratios": (_HISTOGRAM_WIDTH, _PLANE_WIDTH)}
-    )
+    heights = (_PLANE_HEIGHT, _HISTOGRAM_HEIGHT) * down
+    grid = figure.subplots(2 * down, across, squeeze=False, gridspec_kw={"height_ratios": heights})
     colouring = colour_by_folder([view.cache.name(row) for row in view.rows.tolist()])
     thumbnails = _thumbnails(view, root) if marks == "thumbnails" else {}
-    for (left, right), layer in zip(grid, view.layers, strict=True):
-        _draw_histogram(left, layer)
-        _draw_plane(right, layer, colouring, thumbnails)
+    for place in range(across * down):
+        above, below = grid[2 * (place // across) : 2 * (place // across) + 2, place % across]
+        if place < count:
+            _draw_plane(above, view.layers[place], colouring, thumbnails)
+            _draw_histogram(below, view.layers[place])
+        else:
+            above.remove()
+            below.remove()
     _draw_legend(figure, colouring)
     identity = view.cache.header.identity
     network = f"{identity.model}, {shortened(identity.weights)}"
     name = shortened(os.path.basename(view.cache.path))
     images = f"{len(view.rows)} of {counted(len(view.cache), 'image')} in the planes"
-    figure.suptitle(f"{name}  ({network}), {images}", parse_math=False, fontsize="medium")
+    head(figure, f"{name}  ({network}), {images}", view.cache.header.provenance.warning)
     return figure
 
 
@@ -121,11 +128,8 @@ def _draw_legend(figure: Figure, colouring: Colouring) -> None:
 
 
 def _draw_histogram(axes: Axes, layer: LayerView) -> None:
-    shape = " x ".join(map(str, layer.shape))
-    head = f"{shortened(layer.layer)}   {shape}, {layer.dtype}"
     axes.spines[["top", "right"]].set_visible(False)
     if layer.histogram is None:
-        axes.set_title(head, fontsize="medium", parse_math=False)
         _say(axes, "no row is done")
         return
     histogram = layer.histogram
@@ -133,9 +137,8 @@ def _draw_histogram(axes: Axes, layer: LayerView) -> None:
     axes.set_yscale("log")
     axes.set_ylim(bottom=0.6)  # a single value is a bar
     span = f"{histogram.edges[0]:.4g} to {histogram.edges[-1]:.4g}, {histogram.zeros:.1%} zeros"
-    axes.set_title(f"{head}\n{span}", fontsize="medium", parse_math=False)
-    axes.set_xlabel(f"value, of {counted(histogram.rows, 'image')}")
-    axes.set_ylabel("how many, log scale")
+    axes.set_xlabel(f"value, of {counted(histogram.rows, 'image')}: {span}")
+    axes.set_ylabel("how many")
 
 
 def _say(axes: Axes, text: str) -> None:
@@ -148,15 +151,15 @@ def _say(axes: Axes, text: str) -> None:
 def _draw_plane(
     axes: Axes, layer: LayerView, colouring: Colouring, thumbnails: dict[int, Image.Image]
 ) -> None:
-    plane = layer.plane
+    plane, shape = layer.plane, " x ".join(map(str, layer.shape))
     axes.set_title(
-        f"{shortened(layer.layer)}, images at unit length", fontsize="medium", parse_math=False
+        f"{shortened(layer.layer)}   {shape}, {layer.dtype}", fontsize="large", parse_math=False
     )
     if plane.note:
         _say(axes, plane.note)
         return
     points = plane.points
-    axes.set_xlabel(plane.axes[0])
+    axes.set_xlabel(f"{plane.axes[0]}: similar images are near one another")
     axes.set_ylabel(plane.axes[1])
     axes.margins(_MARGIN)
     side = _side(len(points))
@@ -188,7 +191,7 @@ def _apart(points: NDArray[np.float32], candidates: list[int], side: float) -> l
     Distances are those on paper, as far as they are known before the axes are laid out.
     """
     span = np.ptp(points, axis=0)
-    paper = np.array([_PLANE_WIDTH, _LINE_HEIGHT]) * 0.85 / np.where(span > 0, span, 1)
+    paper = np.array([_PLANE_WIDTH, _PLANE_HEIGHT]) * 0.85 / np.where(span > 0, span, 1)
     places = points * paper
     chosen: list[int] = []
     for at in candidates:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from vggfeat.visualization.figure_files import check_matplotlib
+from vggfeat.visualization.figure_files import check_matplotlib, head
 from vggfeat.visualization.thumbnails import shortened
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _GAP_BESIDE = 0.05
 _PANEL = 3.0  # inches a side
 _TILES_PANEL = 5.2
 _ACROSS = 4  # panels in a line, unless they fill several
-_OPACITY = 0.6
+_OPACITY = 0.85  # of the largest value of a map over an image; of the smallest it is 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,7 +67,7 @@ def tile(maps: NDArray[np.float32]) -> Tiles:
 def draw_maps(seen: SeenImage, channels: Channels, *, overlay: bool = False) -> Figure:
     """Draw the input of the network and, beside it, one panel for each layer with its own scale.
 
-    With `overlay` maps are drawn over the image.
+    With `overlay` maps are drawn over the image, which shows through where they are low.
     """
     check_matplotlib()
     from matplotlib.figure import Figure
@@ -88,8 +88,7 @@ def draw_maps(seen: SeenImage, channels: Channels, *, overlay: bool = False) -> 
         _draw_layer(axes, one, channels, seen.pixels if overlay else None)
     for axes in panels[len(seen.maps) + 1 :]:
         axes.remove()
-    figure.suptitle(f"{shortened(seen.name)}  ({seen.model}, {shortened(seen.weights)})",
-                    parse_math=False, fontsize="medium")  # fmt: skip
+    head(figure, f"{shortened(seen.name)}  ({seen.model}, {shortened(seen.weights)})", seen.warning)
     return figure
 
 
@@ -113,15 +112,25 @@ def _draw_layer(
     tiles = tile(maps)
     drawn = axes.imshow(
         tiles.values,
-        cmap="viridis",
+        cmap="viridis" if under is None else "plasma",
         interpolation="nearest",
-        alpha=None if under is None else _OPACITY,
+        alpha=None if under is None else _alpha(tiles.values),
     )
     if not channels.is_mean:
         _number(axes, tiles, numbers)
     _name(axes, one.layer, _shape_words(one, channels))
     scale = axes.inset_axes((1.02, 0.0, 0.035, 1.0))
-    axes.figure.colorbar(drawn, cax=scale).ax.tick_params(labelsize="small")
+    bar = axes.figure.colorbar(drawn, cax=scale)
+    bar.ax.tick_params(labelsize="small")
+    bar.set_label("mean activation" if channels.is_mean else "activation", fontsize="small")
+
+
+def _alpha(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the opacity of each value, from 0 for the least to `_OPACITY` for the largest."""
+    low, high = np.nanmin(values), np.nanmax(values)
+    share = (values - low) / (high - low if high > low else 1)
+    opacity: NDArray[np.float32] = np.nan_to_num(share).astype(np.float32) * np.float32(_OPACITY)
+    return opacity
 
 
 def _number(axes: Axes, tiles: Tiles, numbers: NDArray[np.int64]) -> None:

@@ -158,7 +158,11 @@ def plane_of(vectors: NDArray[np.float32], projection: Projection) -> Plane:
     with its defaults, cosine metric and a fixed seed.
     """
     nothing = np.empty((0, 2), dtype=np.float32)
-    axes = ("component 1", "component 2") if projection == "pca" else ("UMAP 1", "UMAP 2")
+    axes = (
+        ("principal component 1", "principal component 2")
+        if projection == "pca"
+        else ("UMAP 1", "UMAP 2")
+    )
     fewest = _FEWEST[projection]
     if len(vectors) < fewest or vectors.shape[1] < 2:  # noqa: PLR2004 a plane
         note = (
@@ -173,7 +177,7 @@ def plane_of(vectors: NDArray[np.float32], projection: Projection) -> Plane:
     except InputError as error:
         return Plane(nothing, axes, f"no plane: {error}")
     first, second = (
-        f"{axis}, {share:.0%} of the variance"
+        f"{axis} ({share:.0%} of the variance)"
         for axis, share in zip(axes, pca.explained, strict=True)
     )
     return Plane(pca.apply(vectors), (first, second))
