@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 CPU = torch.device("cpu")
 SIZES = ((3, 2), (7, 9), (10, 8))
-LAYERS = "conv1_1:map,conv2_1,conv3_2.pre:map,pool3:map,conv4_1:max,conv5_2:map,pool5"
+LAYERS = "pool1,conv2_1,conv3_1:map,conv3_2.pre:map,pool3:map,conv4_1:max,conv5_2:map,pool5"
 
 
 def trial_map(count: int, channels: int, height: int, width: int, dtype: torch.dtype) -> Tensor:
