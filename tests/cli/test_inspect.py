@@ -45,14 +45,16 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def on_terminal(folder: Path, columns: int, *words: str, no_colour: bool = False) -> str:
+def on_terminal(
+    folder: Path, columns: int, *words: str, command: str = "inspect", no_colour: bool = False
+) -> str:
     """What the command shows on a terminal that wide."""
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     hidden = ("COLUMNS", "LINES", "NO_COLOR")
     env = {name: value for name, value in os.environ.items() if name not in hidden}
     process = subprocess.Popen(
-        [sys.executable, "-m", "vggfeat", "inspect", *words],
+        [sys.executable, "-m", "vggfeat", command, *words],
         cwd=folder, stdin=follower, stdout=follower, stderr=subprocess.PIPE,
         env={**env, "TERM": "xterm", **({"NO_COLOR": "1"} if no_colour else {})},
     )  # fmt: skip
@@ -168,6 +170,19 @@ def test_a_narrow_terminal(workplace: Path, columns: int) -> None:
     for layer in LAYERS:
         assert layer in text
     assert "fingerprint" in text
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [("layers", ["--model", "vgg19_bn"]), ("trace", ["--size", "1600", "--batch", "16"])],
+)
+def test_tables_of_layers_fit_a_terminal(workplace: Path, command: str, words: list[str]) -> None:
+    """On 80 columns names and shapes are there, and no line is wrapped; in a file all columns."""
+    text = without_colour(on_terminal(workplace, 80, *words, command=command))
+    assert max(map(len, text.splitlines())) <= 80, text
+    row = next(line for line in text.splitlines() if line.lstrip().startswith("conv5_1"))
+    assert "512 x " in row
+    assert "stride" in vggfeat(command, *words, cwd=workplace).stdout
 
 
 def test_a_wide_terminal_leaves_nothing_out(workplace: Path) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vggfeat.cli.options import Json, given, settings_options
-from vggfeat.cli.terminal import exit_codes, print_json, say, shape_text, table
+from vggfeat.cli.terminal import exit_codes, fitting_table, print_json, say, shape_text
 from vggfeat.config import make_settings
 from vggfeat.core.vgg_layers import layer_table
 
@@ -88,4 +88,4 @@ def _lines(rows: list[_Row]) -> list[str]:
         )
         for row in rows
     ]
-    return table([head, *cells], "llrrrrrrl")
+    return fitting_table([head, *cells], "llrrrrrrl", ("channels", "stride", "params"), indent=0)

@@ -312,7 +312,7 @@ def painted_state(text: str, state: str) -> str:
 
 
 def fitting_table(
-    rows: Sequence[Sequence[str]], right: str, first_to_go: Sequence[str]
+    rows: Sequence[Sequence[str]], right: str, first_to_go: Sequence[str], indent: int = _INDENT
 ) -> list[str]:
     """Return the lines of a table that leaves out columns until it fits the terminal.
 
@@ -320,16 +320,17 @@ def fitting_table(
         rows: see `table`.
         right: see `table`.
         first_to_go: names of columns in the order in which they are left out.
+        indent: blanks in front of each line.
     """
     width = terminal_width()
     kept = list(range(len(rows[0])))
     lines = table(rows, right)
     for name in first_to_go:
-        if width is None or max(map(len, lines)) + _INDENT <= width:
+        if width is None or max(map(len, lines)) + indent <= width:
             break
         kept.remove(rows[0].index(name))
         lines = table([[row[at] for at in kept] for row in rows], "".join(right[at] for at in kept))
-    return [" " * _INDENT + line for line in lines]
+    return [" " * indent + line for line in lines]
 
 
 def folded(line: str, indent: int) -> list[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vggfeat.cli.options import Json, settings_options
-from vggfeat.cli.terminal import exit_codes, output_width, shape_text, show, table
+from vggfeat.cli.terminal import exit_codes, fitting_table, output_width, shape_text, show
 from vggfeat.core.text import byte_count, counted, printable
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def trace(
 
 def _lines(found: Trace, photo: str | None) -> list[str]:
     of = f" on {printable(photo)}" if photo else ""
-    lines = [f"{found.model}{of}", *(f"  {line}" for line in _stage_lines(found)), ""]
+    lines = [f"{found.model}{of}", *_stage_lines(found), ""]
     if found.params:
         memory = (
             f"{byte_count(4 * found.params)} in float32, {byte_count(2 * found.params)} in half"
@@ -99,7 +99,8 @@ def _stage_lines(found: Trace) -> list[str]:
     head = ["stage", "by", "output", "stride", "params", "an image"]
     head += [f"{counted(found.batch, 'image')}", "in half"] if several else ["in half"]
     rows = [head, *(_cells(stage, several=several) for stage in found.stages)]
-    lines = table(rows, "lllrr" + "r" * (len(head) - 5))
+    last = ("in half", "an image", "stride") if several else ("in half", "stride")
+    lines = fitting_table(rows, "lllrr" + "r" * (len(head) - 5), last)
     marks = [False, *(stage.wrong for stage in found.stages)]
     return [
         f"{line}  <- WRONG" if wrong else line for line, wrong in zip(lines, marks, strict=True)
