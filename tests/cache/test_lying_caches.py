@@ -55,6 +55,14 @@ LIES: dict[str, tuple[dict[str, Any], str]] = {
     "sources": ({"sources": "[7]"}, "sources are not all objects of texts"),
     "versions": ({"versions": '{"torch": []}'}, "versions are not all texts"),
     "no batch": ({"config": '{"batch_size": 0}'}, "config has batch_size 0"),
+    "vast pass": (
+        {"config": '{"batch_size": 4, "pass_images": 5}'},
+        "config has pass_images 5",
+    ),
+    "no pixels": (
+        {"config": '{"batch_size": 4, "pass_images": 4, "pass_pixels": "9"}'},
+        "config has pass_pixels '9'",
+    ),
     "vast batch": ({"config": json.dumps({"batch_size": 1 << 99})}, "config has batch_size 633825"),
 }
 

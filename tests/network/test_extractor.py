@@ -24,6 +24,7 @@ from vggfeat.core.settings import Settings
 from vggfeat.core.vgg_layers import VARIANTS, layer_table
 from vggfeat.errors import DeviceError
 from vggfeat.network.device import choose_batch_size, choose_device, choose_precision
+from vggfeat.network.pass_size import PassLimit
 from vggfeat.network.vgg import finite_rows
 from vggfeat.storage.digests import file_digests
 
@@ -648,7 +649,7 @@ def test_overflow_with_parts_is_seen_in_any_of_them(
 ) -> None:
     """When memory splits a batch, the row that overflowed in one part is redone, and it alone."""
     half = extractor("conv5_2", loud_file, precision="float16")
-    monkeypatch.setattr(half, "_limit", 1)
+    monkeypatch.setattr(half.passes, "limit", PassLimit(1))
     images = normalised(3, 64)
     images[1:] *= 1e-4
     found = half(images)["conv5_2"]

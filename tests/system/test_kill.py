@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import random
+import shutil
 import signal
 import time
 from typing import TYPE_CHECKING
 
+import h5py
 import pytest
 from killing import KillServer, check_done_rows, contents, kill_and_go_on, make_images
 
@@ -85,3 +88,23 @@ def test_killed_again_and_again(
     assert status == 0
     assert len(done) > 3
     assert contents(out) == contents(reference[0])
+
+
+@pytest.mark.parametrize("at", [3, 9, 16])
+def test_killed_where_batches_are_computed_in_parts(
+    server: KillServer, images: Path, reference: tuple[Path, int], tmp_path: Path, at: int
+) -> None:
+    """A cache that records passes smaller than its batches resumes as any other."""
+    begun = tmp_path / "begun.h5"
+    shutil.copy(reference[0], begun)
+    with h5py.File(begun, "r+") as file:
+        file.attrs["config"] = json.dumps({**json.loads(file.attrs["config"]), "pass_images": 3})
+        file["images/state"][:] = 0
+    whole, killed = tmp_path / "whole.h5", tmp_path / "killed.h5"
+    shutil.copy(begun, whole)
+    shutil.copy(begun, killed)
+    assert server.run(images, whole)[0] == 0
+    assert server.run(images, killed, kill_at=at)[0] == -signal.SIGKILL
+    check_done_rows(killed, whole)
+    assert server.run(images, killed)[0] == 0
+    assert contents(killed) == contents(whole)

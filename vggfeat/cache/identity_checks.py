@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _SHA256 = re.compile("[0-9a-f]{64}")
 _MOST_PIXELS: Final = 1 << 16
 _MOST_BATCH: Final = 1 << 31
+_MOST: Final = 1 << 62
 _PAIR: Final = 2
 
 
@@ -45,6 +46,10 @@ def untrue_attributes(identity: Identity, provenance: Provenance) -> Iterator[st
             yield f"a step of derived is {dict(step.record)!r:.80}, expected step and layers"
     if not 0 < provenance.config["batch_size"] < _MOST_BATCH:
         yield f"config has batch_size {provenance.config['batch_size']!r:.40}"
+    for name, most in (("pass_images", provenance.config["batch_size"]), ("pass_pixels", _MOST)):
+        value = provenance.config.get(name, 1)
+        if type(value) is not int or not 0 < value <= most:
+            yield f"config has {name} {value!r:.40}"
     if not all(isinstance(one, dict) and _texts(one) for one in provenance.sources):
         yield "sources are not all objects of texts"
     if not _texts(provenance.versions):

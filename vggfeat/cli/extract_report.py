@@ -31,10 +31,13 @@ def summary_lines(summary: Summary, *, fresh: bool, verbose: bool) -> list[str]:
             f"{counted(seen, 'image')} in {duration(summary.seconds)} on {summary.device}, "
             f"{summary.images_per_second:.1f} images/s once under way"
         )
+    split = 0 < summary.pass_images < summary.batch_size
+    passes = f" in passes of {summary.pass_images}, as memory lacks for {summary.batch_size}"
     lines = [
         f"{summary.out}{share}: {counted(summary.rows, 'image')}, {counts}",
         f"  layers   {layers}, {summary.dtype}",
-        f"  network  {summary.model}, weights {summary.weights}, computed in {summary.precision}",
+        f"  network  {summary.model}, weights {summary.weights}, computed in {summary.precision}"
+        + passes * split,
         f"  this run {this_run}",
     ]
     if summary.added or summary.changed or summary.gone or summary.retried:

@@ -213,13 +213,22 @@ def _making_lines(summary: CacheSummary) -> list[str]:
     made_by = [f"  made by     {_step_text(step)}" for step in summary.steps]
     lines = [
         *made_by,
-        f"  model       {summary.model}, computed in {summary.precision}",
+        f"  model       {summary.model}, computed in {summary.precision}{_passes_text(summary)}",
         f"  weights     {summary.weights} (sha256 {summary.weights_sha256[:16]})",
         f"  preprocess  {preprocess}",
         f"  versions    {versions}",
         f"  fingerprint {summary.fingerprint[:16]}",
     ]
     return [part for line in lines for part in folded(line, 14)]
+
+
+def _passes_text(summary: CacheSummary) -> str:
+    """Tell of the passes of a cache where they are smaller than its batches; else ''."""
+    batch = summary.config.get("batch_size", 0)
+    images = summary.config.get("pass_images", batch)
+    if images == batch:
+        return ""
+    return f" in passes of {images}, as memory lacked for batches of {batch}"
 
 
 def _step_text(step: Mapping[str, Any]) -> str:

@@ -109,7 +109,7 @@ class DecodedBatch:
             `.permute(0, 3, 1, 2)` is (B, C, H, W) in channels-last layout without a copy. Slots
             that hold no image, or one that is still encoded, are zero.
         rows: int64 (n,), the cache rows of the images that decoded.
-        slots: int64 (n,), where in `images` each of them lies.
+        slots: int64 (n,), where in `images` each of them lies, ascending.
         digests: uint8 (n, 32), SHA-256 of each image's bytes as they were read.
         failures: the images that did not decode.
         seconds: time spent decoding, in the worker.
@@ -279,7 +279,7 @@ class Summary(HasRowCounts):
         device: where the network ran; empty if there was nothing to do.
         precision: of the network.
         dtype: of the stored features.
-        batch_size: images per pass.
+        batch_size: images per batch.
         workers: decoding processes.
         seconds: of the whole run.
         images_per_second: of this run's images, from the first batch requested to the last written.
@@ -287,6 +287,8 @@ class Summary(HasRowCounts):
         share: of a sharded cache, the share that all counts are of; empty for all of it.
         skipped: files that the listing of this run skipped, by kind: see `ImageList.skipped`;
             empty where nothing was listed.
+        pass_images: images that the network computes at once, less than `batch_size` where the
+            memory of the device did not suffice for a batch when the cache was made.
     """
 
     out: str
@@ -316,3 +318,4 @@ class Summary(HasRowCounts):
     stages: Stages
     share: str = ""
     skipped: Mapping[str, int] = field(default_factory=dict)
+    pass_images: int = 0

@@ -49,13 +49,17 @@ class NewCache:
     calibrate: Callable[[], Mapping[str, float]] | None
 
     def describe(self, replicas: Replicas) -> CacheMetadata:
-        """Return the metadata of the cache, which only the networks know in full."""
+        """Return the metadata of the cache, which only the networks know in full.
+
+        The networks then compute as the cache records it.
+        """
         size = self.settings.preprocess().size
         scales = self._scales(replicas)
         identity = make_identity(
             self.settings, replicas.precision, self.weights, replicas.activations, scales
         )
-        chosen = {"batch_size": self.batch_size, "precision": replicas.precision}
+        limit = replicas.settle(self.batch_size)
+        chosen = {"batch_size": self.batch_size, "precision": replicas.precision, **limit.record()}
         libraries = {name: importlib.metadata.version(name) for name in _LIBRARIES}
         if self.settings.decode == "gpu":
             with contextlib.suppress(importlib.metadata.PackageNotFoundError):

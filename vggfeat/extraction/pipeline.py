@@ -163,7 +163,10 @@ def resume_cache(images: ImageList, context: RunContext) -> None:
         )
         loader, replicas = _start(work, context)
         stack.enter_context(contextlib.closing(loader))
+        from vggfeat.network.pass_size import PassLimit  # torch is loaded by now
+
         replicas.scale_to(cache.header.scales)
+        replicas.keep_to(PassLimit.recorded_in(cache.header.provenance.config))
         writer = CacheWriter(out, cache.header)
         writer.reserve(out)
         writer.clear_reasons(cache.rows_with_reason(resumed.todo))

@@ -130,6 +130,7 @@ def summarise_run(
         precision=identity.precision,
         dtype=identity.dtype,
         batch_size=int(provenance.config["batch_size"]),
+        pass_images=int(provenance.config.get("pass_images", provenance.config["batch_size"])),
         workers=stats.workers,
         seconds=seconds,
         images_per_second=(stats.done + stats.failed) / busy if busy else 0.0,

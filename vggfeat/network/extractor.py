@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from vggfeat.core.forked import note_computing, refuse_broken_threads
 from vggfeat.core.isolation import isolated
 from vggfeat.core.records import DecodedBatch, Failure, FeatureBatch
-from vggfeat.core.text import counted
 from vggfeat.core.vgg_layers import ADAPTER, VGG
-from vggfeat.errors import DeviceError, UsageError
+from vggfeat.errors import UsageError
 from vggfeat.network.device import (
     Compute,
     choose_device,
     choose_precision,
     device_errors,
-    is_out_of_memory,
-    to_host,
 )
 from vggfeat.network.fused_epilogue import WORTHWHILE, log_choice, tried_epilogue
+from vggfeat.network.device_rows import Copies, DeviceRows
 from vggfeat.network.input_checks import check_images
 from vggfeat.network.int8 import Int8Vgg
+from vggfeat.network.pass_size import Passes
 from vggfeat.network.pooling import fuse_vectors
 from vggfeat.network.storage_dtype import quantise
 from vggfeat.network.vgg import Normaliser, TappedVgg, needed_layers, network_of
@@ -34,7 +33,9 @@ from vggfeat.network.weight_metadata import check_carried, check_held
 from vggfeat.network.weights import Weights, find_weights, load_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping
+
+    from numpy.typing import NDArray
 
     from vggfeat.core.preprocessing import Preprocess
     from vggfeat.core.quantization import Scales
@@ -48,6 +49,9 @@ _TORCH_DTYPES: Mapping[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+_EXACT_IMAGES = 16
+_SPARE_BYTES = 256 << 20
 
 
 class TensorExtractor:
@@ -82,7 +86,7 @@ class TensorExtractor:
         self.precision: Compute = choose_precision(settings.precision, self.device)
         self.preprocess: Preprocess = settings.preprocess()
         self.redone = 0
-        self._limit: int | None = None  # images a pass, once memory has run out
+        self.passes = Passes(self.device)
         self.classes = 0
         """Outputs of fc8, 0 if the network ends before it."""
         self._activations = activations
@@ -212,37 +216,144 @@ class TensorExtractor:
         Raises:
             DeviceError: the device has no memory for even one image.
         """
-        found = self._within_memory(self._network, images, DeviceRows)
-        if self.precision == "float16" and not bool(found.in_range.all()):
-            found = found.completed(self._exactly(images, DeviceRows))
+        every = np.arange(len(images))
+        found = self.passes.run(
+            images.shape,
+            lambda size: DeviceRows.joined(list(self._computed(images, every, size))),
+        )
+        bad = self.overflowed(found)
+        if bad is not None:
+            self.passes.run(images.shape, lambda size: self._mend(found, images, bad, size))
         return dict(found.values)
+
+    def _mend(self, found: DeviceRows, images: Tensor, bad: NDArray[np.int64], size: int) -> None:
+        """Replace rows that have left float16 by those of float32, in place."""
+        start = 0
+        for exact in self._computed(images, bad, size, exactly=True):
+            stop = start + len(exact.in_range)
+            found.replace(bad[start:stop], exact)
+            start = stop
 
     @isolated()
     def launch(self, batch: DecodedBatch) -> Pending:
         """Start a batch on the device without waiting for it; `Pending.collect` waits.
 
         Args:
-            batch: images uint8 or uint16 (B, H, W, C) in memory.
+            batch: images uint8 or uint16 (B, H, W, C) in memory or on the device.
+
+        Raises:
+            DeviceError: the device fails or has too little memory.
         """
+        return Pending(self, batch, self._start(batch, batch.slots))
+
+    def relaunch(self, batch: DecodedBatch, slots: NDArray[np.int64]) -> Copies:
+        """Start some slots of a batch, which have left the range of float16, again in float32."""
+        return self._start(batch, slots, exactly=True)
+
+    def largest_pass(self, size: int, height: int, width: int) -> int:
+        """Return the largest pass that the device has memory for: `size`, or half and half again.
+
+        It is found by computing, which also chooses cuDNN's kernels. With float32 a GPU computes
+        overflowed rows again in smaller passes, which need less.
+
+        Raises:
+            DeviceError: there is no memory for one image.
+        """
+        images = torch.zeros(
+            (size, height, width, self.preprocess.channels),
+            dtype=torch.uint16 if self.preprocess.depth == 16 else torch.uint8,  # noqa: PLR2004 bits
+        ).permute(0, 3, 1, 2)
+
+        def compute(size: int) -> None:
+            with device_errors(self.device):
+                spare = self._spare_memory()
+                some = np.arange(size > 1, size)  # which are gathered first, as in a last batch
+                list(self._computed(images[:size], some, size, on_host=True))
+                del spare
+
+        found = self.passes.settle(images.shape, compute)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            torch.cuda.empty_cache()
+        return found
+
+    def _spare_memory(self) -> Tensor | None:
+        """Take the memory that a run needs beside its passes: float32 weights, decoded images."""
+        if self.device.type != "cuda":
+            return None
+        weights = 4 * sum(one.numel() for one in self._network.parameters())
+        size = _SPARE_BYTES + (weights if self.precision == "float16" else 0)
+        return torch.empty(size, dtype=torch.uint8, device=self.device)
+
+    @isolated()
+    def _start(
+        self, batch: DecodedBatch, slots: NDArray[np.int64], *, exactly: bool = False
+    ) -> Copies:
+        """Start the passes of a batch that hold some slots, and the copies of their rows."""
         images = batch.images.permute(0, 3, 1, 2)
+
+        def compute(size: int) -> list[DeviceRows]:
+            return list(self._computed(images, slots, size, exactly=exactly, on_host=True))
+
         with device_errors(self.device):
-            return Pending.start(
-                self, batch, self._within_memory(self._network, images, self._quantised)
+            return Copies.of(self.passes.run(images.shape, compute), self.device)
+
+    def _computed(
+        self,
+        images: Tensor,
+        slots: NDArray[np.int64],
+        size: int,
+        *,
+        exactly: bool = False,
+        on_host: bool = False,
+    ) -> Iterator[DeviceRows]:
+        """Compute images in passes, and yield the rows of each pass that holds some of the slots.
+
+        A pass is computed with all its slots, so that a row depends on its own image, its slot and
+        the shape of the pass alone.
+
+        Args:
+            images: (N, C, H, W) in memory or on the device.
+            slots: int64 (n,), ascending; n of 0 gives no rows, of the right shapes.
+            size: images of a pass.
+            exactly: compute in float32, what has left float16.
+            on_host: convert rows to the storage dtype and start their copies to the host.
+        """
+        network = self._network
+        if exactly:
+            network, size = self._exact_network(), self._exact_size(size)
+        for start in range(0, len(images), size):
+            chosen = slots[(slots >= start) & (slots < start + size)] - start
+            if not len(chosen) and (len(slots) or start):
+                continue
+            part = images[start : start + size].to(self.device, non_blocking=True)
+            features, in_range = self._pass(network, part)
+            rows = (
+                self._quantised(features, in_range) if on_host else DeviceRows(features, in_range)
             )
+            del part, features, in_range
+            yield rows.chosen(chosen).on_host() if on_host else rows.chosen(chosen)
 
-    def relaunch(self, batch: DecodedBatch) -> Pending:
-        """Start a batch, some of which has left the range of float16, again in float32."""
-        images = batch.images.permute(0, 3, 1, 2)
-        with device_errors(self.device):
-            return Pending.start(self, batch, self._exactly(images, self._quantised))
-
-    def _exactly(self, images: Tensor, finish: Finish) -> DeviceRows:
-        """Compute a whole batch again in float32, so that a row depends on its slot alone."""
+    def _exact_network(self) -> TappedVgg | Int8Vgg:
         if self._exact is None:
             log.info("activations exceed float16: such images are computed again in float32")
             self._exact = self._build("float32")
+        return self._exact
+
+    def _exact_size(self, size: int) -> int:
+        """Return the images of a pass in float32, for passes of `size` in float16.
+
+        On a GPU as few as keep it busy: a pass is computed for one image in it, and each takes
+        twice the memory. On a CPU a pass is of few images anyway.
+        """
+        return size if self.device.type == "cpu" else min(_EXACT_IMAGES, (size + 1) // 2)
+
+    def overflowed(self, found: DeviceRows) -> NDArray[np.int64] | None:
+        """Return the rows that left the range of float16, ascending; None if none did."""
+        if self.precision != "float16" or bool(found.in_range.all()):
+            return None
         self.redone += 1
-        return self._within_memory(self._exact, images, finish)
+        return np.flatnonzero(~found.in_range.cpu().numpy())
 
     def _quantised(self, features: Mapping[str, Tensor], in_range: Tensor) -> DeviceRows:
         """Convert rows to the storage dtype, and count for each what was clipped."""
@@ -253,33 +364,6 @@ class TensorExtractor:
             sum((clipped for _, clipped, _ in stored.values()), torch.zeros_like(in_range).long()),
             {name: finite for name, (_, _, finite) in stored.items()},
         )
-
-    def _within_memory(
-        self, network: TappedVgg | Int8Vgg, images: Tensor, finish: Finish
-    ) -> DeviceRows:
-        """Run one pass, or several over parts of the batch when the device's memory runs out."""
-        count = len(images)
-        while True:
-            size = min(self._limit or count, count)
-            try:
-                on_device = images.to(self.device, non_blocking=True)
-                return DeviceRows.joined(
-                    [finish(*self._pass(network, part)) for part in torch.split(on_device, size)]
-                )
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                if size == 1:
-                    raise DeviceError(
-                        f"{self.device} has no memory for one image of "
-                        f"{images.shape[2]} x {images.shape[3]}: {str(error).splitlines()[0]}"
-                    ) from error
-            # Out here, where no traceback holds the tensors of the failed pass any more.
-            torch.cuda.empty_cache()
-            self._limit = (size + 1) // 2
-            log.warning(
-                "out of memory with %s a pass; continuing with half", counted(size, "image")
-            )
 
     def _pass(
         self, network: TappedVgg | Int8Vgg, images: Tensor
@@ -297,89 +381,22 @@ class TensorExtractor:
         return cast("dict[str, Tensor]", features), cast("Tensor", finite)
 
 
-Finish = Callable[[Mapping[str, Tensor], Tensor], "DeviceRows"]
-"""What becomes of the features of a pass, and of its mask of rows within the range of float16."""
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceRows:
-    """Rows of a batch, N of them, on the device or the host.
-
-    Attributes:
-        values: canonical spec → (N, …), float32 or as stored.
-        in_range: bool (N,): false where float16 overflowed on the way.
-        clipped: of stored values, int64 (N,): how many exceeded the range of their dtype.
-        finite: of stored values, canonical spec → bool (N,): whether all values of the row are.
-    """
-
-    values: Mapping[str, Tensor]
-    in_range: Tensor
-    clipped: Tensor | None = None
-    finite: Mapping[str, Tensor] = field(default_factory=dict)
-
-    @classmethod
-    def joined(cls, parts: Sequence[DeviceRows]) -> DeviceRows:
-        """Return the rows of several passes as one."""
-        return parts[0] if len(parts) == 1 else cls._by(lambda *ones: torch.cat(ones), *parts)
-
-    def on_host(self, slots: Tensor) -> DeviceRows:
-        """Return the rows of some slots, int64 (n,), in host memory; see `to_host`."""
-        return self._by(lambda one: to_host(one[slots]), self)
-
-    def completed(self, exact: DeviceRows) -> DeviceRows:
-        """Return these rows, with those that are not in range from `exact`."""
-
-        def choose(one: Tensor, other: Tensor) -> Tensor:
-            return torch.where(self.in_range.view(-1, *[1] * (one.dim() - 1)), one, other)
-
-        return self._by(choose, self, exact)
-
-    @classmethod
-    def _by(cls, function: Callable[..., Tensor], *all_rows: DeviceRows) -> DeviceRows:
-        """Apply a function of tensors to each attribute."""
-        first = all_rows[0]
-        return cls(
-            {name: function(*(one.values[name] for one in all_rows)) for name in first.values},
-            function(*(one.in_range for one in all_rows)),
-            None if first.clipped is None else function(*(one.clipped for one in all_rows)),
-            {name: function(*(one.finite[name] for one in all_rows)) for name in first.finite},
-        )
-
-
 @dataclass(frozen=True, slots=True)
 class Pending:
     """A batch in flight on the device."""
 
     extractor: TensorExtractor
     batch: DecodedBatch
-    found: DeviceRows
-    ready: torch.cuda.Event | None
-
-    @classmethod
-    def start(cls, extractor: TensorExtractor, batch: DecodedBatch, found: DeviceRows) -> Pending:
-        """Start the copies of a batch's rows to the host."""
-        slots = torch.from_numpy(batch.slots).to(extractor.device, non_blocking=True)
-        found, ready = found.on_host(slots), None
-        if extractor.device.type == "cuda":
-            ready = torch.cuda.Event()  # type: ignore[no-untyped-call] # torch has no types here
-            ready.record(torch.cuda.current_stream(extractor.device))
-        return cls(extractor, batch, found, ready)
+    copies: Copies
 
     @isolated()
     def collect(self) -> FeatureBatch:
         """Wait for the batch and return its features, in the order of its rows."""
-        found = self._waited()
-        if self.extractor.precision == "float16" and not bool(found.in_range.all()):
-            # Of the whole batch in float32 only the rows that overflowed are taken: what the other
-            # images of a batch are must not change a row.
-            found = found.completed(self.extractor.relaunch(self.batch)._waited())  # noqa: SLF001
+        found = self.copies.wait()
+        bad = self.extractor.overflowed(found)
+        if bad is not None:
+            found.replace(bad, self.extractor.relaunch(self.batch, self.batch.slots[bad]).wait())
         return self._feature_batch(found)
-
-    def _waited(self) -> DeviceRows:
-        if self.ready is not None:
-            with device_errors(self.extractor.device):
-                self.ready.synchronize()
-        return self.found
 
     def _feature_batch(self, found: DeviceRows) -> FeatureBatch:
         rows = self.batch.rows

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections import deque
 from typing import TYPE_CHECKING
 
 from vggfeat.errors import DeviceError
 from vggfeat.network.device import choose_devices, device_kind
 from vggfeat.network.extractor import TensorExtractor
+from vggfeat.network.pass_size import PassLimit
 from vggfeat.network.weights import find_weights
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from vggfeat.network.device import Compute
     from vggfeat.network.extractor import Pending
     from vggfeat.network.weights import Weights
+
+log = logging.getLogger("vggfeat")
 
 
 class Replicas:
@@ -74,6 +78,50 @@ class Replicas:
                 f"devices of different kinds compute different bits, but one file takes one kind: "
                 f"{each}; name devices of one kind"
             )
+
+    def settle(self, batch_size: int) -> PassLimit:
+        """Find the passes that the memory of every device suffices for, and keep to them.
+
+        It is done before a cache is made, which records the limit: see `keep_to`. A CPU is not
+        tried: a system without memory ends the process and tells nobody before.
+
+        Raises:
+            DeviceError: a device has no memory for one image.
+        """
+        if all(one.device.type == "cpu" for one in self._extractors):
+            limit = PassLimit(batch_size)
+        else:
+            limit = self.largest_passes(batch_size)
+        self.keep_to(limit)
+        return limit
+
+    def largest_passes(self, batch_size: int) -> PassLimit:
+        """Return the largest passes, at most of a batch, that every device has the memory for.
+
+        Images of unequal shapes are counted by their pixels: a pass of any shape then takes no
+        more memory than the one that was tried.
+        """
+        height = width = self.settings.preprocess().size
+        unequal = self.settings.crop == "none" and batch_size > 1
+        width *= 1 + unequal
+        images = batch_size
+        while True:
+            found = min(one.largest_pass(images, height, width) for one in self._extractors)
+            if found == images:
+                break
+            images = found
+        if images < batch_size:
+            log.warning(
+                "%s: too little memory for batches of %d images; computing in passes of %d, which "
+                "the cache records and every later run on it keeps to",
+                self.devices, batch_size, images,
+            )  # fmt: skip
+        return PassLimit(images, images * height * width if unequal else None)
+
+    def keep_to(self, limit: PassLimit | None) -> None:
+        """Compute in passes of that size, or raise DeviceError; None: find a size by trying."""
+        for one in self._extractors:
+            one.passes.limit = limit
 
     @property
     def devices(self) -> str:
