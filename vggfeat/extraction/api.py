@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from vggfeat.core.records import Progress, Summary
     from vggfeat.core.settings import Settings
+    from vggfeat.extraction.kept_replicas import KeptReplicas
     from vggfeat.extraction.ray_cluster import RayCluster
     from vggfeat.images.item_list import ItemList
 
@@ -243,8 +244,12 @@ def extract_request(
     request: ExtractRequest,
     on_progress: Callable[[Progress], None] | None = None,
     cluster: RayCluster | None = None,
+    kept: KeptReplicas | None = None,
 ) -> Summary:
-    """Extract features into files of this machine: one, or a folder of shards."""
+    """Extract features into files of this machine: one, or a folder of shards.
+
+    `kept` holds the networks for further calls about shards.
+    """
     if request.items is not None and cluster is not None:
         raise UsageError(
             "a data set is extracted by processes that have it, not by Ray's; leave the cluster "
@@ -257,5 +262,5 @@ def extract_request(
     if request.is_sharded:
         from vggfeat.extraction.sharded import extract_shards
 
-        return extract_shards(request, on_progress)
+        return extract_shards(request, on_progress, kept)
     return extract_file(request, on_progress)

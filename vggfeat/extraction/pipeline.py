@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +25,7 @@ from vggfeat.core.signals import StopFlag, how_to_resume
 from vggfeat.core.text import agree, counted
 from vggfeat.errors import InputError, InterruptedRunError, TooManyFailuresError
 from vggfeat.extraction.early_decoding import decoding_early
+from vggfeat.extraction.kept_replicas import KeptReplicas
 from vggfeat.extraction.metadata import check_decoding, prepare_cache
 from vggfeat.extraction.report import RunStats, summarise_run
 from vggfeat.extraction.resume import check_output, is_complete, plan_resume
@@ -55,12 +56,13 @@ log = logging.getLogger("vggfeat")
 
 @dataclass(frozen=True, slots=True)
 class RunContext:
-    """Statistics, signals, request and caller of a run."""
+    """Statistics, signals, request and caller of a run, and the networks it has built."""
 
     stats: RunStats
     stop: StopFlag
     request: ExtractRequest
     on_progress: Callable[[Progress], None] | None
+    kept: KeptReplicas = field(default_factory=KeptReplicas)
 
     @property
     def stop_on_error(self) -> bool:
@@ -233,7 +235,6 @@ def _start(
     from vggfeat.images.dataset import EncodedImages
     from vggfeat.images.loader import load_batches
     from vggfeat.network.device import choose_devices
-    from vggfeat.network.multi_device import Replicas
 
     devices = choose_devices(work.settings.device)
     kinds = {device.type for device in devices}
@@ -253,7 +254,7 @@ def _start(
     del decoded  # so that closing the loader ends the workers, whatever a traceback holds
     try:
         activations = work.activations() if work.activations is not None else None
-        replicas = Replicas(work.settings, work.weights, activations)
+        replicas = context.kept.get(work.settings, work.weights, activations)
         replicas.expect(todo)
         if isinstance(dataset, EncodedImages):
             from vggfeat.images.device_jpeg import DeviceJpegs
@@ -303,7 +304,7 @@ def _loop(
 ) -> None:
     """Extract batch after batch until none is left, a signal asks to stop, or a source is gone."""
     under_way: deque[Pending] = deque()
-    stats = context.stats
+    stats, redone = context.stats, replicas.redone
     with Sink(writer, replicas.settings.checkpoint_seconds) as sink:
         outlet = _Outlet(sink, guard, context)
         for number in itertools.count():
@@ -334,7 +335,7 @@ def _loop(
         outlet.close()
         closing = time.perf_counter()
     stats.write += time.perf_counter() - closing
-    stats.redone += replicas.redone
+    stats.redone += replicas.redone - redone
     context.report()
 
 

@@ -16,6 +16,7 @@ from vggfeat.cache.shard_manifest import MANIFEST
 from vggfeat.cache.sharding import Sharding
 from vggfeat.errors import InterruptedRunError, TooManyFailuresError, VggfeatError
 from vggfeat.extraction.api import extract_request
+from vggfeat.extraction.kept_replicas import KeptReplicas
 from vggfeat.extraction.ray_cluster import import_ray
 from vggfeat.extraction.update import UpdatePolicy
 
@@ -134,17 +135,17 @@ class Board:
 
 def do_jobs(worker: int, board: Any, run: ExtractRequest) -> None:
     """Take jobs from the board and process them one by one, until the board closes."""
-    ask = import_ray().get
+    ask, kept = import_ray().get, KeptReplicas()
     stay, job = ask(board.take.remote(worker))
     while stay:
         if job is None:
             time.sleep(_IDLE_SECONDS)
         else:
-            ask(board.finish.remote(worker, job.number, _do(job, board, run)))
+            ask(board.finish.remote(worker, job.number, _do(job, board, run, kept)))
         stay, job = ask(board.take.remote(worker))
 
 
-def _do(job: ShardJob, board: Any, run: ExtractRequest) -> Outcome:
+def _do(job: ShardJob, board: Any, run: ExtractRequest, kept: KeptReplicas) -> Outcome:
     mark = None
     with contextlib.suppress(OSError):
         mark = os.stat(os.path.join(run.out, MANIFEST)).st_mtime
@@ -157,7 +158,8 @@ def _do(job: ShardJob, board: Any, run: ExtractRequest) -> Outcome:
         )
     try:
         with _log_lines_sent(board):
-            return Outcome(extract_request(job.request(run), _reporter(board, job.number)))
+            report = _reporter(board, job.number)
+            return Outcome(extract_request(job.request(run), report, kept=kept))
     except (InterruptedRunError, TooManyFailuresError) as error:
         # Whether too many failed is for the driver to judge, which sees all shards.
         fatal = (

@@ -18,6 +18,7 @@ from vggfeat.cache.sharded import ShardedCache
 from vggfeat.core.signals import StopFlag
 from vggfeat.core.text import agree, counted, first_few
 from vggfeat.errors import CacheError, LockedError, ShardsHeldError, UsageError
+from vggfeat.extraction.kept_replicas import KeptReplicas
 from vggfeat.extraction.metadata import describe_cache
 from vggfeat.extraction.pipeline import (
     RunContext,
@@ -53,9 +54,14 @@ log = logging.getLogger("vggfeat")
 
 
 def extract_shards(
-    request: ExtractRequest, on_progress: Callable[[Progress], None] | None
+    request: ExtractRequest,
+    on_progress: Callable[[Progress], None] | None,
+    kept: KeptReplicas | None = None,
 ) -> Summary:
-    """Extract features into a folder of shards, or into this process's share of them."""
+    """Extract features into a folder of shards, or into this process's share of them.
+
+    `kept` has the networks of shards extracted before, if any, and afterwards those of this call.
+    """
     if request.sharding.share and (request.fresh or request.policy.update):
         option = "--fresh" if request.fresh else "--update"
         raise UsageError(
@@ -63,11 +69,13 @@ def extract_shards(
             f"once with {option} --plan-only, then the shares without"
         )
     with checked_folder(request.out):
-        return _extract_shards(request, on_progress)
+        return _extract_shards(request, on_progress, kept or KeptReplicas())
 
 
 def _extract_shards(
-    request: ExtractRequest, on_progress: Callable[[Progress], None] | None
+    request: ExtractRequest,
+    on_progress: Callable[[Progress], None] | None,
+    kept: KeptReplicas,
 ) -> Summary:
     started = time.perf_counter()
     stats = RunStats()
@@ -87,7 +95,7 @@ def _extract_shards(
             if refusal is None:
                 lock.acquire_shared(lambda: None)  # held alone or shared already: at once
             stats.discover = time.perf_counter() - started
-            context = RunContext(stats, stop, request, on_progress)
+            context = RunContext(stats, stop, request, on_progress, kept)
             cache = ShardedCache(request.out, request.sharding.share)
             work = _Work(cache, context)
             if refusal is not None and any(work.rows_left()):

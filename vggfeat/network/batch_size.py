@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vggfeat.core.cgroups import memory_available
+from vggfeat.network.memory_estimate import bytes_per_image
 
 if TYPE_CHECKING:
     from vggfeat.core.settings import Settings
@@ -17,8 +18,6 @@ CPU_CONVOLUTIONS_BATCH = 4
 batch would be 1 or 2 % faster, and need more than 1 GB."""
 
 GPU_BATCH = 256
-
-_BYTES_PER_PIXEL = 1024  # the two widest maps at once, 64 channels each of float32, and workspace
 
 
 def is_batch_size_fixed(settings: Settings) -> bool:
@@ -37,18 +36,20 @@ def largest_cpu_batch(settings: Settings) -> int:
     """Return the batch size for a CPU: smaller than usual if memory is short."""
     connected = any(spec.layer.container == "classifier" for spec in settings.specs)
     usual = CPU_BATCH if connected else CPU_CONVOLUTIONS_BATCH
-    available = memory_available()
-    return usual if available is None else max(1, min(usual, _fitting(settings, available)))
+    return _fitting(usual, bytes_per_image(settings, 4, on_cpu=True).host)
 
 
 def largest_cuda_batch(settings: Settings, free: int) -> int:
-    """Return the batch size for a CUDA device with so many bytes free."""
-    return max(1, min(GPU_BATCH, _fitting(settings, free)))
+    """Return the batch size for a CUDA device with so many bytes free, and for its host."""
+    half = settings.precision in ("auto", "float16", "bfloat16")
+    each = bytes_per_image(settings, 2 if half else 4, on_cpu=False)
+    return _fitting(min(GPU_BATCH, free // 2 // each.device), each.host)
 
 
-def _fitting(settings: Settings, free: int) -> int:
-    size = settings.preprocess().size
-    return free // 2 // (_BYTES_PER_PIXEL * size * size)
+def _fitting(most: int, each: int) -> int:
+    """Return as many images as half of the host's memory suffices for, 1 to `most`."""
+    available = memory_available()
+    return max(1, most if available is None else min(most, available // 2 // each))
 
 
 def spread_batches(images: int, most: int, devices: int) -> int:
