@@ -25,6 +25,7 @@ from vggfeat.network.fused_epilogue import WORTHWHILE, log_choice, tried_epilogu
 from vggfeat.network.device_rows import Copies, DeviceRows
 from vggfeat.network.input_checks import check_images
 from vggfeat.network.int8 import Int8Vgg
+from vggfeat.network.memory_estimate import bytes_per_image
 from vggfeat.network.pass_size import Passes
 from vggfeat.network.pooling import fuse_vectors
 from vggfeat.network.storage_dtype import quantise
@@ -266,7 +267,7 @@ class TensorExtractor:
 
         def compute(size: int) -> None:
             with device_errors(self.device):
-                spare = self._spare_memory()
+                spare = self._spare_memory(size)
                 some = np.arange(size > 1, size)  # which are gathered first, as in a last batch
                 list(self._computed(images[:size], some, size, on_host=True))
                 del spare
@@ -277,13 +278,18 @@ class TensorExtractor:
             torch.cuda.empty_cache()
         return found
 
-    def _spare_memory(self) -> Tensor | None:
-        """Take the memory that a run needs beside its passes: float32 weights, decoded images."""
+    def _spare_memory(self, size: int) -> Tensor | None:
+        """Take the memory that a run needs beside its passes of `size`: to compute in float32."""
         if self.device.type != "cuda":
             return None
-        weights = 4 * sum(one.numel() for one in self._network.parameters())
-        size = _SPARE_BYTES + (weights if self.precision == "float16" else 0)
-        return torch.empty(size, dtype=torch.uint8, device=self.device)
+        spare = _SPARE_BYTES  # decoded images, fragments
+        if self.precision == "float16":
+            half, exact = (
+                bytes_per_image(self.settings, width, on_cpu=False).device for width in (2, 4)
+            )
+            spare += 4 * sum(one.numel() for one in self._network.parameters())
+            spare += max(0, min(_EXACT_IMAGES, size) * exact - size * half)
+        return torch.empty(spare, dtype=torch.uint8, device=self.device)
 
     @isolated()
     def _start(
@@ -321,7 +327,7 @@ class TensorExtractor:
         """
         network = self._network
         if exactly:
-            network, size = self._exact_network(), self._exact_size(size)
+            network, size = self._exact_network(), self._exact_size(size, len(images))
         for start in range(0, len(images), size):
             chosen = slots[(slots >= start) & (slots < start + size)] - start
             if not len(chosen) and (len(slots) or start):
@@ -340,13 +346,15 @@ class TensorExtractor:
             self._exact = self._build("float32")
         return self._exact
 
-    def _exact_size(self, size: int) -> int:
-        """Return the images of a pass in float32, for passes of `size` in float16.
+    def _exact_size(self, size: int, count: int) -> int:
+        """Return the images of a pass in float32, for passes of `size` of `count` in float16.
 
-        On a GPU as few as keep it busy: a pass is computed for one image in it, and each takes
-        twice the memory. On a CPU a pass is of few images anyway.
+        On a GPU as few as keep it busy, since most often one of them is wanted; and half of those
+        in float16 where these are few for lack of memory. On a CPU batches are small anyway.
         """
-        return size if self.device.type == "cpu" else min(_EXACT_IMAGES, (size + 1) // 2)
+        if self.device.type == "cpu":
+            return size
+        return min(_EXACT_IMAGES, size if size == count else (size + 1) // 2)
 
     def overflowed(self, found: DeviceRows) -> NDArray[np.int64] | None:
         """Return the rows that left the range of float16, ascending; None if none did."""
