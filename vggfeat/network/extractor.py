@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -21,8 +22,8 @@ from vggfeat.network.device import (
     choose_precision,
     device_errors,
 )
-from vggfeat.network.fused_epilogue import WORTHWHILE, log_choice, tried_epilogue
 from vggfeat.network.device_rows import Copies, DeviceRows
+from vggfeat.network.fused_epilogue import WORTHWHILE, log_choice, tried_epilogue
 from vggfeat.network.input_checks import check_images
 from vggfeat.network.int8 import Int8Vgg
 from vggfeat.network.memory_estimate import bytes_per_image
@@ -266,9 +267,9 @@ class TensorExtractor:
         ).permute(0, 3, 1, 2)
 
         def compute(size: int) -> None:
-            with device_errors(self.device):
+            some = np.arange(size > 1, size)  # which are gathered first, as in a last batch
+            with device_errors(self.device), self._without_epilogue():
                 spare = self._spare_memory(size)
-                some = np.arange(size > 1, size)  # which are gathered first, as in a last batch
                 list(self._computed(images[:size], some, size, on_host=True))
                 del spare
 
@@ -277,6 +278,19 @@ class TensorExtractor:
             torch.cuda.synchronize(self.device)
             torch.cuda.empty_cache()
         return found
+
+    @contextlib.contextmanager
+    def _without_epilogue(self) -> Iterator[None]:
+        """Compute without the fused kernel: a later run may, which takes more memory."""
+        network = self._network
+        if not isinstance(network, TappedVgg):
+            yield
+            return
+        epilogue, network.epilogue = network.epilogue, None
+        try:
+            yield
+        finally:
+            network.epilogue = network.epilogue or epilogue  # one that was chosen meanwhile stays
 
     def _spare_memory(self, size: int) -> Tensor | None:
         """Take the memory that a run needs beside its passes of `size`: to compute in float32."""
