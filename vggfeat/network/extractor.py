@@ -290,7 +290,8 @@ class TensorExtractor:
         try:
             yield
         finally:
-            network.epilogue = network.epilogue or epilogue  # one that was chosen meanwhile stays
+            if vars(network)["epilogue"] is None:  # else it was chosen meanwhile
+                network.epilogue = epilogue
 
     def _spare_memory(self, size: int) -> Tensor | None:
         """Take the memory that a run needs beside its passes of `size`: to compute in float32."""
