@@ -3,6 +3,7 @@
 check.py row LABEL FILE.json    the summary of an extract as a row of a table
 check.py cosine A.h5 B.h5       the rows of both agree, image by image
 check.py done FILE.h5           how many rows are done; all of them, or exit 1
+check.py same A.h5 B.h5         features, digests, states, checksums, reasons: byte for byte
 """
 
 from __future__ import annotations
@@ -12,20 +13,21 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-import vggfeat
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import h5py
+    import numpy as np
     from numpy.typing import NDArray
 
 LEAST_COSINE = 0.9999
+BLOCK = 4096  # rows compared at a time
 
 
 def lowest_cosine(ours: NDArray[np.generic], theirs: NDArray[np.generic]) -> float:
     """The lowest cosine between row k of the one and row k of the other, both (N, …)."""
+    import numpy as np  # in functions, since `row`, which is called most, needs none of them
+
     a = np.asarray(ours).reshape(len(ours), -1)
     b = np.asarray(theirs).reshape(len(theirs), -1)
     # np.min keeps a NaN, where min would lose it.
@@ -33,6 +35,8 @@ def lowest_cosine(ours: NDArray[np.generic], theirs: NDArray[np.generic]) -> flo
 
 
 def _cosines(a: NDArray[np.generic], b: NDArray[np.generic]) -> float:
+    import numpy as np
+
     wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
     lengths = np.linalg.norm(wide_a, axis=1) * np.linalg.norm(wide_b, axis=1)
     return float(((wide_a * wide_b).sum(axis=1) / lengths).min())
@@ -51,6 +55,8 @@ def row(label: str, path: str) -> bool:
 
 def cosine(left: str, right: str) -> bool:
     """Compares all layers of two caches over the images that both have done."""
+    import vggfeat
+
     a, b = vggfeat.open(left), vggfeat.open(right)
     places = {name: at for at, name in enumerate(b.paths.tolist()) if b.done[at]}
     rows = [at for at, name in enumerate(a.paths.tolist()) if a.done[at] and name in places]
@@ -69,12 +75,39 @@ def cosine(left: str, right: str) -> bool:
 
 def done(path: str) -> bool:
     """Says how many rows are done."""
+    import vggfeat
+
     cache = vggfeat.open(path)
     count = int(cache.done.sum())
     print(f"{count} of {len(cache)} rows done")
     return count == len(cache)
 
 
+def same(left: str, right: str) -> bool:
+    """Compares all that two runs must agree in, as plain h5py reads it."""
+    import h5py
+
+    with h5py.File(left, "r") as one, h5py.File(right, "r") as other:
+        fields = ("path", "size", "digest", "state", "checksum", "error")
+        names = [f"images/{field}" for field in fields]
+        names += sorted({f"features/{spec}" for file in (one, other) for spec in file["features"]})
+        different = [name for name in names if not _equal(one.get(name), other.get(name))]
+        print(f"{len(one['images/path'])} rows: {', '.join(different) or 'nothing'} differs")
+    return not different
+
+
+def _equal(one: h5py.Dataset | None, other: h5py.Dataset | None) -> bool:
+    if one is None or other is None or (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    blocks = (slice(start, start + BLOCK) for start in range(0, len(one), BLOCK))
+    return all(one[block].tobytes() == other[block].tobytes() for block in blocks)
+
+
 if __name__ == "__main__":
-    checks: dict[str, Callable[..., bool]] = {"row": row, "cosine": cosine, "done": done}
+    checks: dict[str, Callable[..., bool]] = {
+        "row": row,
+        "cosine": cosine,
+        "done": done,
+        "same": same,
+    }
     sys.exit(0 if checks[sys.argv[1]](*sys.argv[2:]) else 1)

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from vggfeat.core.records import DecodedBatch
     from vggfeat.images.image_list import ImageList
 
-BATCH = 256
 ALONE = "decoding alone"
 WAYS: tuple[DecodeName, ...] = ("pillow", "torchvision", "gpu")
 MOST_DIFFERENCE = 4
@@ -44,6 +43,7 @@ def main() -> None:
     parser.add_argument("folder")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--batch-size", type=int, default=256)
     given = parser.parse_args()
     device = torch.device(given.device)
     if device.type == "cuda":
@@ -56,9 +56,9 @@ def main() -> None:
     cores = usable_cores()
     for workers in sorted({1, *range(4, cores + 1, 4), cores}):
         for way in WAYS:
-            once = functools.partial(run, images, way, workers, device)
+            once = functools.partial(run, images, way, workers, device, batch_size=given.batch_size)
             show(way, str(workers), rate(given.seconds, once))
-    for size in (64, BATCH):
+    for size in sorted({min(64, given.batch_size), given.batch_size}):
         again = Again(images, size, device)
         for what, act in ((ALONE, again.decode), ("with the resize", again.decode_and_resize)):
             repeat = functools.partial(again.repeat, act)
@@ -93,11 +93,17 @@ def loaded(
 
 
 def run(
-    images: ImageList, way: DecodeName, workers: int, device: torch.device, seconds: float
+    images: ImageList,
+    way: DecodeName,
+    workers: int,
+    device: torch.device,
+    seconds: float,
+    *,
+    batch_size: int,
 ) -> int:
     """Load for so long; return the number of images that are on the device by then."""
     count, until = 0, time.perf_counter() + seconds
-    rows = np.arange(BATCH * 4000).reshape(-1, BATCH) % len(images)
+    rows = np.arange(batch_size * 4000).reshape(-1, batch_size) % len(images)
     loader = loaded(images, way, workers, device, rows)
     for batch in loader:
         batch.images.to(device, non_blocking=True)
