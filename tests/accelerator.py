@@ -22,6 +22,7 @@ from vggfeat.core.records import DecodedBatch, Failure
 from vggfeat.core.settings import Settings
 from vggfeat.core.vgg_layers import layer_table
 from vggfeat.network.extractor import TensorExtractor
+from vggfeat.network.fused_epilogue import WORTHWHILE
 from vggfeat.network.vgg import needed_layers
 from vggfeat.network.weights import find_weights, load_tensors
 
@@ -48,7 +49,7 @@ PRECISIONS = ("float16", "bfloat16", "float32") if ON_CUDA else ("float16", "flo
 def missing() -> str:
     """Why tests cannot run on the device; nothing if they can."""
     if ON_CUDA and not torch.cuda.is_available():
-        return "no CUDA device here; VGGFEAT_TEST_DEVICE=cpu runs what a CPU can show"
+        return "no CUDA device here, or `pytest tests/gpu` was not asked for alone"
     return ""
 
 
@@ -62,6 +63,15 @@ def settings(layers: str, **more: Any) -> Settings:
 def extractor(layers: str, **more: Any) -> TensorExtractor:
     """An extractor on the device."""
     return TensorExtractor(settings(layers, **more))
+
+
+def as_in_a_long_run(one: TensorExtractor) -> TensorExtractor:
+    """The extractor with what pays for many images: on CUDA the fused kernel."""
+    one.expect(WORTHWHILE)
+    network: Any = one._network
+    if ON_CUDA and one.precision in ("float16", "bfloat16"):
+        assert network.epilogue is not None, "the kernel is not used; a line of the log says why"
+    return one
 
 
 def tensors_of(model: str, layer: str) -> Tensors:

@@ -34,6 +34,16 @@ _LONGEST = (
 )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide GPUs, unless `tests/gpu` is asked for: elsewhere what is expected is a CPU's.
+
+    Many tests choose no device, as users do, and processes that they start inherit this.
+    """
+    asked = [Path(argument.partition("::")[0]).resolve() for argument in config.args]
+    if not any((TESTS / "gpu") in (path, *path.parents) for path in asked):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take minutes: at the end, one process would be alone with them."""
     places = {name: place for place, name in enumerate(_LONGEST)}

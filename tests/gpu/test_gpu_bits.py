@@ -18,6 +18,7 @@ from accelerator import (
     EVERYTHING,
     ON_CUDA,
     PRECISIONS,
+    as_in_a_long_run,
     decoded,
     extractor,
     faint,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from vggfeat.network.extractor import TensorExtractor
 
 SLOT = 2
+FUSED = ("float16, fused", "bfloat16, fused") if ON_CUDA else ()
 KILLS = 4 if ON_CUDA else 1
 
 
@@ -50,9 +52,11 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-@pytest.fixture(scope="module", params=PRECISIONS)
+@pytest.fixture(scope="module", params=[*PRECISIONS, *FUSED])
 def network(weights: str, request: pytest.FixtureRequest) -> TensorExtractor:
-    return extractor(EVERYTHING, weights=weights, precision=request.param)
+    precision, _, fused = request.param.partition(", ")
+    made = extractor(EVERYTHING, weights=weights, precision=precision)
+    return as_in_a_long_run(made) if fused else made
 
 
 def overflowing() -> NDArray[np.uint8]:

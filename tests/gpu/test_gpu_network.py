@@ -15,6 +15,7 @@ from accelerator import (
     ON_CUDA,
     PRECISIONS,
     SIDE,
+    as_in_a_long_run,
     attribute,
     decoded,
     extractor,
@@ -159,7 +160,7 @@ def test_a_launch_does_not_wait(dtype: str, norm: str, fuse: str | None) -> None
     """Whatever the pool, the norm, the fusion and the stored type: no value is read back."""
     layers = MAPS if fuse is None else "conv3_1,conv3_2:max"
     more = {"norm": norm, "dtype": dtype} | ({"fuse": fuse} if fuse else {})
-    network = extractor(layers, precision="float16", **more)
+    network = as_in_a_long_run(extractor(layers, precision="float16", **more))
     network.scale_to(
         {
             spec: Scales.over(np.full(shape[:1], -1.0), np.full(shape[:1], 2.0))
@@ -189,10 +190,12 @@ class Inputs(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch has no
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("long", [False, True])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_every_convolution_gets_channels_last(precision: str) -> None:
+def test_every_convolution_gets_channels_last(precision: str, *, long: bool) -> None:
     """No convolution has to turn its input or its weights round, which takes longer than itself."""
     network = extractor(MAPS, precision=precision)
+    network = as_in_a_long_run(network) if long else network
     images = network._normalise(images_of(2).to(DEVICE))
     with torch.no_grad(), Inputs() as inputs:
         network._network(images.to(next(network._network.parameters()).dtype))
@@ -200,6 +203,27 @@ def test_every_convolution_gets_channels_last(precision: str) -> None:
     convolutions = [one for one in layer_table("vgg11") if one.kind == "conv"]
     assert len(inputs.found) == sum(one.index <= deepest for one in convolutions)
     assert {name for name, lying in inputs.found if not lying} == set()
+
+
+CONVOLUTIONS = [layer.name for layer in layer_table(MODEL) if layer.kind == "conv"]
+MAPS_TAKEN = {
+    "ReLUs": [f"{name}:map" for name in CONVOLUTIONS],
+    "pools": [f"pool{block}:map" for block in range(1, 6)],
+    "both": ["pool2", "pool5:max", *(f"{name}.pre:map" for name in CONVOLUTIONS[::3])],
+}
+
+
+@pytest.mark.parametrize("taken", MAPS_TAKEN if ON_CUDA else ["both"])
+@pytest.mark.parametrize("precision", PRECISIONS[:-1])
+@pytest.mark.parametrize("side", [64, 100] if ON_CUDA else [32])
+def test_the_fused_kernel_changes_no_bit(taken: str, precision: str, side: int) -> None:
+    """Behind every layer, as a map or pooled, and of odd sizes, long and short runs are equal."""
+    layers = ",".join(MAPS_TAKEN[taken])
+    images = torch.from_numpy(np.concatenate([noise(2, side), faint(1, side)])).permute(0, 3, 1, 2)
+    short, long = (extractor(layers, precision=precision, model=MODEL, size=side) for _ in range(2))
+    expected, found = short(images), as_in_a_long_run(long)(images)
+    for spec, values in expected.items():
+        assert torch.equal(found[spec], values), spec
 
 
 def old_tf32() -> Any:
