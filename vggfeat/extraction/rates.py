@@ -115,7 +115,9 @@ def loading_rate(
             batch = next(loader, None)
             if batch is None:
                 break
-            busy += time.thread_time() - before
+            # While the device decodes, this thread waits for it, and CUDA waits by computing.
+            on_device = settings.decode == "gpu"
+            busy += batch.collated if on_device else time.thread_time() - before
             count, failed = count + len(batch.rows), failed + len(batch.failures)
             if not count and failed >= min(_TRIES, len(sample)):
                 raise InputError(
