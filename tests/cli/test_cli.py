@@ -326,6 +326,32 @@ def test_fresh_begins_again(workplace: Path) -> None:
         assert list(file["features"]) == ["conv1_1:max"]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["search", "--row", "00.png", "--layer", "conv1_1"],
+        ["duplicates", "--layer", "conv1_1"],
+        ["plot", "--out", "p.svg"],
+        ["sheet", "--out", "s.png"],
+        ["explore", "--out", "e.html"],
+        ["fuse", "--out", "fused.h5"],
+        ["reduce", "--layers", "conv1_1", "--dims", "2", "--out", "reduced.h5"],
+        ["export", "--to", "npz", "--out", "n.npz"],
+        ["merge", "--out", "m.h5"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_random_weights_are_said_by_whatever_reads_a_cache(
+    workplace: Path, tmp_path: Path, words: list[str]
+) -> None:
+    """The warning that the cache records is one line on stderr of each command, and no error."""
+    done = vggfeat(words[0], workplace / "feats.h5", *words[1:], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stderr.splitlines() if "RANDOM WEIGHTS (seed 0)" in line]
+    assert len(said) == 1, done.stderr
+    assert said[0].startswith("vggfeat: warning: cache ")
+
+
 def test_presets_are_listed_for_a_variant(tmp_path: Path) -> None:
     """Each preset with its layers in that variant and its purpose, as text and as JSON."""
     done = vggfeat("presets", "--model", "vgg11_bn", cwd=tmp_path)

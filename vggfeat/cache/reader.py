@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from vggfeat.cache.tables import Rows
+
+
+_log = logging.getLogger("vggfeat")
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +274,16 @@ class FeatureCache:
     def parts(self) -> list[Part]:
         """Return the files of the cache, in the order of their rows."""
         return [Part(self.path, self.header, 0)]
+
+    def warn(self) -> str:
+        """Log what its run recorded to be known of the features, and return it; mostly empty.
+
+        Those of random weights, for one, have no meaning. Whatever is made of them is to say so.
+        """
+        warning = self.header.provenance.warning
+        if warning:
+            _log.warning("cache %r: %s", self.path, warning)
+        return warning
 
     def release(self) -> None:
         """Drop all memory maps, each of which holds a file descriptor; use opens them again."""

@@ -60,6 +60,6 @@ def sheet(
         name = os.path.basename(os.path.normpath(cache))
         shown = f"{len(results)} of {counted(len(opened), 'image')}"
         title = f"{name}: {shown}" + (f", names matching {rows}" if rows != "*" else "")
-        texts = SheetTexts(title, warning=opened.header.provenance.warning)
+        texts = SheetTexts(title, warning=opened.warn())
         contact_sheet(texts, [], [results], out)
         say(f"{out}: {counted(len(results), 'image')} of {len(opened)}")

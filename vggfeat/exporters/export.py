@@ -93,7 +93,9 @@ def export(
     """
     place = path_text(out).rstrip(os.sep) or path_text(out)
     form = _check(to, place, compress, metric, norm)
-    content = select(open_cache(cache), as_tuple(layers), rows)
+    opened = open_cache(cache)
+    content = select(opened, as_tuple(layers), rows)
+    opened.warn()
     if norm is None:
         norm = form.descriptor_norm if content.is_one_vector else "none"
     content = replace(content, norm=norm)

@@ -27,7 +27,7 @@ from vggfeat.core.resources import usable_cores
 from vggfeat.core.text import agree, counted
 from vggfeat.errors import InputError, UsageError
 from vggfeat.retrieval.blas_threads import single_threaded
-from vggfeat.retrieval.selection import only_layer, warn_of_cache
+from vggfeat.retrieval.selection import only_layer
 from vggfeat.retrieval.similarity import (
     LayerQuery,
     block_rows,
@@ -144,7 +144,7 @@ def duplicates(
             f"{counted(len(rows), 'image')} of cache {opened.path!r} {agree(len(rows), 'is')} "
             "done; two make the first pair: extract more"
         )
-    warning = warn_of_cache(opened)
+    warning = opened.warn()
     task = _Task(opened, name, rows, metric, threshold)
     joined = _Groups(len(rows))
     with single_threaded() as alone:

@@ -23,7 +23,7 @@ from vggfeat.retrieval.query_images import (
     query_images,
 )
 from vggfeat.retrieval.query_vectors import query_vectors
-from vggfeat.retrieval.selection import only_layer, row_named, warn_of_cache
+from vggfeat.retrieval.selection import only_layer, row_named
 from vggfeat.retrieval.similarity import LayerQuery, check_layers
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ def search(
 
     answers = _answers(opened, known, find, top, metric, exclude_self=exclude_self)
     info = None if used is None else used.info
-    return replace(result, answers=answers, index=info, warning=warn_of_cache(opened))
+    return replace(result, answers=answers, index=info, warning=opened.warn())
 
 
 def _check_choices(top: int, layers: Sequence[str], *, has_index: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
 from vggfeat.cache.format import RowState
@@ -11,8 +10,6 @@ from vggfeat.errors import UsageError
 
 if TYPE_CHECKING:
     from vggfeat.cache.reader import FeatureCache
-
-_log = logging.getLogger("vggfeat")
 
 
 def only_layer(cache: FeatureCache) -> str:
@@ -46,11 +43,3 @@ def row_named(cache: FeatureCache, name: str | int) -> int:
             "and has no features; name one that is done"
         )
     return row
-
-
-def warn_of_cache(cache: FeatureCache) -> str:
-    """Log the warning that the cache records of its features, and return it; mostly empty."""
-    warning = cache.header.provenance.warning
-    if warning:
-        _log.warning("cache %r: %s", cache.path, warning)
-    return warning

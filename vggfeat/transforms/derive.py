@@ -99,6 +99,7 @@ def open_source(
     cache = open_cache(source)
     check_output(out, fresh=begin == "fresh")
     refuse_if_held(out)
+    cache.warn()
     return cache
 
 

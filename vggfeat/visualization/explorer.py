@@ -150,6 +150,7 @@ def plan_explorer(
             f"cache {opened.path!r} has features of {counted(len(done), 'image')}; expected "
             f"{fewest} or more for an explorer page"
         )
+    opened.warn()
     return ExplorerPlan(opened, spread(done, most), len(done), names, projection)
 
 

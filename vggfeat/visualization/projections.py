@@ -110,6 +110,7 @@ def view_cache(
     names = cache.layers if layers is None else tuple(map(cache.canonical, split_specs(layers)))
     if not names:
         raise UsageError(f"no layers requested; cache {cache.path!r} has {', '.join(cache.layers)}")
+    cache.warn()
     done = np.flatnonzero(cache.done)
     # Of a vector all values are held, of a map one for each channel.
     widest = max(cache[name].shape[1] for name in names)

@@ -136,6 +136,7 @@ def evaluate_zeroshot(
         CacheError: the model or cache was not made by vggfeat, is damaged, or they do not match.
     """
     path, cache = os.fspath(model), open_cache(source)
+    cache.warn()
     loaded = ZeroShotModel.load(path)
     loaded.check(cache, path)
     bias = None if calibrate is None else bias_of(loaded, calibrate)

@@ -107,6 +107,7 @@ def predict_zeroshot(
         DeviceError: no such device.
     """
     path, cache = os.fspath(model), open_cache(source)
+    cache.warn()
     chosen = _chosen(ZeroShotModel.load(path), classes, vectors)
     chosen.check(cache, path)
     if top < 1:
