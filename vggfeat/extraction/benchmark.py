@@ -280,15 +280,16 @@ class _Networks:
         """Measure batch sizes while there is time, and then the best of them in float32."""
         tried: list[Forward] = []
         sizes = self._sizes()
-        for at, size in enumerate(sizes):
-            pass_seconds = size / max((one.images_per_second for one in tried), default=math.inf)
+        for at, wanted in enumerate(sizes):
+            pass_seconds = wanted / max((one.images_per_second for one in tried), default=math.inf)
             if pass_seconds > clock.left:
                 continue
+            size = _fitting(self._extractor, wanted)
+            if size in [one.batch_size for one in tried] or size in sizes[at + 1 :]:
+                continue  # the device lacks memory for more
             seconds = clock.share(1 / (len(sizes) - at))
-            found = _attempt(self._extractor, size, seconds, pass_seconds)
-            if found is not None:
-                tried.append(found)
-                yield found
+            tried.append(_measured(self._extractor, size, seconds, pass_seconds))
+            yield tried[-1]
         best = smallest_good(tried)
         seconds = clock.left - _SECONDS_TO_BUILD
         pass_seconds = 2 * best.batch_size / best.images_per_second
@@ -298,19 +299,34 @@ class _Networks:
             yield from [] if found is None else [found]
 
     def _in_float32(self, size: int, seconds: float, pass_seconds: float) -> Forward | None:
+        """Measure a batch size in float32; return None if the device lacks memory for it."""
         settings = dataclasses.replace(self._settings, precision="float32")
         try:
-            return _attempt(TensorExtractor(settings, self._weights), size, seconds, pass_seconds)
+            extractor = TensorExtractor(settings, self._weights)
+            if _fitting(extractor, size) < size:
+                return None
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             return None
+        return _measured(extractor, size, seconds, pass_seconds)
 
 
-def _attempt(
+def _fitting(extractor: TensorExtractor, size: int) -> int:
+    """Return a batch size, or half of it and half again until it fits a CUDA device.
+
+    Trying it also starts cuDNN, and has it choose its kernels, which is not to be measured.
+    """
+    if extractor.device.type != "cuda":
+        return size
+    side = extractor.preprocess.size
+    return extractor.largest_pass(size, side, side)
+
+
+def _measured(
     extractor: TensorExtractor, size: int, seconds: float, pass_seconds: float
-) -> Forward | None:
-    """Measure a batch size; return None if the device has not enough memory for it."""
+) -> Forward:
+    """Measure a batch size, after a first pass if there is time for it."""
     extractor.expect(WORTHWHILE)  # as in a run of many images
     warm_up = 2 * pass_seconds <= seconds
     found = network_rate(extractor, size, seconds - warm_up * pass_seconds, warm_up=warm_up)
