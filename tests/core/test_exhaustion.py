@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
+import typer
 from PIL import Image
 
 import vggfeat
+from vggfeat.cli.terminal import exit_codes
 from vggfeat.core.exhaustion import exhaustion_of
 from vggfeat.errors import DecodeError, ResourceError, SpaceError
 from vggfeat.images.worker_pool import decode_batches
@@ -174,3 +177,24 @@ def test_what_is_lacking_is_named(error: Exception, lacking: str) -> None:
 def test_all_else_is_left_alone(error: Exception) -> None:
     """Errors of ours and of other kinds are no exhaustion."""
     assert exhaustion_of(error) is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 574.00 MiB. GPU 0 has\nmore"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronous"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_a_gpu_without_memory_for_a_network_is_no_defect(
+    error: RuntimeError, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where nothing can be tried in smaller passes, a command ends in one line and exit code 6."""
+    with pytest.raises(typer.Exit) as ended, exit_codes():
+        raise error
+    assert ended.value.exit_code == 6
+    said = capsys.readouterr().err
+    assert said.startswith("vggfeat: the GPU has too little memory: free some (nvidia-smi")
+    assert said.endswith(f"it said: {str(error).splitlines()[0]}\n")
+    assert exhaustion_of(error) is None  # so that passes within the library are halved

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import typer
 
 from vggfeat.core.csv_text import csv_text
-from vggfeat.core.exhaustion import exhaustion_of
+from vggfeat.core.exhaustion import device_exhaustion_of, exhaustion_of
 from vggfeat.core.lost_device import is_lost, lost_device
 from vggfeat.core.records import as_plain
 from vggfeat.core.signals import ended_by_signals
@@ -74,7 +74,7 @@ def exit_codes(interrupted: str = "stopped at once; nothing is half written") ->
             before = before.__context__
         raise typer.Exit(status_of(before) if before else 0) from None
     except Exception as error:  # noqa: BLE001 the user gets one line, and on demand the traceback
-        known = exhaustion_of(error) or lost_device(error)
+        known = exhaustion_of(error) or device_exhaustion_of(error) or lost_device(error)
         if known is not None:
             _fail(known)
         _fail(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from vggfeat.errors import ResourceError, VggfeatError
+from vggfeat.errors import DeviceError, ResourceError, VggfeatError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,6 +36,13 @@ _BY_TEXT: Mapping[str, str] = {
     "too many open files": _FILES,
 }
 
+_DEVICE_SIGNS = (
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+
 
 def exhaustion_of(error: BaseException) -> ResourceError | None:
     """Return the error that says what the machine has run out of and what to do; None if nothing.
@@ -53,6 +60,22 @@ def exhaustion_of(error: BaseException) -> ResourceError | None:
         text = str(error).lower()
         lacking = next((_BY_TEXT[sign] for sign in _BY_TEXT if sign in text), None)
     return None if lacking is None else told(lacking, error)
+
+
+def device_exhaustion_of(error: BaseException) -> DeviceError | None:
+    """Return the error that says that a GPU has too little memory; None if that is not it.
+
+    For the command line alone: the library computes again in smaller passes where it can.
+    """
+    text = str(error)
+    if not isinstance(error, RuntimeError) or isinstance(error, VggfeatError):
+        return None
+    if not any(sign in text for sign in _DEVICE_SIGNS):
+        return None
+    return DeviceError(
+        "the GPU has too little memory: free some (nvidia-smi shows who uses it), or name another "
+        f"--device. Rows up to the last checkpoint are kept; it said: {text.splitlines()[0][:160]}"
+    )
 
 
 def told(lacking: str, error: BaseException) -> ResourceError:
