@@ -30,7 +30,8 @@ from check import lowest_cosine
 from common import list_images
 
 import vggfeat
-from vggfeat.core.vgg_layers import layer_table
+from vggfeat.core.vgg_layers import CLASSES, COLOURS, layer_table, parameter_shapes
+from vggfeat.network.vgg import needed_layers
 from vggfeat.network.weights import find_weights, load_tensors
 
 if TYPE_CHECKING:
@@ -85,7 +86,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         images = first_images(given.images, given.limit, folder) if given.limit else given.images
         count = warm_up(images)
-        job = Job(images, given.layers, write_weights(folder), given.precision, folder)
+        job = Job(
+            images, given.layers, write_weights(folder, given.layers), given.precision, folder
+        )
         rounds = [run_round(job, names, 0, count)]
         wrong = disagreements(job, names[1:])
         if wrong:
@@ -125,10 +128,17 @@ def warm_up(images: str) -> int:
     return len(names)
 
 
-def write_weights(folder: str) -> str:
-    """A whole VGG19 of random weights, as torchvision's file has it."""
+def write_weights(folder: str, layers: str) -> str:
+    """A whole VGG19 as torchvision's file has it: random weights up to the deepest of the layers.
+
+    What lies behind it is zeros that take no space.
+    """
     path = os.path.join(folder, "vgg19-random.pth")
-    tensors = load_tensors(find_weights("random:0", "vgg19"), "vgg19", layer_table("vgg19"))
+    table = layer_table("vgg19")
+    used = needed_layers(vggfeat.Settings(layers=layers).specs, "vgg19")
+    shapes = parameter_shapes(table, CLASSES, COLOURS)
+    tensors = {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}
+    tensors |= load_tensors(find_weights("random:0", "vgg19"), "vgg19", used)
     torch.save(tensors, path)
     return path
 

@@ -183,7 +183,7 @@ step "Extract, decode auto" 60 bash -c 'setting "$work/images" auto'
 step "Extract, decode gpu" 45 bash -c "measure \"\$work/images\" decode-gpu --decode $gpu_decoder"
 step "Kill and resume" 60 bash -c kill_and_resume
 # shellcheck disable=SC2086 # options of one word each
-step "The bare network" 75 "$python" scripts/bench/forward.py --device "$device" \
+step "The bare network" 90 "$python" scripts/bench/forward.py --device "$device" \
     --repeats "${REPEATS:-3}" ${FORWARD:-}
 step "Decoding by decoder" 60 "$python" scripts/bench/gpu_decode.py "$work/small" \
     --device "$device" --seconds "${DECODE_SECONDS:-0.7}" --batch-size "${DECODE_BATCH:-256}"
