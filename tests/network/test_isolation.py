@@ -287,6 +287,57 @@ if hasattr(torch._C, "_get_fp32_precision_getter"):
     }
 
 
+def matmul_flag(name: str, value: Any) -> Any:
+    return lambda: attribute(torch.backends.cuda.matmul, name, value)
+
+
+def of_torch(get: str, put: str, value: Any) -> Any:
+    """A setting that has a public way to set it, and none to set it back."""
+    core: Any = torch._C
+    return lambda: setting(getattr(core, get), getattr(core, put), value)
+
+
+REDUCED = [f"allow_{kind}_reduced_precision_reduction" for kind in ("fp16", "bf16")]
+# How matrices are multiplied on CUDA. On a CPU they change nothing, and are put aside the same.
+OF_CUDA: dict[str, Callable[[], Any]] = {name: matmul_flag(name, value=False) for name in REDUCED}
+if isinstance(torch._C._get_cublas_allow_fp16_reduced_precision_reduction(), tuple):
+    OF_CUDA |= {f"{name}, no split-k": matmul_flag(name, value=(False, False)) for name in REDUCED}
+if hasattr(torch._C, "_get_cublas_allow_fp16_accumulation"):
+    OF_CUDA["fp16 accumulation"] = matmul_flag("allow_fp16_accumulation", value=True)
+if hasattr(torch._C, "_get_blas_preferred_backend") and torch.version.cuda:
+    OF_CUDA["cuBLASLt"] = of_torch(
+        "_get_blas_preferred_backend",
+        "_set_blas_preferred_backend",
+        torch._C._BlasBackend.Cublaslt,
+    )
+if hasattr(torch._C, "_get_sm_carveout_experimental"):
+    OF_CUDA["carveout"] = of_torch(
+        "_get_sm_carveout_experimental", "_set_sm_carveout_experimental", 4
+    )
+if hasattr(torch._C, "_cuda_tunableop_enable"):
+    OF_CUDA["tunable operators"] = of_torch(
+        "_cuda_tunableop_is_enabled", "_cuda_tunableop_enable", value=True
+    )
+
+
+def flags() -> dict[str, Any]:
+    """Switches between algorithms, by the functions that torch's public properties call."""
+    core: Any = torch._C
+    names = ["_cuda_tunableop_is_enabled"]
+    names += [
+        f"_get_{name}"
+        for name in (
+            "cudnn_enabled", "cudnn_benchmark", "cudnn_deterministic", "mkldnn_enabled",
+            "mkldnn_deterministic", "nnpack_enabled", "blas_preferred_backend",
+            "sm_carveout_experimental", "cublas_allow_fp16_accumulation",
+            "cublas_allow_fp16_reduced_precision_reduction",
+            "cublas_allow_bf16_reduced_precision_reduction",
+            "cpu_allow_fp16_reduced_precision_reduction",
+        )
+    ]  # fmt: skip
+    return {name: getattr(core, name)() for name in names if hasattr(core, name)}
+
+
 def tried(read: Callable[[], Any]) -> Any:
     try:
         return read()
@@ -345,6 +396,7 @@ def state() -> dict[str, Any]:
             logging.getLogger("PIL").propagate,
         ),
     }
+    found |= flags()
     if hasattr(core, "_get_fp32_precision_getter"):
         found["fp32"] = [core._get_fp32_precision_getter(*key) for key in PRECISIONS]
     return found
@@ -409,11 +461,11 @@ def test_extract_gives_the_same_whatever_the_host_has_set(
     assert contents(tmp_path / "f.h5") == expected[0]
 
 
-@pytest.mark.parametrize("host", [*HOSTS, *OF_MODULES])
+@pytest.mark.parametrize("host", [*HOSTS, *OF_MODULES, *OF_CUDA])
 def test_an_extractor_gives_the_same_whatever_the_host_has_set(host: str, expected: Any) -> None:
     """Made and called under the host's state, it gives the features of a fresh process."""
     batch = pixels()
-    with {**HOSTS, **OF_MODULES}[host]():
+    with {**HOSTS, **OF_MODULES, **OF_CUDA}[host]():
         before = state()
         found = Extractor(SETTINGS)(batch)
         after = state()
@@ -469,6 +521,24 @@ def test_errors_restore_the_state(tmp_path: Path) -> None:
             with pytest.raises(FileNotFoundError):
                 vggfeat.extract(tmp_path / "images", tmp_path / "f.h5", SETTINGS)
             assert state() == before
+
+
+@pytest.mark.parametrize("host", [*OF_CUDA, "cudnn benchmark", "cudnn deterministic"])
+def test_algorithms_inside_are_those_of_a_fresh_process(host: str) -> None:
+    """While it computes no switch is as the host has set it; an error gives it back too."""
+    fresh, inside = flags(), {}
+
+    def fail() -> None:
+        inside.update(flags())
+        raise ZeroDivisionError
+
+    with {**HOSTS, **OF_CUDA}[host]():
+        before = flags()
+        assert before != fresh
+        with pytest.raises(ZeroDivisionError), isolated():
+            fail()
+        assert flags() == before
+    assert inside == fresh == flags()
 
 
 @has_fp32_precision

@@ -54,11 +54,12 @@ def isolated() -> Iterator[None]:
     """Run the block, or a function it decorates, as in a fresh process; restore the state after.
 
     Covers torch (autocast, default dtype and device, modes, gradients, TF32 by the old and the new
-    settings, cuDNN, oneDNN, deterministic algorithms, anomaly detection, denormals, global hooks of
-    modules and optimizers, hooks on saved tensors), NumPy's error handling, warnings as errors, the
-    recursion limit and h5py's configuration. Without torch loaded nobody has set anything of it.
-    The number of threads is the caller's to choose and is kept. A block that runs out of memory,
-    processes, threads or open files raises ResourceError, and one whose device is lost DeviceError.
+    settings, cuDNN, cuBLAS, oneDNN, deterministic algorithms, anomaly detection, denormals, global
+    hooks of modules and optimizers, hooks on saved tensors), NumPy's error handling, warnings as
+    errors, the recursion limit and h5py's configuration. Without torch loaded nobody has set
+    anything of it. The number of threads is the caller's to choose and is kept. A block that runs
+    out of memory, processes, threads or open files raises ResourceError, and one whose device is
+    lost DeviceError.
     """
     torch: Any = sys.modules.get("torch")
     with contextlib.ExitStack() as stack:
@@ -172,24 +173,48 @@ def _put_back(hooks: dict[int, Any], kept: dict[int, Any]) -> None:
 def _set_flags(core: Any, stack: contextlib.ExitStack) -> None:
     """Set switches that choose between algorithms to what they are in a fresh process."""
     fresh = {
-        "cudnn_enabled": (True,),
-        "cudnn_benchmark": (False,),
-        "cudnn_deterministic": (False,),
-        "cublas_allow_fp16_reduced_precision_reduction": (True,),
-        "cublas_allow_bf16_reduced_precision_reduction": (True,),
-        "cublas_allow_fp16_accumulation": (False,),
-        "mkldnn_enabled": (True,),
-        "mkldnn_deterministic": (False,),
-        "nnpack_enabled": (True,),
+        "cudnn_enabled": True,
+        "cudnn_benchmark": False,
+        "cudnn_deterministic": False,
+        "cublas_allow_fp16_reduced_precision_reduction": True,
+        "cublas_allow_bf16_reduced_precision_reduction": True,
+        "cublas_allow_fp16_accumulation": False,
+        "cpu_allow_fp16_reduced_precision_reduction": False,
+        "mkldnn_enabled": True,
+        "mkldnn_deterministic": False,
+        "nnpack_enabled": True,
     }
-    for name, values in fresh.items():
+    for name, value in fresh.items():
         get, put = getattr(core, f"_get_{name}", None), getattr(core, f"_set_{name}", None)
         if get is None or put is None:  # of another version of torch
             continue
         before = get()
         before = before if isinstance(before, tuple) else (before,)
         stack.callback(put, *before)
-        put(*values, *before[len(values) :])
+        put(*[value] * len(before))  # from torch 2.10 a sum may be reduced, and split, in float16
+    _set_matmuls(core, stack)
+
+
+def _set_matmuls(core: Any, stack: contextlib.ExitStack) -> None:
+    """Choose library and kernels of matrix products on CUDA as a fresh process does.
+
+    Nothing is set that is so already, since each of these warns of being an experiment.
+    """
+    backends = getattr(core, "_BlasBackend", None)
+    if backends is not None and hasattr(core, "_get_blas_preferred_backend"):
+        usual = getattr(core, "_get_blas_default_backend", lambda: backends.Cublas)()
+        before = core._get_blas_preferred_backend()  # noqa: SLF001 the public ways warn
+        if before != usual:
+            stack.callback(core._set_blas_preferred_backend, before)  # noqa: SLF001
+            # By itself torch may prefer another one: only before 2.7 it has no word for that.
+            core._set_blas_preferred_backend(getattr(backends, "Default", usual))  # noqa: SLF001
+    if getattr(core, "_get_sm_carveout_experimental", lambda: None)() is not None:
+        before = core._get_sm_carveout_experimental()  # noqa: SLF001
+        stack.callback(core._set_sm_carveout_experimental, before)  # noqa: SLF001
+        core._set_sm_carveout_experimental(None)  # noqa: SLF001
+    if getattr(core, "_cuda_tunableop_is_enabled", lambda: False)():
+        stack.callback(core._cuda_tunableop_enable, True)  # noqa: SLF001
+        core._cuda_tunableop_enable(False)  # noqa: SLF001
 
 
 def _set_float32(torch: Any, stack: contextlib.ExitStack) -> None:
