@@ -9,6 +9,7 @@ import pytest
 import torch
 from command_line import write_images
 from killing import SETTINGS, contents
+from PIL import Image
 
 import vggfeat
 from vggfeat.core.settings import Settings
@@ -16,6 +17,7 @@ from vggfeat.errors import DeviceError, UsageError
 from vggfeat.network.device import choose_batch_size, choose_devices
 from vggfeat.network.extractor import TensorExtractor
 from vggfeat.network.multi_device import Replicas
+from vggfeat.network.pass_size import PassLimit
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,6 +64,43 @@ def test_a_run_goes_on_with_other_devices(tmp_path: Path) -> None:
         file["features/conv1_1:max"][5:17] = 0
     assert extract(images, tmp_path / "more.h5", device="cpu,cpu").new_done == 12
     assert contents(tmp_path / "more.h5") == contents(tmp_path / "one.h5")
+
+
+@pytest.mark.parametrize("limit", [4, 3])
+def test_overflow_in_passes_on_several_devices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    """Batches in smaller passes, some redone in float32: one device's file, resumed as well."""
+
+    def settle(self: Replicas, _batch_size: int) -> PassLimit:
+        self.keep_to(PassLimit(limit))
+        return PassLimit(limit)
+
+    monkeypatch.setattr(Replicas, "settle", settle)
+    (tmp_path / "images").mkdir()
+    for number in range(14):
+        value = 255 if number % 5 == 0 else 121 + number % 4
+        picture = Image.new("RGB", (40, 40), (value, value, value - number))
+        picture.save(tmp_path / "images" / f"{number:02}.png")
+    noise = torch.Generator().manual_seed(0)
+    weights = {  # with which white leaves float16, and grey does not
+        "features.0.weight": 3000 * torch.rand((64, 3, 3, 3), generator=noise),
+        "features.0.bias": torch.zeros(64),
+    }
+    more = {"weights": weights, "precision": "float16", "layers": "conv1_1:max,conv1_1"}
+    redone = []
+    for name, device in (("one", "cpu"), ("two", "cpu,cpu")):
+        found = extract(tmp_path / "images", tmp_path / f"{name}.h5", device=device, **more)
+        redone.append(found.redone)
+    assert redone == [3, 3]
+    whole = contents(tmp_path / "one.h5")
+    assert contents(tmp_path / "two.h5") == whole
+    with h5py.File(tmp_path / "two.h5", "r+") as file:
+        for name in ("images/state", "features/conv1_1:max", "features/conv1_1"):
+            file[name][[1, 4, 5, 6, 13]] = 0
+    resumed = extract(tmp_path / "images", tmp_path / "two.h5", device="cpu,cpu", **more)
+    assert (resumed.new_done, resumed.redone) == (5, 1)
+    assert contents(tmp_path / "two.h5") == whole
 
 
 @pytest.mark.parametrize(("images", "devices", "size"), [(32, "cpu,cpu", 16), (33, "cpu,cpu", 9)])
