@@ -257,6 +257,7 @@ class TensorExtractor:
         """Start some slots of a batch, which have left the range of float16, again in float32."""
         return self._start(batch, slots, exactly=True)
 
+    @isolated()
     def largest_pass(self, size: int, height: int, width: int) -> int:
         """Return the largest pass that the device has memory for: `size`, or half and half again.
 
