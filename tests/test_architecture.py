@@ -62,6 +62,7 @@ WITH_TORCH = {
     "finetuning.trainer",
     "images.dataset",
     "images.loader",
+    "images.page_locks",
     "images.device_jpeg",
     "images.tensor_resize",
     "images.torchvision_jpeg",

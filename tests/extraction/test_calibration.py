@@ -27,7 +27,7 @@ def test_an_image_that_kills_its_process_is_left_out(
     """A sample is decoded in processes of its own: what crashes one costs its image alone."""
     for value in (1, 2, 3):
         Image.new("RGB", (40, 40), (value,) * 3).save(tmp_path / f"{value}.png")
-    whole = vggfeat.images.decode.decode
+    whole = vggfeat.images.decode.read_pixels
 
     def deadly(*arguments: Any) -> Any:
         pixels = whole(*arguments)
@@ -35,7 +35,7 @@ def test_an_image_that_kills_its_process_is_left_out(
             os.kill(os.getpid(), signal.SIGKILL)
         return pixels
 
-    monkeypatch.setattr("vggfeat.images.dataset.decode", deadly)
+    monkeypatch.setattr("vggfeat.images.image_reader.read_pixels", deadly)
     settings = Settings(layers="fc7", size=32, workers=2)
     found = _sample(settings, discover([tmp_path]), 3, "precision")
     assert [tuple(images.shape) for images in found] == [(1, 3, 32, 32)] * 2

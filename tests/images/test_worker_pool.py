@@ -361,3 +361,28 @@ def test_images_are_decoded_before_the_first_batch_is_requested() -> None:
     assert most >= 30 << 20
     assert shared_shown() - before <= 16 << 20
     del decoded
+
+
+def test_pixels_stay_valid_for_the_batches_that_are_kept() -> None:
+    """With two batches in flight on devices, their memory is not written to until they are done."""
+    decoded = decode_batches(
+        plan_batches(np.arange(80), 4),
+        SHAPE,
+        functools.partial(decode_row, special={}),
+        workers=3,
+        timeout=60,
+        goes_on=lambda: True,
+        kept=2,
+    )
+    in_flight: list[Any] = []
+    seen = []
+    for images in decoded:
+        assert images.whole is not None
+        assert images.whole.shape == (4, *SHAPE)
+        in_flight.append(images)
+        time.sleep(0.01)  # in which workers would write, if they might
+        for batch in in_flight:
+            assert [int(one[0, 0, 0]) for one in batch.whole] == [one.row % 251 for one in batch]
+        if len(in_flight) == 3:
+            seen += [image.row for image in in_flight.pop(0)]
+    assert seen == list(range(72))

@@ -26,7 +26,7 @@ from vggfeat.network.batch_size import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -40,14 +40,15 @@ class EarlyDecoding:
 
     settings: Settings
     plan: NDArray[np.int64]
-    kinds: Collection[str]
-    batches: Any  # an iterator of lists of `DecodedImage`; None once it is taken or closed
+    devices: Sequence[str]
+    batches: Any  # an iterator of `DecodedImages`, and a generator
 
     def taken_if(
-        self, settings: Settings, plan: NDArray[np.int64], kinds: Collection[str]
+        self, settings: Settings, plan: NDArray[np.int64], devices: Sequence[str]
     ) -> Any | None:
         """Return the batches if the run is as was guessed; else end the workers."""
-        if settings == self.settings and kinds == self.kinds and np.array_equal(plan, self.plan):
+        same = settings == self.settings and devices == self.devices
+        if same and np.array_equal(plan, self.plan):
             return self.batches
         self.close()
         return None
@@ -104,10 +105,10 @@ def _begin(
         plan,
         settings,
         workers=workers,
-        device_types=kinds,
+        devices=devices,
         goes_on=goes_on,
     )
-    return EarlyDecoding(settings, plan, kinds, batches)
+    return EarlyDecoding(settings, plan, devices, batches)
 
 
 def _likely_batch_size(settings: Settings, images: int, devices: list[str]) -> int:

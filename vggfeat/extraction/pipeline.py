@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from vggfeat.extraction.early_decoding import EarlyDecoding
     from vggfeat.images.dataset import ImageDataset
     from vggfeat.images.image_list import ImageList
-    from vggfeat.images.worker_pool import DecodedImage
+    from vggfeat.images.worker_pool import DecodedImages
     from vggfeat.network.extractor import Pending
     from vggfeat.network.multi_device import Replicas
     from vggfeat.network.weights import Weights
@@ -237,17 +237,17 @@ def _start(
     from vggfeat.network.device import choose_devices
 
     devices = choose_devices(work.settings.device)
-    kinds = {device.type for device in devices}
+    types = [device.type for device in devices]
     check_decoding(work.settings)
     todo = int((work.plan != EMPTY).sum())
-    workers = min(todo, choose_workers(work.settings, kinds))
-    dataset, decoded = _decoding(work, kinds, workers, context)
+    workers = min(todo, choose_workers(work.settings, types))
+    dataset, decoded = _decoding(work, types, workers, context)
     loader = load_batches(
         dataset,
         work.plan,
         work.settings,
         workers=workers,
-        pin="cuda" in kinds,
+        pin="cuda" in types,
         goes_on=context.goes_on,
         decoded=decoded,
     )
@@ -273,8 +273,8 @@ def _start(
 
 
 def _decoding(
-    work: _Work, kinds: set[str], workers: int, context: RunContext
-) -> tuple[ImageDataset, Iterator[list[DecodedImage]] | None]:
+    work: _Work, devices: list[str], workers: int, context: RunContext
+) -> tuple[ImageDataset, Iterator[DecodedImages] | None]:
     """Return the data set, and its batches that are being decoded already.
 
     Files that stay encoded are only read by the workers, which begin with the loader.
@@ -284,13 +284,13 @@ def _decoding(
     if work.settings.decode == "gpu":
         return EncodedImages(work.images, work.settings, work.positions), None
     dataset = ImageDataset(work.images, work.settings, work.positions)
-    early = work.early.taken_if(work.settings, work.plan, kinds) if work.early else None
+    early = work.early.taken_if(work.settings, work.plan, devices) if work.early else None
     return dataset, early or decode_early(
         dataset,
         work.plan,
         work.settings,
         workers=workers,
-        device_types=kinds,
+        devices=devices,
         goes_on=context.goes_on,
     )
 

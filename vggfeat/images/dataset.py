@@ -89,7 +89,8 @@ class ImageDataset(ImageReader, Dataset[ImageItem]):
             digest, pixels = self.decode(position)
         except DecodeError as error:
             return ImageItem(self._zeros(), False, position, error.digest, str(error))
-        return ImageItem(pixels, True, position, digest, "")
+        writable = np.require(pixels, requirements=["C", "W"])
+        return ImageItem(writable, True, position, digest, "")
 
     def _zeros(self) -> NDArray[Any]:
         size = self._preprocess.size

@@ -84,6 +84,11 @@ def decode(stream: BinaryIO, preprocess: Preprocess, max_pixels: int) -> NDArray
         DecodeError: empty, no image, truncated, damaged, of other channels than requested, or more
             than `max_pixels` pixels.
     """
+    return np.require(read_pixels(stream, preprocess, max_pixels), requirements=["C", "W"])
+
+
+def read_pixels(stream: BinaryIO, preprocess: Preprocess, max_pixels: int) -> NDArray[Any]:
+    """Decode as `decode` does, to pixels that may be read-only: it saves a copy of them."""
     if preprocess.on_tensors:
         try:
             by_torchvision = _torchvision_jpeg().pixels_by_torchvision
@@ -95,7 +100,7 @@ def decode(stream: BinaryIO, preprocess: Preprocess, max_pixels: int) -> NDArray
     with as_decode_errors(stream, max_pixels):
         if preprocess.usual and not is_of_values(stream):
             image = corrupt(load_rgb(stream, preprocess), preprocess.augment)
-            return np.array(fit_inside(image, preprocess, max_pixels, preprocess.fill))
+            return np.asarray(fit_inside(image, preprocess, max_pixels, preprocess.fill))
         raster = read_raster(stream, preprocess, max_pixels)
         return finish(raster, preprocess, max_pixels)
 

@@ -13,14 +13,14 @@ from vggfeat.images.pillow_state import own_plugins
 from vggfeat.images.worker_pool import decode_batches
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from vggfeat.core.preprocessing import Preprocess
     from vggfeat.core.settings import Settings
     from vggfeat.images.image_reader import ImageReader
-    from vggfeat.images.worker_pool import DecodedImage
+    from vggfeat.images.worker_pool import DecodedImages
 
 CPU_WORKERS = 2
 """Decoding is a few percent of a CPU run; more workers would take cores from the network."""
@@ -68,9 +68,9 @@ def decode_early(
     settings: Settings,
     *,
     workers: int,
-    device_types: Collection[str],
+    devices: Sequence[str],
     goes_on: Callable[[], bool],
-) -> Iterator[list[DecodedImage]]:
+) -> Iterator[DecodedImages]:
     """Start decoding the batches of a plan, for a loader that is made later: see `load_batches`.
 
     Args:
@@ -78,7 +78,8 @@ def decode_early(
         plan: int64 (batches, B), rows or `EMPTY`.
         settings: how images are preprocessed and how long decoding one may take.
         workers: processes; 0 decodes in this one, and then nothing early.
-        device_types: of the run, by which more or fewer images are decoded ahead.
+        devices: the type of each device of the run. On CUDA more is decoded ahead, and the pixels
+            of a batch stay valid while one more for each device is requested: it is in flight.
         goes_on: called while waiting for a batch; if it returns False, no more batches come.
     """
     preprocess = settings.preprocess()
@@ -91,5 +92,6 @@ def decode_early(
         timeout=settings.decode_timeout,
         goes_on=goes_on,
         dtype=pixel_type(preprocess),
-        ahead=images_ahead(preprocess, workers, device_types),
+        ahead=images_ahead(preprocess, workers, devices),
+        kept=sum(device == "cuda" for device in devices),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from vggfeat.errors import DecodeError
-from vggfeat.images.decode import decode, load_decoder, read_digest
+from vggfeat.images.decode import load_decoder, read_digest, read_pixels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,8 +40,11 @@ class ImageReader:
         return len(self._images if self._positions is None else self._positions)
 
     def decode(self, index: int) -> tuple[bytes, NDArray[Any]]:
-        """Return the digest and the pixels of an image; raise `DecodeError` if it has none."""
-        return self._read(index, decode)
+        """Return the digest and the pixels of an image; raise `DecodeError` if it has none.
+
+        The pixels may be read-only.
+        """
+        return self._read(index, read_pixels)
 
     def _read(
         self, index: int, read: Callable[[BinaryIO, Preprocess, int], Read]

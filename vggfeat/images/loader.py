@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
@@ -17,6 +17,7 @@ from vggfeat.images.batch_plan import EMPTY
 from vggfeat.images.dataset import EncodedImages
 from vggfeat.images.decode import pixel_type
 from vggfeat.images.decoding import pixel_shape
+from vggfeat.images.page_locks import PageLocks
 from vggfeat.images.pillow_state import own_plugins
 from vggfeat.images.worker_pool import decode_batches
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vggfeat.core.settings import Settings
-    from vggfeat.images.worker_pool import DecodedImage
+    from vggfeat.images.worker_pool import DecodedImage, DecodedImages
 
 T = TypeVar("T")
 
@@ -89,7 +90,7 @@ class SupervisedLoader(DataLoader[T]):
         self,
         dataset: Decodable,
         batches: PlannedBatches,
-        collate_fn: Callable[[list[DecodedImage]], T],
+        collate_fn: Callable[[DecodedImages], T],
         *,
         num_workers: int,
         timeout: float,
@@ -98,13 +99,14 @@ class SupervisedLoader(DataLoader[T]):
         dtype: type[np.generic] = np.uint8,
         room: int = 0,
         goes_on: Callable[[], bool] = lambda: True,
-        decoded: Iterator[list[DecodedImage]] | None = None,
+        decoded: Iterator[DecodedImages] | None = None,
     ) -> None:
         untyped: Any = dataset  # what is read as a data set need not descend from torch's
+        collate: Any = collate_fn
         super().__init__(
             untyped,
             batch_sampler=batches,
-            collate_fn=collate_fn,
+            collate_fn=collate,
             num_workers=num_workers,
             timeout=timeout,
             pin_memory=pin_memory,
@@ -145,7 +147,7 @@ def load_batches(
     workers: int,
     pin: bool,
     goes_on: Callable[[], bool] = lambda: True,
-    decoded: Iterator[list[DecodedImage]] | None = None,
+    decoded: Iterator[DecodedImages] | None = None,
 ) -> Generator[DecodedBatch, None, None]:
     """Start the decoding processes, and yield batches in the order of the plan.
 
@@ -159,12 +161,14 @@ def load_batches(
         workers: processes; 0 decodes in this one.
         pin: whether batches come in page-locked memory, for copies that overlap.
         goes_on: called while waiting for a batch; if it returns False, no more batches come.
-        decoded: the batches of the plan, if decoding has begun already; see `decode_early`.
+        decoded: the batches of the plan, if decoding has begun already; see `decode_early`. Their
+            memory is then that of the batches here, which are valid no longer than they are.
     """
     preprocess = settings.preprocess()
     usual = (preprocess.size, preprocess.size, preprocess.channels)
     dtype = pixel_type(preprocess)
-    empty = _Empty((plan.shape[1], *usual), getattr(torch, dtype.__name__), pin)
+    in_place = decoded is not None
+    empty = _Empty((plan.shape[1], *usual), getattr(torch, dtype.__name__), pin, in_place)
     loader = SupervisedLoader(
         dataset,
         PlannedBatches(plan),
@@ -188,9 +192,17 @@ class _Empty:
     shape: tuple[int, ...]
     dtype: torch.dtype
     pin: bool
+    in_place: bool
+    locks: PageLocks = field(default_factory=PageLocks)
+
+    def may_be(self, images: DecodedImages) -> bool:
+        """Return whether the memory that images were decoded into may be that of the batch."""
+        if images.whole is None or not self.in_place:
+            return False
+        return not self.pin or (images.returns and self.locks.lock(images.whole))
 
 
-def _as_batches(images: list[DecodedImage], empty: _Empty) -> list[DecodedBatch]:
+def _as_batches(images: DecodedImages, empty: _Empty) -> list[DecodedBatch]:
     """Make one batch for each shape among the images; the first has the failures too."""
     by_shape: dict[tuple[int, ...], list[DecodedImage]] = {}
     for image in images:
@@ -198,9 +210,11 @@ def _as_batches(images: list[DecodedImage], empty: _Empty) -> list[DecodedBatch]
             by_shape.setdefault(_shape_of(image.pixels, empty), []).append(image)
     first, *others = by_shape.values() or [[]]
     failed = [image for image in images if image.pixels is None]
+    if images.whole is not None and first:
+        return [_as_batch(first, failed, functools.partial(_whole_of, images, empty))]
     return [
-        _as_batch(first, failed, empty),
-        *(_as_batch(alike, [], empty) for alike in others),
+        _as_batch(first, failed, functools.partial(_copied, first, empty)),
+        *(_as_batch(alike, [], functools.partial(_copied, alike, empty)) for alike in others),
     ]
 
 
@@ -209,8 +223,10 @@ def _shape_of(pixels: Any, empty: _Empty) -> tuple[int, ...]:
     return empty.shape[1:] if isinstance(pixels, EncodedImage) else pixels.shape
 
 
-def _as_batch(good: list[DecodedImage], failed: list[DecodedImage], empty: _Empty) -> DecodedBatch:
-    """Copy images of one shape into a tensor of its own; slots without an image are zero."""
+def _as_batch(
+    good: list[DecodedImage], failed: list[DecodedImage], pixels_of: Callable[[], torch.Tensor]
+) -> DecodedBatch:
+    """Make a batch of images of one shape."""
     started = time.perf_counter()
     encoded = {
         image.slot: dataclasses.replace(image.pixels, data=image.pixels.data.copy())
@@ -218,7 +234,7 @@ def _as_batch(good: list[DecodedImage], failed: list[DecodedImage], empty: _Empt
         if isinstance(image.pixels, EncodedImage)
     }
     digests = b"".join(image.digest for image in good)
-    pixels = _pixels_of([image for image in good if image.slot not in encoded], empty)
+    pixels = pixels_of()
     return DecodedBatch(
         images=pixels,
         rows=np.array([image.row for image in good], dtype=np.int64),
@@ -231,8 +247,23 @@ def _as_batch(good: list[DecodedImage], failed: list[DecodedImage], empty: _Empt
     )
 
 
-def _pixels_of(images: list[DecodedImage], empty: _Empty) -> torch.Tensor:
-    """Return a tensor (B, H, W, C) with images of one shape in their slots."""
+def _whole_of(images: DecodedImages, empty: _Empty) -> torch.Tensor:
+    """Return a tensor (B, H, W, C) of the memory that images were decoded into, or a copy."""
+    whole: NDArray[Any] = images.whole  # type: ignore[assignment] # the caller has looked
+    filled = {image.slot for image in images if image.pixels is not None}
+    for slot in range(len(whole)):
+        if slot not in filled:
+            whole[slot] = 0  # of an earlier batch
+    if empty.may_be(images):
+        return torch.from_numpy(whole)
+    batch = torch.empty(whole.shape, dtype=empty.dtype, pin_memory=empty.pin)
+    np.copyto(batch.numpy(), whole)
+    return batch
+
+
+def _copied(images: list[DecodedImage], empty: _Empty) -> torch.Tensor:
+    """Return a tensor (B, H, W, C) with images of one shape in their slots; others are zero."""
+    images = [image for image in images if not isinstance(image.pixels, EncodedImage)]
     if not images:
         return torch.zeros((), dtype=empty.dtype).expand(empty.shape)
     batch = torch.empty(

@@ -69,6 +69,19 @@ class DecodedImage:
     seconds: float = 0.0
 
 
+class DecodedImages(list[DecodedImage]):
+    """The images of one batch, in the order of their slots.
+
+    Attributes:
+        whole: the memory of the batch, (B, H, W, C), which the images' pixels are views of; slots
+            without an image hold anything. None if images have different shapes, or none is shared.
+        returns: whether later batches come in the same memory, so that it is worth registering.
+    """
+
+    whole: NDArray[Any] | None = None
+    returns: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class _Task:
     """Images of one batch for one worker: (slot, row) each."""
@@ -100,7 +113,8 @@ def decode_batches(
     dtype: type[np.generic] = np.uint8,
     room: int = 0,
     ahead: int = 0,
-) -> Iterator[list[DecodedImage]]:
+    kept: int = 0,
+) -> Iterator[DecodedImages]:
     """Start decoding at the call, and yield the batches in the order of the plan.
 
     Args:
@@ -116,11 +130,12 @@ def decode_batches(
             its slot is sent as a message.
         ahead: images that may be decoded before the first batch is requested, while the caller is
             busy; as a rule each process has two tasks. Their memory is given back afterwards.
+        kept: batches whose pixels stay valid besides the latest.
 
     Returns:
         for each batch its images in the order of their slots, whose pixels are valid until the next
-        batch is requested. Raises VggfeatError if processes die again and again before they decode
-        anything.
+        batch is requested, or with `kept` so many more. Raises VggfeatError if processes die again
+        and again before they decode anything.
     """
     if not workers:
         return _decode_here(plan, decode_row)
@@ -134,13 +149,14 @@ def decode_batches(
         dtype=dtype,
         room=room,
         ahead=ahead,
+        kept=kept,
     )
     return pool.batches()
 
 
-def _decode_here(plan: NDArray[np.int64], decode_row: DecodeRow) -> Iterator[list[DecodedImage]]:
+def _decode_here(plan: NDArray[np.int64], decode_row: DecodeRow) -> Iterator[DecodedImages]:
     for batch in plan:
-        yield [_decode(decode_row, slot, row) for slot, row in _filled(batch)]
+        yield DecodedImages(_decode(decode_row, slot, row) for slot, row in _filled(batch))
 
 
 def _filled(batch: NDArray[np.int64]) -> list[tuple[int, int]]:
@@ -172,13 +188,15 @@ class _Pool:
         dtype: type[np.generic],
         room: int,
         ahead: int,
+        kept: int,
     ) -> None:
         slots = plan.shape[1]
         self._plan, self._decode_row = plan, decode_row
         self._timeout, self._goes_on = timeout, goes_on
         self._task_size = max(1, min(_LARGEST_TASK, -(-slots // workers)))
-        # Batches that the tasks of all workers may be of, and the one that the caller reads.
-        usual = -(-workers * _TASKS_AHEAD * self._task_size // slots) + 1
+        self._kept = kept
+        # Batches that the tasks of all workers may be of, and those that the caller reads.
+        usual = -(-workers * _TASKS_AHEAD * self._task_size // slots) + 1 + kept
         self._buffers = min(len(plan), usual)
         self._first = min(len(plan), max(usual, -(-ahead // slots) if shape is not None else 0))
         tasks = -(-self._first * -(-slots // self._task_size) // workers)
@@ -208,15 +226,15 @@ class _Pool:
             self._close()
             raise
 
-    def batches(self) -> Iterator[list[DecodedImage]]:
+    def batches(self) -> Iterator[DecodedImages]:
         """See `decode_batches`."""
         batches = self._batches()
         next(batches)  # runs into its `try`: closing or dropping it now ends the processes
         return batches
 
-    def _batches(self) -> Generator[list[DecodedImage], None, None]:
+    def _batches(self) -> Generator[DecodedImages, None, None]:
         try:
-            yield []
+            yield DecodedImages()
             self._requested = True
             for batch in range(len(self._plan)):
                 self._polled = time.monotonic()
@@ -225,15 +243,22 @@ class _Pool:
                         return
                     self._wait()
                     self._hand_out()
-                images = sorted(self._images.pop(batch), key=lambda image: image.slot)
                 del self._missing[batch]
-                yield images
-                self._finished = batch + 1  # resumed by the next request: its memory is free again
+                yield self._whole(batch)
+                # Resumed by the next request: memory is free again.
+                self._finished = max(0, batch + 1 - self._kept)
                 if self._finished == self._first and self._slots is not None:
                     self._slots.shrink(self._buffers)
                 self._hand_out()
         finally:
             self._close()
+
+    def _whole(self, batch: int) -> DecodedImages:
+        images = DecodedImages(sorted(self._images.pop(batch), key=lambda image: image.slot))
+        if self._slots is not None:
+            buffer = self._buffer(batch)
+            images.whole, images.returns = self._slots.whole(buffer), buffer < self._buffers
+        return images
 
     def _hand_out(self) -> None:
         """Give tasks to the workers until each has one in progress and one waiting.
@@ -417,15 +442,23 @@ class _SharedSlots:
         room: int,
     ) -> None:
         size = math.prod(shape) * np.dtype(dtype).itemsize
+        buffers, batch = slots
         each = max(size, room)
-        self._map = mmap.mmap(-1, math.prod(slots) * each)
-        self._buffer_bytes = slots[1] * each
-        self._memory = np.frombuffer(self._map, dtype=np.uint8).reshape(*slots, each)
+        # Whole pages each, so that one can be page-locked without the others.
+        self._buffer_bytes = -(-batch * each // mmap.PAGESIZE) * mmap.PAGESIZE
+        self._map = mmap.mmap(-1, buffers * self._buffer_bytes)
+        memory = np.frombuffer(self._map, dtype=np.uint8).reshape(buffers, self._buffer_bytes)
+        self._memory = memory[:, : batch * each].reshape(*slots, each)
         self._pixels = self._memory[..., :size].view(dtype).reshape(*slots, *shape)
+        self._is_whole = each == size
+
+    def whole(self, buffer: int) -> NDArray[Any] | None:
+        """Return the memory of a buffer, (slots, H, W, C), unless there are gaps in it."""
+        return self._pixels[buffer] if self._is_whole else None
 
     def shrink(self, buffers: int) -> None:
         """Give back the memory of all but the first buffers, which no process uses any more."""
-        start = -(-buffers * self._buffer_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        start = buffers * self._buffer_bytes
         if start < len(self._map) and hasattr(mmap, "MADV_REMOVE"):  # Linux
             with contextlib.suppress(OSError):
                 self._map.madvise(mmap.MADV_REMOVE, start, len(self._map) - start)

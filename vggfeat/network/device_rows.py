@@ -89,7 +89,8 @@ class Copies:
         """Return copies that were started on the device's current stream."""
         ready = None
         if device.type == "cuda":
-            ready = torch.cuda.Event()  # type: ignore[no-untyped-call] # torch has no types here
+            # Blocking: the main thread sleeps until it comes, where else it would take a core.
+            ready = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call] # torch has no types here
             ready.record(torch.cuda.current_stream(device))
         return cls(parts, device, ready)
 
