@@ -23,6 +23,7 @@ _LONGEST = (
     "extraction/test_ray.py",
     "extraction/test_update.py",
     "system/test_kill.py",
+    "system/test_gpu_machine.py",
     "finetuning/test_adapt.py",
     "system/test_faults.py",
     "system/test_cluster_docs.py",

@@ -19,7 +19,7 @@ export PYTHONPATH=$PWD PYTHONUNBUFFERED=1
 python=${PYTHON:-python3}
 device=${DEVICE:-cuda:0}
 images=${IMAGES:-60000} # hard links; few would measure how cuDNN starts
-some=${SOME:-20000}     # for settings that are only compared
+some=${SOME:-12000}     # for settings that are only compared
 small=${SMALL:-2000}
 distinct=${DISTINCT:-500}
 layers=${LAYERS:-conv5_3,fc7}
@@ -184,7 +184,7 @@ step "Extract, decode gpu" 45 bash -c "measure \"\$work/images\" decode-gpu --de
 step "Kill and resume" 60 bash -c kill_and_resume
 # shellcheck disable=SC2086 # options of one word each
 step "The bare network" 90 "$python" scripts/bench/forward.py --device "$device" \
-    --repeats "${REPEATS:-3}" ${FORWARD:-}
+    --repeats "${REPEATS:-2}" ${FORWARD:-}
 step "Decoding by decoder" 60 "$python" scripts/bench/gpu_decode.py "$work/small" \
     --device "$device" --seconds "${DECODE_SECONDS:-0.7}" --batch-size "${DECODE_BATCH:-256}"
 step "Extract, no checkpoint before the end" 45 \
@@ -197,7 +197,7 @@ done
 step "Half precision against float32" 45 bash -c half_precision
 # shellcheck disable=SC2086 # options of one word each
 step "What the machine can do" 45 bash -c \
-    "vggfeat bench \"\$work/small\" --folder \"\$work\" --device $device --layers $layers ${BENCH:-}"
+    "vggfeat bench \"\$work/small\" --folder \"\$work\" --device $device --layers $layers ${BENCH:---seconds 15}"
 step "Two networks on one GPU" 45 bash -c two_networks
 step "Against a good script" 60 "$python" scripts/bench/extract.py "$work/images" \
     --peers good_script --limit "${LIMIT:-1000}" --rounds "${ROUNDS:-1}" \
