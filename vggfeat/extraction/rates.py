@@ -19,6 +19,7 @@ from vggfeat.errors import InputError, SpaceError
 from vggfeat.images.batch_plan import plan_batches
 from vggfeat.images.dataset import EncodedImages, ImageDataset
 from vggfeat.images.decode import pixel_type
+from vggfeat.images.decoding import decode_early
 from vggfeat.images.loader import load_batches
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def loading_rate(
     with contextlib.closing(
         _loader(images, settings, positions, workers=workers, device=device, batch_size=batch_size)
     ) as loader:
-        first = next(loader)  # the processes have started
+        first = len(next(loader).rows)  # the processes have started
         started = time.perf_counter()
         while not count or time.perf_counter() - started < seconds:
             before = time.thread_time()
@@ -124,8 +125,9 @@ def loading_rate(
                     "none of the images sampled can be decoded; name others (the last: "
                     f"{batch.failures[-1].reason})"
                 )
+            del batch  # its memory is where another is decoded
         passed = time.perf_counter() - started
-    read = sample[: len(first.rows) + count]
+    read = sample[: first + count]
     return Loading(len(read), round(images.sizes[read].mean()), count / passed, busy / count)
 
 
@@ -145,16 +147,20 @@ def _loader(
     batch_size: int,
 ) -> Generator[DecodedBatch, None, None]:
     """Start decoding as `pipeline.py` does."""
-    kind = EncodedImages if settings.decode == "gpu" else ImageDataset
-    dataset = kind(images, settings, positions)
     plan = plan_batches(np.arange(len(positions)), batch_size)
-    loader = load_batches(dataset, plan, settings, workers=workers, pin=device.type == "cuda")
-    if not isinstance(dataset, EncodedImages):
-        return loader
+    pin = device.type == "cuda"
+    if settings.decode != "gpu":
+        dataset = ImageDataset(images, settings, positions)
+        decoded = decode_early(
+            dataset, plan, settings, workers=workers, devices=[device.type], goes_on=lambda: True
+        )
+        return load_batches(dataset, plan, settings, workers=workers, pin=pin, decoded=decoded)
     from vggfeat.images.device_jpeg import DeviceJpegs
 
+    encoded = EncodedImages(images, settings, positions)
+    loader = load_batches(encoded, plan, settings, workers=workers, pin=pin)
     try:
-        decoder = DeviceJpegs(dataset, settings, [device], workers=workers, goes_on=lambda: True)
+        decoder = DeviceJpegs(encoded, settings, [device], workers=workers, goes_on=lambda: True)
         return decoder.batches(loader, lambda: device)
     except BaseException:
         loader.close()
