@@ -187,13 +187,7 @@ def _begin(images: ImageList, context: RunContext) -> None:
     plan_for = functools.partial(plan_batches, rows, ranks=ranks)
     with contextlib.ExitStack() as stack:
         early = stack.enter_context(
-            decoding_early(
-                settings,
-                images,
-                None,
-                lambda size: plan_batches(rows, size, ranks),
-                context.goes_on,
-            )
+            decoding_early(settings, images, None, plan_for, context.goes_on)
         )
         new = prepare_cache(settings, images)
         work = _Work(
