@@ -99,7 +99,6 @@ def open_source(
     cache = open_cache(source)
     check_output(out, fresh=begin == "fresh")
     refuse_if_held(out)
-    cache.warn()
     return cache
 
 
@@ -141,6 +140,7 @@ def derive(
         else:
             _begin(source, out, transform, dtype)
         work = _Work(source, FeatureCache(out), transform, stop, on_progress)
+        source.warn()
         if refusal is None:
             work.do()
     result = work.result(time.perf_counter() - started)
