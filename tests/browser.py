@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import shutil
 import subprocess
@@ -132,3 +133,22 @@ class Browser:
         text = {"text": "\r"} if key == "Enter" else {}
         self.send("Input.dispatchKeyEvent", type="keyDown", **code, **text)
         self.send("Input.dispatchKeyEvent", type="keyUp", **code)
+
+    def check_schemes_and_width(self) -> None:
+        """The page is dark on light or light on dark as the reader has it, and fits a telephone."""
+        seen = {}
+        for scheme in ("light", "dark"):
+            self.send(
+                "Emulation.setEmulatedMedia",
+                features=[{"name": "prefers-color-scheme", "value": scheme}],
+            )
+            for name in ("backgroundColor", "color"):
+                text = self.value(f"getComputedStyle(document.body).{name}")
+                seen[scheme, name] = sum(map(int, re.findall(r"\d+", text)[:3])) / 765
+        assert seen["light", "backgroundColor"] - seen["light", "color"] > 0.7
+        assert seen["dark", "color"] - seen["dark", "backgroundColor"] > 0.7
+        self.send("Emulation.setEmulatedMedia", features=[])
+        metrics = {"height": 800, "deviceScaleFactor": 1, "mobile": False}
+        self.send("Emulation.setDeviceMetricsOverride", width=320, **metrics)
+        assert self.value("document.documentElement.scrollWidth") <= 320
+        self.send("Emulation.setDeviceMetricsOverride", width=1000, **metrics)

@@ -407,23 +407,7 @@ def test_a_page_in_a_browser_asks_for_nothing(opened: Browser) -> None:
 
 def test_a_page_is_light_and_dark_and_narrow(opened: Browser) -> None:
     """It follows the reader's colours with enough contrast, and fits a telephone's width."""
-    colour = "getComputedStyle(document.body)"
-    seen = {}
-    for scheme in ("light", "dark"):
-        opened.send(
-            "Emulation.setEmulatedMedia",
-            features=[{"name": "prefers-color-scheme", "value": scheme}],
-        )
-        for name in ("backgroundColor", "color"):
-            text = opened.value(f"{colour}.{name}")
-            seen[scheme, name] = sum(map(int, re.findall(r"\d+", text)[:3])) / 765
-    assert seen["light", "backgroundColor"] - seen["light", "color"] > 0.7
-    assert seen["dark", "color"] - seen["dark", "backgroundColor"] > 0.7
-    opened.send("Emulation.setEmulatedMedia", features=[])
-    metrics = {"height": 800, "deviceScaleFactor": 1, "mobile": False}
-    opened.send("Emulation.setDeviceMetricsOverride", width=320, **metrics)
-    assert opened.value("document.documentElement.scrollWidth") <= 320
-    opened.send("Emulation.setDeviceMetricsOverride", width=1000, **metrics)
+    opened.check_schemes_and_width()
 
 
 def test_a_page_is_read_without_scripts(

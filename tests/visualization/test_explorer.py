@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import re
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
 
@@ -370,22 +369,7 @@ def test_a_click_on_the_map_chooses(opened: Browser) -> None:
 
 def test_light_dark_and_narrow(opened: Browser) -> None:
     """Readable in both schemes, and no wider than a telephone; nothing is fetched."""
-    seen = {}
-    for scheme in ("light", "dark"):
-        opened.send(
-            "Emulation.setEmulatedMedia",
-            features=[{"name": "prefers-color-scheme", "value": scheme}],
-        )
-        for name in ("backgroundColor", "color"):
-            text = opened.value(f"getComputedStyle(document.body).{name}")
-            seen[scheme, name] = sum(map(int, re.findall(r"\d+", text)[:3])) / 765
-    assert seen["light", "backgroundColor"] - seen["light", "color"] > 0.7
-    assert seen["dark", "color"] - seen["dark", "backgroundColor"] > 0.7
-    opened.send("Emulation.setEmulatedMedia", features=[])
-    metrics = {"height": 800, "deviceScaleFactor": 1, "mobile": False}
-    opened.send("Emulation.setDeviceMetricsOverride", width=320, **metrics)
-    assert opened.value("document.documentElement.scrollWidth") <= 320
-    opened.send("Emulation.setDeviceMetricsOverride", width=1000, **metrics)
+    opened.check_schemes_and_width()
     assert {url.split(":")[0] for url in opened.requests} <= {"file", "blob"}
 
 
