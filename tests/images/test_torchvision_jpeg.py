@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from jpeg_files import picture, saved
 from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional
@@ -31,20 +32,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWa
 
 TENSORS = Preprocess(decode="torchvision")
 LIMIT = 2**26
-
-
-def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
-    """Smooth colours, as JPEG has them."""
-    bands = {"L": 1, "CMYK": 4}.get(mode, 3)
-    rough = np.random.default_rng(width * height).integers(0, 256, (9, 9, bands), np.uint8)
-    image = Image.fromarray(rough[..., 0] if bands == 1 else rough, mode if bands == 4 else None)
-    return image.resize((width, height), Image.Resampling.BICUBIC)
-
-
-def saved(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
 
 
 def decoded(data: bytes, preprocess: Preprocess = TENSORS) -> NDArray[np.uint8]:
