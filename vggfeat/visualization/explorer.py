@@ -46,7 +46,7 @@ MOST_IMAGES: Final = 5000
 
 _MOST_FAILED = 1000  # that the page names
 _UMAP_IMAGES = 5
-_SAID_PIXELS = 0.42  # bytes of JPEG a pixel of a thumbnail, about, for the size that is said before
+_SAID_PIXELS = 0.3  # bytes of JPEG a pixel of a thumbnail, about, for the size that is said before
 _SAID_NAME = 60
 _PACKAGE = "vggfeat.visualization.explorer_page"
 
