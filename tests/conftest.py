@@ -1,4 +1,4 @@
-"""What several test modules share: real weights and photographs, and a cache folder of our own.
+"""What several test modules share: real weights and photographs, and a cache folder for tests.
 
 Nothing is imported here that a machine with a GPU may lack: see `tests/accelerator.py`.
 """

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def test_the_first_batch_is_a_cold_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first batch of a run, in which a device loads its libraries, is told apart."""
+    """The first batch of a run, in which a device loads its libraries, does not count as slow."""
     told = []
     note = Pace.note
 

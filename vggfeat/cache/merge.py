@@ -104,7 +104,7 @@ def merge(
     check_place(out)
     caches = [open_cache(source) for source in given]
     check_whole(caches)
-    next((one for one in caches if one.header.provenance.warning), caches[0]).warn()
+    any(cache.warn() for cache in caches)  # the first that has something to tell
     if len(caches) == 1 and isinstance(caches[0], ShardedCache):
         with hold(out):
             refuse_replacing(out)

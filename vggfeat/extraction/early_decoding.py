@@ -1,6 +1,6 @@
 """Decode the first images while torch is imported, by what the run will probably be.
 
-The batch size, the way of decoding and the number of workers depend on the devices, which only
+The batch size, the decoder and the number of workers depend on the devices, which only
 torch knows. They are guessed; if a guess was wrong, the workers end, and others begin.
 """
 

@@ -174,7 +174,7 @@ def network_rate(
 
     Args:
         extractor: on its device.
-        batch_size: images a pass.
+        batch_size: images of a batch.
         seconds: a pass begins only if it will be over within them, but for the first.
         warm_up: compute a batch before: libraries choose their algorithms for a new shape.
     """

@@ -105,7 +105,7 @@ class Passes:
     def settle(self, shape: torch.Size, compute: Callable[[int], object]) -> int:
         """Return the largest pass, of all images or half and half again, that memory suffices for.
 
-        Kernels are those of a device with memory to spare, in that process and any later one.
+        Kernels are those of a device with enough memory, in that process and any later one.
 
         Raises:
             DeviceError: there is no memory for one image.

@@ -137,9 +137,9 @@ def _places(z: Values, vectors: Values | None) -> Values:
         points[:] = umap_points(vectors)
     else:
         points[:, : min(2, z.shape[1])] = z[:, :2]
-    low = points.min(axis=0)
-    span = float(np.ptp(points, axis=0).max())  # one for both axes: distances keep their shape
-    placed: Values = (points - low - np.ptp(points, axis=0) / 2) / (span or 1) + np.float32(0.5)
+    low, high = points.min(axis=0), points.max(axis=0)
+    span = float((high - low).max())  # one for both axes: distances keep their shape
+    placed: Values = (points - low - (high - low) / 2) / (span or 1) + np.float32(0.5)
     return placed
 
 

@@ -7,6 +7,7 @@ as `compact_features` says, template, style and script from the folder `explorer
 from __future__ import annotations
 
 import base64
+import contextlib
 import importlib.resources
 import os
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from vggfeat._version import __version__
 from vggfeat.cache.labels import UNLABELLED, labels_of_paths
 from vggfeat.cache.sharded import open_cache
 from vggfeat.core.arrays import spread
-from vggfeat.core.layer_spec import parse_specs, split_specs
+from vggfeat.core.layer_spec import parse_specs
 from vggfeat.core.optional import require
 from vggfeat.core.text import counted, printable
 from vggfeat.errors import InputError, UsageError, VggfeatError
@@ -29,7 +30,7 @@ from vggfeat.visualization.compact_features import (
     CompactLayer,
     compact_layer,
 )
-from vggfeat.visualization.projections import Projection, check_projection
+from vggfeat.visualization.projections import Projection, check_projection, named_layers
 from vggfeat.visualization.sprite import Sprite, make_sprite, tile_side
 from vggfeat.visualization.thumbnails import image_file
 
@@ -135,14 +136,7 @@ def plan_explorer(
     if most < 1:
         raise UsageError(f"most is {most}; expected 1 or more")
     opened = open_cache(os.fspath(cache)) if isinstance(cache, str | os.PathLike) else cache
-    wanted = opened.layers if layers is None else _named(layers)
-    names = tuple(dict.fromkeys(map(opened.canonical, wanted)))
-    if not names:
-        raise UsageError(
-            f"no layers requested; cache {opened.path!r} has {', '.join(opened.layers)}"
-        )
-    for name in names:
-        opened[name]
+    names = named_layers(opened, layers)
     done = np.flatnonzero(opened.done)
     fewest = _UMAP_IMAGES if projection == "umap" else 1
     if len(done) < fewest:
@@ -152,10 +146,6 @@ def plan_explorer(
         )
     opened.warn()
     return ExplorerPlan(opened, spread(done, most), len(done), names, projection)
-
-
-def _named(layers: str | Sequence[str]) -> Sequence[str]:
-    return split_specs(layers) if isinstance(layers, str) else layers
 
 
 def explore(
@@ -280,10 +270,8 @@ def _render(
 def _layer_facts(cache: FeatureCache, layer: CompactLayer) -> dict[str, Any]:
     carries = ""
     if not cache.header.identity.steps:
-        try:
+        with contextlib.suppress(VggfeatError):  # a layer that this version does not know
             carries = parse_specs(layer.layer, cache.header.identity.model)[0].layer.carries
-        except VggfeatError:  # a layer that this version does not know
-            carries = ""
     return {
         "name": layer.layer,
         "width": layer.width,

@@ -16,6 +16,8 @@ from vggfeat.errors import InputError, UsageError
 from vggfeat.transforms.pca import fit_pca
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from vggfeat.cache.reader import FeatureCache
@@ -92,6 +94,22 @@ def check_projection(name: str) -> Projection:
     return projection
 
 
+def named_layers(cache: FeatureCache, layers: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Return layers of a cache by their canonical names, each once; for None all of them.
+
+    Raises UsageError if none is named, CacheError for one that the cache lacks.
+    """
+    if layers is None:
+        return cache.layers
+    words = split_specs(layers) if isinstance(layers, str) else layers
+    names = tuple(dict.fromkeys(map(cache.canonical, words)))
+    if not names:
+        raise UsageError(f"no layers requested; cache {cache.path!r} has {', '.join(cache.layers)}")
+    for name in names:
+        cache[name]
+    return names
+
+
 def view_cache(
     cache: FeatureCache,
     *,
@@ -107,9 +125,7 @@ def view_cache(
     """
     if sample < 1:
         raise UsageError(f"sample is {sample}; expected 1 or more")
-    names = cache.layers if layers is None else tuple(map(cache.canonical, split_specs(layers)))
-    if not names:
-        raise UsageError(f"no layers requested; cache {cache.path!r} has {', '.join(cache.layers)}")
+    names = named_layers(cache, layers)
     cache.warn()
     done = np.flatnonzero(cache.done)
     # Of a vector all values are held, of a map one for each channel.
@@ -123,7 +139,7 @@ def view_cache(
             histogram=_histogram(cache, name, done),
             plane=plane_of(unit_rows(row_vectors(cache, name, rows)), projection),
         )
-        for name in dict.fromkeys(names)
+        for name in names
     ]
     return CacheView(cache, rows, tuple(views), projection)
 

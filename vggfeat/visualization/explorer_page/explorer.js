@@ -4,7 +4,7 @@ const PAGE = 120; // tiles that the grid shows at once
 const CELL = 46; // pixels of the map in which one thumbnail is drawn
 const TILE = 38;
 const NEAR = 26; // pixels around a point that belong to it
-// Of Okabe and Ito, told apart by all eyes; the last is shared by all further labels.
+// Of Okabe and Ito, also for colour-blind eyes; the last is shared by all further labels.
 const COLOURS = ['#0072b2', '#e69f00', '#009e73', '#cc79a7', '#56b4e9', '#d55e00', '#f0e442', '#8a8a8a'];
 
 const byId = id => document.getElementById(id);
