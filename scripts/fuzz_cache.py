@@ -63,6 +63,7 @@ REPORT_SECONDS = 30.0
 COMMANDS: tuple[tuple[str, ...], ...] = (
     ("inspect", "IN"), ("inspect", "IN", "--json"), ("verify", "IN"),
     ("search", "IN", "--row", "ROW", "--layer", "LAYER", "--json"),
+    ("similarity", "--cache", "IN", "--row", "ROW", "--row", "ROW", "--layers", "LAYER"),
     ("duplicates", "IN", "--layer", "LAYER", "--json"),
     ("export", "IN", "--to", "npz", "--out", "OUT.npz"),
     ("export", "IN", "--to", "csv", "--out", "OUT.csv"),

@@ -70,6 +70,9 @@ if TYPE_CHECKING:
     from vggfeat.retrieval.compare import compare as compare
     from vggfeat.retrieval.duplicates import Duplicates as Duplicates
     from vggfeat.retrieval.duplicates import duplicates as duplicates
+    from vggfeat.retrieval.image_similarity import SimilarityMatrix as SimilarityMatrix
+    from vggfeat.retrieval.image_similarity import similarity as similarity
+    from vggfeat.retrieval.image_similarity import similarity_matrix as similarity_matrix
     from vggfeat.retrieval.quantization_loss import measure_loss as measure_loss
     from vggfeat.retrieval.search import SearchResult as SearchResult
     from vggfeat.retrieval.search import search as search
@@ -135,6 +138,7 @@ _HOMES = {
     "network.calibration": ("calibrate",),
     "retrieval.compare": ("Comparison", "compare"),
     "retrieval.duplicates": ("Duplicates", "duplicates"),
+    "retrieval.image_similarity": ("SimilarityMatrix", "similarity", "similarity_matrix"),
     "retrieval.quantization_loss": ("measure_loss",),
     "retrieval.search": ("SearchResult", "search"),
     "transforms.derive": ("TransformReport",),

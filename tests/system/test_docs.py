@@ -81,7 +81,7 @@ def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("docs/LAYERS.md", 4),
         ("docs/EMBEDDINGS.md", 16),
         ("docs/EXPORT.md", 11),
-        ("docs/SEARCH.md", 12),
+        ("docs/SEARCH.md", 14),
         ("docs/SEEING.md", 9),
         ("docs/ZEROSHOT.md", 9),
     ],

@@ -39,6 +39,7 @@ from vggfeat.cli.plot import plot
 from vggfeat.cli.presets import presets
 from vggfeat.cli.search import search
 from vggfeat.cli.sheet import sheet
+from vggfeat.cli.similarity import similarity
 from vggfeat.cli.stats import stats
 from vggfeat.cli.trace import trace
 from vggfeat.cli.transforms import fuse, reduce
@@ -89,6 +90,7 @@ for command in (
     reduce,
     compare,
     search,
+    similarity,
     duplicates,
     layers,
     presets,

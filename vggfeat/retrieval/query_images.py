@@ -23,7 +23,7 @@ from vggfeat.network.weights_in_memory import held_from_file
 from vggfeat.transforms.replay import replay_to
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -83,6 +83,7 @@ def query_images(
     images: ImagesLike,
     layers: Sequence[str],
     *,
+    in_order: bool = False,
     device: str = "auto",
     model_weights: str | os.PathLike[str] | Mapping[str, Tensor] | None = None,
     use: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
@@ -97,13 +98,14 @@ def query_images(
             (H, W, C), tensors (C, H, W) of pixels, or the bytes of image files; one or several, of
             any kinds.
         layers: of the cache, canonical.
+        in_order: see `listed_queries`.
         device: for the network: see `Settings.device`.
         model_weights: the weights' file, where it is not where the cache says, or their state
             dict; for a cache made with weights in memory, a file of the same tensors will do.
         use: for a cache made by `fuse` or `reduce`, the files with what was fitted; by default
             those beside the caches that they made, `<cache>.model.h5`.
     """
-    queries = list(_queries(images))
+    queries = listed_queries(images, in_order=in_order)
     replay = replay_to(cache, as_tuple(use))
     extractor = _extractor(cache, replay.specs or tuple(layers), device, model_weights)
     preprocess = dataclasses.replace(cache.header.identity.preprocess, augment=())
@@ -112,6 +114,14 @@ def query_images(
             f"cache {cache.path!r} was preprocessed in a way that its settings do not repeat: "
             f"{preprocess} is recorded, they give {extractor.preprocess}; query with --row"
         )
+    found = compute_queries(queries, extractor)
+    vectors = replay(found.vectors) if found.paths else {}
+    kept = {layer: vectors[layer] for layer in layers if found.paths}
+    return dataclasses.replace(found, vectors=kept)
+
+
+def compute_queries(queries: Sequence[QueryImage], extractor: Extractor) -> Queries:
+    """Compute features of images, by what the extractor calls them; failures are recorded."""
     good, tensors, digests, failures = [], [], [], []
     for query in queries:
         try:
@@ -125,10 +135,9 @@ def query_images(
     if not good:
         return Queries(failures=tuple(failures))
     features = extractor(tensors)
-    vectors = replay({name: rows.cpu().numpy() for name, rows in features.items()})
     return Queries(
         tuple(query.name for query in good),
-        {layer: vectors[layer] for layer in layers},
+        {name: rows.cpu().numpy() for name, rows in features.items()},
         tuple(failures),
         tuple(query.place for query in good),
         tuple(digests),
@@ -136,7 +145,7 @@ def query_images(
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Query:
+class QueryImage:
     """One image to search with.
 
     Attributes:
@@ -166,20 +175,40 @@ def listed_images(images: ImagesLike) -> list[Any]:
     return [several] if is_one_image(several) else list(several)
 
 
-def _queries(images: ImagesLike) -> Iterator[_Query]:
-    """Yield the images that files give, sorted, and then those in memory."""
+def listed_queries(images: ImagesLike, *, in_order: bool = False) -> list[QueryImage]:
+    """Return the images that files give, each once and sorted, and behind them those in memory.
+
+    If `in_order`, return them in the order in which they are given, and as often.
+    """
     given = listed_images(images)
     paths = [one for one in given if isinstance(one, (str, os.PathLike))]
-    if paths:
-        listed = discover(paths)
-        for position in range(len(listed)):
-            place = listed.absolute(position)
-            yield _Query(_shown(place), place, listed=listed, position=position)
-    for number, one in enumerate(given):
-        if not isinstance(one, (str, os.PathLike)):
-            file = file_name_of(one)
-            place = os.path.abspath(os.fsencode(file)) if file else b""
-            yield _Query(_shown(place) if file else f"images[{number}]", place, one)
+    if in_order:
+        parts = [
+            _of_files([one]) if isinstance(one, (str, os.PathLike)) else [_in_memory(number, one)]
+            for number, one in enumerate(given)
+        ]
+        return [query for part in parts for query in part]
+    held = [
+        _in_memory(number, one)
+        for number, one in enumerate(given)
+        if not isinstance(one, (str, os.PathLike))
+    ]
+    return (_of_files(paths) if paths else []) + held
+
+
+def _of_files(paths: Sequence[str | os.PathLike[str]]) -> list[QueryImage]:
+    listed = discover(paths)
+    places = [listed.absolute(position) for position in range(len(listed))]
+    return [
+        QueryImage(_shown(place), place, listed=listed, position=position)
+        for position, place in enumerate(places)
+    ]
+
+
+def _in_memory(number: int, image: Any) -> QueryImage:
+    file = file_name_of(image)
+    place = os.path.abspath(os.fsencode(file)) if file else b""
+    return QueryImage(_shown(place) if file else f"images[{number}]", place, image)
 
 
 def _shown(path: bytes) -> str:
