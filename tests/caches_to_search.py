@@ -63,6 +63,8 @@ def scored(x: NDArray[Any], queries: NDArray[Any], metric: str) -> NDArray[np.fl
     """Scores (q, n) in float64, more is nearer."""
     x, queries = x.astype(np.float64), queries.astype(np.float64)
     if metric == "l2":
+        x, queries = normalize(x), normalize(queries)
+    if metric.startswith("l2"):
         distances: NDArray[np.float64] = np.sqrt(((queries[:, None] - x[None]) ** 2).sum(-1))
         return -distances
     if metric == "cosine":

@@ -66,11 +66,11 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def vectors(path: Path, *layers: str) -> NDArray[np.float64]:
-    """Done rows of layers: one as it is, several at unit length and side by side."""
+def vectors(path: Path, *layers: str, metric: str = "cosine") -> NDArray[np.float64]:
+    """Done rows of layers side by side: at unit length, or for `l2-raw` as they are."""
     cache = FeatureCache(path)
     parts = [np.asarray(cache[layer][cache.done], dtype=np.float64) for layer in layers]
-    return parts[0] if len(parts) == 1 else np.hstack([normalize(part) for part in parts])
+    return np.hstack([part if metric == "l2-raw" else normalize(part) for part in parts])
 
 
 def folders(path: Path) -> NDArray[np.str_]:
@@ -126,7 +126,7 @@ PAIRS = {
 }
 
 
-@pytest.mark.parametrize("metric", ["cosine", "l2"])
+@pytest.mark.parametrize("metric", ["cosine", "l2", "l2-raw"])
 def test_by_labels_the_figures_are_scikit_learns(workplace: Path, metric: str) -> None:
     """Layers, pairs and all together: the figures are those of concatenated unit vectors."""
     path = workplace / "feats.h5"
@@ -134,7 +134,7 @@ def test_by_labels_the_figures_are_scikit_learns(workplace: Path, metric: str) -
     candidates = by_layer(found.candidates)
     assert set(candidates) == set(GROUPS | PAIRS)
     for name, layers in (GROUPS | PAIRS).items():
-        x = vectors(path, *layers)
+        x = vectors(path, *layers, metric=metric)
         expected = expected_by_labels(x, folders(path), metric, (2, 3))
         assert figures(candidates[name]) == pytest.approx(expected, abs=1e-6), name
         assert candidates[name].width == x.shape[1]
@@ -145,7 +145,7 @@ def test_by_labels_the_figures_are_scikit_learns(workplace: Path, metric: str) -
     assert len({round(mean, 6) for mean in means}) > 3, "the candidates hardly differ"
 
 
-@pytest.mark.parametrize("metric", ["cosine", "l2"])
+@pytest.mark.parametrize("metric", ["cosine", "l2", "l2-raw"])
 def test_by_queries_the_figures_are_scikit_learns(workplace: Path, metric: str) -> None:
     """Each altered image has one right answer among all done images; caches also pooled."""
     path = workplace / "feats.h5"
@@ -153,10 +153,10 @@ def test_by_queries_the_figures_are_scikit_learns(workplace: Path, metric: str) 
     found = compare([path], queries=altered, metric=metric, k=(2,))
     assert [part.queries for part in found.by_queries] == [str(one) for one in altered]
     for name, layers in GROUPS.items():
-        x = vectors(path, *layers)
+        x = vectors(path, *layers, metric=metric)
         each = []
         for part, other in zip(found.by_queries, altered, strict=True):
-            scores = similarities(vectors(other, *layers), x, metric)
+            scores = similarities(vectors(other, *layers, metric=metric), x, metric)
             own = np.eye(19, dtype=bool)
             expected = [
                 np.mean([average_precision_score(own[i], scores[i]) for i in range(19)]),
@@ -174,7 +174,7 @@ def test_by_queries_the_figures_are_scikit_learns(workplace: Path, metric: str) 
     assert compare([path], queries=altered[:1]).by_queries == ()
 
 
-@pytest.mark.parametrize("metric", ["cosine", "l2"])
+@pytest.mark.parametrize("metric", ["cosine", "l2", "l2-raw"])
 def test_blocks_change_nothing(
     workplace: Path, metric: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,9 +197,9 @@ def test_distances_far_from_the_origin(workplace: Path, tmp_path: Path) -> None:
     with h5py.File(tmp_path / "far.h5", "r+") as file:
         rows = 3000 + 2 * noise.integers(-1, 2, file["features/conv3_2"].shape)
         file["features/conv3_2"][:] = rows
-    found = compare([tmp_path / "far.h5"], metric="l2", fusions="none", k=(1, 2))
-    x = vectors(tmp_path / "far.h5", "conv3_2")
-    expected = expected_by_labels(x, folders(tmp_path / "far.h5"), "l2", (1, 2))
+    found = compare([tmp_path / "far.h5"], metric="l2-raw", fusions="none", k=(1, 2))
+    x = vectors(tmp_path / "far.h5", "conv3_2", metric="l2-raw")
+    expected = expected_by_labels(x, folders(tmp_path / "far.h5"), "l2-raw", (1, 2))
     assert figures(by_layer(found.candidates)["conv3_2"]) == pytest.approx(expected, abs=1e-6)
 
 

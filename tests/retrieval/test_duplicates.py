@@ -41,7 +41,7 @@ def expected(
     seed=st.integers(0, 1000),
     count=st.integers(2, 60),
     outer=st.integers(1, 20),
-    metric=st.sampled_from(["cosine", "l2"]),
+    metric=st.sampled_from(["cosine", "l2", "l2-raw"]),
     threshold=st.sampled_from([0.0, 0.5, 0.9, 0.99]),
 )
 def test_groups_are_the_connected_components(
@@ -91,7 +91,9 @@ def test_rows_that_are_not_done_do_not_count(tmp_path: Path) -> None:
     [
         ({"threshold": 1.5}, "threshold is 1.5; expected a cosine from -1 to 1"),
         ({"threshold": float("nan")}, "threshold is nan"),
-        ({"threshold": -1.0, "metric": "l2"}, "expected a distance of 0 or more"),
+        ({"threshold": -1.0, "metric": "l2-raw"}, "expected a distance of 0 or more"),
+        ({"threshold": 2.5, "metric": "l2"}, "a distance of 0 to 2 at unit length; l2-raw"),
+        ({"metric": "l2-raw"}, "no threshold for metric l2-raw"),
         ({"metric": "dot"}, "unknown metric 'dot'; expected one of cosine, l2"),
     ],
 )

@@ -64,10 +64,10 @@ def nearest_others(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Places of the k nearest to each of some rows, itself left out, and scores; both (q, k)."""
     wide = x.astype(np.float64)
-    if metric == "cosine":
+    if metric in ("cosine", "l2"):
         wide /= np.linalg.norm(wide, axis=1, keepdims=True)
     scores: NDArray[np.float64] = wide[own] @ wide.T
-    if metric == "l2":
+    if metric.startswith("l2"):
         squares = (wide**2).sum(1)
         scores = -np.sqrt(np.maximum(squares[own, None] + squares - 2 * scores, 0))
     scores[np.arange(len(own)), own] = -np.inf
@@ -76,7 +76,7 @@ def nearest_others(
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "int8"])
-@pytest.mark.parametrize("metric", ["cosine", "l2", "dot"])
+@pytest.mark.parametrize("metric", ["cosine", "l2", "l2-raw", "dot"])
 def test_a_flat_index_finds_what_numpy_finds(tmp_path: Path, dtype: str, metric: Any) -> None:
     """Of few rows the index is flat, and rows and scores are NumPy's over the same values."""
     cache = cache_of(tmp_path / "f.h5", {"conv1_1": noise(900, 24)}, dtype)
@@ -85,7 +85,7 @@ def test_a_flat_index_finds_what_numpy_finds(tmp_path: Path, dtype: str, metric:
     found = index.search(queries, 7)
     right = scored(cache.values("conv1_1"), queries, metric)
     np.testing.assert_array_equal(found.rows, np.argsort(-right, axis=1)[:, :7])
-    shown = -np.sort(-right, axis=1)[:, :7] * (-1 if metric == "l2" else 1)
+    shown = -np.sort(-right, axis=1)[:, :7] * (-1 if metric.startswith("l2") else 1)
     np.testing.assert_allclose(found.scores, shown, rtol=1e-6, atol=1e-6)
     info = index.info
     assert (info.kind, info.rows, info.at, info.sample, info.recall) == ("flat", 900, 10, 200, 1.0)
@@ -97,7 +97,7 @@ def test_a_flat_index_finds_what_numpy_finds(tmp_path: Path, dtype: str, metric:
         ("float16", "cosine", "float16"),
         ("float16", "l2", "float16"),
         ("float32", "dot", "float32"),
-        ("int8", "l2", "float16"),
+        ("int8", "l2-raw", "float16"),
     ],
 )
 def test_recall_is_what_is_reported(
@@ -125,7 +125,7 @@ def test_recall_is_what_is_reported(
     found = index.search(x[own], 10, left_out=rows[own])
     same = found.rows == rows[right]
     assert same.mean() > 0.5  # one that is missed moves those behind it
-    sign = -1 if metric == "l2" else 1
+    sign = -1 if metric.startswith("l2") else 1
     np.testing.assert_allclose(found.scores[same], sign * scores[same], rtol=1e-5, atol=1e-5)
     if info.probes > 1:
         index.info = dataclasses.replace(info, probes=info.probes // 2)
@@ -140,12 +140,25 @@ def test_values_too_large_for_float16_are_kept(
     for dtype in ("float32", "int8"):
         x = 1e6 * photos(2000)
         cache = cache_of(tmp_path / "f.h5", {"conv1_1": x}, dtype)
-        index = open_index(cache, "conv1_1", "l2", tmp_path / f"{dtype}.faiss")
+        index = open_index(cache, "conv1_1", "l2-raw", tmp_path / f"{dtype}.faiss")
         assert (index.info.kind, index.info.storage) == ("ivf", "float32")
         assert index.info.recall >= 0.95
         assert index.search(cache.values("conv1_1", np.arange(50)), 1).rows[:, 0].tolist() == list(
             range(50)
         )
+
+
+def test_an_index_of_vectors_as_stored_is_none_at_unit_length(tmp_path: Path) -> None:
+    """Earlier files of metric l2 hold vectors as stored: they serve l2-raw, and l2 refuses them."""
+    cache = cache_of(tmp_path / "f.h5", {"conv1_1": noise(60, 8)})
+    path = tmp_path / "f.faiss"
+    open_index(cache, "conv1_1", "l2-raw", path)
+    before = path.read_bytes()
+    assert b'"metric": "l2",' in before  # as earlier versions wrote it
+    with pytest.raises(CacheMismatchError, match="is of metric l2-raw, expected l2; name another"):
+        open_index(cache, "conv1_1", "l2", path)
+    open_index(cache, "conv1_1", "l2-raw", path)
+    assert path.read_bytes() == before
 
 
 def test_only_rows_that_are_done_are_found(

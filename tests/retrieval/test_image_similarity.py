@@ -34,13 +34,14 @@ def unit(x: NDArray[Any]) -> NDArray[np.float64]:
 
 
 @pytest.mark.parametrize("make", [np.asarray, torch.as_tensor, lambda x: x.tolist()])
-@pytest.mark.parametrize("metric", ["cosine", "l2"])
+@pytest.mark.parametrize("metric", ["cosine", "l2", "l2-raw"])
 def test_vectors_are_compared_as_by_scipy(make: Any, metric: Any) -> None:
     """Each with each, row by row, one with many, and one with one; of any length."""
     a, b = noise(3, 20), 100 * noise(3, 20, seed=1)
     right = {
         "cosine": 1 - cdist(a, b, "cosine"),
         "l2": 1 / (1 + cdist(unit(a), unit(b), "euclidean")),
+        "l2-raw": 1 / (1 + cdist(a.astype(float), b.astype(float), "euclidean")),
     }[metric]
     x, y = make(a), make(b)
     near: dict[str, Any] = {"rtol": 0, "atol": 1e-12}

@@ -38,7 +38,7 @@ LAYERS = ("conv1_1", "conv2_1:max")
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "int8"])
-@pytest.mark.parametrize("metric", ["cosine", "l2", "dot"])
+@pytest.mark.parametrize("metric", ["cosine", "l2", "l2-raw", "dot"])
 def test_the_nearest_are_those_of_scikit_learn(tmp_path: Path, dtype: str, metric: Any) -> None:
     """Rows and distances are those of scikit-learn's brute force over the same values."""
     cache = cache_of(tmp_path / "f.h5", {"conv1_1": noise(3000, 64)}, dtype)
@@ -50,10 +50,11 @@ def test_the_nearest_are_those_of_scikit_learn(tmp_path: Path, dtype: str, metri
         right = np.argsort(-scored(x, queries, metric), axis=1)[:, :9]
         values = np.take_along_axis(scored(x, queries, metric), right, 1)
     else:
-        name = {"cosine": "cosine", "l2": "euclidean"}[metric]
+        name = "cosine" if metric == "cosine" else "euclidean"
+        ready = normalize if metric == "l2" else np.asarray
         brute = NearestNeighbors(n_neighbors=9, metric=name, algorithm="brute")
-        brute.fit(x.astype(np.float64))
-        distances, right = brute.kneighbors(queries.astype(np.float64))
+        brute.fit(ready(x.astype(np.float64)))
+        distances, right = brute.kneighbors(ready(queries.astype(np.float64)))
         values = 1 - distances if metric == "cosine" else distances
     np.testing.assert_array_equal(rows, right)
     np.testing.assert_allclose(scores, values, rtol=1e-6, atol=1e-6)
@@ -75,7 +76,7 @@ def test_every_float16_becomes_the_float32_it_is() -> None:
     values=st.lists(
         st.tuples(*[st.integers(-2, 2)] * 2), min_size=1, max_size=60
     ),
-    metric=st.sampled_from(["cosine", "l2", "dot"]),
+    metric=st.sampled_from(["cosine", "l2", "l2-raw", "dot"]),
     k=st.integers(1, 12),
     threads=st.integers(1, 4),
     size=st.integers(1, 16),
@@ -101,7 +102,7 @@ def test_ties_stand_by_row_whatever_the_blocks_and_threads(
         patch.setattr(blocks, "BLOCK_VALUES", 2 * size)
         patch.setattr(scan, "_MOST_KEPT", kept)
         found = nearest(cache, [LayerQuery("conv1_1", queries)], k, metric, threads=threads)
-    values_found = np.take_along_axis(shown, found.rows, 1) * (-1 if metric == "l2" else 1)
+    values_found = np.take_along_axis(shown, found.rows, 1) * (-1 if metric.startswith("l2") else 1)
     np.testing.assert_allclose(found.scores, values_found, atol=1e-6)
     # Rows equal to the bit are ordered by row; others within a rounding error may be either way.
     np.testing.assert_allclose(
@@ -123,8 +124,8 @@ def test_far_from_the_origin_nothing_is_lost(tmp_path: Path) -> None:
     """Where float32 cannot tell distances apart at all, the result is float64's all the same."""
     x = 3000 + 2 * np.random.default_rng(0).integers(-1, 2, (2000, 256)).astype(np.float32)
     cache = cache_of(tmp_path / "f.h5", {"conv1_1": x})
-    rows, scores = top_k(cache, "conv1_1", x[:3], 5, "l2")
-    distances = -scored(x, x[:3], "l2").astype(np.float32)
+    rows, scores = top_k(cache, "conv1_1", x[:3], 5, "l2-raw")
+    distances = -scored(x, x[:3], "l2-raw").astype(np.float32)
     np.testing.assert_array_equal(rows, np.argsort(distances, axis=1, kind="stable")[:, :5])
     np.testing.assert_array_equal(scores, np.sort(distances, axis=1)[:, :5])
 
@@ -164,19 +165,45 @@ def test_several_layers_are_a_weighted_mean(tmp_path: Path) -> None:
     cache = cache_of(tmp_path / "f.h5", layers, "float32")
     asked = [LayerQuery(name, rows[:4], weight) for (name, rows), weight in
              zip(layers.items(), (3, 1), strict=True)]  # fmt: skip
-    joined = np.hstack(
-        [np.sqrt(share) * normalize(rows.astype(np.float64)) for rows, share in
-         zip(layers.values(), (0.75, 0.25), strict=True)]
+    joined, stored = (
+        np.hstack(
+            [np.sqrt(share) * ready(rows.astype(np.float64)) for rows, share in
+             zip(layers.values(), (0.75, 0.25), strict=True)]
+        )
+        for ready in (normalize, np.asarray)
     )  # fmt: skip
-    for metric, sign in (("cosine", 1), ("l2", -1)):
+    for metric, sign in (("cosine", 1), ("l2", -1), ("l2-raw", -1)):
         found = nearest(cache, asked, 6, metric)  # type: ignore[arg-type] # of METRICS
-        right = scored(joined, joined[:4], metric)
+        x = stored if metric == "l2-raw" else joined
+        right = scored(x, x[:4], "l2-raw" if metric == "l2" else metric)
         np.testing.assert_array_equal(found.rows, np.argsort(-right, axis=1)[:, :6])
         np.testing.assert_allclose(sign * found.scores, -np.sort(-right, axis=1)[:, :6], atol=1e-6)
     found = nearest(cache, asked, 6, "dot")
     products = [scored(rows, rows[:4], "dot") for rows in layers.values()]
     right = 0.75 * products[0] + 0.25 * products[1]
     np.testing.assert_array_equal(found.rows, np.argsort(-right, axis=1)[:, :6])
+
+
+def test_a_distance_means_one_thing(tmp_path: Path) -> None:
+    """One layer, the same beside one of no weight, a pair and a near-duplicate: one distance."""
+    layers = {"conv1_1": 40 * np.abs(noise(30, 16)), "conv2_1:max": noise(30, 48, seed=1)}
+    cache = cache_of(tmp_path / "f.h5", layers, "float32")
+    x = normalize(layers["conv1_1"].astype(np.float64))
+    right = np.linalg.norm(x - x[0], axis=1)
+    order = np.argsort(right)[1:4]
+    for names, weights in ((["conv1_1"], ()), (list(layers), (1, 0))):
+        found = library.search(
+            cache, rows=0, layers=names, weights=weights, metric="l2", top=3
+        )  # fmt: skip
+        hits = found.answers[0].hits
+        assert [hit.row for hit in hits] == order.tolist()
+        assert [hit.score for hit in hits] == pytest.approx(right[order].tolist(), abs=1e-6)
+    rows = cache.values("conv1_1")
+    alike = library.similarity(rows[0], rows[order], "l2")
+    np.testing.assert_allclose(alike, [hit.similarity for hit in hits], atol=1e-6)
+    pair = cache_of(tmp_path / "two.h5", {"conv1_1": layers["conv1_1"][[0, order[0]]]}, "float32")
+    (group,) = library.duplicates(pair, threshold=2, metric="l2").groups
+    assert group.score == pytest.approx(right[order[0]], abs=1e-6)
 
 
 def test_products_are_single_threaded_for_a_while() -> None:
@@ -328,7 +355,9 @@ def test_tables_and_csv(workplace: Path) -> None:
     warning = "cache 'feats.h5': RANDOM WEIGHTS (seed 0): these features carry no learnt meaning"
     assert done.stderr == f"vggfeat: warning: {warning}\n"
     head, _, query, columns, *rows = done.stdout.splitlines()
-    assert head == ("12 images searched by conv1_1 0.75, conv2_1:max 0.25, L2 distance")
+    assert head == (
+        "12 images searched by conv1_1 0.75, conv2_1:max 0.25, L2 distance at unit length"
+    )
     assert (query, columns.split()) == ("a/03.png", ["rank", "distance", "similarity", "path"])
     found = library.search(
         workplace / "feats.h5", rows=["a/03.png"], layers=LAYERS, weights=(3, 1), metric="l2", top=2
@@ -471,7 +500,7 @@ def test_searching_changes_nothing(workplace: Path, tmp_path: Path) -> None:
     assert (tmp_path / "codes.h5").read_bytes() == before
 
 
-@pytest.mark.parametrize("metric", ["cosine", "l2", "dot"])
+@pytest.mark.parametrize("metric", ["cosine", "l2", "l2-raw", "dot"])
 def test_odd_rows_are_ranked_as_numpy_ranks_them(tmp_path: Path, metric: Any) -> None:
     """Zeros and ties stand as NumPy's stable sort has them; failed rows and NaN are never found."""
     x = noise(12, 6, seed=5)
@@ -487,7 +516,7 @@ def test_odd_rows_are_ranked_as_numpy_ranks_them(tmp_path: Path, metric: Any) ->
     for at in range(len(queries)):
         np.testing.assert_array_equal(rows[at, : len(good)], good[order[at]])
         values = right[at][order[at]]
-        expected = -values if metric == "l2" else values
+        expected = -values if metric.startswith("l2") else values
         np.testing.assert_allclose(scores[at, : len(good)], expected, rtol=1e-6, atol=1e-7)
         assert (rows[at, len(good) :] == -1).all()
         assert np.isnan(scores[at, len(good) :]).all()

@@ -45,7 +45,12 @@ def compare(
         ),
     ] = None,
     metric: Annotated[
-        str, typer.Option(help="Similarity: cosine or l2.", metavar="NAME")
+        str,
+        typer.Option(
+            help="Similarity: cosine, l2 (distance at unit length, which ranks as cosine does) or "
+            "l2-raw.",
+            metavar="NAME",
+        ),
     ] = "cosine",
     k: Annotated[
         str, typer.Option("--k", help="Measure recall at these ranks.", metavar="K,...")

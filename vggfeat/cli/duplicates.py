@@ -26,14 +26,20 @@ def duplicates(
         ),
     ] = None,
     threshold: Annotated[
-        float,
+        float | None,
         typer.Option(
-            help="Report pairs of at least this cosine, or with --metric l2 of at most this "
-            "distance.",
+            help="Report pairs of at least this cosine, or of at most this distance. [default: "
+            "0.95, or with --metric l2 the same as a distance, 0.316]",
             metavar="X",
         ),
-    ] = 0.95,
-    metric: Annotated[str, typer.Option(help="cosine or l2.", metavar="NAME")] = "cosine",
+    ] = None,
+    metric: Annotated[
+        str,
+        typer.Option(
+            help="cosine, l2 (distance at unit length) or l2-raw (distance of vectors as stored).",
+            metavar="NAME",
+        ),
+    ] = "cosine",
     sheet: Annotated[
         str | None,
         typer.Option(

@@ -59,7 +59,9 @@ def search(
     metric: Annotated[
         str,
         typer.Option(
-            help="Similarity: cosine, l2 (distance) or dot (inner product).", metavar="NAME"
+            help="Similarity: cosine, l2 (distance at unit length), l2-raw (distance of vectors as "
+            "stored) or dot (inner product).",
+            metavar="NAME",
         ),
     ] = "cosine",
     top: Annotated[int, typer.Option(help="Results for each query.", metavar="K")] = 10,
@@ -180,13 +182,18 @@ def _lines(found: SearchResult) -> list[str]:
     return lines
 
 
-_METRICS = {"cosine": "cosine", "l2": "L2 distance", "dot": "inner product"}
+_METRICS = {
+    "cosine": "cosine",
+    "l2": "L2 distance at unit length",
+    "l2-raw": "L2 distance of vectors as stored",
+    "dot": "inner product",
+}
 
 
 def _rows(answer: Answer, metric: str) -> list[str]:
     if not answer.hits:
         return ["  no other image is done"]
-    distance = metric == "l2"
+    distance = metric.startswith("l2")
     head = ("rank", "distance" if distance else metric, *(["similarity"] if distance else []))
     cells = [
         (str(hit.rank), f"{hit.score:.4f}", *([f"{hit.similarity:.4f}"] if distance else []))

@@ -69,8 +69,8 @@ def similarity(
     metric: Annotated[
         str,
         typer.Option(
-            help="Similarity: cosine, or l2, which is 1 / (1 + distance) of the vectors at unit "
-            "length.",
+            help="Similarity: cosine; l2, which is 1 / (1 + distance) of the vectors at unit "
+            "length; or l2-raw, the same of the vectors as they are.",
             metavar="NAME",
         ),
     ] = "cosine",
@@ -215,12 +215,13 @@ def _csv_rows(
 _MEANING = {
     "cosine": "cosine: 1 for equal vectors, 0 for vectors with nothing in common",
     "l2": "1 / (1 + distance): 1 for equal vectors, 0.41 for vectors with nothing in common",
+    "l2-raw": "1 / (1 + distance): 1 for equal vectors; the rest depends on the layers' ranges",
 }
 
 
 def _pair_lines(found: SimilarityMatrix) -> list[str]:
     """Return the lines for two images: a row for each layer."""
-    l2 = found.metric == "l2"
+    l2 = found.metric != "cosine"
     rows = [("layer", *(("distance", "similarity") if l2 else (found.metric,)))]
     for name, (score, similarity) in _pair(found, 0, 1).items():
         rows.append((name, *((f"{score:.4f}",) if l2 else ()), f"{similarity:.4f}"))

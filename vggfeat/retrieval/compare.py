@@ -128,15 +128,17 @@ def compare(
     each altered image is one for its original among all images of the cache. Images that are not
     done in all caches are left out.
 
-    A fusion is the concatenation of layers, each of unit length. For cosine its score is the mean
-    of the layers' cosines, for l2 the sum of their distances, so nothing is concatenated.
+    A fusion is the concatenation of layers, each at unit length but for metric `l2-raw`. For cosine
+    its score is the mean of the layers' cosines, else the sum of their squared distances, so that
+    nothing is concatenated.
 
     Args:
         caches: of the same images, matched by path.
         labels: CSV file as `read_labels` takes it; without it and without queries, folders
             name the classes.
         queries: caches of altered images under the same paths, made with the same network.
-        metric: `cosine` or `l2`.
+        metric: `cosine`; `l2`, the distance at unit length, which ranks as cosine does; or
+            `l2-raw`, the distance of vectors as they are stored.
         k: ranks at which recall is measured.
         fusions: of the first cache's layers: `all` together, also `pairs`, or `none`.
         sample: queries at most, of each query cache; spread evenly over the images.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,7 @@ from vggfeat.errors import InputError, UsageError
 from vggfeat.retrieval.blas_threads import single_threaded
 from vggfeat.retrieval.selection import only_layer
 from vggfeat.retrieval.similarity import (
+    DISTANCES,
     LayerQuery,
     block_rows,
     exact_pairs,
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
     from vggfeat.retrieval.similarity import Metric, PreparedQuery, Rows, Values
 
 _log = logging.getLogger("vggfeat")
+
+_DEFAULTS = {"cosine": 0.95, "l2": math.sqrt(2 - 2 * 0.95)}  # the same angle
 
 _OUTER_ROWS = 2048  # compared with a block at a time
 _DECIDED_AT_ONCE = 1 << 12  # pairs scored in float64
@@ -89,7 +93,7 @@ class Duplicates:
     Attributes:
         cache: its path.
         layer: compared by.
-        metric: `cosine` or `l2`.
+        metric: `cosine`, `l2` or `l2-raw`.
         threshold: least cosine, or largest distance.
         images: compared.
         pairs: that are near enough.
@@ -117,7 +121,7 @@ def duplicates(
     cache: str | os.PathLike[str] | FeatureCache,
     layer: str | None = None,
     *,
-    threshold: float = 0.95,
+    threshold: float | None = None,
     metric: Metric = "cosine",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Duplicates:
@@ -126,8 +130,10 @@ def duplicates(
     Args:
         cache: done rows are compared.
         layer: a layer of vectors; may be left out for a cache of one layer.
-        threshold: least cosine of a pair, or with metric `l2` its largest distance.
-        metric: `cosine` or `l2`.
+        threshold: least cosine of a pair, or its largest distance; by default 0.95, and with `l2`
+            0.316, which is the same. Distances as stored depend on the layer and have no default.
+        metric: `cosine`; `l2`, the distance of the vectors at unit length, 2 at most; or `l2-raw`,
+            that of the vectors as they are stored.
         on_progress: called with the number of comparisons done, and of all.
 
     Raises:
@@ -137,7 +143,7 @@ def duplicates(
     """
     opened = cache if isinstance(cache, FeatureCache) else open_cache(cache)
     name = opened.canonical(layer) if layer is not None else only_layer(opened)
-    _check(threshold, metric)
+    threshold = _checked_threshold(threshold, metric)
     rows = np.flatnonzero(opened.done)
     if len(rows) < 2:  # noqa: PLR2004 a pair
         raise InputError(
@@ -153,13 +159,26 @@ def duplicates(
     return Duplicates(opened.path, name, metric, threshold, len(rows), pairs, groups, warning)
 
 
-def _check(threshold: float, metric: str) -> None:
-    choose("metric", ("cosine", "l2"), metric)
-    most = 1.0 if metric == "cosine" else math.inf
-    least = -1.0 if metric == "cosine" else 0.0
-    if not least <= threshold <= most or math.isinf(threshold):
-        room = "a cosine from -1 to 1" if metric == "cosine" else "a distance of 0 or more"
+def _checked_threshold(threshold: float | None, metric: Metric) -> float:
+    """Return the threshold, or the default of the metric."""
+    choose("metric", ("cosine", *DISTANCES), metric)
+    rooms = {
+        "cosine": (-1.0, 1.0, "a cosine from -1 to 1"),
+        "l2": (
+            0.0,
+            2.0,
+            "a distance of 0 to 2 at unit length; l2-raw is that of vectors as stored",
+        ),
+        "l2-raw": (0.0, sys.float_info.max, "a distance of 0 or more"),
+    }
+    least, most, room = rooms[metric]
+    if threshold is None:
+        if metric not in _DEFAULTS:
+            raise UsageError(f"no threshold for metric {metric}; expected {room}")
+        return _DEFAULTS[metric]
+    if not least <= threshold <= most:
         raise UsageError(f"threshold is {threshold:g}; expected {room}")
+    return threshold
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -191,7 +210,7 @@ class _Task:
         """Return which pairs are near enough, by the scores as they are shown."""
         scores, threshold = final_scores(similarity, self.metric), np.float32(self.threshold)
         near: NDArray[np.bool_] = (
-            scores <= threshold if self.metric == "l2" else scores >= threshold
+            scores <= threshold if self.metric in DISTANCES else scores >= threshold
         )
         return near
 
@@ -285,7 +304,7 @@ class _Groups:
         groups = [
             _group(task, rows[start:stop], scores[start:stop]) for start, stop in pairwise(bounds)
         ]
-        sign = 1 if task.metric == "l2" else -1
+        sign = 1 if task.metric in DISTANCES else -1
         groups.sort(key=lambda one: (-len(one.members), sign * one.score, one.members[0].row))
         return tuple(groups)
 
@@ -308,5 +327,5 @@ def _group(task: _Task, rows: Rows, scores: Values) -> DuplicateGroup:
         Member(row, task.cache.name(row), score, often[digest] > 1)
         for row, score, digest in zip(rows.tolist(), scores.tolist(), digests, strict=True)
     )
-    best = scores.min() if task.metric == "l2" else scores.max()
+    best = scores.min() if task.metric in DISTANCES else scores.max()
     return DuplicateGroup(float(best), members)

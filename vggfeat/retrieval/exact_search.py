@@ -21,6 +21,7 @@ from vggfeat.errors import UsageError
 from vggfeat.retrieval.blas_threads import single_threaded
 from vggfeat.retrieval.selection import row_named
 from vggfeat.retrieval.similarity import (
+    DISTANCES,
     Kernel,
     LayerQuery,
     block_rows,
@@ -69,7 +70,7 @@ def top_k(
         layer: a layer of vectors.
         queries: float32 (q, D).
         k: number of rows a query, at least 1.
-        metric: `cosine`, `l2` or `dot`.
+        metric: `cosine`, `l2`, `l2-raw` or `dot`; see `prepare_queries`.
         rows: int64 (n,), the rows to search; by default all rows that are done.
 
     Returns:
@@ -277,7 +278,7 @@ def best_of(
 ) -> NDArray[np.int64]:
     """Return the places of each query's k best entries, by query, score as shown, and row."""
     shown = final_scores(exact, metric)
-    order = np.lexsort((rows, shown if metric == "l2" else -shown, which))
+    order = np.lexsort((rows, shown if metric in DISTANCES else -shown, which))
     sorted_which = which[order]
     rank = np.arange(len(order)) - np.searchsorted(sorted_which, sorted_which)
     best: NDArray[np.int64] = order[rank < k]

@@ -33,7 +33,7 @@ from vggfeat.retrieval.faiss_index_file import (
     read_record,
     write_file,
 )
-from vggfeat.retrieval.similarity import LayerQuery, check_layers, prepare_queries
+from vggfeat.retrieval.similarity import DISTANCES, LayerQuery, check_layers, prepare_queries
 from vggfeat.storage.locks import hold
 from vggfeat.storage.paths import check_place
 
@@ -65,6 +65,7 @@ _ITERATIONS = 10  # of k-means, after which recall gains nothing worth its time
 _SAMPLE_BYTES = 1 << 29  # of training rows
 _BLOCK_BYTES = 1 << 26  # of rows added at a time
 _LARGEST_HALF = 65504.0
+_AT_UNIT_LENGTH = ("cosine", "l2")
 
 
 @dataclass(slots=True, eq=False)
@@ -248,7 +249,7 @@ def _trained(cache: FeatureCache, source: IndexedLayer, rows: Rows) -> tuple[Any
     """Return a trained index without rows, and its description except probes and recall."""
     faiss = load_faiss()
     width, count = cache[source.layer].shape[1], len(rows)
-    kind = faiss.METRIC_L2 if source.metric == "l2" else faiss.METRIC_INNER_PRODUCT
+    kind = faiss.METRIC_L2 if source.metric in DISTANCES else faiss.METRIC_INNER_PRODUCT
     if count <= FLAT_ROWS:
         info = IndexInfo("flat", count, "float32", 0, 0, 0, 1.0, 0, 0)
         return faiss.IndexFlat(width, kind), info
@@ -271,7 +272,7 @@ def _trained(cache: FeatureCache, source: IndexedLayer, rows: Rows) -> tuple[Any
 
 def _fits_float16(cache: FeatureCache, source: IndexedLayer) -> bool:
     """Return whether no value can be too large for float16."""
-    if source.metric == "cosine" or cache[source.layer].dtype == np.float16:
+    if source.metric in _AT_UNIT_LENGTH or cache[source.layer].dtype == np.float16:
         return True
     scales = cache.header.scales.get(source.layer)
     if scales is None:
@@ -280,9 +281,9 @@ def _fits_float16(cache: FeatureCache, source: IndexedLayer) -> bool:
 
 
 def _ready(cache: FeatureCache, source: IndexedLayer, rows: Rows) -> Values:
-    """Return rows as the index holds them, float32 (n, D); for cosines of unit length."""
+    """Return rows as the index holds them, float32 (n, D)."""
     x = cache.values(source.layer, rows)
-    return unit_rows(x) if source.metric == "cosine" else x
+    return unit_rows(x) if source.metric in _AT_UNIT_LENGTH else x
 
 
 def _measured(
@@ -299,7 +300,7 @@ def _measured(
         return index.info
     queries = cache.values(source.layer, own)
     exact = nearest(cache, [LayerQuery(source.layer, queries)], at, source.metric, left_out=own)
-    sign = -1 if source.metric == "l2" else 1
+    sign = -1 if source.metric in DISTANCES else 1
     info = index.info
     for power in itertools.count():
         info = dataclasses.replace(info, probes=min(2**power, info.lists), at=at, sample=len(own))

@@ -34,6 +34,9 @@ _MAGIC = b"VGGFIDX1"
 _ID_BYTES = 8
 _LONGEST_RECORD = 1 << 20
 _READ_BYTES = 1 << 24
+_RECORDED = {"l2": "l2-unit", "l2-raw": "l2"}
+"""Names of metrics in a file, where they differ: `l2` meant vectors as stored in earlier files."""
+_NAMES = {recorded: name for name, recorded in _RECORDED.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +116,9 @@ def write_file(path: str, index: Any, source: IndexedLayer, info: IndexInfo) -> 
                 size = file.seek(0, os.SEEK_END)
                 head = size - info.rows * (index.code_size + _ID_BYTES) if info.lists else size
                 record = Record(source, info, size, head, _crc32(file, head))
-                data = json.dumps(asdict(record)).encode()
+                fields = asdict(record)
+                fields["source"]["metric"] = _RECORDED.get(source.metric, source.metric)
+                data = json.dumps(fields).encode()
                 file.seek(size)
                 file.write(data + _END.pack(len(data), zlib.crc32(data), _MAGIC))
     except UsageError:
@@ -148,8 +153,12 @@ def read_record(path: str) -> Record | None:
         raise damaged(path, "its record")
     try:
         fields = parse_json(data)
+        built_from = fields.pop("source")
+        metric = built_from.pop("metric")
         record = Record(
-            IndexedLayer(**fields.pop("source")), IndexInfo(**fields.pop("info")), **fields
+            IndexedLayer(**built_from, metric=_NAMES.get(metric, metric)),
+            IndexInfo(**fields.pop("info")),
+            **fields,
         )
     except (TypeError, KeyError, ValueError) as error:
         raise CacheError(

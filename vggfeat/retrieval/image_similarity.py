@@ -64,8 +64,8 @@ class SimilarityMatrix:
         images: their paths, or names in the cache; N of them.
         layers: compared by.
         weights: of each layer, adding up to 1.
-        metric: `cosine` or `l2`.
-        scores: layer → float64 (N, N): cosines, or with `l2` distances at unit length.
+        metric: `cosine`, `l2` or `l2-raw`.
+        scores: layer → float64 (N, N): cosines, or distances.
         combined: float64 (N, N), the same by all layers together.
         failures: images that could not be decoded, and are left out.
         warning: what to know of the features, e.g. that their weights are random.
@@ -111,7 +111,8 @@ def similarity(
         b: the same kind, one or several.
         metric: `cosine`, the cosine of the angle, from -1 to 1 (equal direction); 0 with zeros.
             Or `l2`, 1 / (1 + distance) of the vectors at unit length, from 1/3 (opposite) to 1
-            (equal direction).
+            (equal direction). Or `l2-raw`, the same of the vectors as they are, which depends on
+            the range of a layer: of fc7, mostly below 0.05 even for photos of one thing.
         pairwise: compare each of `a` with each of `b`. By default one is compared with every one of
             the other side, and several with as many others, row by row.
         compared: for images: `layers`, `cache`, `settings`, `layer_weights`, `device` and more, as
@@ -200,14 +201,15 @@ def similarity_matrix(
         layers: of the cache, by default all; or, without one, of the network, by default
             conv5_3 and fc7.
         layer_weights: one a layer; equal by default.
-        metric: `cosine`, or `l2`, the distance of the vectors at unit length.
+        metric: `cosine`; `l2`, the distance of the vectors at unit length; or `l2-raw`, that of the
+            vectors as they are.
         settings: without a cache: layers, model, weights, device, preprocessing.
         device: for the network; with a cache, or with `layers`.
         model_weights: see `query_images`; with a cache.
         use: likewise.
 
     By several layers a cosine is the mean of the layers' cosines, and a distance is that of the
-    joined vectors, each layer at unit length and multiplied by the root of its weight.
+    joined vectors, each layer (with `l2` at unit length) multiplied by the root of its weight.
 
     Raises:
         UsageError: choices that make no sense, fewer than two images, or a layer of maps.

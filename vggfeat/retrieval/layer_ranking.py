@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("vggfeat")
 
-RANKING_METRICS: Final = ("cosine", "l2")
+RANKING_METRICS: Final = ("cosine", "l2", "l2-raw")
 FUSIONS: Final = ("all", "pairs", "none")
 
 _SCORE_BYTES = 1 << 29
@@ -190,8 +190,8 @@ def _candidate_scores(
 ) -> Iterator[NDArray[np.float32]]:
     """Yield scores (q, n) of some queries by each candidate, in the order of the plan.
 
-    A fusion's scores are sums over its layers at unit length: the mean of their cosines, or minus
-    the squared distance of their concatenations, but for a factor.
+    A fusion's scores are sums over its layers: the mean of their cosines, or minus the squared
+    distance of their concatenations, but for a factor.
     """
     earlier: list[NDArray[np.float32]] = []
     total: NDArray[np.float32] | None = None
@@ -200,8 +200,6 @@ def _candidate_scores(
         yield scores
         if number >= plan.fused:
             continue
-        if plan.metric != "cosine":
-            scores = _scores(database, queries, layer, part, plan.metric, unit=True)
         yield from (other + scores for other in earlier)
         if plan.pairs:
             earlier.append(scores)
@@ -216,15 +214,12 @@ def _scores(
     layer: RankedLayer,
     part: slice,
     metric: str,
-    *,
-    unit: bool = False,
 ) -> NDArray[np.float32]:
-    """Return scores (q, n) of some queries by one layer, as it is or at unit length."""
+    """Return scores (q, n) of some queries by one layer, at unit length but for `l2-raw`."""
     cache, rows = database.caches[layer.source], database.rows[layer.source]
     step = max(1, _ROW_BYTES // (4 * layer.width))
-    unit = unit or metric == "cosine"
     some = spread(rows, min(step, _CENTRE_ROWS))
-    centre = None if unit else cache.values(layer.name, some).mean(axis=0)
+    centre = None if metric != "l2-raw" else cache.values(layer.name, some).mean(axis=0)
 
     def prepared(source: FeatureCache, chosen: NDArray[np.int64]) -> NDArray[np.float32]:
         x = source.values(layer.name, chosen)

@@ -24,7 +24,7 @@ from vggfeat.retrieval.query_images import (
 )
 from vggfeat.retrieval.query_vectors import query_vectors
 from vggfeat.retrieval.selection import only_layer, row_named
-from vggfeat.retrieval.similarity import LayerQuery, check_layers
+from vggfeat.retrieval.similarity import DISTANCES, LayerQuery, check_layers
 
 if TYPE_CHECKING:
     import os
@@ -50,7 +50,7 @@ class Hit:
         rank: from 1.
         row: in the cache.
         path: of the image, relative to the cache's root.
-        score: cosine, inner product, or with metric `l2` the distance.
+        score: cosine, inner product, or with metrics `l2` and `l2-raw` the distance.
         similarity: the score, but of a distance d it is 1 / (1 + d).
         is_self: whether it is the query itself: the image of the query's own path, or, where the
             cache has none of that path, one of the same bytes.
@@ -96,7 +96,7 @@ class SearchResult:
         cache: its path.
         layers: searched by.
         weights: of each layer, adding up to 1.
-        metric: `cosine`, `l2` or `dot`.
+        metric: `cosine`, `l2`, `l2-raw` or `dot`.
         images: number of images searched.
         answers: one a query: images, then vectors, then rows.
         failures: queries that could not be decoded.
@@ -144,7 +144,8 @@ def search(
             the cache's settings returns; see `query_vectors`.
         layers: one or more; may be left out where the cache has one only.
         weights: one a layer; equal by default. See `prepare_queries` for several layers.
-        metric: `cosine`, `l2` or `dot`.
+        metric: `cosine`; `l2`, the distance of the vectors at unit length; `l2-raw`, that of the
+            vectors as they are stored; or `dot`.
         top: number of hits a query.
         index: file of an index of the one layer; built if it does not exist or is of other rows,
             see `open_index`. It may miss some images; scores are exact.
@@ -318,7 +319,14 @@ def _hits(
     same &= (np.asarray(cache.digests[rows]) == digest).all(1)
     itself = same if query.own < 0 else rows == query.own
     return [
-        Hit(rank, row, cache.name(row), score, 1 / (1 + score) if metric == "l2" else score, *marks)
+        Hit(
+            rank,
+            row,
+            cache.name(row),
+            score,
+            1 / (1 + score) if metric in DISTANCES else score,
+            *marks,
+        )
         for rank, (row, score, *marks) in enumerate(
             zip(rows.tolist(), scores.tolist(), itself.tolist(), same.tolist(), strict=True), 1
         )

@@ -29,8 +29,11 @@ if TYPE_CHECKING:
     Values = NDArray[np.float32]
     Rows = NDArray[np.int64]
 
-Metric = Literal["cosine", "l2", "dot"]
+Metric = Literal["cosine", "l2", "l2-raw", "dot"]
 METRICS: Final[tuple[Metric, ...]] = get_args(Metric)
+
+DISTANCES: Final[tuple[Metric, ...]] = ("l2", "l2-raw")
+"""Metrics of which less is nearer: of vectors at unit length, and as they are stored."""
 
 BLOCK_VALUES = 1 << 20
 """Values of a block: 4 MiB as float32."""
@@ -88,13 +91,14 @@ def prepare_queries(
     """Check queries, one or more layers with as many vectors each, and normalize them.
 
     The similarity by several layers is the mean of their cosines or of their inner products with
-    the layers' weights. For `l2` it is the distance of the layers at unit length joined with the
-    roots of their shares, as `fuse --method weighted` joins them.
+    the layers' weights. For `l2`, by one layer or several, it is the distance of the layers at unit
+    length, joined with the roots of their shares as `fuse --method weighted` joins them; for
+    `l2-raw` that of the layers as they are, joined likewise, of which the longest decides.
     """
     weights = [query.weight for query in queries]
     check_layers(cache, [query.layer for query in queries], weights, metric)
     total = math.fsum(weights)
-    unit = metric == "cosine" or (metric == "l2" and len(queries) > 1)
+    unit = metric in ("cosine", "l2")
     return tuple(
         _prepared(cache, query, query.weight / total, metric, unit=unit) for query in queries
     )
@@ -126,8 +130,8 @@ def _at_unit_length(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def final_scores(similarities: NDArray[np.float64], metric: Metric) -> NDArray[np.float32]:
-    """Return similarities as scores are shown, float32; those of `l2` become distances."""
-    if metric == "l2":
+    """Return similarities as scores are shown, float32: of `DISTANCES`, distances."""
+    if metric in DISTANCES:
         return np.sqrt(np.maximum(-2 * similarities, 0)).astype(np.float32)
     return similarities.astype(np.float32)
 
@@ -141,7 +145,7 @@ def block_rows(cache: FeatureCache, layers: Sequence[str]) -> int:
 class Kernel:
     """Similarities of blocks of rows to all queries, for one thread.
 
-    A similarity is a cosine, an inner product or, for `l2`, minus half the squared distance, so
+    A similarity is a cosine, an inner product or, for a distance, minus half its square, so
     that more is nearer throughout. A block has `size` rows at most.
     """
 
@@ -246,7 +250,7 @@ def similarities(products: Values, squares: Values, query: PreparedQuery) -> tup
         nonzero = lengths > 0
         products /= np.where(nonzero, lengths, np.float32(1))[:, None]
         squares, longest = nonzero.astype(np.float32), 1.0
-    if query.metric != "l2":
+    if query.metric not in DISTANCES:
         return products, relative * longest * longest_query
     products -= (squares / 2)[:, None]
     products -= (query.squares / 2).astype(np.float32)
@@ -277,7 +281,7 @@ def exact_pairs(
     """Return the similarity of each row of `x` to the row of `queries` beside it, (p, D): (p,)."""
     if query.unit:
         x = _at_unit_length(x)
-    if query.metric == "l2":
+    if query.metric in DISTANCES:
         x = x - queries
         return np.asarray(np.sum(x * x, axis=1) / -2)
     return np.asarray(np.sum(x * queries, axis=1))

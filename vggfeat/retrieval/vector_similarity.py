@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
     Numbers = NDArray[np.float64]
 
-PairMetric = Literal["cosine", "l2"]
+PairMetric = Literal["cosine", "l2", "l2-raw"]
 PAIR_METRICS: Final[tuple[PairMetric, ...]] = get_args(PairMetric)
 
 
 def vector_scores(a: Any, b: Any, metric: PairMetric, *, pairwise: bool = False) -> Numbers:
-    """Return cosines, or distances at unit length, of vectors (D,) or (N, D).
+    """Return cosines or distances of vectors (D,) or (N, D).
 
     Args:
         a: numbers (D,) or (N, D): an array, a tensor on any device, lists.
         b: likewise, (D,) or (M, D).
-        metric: `cosine` or `l2`.
+        metric: `cosine`; `l2`, of the vectors at unit length; `l2-raw`, as they are.
         pairwise: compare each vector of `a` with each of `b`, rather than with the one beside it.
 
     Returns:
@@ -54,12 +54,12 @@ def vector_scores(a: Any, b: Any, metric: PairMetric, *, pairwise: bool = False)
             f"a has {counted(len(first), 'vector')} and b {len(second)}; expected equally many, or "
             "pairwise=True to compare each with each"
         )
-    return _scores(_unit(first), _unit(second), metric)
+    return _scores(_ready(first, metric), _ready(second, metric), metric)
 
 
 def scores_of_all_pairs(a: Numbers, b: Numbers, metric: PairMetric) -> Numbers:
     """Return the scores of each row of `a`, (N, D), with each of `b`, (M, D): float64 (N, M)."""
-    first, second = _unit(a), _unit(b)
+    first, second = _ready(a, metric), _ready(b, metric)
     rows = [_scores(row, second, metric) for row in first]  # equal rows have equal scores
     return np.array(rows).reshape(len(first), len(second))
 
@@ -70,17 +70,17 @@ def combined(
     """Return the scores by all layers, one a key, whose weights add up to 1.
 
     Cosines are averaged. Of distances it is the root of the mean square: the distance of the
-    layers at unit length, joined with the roots of their weights.
+    layers joined with the roots of their weights.
     """
-    power = 2 if metric == "l2" else 1
+    power = 1 if metric == "cosine" else 2
     parts = zip(weights, scores.values(), strict=True)
     total: Numbers = np.sum([weight * score**power for weight, score in parts], axis=0)
-    return np.sqrt(total) if metric == "l2" else total
+    return total if metric == "cosine" else np.sqrt(total)
 
 
 def as_similarity(scores: Numbers, metric: PairMetric) -> Numbers:
     """Return cosines as they are, and distances d as 1 / (1 + d)."""
-    return 1 / (1 + scores) if metric == "l2" else scores
+    return scores if metric == "cosine" else 1 / (1 + scores)
 
 
 def shares(weights: Sequence[float], layers: Sequence[str]) -> tuple[float, ...]:
@@ -124,8 +124,10 @@ def _numbers(given: Any, name: str) -> Numbers:
     return numbers
 
 
-def _unit(x: Numbers) -> Numbers:
-    """Return vectors at unit length; zeros stay zeros."""
+def _ready(x: Numbers, metric: PairMetric) -> Numbers:
+    """Return vectors at unit length, where zeros stay zeros; of `l2-raw` as they are."""
+    if metric == "l2-raw":
+        return x
     largest = np.max(np.abs(x), axis=-1, keepdims=True)  # whose square may overflow
     scaled = x / np.where(largest > 0, largest, 1)
     length = np.sqrt(np.sum(scaled * scaled, axis=-1, keepdims=True))
@@ -134,7 +136,7 @@ def _unit(x: Numbers) -> Numbers:
 
 
 def _scores(a: Numbers, b: Numbers, metric: PairMetric) -> Numbers:
-    """Return the scores of vectors at unit length with those beside them."""
-    if metric == "l2":
+    """Return the scores of vectors, as `_ready` returns them, with those beside them."""
+    if metric != "cosine":
         return np.asarray(np.sqrt(np.sum((a - b) ** 2, axis=-1)))
     return np.asarray(np.clip(np.sum(a * b, axis=-1), -1, 1))

@@ -124,7 +124,8 @@ class SheetTexts:
 
 _ABOUT: Final = {
     "cosine": "Scores are cosines: 1 is the same direction, and more is nearer.",
-    "l2": "Scores are distances: 0 is the same, and less is nearer.",
+    "l2": "Scores are distances at unit length: 0 is the same direction, and less is nearer.",
+    "l2-raw": "Scores are distances: 0 is the same, and less is nearer.",
     "dot": "Scores are inner products: more is nearer.",
 }
 
