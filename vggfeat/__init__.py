@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from vggfeat.extraction.extractor import Extractor as Extractor
     from vggfeat.extraction.ray_cluster import RayCluster as RayCluster
     from vggfeat.extraction.trace import trace as trace
+    from vggfeat.extraction.transformer import VggFeatures as VggFeatures
     from vggfeat.extraction.update import UpdatePolicy as UpdatePolicy
     from vggfeat.finetuning.adapt import adapt as adapt
     from vggfeat.finetuning.report import FinetuneReport as FinetuneReport
@@ -128,6 +129,7 @@ _HOMES = {
     "extraction.extractor": ("Extractor",),
     "extraction.ray_cluster": ("RayCluster",),
     "extraction.trace": ("trace",),
+    "extraction.transformer": ("VggFeatures",),
     "extraction.update": ("UpdatePolicy",),
     "finetuning.adapt": ("adapt",),
     "finetuning.report": ("FinetuneReport",),

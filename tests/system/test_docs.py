@@ -21,6 +21,7 @@ import vggfeat
 from vggfeat.cli import app
 
 PAGES_WITH_CLASSES = (
+    "docs/CLASSIFYING.md",
     "docs/LAYERS.md",
     "docs/EMBEDDINGS.md",
     "docs/EXPORT.md",
@@ -114,6 +115,7 @@ def test_the_commands_of_a_page_run(
     "page",
     [
         "docs/USING.md",
+        "docs/CLASSIFYING.md",
         "README.md",
         "docs/LAYERS.md",
         "docs/EMBEDDINGS.md",
