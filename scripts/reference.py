@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 from typer.main import get_command
 
 from vggfeat.cli import app
+from vggfeat.cli.commands import COMMANDS
+from vggfeat.cli.help_page import grouped_options, option_name, usage_pieces
 from vggfeat.errors import EXIT_CODES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 PAGE = Path(__file__).parent.parent / "docs" / "CLI.md"
 HEAD = """# The command line
@@ -25,13 +27,28 @@ Written by `scripts/reference.py` from the commands themselves; CI checks that i
 def render() -> str:
     """The page as it should be."""
     group: Any = get_command(app)
-    parts = [HEAD + _exit_codes(), "## vggfeat\n", _table(group)]
+    parts = [HEAD + _exit_codes(), "## vggfeat\n", _by_panel(), _table(group.params)]
     for name, command in _commands(group, ""):
-        arguments = [p.metavar for p in command.params if p.param_type_name == "argument"]
-        usage = " ".join(["vggfeat", name, *arguments, "[OPTIONS]"])
+        usage = " ".join(["vggfeat", name, *usage_pieces(command)])
         text = "\n".join(line.strip() for line in command.help.strip().splitlines())
-        parts += [f"## vggfeat {name}\n", f"    {usage}\n", f"{text}\n", _table(command)]
+        parts += [f"## vggfeat {name}\n", f"    {usage}\n", f"{text}\n"]
+        arguments = [one for one in command.params if one.param_type_name == "argument"]
+        groups = grouped_options(command)
+        if len(groups) == 1:
+            parts.append(_table([*arguments, *next(iter(groups.values()))]))
+            continue
+        parts += [_table(arguments)] * bool(arguments)
+        for title, options in groups.items():
+            parts += [f"### {title}\n", _table(options)]
     return "\n".join(parts)
+
+
+def _by_panel() -> str:
+    """A line for each panel of `vggfeat --help`."""
+    names: dict[str, list[str]] = {}
+    for name, entry in COMMANDS.items():
+        names.setdefault(entry.panel, []).append(f"`{name}`")
+    return "".join(f"- {title}: {', '.join(some)}\n" for title, some in names.items())
 
 
 def _exit_codes() -> str:
@@ -48,15 +65,11 @@ def _commands(group: Any, before: str) -> Iterator[tuple[str, Any]]:
             yield f"{before}{name}", command
 
 
-def _table(command: Any) -> str:
+def _table(parameters: Iterable[Any]) -> str:
     rows = ["| option | meaning |", "|---|---|"]
-    for parameter in command.params:
-        if parameter.param_type_name == "argument":
-            rows.append(f"| `{_cell(parameter.metavar)}` | {_prose(parameter.help)} |")
-            continue
-        names = ", ".join([*parameter.opts, *parameter.secondary_opts])
-        value = f" {parameter.metavar}" if parameter.metavar else ""
-        rows.append(f"| `{_cell(names + value)}` | {_prose(parameter.help)} |")
+    for one in parameters:
+        name = one.metavar if one.param_type_name == "argument" else option_name(one)
+        rows.append(f"| `{_cell(name)}` | {_prose(one.help)} |")
     return "\n".join(rows) + "\n"
 
 

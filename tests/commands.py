@@ -29,6 +29,32 @@ if TYPE_CHECKING:
 _ADDRESS = "VGGFEAT_TEST_COMMANDS"
 _WARM = (
     "vggfeat.cli",
+    *(
+        f"vggfeat.cli.{name}"
+        for name in (
+            "adapt",
+            "bench",
+            "compare",
+            "doctor",
+            "duplicates",
+            "explore",
+            "export",
+            "extract",
+            "inspect",
+            "layers",
+            "merge",
+            "plot",
+            "presets",
+            "search",
+            "sheet",
+            "similarity",
+            "stats",
+            "trace",
+            "transforms",
+            "verify",
+            "zeroshot",
+        )
+    ),
     "vggfeat.extraction.api",
     "vggfeat.images.loader",
     "vggfeat.network.extractor",

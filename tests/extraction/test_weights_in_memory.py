@@ -88,11 +88,11 @@ def test_searching_needs_the_tensors(state: Tensors, images: Path, tmp_path: Pat
     out, file = tmp_path / "f.h5", tmp_path / "weights.pth"
     vggfeat.extract(images, out, settings(weights=state))
     query = images / "1.png"
-    with pytest.raises(WeightsError, match=r"give their state dict.*--model-weights FILE"):
+    with pytest.raises(WeightsError, match=r"give their state dict.*--weights FILE"):
         vggfeat.search(out, query)
     torch.save(state, file)
     for weights in (state, file):
-        found = vggfeat.search(out, query, model_weights=weights, device="cpu")
+        found = vggfeat.search(out, query, weights=weights, device="cpu")
         assert found.answers[0].hits[0].path == "1.png"
         assert found.answers[0].hits[0].score == pytest.approx(1)
     torch.save({**state, "features.0.bias": state["features.0.bias"] + 1}, file)

@@ -349,8 +349,8 @@ def test_rows_as_queries_leave_themselves_out_and_need_no_torch(workplace: Path)
 
 def test_tables_and_csv(workplace: Path) -> None:
     """Distances come with a similarity of 1/(1+d); a narrow terminal cuts paths from the left."""
-    words = ["search", "feats.h5", "--row", "a/03.png", "--layer", "conv1_1", "--layer",
-             "relu2_1:max", "--weights", "3,1", "--metric", "l2", "--top", "2"]  # fmt: skip
+    words = ["search", "feats.h5", "--row", "a/03.png", "--layers", "conv1_1,relu2_1:max",
+             "--layer-weights", "3,1", "--metric", "l2", "--top", "2"]  # fmt: skip
     done = vggfeat(*words, cwd=workplace, env={"COLUMNS": "120"})
     warning = "cache 'feats.h5': RANDOM WEIGHTS (seed 0): these features carry no learnt meaning"
     assert done.stderr == f"vggfeat: warning: {warning}\n"
@@ -386,7 +386,7 @@ def test_tables_and_csv(workplace: Path) -> None:
 
 
 def test_the_weights_must_be_those_of_the_cache(workplace: Path, tmp_path: Path) -> None:
-    """Other weights are exit 5, weights that are gone exit 3, and --model-weights finds them."""
+    """Other weights are exit 5, weights that are gone exit 3, and --weights finds them."""
     from vggfeat.core.vgg_layers import layer_table
     from vggfeat.network.weights import load_tensors
 
@@ -404,10 +404,10 @@ def test_the_weights_must_be_those_of_the_cache(workplace: Path, tmp_path: Path)
     (tmp_path / "mine.pth").rename(tmp_path / "there" / "mine.pth")
     ask = ["search", "mine.h5", str(workplace / "images" / "a" / "01.png"), "--layer", "conv1_1",
            "--top", "1"]  # fmt: skip
-    assert_one_line(vggfeat(*ask, cwd=tmp_path), 3, "'mine.pth' not found", "--model-weights")
+    assert_one_line(vggfeat(*ask, cwd=tmp_path), 3, "'mine.pth' not found", "--weights FILE")
     done = vggfeat(*ask, "--model-weights", "other.pth", cwd=tmp_path)
     assert_one_line(done, 5, "weights 'other.pth' are not those", "mine.pth")
-    done = vggfeat(*ask, "--model-weights", "there/mine.pth", cwd=tmp_path)
+    done = vggfeat(*ask, "--weights", "there/mine.pth", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("     1  1.0000  01.png  (the query itself)\n")
 

@@ -1,7 +1,8 @@
 """The command line: options only. Each command's work is a call of the library.
 
-Begin with `extract.py`; a command is one file here. `terminal.py` has what they share: errors to
-exit codes, log lines, tables, the progress bar.
+Begin with `extract.py`; a command is one file here, and a line in `commands.py`. `terminal.py` has
+what they share: errors to exit codes, log lines, tables, the progress bar. `help_page.py` has the
+pages of help.
 """
 
 from __future__ import annotations
@@ -24,37 +25,17 @@ import typer
 from vggfeat._version import __version__
 from vggfeat.cli import streams
 from vggfeat.cli import terminal as console
-from vggfeat.cli.adapt import adapt
-from vggfeat.cli.bench import bench
-from vggfeat.cli.compare import compare
-from vggfeat.cli.doctor import doctor
-from vggfeat.cli.duplicates import duplicates
-from vggfeat.cli.explore import explore
-from vggfeat.cli.export import export
-from vggfeat.cli.extract import extract
-from vggfeat.cli.inspect import inspect
-from vggfeat.cli.layers import layers
-from vggfeat.cli.merge import merge
-from vggfeat.cli.plot import plot
-from vggfeat.cli.presets import presets
-from vggfeat.cli.search import search
-from vggfeat.cli.sheet import sheet
-from vggfeat.cli.similarity import similarity
-from vggfeat.cli.stats import stats
-from vggfeat.cli.trace import trace
-from vggfeat.cli.transforms import fuse, reduce
-from vggfeat.cli.verify import verify
-from vggfeat.cli.zeroshot import zeroshot
+from vggfeat.cli.commands import HELP_NAMES, Program
 from vggfeat.core.address_space import check_libraries_fit
 from vggfeat.storage.mapped_files import end_on_cut_files
 
 app = typer.Typer(
     name="vggfeat",
-    add_completion=False,
+    cls=Program,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=HELP_NAMES,
     help="Extract features of any layers of a VGG network from images into one HDF5 file.",
 )
 
@@ -72,40 +53,17 @@ def common(
     version: Annotated[  # noqa: ARG001 its callback does the work
         bool,
         typer.Option(
-            "--version", help="Show the version and exit.", callback=_show_version, is_eager=True
+            "--version",
+            "-V",
+            help="Show the version and exit.",
+            callback=_show_version,
+            is_eager=True,
         ),
     ] = False,
 ) -> None:
     """Apply the options before the command."""
     console.show_tracebacks(wanted=debug)
     console.set_up_logging(quiet=False, verbose=False)  # until the command says otherwise
-
-
-for command in (
-    extract,
-    inspect,
-    verify,
-    merge,
-    fuse,
-    reduce,
-    compare,
-    search,
-    similarity,
-    duplicates,
-    layers,
-    presets,
-    trace,
-    plot,
-    sheet,
-    explore,
-    export,
-    adapt,
-    stats,
-    doctor,
-    bench,
-):
-    app.command()(command)
-app.add_typer(zeroshot)
 
 
 def main() -> None:

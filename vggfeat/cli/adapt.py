@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vggfeat.cli.options import Config, Json, Quiet, Root, given, settings_options
+from vggfeat.cli.options import Config, Json, Quiet, Root, given, one_layer, settings_options
 from vggfeat.cli.terminal import ROWS_KEPT, Bar, exit_codes, set_up_logging, show, table
+from vggfeat.core.option import RESUMING
 from vggfeat.core.settings import Settings
 from vggfeat.core.signals import how_to_resume
 from vggfeat.core.text import counted, printable
@@ -25,10 +26,15 @@ if TYPE_CHECKING:
     from vggfeat.finetuning.report import FinetuneReport
 
 _CLASSES_SHOWN = 20
+EXAMPLES = (
+    "vggfeat adapt classes --out adapted.safetensors",
+    "vggfeat adapt scans --channels 1 --depth 16 --window 40,400 --out ct.safetensors",
+    "vggfeat adapt classes --trainable conv5 --epochs 20 --out adapted.safetensors",
+)
 
 
 @settings_options(
-    "trainable", "layer", "epochs", "lr", "weight_decay", "batch_size", "val_share", "patience",
+    "trainable", "layers", "epochs", "lr", "weight_decay", "batch_size", "val_share", "patience",
     "jitter", "seed", "labels", "root", "config", "model", "weights", "channels", "first_layer",
     "depth", "window", "clip", "clahe", "mean", "std", "transform", "size", "resize", "crop",
     "exif", "icc", "precision", "device", "workers", "max_pixels", "decode_timeout", "max_failures",
@@ -74,9 +80,11 @@ def adapt(
         ),
     ],
     *,
-    layer: Annotated[
+    layers: Annotated[
         str | None,
         typer.Option(
+            "--layers",
+            "--layer",
             help="Last layer of the network, whose features a linear head classifies: "
             "NAME[.pre][:POOL][:NORM]. [default: the last convolution, averaged]",
             metavar="SPEC",
@@ -94,24 +102,28 @@ def adapt(
     config: Config = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume/--fresh", help="Resume a training that exists, or begin again."),
+        typer.Option(
+            "--resume/--fresh",
+            help="Resume a training that exists, or begin again.",
+            rich_help_panel=RESUMING,
+        ),
     ] = True,
     as_json: Json = False,
     quiet: Quiet = False,
     **flags: Any,
 ) -> None:
-    """Fine-tune layers of a network on images of known classes, e.g. of another kind than photos.
+    """Fine-tune layers on images of known classes.
 
-    A share of each class is held out for validation; the report shows the accuracy of a linear
-    probe of the untouched network, and that after training. If the command is killed at any
-    instant, the same command resumes it, to the same weights. The weight file records model,
-    channels and preprocessing.
+    The images may be of another kind than photos. A share of each class is held out for
+    validation; the report shows the accuracy of a linear probe of the untouched network, and
+    that after training. If the command is killed at any instant, the same command resumes it,
+    to the same weights. The weight file records model, channels and preprocessing.
     """
     with exit_codes(ROWS_KEPT):
         set_up_logging(quiet=quiet or as_json, verbose=False)
         from vggfeat.core.resources import keep_freed_memory
 
-        values = given({**flags, "layers": layer})
+        values = given({**flags, "layers": one_layer(layers, "adapt ends the network at")})
         training = {name: values.pop(name) for name in TRAINING if name in values}
         settings = AdaptSettings(network_settings(config, values), **training)
         if settings.network.workers != 0:

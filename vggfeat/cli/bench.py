@@ -47,11 +47,12 @@ def bench(
     as_json: Json = False,
     **flags: Any,
 ) -> None:
-    """Measure the speed of this machine, what limits it, and recommend options for extract.
+    """Measure this machine's speed and what limits it.
 
-    Decode a sample of the images, in one process and in as many as extract would start; write to
-    the disk and sync; and run the network with random weights in several batch sizes, while there
-    is time. Print each figure as soon as it is measured. Ctrl-C ends it with what there is by then.
+    Recommend options for extract. Decode a sample of the images, in one process and in as many
+    as extract would start; write to the disk and sync; and run the network with random weights
+    in several batch sizes, while there is time. Print each figure as soon as it is measured.
+    Ctrl-C ends it with what there is by then.
     """
     with exit_codes("stopped; what is printed was measured by then"):
         started = time.monotonic()  # loading torch takes some of the time

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vggfeat.cli.options import Json, whole_numbers
+from vggfeat.cli.options import Json, among, whole_numbers
 from vggfeat.cli.terminal import exit_codes, output_width, set_up_logging, show, table
 from vggfeat.core.text import counted, printable
 
@@ -49,7 +49,8 @@ def compare(
         typer.Option(
             help="Similarity: cosine, l2 (distance at unit length, which ranks as cosine does) or "
             "l2-raw.",
-            metavar="NAME",
+            metavar="cosine|l2|l2-raw",
+            autocompletion=among("cosine", "l2", "l2-raw"),
         ),
     ] = "cosine",
     k: Annotated[
@@ -60,7 +61,8 @@ def compare(
         typer.Option(
             help="Compare also joined layers of the first file, each at unit length: all of them, "
             "pairs (and all), or none.",
-            metavar="WHICH",
+            metavar="all|pairs|none",
+            autocompletion=among("all", "pairs", "none"),
         ),
     ] = "all",
     sample: Annotated[
@@ -72,10 +74,11 @@ def compare(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare layers by how well they retrieve images of the same class, or altered images.
+    """Compare layers by how well they retrieve images.
 
-    Show mean average precision (mAP), how often the nearest image is relevant (NN), and how often
-    a relevant one is among the first five and ten (R@5, R@10), best layer first.
+    The images are others of the same class, or originals of altered ones. Show mean average
+    precision (mAP), how often the nearest image is relevant (NN), and how often a relevant one
+    is among the first five and ten (R@5, R@10), best layer first.
     """
     with exit_codes():
         from vggfeat.extraction.monitoring import publish

@@ -26,9 +26,10 @@ def doctor(
     *,
     as_json: Json = False,
 ) -> None:
-    """Check this machine: versions, devices, weights, HDF5, file locks and disk space.
+    """Check this machine: versions, devices, disk.
 
-    Show how to solve each problem, and end with exit code 2 if there is one.
+    Check also weights, HDF5 and file locks. Show how to solve each problem, and end with exit
+    code 2 if there is one.
     """
     with exit_codes():
         findings = examine()

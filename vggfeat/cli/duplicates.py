@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from vggfeat.cli.options import Cache, ImagesNow, Json
+from vggfeat.cli.options import Cache, ImagesNow, Json, among, one_layer
 from vggfeat.cli.terminal import Bar, exit_codes, set_up_logging, show
 from vggfeat.core.text import counted
 
@@ -19,10 +19,13 @@ if TYPE_CHECKING:
 def duplicates(
     cache: Cache,
     *,
-    layer: Annotated[
+    layers: Annotated[
         str | None,
         typer.Option(
-            help="Layer to compare by. [default: the only one of the cache]", metavar="LAYER"
+            "--layers",
+            "--layer",
+            help="The one layer to compare by. [default: the only one of the cache]",
+            metavar="NAME",
         ),
     ] = None,
     threshold: Annotated[
@@ -37,7 +40,8 @@ def duplicates(
         str,
         typer.Option(
             help="cosine, l2 (distance at unit length) or l2-raw (distance of vectors as stored).",
-            metavar="NAME",
+            metavar="cosine|l2|l2-raw",
+            autocompletion=among("cosine", "l2", "l2-raw"),
         ),
     ] = "cosine",
     sheet: Annotated[
@@ -51,14 +55,16 @@ def duplicates(
     root: ImagesNow = None,
     as_json: Json = False,
 ) -> None:
-    """Find pairs of near-duplicate images, and the groups that the pairs form.
+    """Find pairs and groups of near-duplicate images.
 
-    Each image of a group is near another of the group. Identical files are marked.
+    Groups are what pairs form: each image of a group is near another of the group. Identical
+    files are marked.
     """
     with exit_codes():
         from vggfeat.retrieval.duplicates import duplicates as find_duplicates
 
         set_up_logging(quiet=as_json, verbose=False)
+        layer = one_layer(layers, "duplicates compares by")
         if sheet is not None:
             from vggfeat.visualization.contact_sheet import check_sheet, sheet_of_duplicates
 

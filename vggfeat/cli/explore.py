@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from vggfeat.cli.options import Cache, ImagesNow, Json
+from vggfeat.cli.options import Cache, ImagesNow, Json, Layers, among
 from vggfeat.cli.terminal import Bar, exit_codes, say, set_up_logging, show, table
 from vggfeat.core.text import counted
 
@@ -22,14 +22,13 @@ def explore(
         str, typer.Option("--out", "-o", help="The web page to write.", metavar="FILE.html")
     ],
     *,
-    layers: Annotated[
-        str | None,
-        typer.Option(help="Layers, comma separated. [default: all]", metavar="NAME,..."),
-    ] = None,
+    layers: Layers = None,
     projection: Annotated[
         str,
         typer.Option(
-            help="How images come onto the map: pca or umap (needs vggfeat[umap]).", metavar="HOW"
+            help="How images come onto the map; umap needs vggfeat[umap].",
+            metavar="pca|umap",
+            autocompletion=among("pca", "umap"),
         ),
     ] = "pca",
     most: Annotated[
@@ -48,10 +47,11 @@ def explore(
     root: ImagesNow = None,
     as_json: Json = False,
 ) -> None:
-    """Write a web page to explore a cache: nearest images by each layer side by side, and a map.
+    """Write a web page to explore a cache by all layers.
 
-    The page is one file that works offline. Click an image to see its neighbours by every layer,
-    move sliders to weigh layers together, zoom into the map, filter by name and label.
+    It shows the nearest images by each layer side by side, and a map. The page is one file that
+    works offline. Click an image to see its neighbours by every layer, move sliders to weigh
+    layers together, zoom into the map, filter by name and label.
     """
     with exit_codes():
         from vggfeat.core.text import byte_count

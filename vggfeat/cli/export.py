@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from vggfeat.cli.options import Cache, Json
+from vggfeat.cli.options import Cache, Json, Layers, among
 from vggfeat.cli.terminal import exit_codes, show
 from vggfeat.core.text import byte_count, counted
 from vggfeat.exporters.registry import COMPRESSIONS, EXPORT_FORMATS
@@ -28,6 +28,7 @@ def export(
         typer.Option(
             help=f"One of {', '.join(EXPORT_FORMATS)}.",
             metavar="FORMAT",
+            autocompletion=among(*EXPORT_FORMATS),
         ),
     ],
     out: Annotated[
@@ -39,9 +40,7 @@ def export(
             metavar="PATH",
         ),
     ],
-    layers: Annotated[
-        str, typer.Option(help="Layers to export. [default: all]", metavar="SPEC,...")
-    ] = "",
+    layers: Layers = None,
     rows: Annotated[
         str,
         typer.Option(
@@ -55,13 +54,15 @@ def export(
         typer.Option(
             help=f"Compression of {' and '.join(_COMPRESSIBLE)}: {', '.join(COMPRESSIONS)}.",
             metavar="HOW",
+            autocompletion=among(*COMPRESSIONS),
         ),
     ] = "none",
     metric: Annotated[
         str,
         typer.Option(
             help="Metric of a faiss index: cosine (rows at unit length), ip (inner product) or l2.",
-            metavar="NAME",
+            metavar="cosine|ip|l2",
+            autocompletion=among("cosine", "ip", "l2"),
         ),
     ] = "cosine",
     norm: Annotated[
@@ -70,12 +71,13 @@ def export(
             help="Normalization of vectors: none, l2 (to unit length) or ssr (signed square root "
             "before). [default: none; for global descriptors of hloc, which takes inner "
             "products, l2]",
-            metavar="NORM",
+            metavar="none|l2|ssr",
+            autocompletion=among("none", "l2", "ssr"),
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write layers and rows of a cache in the format of another tool.
+    """Write layers and rows in another tool's format.
 
     The output appears whole or not at all. Memory does not grow with the cache, except for faiss,
     which holds its index in memory. float16 is kept if the format has it.
@@ -85,7 +87,7 @@ def export(
         from vggfeat.exporters.export import export as export_cache
 
         made = export_cache(
-            cache, out, to=to, layers=split_specs(layers), rows=rows,
+            cache, out, to=to, layers=split_specs(layers or ""), rows=rows,
             compress=cast("Compress", compress), metric=cast("IndexMetric", metric),
             norm=cast("Norm | None", norm),
         )  # fmt: skip

@@ -9,9 +9,10 @@ import typer
 
 from vggfeat.cache.sharding import Sharding
 from vggfeat.cli.extract_report import summary_lines
-from vggfeat.cli.options import Config, Json, Quiet, Root, Verbose, given, settings_options
+from vggfeat.cli.options import Config, Json, Quiet, Root, Verbose, among, given, settings_options
 from vggfeat.cli.terminal import ROWS_KEPT, Bar, exit_codes, set_up_logging, show
 from vggfeat.config import make_settings
+from vggfeat.core.option import FAILURES, MACHINES, REPORTING, RESUMING
 from vggfeat.errors import InterruptedRunError, ShardsHeldError, TooManyFailuresError, UsageError
 
 if TYPE_CHECKING:
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
     from vggfeat.extraction.update import UpdatePolicy
 
 _ENGINES = ("local", "ray")
+EXAMPLES = (
+    "vggfeat extract photos --layers conv5_3,fc7 --out feats.h5",
+    "vggfeat extract photos --config same-picture --out feats.h5",
+    "vggfeat extract photos --layers fc7 --out feats.h5 --update",
+)
 
 
 @settings_options(
@@ -57,12 +63,15 @@ def extract(
             "--resume/--fresh",
             help="Resume the cache if it exists, or create it again. The same command resumes an "
             "interrupted run, without --fresh, which would begin again.",
+            rich_help_panel=RESUMING,
         ),
     ] = True,
     update: Annotated[
         bool,
         typer.Option(
-            "--update", help="Add images that are new, redo those that changed, remove those gone."
+            "--update",
+            help="Add images that are new, redo those that changed, remove those gone.",
+            rich_help_panel=RESUMING,
         ),
     ] = False,
     by_digest: Annotated[
@@ -70,10 +79,16 @@ def extract(
         typer.Option(
             "--by-digest",
             help="With --update: detect changes by the content of files, not by size and time.",
+            rich_help_panel=RESUMING,
         ),
     ] = False,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Try images again that failed in earlier runs.")
+        bool,
+        typer.Option(
+            "--retry-failed",
+            help="Try images again that failed in earlier runs.",
+            rich_help_panel=FAILURES,
+        ),
     ] = False,
     shards: Annotated[
         int | None,
@@ -81,6 +96,7 @@ def extract(
             help="Split a new cache, a folder, into N files. [default: N of --shard, or one for "
             "each 100000 images]",
             metavar="N",
+            rich_help_panel=MACHINES,
         ),
     ] = None,
     shard: Annotated[
@@ -89,10 +105,16 @@ def extract(
             help="Process only shards whose number modulo N is I, from 0. The first process to "
             "start lists the images.",
             metavar="I/N",
+            rich_help_panel=MACHINES,
         ),
     ] = None,
     plan_only: Annotated[
-        bool, typer.Option("--plan-only", help="List the images of a sharded cache; process none.")
+        bool,
+        typer.Option(
+            "--plan-only",
+            help="List the images of a sharded cache; process none.",
+            rich_help_panel=MACHINES,
+        ),
     ] = False,
     scratch: Annotated[
         str | None,
@@ -100,13 +122,16 @@ def extract(
             help="Folder in which an output in an object store, s3://..., is written before its "
             "upload. [default: in the user's cache]",
             metavar="DIR",
+            rich_help_panel=MACHINES,
         ),
     ] = None,
     engine: Annotated[
         str,
         typer.Option(
             help="Run in this process (local), or process shards on a Ray cluster (ray).",
-            metavar="NAME",
+            metavar="local|ray",
+            autocompletion=among(*_ENGINES),
+            rich_help_panel=MACHINES,
         ),
     ] = "local",
     actors: Annotated[
@@ -115,6 +140,7 @@ def extract(
             help="With ray: number of actors. [default: one for each GPU, or without any one for "
             "each node]",
             metavar="N",
+            rich_help_panel=MACHINES,
         ),
     ] = None,
     address: Annotated[
@@ -122,12 +148,15 @@ def extract(
         typer.Option(
             help="With ray: an existing cluster, auto or HOST:PORT. [default: start one here]",
             metavar="ADDRESS",
+            rich_help_panel=MACHINES,
         ),
     ] = None,
     failures: Annotated[
         str | None,
         typer.Option(
-            help="Write failed images and their reasons to this file.", metavar="FILE.csv"
+            help="Write failed images and their reasons to this file.",
+            metavar="FILE.csv",
+            rich_help_panel=FAILURES,
         ),
     ] = None,
     metrics_file: Annotated[
@@ -135,6 +164,7 @@ def extract(
         typer.Option(
             help="Write metrics for Prometheus to this file, every 15 seconds and at the end.",
             metavar="FILE.prom",
+            rich_help_panel=REPORTING,
         ),
     ] = None,
     log_file: Annotated[
@@ -142,6 +172,7 @@ def extract(
         typer.Option(
             help="Append log lines to this file, as JSON if it ends in .json or .jsonl.",
             metavar="FILE",
+            rich_help_panel=REPORTING,
         ),
     ] = None,
     as_json: Json = False,

@@ -76,10 +76,11 @@ def inspect(
         ),
     ] = None,
 ) -> None:
-    """Show what a cache holds: rows by state, layers and their values, how it was made, failures.
+    """Show what a cache holds and how it was made.
 
-    Works also while a run is writing to the cache, and reads the values of a sample of rows only.
-    A narrow terminal shows fewer columns; --json has everything.
+    Show rows by state, layers and their values, settings, and failed images. Works also while a
+    run is writing to the cache, and reads the values of a sample of rows only. A narrow
+    terminal shows fewer columns; --json has everything.
     """
     with exit_codes():
         # NumPy's linear algebra is not used here, and starting its threads is a fifth of the time.

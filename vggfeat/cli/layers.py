@@ -35,7 +35,7 @@ def layers(
     as_json: Json = False,
     **flags: Any,
 ) -> None:
-    """List the layers that can be extracted, and what they cost.
+    """List the layers that can be extracted.
 
     `cost` is the share of the network's multiply-adds that are computed if this is the deepest
     layer.

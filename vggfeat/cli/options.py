@@ -9,14 +9,47 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from vggfeat.config import PRESETS
-from vggfeat.core.option import options_of
+from vggfeat.core.layer_spec import NORMS, POOLS, split_specs
+from vggfeat.core.option import QUERIES, REPORTING, RESUMING, SPEED, options_of
 from vggfeat.core.settings import SETTINGS, Settings
+from vggfeat.core.vgg_layers import VARIANTS, layer_table
 from vggfeat.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from vggfeat.core.option import Option
+
+
+def among(*words: str) -> Callable[[str], list[str]]:
+    """Return the completion of a value that is one of these words, for the shell."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [word for word in words if word.startswith(incomplete)]
+
+    return complete
+
+
+def _layer_names(incomplete: str) -> list[str]:
+    """Complete the last of several layers separated by commas."""
+    before, comma, last = incomplete.rpartition(",")
+    names = dict.fromkeys(layer.name for model in VARIANTS for layer in layer_table(model))
+    return [f"{before}{comma}{name}" for name in names if name.startswith(last)]
+
+
+def completion_of(name: str, words: tuple[str, ...]) -> Callable[[str], list[str]] | None:
+    """Return the shell's completion for a setting; None if it is free."""
+    known = {
+        "model": VARIANTS,
+        "device": ("auto", "cpu", "cuda", "all"),
+        "weights": ("imagenet", "features", "random"),
+        "pool": tuple(POOLS),
+        "norm": NORMS,
+    }
+    if name == "layers":
+        return _layer_names
+    words = words or known.get(name, ())
+    return among(*words) if words else None
 
 
 Cache = Annotated[
@@ -28,6 +61,17 @@ Config = Annotated[
         help=f"A TOML file or a preset ({', '.join(PRESETS)}) with default values of options; "
         "flags override them. Keys are the names of options, as batch-size or batch_size.",
         metavar="NAME|FILE.toml",
+        autocompletion=among(*PRESETS),
+    ),
+]
+Layers = Annotated[
+    str | None,
+    typer.Option(
+        "--layers",
+        "--layer",
+        help="Layers of the cache, comma separated. [default: all]",
+        metavar="NAME,...",
+        autocompletion=_layer_names,
     ),
 ]
 Root = Annotated[
@@ -36,27 +80,35 @@ Root = Annotated[
         help="Directory that the paths of images are relative to. [default: the source folder, or "
         "what all sources have in common]",
         metavar="DIR",
+        rich_help_panel=RESUMING,
     ),
 ]
 ImagesNow = Annotated[
     str | None,
     typer.Option(
-        "--root", help="Directory where the images are now. [default: where they were]",
+        "--root",
+        help="Directory where the images are now. [default: where they were]",
         metavar="DIR",
+        rich_help_panel=REPORTING,
     ),
-]  # fmt: skip
+]
 Device = Annotated[
     str,
     typer.Option(
         help="Where the network computes features of images: auto, cpu, cuda or cuda:N.",
         metavar="NAME",
+        rich_help_panel=SPEED,
+        autocompletion=among("auto", "cpu", "cuda"),
     ),
 ]
 ModelWeights = Annotated[
     str | None,
     typer.Option(
+        "--weights",
+        "--model-weights",
         help="Weights of the network, if they are not where the cache says; they must be the same.",
         metavar="FILE",
+        rich_help_panel=QUERIES,
     ),
 ]
 Use = Annotated[
@@ -65,15 +117,29 @@ Use = Annotated[
         help="Model that fuse or reduce fitted when they made the cache; repeat it for a cache "
         "made in several steps. [default: FILE.model.h5 beside the cache]",
         metavar="MODEL.h5",
+        rich_help_panel=QUERIES,
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Csv = Annotated[bool, typer.Option("--csv", help="Print the result as CSV.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=REPORTING)
+]
+Csv = Annotated[
+    bool, typer.Option("--csv", help="Print the result as CSV.", rich_help_panel=REPORTING)
+]
 Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Print errors only: no progress, no notices.")
+    bool,
+    typer.Option(
+        "--quiet",
+        "-q",
+        help="Print errors only: no progress, no notices.",
+        rich_help_panel=REPORTING,
+    ),
 ]
 Verbose = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Print also how the time was spent.")
+    bool,
+    typer.Option(
+        "--verbose", "-v", help="Print also how the time was spent.", rich_help_panel=REPORTING
+    ),
 ]
 
 
@@ -118,11 +184,13 @@ def settings_options(
 
 def _parameter(name: str, option: Option) -> inspect.Parameter:
     flag = typer.Option(
-        "--" + name.strip("_").replace("_", "-"),
+        option.flag_of(name),
         *option.also,
-        help=option.full_help,
-        metavar=option.metavar,
+        help=option.option_help,
+        metavar=option.shown_value,
         show_default=False,
+        rich_help_panel=option.group,
+        autocompletion=completion_of(name, option.choices or option.words),
     )
     kind: Any = str if option.words else option.kind  # a number or a word is text at first
     return inspect.Parameter(
@@ -146,6 +214,18 @@ def _value(name: str, value: Any) -> Any:
     if not value.isdecimal():
         raise UsageError(f"{name} is {value!r}; expected a whole number or {' or '.join(words)}")
     return int(value)
+
+
+def one_layer(layers: str | None, what: str) -> str | None:
+    """Return the layer of --layers of a command that takes one; None if none is given.
+
+    Raises:
+        UsageError: several are given; `what` begins its message, as "duplicates compares by".
+    """
+    names = split_specs(layers or "")
+    if len(names) > 1:
+        raise UsageError(f"{what} one layer, found {len(names)}: {', '.join(names)}; name one")
+    return names[0] if names else None
 
 
 def whole_numbers(name: str, text: str, example: str) -> tuple[int, ...]:

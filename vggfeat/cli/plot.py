@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vggfeat.cli.options import settings_options
+from vggfeat.cli.options import among, settings_options
 from vggfeat.cli.terminal import exit_codes, say, set_up_logging
+from vggfeat.core.option import OF_CACHE, OF_IMAGE
 from vggfeat.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,27 +22,39 @@ _FOR_IMAGES = (
     "channels", "overlay", "config", "model", "weights", "transform", "size", "crop", "device",
 )  # fmt: skip
 _FOR_CACHES = ("projection", "marks", "sample", "root")
+_IMAGE = {"group": OF_IMAGE}
+EXAMPLES = (
+    "vggfeat plot photo.jpg --layers conv1_2,conv3_4 --out maps.png",
+    "vggfeat plot photo.jpg --overlay --out seen.png",
+    "vggfeat plot feats.h5 --out cache.png",
+)
 _CACHE_ENDINGS = (".h5", ".hdf5")
 
 
-def _choice(text: str, metavar: str) -> Any:
+def _choice(text: str, metavar: str, group: str, *words: str) -> Any:
     """Declare an option without a default value, so that it can be refused for the wrong input."""
-    return typer.Option(help=text, metavar=metavar)
+    return typer.Option(
+        help=text,
+        metavar=metavar,
+        rich_help_panel=group,
+        autocompletion=among(*words) if words else None,
+    )
 
 
 @settings_options(
     "layers", "channels", "overlay", "config", "model", "weights", "transform", "size", "crop",
     "device",
     instead={
-        "model": {"help": "Of an image: vgg11, 13, 16 or 19, each also with _bn."},
+        "model": {"help": "Of an image: vgg11, 13, 16 or 19, each also with _bn.", **_IMAGE},
         "weights": {
             "help": "Of an image: imagenet, features, a .pth or .safetensors file, or "
-            "random[:SEED]."
+            "random[:SEED].",
+            **_IMAGE,
         },
-        "transform": {"help": "Of an image: whose mean and deviation normalise it."},
-        "size": {"help": "Of an image: side of the network's input in pixels."},
-        "crop": {"help": "Of an image: how it is cut to that size."},
-        "device": {"help": "Of an image: auto, cpu, cuda or cuda:N.", "metavar": "NAME"},
+        "transform": {"help": "Of an image: whose mean and deviation normalise it.", **_IMAGE},
+        "size": {"help": "Of an image: side of the network's input in pixels.", **_IMAGE},
+        "crop": {"help": "Of an image: how it is cut to that size.", **_IMAGE},
+        "device": {"help": "Of an image: auto, cpu, cuda or cuda:N.", "metavar": "NAME", **_IMAGE},
     },
 )  # fmt: skip
 def plot(
@@ -54,10 +67,12 @@ def plot(
     *,
     layers: Annotated[
         str | None,
-        _choice(
-            "Layers, comma separated; of an image names of maps, such as conv1_2,pool5. "
+        typer.Option(
+            "--layers",
+            "--layer",
+            help="Layers, comma separated; of an image names of maps, such as conv1_2,pool5. "
             "[default: of an image the last convolution of each block, of a cache all]",
-            "NAME,...",
+            metavar="NAME,...",
         ),
     ] = None,
     channels: Annotated[
@@ -66,10 +81,15 @@ def plot(
             "Of an image: the mean of all channels, the N with the largest mean, or these. "
             "[default: mean]",
             "mean|top:N|N,...",
+            OF_IMAGE,
+            "mean",
         ),
     ] = None,
     overlay: Annotated[
-        bool, typer.Option("--overlay", help="Of an image: lay the maps over it.")
+        bool,
+        typer.Option(
+            "--overlay", help="Of an image: lay the maps over it.", rich_help_panel=OF_IMAGE
+        ),
     ] = False,
     config: Annotated[
         str | None,
@@ -77,6 +97,7 @@ def plot(
             "Of an image: a TOML file of how images are read, as extract takes it and stats "
             "writes it; options override what it says.",
             "FILE.toml",
+            OF_IMAGE,
         ),
     ] = None,
     projection: Annotated[
@@ -84,7 +105,10 @@ def plot(
         _choice(
             "Of a cache: how its images come into a plane, pca or umap (needs vggfeat[umap]). "
             "[default: pca]",
-            "HOW",
+            "pca|umap",
+            OF_CACHE,
+            "pca",
+            "umap",
         ),
     ] = None,
     marks: Annotated[
@@ -92,22 +116,29 @@ def plot(
         _choice(
             "Of a cache: thumbnails of the images whose files are found, or dots coloured by "
             "folders. [default: thumbnails]",
-            "HOW",
+            "thumbnails|dots",
+            OF_CACHE,
+            "thumbnails",
+            "dots",
         ),
     ] = None,
     sample: Annotated[
         int | None,
         _choice(
-            "Of a cache: images in a plane at most, spread over the cache. [default: 1000]", "N"
+            "Of a cache: images in a plane at most, spread over the cache. [default: 1000]",
+            "N",
+            OF_CACHE,
         ),
     ] = None,
     root: Annotated[
         str | None,
-        _choice("Of a cache: where its images are now. [default: where they were]", "DIR"),
+        _choice(
+            "Of a cache: where its images are now. [default: where they were]", "DIR", OF_CACHE
+        ),
     ] = None,
     **network: Any,
 ) -> None:
-    """Plot feature maps of an image, or the values and images of a cache.
+    """Plot feature maps of an image, or a cache.
 
     For an image: its feature maps, each with its own scale. For a cache: for each layer a histogram
     of its values and a 2-D projection of its images, similar images near one another. Needs

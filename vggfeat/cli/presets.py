@@ -26,7 +26,10 @@ class _Row:
 
 @settings_options("model")
 def presets(*, as_json: Json = False, **flags: Any) -> None:
-    """List the presets of --config, the layers they choose, and what for."""
+    """List the presets of --config.
+
+    Show the layers they choose, and what for.
+    """
     with exit_codes():
         chosen = given(flags)
         rows = [_row(name, chosen) for name in PRESETS]

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from vggfeat.cli.options import Cache, Csv, Device, ImagesNow, Json, ModelWeights, Use
+from vggfeat.cli.options import (
+    Cache,
+    Csv,
+    Device,
+    ImagesNow,
+    Json,
+    ModelWeights,
+    Use,
+    among,
+)
 from vggfeat.cli.terminal import (
     check_one_form,
     exit_codes,
@@ -20,6 +31,7 @@ from vggfeat.cli.terminal import (
     tell_warning,
 )
 from vggfeat.core.csv_text import path_cell
+from vggfeat.core.option import REPORTING
 from vggfeat.core.text import counted, printable
 
 if TYPE_CHECKING:
@@ -27,6 +39,11 @@ if TYPE_CHECKING:
     from vggfeat.retrieval.similarity import Metric
 
 _LEAST_PATH = 16
+EXAMPLES = (
+    "vggfeat search feats.h5 photo.jpg --layers fc7",
+    "vggfeat search feats.h5 --row cats/01.jpg --layers conv5_3,fc7 --layer-weights 1,2",
+    "vggfeat search feats.h5 photo.jpg --layers fc7 --sheet found.html",
+)
 _INDENT = 2
 
 
@@ -45,33 +62,36 @@ def search(
             metavar="NAME",
         ),
     ] = None,
-    layer: Annotated[
+    layers: Annotated[
         list[str] | None,
         typer.Option(
-            help="Layer to search by; repeated, the scores of several layers are averaged. "
+            "--layers",
+            "--layer",
+            help="Layers to search by, comma separated; the scores of several are averaged. "
             "[default: the only one of the cache]",
-            metavar="LAYER",
+            metavar="NAME,...",
         ),
     ] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="Weight of each --layer. [default: equal]", metavar="W,...")
+    layer_weights: Annotated[
+        str | None, typer.Option(help="Weight of each layer. [default: equal]", metavar="W,...")
     ] = None,
     metric: Annotated[
         str,
         typer.Option(
             help="Similarity: cosine, l2 (distance at unit length), l2-raw (distance of vectors as "
             "stored) or dot (inner product).",
-            metavar="NAME",
+            metavar="cosine|l2|l2-raw|dot",
+            autocompletion=among("cosine", "l2", "l2-raw", "dot"),
         ),
     ] = "cosine",
     top: Annotated[int, typer.Option(help="Results for each query.", metavar="K")] = 10,
     device: Device = "auto",
-    model_weights: ModelWeights = None,
+    weights: ModelWeights = None,
     use: Use = None,
     index: Annotated[
         str | None,
         typer.Option(
-            help="Search by an approximate index of --layer in this file, for very many images; "
+            help="Search by an approximate index of one layer in this file, for very many images; "
             "its recall is shown. It is built the first time, and again when the rows of the "
             "cache change. Needs vggfeat[faiss].",
             metavar="FILE",
@@ -90,19 +110,21 @@ def search(
         typer.Option(
             help="Write also a contact sheet of queries and results, as a picture or a web page.",
             metavar="FILE.png|html",
+            rich_help_panel=REPORTING,
         ),
     ] = None,
     root: ImagesNow = None,
     as_json: Json = False,
     as_csv: Csv = False,
 ) -> None:
-    """Find the images of a cache that are most similar to query images.
+    """Find the images most similar to query images.
 
     A query goes through the network, weights and preprocessing that the cache was made with.
     Without --index the search is exact: it compares the query with every row.
     """
     with exit_codes():
         from vggfeat.core.fusion_spec import parse_weights
+        from vggfeat.core.layer_spec import split_specs
         from vggfeat.retrieval.search import search as search_cache
 
         set_up_logging(quiet=as_json or as_csv, verbose=False)
@@ -111,16 +133,18 @@ def search(
             from vggfeat.visualization.contact_sheet import check_sheet, sheet_of_findings
 
             check_sheet(sheet)  # before the work
+        if layer_weights is None and _are_of_layers(weights):
+            layer_weights, weights = weights, None
         found = search_cache(
             cache,
             queries or (),
             rows=row or (),
-            layers=layer or (),
-            weights=parse_weights(weights or ""),
+            layers=[name for text in layers or () for name in split_specs(text)],
+            layer_weights=parse_weights(layer_weights or ""),
             metric=cast("Metric", metric),
             top=top,
             device=device,
-            model_weights=model_weights,
+            weights=weights,
             use=use or (),
             index=index,
             exclude_self=exclude_self,
@@ -137,6 +161,12 @@ def search(
             print_csv(_csv_rows(found))
         else:
             say(*_lines(found))
+
+
+def _are_of_layers(weights: str | None) -> bool:
+    """Return whether --weights has numbers, as it had when it meant the weights of layers."""
+    is_numbers = re.fullmatch(r"\s*[\d.]+(\s*,\s*[\d.]+)*\s*", weights or "")
+    return is_numbers is not None and not os.path.exists(weights or "")
 
 
 def _plain(found: SearchResult) -> dict[str, Any]:

@@ -31,9 +31,10 @@ def sheet(
     most: Annotated[int, typer.Option(help="Show at most the first N.", metavar="N")] = 100,
     root: ImagesNow = None,
 ) -> None:
-    """Draw a contact sheet of the images of a cache, each with its name, and its state if not done.
+    """Draw a contact sheet of the images of a cache.
 
-    On a web page, Tab and the arrow keys move, Enter enlarges an image, Esc closes it.
+    Each image has its name, and its state if it is not done. On a web page, Tab and the arrow
+    keys move, Enter enlarges an image, Esc closes it.
     """
     with exit_codes():
         from vggfeat.cache.sharded import open_cache

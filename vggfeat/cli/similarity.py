@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from vggfeat.cli.options import Config, Csv, Json, Use, given, settings_options
+from vggfeat.cli.options import Config, Csv, Json, Use, among, given, settings_options
 from vggfeat.cli.terminal import (
     check_one_form,
     exit_codes,
@@ -29,6 +29,11 @@ if TYPE_CHECKING:
     from vggfeat.retrieval.vector_similarity import PairMetric
 
 _PAIR = 2
+EXAMPLES = (
+    "vggfeat similarity a.jpg b.jpg --layers conv5_3,fc7",
+    "vggfeat similarity photos --all-pairs --csv",
+    "vggfeat similarity photo.jpg --cache feats.h5 --row cats/01.jpg",
+)
 
 
 @settings_options(
@@ -71,7 +76,8 @@ def similarity(
         typer.Option(
             help="Similarity: cosine; l2, which is 1 / (1 + distance) of the vectors at unit "
             "length; or l2-raw, the same of the vectors as they are.",
-            metavar="NAME",
+            metavar="cosine|l2|l2-raw",
+            autocompletion=among("cosine", "l2", "l2-raw"),
         ),
     ] = "cosine",
     all_pairs: Annotated[
@@ -101,9 +107,10 @@ def similarity(
     as_csv: Csv = False,
     **flags: Any,
 ) -> None:
-    """Show how similar two images are, by each layer and by all together.
+    """Show how similar images are, by each layer.
 
-    Of more images, the first is compared with each of the others.
+    Show also their similarity by all layers together. Of more than two images, the first
+    is compared with each of the others.
     """
     with exit_codes():
         from vggfeat.core.fusion_spec import parse_weights

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 _SHOWN = 5  # failures
 _ENDING = ".toml"
+EXAMPLES = (
+    "vggfeat stats photos",
+    "vggfeat stats scans --channels 1 --depth 16 --out scans.toml",
+    "vggfeat stats photos --sample 1000 --json",
+)
 
 
 @settings_options(
@@ -53,9 +58,10 @@ def stats(
     quiet: Quiet = False,
     **flags: Any,
 ) -> None:
-    """Measure the mean and standard deviation of images, preprocessed as extract does it.
+    """Measure mean and standard deviation of images.
 
-    Show values for --mean, --std and --window, and types, bits and values of the image files.
+    The images are preprocessed as extract does it. Show values for --mean, --std and --window,
+    and types, bits and values of the image files.
     """
     with exit_codes("stopped; nothing was measured"):
         set_up_logging(quiet=quiet or as_json, verbose=False)

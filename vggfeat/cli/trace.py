@@ -49,10 +49,11 @@ def trace(
     as_json: Json = False,
     **flags: Any,
 ) -> None:
-    """Show shape, stride and memory of every stage from the file to fc8, without computing any.
+    """Show shape and memory of every stage of a network.
 
-    If the photo, its size or the weights do not fit the network, show the first stage that goes
-    wrong and what to change, and end with exit code 3.
+    The stages go from the file to fc8; none is computed. If the photo, its size or the weights
+    do not fit the network, show the first stage that goes wrong and what to change, and end
+    with exit code 3.
     """
     with exit_codes():
         from vggfeat.extraction.trace import trace as follow

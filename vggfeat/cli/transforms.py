@@ -9,7 +9,7 @@ import typer
 
 from vggfeat.cli.options import Json, Quiet, settings_options
 from vggfeat.cli.terminal import ROWS_KEPT, Bar, exit_codes, print_json, say, set_up_logging
-from vggfeat.core.option import options_of
+from vggfeat.core.option import RESUMING, options_of
 from vggfeat.core.settings import SETTINGS, Settings
 from vggfeat.core.text import counted, duration
 from vggfeat.errors import InterruptedRunError, UsageError
@@ -48,7 +48,9 @@ Save = Annotated[
 Resume = Annotated[
     bool,
     typer.Option(
-        "--resume/--fresh", help="Resume the cache if it exists, or fit and create it again."
+        "--resume/--fresh",
+        help="Resume the cache if it exists, or fit and create it again.",
+        rich_help_panel=RESUMING,
     ),
 ]
 Update = Annotated[
@@ -57,9 +59,15 @@ Update = Annotated[
         "--update",
         help="Bring in images that are new in the source since, and leave out those that are gone; "
         "what was fitted stays.",
+        rich_help_panel=RESUMING,
     ),
 ]
 
+EXAMPLES = (
+    "vggfeat fuse feats.h5 --layers conv4_4,fc7 --out fused.h5",
+    "vggfeat fuse feats.h5 --method weighted --layer-weights 2,1 --out fused.h5",
+    "vggfeat reduce feats.h5 --layers fc7 --dims 128 --whiten --out small.h5",
+)
 _DTYPE = {"dtype": {"help": "Type of the stored features."}}
 
 
@@ -78,7 +86,7 @@ def fuse(
     quiet: Quiet = False,
     **flags: Any,
 ) -> None:
-    """Make one vector an image of several layers, from a cache into another.
+    """Fuse several layers into one vector per image.
 
     Each layer is normalised by itself first, so that its range does not decide. The new cache has
     the same images, and the same command again does what is left.
@@ -105,7 +113,7 @@ def reduce(
     quiet: Quiet = False,
     **flags: Any,
 ) -> None:
-    """Shorten the vectors of a cache by PCA, with whitening or without, or standardise them.
+    """Shorten vectors by PCA, or standardize them.
 
     Fitted in a stream to every layer by itself; the cache may be larger than memory. What was
     fitted is kept in a model file, and --use applies it to other caches.
@@ -145,8 +153,10 @@ def _run(
         if not (flags[name] is None or flags[name] is False or flags[name] == [])
     }
     if files["use"] is not None and (texts or files["save"] is not None):
-        names = [*texts, *(["save"] if files["save"] is not None else [])]
-        named = ", ".join("--" + name.replace("_", "-") for name in names)
+        named = ", ".join(
+            [*(options[name].flag_of(name) for name in texts)]
+            + ["--save"] * (files["save"] is not None)
+        )
         raise UsageError(f"--use applies a model with its own settings; give it without {named}")
     dtype = flags["dtype"] or SETTINGS["dtype"].default
     if problem := SETTINGS["dtype"].problem("dtype", dtype):

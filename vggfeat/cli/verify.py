@@ -25,8 +25,9 @@ def verify(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Check every row of a cache against its checksum, and the file around the rows.
+    """Check every row of a cache against its checksum.
 
+    Check also the file around the rows.
     End with exit code 5 if rows are bad and were not repaired, or the file is damaged.
     """
     with exit_codes():

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from vggfeat.cli.help_page import Command, Group
 from vggfeat.cli.options import (
     Cache,
     Csv,
@@ -33,15 +34,25 @@ from vggfeat.zeroshot.settings import ZeroShotSettings
 
 zeroshot = typer.Typer(
     name="zeroshot",
+    cls=Group,
     no_args_is_help=True,
+    add_completion=False,
     rich_markup_mode=None,
-    help="Recognize classes without training images, by vectors of their names.",
+    help="Recognize classes without training images.\n\n"
+    "A class is known by the vector of its name, or by its attributes.",
 )
 
 Model = Annotated[str, typer.Argument(help="A model of vggfeat zeroshot fit.", metavar="MODEL.h5")]
 
 
-@zeroshot.command()
+_FITS = (
+    "vggfeat zeroshot fit feats.h5 --vectors attributes.csv --out model.h5",
+    "vggfeat zeroshot fit feats.h5 --vectors glove.txt --labels labels.csv --out model.h5",
+    "vggfeat zeroshot fit feats.h5 --vectors glove.txt --unseen zebra,okapi --out model.h5",
+)
+
+
+@zeroshot.command(cls=Command, epilog="\n".join(_FITS))
 @settings_options("vectors", "out", *options_of(ZeroShotSettings), "fresh", of=(ZeroShotSettings,))
 def fit(
     cache: Cache,
@@ -78,7 +89,7 @@ def fit(
         show(done, fitting_lines, as_json=as_json, quiet=quiet)
 
 
-@zeroshot.command()
+@zeroshot.command(cls=Command)
 def predict(
     model: Model,
     cache: Annotated[
@@ -118,7 +129,7 @@ def predict(
         ),
     ] = "0",
     device: Device = "auto",
-    model_weights: ModelWeights = None,
+    weights: ModelWeights = None,
     use: Use = None,
     as_json: Json = False,
     as_csv: Csv = False,
@@ -135,7 +146,7 @@ def predict(
         check_one_form(as_json=as_json, as_csv=as_csv)
         found = predict_zeroshot(
             model, cache, images or (), classes=classes, vectors=vectors, top=top,
-            calibrate=calibrate, device=device, model_weights=model_weights, use=use or (),
+            calibrate=calibrate, device=device, weights=weights, use=use or (),
         )  # fmt: skip
         for failure in found.failures:
             tell_warning(f"image {failure.path}: {failure.reason}")
@@ -147,7 +158,7 @@ def predict(
             say(*prediction_lines(found))
 
 
-@zeroshot.command()
+@zeroshot.command(cls=Command)
 @settings_options(
     "labels",
     "tree",

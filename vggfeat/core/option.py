@@ -16,7 +16,27 @@ from vggfeat.core.choices import unknown_value
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+ESSENTIALS = "Essentials"
+PREPARATION = "Image preparation"
+MEDICAL = "Medical and multichannel"
+LEARNING = "Training"
+SPEED = "Speed and storage"
+RESUMING = "Resume and update"
+FAILURES = "Failures"
+MACHINES = "Many machines"
+QUERIES = "Network of the queries"
+OF_IMAGE = "Of an image"
+OF_CACHE = "Of a cache"
+REPORTING = "Reporting"
+
+GROUPS = (
+    ESSENTIALS, OF_IMAGE, OF_CACHE, PREPARATION, MEDICAL, LEARNING, SPEED, RESUMING, FAILURES,
+    MACHINES, QUERIES, REPORTING,
+)  # fmt: skip
+"""Titles of the groups that help shows options in, in their order."""
+
 _KEY = "option"
+_LONGEST_CHOICES = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +54,10 @@ class Option:
         within: least and largest number; None where the value is no number.
         above: whether the least number itself is excluded.
         items: type of each value of a comma separated text, which a TOML file may have as a list.
-        also: other spellings of the option.
+        flag: spelling of the option where it is not the setting's name, e.g. `--layer-weights`.
+        also: older spellings of the option, which help does not show.
         parse: reads a value that is no text from the text of the command line.
+        group: of `GROUPS`, where the help of a command with many options shows it.
     """
 
     help: str
@@ -48,18 +70,38 @@ class Option:
     within: tuple[float, float] | None = None
     above: bool = False
     items: type[str | float] | None = None
+    flag: str = ""
     also: tuple[str, ...] = ()
     parse: Callable[[Any], Any] | None = None
+    group: str = ESSENTIALS
+
+    @property
+    def shown_value(self) -> str | None:
+        """What stands for the value in help: the choices if they are short, else the metavar."""
+        choices = "|".join(self.choices)
+        return choices if 0 < len(choices) <= _LONGEST_CHOICES else self.metavar
 
     @property
     def full_help(self) -> str:
         """Help text with the choices and the default."""
+        return self._help_with(self.choices)
+
+    @property
+    def option_help(self) -> str:
+        """Help text beside `shown_value`: with the choices unless they stand there, and default."""
+        return self._help_with(self.choices if self.shown_value == self.metavar else ())
+
+    def _help_with(self, choices: tuple[str, ...]) -> str:
         parts = [self.help]
-        if self.choices:
-            parts.append(f"One of {', '.join(self.choices)}.")
+        if choices:
+            parts.append(f"One of {', '.join(choices)}.")
         is_empty = self.default is None or self.default is False or self.default in ("", ())
         default = self.unset if is_empty else self.default
         return " ".join(parts) + (f" [default: {default}]" if default != "" else "")
+
+    def flag_of(self, name: str) -> str:
+        """Return the spelling of the option for the setting of that name."""
+        return self.flag or "--" + name.strip("_").replace("_", "-")
 
     @property
     def is_text(self) -> bool:

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from vggfeat.core.fusion_spec import Recipe, parse_fuse
 from vggfeat.core.layer_spec import LayerSpec, parse_specs
-from vggfeat.core.option import options_of, setting
+from vggfeat.core.option import (
+    FAILURES,
+    MEDICAL,
+    PREPARATION,
+    RESUMING,
+    SPEED,
+    options_of,
+    setting,
+)
 from vggfeat.core.preprocessing import (
     CORRUPTIONS,
     CROPS,
@@ -90,6 +98,7 @@ class Settings:
         "conv3_4:gem,conv5_4:rmac:l2. `vggfeat layers` lists the names.",
         "SPEC,...",
         items=str,
+        also=("--layer",),
     )
     fuse: str = setting(
         "",
@@ -111,6 +120,7 @@ class Settings:
         "ImageNet's for all others. caffe: pixels of 0 to 255 less Caffe's mean.",
         "NAME",
         choices=TRANSFORMS,
+        group=PREPARATION,
     )
     pool: str = setting("avg", "Pool of maps whose spec names none.", "POOL")
     norm: str = setting("none", "Norm of layers whose spec names none.", "NORM")
@@ -121,6 +131,7 @@ class Settings:
         unset="the weights', 224",
         kind=int,
         within=(SMALLEST_SIZE, LARGEST_SIZE),
+        group=PREPARATION,
     )
     resize: int | None = setting(
         None,
@@ -129,6 +140,7 @@ class Settings:
         unset="the weights', 256 to a size of 224",
         kind=int,
         within=(SMALLEST_SIZE, 2 * LARGEST_SIZE),
+        group=PREPARATION,
     )
     crop: Crop = setting(
         "center",
@@ -136,13 +148,15 @@ class Settings:
         "the aspect, none keeps the aspect and everything.",
         "HOW",
         choices=CROPS,
+        group=PREPARATION,
     )
-    exif: Exif = setting("apply", "The EXIF orientation.", "HOW", choices=EXIFS)
+    exif: Exif = setting("apply", "The EXIF orientation.", "HOW", choices=EXIFS, group=PREPARATION)
     icc: Icc = setting(
         "ignore",
         "ICC colour profiles in files. convert: convert colours to sRGB by them.",
         "HOW",
         choices=ICCS,
+        group=PREPARATION,
     )
     decode: DecodeName = setting(
         "auto",
@@ -153,6 +167,7 @@ class Settings:
         "can, else pillow.",
         "HOW",
         choices=DECODES,
+        group=SPEED,
     )
     augment: str = setting(
         "",
@@ -160,6 +175,7 @@ class Settings:
         "are applied in the order given.",
         "NAME,...",
         items=str,
+        group=PREPARATION,
     )
     channels: int = setting(
         3,
@@ -169,6 +185,7 @@ class Settings:
         kind=int,
         within=(1, MOST_CHANNELS),
         also=("--in-channels",),
+        group=MEDICAL,
     )
     depth: Depth = setting(
         8,
@@ -176,6 +193,7 @@ class Settings:
         "network.",
         "8|16",
         kind=int,
+        group=MEDICAL,
     )
     window: str = setting(
         "",
@@ -184,12 +202,14 @@ class Settings:
         "LEVEL,WIDTH",
         unset="the full scale; of a DICOM file its own window",
         items=float,
+        group=MEDICAL,
     )
     clip: str = setting(
         "",
         "Percentiles of each image that become black and white, such as 0.5,99.5.",
         "LOW,HIGH",
         items=float,
+        group=MEDICAL,
     )
     clahe: str = setting(
         "",
@@ -197,6 +217,7 @@ class Settings:
         "side if not 8, such as 2 or 2,8. Of colours, their luma.",
         "LIMIT[,TILES]",
         items=float,
+        group=MEDICAL,
     )
     mean: str = setting(
         "",
@@ -204,14 +225,18 @@ class Settings:
         "M[,...]",
         unset="the weights' own; their average where channels are not 3",
         items=float,
+        group=PREPARATION,
     )
-    std: str = setting("", "Standard deviation, likewise.", "S[,...]", items=float)
+    std: str = setting(
+        "", "Standard deviation, likewise.", "S[,...]", items=float, group=PREPARATION
+    )
     first_layer: FirstLayer = setting(
         "sum",
         "Of weights for RGB where channels are not 3: sum rebuilds the first convolution from "
         "their filters; kaiming draws it anew, for 3 too.",
         "HOW",
         choices=FIRST_LAYERS,
+        group=MEDICAL,
     )
     dtype: Dtype = setting(
         "float16",
@@ -219,6 +244,7 @@ class Settings:
         "the images.",
         "TYPE",
         choices=DTYPES,
+        group=SPEED,
     )
     precision: Precision = setting(
         "auto",
@@ -227,6 +253,7 @@ class Settings:
         "faster and less exact.",
         "TYPE",
         choices=PRECISIONS,
+        group=SPEED,
     )
     device: str = setting(
         "auto",
@@ -234,6 +261,7 @@ class Settings:
         "cuda:0,cuda:1; all.",
         "NAME,...",
         items=str,
+        group=SPEED,
     )
     batch_size: int | Literal["auto"] = setting(
         "auto",
@@ -242,6 +270,7 @@ class Settings:
         kind=int,
         words=("auto",),
         within=(1, 65_536),
+        group=SPEED,
     )
     workers: int | Literal["auto"] = setting(
         "auto",
@@ -250,6 +279,7 @@ class Settings:
         kind=int,
         words=("auto",),
         within=(0, 1024),
+        group=SPEED,
     )
     max_pixels: int = setting(
         178_956_970,  # twice Pillow's own warning level: its error level
@@ -257,6 +287,7 @@ class Settings:
         "N",
         kind=int,
         within=(1, 2**40),
+        group=FAILURES,
     )
     decode_timeout: float = setting(
         60.0,
@@ -265,30 +296,35 @@ class Settings:
         kind=float,
         within=(0, _LONGEST_SECONDS),
         above=True,
+        group=FAILURES,
     )
     max_failures: str | None = setting(
         None,
         "More failed images than that end in exit 4, once all others are done.",
         "N|P%",
         unset="any number, but not all",
+        group=FAILURES,
     )
     max_removed: str | None = setting(
         None,
         "With --update: if more images than that are gone, change nothing and end in exit 3.",
         "N|P%",
         unset="any number",
+        group=RESUMING,
     )
     on_error: OnError = setting(
         "skip",
         "An image that fails: skip marks it and goes on, stop ends the run with exit 4.",
         "HOW",
         choices=ON_ERRORS,
+        group=FAILURES,
     )
     time_limit: str | None = setting(
         None,
         "Stop cleanly within this time, such as 55m, with exit 0; the same command resumes the "
         "run, without --fresh if it had that.",
         "TIME",
+        group=RESUMING,
     )
     checkpoint_seconds: float = setting(
         5.0,
@@ -296,6 +332,7 @@ class Settings:
         "SECONDS",
         kind=float,
         within=(0, _LONGEST_SECONDS),
+        group=RESUMING,
     )
     specs: tuple[LayerSpec, ...] = field(init=False, repr=False)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vggfeat.config import load_config, make_settings
 from vggfeat.core.choices import did_you_mean
-from vggfeat.core.option import options_of, problems_of, setting
+from vggfeat.core.option import LEARNING, options_of, problems_of, setting
 from vggfeat.core.vgg_layers import ADAPTER, ADAPTER_BIAS, VARIANTS, Layer, layer_table
 from vggfeat.errors import UsageError
 from vggfeat.finetuning.augmentation import AUGMENTATIONS, parse_jitter
@@ -78,7 +78,7 @@ def parse_trainable(text: str, model: str, deepest: Layer) -> Trainable:
     if deep:
         raise UsageError(
             f"trainable {', '.join(deep)} lies behind {deepest.name}, on which the head stands and "
-            "where the network ends; name a deeper --layer, or leave it out"
+            "where the network ends; name a deeper one by --layers, or leave it out"
         )
     chosen = {layer for word in words for layer in known.get(word, ())}
     return Trainable(_ADAPTER in words, tuple(layer for layer in within if layer in chosen))
@@ -131,11 +131,19 @@ class AdaptSettings:
         kind=float,
         within=(0, 10),
         above=True,
+        group=LEARNING,
     )
     weight_decay: float = setting(
-        0.01, "Of AdamW, for weights and not biases.", "D", kind=float, within=(0, 1)
+        0.01,
+        "Of AdamW, for weights and not biases.",
+        "D",
+        kind=float,
+        within=(0, 1),
+        group=LEARNING,
     )
-    batch_size: int = setting(16, "Images a step.", "N", kind=int, within=(1, 65_536))
+    batch_size: int = setting(
+        16, "Images a step.", "N", kind=int, within=(1, 65_536), group=LEARNING
+    )
     val_share: float = setting(
         0.2,
         "Share of each class that is held out for validation.",
@@ -143,6 +151,7 @@ class AdaptSettings:
         kind=float,
         within=(0, 0.9),
         above=True,
+        group=LEARNING,
     )
     patience: int = setting(
         5,
@@ -150,12 +159,14 @@ class AdaptSettings:
         "N",
         kind=int,
         within=(0, 100_000),
+        group=LEARNING,
     )
     jitter: str = setting(
         "",
         f"Random augmentation of training images, any of {', '.join(AUGMENTATIONS)}.",
         "NAME,...",
         unset="none",
+        group=LEARNING,
     )
     seed: int = setting(
         0,
@@ -163,6 +174,7 @@ class AdaptSettings:
         "N",
         kind=int,
         within=(0, 2**31),
+        group=LEARNING,
     )
     parts: Trainable = field(init=False, repr=False)
 

@@ -292,7 +292,7 @@ def _check_end(name: str, end: str, layers: tuple[Layer, ...]) -> None:
     if end in names[:-1]:
         raise WeightsError(
             f"weights {name} end with {end}, on which they were adapted, and {names[-1]} lies "
-            f"behind it; request layers up to {end}, or adapt with a deeper --layer"
+            f"behind it; request layers up to {end}, or adapt with a deeper one in --layers"
         )
 
 

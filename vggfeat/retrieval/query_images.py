@@ -256,7 +256,7 @@ def _weights(cache: FeatureCache, settings: Settings, *, given: bool) -> Weights
         if given:
             raise
         raise WeightsError(
-            f"{error}: cache {cache.path!r} was made with them; --model-weights FILE says where "
+            f"{error}: cache {cache.path!r} was made with them; --weights FILE says where "
             "they are now"
         ) from error
     if names_held_weights(identity.weights) and weights.path is not None:
@@ -265,6 +265,6 @@ def _weights(cache: FeatureCache, settings: Settings, *, given: bool) -> Weights
         raise CacheMismatchError(
             f"weights {settings.weights!r} are not those that cache {cache.path!r} was made with: "
             f"SHA-256 {weights.sha256[:8]}, expected {identity.weights_sha256[:8]} "
-            f"({identity.weights}); --model-weights FILE names others"
+            f"({identity.weights}); --weights FILE names others"
         )
     return weights

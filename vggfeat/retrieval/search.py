@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -27,10 +29,10 @@ from vggfeat.retrieval.selection import only_layer, row_named
 from vggfeat.retrieval.similarity import DISTANCES, LayerQuery, check_layers
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
+    from torch import Tensor
     from typing_extensions import Unpack
 
     from vggfeat.core.records import FailedImage
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from vggfeat.retrieval.similarity import Metric
 
     Values = NDArray[np.float32]
+    NetworkWeights = str | os.PathLike[str] | Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +126,8 @@ def search(
     rows: str | int | Sequence[str | int] = (),
     vectors: Any = None,
     layers: str | Sequence[str] = (),
-    weights: Sequence[float] = (),
+    layer_weights: Sequence[float] = (),
+    weights: NetworkWeights | Sequence[float] | None = None,
     metric: Metric = "cosine",
     top: int = 10,
     index: str | os.PathLike[str] | None = None,
@@ -143,7 +147,8 @@ def search(
         vectors: queries that are features already: (q, D), or layer → (q, D) as an `Extractor` of
             the cache's settings returns; see `query_vectors`.
         layers: one or more; may be left out where the cache has one only.
-        weights: one a layer; equal by default. See `prepare_queries` for several layers.
+        layer_weights: one a layer; equal by default. See `prepare_queries` for several layers.
+        weights: of the network, see `query_images`; numbers are taken as `layer_weights`.
         metric: `cosine`; `l2`, the distance of the vectors at unit length; `l2-raw`, that of the
             vectors as they are stored; or `dot`.
         top: number of hits a query.
@@ -151,8 +156,8 @@ def search(
             see `open_index`. It may miss some images; scores are exact.
         exclude_self: leave out hits that are the query itself; others take their place.
         device: for the network; rows are searched on the CPU.
-        model_weights: see `query_images`.
-        use: likewise.
+        model_weights: older name of `weights`.
+        use: see `query_images`.
 
     Raises:
         UsageError: choices that make no sense, no query, or faiss is not installed.
@@ -169,7 +174,8 @@ def search(
     if unknown:
         raise TypeError(f"search() got an unexpected keyword argument {unknown[0]!r}")
     opened = cache if isinstance(cache, FeatureCache) else open_cache(cache)
-    names, shares = _layers(opened, as_tuple(layers), weights)
+    of_layers = _weights(layer_weights, weights, images)
+    names, shares = _layers(opened, as_tuple(layers), of_layers)
     asked, chosen = listed_images(queries), as_tuple(rows)
     if not asked and not chosen and vectors is None:
         raise UsageError("no query; name images or folders, or an image of the cache with --row")
@@ -274,6 +280,26 @@ def _answers(
         Answer(query.label, query.row, tuple(some))
         for query, some in zip(queries, hits, strict=True)
     )
+
+
+def _weights(
+    layer_weights: Sequence[float],
+    weights: NetworkWeights | Sequence[float] | None,
+    images: QueryImageOptions,
+) -> Sequence[float]:
+    """Return the weights of layers; put the network's into the options of images.
+
+    `weights` has once meant those of layers.
+    """
+    is_network = isinstance(weights, str | os.PathLike | Mapping) or hasattr(weights, "state_dict")
+    if is_network:
+        images["model_weights"] = cast("NetworkWeights", weights)
+    if weights is None or is_network:
+        return layer_weights
+    older = tuple(cast("Sequence[float]", weights))
+    if older and len(layer_weights):
+        raise UsageError("layer_weights and weights both have weights of layers; give the former")
+    return older or layer_weights
 
 
 def _layers(

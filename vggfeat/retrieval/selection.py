@@ -16,7 +16,7 @@ def only_layer(cache: FeatureCache) -> str:
     """Return the only layer of a cache; raise UsageError where it has several."""
     if len(cache.layers) > 1:
         raise UsageError(
-            f"cache {cache.path!r} has several layers; name one with --layer: "
+            f"cache {cache.path!r} has several layers; name one with --layers: "
             f"{', '.join(cache.layers)}"
         )
     return cache.layers[0]

@@ -16,7 +16,7 @@ from vggfeat.core.fusion_spec import (
     parse_weights,
 )
 from vggfeat.core.layer_spec import NORMS, Norm
-from vggfeat.core.option import problems_of, setting
+from vggfeat.core.option import LEARNING, problems_of, setting
 from vggfeat.errors import UsageError
 
 ReduceMethod = Literal["pca", "standard", "keep"]
@@ -55,7 +55,9 @@ class FuseSettings:
         device: where to learn: see `Settings.device`.
     """
 
-    layers: str | None = setting(None, _LAYERS, "NAME,...", unset="all that are vectors")
+    layers: str | None = setting(
+        None, _LAYERS, "NAME,...", unset="all that are vectors", also=("--layer",)
+    )
     method: Method = setting(
         "concat",
         "concat joins the layers end to end, weighted does so with weights, sum adds them, and "
@@ -66,7 +68,13 @@ class FuseSettings:
     norm: RowNorm = setting("l2", "Norm of each layer before fusing.", "NORM", choices=ROW_NORMS)
     final_norm: FinalNorm = setting("l2", "Norm of the fused vector.", "NORM", choices=FINAL_NORMS)
     weights: tuple[float, ...] = setting(
-        (), "Weight of each layer, as 2,1,1.", "N,...", unset="equal", parse=parse_weights
+        (),
+        "Weight of each layer, as 2,1,1.",
+        "N,...",
+        unset="equal",
+        parse=parse_weights,
+        flag="--layer-weights",
+        also=("--weights",),
     )
     width: int | None = setting(
         None,
@@ -80,6 +88,7 @@ class FuseSettings:
         None,
         "Learn the weights from labels: a CSV file of path,label, or `folders`.",
         "FILE.csv|folders",
+        group=LEARNING,
     )
     pairs: tuple[str, ...] = setting(
         (),
@@ -88,8 +97,11 @@ class FuseSettings:
         "FILE.h5",
         kind=list[str],
         parse=tuple,
+        group=LEARNING,
     )
-    device: str = setting("auto", "Where to learn: auto, cpu, cuda or cuda:N.", "NAME")
+    device: str = setting(
+        "auto", "Where to learn: auto, cpu, cuda or cuda:N.", "NAME", group=LEARNING
+    )
 
     @property
     def learns(self) -> bool:
@@ -115,7 +127,7 @@ class FuseSettings:
             wrong.append("concat has no weights to learn; the methods weighted and attention do")
         if self.weights and self.learns:
             wrong.append(
-                "weights are given or learnt; leave out --weights, or --labels and --pairs"
+                "weights are given or learnt; leave out --layer-weights, or --labels and --pairs"
             )
         if self.name is not None and not re.fullmatch(r"[0-9A-Za-z][0-9A-Za-z._:+-]*", self.name):
             wrong.append(f"name {self.name!r} must be of letters, digits, and . _ : + - in between")
@@ -138,7 +150,9 @@ class ReduceSettings:
             as Jégou & Chum (ECCV 2012) do, else `none`.
     """
 
-    layers: str | None = setting(None, _LAYERS, "NAME,...", unset="all that are vectors")
+    layers: str | None = setting(
+        None, _LAYERS, "NAME,...", unset="all that are vectors", also=("--layer",)
+    )
     method: ReduceMethod = setting(
         "pca",
         "pca leaves fewer dimensions, standard brings each to mean 0 and deviation 1, keep leaves "

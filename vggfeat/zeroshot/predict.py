@@ -78,8 +78,9 @@ def predict_zeroshot(
     top: int = 5,
     calibrate: float | str = 0.0,
     device: str = "auto",
-    model_weights: str | os.PathLike[str] | Mapping[str, Tensor] | None = None,
+    weights: str | os.PathLike[str] | Mapping[str, Tensor] | None = None,
     use: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
+    model_weights: str | os.PathLike[str] | Mapping[str, Tensor] | None = None,
 ) -> Predictions:
     """Predict the classes of the done rows of a cache, or of images passed through its network.
 
@@ -95,8 +96,9 @@ def predict_zeroshot(
         top: predictions for each image.
         calibrate: a bias to subtract from scores of seen classes (Chao et al. 2016), or `auto`.
         device: for images: see `query_images`.
-        model_weights: likewise.
+        weights: of the network, likewise.
         use: likewise.
+        model_weights: older name of `weights`.
 
     Raises:
         UsageError: invalid options, or classes without a vector.
@@ -120,8 +122,9 @@ def predict_zeroshot(
     if not asked_for:
         return _of_rows(path, cache, rank)
     layers = chosen.inputs.layers
+    network = model_weights if weights is None else weights
     queries = query_images(
-        cache, asked_for, layers, device=device, model_weights=model_weights, use=as_tuple(use)
+        cache, asked_for, layers, device=device, model_weights=network, use=as_tuple(use)
     )
     ranked = rank([queries.vectors] if queries.paths else [])
     predictions = Predictions(path, chosen.names, queries.paths, *ranked, bias, queries.failures)

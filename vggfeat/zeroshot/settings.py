@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from vggfeat.core.option import problems_of, setting
+from vggfeat.core.option import LEARNING, SPEED, problems_of, setting
 from vggfeat.errors import UsageError
 
 ZeroShotMethod = Literal["eszsl", "devise"]
@@ -72,6 +72,7 @@ class ZeroShotSettings:
         False,
         "Learn weights of the layers, which differ from image to image.",
         kind=bool,
+        group=LEARNING,
     )
     norm: InputNorm = setting(
         "standard",
@@ -79,6 +80,7 @@ class ZeroShotSettings:
         "length after a signed square root.",
         "NORM",
         choices=get_args(InputNorm),
+        group=LEARNING,
     )
     gamma: float | None = setting(
         None,
@@ -88,6 +90,7 @@ class ZeroShotSettings:
         kind=float,
         within=(0, math.inf),
         above=True,
+        group=LEARNING,
     )
     lambda_: float | None = setting(
         None,
@@ -97,6 +100,7 @@ class ZeroShotSettings:
         kind=float,
         within=(0, math.inf),
         above=True,
+        group=LEARNING,
     )
     margin: float = setting(
         0.1,
@@ -105,11 +109,13 @@ class ZeroShotSettings:
         kind=float,
         within=(0, math.inf),
         above=True,
+        group=LEARNING,
     )
     tree: str | None = setting(
         None,
         "Class tree, by which worse mistakes cost more: a CSV file of child,parent.",
         "FILE.csv",
+        group=LEARNING,
     )
     beta: float = setting(
         4.0,
@@ -119,15 +125,21 @@ class ZeroShotSettings:
         kind=float,
         within=(0, math.inf),
         above=True,
+        group=LEARNING,
     )
     held_out: float = setting(
         0.2,
         "Share of the images of each seen class that is kept for evaluate.",
         "SHARE",
         kind=float,
+        group=LEARNING,
     )
-    seed: int = setting(0, "Seed of all random choices.", "N", kind=int, within=(0, math.inf))
-    device: str = setting("auto", "Device to compute on: auto, cpu, cuda or cuda:N.", "NAME")
+    seed: int = setting(
+        0, "Seed of all random choices.", "N", kind=int, within=(0, math.inf), group=LEARNING
+    )
+    device: str = setting(
+        "auto", "Device to compute on: auto, cpu, cuda or cuda:N.", "NAME", group=SPEED
+    )
 
     def check(self) -> None:
         """Refuse invalid settings and those that exclude each other, all in one error.
