@@ -261,12 +261,8 @@ def test_the_command_compares_rows_of_a_cache(place: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["images/00.png"], 2, "1 image to compare"),
-        (["images/00.png", "none.png"], 3, "none.png"),
         (["images/00.png", "bad.jpg"], 4, "bad.jpg"),
-        (["images/00.png", "images/01.png", "--metric", "dot"], 2, "cosine, l2"),
         (["--row", "00.png", "--row", "01.png"], 2, "--cache"),
-        (["--row", "00.png", "--row", "x.png", "--cache", "f.h5"], 2, "x.png"),
         (["--row", "00.png", "--row", "01.png", "--cache", "f.h5", "--size", "64"], 2, "--size"),
         (["images/00.png", "images/01.png", "--json", "--csv"], 2, "two forms"),
     ],

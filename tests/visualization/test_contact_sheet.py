@@ -287,7 +287,9 @@ def test_a_sheet_of_results(workplace: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     page = read_page(out)
     assert page.texts["h1"] == ["Nearest by conv1_1 of 8 images"]
-    assert page.texts["p.about"] == ["Scores are distances: 0 is the same, and less is nearer."]
+    assert page.texts["p.about"] == [
+        "Scores are distances at unit length: 0 is the same direction, and less is nearer."
+    ]
     shown = dict(zip(page.texts["span.name"][1:], page.texts["span.heading"][1:], strict=True))
     ranks = {name: int(heading.split()[0]) for name, heading in shown.items()}
     same = [
