@@ -40,7 +40,8 @@ DEVICE = NAMED or "cuda:0"
 ON_CUDA = DEVICE.startswith("cuda")
 
 SIDE = 64 if ON_CUDA else 32
-MAPS = "conv1_1,conv2_1:max,conv2_1.pre:map,conv3_1:gem,conv3_2:rmac,pool3:spp,pool3:flatten"
+MAPS = "conv1_1,conv2_1:max,conv2_1:std,conv2_1.pre:map,conv3_1:gem,conv3_2:rmac"
+MAPS += ",pool3:spp,pool3:flatten"
 MAPS += ",conv4_2.pre:map,conv5_2:max" if ON_CUDA else ""  # half precision takes a CPU long
 EVERYTHING = MAPS + (",fc6.pre,fc7,prob" if ON_CUDA else "")  # and drawing fc6, and hashing it
 PRECISIONS = ("float16", "bfloat16", "float32") if ON_CUDA else ("float16", "float32")

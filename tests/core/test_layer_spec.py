@@ -52,6 +52,7 @@ def refusal(text: str, model: str = "vgg19", *, pool: str = "avg", norm: str = "
         ("conv5_3:avg:none", "conv5_3"),
         ("conv5_3:avg:l2", "conv5_3:l2"),
         ("conv5_3.pre:map:ssr", "conv5_3.pre:map:ssr"),
+        ("conv5_3:std:ssr", "conv5_3:std:ssr"),
         ("conv5_3:gem", "conv5_3:gem"),
         ("conv5_3:gem(3)", "conv5_3:gem"),
         ("conv5_3:gem(p=3.0)", "conv5_3:gem"),
@@ -256,7 +257,7 @@ def test_only_map_and_flatten_keep_positions() -> None:
 
 
 POOL_VALUES = st.one_of(
-    st.sampled_from([Pool("avg"), Pool("max"), Pool("flatten"), Pool("map")]),
+    st.sampled_from([Pool("avg"), Pool("max"), Pool("std"), Pool("flatten"), Pool("map")]),
     st.floats(GEM_SMALLEST_P, allow_infinity=False).map(lambda p: Pool("gem", p=p)),
     st.just(Pool("gem", p=GEM_P)),
     st.integers(1, 14).map(lambda n: Pool("rmac", levels=(n,))),

@@ -40,6 +40,7 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 POOLS = [
     "avg",
     "max",
+    "std",
     "gem",
     "gem(p=7.5)",
     "rmac",
@@ -90,6 +91,12 @@ def gem_of(p: float) -> Callable[[Array], float]:
         return float((sum(powers) / len(powers)) ** (1 / p))
 
     return value
+
+
+def deviation(channel: Array) -> float:
+    values = channel.ravel().tolist()
+    mean = sum(values) / len(values)
+    return math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
 
 
 def regions_along_longer_side(short: int, long: int) -> int:
@@ -143,6 +150,7 @@ def pooled(x: Array, pool: str) -> Array:
     references: dict[str, Callable[[], Array]] = {
         "avg": lambda: each_channel(x, lambda c: sum(c.ravel().tolist()) / c.size),
         "max": lambda: each_channel(x, lambda c: max(c.ravel().tolist())),
+        "std": lambda: each_channel(x, deviation),
         "gem": lambda: each_channel(x, gem_of(3)),
         "gem(p=7.5)": lambda: each_channel(x, gem_of(7.5)),
         "rmac": lambda: np.array([rmac_of_one(image, 3) for image in x]),
@@ -262,7 +270,16 @@ def test_gem_of_large_activations_stays_finite() -> None:
     assert found == pytest.approx(9000 * (1 / 4) ** (1 / 50), rel=1e-5)
 
 
-@pytest.mark.parametrize("text", ["conv5_3:map", "conv5_3:avg", "conv5_3:rmac", "fc7"])
+def test_std_of_large_values_keeps_small_deviations() -> None:
+    """A channel around 1,000 that varies by a hundredth has that deviation: it is no rounding."""
+    x = 1000 + 0.01 * maps(14, 14) / 5
+    found = reduce_map(x, spec("conv5_3:std"))
+    np.testing.assert_allclose(found, as_float64(x).std((2, 3)), rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "text", ["conv5_3:map", "conv5_3:avg", "conv5_3:std", "conv5_3:rmac", "fc7"]
+)
 @pytest.mark.parametrize("norm", ["l2", "ssr"])
 def test_zeros_stay_zero(text: str, norm: str) -> None:
     """A vector of zeros has no direction and stays as it is, neither NaN nor anything else."""
@@ -336,7 +353,7 @@ def test_flatten_is_numpys_reshape(
     np.testing.assert_array_equal(found, x.reshape(len(x), -1))
 
 
-@given(x=MAPS, pool=st.sampled_from(["max", "spp", "flatten", "map", "rmac"]))
+@given(x=MAPS, pool=st.sampled_from(["max", "std", "spp", "flatten", "map", "rmac"]))
 def test_rows_do_not_depend_on_their_company(
     x: np.ndarray[Any, np.dtype[np.float32]], pool: str
 ) -> None:

@@ -301,6 +301,7 @@ POOLS: dict[str, PoolKind] = {
         parse=_parse_spp,
         arguments=lambda p: "" if p.levels == SPP_LEVELS else f"({','.join(map(str, p.levels))})",
     ),
+    "std": PoolKind("deviation_pool"),
     "flatten": PoolKind("flatten_pool", lambda _, *chw: (math.prod(chw),), keeps_positions=True),
     "map": PoolKind("keep_map", lambda _, *chw: chw, keeps_positions=True),
 }

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from vggfeat.core.fusion_spec import Recipe, parse_fuse
-from vggfeat.core.layer_spec import LayerSpec, parse_specs
+from vggfeat.core.layer_spec import POOLS, LayerSpec, parse_specs
 from vggfeat.core.option import (
     FAILURES,
     MEDICAL,
@@ -122,7 +122,7 @@ class Settings:
         choices=TRANSFORMS,
         group=PREPARATION,
     )
-    pool: str = setting("avg", "Pool of maps whose spec names none.", "POOL")
+    pool: str = setting("avg", f"Pool of maps whose spec names none: {', '.join(POOLS)}.", "POOL")
     norm: str = setting("none", "Norm of layers whose spec names none.", "NORM")
     size: int | None = setting(
         None,

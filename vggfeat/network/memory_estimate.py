@@ -17,7 +17,7 @@ _CLASSES = 1000
 _WAITING = 6  # batches of stored rows on the host: made, being written, and 4 in the queue
 _CONVERTED = 10  # bytes a value while rows are converted: two copies in float32, two masks
 _STORED = {"float32": 4, "float16": 2, "int8": 1}
-_POOL_COPIES = {"gem": 3}  # of the map in float32
+_POOL_COPIES = {"gem": 3, "std": 2}  # of the map in float32
 _NORM_COPIES = 3  # of the rows in float32
 
 

@@ -85,6 +85,19 @@ def max_pool(x: Tensor, _pool: Pool) -> Tensor:
     return x.amax((2, 3)).float()
 
 
+def deviation_pool(x: Tensor, _pool: Pool) -> Tensor:
+    """Return the standard deviation of each channel over its positions, (N, C).
+
+    With the mean, it is what Huang & Belongie, "Arbitrary Style Transfer in Real-time with Adaptive
+    Instance Normalization" (ICCV 2017), transfer as the style of an image. It is the population's,
+    0 for a map of one position.
+    """
+    x = x.float()
+    # Around the mean, since a difference of large squares would lose small deviations.
+    centred = x - x.mean((2, 3), keepdim=True)
+    return centred.square_().mean((2, 3)).sqrt()
+
+
 def keep_map(x: Tensor, _pool: Pool) -> Tensor:
     """Return the map itself, (N, C, H, W)."""
     return _own_copy(x)
