@@ -231,6 +231,8 @@ def test_layers_are_those_of_the_model() -> None:
         ("conv1_1:max", (64,)),
         ("conv3_4:gem(p=4)", (256,)),
         ("conv5_4:rmac:l2", (512,)),
+        ("conv5_4:regions", (512 * 20,)),
+        ("conv5_4:regions(levels=1)", (512 * 2,)),
         ("conv5_4:spp", (512 * 50,)),
         ("conv5_4:spp(1,2,4)", (512 * 21,)),
         ("pool5:flatten", (512 * 6 * 10,)),
@@ -250,10 +252,10 @@ def test_output_shapes(text: str, shape: tuple[int, ...]) -> None:
     assert spec.output_shape(200, 333, classes=37) == shape
 
 
-def test_only_map_and_flatten_keep_positions() -> None:
-    """The pools whose row size depends on the image's size are these two."""
+def test_which_pools_keep_positions() -> None:
+    """The pools whose row size depends on the image's size are these."""
     kept = [name for name in POOLS if Pool(name, levels=(1,)).keeps_positions]
-    assert kept == ["flatten", "map"]
+    assert kept == ["regions", "flatten", "map"]
 
 
 POOL_VALUES = st.one_of(
@@ -261,6 +263,7 @@ POOL_VALUES = st.one_of(
     st.floats(GEM_SMALLEST_P, allow_infinity=False).map(lambda p: Pool("gem", p=p)),
     st.just(Pool("gem", p=GEM_P)),
     st.integers(1, 14).map(lambda n: Pool("rmac", levels=(n,))),
+    st.integers(1, 14).map(lambda n: Pool("regions", levels=(n,))),
     st.lists(st.integers(1, 14), min_size=1, max_size=5).map(
         lambda n: Pool("spp", levels=tuple(n))
     ),

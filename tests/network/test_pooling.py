@@ -45,6 +45,8 @@ POOLS = [
     "gem(p=7.5)",
     "rmac",
     "rmac(levels=4)",
+    "regions",
+    "regions(levels=2)",
     "spp",
     "spp(3,1)",
     "flatten",
@@ -117,10 +119,15 @@ def region_starts(side: int, region: int, count: int) -> list[int]:
 
 
 def rmac_of_one(image: Array, scales: int) -> Array:
+    total: Array = regions_of_one(image, scales).reshape(-1, len(image)).sum(0)
+    return total
+
+
+def regions_of_one(image: Array, scales: int) -> Array:
     _, height, width = image.shape
     short, long = min(height, width), max(height, width)
     m = regions_along_longer_side(short, long)
-    total = np.zeros(image.shape[0])
+    found = []
     for scale in range(1, scales + 1):
         region = max(1, math.floor(2 * short / (scale + 1)))
         down = scale + m - 1 if height > width else scale
@@ -128,8 +135,9 @@ def rmac_of_one(image: Array, scales: int) -> Array:
         for top in region_starts(height, region, down):
             for left in region_starts(width, region, across):
                 window = image[:, top : top + region, left : left + region]
-                total += unit(np.array([channel.max() for channel in window]))
-    return total
+                found.append(unit(np.array([channel.max() for channel in window])))
+    joined: Array = np.concatenate(found)
+    return joined
 
 
 def spp_of_one(image: Array, levels: tuple[int, ...]) -> Array:
@@ -155,6 +163,8 @@ def pooled(x: Array, pool: str) -> Array:
         "gem(p=7.5)": lambda: each_channel(x, gem_of(7.5)),
         "rmac": lambda: np.array([rmac_of_one(image, 3) for image in x]),
         "rmac(levels=4)": lambda: np.array([rmac_of_one(image, 4) for image in x]),
+        "regions": lambda: np.array([regions_of_one(image, 3) for image in x]),
+        "regions(levels=2)": lambda: np.array([regions_of_one(image, 2) for image in x]),
         "spp": lambda: np.array([spp_of_one(image, (1, 2, 3, 6)) for image in x]),
         "spp(3,1)": lambda: np.array([spp_of_one(image, (3, 1)) for image in x]),
         "flatten": lambda: x.reshape(len(x), -1),

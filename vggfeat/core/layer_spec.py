@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING, Literal, get_args
 
 from vggfeat.core.choices import choose, unknown_value
@@ -35,6 +36,8 @@ GEM_SMALLEST_P = 0.1
 RMAC_LEVELS = 3
 """Scales of R-MAC in Tolias et al. 2016."""
 
+_RMAC_OVERLAP = Fraction(2, 5)
+
 SPP_LEVELS = (1, 2, 3, 6)
 """Pyramid of He et al. 2014 for ImageNet: 50 bins."""
 
@@ -56,7 +59,8 @@ class Pool:
     Attributes:
         name: one of `POOLS`.
         p: exponent of `gem`.
-        levels: of `spp` the bins a side at each level; of `rmac` one number, its scales.
+        levels: of `spp` the bins a side at each level; of `rmac` and `regions` one number, the
+            scales.
     """
 
     name: str = "avg"
@@ -251,6 +255,56 @@ def _parse_rmac(arguments: str | None, where: str) -> Pool:
     return Pool("rmac", levels=levels)
 
 
+def _parse_regions(arguments: str | None, where: str) -> Pool:
+    return Pool("regions", levels=_parse_rmac(arguments, where).levels)
+
+
+def _rmac_arguments(pool: Pool) -> str:
+    return "" if pool.levels == (RMAC_LEVELS,) else f"(levels={pool.levels[0]})"
+
+
+def regions_a_side(scale: int, height: int, width: int) -> tuple[int, int]:
+    """Return how many regions of a scale R-MAC has along the height and the width of a map."""
+    extra = _extra_regions(min(height, width), max(height, width))
+    return scale + (extra if height > width else 0), scale + (extra if width > height else 0)
+
+
+def _extra_regions(short: int, long: int) -> int:
+    """Return the paper's m - 1: how many more regions the longer side has than the shorter.
+
+    Chosen so that neighbours at scale 1, squares of side `short`, overlap as nearly as possible by
+    40 %; of two equally near, the fewer. A square map has one such region and none to overlap.
+    """
+    if short == long:
+        return 0
+    # With g gaps along the longer side neighbours overlap by 1 - (long - short) / (g * short). It
+    # grows with g, so the best g is next to the one that would make it exactly 40 %.
+    gap = Fraction(long - short, short)
+    below = int(gap / (1 - _RMAC_OVERLAP))
+    candidates = range(max(1, below), below + 2)
+    return min(candidates, key=lambda g: abs(1 - gap / g - _RMAC_OVERLAP))
+
+
+def _regions_shape(pool: Pool, channels: int, height: int, width: int) -> tuple[int, ...]:
+    scales = range(1, pool.levels[0] + 1)
+    return (channels * sum(math.prod(regions_a_side(scale, height, width)) for scale in scales),)
+
+
+def region_width(layer: str, model: str) -> int | None:
+    """Return the length of one region's vector of a layer with the pool `regions`, else None.
+
+    Args:
+        layer: the canonical spec of a layer that an extraction stored, or any other name.
+        model: the network.
+    """
+    try:
+        spec, *others = parse_specs(layer, model)
+    except UsageError:  # a derived layer
+        return None
+    alone = not others and spec.pool is not None and spec.pool.name == "regions"
+    return spec.layer.channels if alone else None
+
+
 def _integers(arguments: str, where: str, example: str) -> tuple[int, ...]:
     words = [word.strip() for word in arguments.split(",")]
     most = 2 * GRID
@@ -293,7 +347,14 @@ POOLS: dict[str, PoolKind] = {
     "rmac": PoolKind(
         "rmac_pool",
         parse=_parse_rmac,
-        arguments=lambda p: "" if p.levels == (RMAC_LEVELS,) else f"(levels={p.levels[0]})",
+        arguments=_rmac_arguments,
+    ),
+    "regions": PoolKind(
+        "regions_pool",
+        _regions_shape,
+        keeps_positions=True,
+        parse=_parse_regions,
+        arguments=_rmac_arguments,
     ),
     "spp": PoolKind(
         "spp_pool",

@@ -6,16 +6,15 @@ back. All arithmetic is in float32, whatever the network's precision.
 
 from __future__ import annotations
 
-from fractions import Fraction
 from typing import TYPE_CHECKING, cast
 
 import torch
 
-from vggfeat.core.layer_spec import POOLS
+from vggfeat.core.layer_spec import POOLS, regions_a_side
 from vggfeat.core.text import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch import Tensor
 
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from vggfeat.core.layer_spec import LayerSpec, Norm, Pool
 
 _GEM_FLOOR = 1e-6
-_RMAC_OVERLAP = Fraction(2, 5)
 
 _Span = tuple[int, int]
 
@@ -128,35 +126,36 @@ def rmac_pool(x: Tensor, pool: Pool) -> Tensor:
     After Tolias, Sicre & Jégou, "Particular Object Retrieval" (ICLR 2016).
 
     Square regions at scales l = 1, 2, ...; the vectors of their maxima are scaled to unit length
-    and added up. The paper's last step, the unit length of the sum, is `:l2`.
+    and added up. The paper's last step, the unit length of the sum, is `:l2`. It whitens each
+    region before: see `regions_pool`.
     """
-    height, width = x.shape[2:]
-    short = min(height, width)
-    extra = _extra_regions(short, max(height, width))
     total = x.new_zeros(x.shape[:2], dtype=torch.float32)  # (N, C)
-    for scale in range(1, pool.levels[0] + 1):
-        side = max(1, 2 * short // (scale + 1))
-        rows = _uniform_spans(height, side, scale + (extra if height > short else 0))
-        columns = _uniform_spans(width, side, scale + (extra if width > short else 0))
-        regions = _window_maxima(x, rows, columns)  # (N, C, len(rows), len(columns))
-        total = total + _unit_length(regions).sum((2, 3))
+    for regions in _regions(x, pool):
+        total = total + regions.sum((2, 3))
     return total
 
 
-def _extra_regions(short: int, long: int) -> int:
-    """Return the paper's m - 1: how many more regions the longer side has than the shorter.
+def regions_pool(x: Tensor, pool: Pool) -> Tensor:
+    """Return the vectors of R-MAC's regions, each at unit length, one by one: (N, R * C).
 
-    Chosen so that neighbours at scale 1, squares of side `short`, overlap as nearly as possible by
-    40 %; of two equally near, the fewer. A square map has one such region and none to overlap.
+    `vggfeat reduce` fits a PCA to the regions of all images, whitens them, and adds them up.
     """
-    if short == long:
-        return 0
-    # With g gaps along the longer side neighbours overlap by 1 - (long - short) / (g * short). It
-    # grows with g, so the best g is next to the one that would make it exactly 40 %.
-    gap = Fraction(long - short, short)
-    below = int(gap / (1 - _RMAC_OVERLAP))
-    candidates = range(max(1, below), below + 2)
-    return min(candidates, key=lambda g: abs(1 - gap / g - _RMAC_OVERLAP))
+    parts = [part.flatten(2).transpose(1, 2).flatten(1) for part in _regions(x, pool)]
+    return torch.cat(parts, 1)  # (N, R * C)
+
+
+def _regions(x: Tensor, pool: Pool) -> Iterator[Tensor]:
+    """Yield the regions of each scale, at unit length: float32 (N, C, rows, columns)."""
+    height, width = x.shape[2:]
+    short = min(height, width)
+    for scale in range(1, pool.levels[0] + 1):
+        side = max(1, 2 * short // (scale + 1))
+        count = regions_a_side(scale, height, width)
+        rows, columns = (
+            _uniform_spans(length, side, number)
+            for length, number in zip((height, width), count, strict=True)
+        )
+        yield _unit_length(_window_maxima(x, rows, columns))
 
 
 def _uniform_spans(length: int, side: int, count: int) -> list[_Span]:

@@ -15,9 +15,10 @@ import numpy as np
 from vggfeat.core.choices import choose
 from vggfeat.core.fusion_spec import FinalNorm
 from vggfeat.core.isolation import isolated
-from vggfeat.core.layer_spec import Norm
+from vggfeat.core.layer_spec import Norm, region_width
 from vggfeat.core.steps import Step
 from vggfeat.core.text import counted
+from vggfeat.errors import UsageError
 from vggfeat.storage.paths import path_text
 from vggfeat.transforms.base import chosen_layers, layer_blocks
 from vggfeat.transforms.derive import TransformReport, derive, open_source
@@ -63,8 +64,28 @@ class Kept:
         return x
 
 
+@dataclass(frozen=True, slots=True)
+class RegionPca:
+    """PCA of each region of a layer with the pool `regions`, as R-MAC has it.
+
+    After Tolias, Sicre & Jégou, "Particular Object Retrieval" (ICLR 2016): regions at unit length
+    are projected, and whitened if so fitted, scaled to unit length again, and added up.
+    """
+
+    pca: Pca
+
+    def apply(self, x: Values) -> Values:
+        """Return the sum of an image's regions, float32 (n, R * C) to (n, k)."""
+        width = len(self.pca.mean)
+        if x.shape[1] % width:
+            raise UsageError(f"regions are of {width} numbers; found rows of {x.shape[1]}")
+        regions = unit_length(self.pca.apply(x.reshape(-1, width)))  # (n * R, k)
+        summed: Values = regions.reshape(len(x), -1, len(self.pca.components)).sum(1)
+        return summed
+
+
 ReductionFit = Pca | Standardisation
-LayerPart = ReductionFit | Kept
+LayerPart = ReductionFit | RegionPca | Kept
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,7 +120,7 @@ class Reduction:
             "step": REDUCTION_KIND,
             "layers": list(self.parts),
             "outputs": list(self.outputs),
-            "whiten": any(isinstance(part, Pca) and part.whiten for part in self.parts.values()),
+            "whiten": any(_whitens(part) for part in self.parts.values()),
             "norm": self.norm,
             "final_norm": self.final_norm,
         }
@@ -109,20 +130,34 @@ class Reduction:
         """Return new layers, float32 (n, width), of old ones, float32 (n, D)."""
         new = {}
         for layer, part in self.parts.items():
-            values = part.apply(normalise(layers[layer], self.norm))
+            values = part.apply(_prepared(layers[layer], self.norm, part))
             new[_name(layer, part)] = unit_length(values) if self.final_norm == "l2" else values
         return new
+
+
+def _prepared(x: Values, norm: Norm, part: LayerPart) -> Values:
+    """Return rows as they were fitted: normalised, but regions, which are at unit length."""
+    return x if isinstance(part, RegionPca) else normalise(x, norm)
+
+
+def _whitens(part: LayerPart) -> bool:
+    pca = part.pca if isinstance(part, RegionPca) else part
+    return isinstance(pca, Pca) and pca.whiten
 
 
 def _name(layer: str, part: LayerPart) -> str:
     if isinstance(part, Kept):
         return layer
-    return f"{layer}:pca{_width(part)}" if isinstance(part, Pca) else f"{layer}:standard"
+    return (
+        f"{layer}:standard" if isinstance(part, Standardisation) else f"{layer}:pca{_width(part)}"
+    )
 
 
 def _width(part: LayerPart) -> int:
     if isinstance(part, Kept):
         return part.width
+    if isinstance(part, RegionPca):
+        return len(part.pca.components)
     return len(part.components) if isinstance(part, Pca) else len(part.mean)
 
 
@@ -199,11 +234,17 @@ def _requested(cache: FeatureCache, settings: ReduceSettings) -> dict[str, Any]:
 def _fit(cache: FeatureCache, settings: ReduceSettings) -> Fitted:
     layers = chosen_layers(cache, settings.layers)
     parts: dict[str, ReductionFit] = {}
+    regional: list[str] = []
     done = np.flatnonzero(cache.done)
     for layer in layers:
         if len(done) > _TAKES_A_WHILE:
             log.info("fitting %s to %d rows of %s", settings.method, len(done), layer)
-        blocks = partial(layer_blocks, cache, layer, done, partial(normalise, norm=settings.norm))
+        prepare = partial(normalise, norm=settings.norm)
+        region = region_width(layer, cache.model) if settings.method == "pca" else None
+        if region is not None:
+            regional.append(layer)
+            prepare = partial(_each_region, width=region)
+        blocks = partial(layer_blocks, cache, layer, done, prepare)
         if settings.method == "pca":
             parts[layer] = fit_pca(blocks, settings.dims, whiten=settings.whiten)
         else:
@@ -216,19 +257,28 @@ def _fit(cache: FeatureCache, settings: ReduceSettings) -> Fitted:
         "layers": list(layers),
         "norm": settings.norm,
         "final_norm": settings.final,
-        "notes": [_note(layer, part) for layer, part in parts.items()],
+        "notes": [
+            _note(layer, part, "region" if layer in regional else "row")
+            for layer, part in parts.items()
+        ],
+        **({"regions": regional} if regional else {}),
         "asked": _requested(cache, settings),
         "network": network_record(cache, layers),
     }
     return Fitted(REDUCTION_KIND, parameters, arrays)
 
 
-def _note(layer: str, part: ReductionFit) -> str:
+def _each_region(x: Values, width: int) -> Values:
+    """Return the regions of rows one by one, (n, R * C) to (n * R, C)."""
+    return x.reshape(-1, width)
+
+
+def _note(layer: str, part: ReductionFit, unit: str) -> str:
     if isinstance(part, Standardisation):
         return f"{layer}: mean and deviation of {counted(_width(part), 'dimension')}"
     return (
         f"{layer}: {len(part.mean)} -> {counted(_width(part), 'dimension')}, "
-        f"{part.share:.2%} of the variance, fitted to {counted(part.rows, 'row')}"
+        f"{part.share:.2%} of the variance, fitted to {counted(part.rows, unit)}"
     )
 
 
@@ -238,9 +288,14 @@ def reduction_from(fitted: Fitted) -> Reduction:
     with told_as_damage("the model of a reduction"):
         kind: type[ReductionFit] = Pca if known["method"] == "pca" else Standardisation
         check_names(known["layers"], "layers")
-        parts = {layer: unpack(kind, layer, fitted.arrays) for layer in known["layers"]}
-        for layer, part in parts.items():
+        fits = {layer: unpack(kind, layer, fitted.arrays) for layer in known["layers"]}
+        for layer, part in fits.items():
             check_part(part, layer)
+        regional = known.get("regions", [])
+        parts: dict[str, LayerPart] = {
+            layer: RegionPca(part) if layer in regional and isinstance(part, Pca) else part
+            for layer, part in fits.items()
+        }
         norm, final_norm = known["norm"], known["final_norm"]
         choose("norm", get_args(Norm), norm)
         choose("final_norm", get_args(FinalNorm), final_norm)
