@@ -45,15 +45,22 @@ SIDE = 64
 UNSEEN = 3
 
 WAYS: dict[str, dict[str, Any]] = {
-    "eszsl, l2": {"norm": "l2"},
-    "eszsl, ssr": {"norm": "ssr"},
-    "eszsl, standard": {"norm": "standard"},
-    "eszsl, standard, tree": {"norm": "standard", "tree": "tree.csv"},
-    "eszsl, standard, 3 layers": {"norm": "standard", "layers": None},
-    "eszsl, standard, attention": {"norm": "standard", "layers": None, "attention": True},
+    "eszsl, not centered": {"method": "eszsl", "center": False},
+    "eszsl": {"method": "eszsl"},
+    "eszsl, l2": {"method": "eszsl", "norm": "l2"},
+    "eszsl, ssr": {"method": "eszsl", "norm": "ssr"},
+    "eszsl, tree": {"method": "eszsl", "tree": "tree.csv"},
+    "eszsl, 3 layers": {"method": "eszsl", "layers": None},
+    "eszsl, attention": {"method": "eszsl", "layers": None, "attention": True},
+    "ridge, not centered": {"method": "ridge", "center": False},
+    "ridge": {"method": "ridge"},
+    "nearest, not centered": {"method": "nearest", "center": False},
+    "nearest": {"method": "nearest"},
+    "auto": {},
+    "devise, not centered": {"method": "devise", "center": False},
+    "devise": {"method": "devise"},
     "devise, l2": {"method": "devise", "norm": "l2"},
-    "devise, standard": {"method": "devise", "norm": "standard"},
-    "devise, standard, tree": {"method": "devise", "norm": "standard", "tree": "tree.csv"},
+    "devise, tree": {"method": "devise", "tree": "tree.csv"},
 }
 TREE = {
     "round": ("zero", "six", "eight", "nine"),
@@ -83,6 +90,7 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=20)
     parser.add_argument("--layer", default="conv4_3")
     parser.add_argument("--ways", default="", help="those that contain this text")
+    parser.add_argument("--tables", default="shapes,segments,both")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -95,7 +103,7 @@ def main() -> None:
         vggfeat.extract(folder / "digits", folder / "digits.h5", settings)
         say_reference(folder / "digits.h5", given.layer)
         ways = [name for name in WAYS if given.ways in name]
-        for table in ("shapes", "segments", "both"):
+        for table in given.tables.split(","):
             report(folder, table, ways, given.splits, given.layer)
 
 

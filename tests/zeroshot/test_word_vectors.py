@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import io
 import tracemalloc
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -177,14 +178,26 @@ def test_missing_classes_are_named_at_once_with_what_is_near(tmp_path: Path) -> 
     assert "bear" in text
 
 
+def test_rows_without_a_name_of_their_own_are_refused(tmp_path: Path) -> None:
+    """An .npy whose names are too few, or which is no matrix, is one line that says so."""
+    (tmp_path / "e.txt").write_text("yak\n")
+    for array, found in ((np.eye(2), "float64 of shape (2, 2), and 1 line"), (np.ones(1), "(1,)")):
+        np.save(tmp_path / "e.npy", array)
+        with pytest.raises(UsageError) as raised:
+            class_vectors(tmp_path / "e.npy", ["yak"])
+        assert found in str(raised.value)
+
+
 def test_tables_are_one(tmp_path: Path) -> None:
-    """CSV with a head, TSV without, and both kinds of npz give the same vectors."""
+    """CSV with a head, TSV without, both kinds of npz, and npy give the same vectors."""
     names, vectors = ["grey_wolf", "yak"], np.array([[1, 0.5], [0, -2]], np.float32)
     (tmp_path / "a.csv").write_text('class,furry,big\n"grey_wolf",1,0.5\nyak,0,-2\n')
     (tmp_path / "b.tsv").write_text("grey_wolf\t1\t0.5\n\nyak\t0\t-2\n")
     np.savez(tmp_path / "c.npz", names=np.array(names), vectors=vectors)
     np.savez(tmp_path / "d.npz", **dict(zip(names, vectors, strict=True)))
-    for file in ("a.csv", "b.tsv", "c.npz", "d.npz"):
+    np.save(tmp_path / "e.npy", vectors)
+    (tmp_path / "e.txt").write_text("grey_wolf\nyak\n")
+    for file in ("a.csv", "b.tsv", "c.npz", "d.npz", "e.npy"):
         found = class_vectors(tmp_path / file, ["yak", "GreyWolf"])
         assert found.found_as == (("yak",), ("grey_wolf",))
         np.testing.assert_array_equal(found.vectors, vectors[::-1])
@@ -197,6 +210,12 @@ def test_tables_are_never_averaged(tmp_path: Path) -> None:
         class_vectors(tmp_path / "a.csv", ["sea lion"])
 
 
+def npy_bytes(array: NDArray[Any]) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
@@ -205,6 +224,8 @@ def test_tables_are_never_averaged(tmp_path: Path) -> None:
         ("a.csv", b"yak,1,nan\n", "'nan' is no number"),
         ("a.csv", b"yak,0,0\n", "all zero or not finite for 'yak'"),
         ("a.npz", b"PK no", "no .npz of plain arrays"),
+        ("a.npy", b"\x93NUMPY no", "no .npy of plain arrays"),
+        ("a.npy", npy_bytes(np.ones((2, 3))), "have no names; expected"),
         ("a.txt", b"", "begin with ''"),
         ("a.txt", b"<html>\n", "begin with '<html>'"),
         ("a.txt", b"dog 1 2\nyak 1\n", "line 2, 'yak': expected a word and 2 numbers"),

@@ -33,8 +33,16 @@ import vggfeat as library
 from vggfeat.errors import CacheError, CacheMismatchError, InputError, UsageError
 from vggfeat.zeroshot.class_split import image_keys, split_classes
 from vggfeat.zeroshot.class_tree import ClassTree, flat_costs, read_tree, tree_distances
-from vggfeat.zeroshot.cross_validation import Sample, choose_regularisers
-from vggfeat.zeroshot.eszsl import solve_eszsl, spanning_basis, sum_rows, targets_of
+from vggfeat.zeroshot.cross_validation import Candidate, Chooser, Sample
+from vggfeat.zeroshot.eszsl import (
+    eszsl_columns,
+    eszsl_side,
+    row_products,
+    solve_eszsl,
+    solve_rows,
+    sum_rows,
+    targets_of,
+)
 from vggfeat.zeroshot.metrics import harmonic_mean, judge, per_class, trade_off
 from vggfeat.zeroshot.torch_model import ranking_loss
 
@@ -147,11 +155,9 @@ def test_few_rows_are_solved_in_their_span() -> None:
     """With fewer rows than dimensions the small problem has the same map."""
     x, own, s = problem(rows=12, width=40)
     targets = targets_of(flat_costs(len(s)))
-    basis = spanning_basis(x)
-    assert basis is not None
-    small = closed_form(x.astype(np.float64) @ basis, own, s, targets)
-    np.testing.assert_allclose(basis @ small, closed_form(x, own, s, targets), atol=1e-9)
-    assert spanning_basis(problem()[0]) is None
+    wanted = eszsl_columns(s, targets)[own]
+    small = eszsl_side(solve_rows(x, row_products(x), wanted, 0.3), s, 0.7)
+    np.testing.assert_allclose(small, closed_form(x, own, s, targets), atol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +186,7 @@ def test_unseen_classes_are_told_apart_nearly_as_well_as_can_be(
 def test_eszsl_needs_centred_features(workplace: Path, tmp_path: Path) -> None:
     """With many classes it fails at unit length alone, where standardised it makes no mistake."""
     for norm in ("l2", "standard"):
-        fitted(workplace, tmp_path / f"{norm}.h5", norm=norm)
+        fitted(workplace, tmp_path / f"{norm}.h5", method="eszsl", norm=norm)
     assert unseen_accuracy(workplace, tmp_path / "l2.h5") < 0.5
     assert unseen_accuracy(workplace, tmp_path / "standard.h5") == 1
 
@@ -200,7 +206,7 @@ def test_shuffled_class_vectors_are_no_better_than_chance(workplace: Path, tmp_p
 
 
 @pytest.mark.parametrize("norm", ["l2", "ssr", "standard"])
-@pytest.mark.parametrize("method", ["eszsl", "devise"])
+@pytest.mark.parametrize("method", ["eszsl", "devise", "ridge", "nearest"])
 def test_the_torch_module_gives_the_same_scores(
     workplace: Path, tmp_path: Path, method: str, norm: str
 ) -> None:
@@ -388,6 +394,7 @@ def test_a_tree_makes_mistakes_less_bad(tmp_path: Path, method: str) -> None:
         vectors = np.eye(20) if method == "eszsl" else centres
         write_vectors(tmp_path / "v.csv", vectors.astype(np.float32), names)
         given: dict[str, Any] = {"method": method, "margin": 1, "beta": 0.5, "held_out": 0.5}
+        given["center"] = False  # without centering, there is more for a tree to mend
         library.fit_zeroshot(
             tmp_path / "f.h5", tmp_path / "v.csv", tmp_path / "m.h5",
             library.ZeroShotSettings(tree=tree, device="cpu", **given), fresh=True,
@@ -410,12 +417,10 @@ def test_regularisers_are_chosen_by_classes_not_by_images() -> None:
     x = (centres[own] + 0.5 * drawn.standard_normal((360, 30))).astype(np.float32)
     sample = Sample(x, own, vectors, flat_costs(12))
     grid = (1e-3, 1e-1, 1e1, 1e3, 1e5)
-    choice = choose_regularisers(sample, grid, grid, seed=0)
-    alone = [
-        choose_regularisers(sample, (gamma,), (lambda_,), seed=0).accuracy
-        for gamma in grid
-        for lambda_ in grid
-    ]
+    chooser = Chooser(sample, seed=0)
+    candidates = [Candidate("eszsl", pair) for pair in itertools.product(grid, grid)]
+    choice = chooser.choose(candidates)["eszsl"]
+    alone = [chooser.choose([one])["eszsl"].accuracy for one in candidates]
     assert choice.accuracy == max(alone)
     assert min(alone) < choice.accuracy
     assert choice.chance == pytest.approx(0.25)
@@ -569,7 +574,7 @@ def test_the_commands_do_it_all_without_torch(workplace: Path, tmp_path: Path) -
     told = vggfeat("zeroshot", "predict", "m.h5", workplace / "f.h5", "--classes", "unseen",
                    "--csv", "--top", "2", cwd=tmp_path, env=env)  # fmt: skip
     rows = list(csv.reader(io.StringIO(told.stdout)))
-    assert rows[0] == ["path", "rank", "class", "score"]
+    assert rows[0] == ["path", "rank", "class", "score", "probability"]
     assert len(rows) == 1 + 2 * 320
     assert {row[2] for row in rows[1:]} == set(UNSEEN)
     judged = vggfeat("zeroshot", "evaluate", "m.h5", workplace / "f.h5", "--calibrate", "auto",
@@ -598,8 +603,11 @@ def test_json_and_csv_say_the_same(workplace: Path, tmp_path: Path) -> None:
     ("more", "code", "says"),
     [
         (["--seen", "class00,class01"], 2, "--seen and --unseen name the same split"),
-        (["--method", "sje"], 2, "unknown method 'sje'; expected one of eszsl, devise"),
+        (["--method", "sje"], 2, "unknown method 'sje'; expected one of auto, eszsl"),
         (["--method", "devise", "--gamma", "1"], 2, "--gamma and --lambda belong to the method"),
+        (["--method", "nearest", "--lambda", "1"], 2, "belong to the method"),
+        (["--method", "ridge", "--lambda", "1", "--neighbors", "2"], 2,
+         "--lambda belongs to the method eszsl, not ridge; --neighbors belongs to the method"),
         (["--gamma", "0", "--beta", "-1"], 2, "gamma is 0.0; expected a number above 0; beta is"),
         (["--layer", "fc7"], 2, "no vectors of fc7; it has conv1_1, conv2_1"),
         (["--attention"], 2, "attention weighs several layers, found conv1_1 alone"),

@@ -61,7 +61,8 @@ def fit(
         str,
         typer.Option(
             help="Vectors of the classes: word2vec (text or binary) or GloVe, also .gz; or a table "
-            "such as attributes, .csv, .tsv, .npz, att_splits.mat, predicate-matrix-*.txt.",
+            "of attributes or sentence vectors, .csv, .tsv, .npz, .npy with names in a .txt beside "
+            "it, att_splits.mat, predicate-matrix-*.txt.",
             metavar="FILE",
         ),
     ],

@@ -30,6 +30,7 @@ def fitting_lines(done: ZeroShotFitReport) -> list[str]:
         f"  seen     {counted(len(done.seen), 'class')}, {images}",
         f"  unseen   {counted(len(done.unseen), 'class')}{_names(done.unseen)}",
     ]
+    lines.insert(1, f"  vectors  {'centered' if done.centered else 'not centered'}, of unit length")
     if done.calibration is not None:
         lines.append(f"  bias     {done.calibration:.4g} of seen classes, for --calibrate auto")
     return [*lines, *(f"  note     {note}" for note in done.notes)]
@@ -45,18 +46,29 @@ def _names(names: Sequence[str]) -> str:
 def prediction_lines(found: Predictions) -> Iterator[str]:
     """Yield a line for each image."""
     classes = f"{counted(len(found.names), 'class')}{_names(found.names)}"
-    yield f"{counted(len(found.paths), 'image')}, each one of {classes}"
+    what = "raw scores" if found.probabilities is None else "probabilities among these"
+    yield f"{counted(len(found.paths), 'image')}, each one of {classes}; {what}"
     for position, path in enumerate(found.paths):
-        answers = ", ".join(f"{name} {score:.3f}" for name, score in found.of(position))
+        figures = found.figures[position].tolist()
+        named = zip(found.of(position), figures, strict=True)
+        answers = ", ".join(f"{name} {figure:.3f}" for (name, _), figure in named)
         yield f"  {path}: {answers}"
 
 
 def prediction_rows(found: Predictions) -> Iterator[Sequence[object]]:
     """Yield a row of CSV for each image and class, after the head."""
-    yield "path", "rank", "class", "score"
+    yield "path", "rank", "class", "score", "probability"
     for position, path in enumerate(found.paths):
         for rank, (name, score) in enumerate(found.of(position), 1):
-            yield path_cell(path), rank, text_cell(name), f"{score:.7g}"
+            share = _share(found, position, rank)
+            said = "" if share is None else f"{share:.7g}"
+            yield path_cell(path), rank, text_cell(name), f"{score:.7g}", said
+
+
+def _share(found: Predictions, position: int, rank: int) -> float | None:
+    """Return the probability of an answer, of which the first has rank 1."""
+    shares = found.probabilities
+    return None if shares is None else float(shares[position, rank - 1])
 
 
 def predictions_plain(found: Predictions) -> dict[str, Any]:
@@ -68,7 +80,10 @@ def predictions_plain(found: Predictions) -> dict[str, Any]:
         "images": [
             {
                 "path": path,
-                "classes": [{"name": name, "score": score} for name, score in found.of(position)],
+                "classes": [
+                    {"name": name, "score": score, "probability": _share(found, position, rank)}
+                    for rank, (name, score) in enumerate(found.of(position), 1)
+                ],
             }
             for position, path in enumerate(found.paths)
         ],
@@ -89,6 +104,7 @@ def evaluation_lines(found: Evaluation) -> list[str]:
         f"{found.model} on {found.cache}, accuracy averaged over classes",
         f"  {seen}, {unseen}",
         *(f"  {line}" for line in table(cells, "llrrrrr")),
+        *_baseline_lines(found),
         *(_generalised(one) for one in both if one is not None),
     ]
     if found.area is not None:
@@ -106,6 +122,29 @@ def _cells(figure: Figure) -> tuple[str, ...]:
         str(figure.top),
         *("-" if share is None else f"{share:.3f}" for share in shares),
     )
+
+
+def _baseline_lines(found: Evaluation) -> list[str]:
+    """Return a table of other ways to answer with unseen classes, beside the model's."""
+    mine = [figure for figure in found.figures if figure.nearest is not None]
+    if not mine:
+        return []
+    words = f"words of {found.neighbors} nearest" if found.neighbors > 1 else ""
+    head = ("top", "chance", "word of nearest class", words, "ridge", f"model ({found.method})")
+    rows = [
+        (
+            str(one.top),
+            f"{one.chance:.3f}",
+            *("-" if share is None else f"{share:.3f}" for share in (one.nearest, one.nearest_few)),
+            "-" if one.ridge is None else f"{one.ridge:.3f}",
+            f"{one.accuracy:.3f}",
+        )
+        for one in mine
+    ]
+    kept = [at for at, name in enumerate(head) if name]
+    cells = [[row[at] for at in kept] for row in (head, *rows)]
+    title = "  unseen among unseen, beside simple ways to use the class vectors"
+    return ["", title, *(f"  {line}" for line in table(cells, "r" * len(kept))), ""]
 
 
 def _generalised(one: Generalised) -> str:
@@ -142,6 +181,9 @@ def evaluation_rows(found: Evaluation) -> list[Sequence[object]]:
             "chance": one.chance,
             "majority": one.majority,
             "class mean": one.class_mean,
+            "nearest class's word": one.nearest,
+            f"words of {found.neighbors} nearest": one.nearest_few,
+            "ridge": one.ridge,
         }
         rows += [
             (name, one.of, one.among, one.top, 0.0, f"{value:.6f}")

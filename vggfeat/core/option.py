@@ -96,7 +96,7 @@ class Option:
         if choices:
             parts.append(f"One of {', '.join(choices)}.")
         is_empty = self.default is None or self.default is False or self.default in ("", ())
-        default = self.unset if is_empty else self.default
+        default = self.unset if is_empty else "on" if self.default is True else self.default
         return " ".join(parts) + (f" [default: {default}]" if default != "" else "")
 
     def flag_of(self, name: str) -> str:

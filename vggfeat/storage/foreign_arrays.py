@@ -1,10 +1,11 @@
-"""Arrays in HDF5 and `.npz` files that others made: checked before memory is taken for them."""
+"""Arrays in HDF5, `.npy` and `.npz` files of others: checked before memory is taken for them."""
 
 from __future__ import annotations
 
 import math
+import os
 import zipfile
-from typing import TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 import h5py
 import numpy as np
@@ -76,15 +77,32 @@ def _check_size(archive: zipfile.ZipFile) -> None:
         )
 
 
+def read_npy(path: str) -> NDArray[Any]:
+    """Return the array of an `.npy` file; errors are those of `read_npz`."""
+    with open_foreign(path) as file:
+        try:
+            _check_header(file, os.path.basename(path), os.fstat(file.fileno()).st_size)
+            file.seek(0)
+            return np.asarray(npy.read_array(file, allow_pickle=False))
+        except ValueError:
+            raise
+        except (OSError, *DAMAGE) as error:
+            raise ValueError(str(error) or type(error).__name__) from error
+
+
+def _check_header(stream: IO[bytes], name: str, stored: int) -> None:
+    """Refuse an array of objects, or one that claims more bytes than are stored."""
+    version = npy.read_magic(stream)
+    read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    shape, _, dtype = read_header(stream)
+    if dtype.hasobject:
+        raise ValueError(f"{name!r} holds Python objects, which may run any program")
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > stored:
+        raise ValueError(f"{name!r} is cut short: shape {shape}, type {dtype}")
+
+
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
     with archive.open(member) as stream:
-        version = npy.read_magic(stream)
-        read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, _, dtype = read_header(stream)
-    size = math.prod(shape) * dtype.itemsize
-    if dtype.hasobject:
-        raise ValueError(f"{member.filename!r} holds Python objects, which may run any program")
-    if min(shape, default=0) < 0 or size > member.file_size:
-        raise ValueError(f"{member.filename!r} is cut short: shape {shape}, type {dtype}")
+        _check_header(stream, member.filename, member.file_size)
     with archive.open(member) as stream:
         return np.asarray(npy.read_array(stream, allow_pickle=False))

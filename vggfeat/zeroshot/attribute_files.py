@@ -1,4 +1,4 @@
-"""Files of class vectors such as attributes: CSV, TSV, `.npz`, and the forms data sets come in.
+"""Files of class vectors such as attributes: CSV, TSV, `.npz`, `.npy`, and those of data sets.
 
 Animals with Attributes (Lampert et al., 2009 and Xian et al., 2018) has `predicate-matrix-*.txt`,
 one line a class and one column an attribute, with the names in `classes.txt` and `predicates.txt`
@@ -7,6 +7,7 @@ beside it. The splits of Xian et al. (CVPR 2017) are `att_splits.mat`.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import logging
@@ -26,13 +27,13 @@ from vggfeat.core.optional import require
 from vggfeat.core.text import counted, decode_text, first_few
 from vggfeat.errors import InputError, UsageError
 from vggfeat.storage.damage import DAMAGE
-from vggfeat.storage.foreign_arrays import read_hdf5_array, read_npz
+from vggfeat.storage.foreign_arrays import read_hdf5_array, read_npy, read_npz
 from vggfeat.storage.foreign_files import check_regular, open_foreign
 from vggfeat.storage.text_files import read_text
 from vggfeat.zeroshot.word_vectors import Words
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -62,11 +63,14 @@ log = logging.getLogger("vggfeat")
 
 
 def read_table(path: str) -> Words:
-    """Read all classes of a `.csv`, `.tsv` or `.npz` file.
+    """Read all classes of a `.csv`, `.tsv`, `.npz` or `.npy` file.
 
     A line of CSV or TSV has a class and its numbers; a first line without numbers is a header. An
-    `.npz` has `names` and `vectors`, or one array for each class.
+    `.npz` has `names` and `vectors`, or one array for each class. An `.npy` has one row for each
+    line of the `.txt` of the same name beside it.
     """
+    if path.endswith(".npy"):
+        return _from_npy(path)
     if path.endswith(".npz"):
         return _from_npz(path)
     separator = "\t" if path.endswith(".tsv") else ","
@@ -116,23 +120,52 @@ def _refuse(path: str, expected: str, wrong: list[str]) -> None:
         raise UsageError(f"vectors {path!r}, expected {expected}: {first_few(wrong, '; ')}")
 
 
-def _from_npz(path: str) -> Words:
+@contextlib.contextmanager
+def _told(path: str, kind: str) -> Iterator[None]:
     try:
-        arrays = read_npz(path)
+        yield
     except ValueError as error:
         words = " ".join(str(error).split())
-        raise UsageError(f"vectors {path!r} are no .npz of plain arrays: {words}") from error
+        raise UsageError(f"vectors {path!r} are no {kind} of plain arrays: {words}") from error
     except OSError as error:
         raise InputError(f"vectors {path!r} cannot be read: {error.strerror or error}") from error
+
+
+def _from_npy(path: str) -> Words:
+    with _told(path, ".npy"):
+        matrix = read_npy(path)
+    names = f"{path.removesuffix('.npy')}.txt"
+    if not os.path.isfile(names):
+        raise UsageError(
+            f"vectors {path!r} have no names; expected {names!r} beside it, with the class of each "
+            "row on a line"
+        )
+    texts = [line.strip() for line in read_text(names, "classes").splitlines()]
+    if matrix.ndim != 2 or matrix.dtype.kind not in "fiub" or len(texts) != len(matrix):  # noqa: PLR2004 a matrix
+        raise UsageError(
+            f"vectors {path!r}: expected numbers (n, dims), and {names!r} with n lines; found "
+            f"{matrix.dtype} of shape {matrix.shape}, and {counted(len(texts), 'line')}"
+        )
+    rows = _by_name(path, texts, matrix.astype(np.float32))
+    return Words("table", rows, matrix.shape[1])
+
+
+def _by_name(path: str, texts: list[str], matrix: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """Return the rows of a matrix by their names, each of which may occur once."""
+    wrong = [f"{text!r} occurs twice" for text, count in Counter(texts).items() if count > 1]
+    _refuse(path, "names that differ", wrong)
+    return dict(zip(texts, matrix, strict=True))
+
+
+def _from_npz(path: str) -> Words:
+    with _told(path, ".npz"):
+        arrays = read_npz(path)
     if set(arrays) == {"names", "vectors"}:
         names, matrix = arrays["names"], arrays["vectors"]
         if names.ndim != 1 or matrix.ndim != 2 or len(names) != len(matrix):  # noqa: PLR2004 a matrix
             found = f"names {names.shape}, vectors {matrix.shape}"
             raise UsageError(f"vectors {path!r}: {_NPZ}; found {found}")
-        texts = [_text(name, path) for name in names.tolist()]
-        twice = [f"{text!r} occurs twice" for text, count in Counter(texts).items() if count > 1]
-        _refuse(path, "names that differ", twice)
-        arrays = dict(zip(texts, matrix, strict=True))
+        arrays = _by_name(path, [_text(name, path) for name in names.tolist()], matrix)
     shapes = {array.shape for array in arrays.values()}
     shape = next(iter(shapes)) if len(shapes) == 1 else ()
     kinds = {array.dtype.kind for array in arrays.values()}

@@ -270,7 +270,7 @@ def tree_mistakes(
     return tuple(
         _distances_of(of, among, distances, (judged.classes[mine], answers[mine]), choice)
         for of, among, mine, answers, choice in tasks
-        if mine.any()
+        if mine.any() and choice.sum() > 1  # with one candidate nothing can be wrong
     )
 
 

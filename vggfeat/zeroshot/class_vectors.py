@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vggfeat.core.class_names import class_key
-from vggfeat.core.text import counted
+from vggfeat.core.text import counted, first_few
 from vggfeat.errors import UsageError
 from vggfeat.zeroshot.attribute_files import is_matrix, read_mat, read_matrix, read_table
 from vggfeat.zeroshot.name_matching import ClassIndex, all_words, listed, nearest_names
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
     Values = NDArray[np.float32]
 
-_TABLES = (".csv", ".tsv", ".npz")
+_TABLES = (".csv", ".tsv", ".npz", ".npy")
 _MATLAB = ".mat"
+_SHORTEST = 1e-5  # of a centred vector: less is rounding of a vector that is the mean
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,6 +50,29 @@ class ClassVectors:
         length = np.linalg.norm(self.vectors.astype(np.float64), axis=1, keepdims=True)
         unit: Values = (self.vectors / length).astype(np.float32)
         return unit
+
+    def about(self, center: Values | None) -> Values:
+        """The vectors at unit length as a model compares them, float32 (z, dims).
+
+        Args:
+            center: float32 (dims,), subtracted from the vectors at unit length, which then get unit
+                length again; None for neither.
+
+        Raises:
+            UsageError: a vector is the center itself.
+        """
+        if center is None:
+            return self.unit
+        moved = self.unit.astype(np.float64) - center
+        length = np.linalg.norm(moved, axis=1, keepdims=True)
+        if (length < _SHORTEST).any():
+            bad = [name for name, one in zip(self.names, length, strict=True) if one < _SHORTEST]
+            raise UsageError(
+                f"class vectors of {first_few(map(repr, bad))} are the mean of those of all seen "
+                "classes, so nothing is left of them when it is subtracted; fit with --no-center"
+            )
+        about: Values = (moved / length).astype(np.float32)
+        return about
 
     @property
     def sha256(self) -> str:
@@ -78,8 +102,8 @@ def class_vectors(path: str | os.PathLike[str], names: Sequence[str]) -> ClassVe
 
     Args:
         path: word2vec text or binary, or GloVe text, also `.gz`; or a table: `.csv`, `.tsv`,
-            `.npz`, `att_splits.mat`, or AwA's `predicate-matrix-*.txt` with `classes.txt` beside
-            it.
+            `.npz`, `.npy` with the names of its rows in a `.txt` beside it, `att_splits.mat`, or
+            AwA's `predicate-matrix-*.txt` with `classes.txt` beside it.
         names: of the classes.
 
     Raises:

@@ -21,8 +21,8 @@ from vggfeat.core.text import counted
 from vggfeat.network.device import choose_device
 from vggfeat.zeroshot.class_split import Labelled, held_out
 from vggfeat.zeroshot.cross_validation import FEW_CLASSES, FEWEST_CLASSES, class_folds
-from vggfeat.zeroshot.metrics import judge, per_class, trade_off
-from vggfeat.zeroshot.torch_model import ZeroShotNetwork, ranking_loss
+from vggfeat.zeroshot.metrics import fit_temperature, judge, per_class, trade_off
+from vggfeat.zeroshot.torch_model import BilinearScores, ZeroShotNetwork, ranking_loss
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,13 +78,14 @@ class Trial:
         epochs: best number.
         accuracy: on held-out classes, averaged over them.
         chance: accuracy of guessing.
-        bias: see `Choice.bias`.
+        bias, temperature: see `Calibration`.
     """
 
     epochs: int
     accuracy: float
     chance: float
     bias: float
+    temperature: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,7 +118,7 @@ def train_devise(task: Task) -> Trained:
         log.info("training for %s, the best number on held-out classes", counted(epochs, "epoch"))
     network = _trained(task, task.labelled, np.ones(len(task.vectors), dtype=bool), epochs)
     attention = None if network.weigher is None else network.weigher.learnt().attention
-    return Trained(network.scores.map.detach().cpu().numpy(), attention, epochs, trial)
+    return Trained(_map(network).detach().cpu().numpy(), attention, epochs, trial)
 
 
 def _try_out(task: Task) -> Trial:
@@ -133,6 +134,7 @@ def _try_out(task: Task) -> Trial:
         float(np.mean([trial.accuracy for trial in trials])),
         float(np.mean([trial.chance for trial in trials])),
         float(np.median([trial.bias for trial in trials])),
+        float(np.median([trial.temperature for trial in trials])),
     )
 
 
@@ -144,7 +146,8 @@ def _try_without(task: Task, out: Numbers, spare: NDArray[np.bool_]) -> Trial:
         task.labelled.where(np.isin(np.arange(len(which)), spread(np.flatnonzero(which), _JUDGED)))
         for which in (mine & spare, ~mine)
     ]
-    best, margin = Trial(1, -1.0, 1 / len(out), 0.0), -math.inf
+    best, margin = Trial(1, -1.0, 1 / len(out), 0.0, 1.0), -math.inf
+    numbers = np.cumsum(~kept) - 1  # of classes among those held out
 
     def look(network: ZeroShotNetwork, epoch: int) -> bool:
         nonlocal best, margin
@@ -157,7 +160,8 @@ def _try_without(task: Task, out: Numbers, spare: NDArray[np.bool_]) -> Trial:
         if (accuracy, now) > (best.accuracy, margin):  # few classes tie often: then by how clearly
             seen = judge(_scores(task, network, judging[0]), judging[0].classes, kept)
             bias = trade_off(seen, unseen).best if len(seen.classes) else 0.0
-            best, margin = Trial(epoch, accuracy, best.chance, bias), now
+            warmth = fit_temperature([(scores[:, ~kept], numbers[judging[1].classes])])
+            best, margin = Trial(epoch, accuracy, best.chance, bias, warmth), now
         return epoch - best.epochs < _PATIENCE
 
     _trained(task, task.labelled.where(mine & ~spare), kept, _EPOCHS, look)
@@ -178,7 +182,7 @@ def _trained(
     network = network.to(choose_device(task.device))
     optimiser = torch.optim.Adam(network.parameters(), _RATE, weight_decay=_DECAY)
     wanted = torch.from_numpy(np.flatnonzero(kept))
-    margins = torch.from_numpy(task.margins[np.ix_(kept, kept)]).to(network.scores.map.device)
+    margins = torch.from_numpy(task.margins[np.ix_(kept, kept)]).to(_map(network).device)
     numbers = np.cumsum(kept) - 1
     for epoch in range(1, epochs + 1):
         order = noise.permutation(len(labelled))
@@ -195,8 +199,13 @@ def _trained(
     return network
 
 
+def _map(network: ZeroShotNetwork) -> Tensor:
+    assert isinstance(network.scores, BilinearScores)  # noqa: S101 it was made from a map
+    return network.scores.map
+
+
 def _layers(task: Task, network: ZeroShotNetwork, rows: Numbers) -> dict[str, Tensor]:
-    device = network.scores.map.device
+    device = _map(network).device
     return {
         name: torch.from_numpy(task.cache.values(name, rows)).to(device)
         for name in task.inputs.layers

@@ -4,7 +4,8 @@ Romera-Paredes & Torr, "An embarrassingly simple approach to zero-shot learning"
 V = (X Xᵀ + gI)⁻¹ X Y Sᵀ (S Sᵀ + λI)⁻¹ minimises ‖XᵀVS - Y‖² + g‖VS‖² + λ‖XᵀV‖² + gλ‖V‖², g for
 gamma. X (d, m) has an image in each column, S (a, z) a class, and Y (m, z) is 1 for the right class
 and -1 for others. Only X Xᵀ and the sum of each class's columns are needed, so one pass over the
-rows is enough.
+rows is enough. Ridge regression from features to class vectors, (X Xᵀ + gI)⁻¹ X Sᵀ with the class
+vector of each image, has the same system and another right side.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from vggfeat.core.text import counted
 from vggfeat.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from numpy.typing import NDArray
 
@@ -82,30 +83,44 @@ def solve_eszsl(
     sums: Sums, vectors: Matrix, targets: Matrix, gamma: float, lambda_: float
 ) -> Matrix:
     """Return the map V, float64 (d, a), of class vectors (z, a); a class's score is xᵀ V s."""
-    (found,) = solve_many(sums, vectors, targets, gamma, (lambda_,))
-    return found
+    left = regularised(sums.gram, sums.by_class @ eszsl_columns(vectors, targets), gamma)
+    return eszsl_side(left, vectors, lambda_)
 
 
-def solve_many(
-    sums: Sums, vectors: Matrix, targets: Matrix, gamma: float, lambdas: Iterable[float]
-) -> Iterator[Matrix]:
-    """Yield `solve_eszsl` for several lambdas; the large system is solved once."""
-    right = sums.by_class @ targets @ vectors  # X Y Sᵀ, (d, a)
-    system = sums.gram.copy()
-    np.fill_diagonal(system, np.diag(system) + gamma)
-    left = np.linalg.solve(system, right)
-    products, dims = vectors.T @ vectors, vectors.shape[1]
-    for lambda_ in lambdas:
-        yield np.linalg.solve(products + lambda_ * np.eye(dims), left.T).T
+def eszsl_columns(vectors: Matrix, targets: Matrix) -> Matrix:
+    """Return what ESZSL fits to the rows of each class, Y Sᵀ by class: float64 (z, a)."""
+    columns: Matrix = targets @ vectors
+    return columns
 
 
-def spanning_basis(x: NDArray[np.float32]) -> Matrix | None:
-    """Return an orthonormal basis of fewer rows than dimensions, float64 (d, n); else None.
+def eszsl_side(left: Matrix, vectors: Matrix, lambda_: float) -> Matrix:
+    """Multiply by (S Sᵀ + λI)⁻¹ from the right, (n, a) → (n, a): a map, or rows times a map."""
+    products = vectors.T @ vectors
+    np.fill_diagonal(products, np.diag(products) + lambda_)
+    side: Matrix = np.linalg.solve(products, left.T).T
+    return side
 
-    The columns of V lie in the span of the rows, so the small problem in its coordinates has the
-    same map.
+
+def regularised(system: Matrix, right: Matrix, gamma: float) -> Matrix:
+    """Solve (system + gamma I) Z = right, float64 (m, m) and (m, a) → (m, a)."""
+    shifted = system.copy()
+    np.fill_diagonal(shifted, np.diag(shifted) + gamma)
+    solution: Matrix = np.linalg.solve(shifted, right)
+    return solution
+
+
+def row_products(x: NDArray[np.float32]) -> Matrix:
+    """Return products of all pairs of rows, float64 (n, n).
+
+    X (Xᵀ X + gI)⁻¹ T is (X Xᵀ + gI)⁻¹ X T: with fewer rows than dimensions the system of the rows
+    is the smaller one, and both have the same map.
     """
-    if len(x) >= x.shape[1]:
-        return None
-    basis: Matrix = np.linalg.qr(x.T.astype(np.float64))[0]
-    return basis
+    wide = x.astype(np.float64)
+    products: Matrix = wide @ wide.T
+    return products
+
+
+def solve_rows(x: NDArray[np.float32], products: Matrix, targets: Matrix, gamma: float) -> Matrix:
+    """Return (X Xᵀ + gamma I)⁻¹ X T, float64 (d, a), by way of the rows; T is (n, a)."""
+    solution: Matrix = x.T.astype(np.float64) @ regularised(products, targets, gamma)
+    return solution

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ from vggfeat.zeroshot.model import ZeroShotModel
 from vggfeat.zeroshot.predict import bias_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -48,6 +49,11 @@ class Figure:
             candidates are unseen.
         class_mean: of the nearest mean of a seen class's images in feature space, which cannot
             predict unseen classes; None if it does not apply.
+        nearest: of the word of the nearest seen class, by its mean in feature space: the unseen
+            class with the most similar vector; None if not all candidates are unseen.
+        nearest_few: likewise of the words of the few nearest classes: see `Evaluation.neighbors`.
+        ridge: of ridge regression to class vectors, likewise; None also in models of earlier
+            versions.
     """
 
     of: str
@@ -57,6 +63,9 @@ class Figure:
     chance: float
     majority: float
     class_mean: float | None
+    nearest: float | None
+    nearest_few: float | None
+    ridge: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +91,8 @@ class Evaluation:
 
     Attributes:
         model, cache: files.
+        method: of the model.
+        neighbors: seen classes whose words `Figure.nearest_few` averages.
         seen_classes, unseen_classes: number with test images.
         seen_images, unseen_images: number of test images.
         figures: accuracies and their baselines.
@@ -94,6 +105,8 @@ class Evaluation:
 
     model: str
     cache: str
+    method: str
+    neighbors: int
     seen_classes: int
     unseen_classes: int
     seen_images: int
@@ -151,16 +164,19 @@ def evaluate_zeroshot(
     if not len(labelled):
         raise UsageError(_nothing_to_judge_by(cache, loaded, left_out))
     found, shifted = _scored(cache, loaded, labelled, (0.0, bias or 0.0))
+    figures = found.figures(top)
     return Evaluation(
         path,
         cache.path,
+        loaded.method,
+        loaded.nearest.count,
         *found.counts,
-        found.figures(top),
+        figures,
         found.generalised(0.0),
         shifted.generalised(bias) if bias is not None else None,
         found.area,
         tree_mistakes(classes, loaded.names, found.judged, loaded.seen) if classes.parents else (),
-        (*_notes(loaded, labelled, left_out), *known.notes),
+        (*_notes(loaded, labelled, left_out), *_beaten(loaded, figures), *known.notes),
     )
 
 
@@ -184,33 +200,71 @@ def _notes(model: ZeroShotModel, labelled: Labelled, left_out: int) -> list[str]
     without = [name for at, name in enumerate(model.names) if at not in present]
     if without:
         notes.append(f"classes without images to judge by: {', '.join(without)}")
+    unseen = np.flatnonzero(~model.seen).tolist()
+    if len(unseen) == 1 and unseen[0] in present:
+        notes.append("one unseen class: among unseen classes alone no answer could be wrong")
     return notes
+
+
+def _beaten(model: ZeroShotModel, figures: Sequence[Figure]) -> list[str]:
+    """Name the simpler ways that do better on unseen classes, at the largest number of answers."""
+    mine = [one for one in figures if (one.of, one.among) == (UNSEEN, UNSEEN)]
+    if not mine:
+        return []
+    last = mine[-1]
+    rivals = {
+        "nearest --neighbors 1": last.nearest,
+        f"nearest --neighbors {model.nearest.count}": last.nearest_few,
+        "ridge": last.ridge,
+    }
+    better = {
+        way: value for way, value in rivals.items() if value is not None and value > last.accuracy
+    }
+    if not better:
+        return []
+    way = max(better, key=lambda one: better[one])
+    say = f"on unseen classes, top {last.top}, --method {way} reaches {better[way]:.3f}"
+    return [f"{say}, this model of {model.method} {last.accuracy:.3f}"]
 
 
 def _scored(
     cache: FeatureCache, model: ZeroShotModel, labelled: Labelled, biases: Sequence[float]
 ) -> list[_Findings]:
-    """Judge the rows at each bias, and find the nearest class mean of each row."""
+    """Judge the rows at each bias, by the baselines, and find the nearest class mean of each."""
     judged: list[list[Judged]] = [[] for _ in biases]
+    others: dict[str, list[Judged]] = {}
     nearest, start = [], 0
     for rows, layers in blocks_of(cache, model.inputs.layers, labelled.rows):
         x = model.inputs(layers)
         classes = labelled.classes[start : start + len(rows)]
-        scores = x @ model.map @ model.vectors.T
+        scores = model.embed_joined(x) @ model.vectors.T
         for found, bias in zip(judged, biases, strict=True):
             found.append(judge(scores, classes, model.seen, bias))
+        for name, embedded in _baselines(model, x):
+            part = judge(embedded @ model.vectors.T, classes, model.seen)
+            others.setdefault(name, []).append(part)
         nearest.append(nearness(x, model.means).argmax(1))
         start += len(rows)
-    return [_Findings(model, joined(found), np.concatenate(nearest)) for found in judged]
+    whole = {name: joined(parts) for name, parts in others.items()}
+    return [_Findings(model, joined(found), np.concatenate(nearest), whole) for found in judged]
+
+
+def _baselines(model: ZeroShotModel, x: Values) -> Iterator[tuple[str, Values]]:
+    """Yield simple ways to map rows to class vectors, with their results, float32 (n, a)."""
+    yield "nearest", dataclasses.replace(model.nearest, count=1)(x)
+    yield "nearest_few", model.nearest(x)
+    if model.ridge is not None:
+        yield "ridge", x @ model.ridge
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Findings:
-    """Judged rows, and the class whose mean is nearest to each."""
+    """Judged rows, the class whose mean is nearest to each, and the rows judged by baselines."""
 
     model: ZeroShotModel
     judged: Judged
     nearest: Numbers
+    baselines: Mapping[str, Judged]
 
     @property
     def is_seen(self) -> NDArray[np.bool_]:
@@ -259,7 +313,7 @@ class _Findings:
         count = (
             len(self.model.seen) if among == "all" else int((self.model.seen == (of == SEEN)).sum())
         )
-        if not mine.any() or top >= count > 1:
+        if not mine.any() or top >= count:
             return None  # all answers are right
         judged = self.judged.where(mine)
         right = judged.among_all(top) if among == "all" else judged.within(top)
@@ -272,4 +326,11 @@ class _Findings:
         else:
             largest = np.argsort(-self.model.counts, kind="stable")[:top]
             majority = per_class(np.isin(judged.classes, largest), judged.classes)
-        return Figure(of, among, top, accuracy, min(1.0, top / count), majority, mean)
+        others: dict[str, float] = {}
+        if (of, among) == (UNSEEN, UNSEEN):
+            ranked = {name: one.where(mine) for name, one in self.baselines.items()}
+            others = {name: per_class(one.within(top), one.classes) for name, one in ranked.items()}
+        return Figure(
+            of, among, top, accuracy, min(1.0, top / count), majority, mean,
+            others.get("nearest"), others.get("nearest_few"), others.get("ridge"),
+        )  # fmt: skip

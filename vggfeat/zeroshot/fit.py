@@ -42,6 +42,7 @@ from vggfeat.zeroshot.class_vectors import ClassVectors, class_vectors
 from vggfeat.zeroshot.features import fit_inputs
 from vggfeat.zeroshot.model import ZEROSHOT_KIND, ZeroShotModel
 from vggfeat.zeroshot.name_matching import identifier, listed, nearest_names
+from vggfeat.zeroshot.nearest import NearestWords
 from vggfeat.zeroshot.settings import ZeroShotSettings
 from vggfeat.zeroshot.train import Learner
 
@@ -61,13 +62,15 @@ class ZeroShotFitReport:
 
     Attributes:
         out: the model file.
-        method: `eszsl` or `devise`.
+        method: `eszsl`, `ridge`, `nearest` or `devise`; that which `auto` chose.
+        centered: whether the mean of the seen classes' vectors is subtracted from class vectors.
         layers: that the model takes.
         seen, unseen: classes.
         images: number of training images.
         held_out: number of images of seen classes kept for `evaluate`.
         dims: of the class vectors.
         calibration: bias of seen classes found on held-out classes; None if none were.
+        temperature: that makes probabilities of scores, likewise.
         notes: how the model was fitted, and remarks for the user.
         anew: whether it was fitted by this call; else an existing file had been fitted to the same.
         seconds: duration of this call.
@@ -75,6 +78,7 @@ class ZeroShotFitReport:
 
     out: str
     method: str
+    centered: bool
     layers: tuple[str, ...]
     seen: tuple[str, ...]
     unseen: tuple[str, ...]
@@ -82,6 +86,7 @@ class ZeroShotFitReport:
     held_out: int
     dims: int
     calibration: float | None
+    temperature: float | None
     notes: tuple[str, ...]
     anew: bool
     seconds: float
@@ -134,7 +139,7 @@ def fit_zeroshot(
         source: the cache.
         vectors: word vectors or a table: see `class_vectors`.
         out: the model file; an existing one that was fitted to the same is kept.
-        settings: of the fit; by default ESZSL on all layers that are vectors.
+        settings: of the fit; by default on all layers that are vectors.
         fresh: fit again in any case.
 
     Raises:
@@ -166,6 +171,7 @@ def fit_zeroshot(
     return ZeroShotFitReport(
         out=out,
         method=model.method,
+        centered=model.center is not None,
         layers=model.inputs.layers,
         seen=model.names[:seen],
         unseen=model.names[seen:],
@@ -173,7 +179,8 @@ def fit_zeroshot(
         held_out=model.record["held_out"],
         dims=model.vectors.shape[1],
         calibration=model.bias,
-        notes=tuple(model.record["notes"]),
+        temperature=model.temperature,
+        notes=(*model.record["notes"], *([] if anew else _age(model))),
         anew=anew,
         seconds=time.perf_counter() - started,
     )
@@ -182,15 +189,38 @@ def fit_zeroshot(
 def _is_up_to_date(out: str, requested: dict[str, Any]) -> bool:
     if not os.path.exists(out):
         return False
-    unlike = model_differences(
-        load_fitted(out, ZEROSHOT_KIND).parameters.get("asked", {}), requested
-    )
+    asked = load_fitted(out, ZEROSHOT_KIND).parameters.get("asked", {})
+    if "center" not in asked:
+        requested = _as_earlier(requested)
+    unlike = model_differences(asked, requested)
     if unlike:
         raise CacheMismatchError(
             f"model {out!r} was fitted to something else: {'; '.join(unlike)}. Choose another "
             "--out, or --fresh to fit again"
         )
     return True
+
+
+def _as_earlier(requested: dict[str, Any]) -> dict[str, Any]:
+    """Return a request as versions before `auto` recorded it: their default was `eszsl`.
+
+    So a command that is repeated keeps the model that it fitted then. What they did not have stays
+    in the request where it is not the default, and differs.
+    """
+    default = ZeroShotSettings()
+    new = {"center": default.center, "neighbors": default.neighbors}
+    earlier = {name: value for name, value in requested.items() if new.get(name, ...) != value}
+    if earlier["method"] == default.method:
+        earlier["method"] = "eszsl"
+    return earlier
+
+
+def _age(model: ZeroShotModel) -> list[str]:
+    """Say that a model which is kept was fitted by a version that knew no centering."""
+    if "center" in model.record.get("asked", {}):
+        return []
+    how = f"by {model.method} to class vectors that are not centered"
+    return [f"fitted by an earlier version, {how}; --fresh fits again as this version does"]
 
 
 def _task(cache: FeatureCache, vectors: str, settings: ZeroShotSettings) -> _Task:
@@ -248,25 +278,33 @@ def _check_apart(vectors: ClassVectors, classes: Classes, path: str) -> None:
 def _fit(task: _Task, keys: NDArray[np.uint64], requested: dict[str, Any]) -> ZeroShotModel:
     settings, count = task.settings, len(task.classes.seen)
     inputs = fit_inputs(task.cache, task.layers, settings.norm, task.train.rows)
-    learner = Learner(task.cache, settings, inputs, task.train, task.vectors.unit[:count])
+    center = None
+    if settings.center:
+        center = task.vectors.unit[:count].mean(0, dtype=np.float64).astype(np.float32)
+    vectors = task.vectors.about(center)
+    learner = Learner(task.cache, settings, inputs, task.train, vectors[:count])
     log.info(
         "fitting %s to %s of %s",
-        settings.method,
+        settings.fitted_method,
         counted(len(task.train), "image"),
         counted(count, "class"),
     )
     learnt = learner(task.tree, task.classes.seen)
     return ZeroShotModel(
-        settings.method,
+        learnt.method,
         learnt.inputs,
         learnt.map,
+        NearestWords.of(learnt.means, vectors[:count], learnt.neighbors),
+        learnt.ridge,
         task.classes.names,
         np.arange(len(task.classes.names)) < count,
-        task.vectors.unit,
+        center,
+        vectors,
         learnt.means,
         np.bincount(task.train.classes, minlength=count),
         np.sort(keys),
         learnt.bias,
+        learnt.temperature,
         task.tree,
         network_record(task.cache, task.layers),
         {

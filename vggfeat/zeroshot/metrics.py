@@ -9,12 +9,12 @@ scores of seen classes; the area under the curve of both accuracies over all bia
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -84,8 +84,11 @@ def joined(parts: Iterable[Judged]) -> Judged:
     return Judged(*(np.concatenate([getattr(part, name) for part in every]) for name in names))
 
 
-def per_class(right: NDArray[np.bool_], classes: Numbers) -> float:
-    """Return the share of right rows, a mean over the classes that have rows; NaN without rows."""
+def per_class(right: NDArray[Any], classes: Numbers) -> float:
+    """Return the share of right rows, a mean over the classes that have rows; NaN without rows.
+
+    Numbers instead of bool are averaged likewise.
+    """
     if not len(classes):
         return float("nan")
     _, inverse, counts = np.unique(classes, return_inverse=True, return_counts=True)
@@ -154,3 +157,36 @@ def _share_above(
     above = np.concatenate([[0.0], np.cumsum(weight[order][::-1])])[::-1]  # from each place on
     share: NDArray[np.float64] = above[np.searchsorted(gap[order], bias, side="right")]
     return share
+
+
+def fit_temperature(parts: Sequence[tuple[Values, Numbers]]) -> float:
+    """Return the temperature T whose softmax(scores / T) gives right classes the most likelihood.
+
+    Guo et al., "On calibration of modern neural networks", ICML 2017, on classes held out.
+
+    Args:
+        parts: scores (n, candidates) and the right ones among them, int64 (n,); at least one row.
+    """
+    coarse = np.geomspace(1e-3, 1e2, 41)
+    best = min(coarse, key=lambda one: _surprise(parts, one))
+    step = coarse[1] / coarse[0]
+    return float(min(np.geomspace(best / step, best * step, 21), key=lambda t: _surprise(parts, t)))
+
+
+def _surprise(parts: Sequence[tuple[Values, Numbers]], temperature: float) -> float:
+    """Return minus the log likelihood of the right classes."""
+    total = 0.0
+    for scores, own in parts:
+        logits = scores.astype(np.float64) / temperature
+        logits -= logits.max(1, keepdims=True)
+        right = np.take_along_axis(logits, own[:, None], 1)[:, 0]
+        total += float(np.sum(np.log(np.exp(logits).sum(1)) - right))
+    return total
+
+
+def probabilities(ranked: Values, temperature: float) -> Values:
+    """Return softmax(ranked / temperature), float32 (n, z)."""
+    logits = ranked.astype(np.float64) / temperature
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    shares: Values = (powers / powers.sum(1, keepdims=True)).astype(np.float32)
+    return shares

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vggfeat.core.arrays import unit_rows
+from vggfeat.core.choices import choose
 from vggfeat.core.class_names import ClassNames
 from vggfeat.core.isolation import isolated
 from vggfeat.core.text import counted
@@ -18,6 +20,7 @@ from vggfeat.transforms.model_check import check_array, check_names, told_as_dam
 from vggfeat.transforms.model_file import Fitted, check_complete, check_network, load_fitted
 from vggfeat.zeroshot.class_tree import ClassTree, no_tree
 from vggfeat.zeroshot.features import Inputs, inputs_from
+from vggfeat.zeroshot.nearest import USUAL_NEIGHBORS, NearestWords
 
 if TYPE_CHECKING:
     import os
@@ -32,26 +35,34 @@ if TYPE_CHECKING:
     Values = NDArray[np.float32]
 
 ZEROSHOT_KIND = "zeroshot"
+METHODS = ("eszsl", "ridge", "nearest", "devise")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ZeroShotModel:
-    """A bilinear map between images and class vectors, with everything needed to use it.
+    """A map from images to class vectors, with everything needed to use it.
 
         model = vggfeat.ZeroShotModel.load("model.h5")
         model.scores({"fc7": cache.values("fc7", rows)})    # (n, classes)
 
     Attributes:
-        method: `eszsl` or `devise`.
+        method: `eszsl`, `ridge`, `nearest` or `devise`.
         inputs: layers, and how they are joined.
-        map: V, float32 (d, a).
+        map: V, float32 (d, a); None for `nearest`.
+        nearest: the map of `nearest`, with which `evaluate` compares the other methods.
+        ridge: V of ridge regression, likewise; None in models of earlier versions, and if it is
+            too large to be fitted for this only.
         names: of the z classes, seen ones first.
         seen: whether each class had training images, bool (z,).
-        vectors: of the classes at unit length, float32 (z, a).
+        center: what was subtracted from class vectors at unit length, float32 (a,): the mean of
+            those of the seen classes; None for nothing.
+        vectors: of the classes, without the center, at unit length, float32 (z, a).
         means: of the joined rows of each seen class, float32 (seen, d).
         counts: training images of each seen class, int64 (seen,).
         trained: keys of the training images, sorted, uint64 (m,): see `image_keys`.
         bias: to subtract from scores of seen classes, found on held-out classes; None if none were.
+        temperature: that scores are divided by before softmax gives probabilities, found on
+            held-out classes; None if none were, and in models of earlier versions.
         tree: over the classes; without parents if none was given.
         network: that a cache must come from: see `network_record`.
         record: of the fit: `asked`, `notes`, regularisers, figures.
@@ -59,14 +70,18 @@ class ZeroShotModel:
 
     method: str
     inputs: Inputs
-    map: Values
+    map: Values | None
+    nearest: NearestWords
+    ridge: Values | None
     names: tuple[str, ...]
     seen: NDArray[np.bool_]
+    center: Values | None
     vectors: Values
     means: Values
     counts: NDArray[np.int64]
     trained: NDArray[np.uint64]
     bias: float | None
+    temperature: float | None
     tree: ClassTree
     network: Mapping[str, Any]
     record: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
@@ -87,8 +102,17 @@ class ZeroShotModel:
         Args:
             layers: each layer as `FeatureCache.values` returns it, float32 (n, D).
         """
-        embedded: Values = self.inputs(layers) @ self.map
-        return embedded
+        return self.embed_joined(self.inputs(layers))
+
+    def embed_joined(self, x: Values) -> Values:
+        """Map joined layers at unit length, float32 (n, d), likewise.
+
+        The result of `ridge` and `nearest` has unit length, so that their scores are cosines.
+        """
+        if self.map is None:
+            return self.nearest(x)
+        embedded: Values = x @ self.map
+        return unit_rows(embedded) if self.method == "ridge" else embedded
 
     @isolated()
     def scores(self, layers: Mapping[str, Values]) -> Values:
@@ -104,16 +128,17 @@ class ZeroShotModel:
         """
         known = ClassNames(self.names)
         new = [at for at, name in enumerate(more.names) if name not in known]
-        if more.vectors.shape[1] != len(self.map.T):
+        dims = self.vectors.shape[1]
+        if more.vectors.shape[1] != dims:
             raise UsageError(
                 f"the new class vectors have {counted(more.vectors.shape[1], 'dimension')}, the "
-                f"model's {len(self.map.T)}; take them from the file that the model was fitted with"
+                f"model's {dims}; take them from the file that the model was fitted with"
             )
         return dataclasses.replace(
             self,
             names=(*self.names, *(more.names[at] for at in new)),
             seen=np.append(self.seen, np.zeros(len(new), dtype=bool)),
-            vectors=np.concatenate([self.vectors, more.unit[new]]),
+            vectors=np.concatenate([self.vectors, more.about(self.center)[new]]),
         )
 
     def among(self, names: Sequence[str]) -> ZeroShotModel:
@@ -150,7 +175,10 @@ class ZeroShotModel:
         from vggfeat.zeroshot.torch_model import ZeroShotNetwork
 
         attention = self.inputs.attention is not None
-        return ZeroShotNetwork(self.inputs, self.map, self.vectors, attention=attention)
+        map_ = self.nearest if self.map is None else self.map
+        return ZeroShotNetwork(
+            self.inputs, map_, self.vectors, attention=attention, cosine=self.method == "ridge"
+        )
 
     def check(self, cache: FeatureCache, path: str) -> None:
         """Refuse a cache of another network, or without the layers.
@@ -164,14 +192,19 @@ class ZeroShotModel:
         """Return the model in the form that is saved."""
         arrays = {
             name: getattr(self, name)
-            for name in ("map", "seen", "vectors", "means", "counts", "trained")
+            for name in ("map", "center", "seen", "vectors", "means", "counts", "trained")
+            if getattr(self, name) is not None
         }
+        if self.ridge is not None and self.method != "ridge":  # whose map it is
+            arrays["ridge"] = self.ridge
         parameters = {
             **self.record,
             "method": self.method,
             "inputs": self.inputs.to_parameters(),
             "names": list(self.names),
             "calibration": self.bias,
+            "temperature": self.temperature,
+            "neighbors": self.nearest.count,
             "tree": dict(self.tree.parents),
             "network": self.network,
         }
@@ -181,21 +214,32 @@ class ZeroShotModel:
 def model_from(fitted: Fitted) -> ZeroShotModel:
     """Restore a model from its saved form; a CacheError if something is missing or does not fit."""
     known, arrays = fitted.parameters, fitted.arrays
-    own = {"method", "inputs", "names", "calibration", "tree", "network"}
+    own = {
+        "method", "inputs", "names", "calibration", "temperature", "neighbors", "tree", "network"
+    }  # fmt: skip
     check_complete(known, "the zero-shot model")
     with told_as_damage("the zero-shot model"):
-        check_array(arrays["seen"], "seen", (None,), "b")
+        _check_arrays(known, arrays)
+        map_ = None if known["method"] == "nearest" else arrays["map"]
         model = ZeroShotModel(
             known["method"],
             inputs_from(fitted),
-            arrays["map"],
+            map_,
+            NearestWords.of(
+                arrays["means"],
+                arrays["vectors"][arrays["seen"].astype(bool)],
+                known.get("neighbors", USUAL_NEIGHBORS),
+            ),
+            map_ if known["method"] == "ridge" else arrays.get("ridge"),
             tuple(known["names"]),
             arrays["seen"].astype(bool),
+            arrays.get("center"),
             arrays["vectors"],
             arrays["means"],
             arrays["counts"],
             arrays["trained"],
             known["calibration"],
+            known.get("temperature"),
             ClassTree(known["tree"]),
             known["network"],
             {name: value for name, value in known.items() if name not in own},
@@ -204,16 +248,31 @@ def model_from(fitted: Fitted) -> ZeroShotModel:
     return model
 
 
+def _check_arrays(known: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Raise ValueError unless arrays and numbers of a file go together."""
+    choose("method", METHODS, known["method"])
+    check_array(arrays["seen"], "seen", (None,), "b")
+    classes, seen = len(arrays["seen"]), int(arrays["seen"].sum())
+    check_array(arrays["vectors"], "vectors", (classes, None))
+    check_array(arrays["means"], "means", (seen, None))
+    (_, width), (_, dims) = arrays["means"].shape, arrays["vectors"].shape
+    shapes = {"map": (width, dims), "ridge": (width, dims), "center": (dims,)}
+    for name in shapes.keys() & arrays.keys():
+        check_array(arrays[name], name, shapes[name])
+    check_array(arrays["counts"], "counts", (seen,), "iu")
+    check_array(arrays["trained"], "trained", (None,), "u")
+    neighbors, temperature = known.get("neighbors", 1), known.get("temperature")
+    if type(neighbors) is not int or neighbors < 1:
+        raise ValueError(f"neighbors is {neighbors!r}, expected a whole number from 1")
+    if temperature is not None and not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"temperature is {temperature!r}, expected a number above 0")
+
+
 def _check(model: ZeroShotModel) -> None:
     """Raise ValueError unless arrays and parameters go together."""
     check_names(model.names, "names")
-    classes, seen = len(model.names), int(model.seen.sum())
-    check_array(model.map, "map", (model.inputs.width, None))
-    check_array(model.vectors, "vectors", (classes, model.map.shape[1]))
-    check_array(model.seen, "seen", (classes,), "b")
-    check_array(model.means, "means", (seen, model.inputs.width))
-    check_array(model.counts, "counts", (seen,), "iu")
-    check_array(model.trained, "trained", (None,), "u")
+    check_array(model.vectors, "vectors", (len(model.names), None))
+    check_array(model.means, "means", (None, model.inputs.width))
     if model.bias is not None and not math.isfinite(model.bias):
         raise ValueError("calibration is no number")
     parents = model.tree.parents

@@ -17,6 +17,7 @@ from vggfeat.errors import CacheError, InputError, TooManyFailuresError, UsageEr
 from vggfeat.transforms.base import blocks_of
 from vggfeat.zeroshot.class_split import read_class_list
 from vggfeat.zeroshot.class_vectors import class_vectors
+from vggfeat.zeroshot.metrics import probabilities
 from vggfeat.zeroshot.model import ZeroShotModel
 
 if TYPE_CHECKING:
@@ -48,7 +49,9 @@ class Predictions:
         names: of the candidate classes.
         paths: of the n images.
         classes: int64 (n, top), indices into `names`.
-        scores: float32 (n, top), before the bias is subtracted.
+        scores: float32 (n, top), before the bias is subtracted; comparable within one image.
+        probabilities: float32 (n, top), each class's among the candidates, by a temperature fitted
+            to seen classes that were held out; None if the model has none.
         bias: subtracted from scores of seen classes.
         failures: images that could not be decoded.
     """
@@ -58,8 +61,14 @@ class Predictions:
     paths: tuple[str, ...]
     classes: Numbers
     scores: Values
+    probabilities: Values | None
     bias: float
     failures: tuple[FailedImage, ...]
+
+    @property
+    def figures(self) -> Values:
+        """Probabilities if there are any, else raw scores, float32 (n, top)."""
+        return self.scores if self.probabilities is None else self.probabilities
 
     def of(self, position: int) -> list[tuple[str, float]]:
         """Return class and score of one image, best first."""
@@ -139,9 +148,9 @@ def _of_rows(path: str, cache: FeatureCache, rank: _Ranking) -> Predictions:
     if not len(rows):
         raise InputError(f"no image of cache {cache.path!r} is done; run vggfeat extract first")
     blocks = (layers for _, layers in blocks_of(cache, rank.model.inputs.layers, rows))
-    classes, scores = rank(blocks)
+    ranked = rank(blocks)
     paths = tuple(os.fsdecode(bytes(name)) for name in cache.paths[rows])
-    return Predictions(path, rank.model.names, paths, classes, scores, rank.bias, ())
+    return Predictions(path, rank.model.names, paths, *ranked, rank.bias, ())
 
 
 def bias_of(model: ZeroShotModel, calibrate: float | str) -> float:
@@ -192,12 +201,20 @@ class _Ranking:
     top: int
     bias: float
 
-    def __call__(self, blocks: Iterable[Mapping[str, Values]]) -> tuple[Numbers, Values]:
-        """Return classes int64 (n, top) and scores float32 (n, top); ties in the model's order."""
+    def __call__(
+        self, blocks: Iterable[Mapping[str, Values]]
+    ) -> tuple[Numbers, Values, Values | None]:
+        """Return classes int64 (n, top), ties in the model's order; their scores; probabilities."""
+        single = len(self.model.names) == 1  # its probability could be nothing but 1
+        warmth = None if single else self.model.temperature
         classes, values = [np.empty((0, self.top), np.int64)], [np.empty((0, self.top), np.float32)]
+        shares = [np.empty((0, self.top), np.float32)]
         for layers in blocks:
             scores = self.model.scores(layers)
             ranked = scores - np.float32(self.bias) * self.model.seen
             classes.append(np.argsort(-ranked, axis=1, kind="stable")[:, : self.top])
             values.append(np.take_along_axis(scores, classes[-1], 1))
-        return np.concatenate(classes), np.concatenate(values)
+            if warmth is not None:
+                shares.append(np.take_along_axis(probabilities(ranked, warmth), classes[-1], 1))
+        joined = None if warmth is None else np.concatenate(shares)
+        return np.concatenate(classes), np.concatenate(values), joined

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from vggfeat.core.option import LEARNING, SPEED, problems_of, setting
 from vggfeat.errors import UsageError
 
-ZeroShotMethod = Literal["eszsl", "devise"]
+ZeroShotMethod = Literal["auto", "eszsl", "ridge", "nearest", "devise"]
 InputNorm = Literal["standard", "l2", "ssr"]
 
 
@@ -19,15 +19,20 @@ class ZeroShotSettings:
 
     Attributes:
         layers: of the cache, separated by commas; None for all that are vectors.
-        method: `eszsl`, in closed form; or `devise`, trained with a ranking loss.
+        method: `eszsl` or `ridge`, in closed form; `nearest`, words of the nearest seen classes;
+            `devise`, trained with a ranking loss; or `auto`, that of the first three which is best
+            on seen classes held out. With `gamma` or `lambda_` given, `auto` is `eszsl`.
         labels: a CSV file of path,label; without it folders name the classes.
         seen: classes to learn from: a file with one a line, or names separated by commas.
         unseen: classes to leave out, likewise; without both all classes are learnt from.
         attention: learn per-image weights of the layers.
         norm: of each layer: `standard`, `l2` or `ssr`. ESZSL's map has no constant term, so
             features that are not centred do badly with many classes.
-        gamma: ESZSL's regulariser of the feature side; None chooses it by cross-validation.
-        lambda_: of the class-vector side; likewise.
+        center: subtract the mean of the seen classes' vectors from all class vectors.
+        gamma: regulariser of the feature side, of ESZSL or ridge; None chooses it by
+            cross-validation.
+        lambda_: of the class-vector side of ESZSL; likewise.
+        neighbors: of `nearest`: how many seen classes' words are averaged; likewise.
         margin: of DeViSE's loss.
         tree: a CSV file of child,parent, so that worse mistakes cost more.
         beta: how fast cost grows with the height in the tree: see `TreeDistances.costs`.
@@ -44,8 +49,10 @@ class ZeroShotSettings:
         also=("--layer",),
     )
     method: ZeroShotMethod = setting(
-        "eszsl",
-        "How the map is learnt: eszsl in closed form, devise by training with a ranking loss.",
+        "auto",
+        "How images are mapped to class vectors: eszsl or ridge (regression) in closed form, "
+        "nearest by words of the nearest seen classes, devise by training with a ranking loss; "
+        "auto takes that of the first three which is best on seen classes held out.",
         "METHOD",
         choices=get_args(ZeroShotMethod),
     )
@@ -82,9 +89,16 @@ class ZeroShotSettings:
         choices=get_args(InputNorm),
         group=LEARNING,
     )
+    center: bool = setting(
+        True,
+        "Subtract the mean of the seen classes' vectors from class vectors.",
+        kind=bool,
+        flag="--center/--no-center",
+        group=LEARNING,
+    )
     gamma: float | None = setting(
         None,
-        "Regularization of the features by eszsl.",
+        "Regularization of the features by eszsl or ridge.",
         "X",
         unset="chosen by cross-validation over classes",
         kind=float,
@@ -101,6 +115,15 @@ class ZeroShotSettings:
         within=(0, math.inf),
         above=True,
         group=LEARNING,
+    )
+    neighbors: int | None = setting(
+        None,
+        "Nearest seen classes whose words are averaged by nearest.",
+        "K",
+        group=LEARNING,
+        unset="chosen by cross-validation over classes",
+        kind=int,
+        within=(1, 1_000_000),
     )
     margin: float = setting(
         0.1,
@@ -152,7 +175,26 @@ class ZeroShotSettings:
             wrong.append(f"held-out {self.held_out:g}: expected a share of 0 or more, below 1")
         if self.seen is not None and self.unseen is not None:
             wrong.append("--seen and --unseen name the same split; give one of them")
-        if self.method == "devise" and (self.gamma is not None or self.lambda_ is not None):
-            wrong.append("--gamma and --lambda belong to the method eszsl, not devise")
+        wrong += self._misplaced()
         if wrong:
             raise UsageError("; ".join(wrong))
+
+    @property
+    def fitted_method(self) -> ZeroShotMethod:
+        """The method; `eszsl` for `auto` with regularisers, which are those of that method."""
+        if self.method == "auto" and (self.gamma is not None or self.lambda_ is not None):
+            return "eszsl"
+        return self.method
+
+    def _misplaced(self) -> list[str]:
+        """Name settings of another method than the chosen one."""
+        wrong, method = [], self.method
+        if method == "devise" and (self.gamma is not None or self.lambda_ is not None):
+            wrong.append("--gamma and --lambda belong to the method eszsl, not devise")
+        elif method == "nearest" and (self.gamma is not None or self.lambda_ is not None):
+            wrong.append("--gamma and --lambda belong to the method eszsl, not nearest")
+        elif method == "ridge" and self.lambda_ is not None:
+            wrong.append("--lambda belongs to the method eszsl, not ridge")
+        if self.neighbors is not None and method != "nearest":
+            wrong.append(f"--neighbors belongs to the method nearest, not {method}")
+        return wrong

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from vggfeat.transforms.layer_weights import LayerWeigher
+from vggfeat.zeroshot.nearest import LEAST_WEIGHT, NearestWords
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,39 +45,80 @@ class NormalisedLayers(nn.Module):
 
 
 class BilinearScores(nn.Module):
-    """Scores of classes, `xᵀ V s`: of ESZSL, and of DeViSE, whose map is trained.
+    """Scores of classes, `xᵀ V s`: of ESZSL, of ridge, and of DeViSE, whose map is trained.
 
     Args:
         map_: V, float32 (d, a).
         vectors: of the classes, float32 (z, a); may be replaced by those of others.
+        cosine: bring xᵀ V to unit length, as of ridge.
     """
 
-    def __init__(self, map_: Tensor, vectors: Tensor) -> None:
+    def __init__(self, map_: Tensor, vectors: Tensor, *, cosine: bool) -> None:
         super().__init__()
-        self.map = nn.Parameter(map_)
+        self.map, self.cosine = nn.Parameter(map_), cosine
         self.vectors: Tensor
         self.register_buffer("vectors", vectors)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return float32 (n, z), of float32 (n, d)."""
-        return x @ self.map @ self.vectors.T
+        embedded = x @ self.map
+        return (normalize(embedded, dim=1) if self.cosine else embedded) @ self.vectors.T
+
+
+class NearestScores(nn.Module):
+    """Scores of classes by words of the nearest seen classes: see `NearestWords`.
+
+    Args:
+        nearest: the means of seen classes and their words.
+        vectors: of the classes, float32 (z, a); may be replaced by those of others.
+    """
+
+    def __init__(self, nearest: NearestWords, vectors: Tensor) -> None:
+        super().__init__()
+        self.count = nearest.count
+        self.means: Tensor
+        self.words: Tensor
+        self.vectors: Tensor
+        self.register_buffer("means", torch.tensor(nearest.means))
+        self.register_buffer("words", torch.tensor(nearest.words))
+        self.register_buffer("vectors", vectors)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return float32 (n, z), of float32 (n, d) at unit length."""
+        similar, places = (x @ self.means.T).topk(self.count)  # (n, count)
+        mixed = (similar.clamp(min=LEAST_WEIGHT)[..., None] * self.words[places]).sum(1)
+        return normalize(mixed, dim=1) @ self.vectors.T
 
 
 class ZeroShotNetwork(nn.Module):
-    """Normalised layers, joined with equal weights or by attention, then bilinear scores.
+    """Normalised layers, joined with equal weights or by attention, then scores of classes.
 
     Args:
         inputs: the layers and how they are joined.
-        map_: V, float32 (d, a).
+        map_: V, float32 (d, a), or the words of the nearest classes.
         vectors: of the classes at unit length, float32 (z, a).
         attention: whether each image has its own weights of the layers.
+        cosine: see `BilinearScores`.
     """
 
-    def __init__(self, inputs: Inputs, map_: Values, vectors: Values, *, attention: bool) -> None:
+    scores: BilinearScores | NearestScores
+
+    def __init__(
+        self,
+        inputs: Inputs,
+        map_: Values | NearestWords,
+        vectors: Values,
+        *,
+        attention: bool,
+        cosine: bool = False,
+    ) -> None:
         super().__init__()
         self.normalised = NormalisedLayers(inputs)
         self.weigher = LayerWeigher(inputs.fusion(), inputs.widths) if attention else None
-        self.scores = BilinearScores(torch.tensor(map_), torch.tensor(vectors))
+        if isinstance(map_, NearestWords):
+            self.scores = NearestScores(map_, torch.tensor(vectors))
+        else:
+            self.scores = BilinearScores(torch.tensor(map_), torch.tensor(vectors), cosine=cosine)
 
     def forward(self, layers: Mapping[str, Tensor]) -> Tensor:
         """Return scores float32 (n, z), of each layer as a cache stores it, float32 (n, D)."""

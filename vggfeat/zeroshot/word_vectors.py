@@ -47,7 +47,7 @@ _FASTTEXT = b"\xba\x16\x4f\x2f"
 _PICKLES = tuple(bytes((0x80, protocol)) for protocol in range(2, 6))
 _TAKES_A_WHILE = 100_000_000  # bytes; reading more is logged
 _NEITHER = (
-    "expected word2vec text or binary, GloVe text, a .csv or .tsv table, .npz, .mat, or "
+    "expected word2vec text or binary, GloVe text, a .csv or .tsv table, .npz, .npy, .mat, or "
     "predicate-matrix-*.txt"
 )
 
