@@ -136,7 +136,8 @@ def spread(values: Any, sign: str = "") -> str:
 
 def write_tree(path: Path, classes: list[str], wordnet: Path) -> None:
     """Write the first hypernyms of the first sense of each class that WordNet knows."""
-    parents, first = {}, {}
+    parents: dict[str, str | None] = {}
+    first: dict[str, str] = {}
     for line in (wordnet / "data.noun").read_text().splitlines():
         if line.startswith("  "):
             continue
@@ -147,17 +148,14 @@ def write_tree(path: Path, classes: list[str], wordnet: Path) -> None:
         if not line.startswith("  "):
             fields = line.split()
             first[fields[0]] = fields[-int(fields[2])]
-    pairs = {}
+    pairs: dict[str, str] = {}
     for name in classes:
-        words = name.lower().replace("-", " ").split()
-        words = (words[0].startswith("n0") and words[0].split("_")[1:]) or words
-        known = ["_".join(words[at:]) for at in range(len(words))]
-        at = next((first[word] for word in known if word in first), None)
-        pairs[name] = at or "entity"
-        while at and parents[at]:
-            pairs[at], at = parents[at], parents[at]
-        if at:
-            pairs[at] = "entity"
+        words = name.lower().replace("-", " ").replace("_", " ").split()
+        tails = ("_".join(words[at:]) for at in range(len(words)))
+        child, sense = name, next((first[tail] for tail in tails if tail in first), None)
+        while sense:
+            pairs[child], child, sense = sense, sense, parents[sense]
+        pairs[child] = "root"
     path.write_text("child,parent\n" + "".join(f"{a},{b}\n" for a, b in pairs.items()))
 
 

@@ -65,6 +65,7 @@ def test_class_vectors_are_centered_on_the_seen_ones(place: Path, tmp_path: Path
     unit = normalize(drawn_rows()[0].astype(np.float64))
     center = unit[: -len(UNSEEN)].mean(0)
     model = fit(place, tmp_path / "m.h5", method="ridge", gamma=1)
+    assert model.center is not None
     np.testing.assert_allclose(model.center, center, rtol=1e-5)
     np.testing.assert_allclose(model.vectors, normalize(unit - center), atol=1e-5)
     plain = fit(place, tmp_path / "p.h5", method="ridge", gamma=1, center=False)
@@ -100,6 +101,7 @@ def test_ridge_is_scikit_learns(tmp_path: Path, each: int) -> None:
     seen = own < len(names) - 2
     assert (seen.sum() < WIDTH) == (each == 1)
     ridge = Ridge(alpha=0.3, fit_intercept=False).fit(x[seen], model.vectors[own[seen]])
+    assert model.map is not None
     np.testing.assert_allclose(model.map, ridge.coef_.T, atol=1e-5)
     layers = {"conv1_1": library.open(tmp_path / "f.h5").values("conv1_1")}
     expected = normalize(ridge.predict(x)) @ model.vectors.T
@@ -150,8 +152,11 @@ def test_evaluate_compares_with_simpler_ways(place: Path, tmp_path: Path) -> Non
     """Baselines are what models of these methods reach; a model that is beaten says so."""
     fit(place, tmp_path / "e.h5", gamma=1e-3, lambda_=1e-3, center=False)
     beaten = library.evaluate_zeroshot(tmp_path / "e.h5", place / "f.h5", top=(1, 3))
-    others = {"nearest": {"method": "nearest", "neighbors": 1}, "ridge": {"method": "ridge"},
-              "nearest_few": {"method": "nearest", "neighbors": beaten.neighbors}}  # fmt: skip
+    others: dict[str, dict[str, Any]] = {
+        "nearest": {"method": "nearest", "neighbors": 1},
+        "nearest_few": {"method": "nearest", "neighbors": beaten.neighbors},
+        "ridge": {"method": "ridge"},
+    }
     for name, given in others.items():
         fit(place, tmp_path / "o.h5", center=False, **given)
         found = library.evaluate_zeroshot(tmp_path / "o.h5", place / "f.h5", top=(1, 3))
@@ -213,8 +218,8 @@ def test_predictions_are_probabilities_among_the_candidates(place: Path, tmp_pat
     single = library.predict_zeroshot(tmp_path / "m.h5", place / "f.h5", classes=UNSEEN[0])
     assert single.probabilities is None  # it could be nothing but 1
     fit(place, tmp_path / "few.h5", unseen=None, seen=",".join(CLASSES[:3]))
-    told = ["zeroshot", "predict", "few.h5", place / "f.h5", "--classes", "seen"]
-    few = vggfeat(*told, cwd=tmp_path)
+    words = ["zeroshot", "predict", "few.h5", str(place / "f.h5"), "--classes", "seen"]
+    few = vggfeat(*words, cwd=tmp_path)
     assert "raw scores" in few.stdout.splitlines()[0]
 
 
