@@ -33,7 +33,7 @@ import vggfeat as library
 from vggfeat.errors import CacheError, CacheMismatchError, InputError, UsageError
 from vggfeat.zeroshot.class_split import image_keys, split_classes
 from vggfeat.zeroshot.class_tree import ClassTree, flat_costs, read_tree, tree_distances
-from vggfeat.zeroshot.cross_validation import Candidate, Chooser, Sample
+from vggfeat.zeroshot.cross_validation import Attempt, Chooser, Sample
 from vggfeat.zeroshot.eszsl import (
     eszsl_columns,
     eszsl_side,
@@ -418,7 +418,7 @@ def test_regularisers_are_chosen_by_classes_not_by_images() -> None:
     sample = Sample(x, own, vectors, flat_costs(12))
     grid = (1e-3, 1e-1, 1e1, 1e3, 1e5)
     chooser = Chooser(sample, seed=0)
-    candidates = [Candidate("eszsl", pair) for pair in itertools.product(grid, grid)]
+    candidates = [Attempt("eszsl", pair) for pair in itertools.product(grid, grid)]
     choice = chooser.choose(candidates)["eszsl"]
     alone = [chooser.choose([one])["eszsl"].accuracy for one in candidates]
     assert choice.accuracy == max(alone)

@@ -69,7 +69,7 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class Attempt:
     """A method with its numbers.
 
     Attributes:
@@ -93,7 +93,7 @@ class Choice:
         folds: number of times that classes were held out.
     """
 
-    best: Candidate
+    best: Attempt
     accuracy: float
     reciprocal_rank: float
     chance: float
@@ -160,7 +160,7 @@ class Chooser:
         fewer = len(sample.x) < sample.x.shape[1]
         self._products = row_products(sample.x) if fewer else None  # once, for all folds
 
-    def choose(self, candidates: Sequence[Candidate]) -> Mapping[str, Choice]:
+    def choose(self, candidates: Sequence[Attempt]) -> Mapping[str, Choice]:
         """Return the best candidate of each method.
 
         Of `eszsl` that is the one with the best accuracy, of the others the one with the best mean
@@ -182,7 +182,7 @@ class Chooser:
             for method, at in best.items()
         }
 
-    def calibrate(self, candidate: Candidate) -> Calibration:
+    def calibrate(self, candidate: Attempt) -> Calibration:
         """Return the bias and the temperature of a candidate."""
         seen, unseen, scored = [], [], []
         for fold in self._folds():  # made anew: each holds a matrix that may be large
@@ -196,7 +196,7 @@ class Chooser:
         bias = trade_off(a, b).best if len(a.classes) and len(b.classes) else 0.0
         return Calibration(bias, fit_temperature(scored))
 
-    def _measure(self, fold: _Fold, candidates: Sequence[Candidate]) -> tuple[Matrix, float]:
+    def _measure(self, fold: _Fold, candidates: Sequence[Attempt]) -> tuple[Matrix, float]:
         """Return accuracy and reciprocal rank of each candidate, (candidates, 2); and chance."""
         out = ~fold.kept[fold.classes]
         figures = np.empty((len(candidates), 2))
@@ -206,7 +206,7 @@ class Chooser:
             figures[at] = [per_class(one, judged.classes) for one in (judged.within(1), ranks)]
         return figures, 1 / float((~fold.kept).sum())
 
-    def _scores(self, fold: _Fold, candidates: Sequence[Candidate]) -> Iterator[tuple[int, Values]]:
+    def _scores(self, fold: _Fold, candidates: Sequence[Attempt]) -> Iterator[tuple[int, Values]]:
         """Yield the place of each candidate and its scores of judged rows, float32 (j, z)."""
         everything, vectors = self._sample.vectors, self._sample.vectors[fold.kept]
         targets = targets_of(self._sample.costs[np.ix_(fold.kept, fold.kept)])
@@ -258,7 +258,7 @@ class Chooser:
         return _Fold(kept, own, system, judged, by_class, x[judging], classes[judging], means)
 
 
-def _merit(one: Candidate, reached: Matrix) -> tuple[float, float]:
+def _merit(one: Attempt, reached: Matrix) -> tuple[float, float]:
     """Return what the best candidate of a method has most of."""
     figure = reached[0] if one.method == "eszsl" else reached[1]
     return round(float(figure), 9), -sum(math.log(number) ** 2 for number in one.numbers)

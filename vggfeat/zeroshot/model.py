@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     Values = NDArray[np.float32]
 
 ZEROSHOT_KIND = "zeroshot"
-METHODS = ("eszsl", "ridge", "nearest", "devise")
+FITTED_METHODS = ("eszsl", "ridge", "nearest", "devise")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -250,7 +250,7 @@ def model_from(fitted: Fitted) -> ZeroShotModel:
 
 def _check_arrays(known: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
     """Raise ValueError unless arrays and numbers of a file go together."""
-    choose("method", METHODS, known["method"])
+    choose("method", FITTED_METHODS, known["method"])
     check_array(arrays["seen"], "seen", (None,), "b")
     classes, seen = len(arrays["seen"]), int(arrays["seen"].sum())
     check_array(arrays["vectors"], "vectors", (classes, None))

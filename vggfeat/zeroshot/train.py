@@ -18,7 +18,7 @@ from vggfeat.zeroshot.cross_validation import (
     FEWEST_CLASSES,
     NEIGHBORS,
     REGULARIZERS,
-    Candidate,
+    Attempt,
     Chooser,
     Sample,
 )
@@ -62,7 +62,7 @@ _BY_CLASS = 10  # classes from which attention is judged by classes held out, no
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Trained:
+class TrainedMap:
     """What was learnt from the rows of seen classes.
 
     Attributes:
@@ -102,7 +102,7 @@ class Learner:
     train: Labelled
     vectors: Values
 
-    def __call__(self, tree: ClassTree, names: Sequence[str]) -> Trained:
+    def __call__(self, tree: ClassTree, names: Sequence[str]) -> TrainedMap:
         """Learn the map; `tree` has no parents if none was given."""
         costs = flat_costs(len(names))
         if tree.parents:
@@ -111,7 +111,7 @@ class Learner:
             return self._devise(costs)
         return self._closed(costs, has_tree=bool(tree.parents))
 
-    def _devise(self, costs: Matrix) -> Trained:
+    def _devise(self, costs: Matrix) -> TrainedMap:
         from vggfeat.zeroshot.devise import Task, train_devise
 
         settings = self.settings
@@ -132,7 +132,7 @@ class Learner:
         choices, _, scale = self._choose(inputs, costs, ("ridge", "nearest"))
         gamma = _numbers(choices, "ridge", settings)[0] * scale
         maps, means = self._closed_form(inputs, costs, {"ridge": (gamma,)})
-        return Trained(
+        return TrainedMap(
             "devise", inputs, trained.map, maps.get("ridge"),
             int(_numbers(choices, "nearest", settings)[0]), means,
             None if trial is None else trial.bias,
@@ -140,7 +140,7 @@ class Learner:
             notes, {"epochs": trained.epochs, "margin": settings.margin},
         )  # fmt: skip
 
-    def _closed(self, costs: Matrix, *, has_tree: bool) -> Trained:
+    def _closed(self, costs: Matrix, *, has_tree: bool) -> TrainedMap:
         settings, inputs, notes = self.settings, self.inputs, list[str]()
         if settings.attention:
             attention, notes = self._attention()
@@ -152,7 +152,7 @@ class Learner:
             method = _best(choices)
             notes.append(_why(method, choices))
         numbers = _numbers(choices, method, settings)
-        calibration = chooser and chooser.calibrate(Candidate(method, numbers))
+        calibration = chooser and chooser.calibrate(Attempt(method, numbers))
         wanted = {one: _numbers(choices, one, settings) for one in {method, "ridge"}}
         wanted = {
             one: (few[0] * scale, *few[1:]) for one, few in wanted.items() if one != "nearest"
@@ -168,7 +168,7 @@ class Learner:
             notes.append(_TOO_FEW)
         if has_tree and method != "eszsl":
             notes.append(f"{method} makes no use of the class tree in fitting")
-        return Trained(
+        return TrainedMap(
             method, inputs, maps.get(method), maps.get("ridge"),
             int(_numbers(choices, "nearest", settings)[0]), means,
             calibration.bias if calibration else None,
@@ -268,17 +268,17 @@ def _is_worth_it(
     return is_the_method or min(rows, width) <= _WIDTH_TO_COMPARE
 
 
-def _candidates(method: str, settings: ZeroShotSettings, scale: float) -> list[Candidate]:
+def _candidates(method: str, settings: ZeroShotSettings, scale: float) -> list[Attempt]:
     """Return what is tried of a method: what is given, or everything."""
     gamma = settings.gamma if settings.fitted_method == method else None
     gammas = REGULARIZERS if gamma is None else (gamma / scale,)
     if method == "eszsl":
         lambdas = REGULARIZERS if settings.lambda_ is None else (settings.lambda_,)
-        return [Candidate(method, pair) for pair in itertools.product(gammas, lambdas)]
+        return [Attempt(method, pair) for pair in itertools.product(gammas, lambdas)]
     if method == "ridge":
-        return [Candidate(method, (one,)) for one in gammas]
+        return [Attempt(method, (one,)) for one in gammas]
     counts = NEIGHBORS if settings.neighbors is None else (settings.neighbors,)
-    return [Candidate(method, (one,)) for one in counts]
+    return [Attempt(method, (one,)) for one in counts]
 
 
 def _numbers(
