@@ -88,6 +88,18 @@ class CacheMismatchError(CacheError):
     """A cache made with other settings or of other images than those requested."""
 
 
+class MissingFileError(CacheError, InputError):
+    """A cache, or a model made from one, that does not exist."""
+
+    exit_code = 3
+
+
+class UnknownLayerError(CacheError, UsageError):
+    """A layer that a cache does not have."""
+
+    exit_code = 2
+
+
 class SpaceError(VggfeatError, OSError):
     """The disk has no room, or refuses to keep what was written."""
 

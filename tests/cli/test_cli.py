@@ -145,7 +145,7 @@ def test_changed_images_are_told(workplace: Path, tmp_path: Path) -> None:
         (["extract", "images", *SMALL, "--out", "text.h5"], 5, "not an HDF5 file"),
         (["extract", "images", *SMALL, "--fresh", "--out", "text.h5"], 5, "caches of ours only"),
         (["inspect", "text.h5"], 5, "not an HDF5 file"),
-        (["inspect", "nowhere.h5"], 5, "does not exist"),
+        (["inspect", "nowhere.h5"], 3, "does not exist"),
         (["layers", "--model", "vgg20"], 2, "vgg20"),
         (["layers", "--size", "8"], 2, "size is 8"),
     ],

@@ -317,7 +317,7 @@ def test_killed_at_any_time_it_goes_on_to_the_same_bytes(tmp_path: Path) -> None
         (["--method", "sum", "--width", "40"], 2, "40"),
         (["--name", "a/b"], 2, "name 'a/b' must be"),
         (["--dtype", "int4"], 2, "unknown dtype 'int4'"),
-        (["--use", "gone.h5"], 5, "gone.h5' does not exist"),
+        (["--use", "gone.h5"], 3, "gone.h5' does not exist"),
         (["--use", "gone.h5", "--method", "sum"], 2, "give it without --method"),
     ],
 )

@@ -322,7 +322,7 @@ def test_exit_codes(workplace: Path, tmp_path: Path) -> None:
         (2, ["f.h5", "-o", str(tmp_path / "s.jpg")], "has no known format"),
         (2, ["f.h5", "-o", out, "--most", "0"], "most is 0; expected 1 or more"),
         (2, ["f.h5", "-o", out, "--rows", "birds/*"], "matches 'birds/*'"),
-        (5, ["gone.h5", "-o", out], "cache 'gone.h5' does not exist"),
+        (3, ["gone.h5", "-o", out], "cache 'gone.h5' does not exist"),
         (5, ["images/cats/00.png", "-o", out], "images/cats/00.png"),
     ):
         assert_one_line(vggfeat("sheet", *words, cwd=workplace), code, message)

@@ -394,7 +394,7 @@ def test_refusals(folder: Path, tmp_path: Path) -> None:
     """One line each, before any work, and no page."""
     for words, code, expected in (
         (["--out", "e.png"], 2, "end it in .html"),
-        (["--out", "e.html", "--layers", "conv5_1"], 5, "no layer 'conv5_1'"),
+        (["--out", "e.html", "--layers", "conv5_1"], 2, "no layer 'conv5_1'"),
         (["--out", "e.html", "--projection", "tsne"], 2, "projection"),
         (["--out", "e.html", "--most", "0"], 2, "most is 0"),
     ):  # fmt: skip

@@ -25,7 +25,7 @@ from vggfeat.cache.format import (
 from vggfeat.core.quantization import Scales
 from vggfeat.core.settings import DTYPES
 from vggfeat.core.text import counted, printable
-from vggfeat.errors import CacheError
+from vggfeat.errors import CacheError, MissingFileError
 from vggfeat.storage.hdf5_metadata.blocks import MetadataError, NotHdf5Error
 from vggfeat.storage.hdf5_metadata.reader import Dataset, Group, open_metadata
 
@@ -72,7 +72,7 @@ def _told(file_name: str) -> Iterator[None]:
     except CacheError:
         raise
     except FileNotFoundError:
-        raise CacheError(f"cache {file_name!r} does not exist") from None
+        raise MissingFileError(f"cache {file_name!r} does not exist") from None
     except NotHdf5Error as error:
         raise CacheError(
             f"cache {file_name!r} is not an HDF5 file, or was cut short: {error}"

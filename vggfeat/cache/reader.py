@@ -17,7 +17,7 @@ from vggfeat.core.layer_spec import parse_specs
 from vggfeat.core.quantization import decode_codes
 from vggfeat.core.records import Failure
 from vggfeat.core.text import counted
-from vggfeat.errors import CacheError, UsageError
+from vggfeat.errors import CacheError, UnknownLayerError, UsageError
 from vggfeat.storage.local_copies import local_copy
 from vggfeat.storage.paths import path_text, remote_scheme
 
@@ -125,11 +125,11 @@ class FeatureCache:
             layer: a layer spec; aliases work.
 
         Raises:
-            CacheError: the cache has no such layer; says which it has.
+            UnknownLayerError: the cache has no such layer; says which it has.
         """
         name = self.canonical(layer)
         if name not in self.layers:
-            raise CacheError(
+            raise UnknownLayerError(
                 f"cache {self.path!r} has no layer {layer!r}; it has {', '.join(self.layers)}"
             )
         return self._array(f"{FEATURES}/{name}")
@@ -138,14 +138,14 @@ class FeatureCache:
         """Return the canonical name of a layer or alias; this cache need not contain it.
 
         Raises:
-            CacheError: it is no layer spec.
+            UnknownLayerError: it is no layer spec.
         """
         if layer in self.layers or self.header.identity.steps:
             return layer  # names of derived features have no aliases
         try:
             return str(parse_specs(layer, self.header.identity.model)[0])
         except UsageError as error:
-            raise CacheError(f"cache {self.path!r}: {error}") from error
+            raise UnknownLayerError(f"cache {self.path!r}: {error}") from error
 
     def _array(self, name: str) -> np.memmap[tuple[int, ...], np.dtype[np.generic]]:
         if name not in self._arrays:

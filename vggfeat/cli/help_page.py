@@ -163,6 +163,11 @@ def _word(argument: Any) -> str:
     return str(argument.metavar).strip("[]")
 
 
+def _meaning(option: Any, ctx: Any) -> str:
+    text: str = option.get_help_record(ctx)[1]
+    return " ".join(text.replace("\\[", "[").split())  # older versions of Typer escape for rich
+
+
 def _arguments(command: Any) -> Panel:
     rows = [
         (_word(one), one.help or "") for one in command.params if one.param_type_name == "argument"
@@ -173,7 +178,7 @@ def _arguments(command: Any) -> Panel:
 def _option_panels(command: Any, ctx: Any, *, brief: bool) -> list[Panel]:
     """Return the panels of options; the last one ends with the options that show help."""
     groups = {
-        title: [(option_name(one), " ".join(one.get_help_record(ctx)[1].split())) for one in some]
+        title: [(option_name(one), _meaning(one, ctx)) for one in some]
         for title, some in grouped_options(command).items()
         if not brief or title == ESSENTIALS
     }

@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 import numpy as np
 
 from vggfeat.core.file_types import foreign_ending
-from vggfeat.errors import CacheError, CacheMismatchError, SpaceError, UsageError
+from vggfeat.errors import (
+    CacheError,
+    CacheMismatchError,
+    MissingFileError,
+    SpaceError,
+    UsageError,
+)
 from vggfeat.storage.atomic import atomic_file
 from vggfeat.storage.damage import DAMAGE
 from vggfeat.storage.foreign_files import ForeignFileError, parse_json
@@ -98,7 +104,7 @@ def load_fitted(path: str, kind: str) -> Fitted:
         with open_metadata(path) as file:
             fitted = _read(path, file, kind)
     except FileNotFoundError:
-        raise CacheError(f"model {path!r} does not exist; {_maker(kind)} makes one") from None
+        raise MissingFileError(f"model {path!r} does not exist; {_maker(kind)} makes one") from None
     except CacheError:
         raise
     except ForeignFileError as error:
