@@ -1,28 +1,37 @@
 #!/usr/bin/env bash
-# The main job on real photographs, from nothing: an environment, images, extract, inspect.
+# The main job on real photographs, from nothing: an environment, images, extract, inspect, explore.
+# The commands of README.md and of docs/ run in the folder demo/ that this makes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-. scripts/env.sh -e ".[demo]"
-
+. scripts/env.sh -e ".[demo,plot]"
 mkdir -p demo
-"$py" scripts/photographs.py demo/images
+"$py" scripts/photographs.py demo
 
-echo "+ vggfeat extract demo/images --layers conv5_3,fc7 --out demo/feats.h5"
+program=$(cd "$(dirname "$py")" && pwd)/vggfeat
+cd demo
+show() {
+    echo
+    echo "+ vggfeat $*"
+    "$program" "$@"
+}
+extract() { show extract images --layers conv1_2,conv3_4,conv5_4,fc7 --out feats.h5 "$@"; }
+
 status=0
-"$py" -m vggfeat extract demo/images --layers conv5_3,fc7 --out demo/feats.h5 || status=$?
+extract || status=$?
 if [ "$status" = 5 ]; then # an earlier demo had to make the file with random weights
     status=0
-    "$py" -m vggfeat extract demo/images --layers conv5_3,fc7 --fresh --out demo/feats.h5 || status=$?
+    extract --fresh || status=$?
 fi
 if [ "$status" = 3 ]; then
+    status=0
     echo
-    echo "ImageNet weights cannot be had here: going on with RANDOM weights, to show the way of the data."
-    echo "+ vggfeat extract demo/images --layers conv5_3,fc7 --weights random:0 --out demo/feats.h5"
-    "$py" -m vggfeat extract demo/images --layers conv5_3,fc7 --weights random:0 --out demo/feats.h5
-elif [ "$status" != 0 ]; then
-    exit "$status"
+    echo "ImageNet weights cannot be had here. The demo goes on with RANDOM weights, whose features mean nothing."
+    echo "Give --weights random:0 to the other commands that need a network, too."
+    extract --weights random:0 || status=$?
 fi
+[ "$status" = 0 ] || exit "$status"
 
+show inspect feats.h5
+show explore feats.h5 --out explore.html
 echo
-echo "+ vggfeat inspect demo/feats.h5"
-"$py" -m vggfeat inspect demo/feats.h5
+echo "Open demo/explore.html in a browser. To go on: . $VENV/bin/activate && cd demo"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,12 +24,15 @@ PAGES = {
 FILES = "https://github.com/vggfeat/vggfeat/tree/main/"
 
 _LINK = re.compile(r"(?<=\]\()([^)#\s]+)")
+_TABLE_ROW = re.compile(r"^\|.*$", re.MULTILINE)
+_CODE = re.compile(r"`([^`]*\\\|[^`]*)`")
+_BADGES = re.compile(r"<!-- badges -->.*?<!-- end of badges -->", re.DOTALL)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that lie beside docs/."""
     for name, place in PAGES.items():
-        text = (ROOT / name).read_text(encoding="utf-8")
+        text = _BADGES.sub("", (ROOT / name).read_text(encoding="utf-8"))  # fetched from others
         files.append(File.generated(config, place, content=_moved(text, ROOT)))
     return files
 
@@ -41,7 +45,14 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 def _moved(text: str, folder: Path) -> str:
     """Return a page with its links to files of the repository as the site has them."""
+    text = _TABLE_ROW.sub(lambda row: _with_bars(row[0]), text)
     return _LINK.sub(lambda match: _place(match[1], folder), text)
+
+
+def _with_bars(row: str) -> str:
+    """Return a row of a table without the backslashes that GitHub wants before bars in code."""
+    row = _CODE.sub(lambda code: f"<code>{html.escape(code[1])}</code>", row)
+    return row.replace("\\|", "&#124;")
 
 
 def _place(link: str, folder: Path) -> str:

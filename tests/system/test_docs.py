@@ -2,37 +2,57 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import commands
+import numpy as np
 import pytest
-from classes import write_classes
-from command_line import write_images
 from documents import blocks
+from PIL import Image
 from places import REPOSITORY
 from typer.main import get_command
 
 import vggfeat
 from vggfeat.cli import app
 
-PAGES_WITH_CLASSES = (
-    "docs/CLASSIFYING.md",
-    "docs/LAYERS.md",
-    "docs/EMBEDDINGS.md",
-    "docs/EXPORT.md",
-    "docs/SEARCH.md",
-    "docs/SEEING.md",
-    "docs/ZEROSHOT.md",
-)
-QUICK = "--weights random:0 --model vgg11 --size 32 --workers 0"
-"""Of `adapt`; what a command names itself comes behind and wins."""
+if TYPE_CHECKING:
+    from types import ModuleType
 
-PAGES_OF_INSTALLED_COMMANDS = ("docs/IMAGES.md", "docs/ADAPT.md")
+SMALL = {
+    "vggfeat extract": "--weights random:0 --size 32 --workers 0",
+    "vggfeat adapt": "--weights random:0 --model vgg11 --size 32 --workers 0",
+    "vggfeat bench": "--layers conv1_2 --seconds 0.1",
+    "vggfeat plot": "--size 64",
+}
+"""For commands with an image or folder; what an example names itself comes behind and wins."""
+
+COMMANDS = {
+    "README.md": 4,
+    "docs/ADAPT.md": 8,
+    "docs/ARTICLE.md": 23,
+    "docs/CLASSIFYING.md": 0,
+    "docs/DEVICES.md": 4,
+    "docs/EMBEDDINGS.md": 16,
+    "docs/EXPORT.md": 11,
+    "docs/IMAGES.md": 5,
+    "docs/LAYERS.md": 8,
+    "docs/OPERATIONS.md": 9,
+    "docs/SEARCH.md": 14,
+    "docs/SEEING.md": 11,
+    "docs/USING.md": 1,
+    "docs/ZEROSHOT.md": 9,
+}
+"""How many there are at least on each page whose commands are run."""
+
+PAGES_OF_INSTALLED_COMMANDS = ("docs/USING.md",)
 PAGES_OF_WHOLE_BLOCKS = ("docs/ZEROSHOT.md",)  # which also write the tables that they use
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 
@@ -47,110 +67,93 @@ def run(words: list[str], folder: Path, env: dict[str, str] | None = None) -> st
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("docs")
-    write_images(folder / "images", 3)
-    write_images(folder / "more", 2)
-    write_classes(folder / "labelled", 4)
-    (folder / "labels.csv").write_text("00.png,horse\n01.png,tiger\n02.png,zebra\n")
-    (folder / "attributes.csv").write_text("horse,1,0\ntiger,0,1\nzebra,1,1\n")
-    for name, form in (("shard-000", "tar"), ("more", "zip")):
-        shutil.make_archive(str(folder / name), form, folder / "images")
-    return folder
+def command_lines(page: str) -> list[str]:
+    """The commands of a page that run in the demo's folder, and in a pipe what feeds them."""
+    lines = [line for block in blocks(page, "sh") for line in block.splitlines()]
+    return [line for line in lines if re.match(r"vggfeat |.*\| vggfeat |tar ", line)
+            and "/srv/" not in line]  # fmt: skip
+
+
+@functools.cache
+def photographs() -> ModuleType:
+    """The script that writes the demo's images."""
+    spec = importlib.util.spec_from_file_location(
+        "photographs", REPOSITORY / "scripts" / "photographs.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
-def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 images in three folders, one a class, for what needs more than a few."""
-    folder = tmp_path_factory.mktemp("classes")
-    write_images(folder / "all", 24)
-    write_classes(folder / "labelled", 4)
-    for number, path in enumerate(sorted((folder / "all").iterdir())):
-        place = folder / "images" / f"class{number % 3}"
-        place.mkdir(parents=True, exist_ok=True)
-        path.rename(place / path.name)
-    return folder
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A folder for each page like the one that the demo makes, but with tiny images."""
+    chance = np.random.default_rng(0)
+    made = {page: tmp_path_factory.mktemp(Path(page).stem) for page in COMMANDS}
+    for path, *_ in photographs().layout():
+        image = Image.fromarray(chance.integers(0, 256, (40, 48, 3), dtype=np.uint8))
+        for folder in made.values():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            image.save(folder / path)
+    for folder in made.values():
+        (folder / "attributes.csv").write_text(photographs().ATTRIBUTES)
+    return made
 
 
-@pytest.mark.parametrize(
-    ("page", "count"),
-    [
-        ("README.md", 24),
-        ("docs/IMAGES.md", 3),
-        ("docs/ADAPT.md", 8),
-        ("docs/LAYERS.md", 4),
-        ("docs/EMBEDDINGS.md", 16),
-        ("docs/EXPORT.md", 11),
-        ("docs/SEARCH.md", 14),
-        ("docs/SEEING.md", 9),
-        ("docs/ZEROSHOT.md", 9),
-    ],
-)
-def test_the_commands_of_a_page_run(
-    workplace: Path, classes: Path, tmp_path: Path, page: str, count: int
-) -> None:
-    """Each vggfeat command of a page does its work, on random weights where it names none."""
+def test_the_demo_writes_the_photographs_that_examples_name(tmp_path: Path) -> None:
+    """Each path of the layout is written, as an image with the alterations that its name says."""
+    pytest.importorskip("skimage")
+    assert photographs().write_photographs(tmp_path) == 68
+    found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.jpg")}
+    assert found == {path for path, *_ in photographs().layout()}
+    with Image.open(tmp_path / "more/animals/chelsea-grey.jpg") as image:
+        red, green, blue = image.convert("RGB").split()
+    assert np.abs(np.asarray(red, int) - np.asarray(green, int)).max() <= 2
+    assert np.abs(np.asarray(red, int) - np.asarray(blue, int)).max() <= 2
+
+
+@pytest.mark.parametrize("page", COMMANDS)
+def test_the_commands_of_a_page_run(folders: dict[str, Path], tmp_path: Path, page: str) -> None:
+    """Each vggfeat command of a page does its work in the demo's folder, on random weights."""
     if shutil.which("bash") is None:
         pytest.skip("no bash")
-    lines = [
-        line for block in blocks(page, "sh") for line in block.splitlines() if "vggfeat " in line
-    ]
-    assert len(lines) >= count
+    lines = command_lines(page)
+    assert len(lines) >= COMMANDS[page]
     if page in PAGES_OF_WHOLE_BLOCKS:
         lines = blocks(page, "sh")
-    folder = classes if page in PAGES_WITH_CLASSES else workplace
     # Those of one page are started as a user starts them, by the installed script.
     env = None if page in PAGES_OF_INSTALLED_COMMANDS else commands.install(tmp_path)
     for command in lines:
-        offline = command.replace("vggfeat extract", "vggfeat extract --weights random:0")
-        offline = offline.replace("vggfeat adapt", f"vggfeat adapt {QUICK}")
-        offline = offline.replace("vggfeat bench", "vggfeat bench --layers conv1_2 --seconds 0.1")
-        run(["bash", "-euo", "pipefail", "-c", offline], folder, env)
-    if page == "README.md":
-        assert "conv5_4:rmac:l2" in run(["bash", "-c", "vggfeat inspect several.h5"], workplace)
+        quick = command
+        for name, options in SMALL.items():
+            if ".h5" not in command.partition("--")[0]:
+                quick = quick.replace(name, f"{name} {options}")
+        run(["bash", "-euo", "pipefail", "-c", quick], folders[page], env)
 
 
-@pytest.mark.parametrize(
-    "page",
-    [
-        "docs/USING.md",
-        "docs/CLASSIFYING.md",
-        "README.md",
-        "docs/LAYERS.md",
-        "docs/EMBEDDINGS.md",
-        "docs/EXPORT.md",
-        "docs/SEARCH.md",
-        "docs/SEEING.md",
-        "docs/ADAPT.md",
-        "docs/ZEROSHOT.md",
-    ],
-)
-def test_python_blocks_run(workplace: Path, classes: Path, page: str) -> None:
-    """The Python blocks of a page run one after the other."""
-    folder = classes if page in PAGES_WITH_CLASSES else workplace
+@pytest.mark.parametrize("page", [page for page in COMMANDS if blocks(page, "python")])
+def test_python_blocks_run(folders: dict[str, Path], page: str) -> None:
+    """The Python blocks of a page run one after the other, behind its commands."""
     needed = {
         "README.md": "feats.h5",
+        "docs/ARTICLE.md": "grey.safetensors",
         "docs/EMBEDDINGS.md": "altered.h5",
         "docs/EXPORT.md": "takeaway.h5",
         "docs/SEARCH.md": "photos.h5",
-        "docs/ZEROSHOT.md": "attributes.csv",
+        "docs/SEEING.md": "seen.h5",
+        "docs/ZEROSHOT.md": "kinds.h5",
     }
-    if page in needed and not (folder / needed[page]).exists():
+    if page in needed and not (folders[page] / needed[page]).exists():
         pytest.skip("needs the page's commands to have run")
-    if page == "docs/USING.md":
-        folder = workplace / "using"
-        folder.mkdir()
-        (folder / "images").symlink_to(workplace / "images")
-    code = blocks(page, "python")
-    assert code
-    run([sys.executable, "-c", "\n".join(code)], folder)
+    run([sys.executable, "-c", "\n".join(blocks(page, "python"))], folders[page])
 
 
 def test_scripts_named_in_the_readme_are_there() -> None:
     """Each script that the README tells to run exists and is sound shell."""
-    names = re.findall(r"bash (scripts/\S+)", (REPOSITORY / "README.md").read_text())
-    assert len(names) == 2
+    names = set(re.findall(r"bash (scripts/\w+\.sh)", (REPOSITORY / "README.md").read_text()))
+    assert names == {"scripts/demo.sh", "scripts/test.sh"}
     for name in names:
         run(["bash", "-n", name], REPOSITORY)
 
@@ -179,9 +182,11 @@ def test_every_public_name_is_in_the_reference() -> None:
     assert sorted(named) == sorted(expected - {"open"} | {"open_cache"})
 
 
-def test_every_command_has_help_and_a_place_in_the_readme() -> None:
-    """Each command and option explains itself, and the README shows each command at work."""
-    readme = (REPOSITORY / "README.md").read_text()
+def test_every_command_has_help_and_an_example_that_runs() -> None:
+    """Each command and option explains itself, and stands in the reference and in an example."""
+    reference = (REPOSITORY / "docs" / "CLI.md").read_text()
+    examples = "\n".join(line for page in COMMANDS for line in command_lines(page))
+    examples += "\n".join(blocks("docs/ZEROSHOT.md", "sh"))
     group = get_command(app)
     subcommands = {
         f"{name} {under}": command
@@ -192,7 +197,8 @@ def test_every_command_has_help_and_a_place_in_the_readme() -> None:
     for name, command in [*commands, *subcommands.items()]:
         assert command.help, name
         assert all(getattr(option, "help", "") for option in command.params), name
-        assert f"\nvggfeat {name}" in readme or f"| vggfeat {name}" in readme
+        assert re.search(rf"^## vggfeat {name}( |$)", reference, re.MULTILINE), name
+        assert re.search(rf"(^|\| )vggfeat {name}( |$)", examples, re.MULTILINE), name
 
 
 def test_the_exit_codes_of_the_readme_are_those_of_the_errors() -> None:

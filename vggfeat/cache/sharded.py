@@ -215,7 +215,7 @@ class ShardedCache(FeatureCache):
 
 
 def open_cache(path: str | os.PathLike[str], share: str = "") -> FeatureCache:
-    """Open a cache for reading, in a millisecond whatever its size: `vggfeat.open`.
+    """Open a cache for reading, in about a millisecond however many rows it has: `vggfeat.open`.
 
     Args:
         path: the file, or the folder of a sharded cache, which gives a `ShardedCache`. Either may

@@ -7,6 +7,7 @@ from typing import Any, BinaryIO, Final
 
 from PIL import Image
 
+from vggfeat.core.optional import install_command
 from vggfeat.errors import DecodeError
 
 _HEIC_BRANDS: Final = frozenset(b"heic heix heim heis hevc hevx hevm hevs mif1 msf1".split())
@@ -43,9 +44,9 @@ def lacking(stream: BinaryIO) -> str:
     if brand in _AVIF_BRANDS and "AVIF" not in Image.SAVE:
         return "AVIF, which needs Pillow 11.3 or newer"
     if brand in _HEIC_BRANDS and "HEIF" not in Image.OPEN:
-        return "HEIC, which needs pillow-heif: pip install 'vggfeat[heif]'"
+        return f"HEIC, which needs pillow-heif: {install_command('heif')}"
     if is_jpeg_xl(head) and "JXL" not in Image.OPEN:
-        return "JPEG XL, which needs pillow-jxl-plugin: pip install 'vggfeat[jxl]'"
+        return f"JPEG XL, which needs pillow-jxl-plugin: {install_command('jxl')}"
     return ""
 
 
