@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import pty
 import re
 import shlex
-import struct
 import subprocess
 import sys
-import termios
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from pseudo_terminal import on_terminal
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -178,31 +174,6 @@ def test_help_imports_little() -> None:
     assert "vggfeat.cli.commands" in modules
     assert not modules & {"rich", "pydantic", "numpy", "torch", "vggfeat.cli.extract",
                           "vggfeat.core.settings"}  # fmt: skip
-
-
-def on_terminal(*words: str, **environment: str) -> str:
-    """What a command writes to a terminal of 60 columns."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
-    env = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "NO_COLOR", "FORCE_COLOR")}
-    env |= {"TERM": "xterm-256color"} | environment
-    with subprocess.Popen(
-        [sys.executable, "-m", "vggfeat", *words],
-        stdin=theirs, stdout=theirs, stderr=theirs, env=env,
-    ) as process:  # fmt: skip
-        os.close(theirs)
-        parts = []
-        while True:
-            try:
-                part = os.read(ours, 1 << 16)
-            except OSError:  # of a terminal that nobody writes to any more
-                break
-            if not part:
-                break
-            parts.append(part)
-    os.close(ours)
-    assert process.returncode == 0
-    return b"".join(parts).decode().replace("\r\n", "\n")
 
 
 def test_a_terminal_gets_boxes_and_colours() -> None:

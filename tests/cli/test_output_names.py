@@ -12,7 +12,7 @@ from publishing import PublishServer
 
 import vggfeat as library
 from vggfeat.core.file_types import other_format
-from vggfeat.errors import CacheError
+from vggfeat.errors import CacheError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,12 +57,33 @@ def test_no_cache_is_suggested_among_pictures() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "command"),
+    [("d/a.html", "explore feats.h5"), ("a.PNG", "plot feats.h5"), ("a.svg", "plot feats.h5")],
+)
+def test_names_of_pictures_and_pages(name: str, command: str) -> None:
+    """The message has the command that draws a cache into a file of that name."""
+    command = command.replace(
+        "feats", "d/a" if "html" in name else "a" if "svg" in name else "feats"
+    )
+    assert f"`vggfeat {command} --out {name}`" in other_format(name)
+
+
+@pytest.mark.parametrize("to", ["hdf5", "hloc"])
+def test_exports_to_hdf5_refuse_such_names(workplace: Path, to: str) -> None:
+    """The other formats of export are a word away."""
+    with pytest.raises(UsageError, match=rf"--to {to} writes HDF5; name it '.*x.h5', or use"):
+        library.export(workplace / "feats.h5", workplace / "x.npz", to=to, layers=["conv1_1"])
+    assert not (workplace / "x.npz").exists()
+
+
+@pytest.mark.parametrize(
     "words",
     [
         ["extract", "images", *SMALL],
         ["fuse", "feats.h5", "--method", "concat"],
         ["reduce", "feats.h5", "--dims", "2"],
         ["merge", "feats.h5", "feats.h5"],
+        ["extract", "images", *SMALL, "--shards", "2"],
     ],
 )
 def test_commands_refuse_such_names(workplace: Path, words: list[str]) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from vggfeat.retrieval.compare import Candidate, Comparison
 
-_LEAST_NAME = 28
+_LEAST_NAME, _ENOUGH_NAME = 12, 28
 _LEAST_BAR = 10
 _GAPS = 2 + 2 + 2 + 1  # in front of the name and between columns; and the terminal's last one
 _EIGHTHS = " ▏▎▍▌▋▊▉"
@@ -122,7 +122,8 @@ def _section(candidates: Sequence[Candidate], heading: str) -> list[str]:
     figures = [("width", "mAP", "NN", *ranks), *map(_figures, candidates)]
     columns = table(figures, "r" * len(figures[0]))
     room = output_width() - len(columns[0]) - _GAPS
-    names = ["layer", *(_shortened(printable(one.name), room - _LEAST_BAR) for one in candidates)]
+    wide = max(room - _LEAST_BAR, min(_ENOUGH_NAME, room))  # bars go before names are cut short
+    names = ["layer", *(_shortened(printable(one.name), wide) for one in candidates)]
     room -= max(map(len, names))
     bars = ["", *(_bar(one.mean_average_precision, room) for one in candidates)]
     rows = table(list(zip(names, columns, bars, strict=True)), "lll")

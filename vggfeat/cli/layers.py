@@ -90,4 +90,5 @@ def _lines(rows: list[_Row]) -> list[str]:
         )
         for row in rows
     ]
-    return fitting_table([head, *cells], "llrrrrrrl", ("channels", "stride", "params"), indent=0)
+    first = ("channels", "stride", "params", "torchvision", "sees")
+    return fitting_table([head, *cells], "llrrrrrrl", first, indent=0)

@@ -38,6 +38,7 @@ _LINE_EVERY_SECONDS = 30.0
 _WITHOUT_TERMINAL = (120, 24)
 _SIGINT_STATUS = 130
 _LEAST_WIDTH, _INDENT = 40, 2
+_WIDEST_LABELS = 24
 _STATES = {"done": "green", "failed": "red", "pending": "yellow", "removed": "bright_black"}
 _PAINT = re.compile(r"(\x1b\[(?:0|1|31|32|33|90)m)")  # what `painted` puts around text
 _tracebacks: list[bool] = [False]
@@ -235,10 +236,21 @@ def show(
 def say(*lines: str) -> None:
     """Print lines; control characters in them are escaped, but for the colours of `painted`.
 
+    On a terminal, lines that are too long for it are broken between words.
+
     Names, reasons and attributes are others' words, which could move the cursor, set the title of a
     window, or hide what comes after them.
     """
-    typer.echo("\n".join(map(_shown, lines)))
+    shown = map(_shown, lines)
+    typer.echo("\n".join(part for line in shown for part in folded(line, _text_at(line))))
+
+
+def _text_at(line: str) -> int:
+    """Return where the text of `  layers   conv5_3, fc7` begins, behind its labels."""
+    labels = re.match(r"(\s*\S+( \S+)?\s{2,}){1,2}", line)
+    if labels is not None and labels.end() <= _WIDEST_LABELS:
+        return labels.end()
+    return len(line) - len(line.lstrip()) + 2
 
 
 def _shown(line: str) -> str:
@@ -334,9 +346,9 @@ def fitting_table(
 
 
 def folded(line: str, indent: int) -> list[str]:
-    """Wrap a line at the width of the terminal; lines after the first are indented."""
+    """Wrap a line between words at the terminal's width; lines after the first are indented."""
     width = terminal_width()
-    if width is None or len(line) <= width:
+    if width is None or len(_PAINT.sub("", line)) <= width:
         return [line]
     start = line[: len(line) - len(line.lstrip())]
     return textwrap.wrap(
@@ -345,4 +357,5 @@ def folded(line: str, indent: int) -> list[str]:
         initial_indent=start,
         subsequent_indent=" " * indent,
         break_on_hyphens=False,
+        break_long_words=False,
     )

@@ -100,7 +100,7 @@ def _stage_lines(found: Trace) -> list[str]:
     head = ["stage", "by", "output", "stride", "params", "an image"]
     head += [f"{counted(found.batch, 'image')}", "in half"] if several else ["in half"]
     rows = [head, *(_cells(stage, several=several) for stage in found.stages)]
-    last = ("in half", "an image", "stride") if several else ("in half", "stride")
+    last = ("in half", "an image", "stride", "by") if several else ("in half", "stride", "by")
     lines = fitting_table(rows, "lllrr" + "r" * (len(head) - 5), last)
     marks = [False, *(stage.wrong for stage in found.stages)]
     return [

@@ -39,6 +39,11 @@ _EXPORTS: Final = MappingProxyType(
         b"tar": "webdataset",
     }
 )
+_DRAWN: Final = MappingProxyType(
+    {b"html": "explore", b"png": "plot", b"svg": "plot", b"pdf": "plot"}
+)
+"""Commands that write a picture or a page of a cache, by the ending of its name."""
+
 _NO_HDF5: Final = frozenset(
     b"7z arrow avi avro bz2 ckpt feather gz html ini ipynb joblib json jsonl lmdb log md mov mp4 "
     b"onnx orc pdf pickle pkl pt pth py sqlite svg tfrecord tgz toml txt xls xlsx xml xz yaml yml "
@@ -58,10 +63,12 @@ def other_format(out: str) -> str:
     # Beside a picture, which the user did not mean to name, no cache is suggested.
     cache = "feats.h5" if name in IMAGE_EXTENSIONS else f"{out[: -len(name) - 1]}.h5"
     form = _EXPORTS.get(name, "FORMAT")
+    then = f"for another format use `vggfeat export {cache} --to {form} --out PATH` afterwards"
+    if name in _DRAWN:
+        then = f"use `vggfeat {_DRAWN[name]} {cache} --out {out}` afterwards"
     return (
         f"output {out!r} is named like a file of another format, and a cache is HDF5; name it "
-        f"{cache!r}, and for another format use `vggfeat export {cache} --to {form} --out PATH` "
-        "afterwards"
+        f"{cache!r}, and {then}"
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from vggfeat.cache.sharded import open_cache
 from vggfeat.core.choices import choose
+from vggfeat.core.file_types import foreign_ending
 from vggfeat.core.isolation import isolated
 from vggfeat.core.layer_spec import NORMS
 from vggfeat.core.sequences import as_tuple
@@ -110,6 +111,9 @@ def export(
     return ExportReport(place, to, len(content), content.layers, size, notes, norm)
 
 
+_HDF5 = ("hdf5", "hloc")
+
+
 def _check(to: str, place: str, compress: str, metric: str, norm: str | None) -> Format:
     form = EXPORT_FORMATS[choose("format", EXPORT_FORMATS, to)]
     choose("compress", COMPRESSIONS, compress)
@@ -119,6 +123,12 @@ def _check(to: str, place: str, compress: str, metric: str, norm: str | None) ->
     choose("metric", INDEX_METRICS, metric)
     if norm is not None:
         choose("norm", NORMS, norm)
+    if to in _HDF5 and (ending := foreign_ending(place)):
+        name = place[: -len(ending)] + "h5"
+        raise UsageError(
+            f"output {place!r} is named like a file of another format, and --to {to} writes HDF5; "
+            f"name it {name!r}, or use another --to"
+        )
     check_place(place)
     return form
 

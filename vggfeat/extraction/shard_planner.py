@@ -35,6 +35,7 @@ from vggfeat.cache.shard_manifest import (
 )
 from vggfeat.cache.sharding import split_rows
 from vggfeat.cache.writer import create_cache
+from vggfeat.core.file_types import other_format
 from vggfeat.core.text import byte_count, counted
 from vggfeat.errors import (
     CacheError,
@@ -396,6 +397,8 @@ def _check_folder(out: str) -> None:
             f"output {out!r} is a file, and shards go into a folder; name a folder such as feats/, "
             "or leave --shard and --shards out"
         )
+    if not out.endswith(os.sep) and not os.path.isdir(out) and (wrong := other_format(out)):
+        raise UsageError(wrong)
     if out.endswith((".h5", ".hdf5")):
         raise UsageError(f"output {out!r} is named like a file; name a folder such as feats/")
     check_place(out.rstrip(os.sep) or out)
