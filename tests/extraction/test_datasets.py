@@ -292,7 +292,7 @@ def test_a_data_set_goes_into_shards(tmp_path: Path) -> None:
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "twice": ({"names": ["a", "b", "a"]}, "names must be unique and not empty: 'a'"),
     "empty": ({"names": ["a", "", "c"]}, "names must be unique and not empty: ''"),
-    "few": ({"names": ["a"]}, "1 names for 3 items"),
+    "few": ({"names": ["a"]}, "1 name for 3 items"),
     "column": ({"names": "id"}, "no column or attribute 'id'"),
     "root": ({"root": "/"}, "root is for files"),
     "ray": ({"cluster": vggfeat.RayCluster()}, "by processes that have it, not by Ray's"),

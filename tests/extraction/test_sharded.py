@@ -805,6 +805,8 @@ def test_from_the_command_line(images: Path, tmp_path: Path) -> None:
     words = command(images, "feats/", "--shards", "3")[3:]
     done = vggfeat(*words, "--plan-only", cwd=tmp_path)
     assert (done.returncode, "22 left" in done.stdout) == (0, True), done.stderr
+    assert "PLANNED  the same command without --plan-only extracts the images" in done.stdout
+    assert "nothing left to do" not in done.stdout
     done = vggfeat(
         *words, "--shard", "0/3", "--failures", "f.csv", "--metrics-file", "m.prom",
         "--max-failures", "0", cwd=tmp_path,

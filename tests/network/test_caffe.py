@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -15,14 +16,17 @@ from command_line import assert_one_line, vggfeat
 from PIL import Image
 from torchvision.models.vgg import cfgs, make_layers
 
+import vggfeat as library
 from vggfeat import Extractor
+from vggfeat.core.held_weights import HeldWeights
 from vggfeat.core.preprocessing import NORMALISATIONS
 from vggfeat.core.settings import Settings
 from vggfeat.core.vgg_layers import layer_table, parameter_shapes
 from vggfeat.errors import WeightsError
-from vggfeat.network.caffe import caffe_order, colour_order
+from vggfeat.network.caffe import caffe_order, colour_order, filters_of, is_other_scale
 from vggfeat.network.checkpoint_reader import open_checkpoint
 from vggfeat.network.weights import find_weights
+from vggfeat.network.weights_in_memory import open_state
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -187,3 +191,99 @@ def test_usage(tmp_path: Path) -> None:
     """A weight file that is not there is named, whatever its suffix."""
     for name in ("w.h5", "w.keras", "w.ckpt", "w.pth.tar", "w.bin"):
         assert_one_line(vggfeat("trace", "--weights", name, cwd=tmp_path), 3, "not found")
+
+
+def other_formats(first: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The same filters as a file may hold them: of half the bits, in another order in memory."""
+    return {
+        "bfloat16": first.bfloat16(),
+        "float64": first.double(),
+        "channels last": first.float().to(memory_format=torch.channels_last),
+        "a part of more": torch.cat([torch.zeros(3, *first.shape[1:]), first.float()])[3:],
+    }
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float64", "channels last", "a part of more"])
+def test_their_format_does_not_hide_them(real: Path, tmp_path: Path, name: str) -> None:
+    """Whatever type and strides the first layer has, its values decide."""
+    state = {k: v.float() for k, v in safetensors.torch.load_file(real).items()}
+    state[FIRST] = other_formats(state[FIRST])[name]
+    path = tmp_path / "weights.pth"
+    torch.save(state, path)
+    with open_checkpoint(str(path)) as file:
+        array = file.array(FIRST)
+    np.testing.assert_array_equal(array, state[FIRST].float().numpy())
+    found = Settings.for_weights(str(path), layers="conv1_1", model="vgg16")
+    assert found.transform == "features"
+
+
+@pytest.fixture(scope="module")
+def scaled(real: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same network for what torchvision's transform gives: filters times 255 deviations."""
+    state = {k: v.float() for k, v in safetensors.torch.load_file(real).items()}
+    std = torch.tensor(NORMALISATIONS["imagenet"].std).view(1, 3, 1, 1)
+    state[FIRST] *= 255 * std
+    path = tmp_path_factory.mktemp("scaled") / "scaled.safetensors"
+    safetensors.torch.save_file(state, path)
+    return path
+
+
+def features_of(path: Path, pictures: Path, **chosen: Any) -> torch.Tensor:
+    settings = Settings.for_weights(
+        str(path), layers="conv5_3", model="vgg16", size=64, crop="squash", device="cpu",
+        precision="float32", **chosen,
+    )  # fmt: skip
+    return Extractor(settings)(sorted(map(str, pictures.iterdir())))["conv5_3"]
+
+
+def test_filters_scaled_for_imagenets_deviation_take_its_transform(
+    real: Path, scaled: Path, pictures: Path
+) -> None:
+    """The length of Caffe's filters says that their network takes torchvision's pixels."""
+    assert Settings.for_weights(str(scaled), layers="conv1_1", model="vgg16").transform == "auto"
+    found, expected = features_of(scaled, pictures), expected_features(real, pictures)
+    assert torch.cosine_similarity(found, expected).min() > 0.999  # another mean by half a level
+
+
+MISMATCHES: dict[str, tuple[str, dict[str, Any], str]] = {
+    "ImageNet's deviation by hand": ("real", {"std": (0.229, 0.224, 0.225)}, "0.0039.*by 0.23:"),
+    "a measured deviation": ("real", {"mean": 0.4, "std": 0.2}, "leave --mean and --std out"),
+    "Caffe's for torchvision's": ("scaled", {"transform": "features"}, "leave --transform out"),
+    "with its own deviation": ("scaled", {"mean": 0.4, "std": 0.2}, ""),
+    "with nothing": ("scaled", {}, ""),
+    "the right one": ("real", {"transform": "features"}, ""),
+    "the right one by hand": ("real", {"mean": 0.5, "std": 1 / 255}, ""),
+}
+
+
+@pytest.mark.parametrize("case", MISMATCHES)
+def test_pixels_of_another_scale_are_warned_of(
+    case: str, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Pixels 57 times too small or too large give features that look right: a warning says so."""
+    which, chosen, told = MISMATCHES[case]
+    settings = Settings.for_weights(
+        str(request.getfixturevalue(which)), layers="conv1_1", model="vgg16", device="cpu", **chosen
+    )
+    caution = Extractor(settings).caution
+    assert [caution] * bool(told) == caplog.messages
+    assert re.search(told, caution) if told else not caution
+
+
+def test_a_cache_keeps_the_warning(real: Path, pictures: Path, tmp_path: Path) -> None:
+    """Who reads features of wrongly scaled pixels later is warned too."""
+    settings = Settings.for_weights(str(real), layers="conv1_1", model="vgg16", device="cpu",
+                                    workers=0, size=32, mean=0.4, std=0.2)  # fmt: skip
+    summary = library.extract(pictures, tmp_path / "f.h5", settings)
+    assert "divided by 0.2: features are not" in summary.warning
+    assert library.open(tmp_path / "f.h5").header.provenance.warning == summary.warning
+
+
+def test_published_files_are_known_by_their_digest() -> None:
+    """torchvision's own training goes with ImageNet's deviation, whatever its filters are."""
+    file = make_layers(cfgs["A"])[:3].state_dict()
+    state = {f"features.{name}": value for name, value in file.items()}
+    known = filters_of(open_state(HeldWeights(state)), "397923af" + "0" * 56)
+    assert (known.order, known.transform) == ("", "")
+    assert is_other_scale(known.deviation, 1 / 255)
+    assert not is_other_scale(known.deviation, 0.25)

@@ -26,6 +26,7 @@ from vggfeat._version import __version__
 from vggfeat.cli import streams
 from vggfeat.cli import terminal as console
 from vggfeat.cli.commands import HELP_NAMES, Program
+from vggfeat.core import activity
 from vggfeat.core.address_space import check_libraries_fit
 from vggfeat.storage.mapped_files import end_on_cut_files
 
@@ -48,6 +49,7 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def common(
+    context: typer.Context,
     *,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
     version: Annotated[  # noqa: ARG001 its callback does the work
@@ -64,6 +66,7 @@ def common(
     """Apply the options before the command."""
     console.show_tracebacks(wanted=debug)
     console.set_up_logging(quiet=False, verbose=False)  # until the command says otherwise
+    activity.begins(f"starting {context.invoked_subcommand}")
 
 
 def main() -> None:

@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING
 from vggfeat._version import __version__
 from vggfeat.cli.doctor_devices import Finding, find_devices
 from vggfeat.cli.options import Json
-from vggfeat.cli.terminal import exit_codes, show
+from vggfeat.cli.terminal import exit_codes, print_json, say
 from vggfeat.core.resources import usable_cores
 from vggfeat.core.text import counted
 from vggfeat.core.vgg_layers import VARIANTS
 from vggfeat.errors import UsageError, VggfeatError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
+
+_WIDTH = len("fused kernel")  # the longest subject
 
 
 def doctor(
@@ -32,36 +34,37 @@ def doctor(
     code 2 if there is one.
     """
     with exit_codes():
-        findings = examine()
-        show(findings, _lines, as_json=as_json)
+        findings = []
+        for finding in examine():
+            findings.append(finding)
+            if not as_json:  # some take seconds
+                say(*_lines(finding))
+        if as_json:
+            print_json(findings)
         problems = [finding.subject for finding in findings if finding.remedy is not None]
         if problems:
             raise UsageError(f"doctor found problems with {', '.join(problems)}")
 
 
-def _lines(findings: Sequence[Finding]) -> Iterator[str]:
-    width = max(len(finding.subject) for finding in findings)
-    for finding in findings:
-        mark = "ok     " if finding.remedy is None else "PROBLEM"
-        yield f"{mark} {finding.subject:{width}}  {finding.found}"
-        if finding.remedy is not None:
-            yield f"        {'':{width}}  {finding.remedy}"
+def _lines(finding: Finding) -> Iterator[str]:
+    mark = "ok     " if finding.remedy is None else "PROBLEM"
+    yield f"{mark} {finding.subject:{_WIDTH}}  {finding.found}"
+    if finding.remedy is not None:
+        yield f"        {'':{_WIDTH}}  {finding.remedy}"
 
 
-def examine() -> list[Finding]:
-    """Examine everything that a run needs."""
-    return [
-        Finding("vggfeat", f"{__version__}, Python {platform.python_version()}, {sys.executable}"),
-        Finding(
-            "system", f"{platform.platform()}, {counted(usable_cores(), 'core')} for this process"
-        ),
-        *_torch(),
-        _hdf5(),
-        _pillow(),
-        *_weights(),
-        _locks(),
-        Finding("disk", f"{shutil.disk_usage('.').free / 1e9:.1f} GB free in this folder"),
-    ]
+def examine() -> Iterator[Finding]:
+    """Examine everything that a run needs, and yield each finding as soon as it is known."""
+    yield Finding("vggfeat", f"{__version__}, Python {platform.python_version()}, {sys.executable}")
+    yield Finding(
+        "system", f"{platform.platform()}, {counted(usable_cores(), 'core')} for this process"
+    )
+    yield from _torch()
+    yield _hdf5()
+    yield _pillow()
+    yield from _weights()
+    yield _locks()
+    yield Finding("disk", f"{shutil.disk_usage('.').free / 1e9:.1f} GB free in this folder")
 
 
 def _torch() -> Iterator[Finding]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
@@ -69,15 +68,13 @@ def duplicates(
             from vggfeat.visualization.contact_sheet import check_sheet, sheet_of_duplicates
 
             check_sheet(sheet)  # before the work rather than after it
-        with Bar(quiet=as_json) as bar:
+        with Bar(quiet=as_json, unit="") as bar:
             found = find_duplicates(
                 cache,
                 layer,
                 threshold=threshold,
                 metric=cast("Metric", metric),
-                on_progress=functools.partial(
-                    bar.draw, unit=" pairs", unit_scale=True, leave=False
-                ),
+                on_progress=bar.draw,
             )
         if sheet is not None:
             sheet_of_duplicates(found, sheet, root=root)

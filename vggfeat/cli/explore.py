@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
@@ -66,9 +65,8 @@ def explore(
             of = f" of {plan.done}" if plan.done > len(plan.rows) else ""
             about = byte_count(plan.expected_bytes)
             say(f"{count}{of} by {counted(len(plan.layers), 'layer')}: about {about}")
-        with Bar(quiet=as_json) as bar:
-            progress = functools.partial(bar.draw, unit=" steps", leave=False)
-            report = write_explorer(plan, out, labels=labels, root=root, on_progress=progress)
+        with Bar(quiet=as_json, unit="") as bar:
+            report = write_explorer(plan, out, labels=labels, root=root, on_progress=bar.draw)
         show(report, _lines, as_json=as_json)
 
 

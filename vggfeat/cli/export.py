@@ -8,6 +8,7 @@ import typer
 
 from vggfeat.cli.options import Cache, Json, Layers, among
 from vggfeat.cli.terminal import exit_codes, show
+from vggfeat.core import activity
 from vggfeat.core.text import byte_count, counted
 from vggfeat.exporters.registry import COMPRESSIONS, EXPORT_FORMATS
 
@@ -83,6 +84,7 @@ def export(
     which holds its index in memory. float16 is kept if the format has it.
     """
     with exit_codes():
+        activity.begins(f"writing {out}")
         from vggfeat.core.layer_spec import split_specs
         from vggfeat.exporters.export import export as export_cache
 

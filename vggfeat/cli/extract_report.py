@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from vggfeat.cli.terminal import shape_text
+from vggfeat.core.records import PLAN_ONLY
 from vggfeat.core.text import counted, duration
 from vggfeat.images.skipped import hidden_text
 
@@ -25,7 +26,8 @@ def summary_lines(summary: Summary, *, fresh: bool, verbose: bool) -> list[str]:
     if summary.pending:
         counts += f", {summary.pending} left"
     seen = summary.new_done + summary.new_failed
-    this_run = f"nothing left to do ({duration(summary.seconds)})"
+    nothing = "no image" if summary.pending else "nothing left to do"
+    this_run = f"{nothing} ({duration(summary.seconds)})"
     if seen:
         this_run = (
             f"{counted(seen, 'image')} in {duration(summary.seconds)} on {summary.device}, "
@@ -49,10 +51,7 @@ def summary_lines(summary: Summary, *, fresh: bool, verbose: bool) -> list[str]:
     if hidden:
         lines.append(f"  hidden   {hidden}; name them as sources to take them")
     if summary.stopped:
-        again = (
-            "without --fresh, which would begin again, resumes it" if fresh else "again resumes it"
-        )
-        lines.append(f"  UNFINISHED ({summary.stopped}); the same command {again}")
+        lines.append(_stopped_line(summary, fresh=fresh))
     if verbose:
         lines += _where_time_went(summary)
     if summary.clamped:
@@ -64,6 +63,13 @@ def summary_lines(summary: Summary, *, fresh: bool, verbose: bool) -> list[str]:
     if summary.warning:
         lines.append(f"  WARNING  {summary.warning}")
     return lines
+
+
+def _stopped_line(summary: Summary, *, fresh: bool) -> str:
+    if summary.stopped == PLAN_ONLY:
+        return "  PLANNED  the same command without --plan-only extracts the images"
+    again = "without --fresh, which would begin again, resumes it" if fresh else "again resumes it"
+    return f"  UNFINISHED ({summary.stopped}); the same command {again}"
 
 
 def _where_time_went(summary: Summary) -> list[str]:

@@ -8,6 +8,7 @@ import typer
 
 from vggfeat.cli.options import Json
 from vggfeat.cli.terminal import exit_codes, show
+from vggfeat.core import activity
 from vggfeat.core.text import counted
 from vggfeat.errors import UsageError
 
@@ -47,6 +48,7 @@ def merge(
     pending one. The new cache appears whole or not at all; the others are not changed.
     """
     with exit_codes():
+        activity.begins(f"writing {out}")
         if virtual:
             _view(caches, out, keep_paths=keep_paths, as_json=as_json)
             return

@@ -205,7 +205,7 @@ def _lines(found: SearchResult) -> list[str]:
     if found.index is not None:
         lines.append(
             f"by an index: recall at {found.index.at} is {found.index.recall:.2f}, measured on "
-            f"{found.index.sample} images"
+            f"{counted(found.index.sample, 'image')}"
         )
     for answer in found.answers:
         lines += ["", answer.query, *_rows(answer, found.metric)]

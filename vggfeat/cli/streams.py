@@ -6,6 +6,7 @@ import io
 import os
 import sys
 
+from vggfeat.cli.status_line import erase
 from vggfeat.errors import SpaceError
 
 
@@ -24,6 +25,7 @@ class _Output(io.TextIOWrapper):
     """Standard output that says why it cannot be written."""
 
     def write(self, text: str, /) -> int:
+        erase()
         try:
             return super().write(text)
         except BrokenPipeError:
@@ -54,6 +56,7 @@ class _Notices(io.TextIOWrapper):
     """Standard error that drops what cannot be written: a notice must not end a run."""
 
     def write(self, text: str, /) -> int:
+        erase()
         try:
             return super().write(text)
         except OSError:

@@ -16,21 +16,22 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
+from vggfeat.cli.status_line import erase, give_way, show_steps
+from vggfeat.core.activity import watched_by
 from vggfeat.core.csv_text import csv_text
 from vggfeat.core.exhaustion import device_exhaustion_of, exhaustion_of
 from vggfeat.core.lost_device import is_lost, lost_device
-from vggfeat.core.records import as_plain
+from vggfeat.core.records import Progress, as_plain
 from vggfeat.core.signals import ended_by_signals
 from vggfeat.core.text import counted, duration, printable
 from vggfeat.errors import InterruptedRunError, UsageError, VggfeatError
+from vggfeat.extraction.progress_bar import BarOfRun, ProgressBar
 from vggfeat.storage.mapped_files import cut_short
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from typing_extensions import Self
-
-    from vggfeat.core.records import Progress
 
 T = TypeVar("T")
 
@@ -62,6 +63,7 @@ def exit_codes(interrupted: str = "stopped at once; nothing is half written") ->
     try:
         with ended_by_signals():  # what is half written is removed, as it is after Ctrl-C
             yield
+            erase()
     except (typer.Exit, typer.Abort, typer.BadParameter):
         raise  # Typer's own ways out
     except VggfeatError as error:
@@ -139,6 +141,7 @@ def tell_warning(message: str) -> None:
 
 def set_up_logging(*, quiet: bool, verbose: bool) -> None:
     """Write log lines to stderr, above a progress bar; errors only if quiet, all if verbose."""
+    show_steps(wanted=not quiet)
     logger = logging.getLogger("vggfeat")
     logger.setLevel(logging.DEBUG if verbose else logging.INFO)
     for handler in [handler for handler in logger.handlers if isinstance(handler, _AboveTheBar)]:
@@ -162,65 +165,61 @@ class _AboveTheBar(logging.Handler):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
-class Bar:
+class Bar(BarOfRun):
     """Progress of a run in a `with` block: a bar on a terminal, elsewhere a log line now and then.
 
     Args:
         quiet: show nothing on a terminal; log lines still reach a log file.
-        late: count the time from the first update: a transform fits before its first row.
+        unit: plural of what is counted; empty to show percent only.
     """
 
-    def __init__(self, *, quiet: bool, late: bool = False) -> None:
-        self._quiet, self._late = quiet, late
-        self._bar: Any = None
-        self._started = self._told = time.monotonic()
+    def __init__(self, *, quiet: bool, unit: str = "images") -> None:
+        self._drawn = not quiet and sys.stderr.isatty()
+        super().__init__(self._on_terminal if self._drawn else None)
+        self._unit = unit
+        self._told = time.monotonic()
+        self._watching = watched_by(self)
 
     def __enter__(self) -> Self:
+        self._watching.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._watching.__exit__(None, None, None)
         self.close()
+
+    def _on_terminal(self, total: int) -> ProgressBar:
+        give_way(to_bar=True)
+        return ProgressBar(total, self._unit)
+
+    def draw(self, seen: int, total: int) -> None:
+        """Show that `seen` of `total` are done, without a log line elsewhere."""
+        super().update(Progress(seen, 0, total))
 
     def update(self, progress: Progress) -> None:
         """Show how far the run is."""
-        if self._late:
-            self._late, self._started = False, time.monotonic()
-            self._told = self._started
-        seen = progress.done + progress.failed
-        self.draw(seen, progress.total, " images", {"failed": progress.failed}, smoothing=0.1)
-        if self._bar is None and time.monotonic() - self._told >= _LINE_EVERY_SECONDS:
+        super().update(progress)
+        if not self._drawn and time.monotonic() - self._told >= _LINE_EVERY_SECONDS:
             self._told = time.monotonic()
-            self._tell(progress, seen)
+            self._tell(progress)
 
-    def draw(
-        self, seen: int, total: int, unit: str, counts: Mapping[str, int] | None = None, **how: Any
-    ) -> None:
-        """Draw the bar, if on a terminal; `how` is as for `tqdm`."""
-        if self._quiet or not sys.stderr.isatty():
-            return
-        from tqdm import tqdm
-
-        if self._bar is None:
-            self._bar = tqdm(total=total, unit=unit, file=sys.stderr, **how)
-        self._bar.set_postfix(counts, refresh=False)
-        self._bar.update(seen - self._bar.n)
-
-    def _tell(self, progress: Progress, seen: int) -> None:
-        rate = seen / (self._told - self._started)
-        left = (progress.total - seen) / rate if rate else 0
+    def _tell(self, progress: Progress) -> None:
+        seen, unit = progress.done + progress.failed, self._unit
+        rate = self.rate
         logging.getLogger("vggfeat").info(
-            "%d of %s, %d failed, %.1f images/s, %s to go",
+            "%d of %s, %d failed, %.1f %s/s, %s to go",
             seen,
-            counted(progress.total, "image"),
+            counted(progress.total, unit.removesuffix("s")),
             progress.failed,
             rate,
-            duration(left),
+            unit,
+            duration((progress.total - seen) / rate if rate else 0),
         )
 
     def close(self) -> None:
         """Leave the bar as it stands."""
-        if self._bar is not None:
-            self._bar.close()
+        super().close()
+        give_way(to_bar=False)
 
 
 def show(

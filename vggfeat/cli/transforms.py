@@ -164,17 +164,16 @@ def _run(
     settings = None
     if files["use"] is None:
         settings = record(**{name: options[name].read(text) for name, text in texts.items()})
-    bar = Bar(quiet=quiet or as_json, late=True)
     report: TransformReport | None = None
     try:
-        report = command(
-            **files, settings=settings, dtype=dtype, begin=begin, on_progress=bar.update
-        )
+        with Bar(quiet=quiet or as_json, unit="rows") as bar:
+            report = command(
+                **files, settings=settings, dtype=dtype, begin=begin, on_progress=bar.update
+            )
     except InterruptedRunError as error:
         report = error.summary
         raise
     finally:
-        bar.close()
         if report is not None and as_json:
             print_json(report)
         elif report is not None and not quiet:
@@ -186,10 +185,12 @@ def _lines(report: TransformReport) -> list[str]:
     if report.pending:
         counts += f", {report.pending} left"
     layers = ", ".join(f"{name} ({width})" for name, width in report.layers.items())
+    nothing = "nothing new is done in the source" if report.pending else "nothing left to do"
     this_run = (
-        f"{counted(report.new_done, 'row')} in {duration(report.seconds)}"
+        f"{counted(report.new_done, 'row')} in {duration(report.seconds)}, "
+        f"{report.rows_per_second:.1f} rows/s once under way"
         if report.new_done
-        else f"nothing left to do ({duration(report.seconds)})"
+        else f"{nothing} ({duration(report.seconds)})"
     )
     lines = [
         f"{report.out}: {counted(report.rows, 'image')}, {counts}",

@@ -8,6 +8,7 @@ import typer
 
 from vggfeat.cli.options import Cache, Json
 from vggfeat.cli.terminal import exit_codes, show
+from vggfeat.core import activity
 from vggfeat.core.text import agree, byte_count, counted, duration, first_few
 from vggfeat.errors import CacheError
 
@@ -31,6 +32,7 @@ def verify(
     End with exit code 5 if rows are bad and were not repaired, or the file is damaged.
     """
     with exit_codes():
+        activity.begins(f"checking {cache}")
         from vggfeat.cache.verify import verify as verify_cache
 
         found = verify_cache(cache, repair=repair)

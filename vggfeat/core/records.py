@@ -154,11 +154,14 @@ class Progress:
         done: images that have features by now, in this run.
         failed: images that failed, in this run.
         total: images this run has to do.
+        images_per_second: of this run since its first batch, as its summary has it; 0 where it is
+            not known yet.
     """
 
     done: int
     failed: int
     total: int
+    images_per_second: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +259,10 @@ class FailedImage:
     reason: str
 
 
+PLAN_ONLY = "plan only"
+"""`Summary.stopped` of a run that was to lay out shards and extract nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Summary(HasRowCounts):
     """What a run did and what the cache now holds.
@@ -266,7 +273,8 @@ class Summary(HasRowCounts):
         removed: rows whose image is gone, kept until the file is next written anew.
         added, changed, retried, gone: what `update` and `retry_failed` found in this run: images
             new to the cache, changed since, tried again, and no longer there.
-        stopped: why the run ended before its work did: a signal's name, `time limit`, or empty.
+        stopped: why the run ended before its work did: a signal's name, `time limit`,
+            `plan only`, or empty.
         new_done: of `done`, from this run.
         new_failed: of `failed`, from this run.
         failures: the first of those that failed in this run.

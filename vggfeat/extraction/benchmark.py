@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from vggfeat.core import activity
 from vggfeat.core.isolation import isolated
 from vggfeat.core.resources import usable_cores
 from vggfeat.core.sequences import as_tuple
@@ -196,10 +197,12 @@ def bench(
     device = choose_device(settings.device)
     machine = Machine(str(device), usable_cores(), choose_workers(settings, {device.type}))
     tell(machine)
+    activity.begins("measuring decoding")
     decoding = _decoding(sources, settings, device, machine.workers, clock)
     tell(decoding)
     networks = _Networks(settings, find_weights(settings.weights, settings.model))
     row_bytes = networks.row_bytes()
+    activity.begins("measuring the disk")
     disk = Disk(row_bytes, disk_rate(os.fspath(folder), clock.share(_DISK)) / row_bytes)
     tell(disk)
     forward = []
@@ -288,6 +291,7 @@ class _Networks:
             if size in [one.batch_size for one in tried] or size in sizes[at + 1 :]:
                 continue  # the device lacks memory for more
             seconds = clock.share(1 / (len(sizes) - at))
+            activity.begins(f"measuring the network in batches of {size}")
             tried.append(_measured(self._extractor, size, seconds, pass_seconds))
             yield tried[-1]
         best = smallest_good(tried)

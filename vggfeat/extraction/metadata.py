@@ -70,7 +70,7 @@ class NewCache:
             created_utc=dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
             tool_version=__version__,
             versions={"python": platform.python_version(), **libraries},
-            warning=self.weights.warning or "",
+            warning=self.weights.warning or replicas.caution,
         )
         return CacheMetadata(identity, provenance, replicas.output_shapes(size, size), scales)
 

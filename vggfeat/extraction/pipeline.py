@@ -20,6 +20,7 @@ from vggfeat.cache.background_writer import Sink
 from vggfeat.cache.format import DIGEST_BYTES
 from vggfeat.cache.sharded import open_cache
 from vggfeat.cache.writer import CacheWriter, create_cache
+from vggfeat.core import activity
 from vggfeat.core.records import FeatureBatch, Progress, Summary
 from vggfeat.core.signals import StopFlag, how_to_resume
 from vggfeat.core.text import agree, counted
@@ -299,6 +300,7 @@ def _loop(
     """Extract batch after batch until none is left, a signal asks to stop, or a source is gone."""
     under_way: deque[Pending] = deque()
     stats, redone = context.stats, replicas.redone
+    activity.expects(stats.total - stats.done - stats.failed)
     with Sink(writer, replicas.settings.checkpoint_seconds) as sink:
         outlet = _Outlet(sink, guard, context)
         for number in itertools.count():

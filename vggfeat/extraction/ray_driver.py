@@ -195,12 +195,13 @@ class _Driver:
     _held: Counter[int] = field(default_factory=Counter)
     _told: set[str] = field(default_factory=set)
     _failed: int = 0
+    _began: float = 0.0
     _left: dict[int, int] = field(default_factory=dict)
 
     def extract(self) -> None:
         """Have the plan made, then every shard done that is not."""
         started = time.perf_counter()
-        self.stats.device = f"{self.slots.actors} Ray actors, {self.slots.device}"
+        self.stats.device = f"{counted(self.slots.actors, 'Ray actor')}, {self.slots.device}"
         workers = _Workers(self.run, self.slots)
         self._deal(workers, [ShardJob(PLAN)])
         self.stats.discover = time.perf_counter() - started
@@ -211,7 +212,7 @@ class _Driver:
         rows = {number: self._rows_left(before, number) for number in range(count)}
         self._left = {number: left for number, left in rows.items() if left}
         self.stats.total = sum(self._left.values())
-        started = time.perf_counter()
+        started = self._began = time.perf_counter()
         mark = os.stat(os.path.join(self.run.out, MANIFEST)).st_mtime
         self._deal(workers, [ShardJob(number, count, mark) for number in self._left])
         self._halt(workers)
@@ -315,7 +316,9 @@ class _Driver:
             left = sum(news.progress.get(shard, (rows, 0))[0] for shard, rows in self._left.items())
             total = self.stats.total
             done = max(0, total - left - self._failed)
-            self.on_progress(Progress(done, self._failed, total))
+            seconds = time.perf_counter() - self._began
+            rate = (done + self._failed) / seconds if self._began else 0.0
+            self.on_progress(Progress(done, self._failed, total, rate))
 
     def _tell(self, level: int, text: str) -> None:
         if text not in self._told:

@@ -87,7 +87,13 @@ class RunStats:
 
     def progress(self) -> Progress:
         """Return how far the run is."""
-        return Progress(self.done, self.failed, self.total)
+        return Progress(self.done, self.failed, self.total, self.images_per_second)
+
+    @property
+    def images_per_second(self) -> float:
+        """Images of this run a second, without the time that it took to begin; 0 before any."""
+        busy = self.wait + self.collate + self.network + self.write
+        return (self.done + self.failed) / busy if busy else 0.0
 
 
 def summarise_run(
@@ -107,7 +113,6 @@ def summarise_run(
     counts = count_rows(state)
     identity, provenance = cache.header.identity, cache.header.provenance
     changes = stats.changes
-    busy = stats.wait + stats.collate + stats.network + stats.write
     return Summary(
         out=out,
         row_counts=counts,
@@ -133,7 +138,7 @@ def summarise_run(
         pass_images=int(provenance.config.get("pass_images", provenance.config["batch_size"])),
         workers=stats.workers,
         seconds=seconds,
-        images_per_second=(stats.done + stats.failed) / busy if busy else 0.0,
+        images_per_second=stats.images_per_second,
         stages=stats.stages(),
         skipped=stats.skipped,
         share="" if shards is None else shards.share,

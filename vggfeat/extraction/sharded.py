@@ -15,6 +15,7 @@ from vggfeat.cache.reader import FeatureCache
 from vggfeat.cache.rows import match_paths
 from vggfeat.cache.shard_manifest import MANIFEST, read_manifest
 from vggfeat.cache.sharded import ShardedCache
+from vggfeat.core.records import PLAN_ONLY
 from vggfeat.core.signals import StopFlag
 from vggfeat.core.text import agree, counted, first_few
 from vggfeat.errors import CacheError, LockedError, ShardsHeldError, UsageError
@@ -101,7 +102,7 @@ def _extract_shards(
             if refusal is not None and any(work.rows_left()):
                 raise refusal
             left = [] if request.sharding.plan_only else work.do()
-    reason = "plan only" if request.sharding.plan_only else stop.reason
+    reason = PLAN_ONLY if request.sharding.plan_only else stop.reason
     seconds = time.perf_counter() - started
     summary = summarise_run(request.out, stats, seconds, reason, shards=cache)
     if work.damaged:

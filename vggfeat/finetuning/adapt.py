@@ -16,6 +16,7 @@ import numpy as np
 from vggfeat.cache.labels import UNLABELLED, labels_of_paths
 from vggfeat.cache.reader import FeatureCache
 from vggfeat.cache.rows import match_paths
+from vggfeat.core import activity
 from vggfeat.core.isolation import isolated
 from vggfeat.core.records import Progress
 from vggfeat.core.signals import StopFlag, how_to_resume
@@ -269,6 +270,7 @@ def _untouched_features(task: _Task) -> FeatureCache | None:
         time_limit=None if math.isinf(left) else f"{max(left, 0.1):.1f}s",
     )
     log.info("features of the untouched network")
+    activity.expects(len(task.images) * (1 + settings.epochs))
     request = ExtractRequest(
         tuple(task.sources),
         task.files.untouched_features,

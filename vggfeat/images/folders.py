@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from vggfeat.core import activity
 from vggfeat.core.dicom_head import HEAD_BYTES, is_dicom_head
 from vggfeat.core.file_types import IMAGE_EXTENSIONS, archive_suffix, extension
 from vggfeat.core.text import quoted
@@ -18,6 +19,9 @@ from vggfeat.images.streams import open_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+
+_FOLDERS_PER_NOTICE = 500
 
 
 @dataclass(slots=True)
@@ -58,6 +62,8 @@ class FolderWalk:
             self.unreadable.append(f"{quoted(folder)} ({error.strerror})")
             return []
         folders = []
+        if len(self._seen) % _FOLDERS_PER_NOTICE == 0:
+            activity.begins(f"listing images: {len(self.found)}")
         for entry in entries:
             if entry.name.startswith(b"."):
                 self._count_hidden(entry)

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from vggfeat.core.exhaustion import exhaustion_of
-from vggfeat.core.text import first_few
+from vggfeat.core.text import counted, first_few
 from vggfeat.errors import DecodeError, UsageError, VggfeatError
 from vggfeat.images.decode import REASON_LENGTH
 from vggfeat.images.image_list import ImageList
@@ -75,7 +75,9 @@ def items_of(dataset: Any, names: str | Sequence[str] | None = None) -> ItemList
     column = _image_column(dataset)
     given = _names(dataset, names)
     if len(given) != len(dataset):
-        raise UsageError(f"{len(given)} names for {len(dataset)} items; give one each")
+        raise UsageError(
+            f"{counted(len(given), 'name')} for {counted(len(dataset), 'item')}; give one each"
+        )
     texts = [os.fsencode(name) for name in given]
     wrong = sorted({repr(name) for name in given if not name or "\0" in name})
     twice = sorted({repr(name) for name in given}) if len(set(texts)) < len(texts) else []

@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, BinaryIO
 
+from vggfeat.core import activity
 from vggfeat.core.file_types import MEMBER_MARK, archive_suffix
 from vggfeat.core.path_list import LOOKED_AT, check_beginning, read_paths
 from vggfeat.core.text import counted, first_few, quoted
@@ -70,6 +71,7 @@ def discover(
         UsageError: a list is no list of paths; sources are of several stores, or a store's package
             is not installed.
     """
+    activity.begins("listing images")
     named = _read_names(sources, stdin)
     root = None if root is None else local_path(root)
     if named.addresses or named.objects:
@@ -137,6 +139,7 @@ def _image_list(
             f"not below root {os.fsdecode(root)!r}: {first_few(map(quoted, outside))}; name a "
             "root that holds all images, or leave it out"
         )
+    activity.begins(f"listing images: {len(paths)}")
     order = sorted_order(paths)
     return ImageList(
         root=root,

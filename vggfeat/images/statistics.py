@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from vggfeat.core import activity
 from vggfeat.core.isolation import isolated
 from vggfeat.core.records import FailedImage, Progress
 from vggfeat.core.resources import usable_cores
@@ -152,6 +153,7 @@ def stats(
     load_decoder(preprocess)
     own_plugins()  # cached before the fork, and not computed by every process
     # The processes of `SupervisedLoader` without torch, whose import takes longer than many images.
+    activity.expects(len(rows))
     measured = decode_batches(
         plan,
         None,

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from vggfeat.network.dialects.records import Reading
     from vggfeat.storage.checked_file import FileDigest
 
-_NUMPY_DTYPES: Mapping[str, str] = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
+_NUMPY_DTYPES: Mapping[str, str] = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +68,25 @@ class WeightFile:
         return tensors
 
     def array(self, name: str) -> NDArray[np.float32] | None:
-        """Read a small tensor as float32 without torch; None if missing or not in C order."""
+        """Read a small tensor as float32 without torch; None if missing or of another type."""
         source = self.reading.sources.get(name)
         stored = self.contents.tensors[source.name] if source else None
         if source is None or stored is None or source.convert or not _is_plain(stored):
             return None
         with _as_weights_errors(self.path, self._file):
-            begin, _ = self.contents.locate(stored.storage)
-            values = np.empty(stored.shape, _NUMPY_DTYPES[stored.dtype])
-            first = begin + stored.offset * values.itemsize
-            self._file.copy_into([(first, values.data.cast("B"))])
-        return values.astype(np.float32)
+            begin, length = self.contents.locate(stored.storage)
+            values = np.empty(_span(stored), _NUMPY_DTYPES[stored.dtype])
+            first = stored.offset * values.itemsize
+            if first < 0 or first + values.nbytes > length:
+                raise ValueError(f"{name} does not fit its {counted(length, 'byte')}")
+            self._file.copy_into([(begin + first, values.data.cast("B"))])
+        if stored.dtype == "BF16":  # the upper half of a float32
+            values = (values.astype(np.uint32) << 16).view(np.float32)
+        strides = _strides(stored)
+        inside = np.lib.stride_tricks.as_strided(
+            values, stored.shape, [step * values.itemsize for step in strides]
+        )
+        return inside.astype(np.float32)
 
 
 @contextlib.contextmanager
@@ -146,10 +154,15 @@ def _weights_error(path: str, error: Exception) -> WeightsError:
 
 
 def _is_plain(stored: StoredTensor) -> bool:
-    """Return whether a tensor is in C order, in a type that NumPy has."""
-    strides = np.cumprod((1, *stored.shape[:0:-1]))[::-1]
-    in_order = stored.stride is None or stored.stride == tuple(strides.tolist())
-    return in_order and stored.dtype in _NUMPY_DTYPES and 0 not in stored.shape
+    """Return whether a tensor has values of a type that NumPy can read, none of them twice."""
+    sparse = math.prod(stored.shape) > _span(stored)  # expanded, as no trained tensor is
+    return stored.dtype in _NUMPY_DTYPES and 0 not in stored.shape and not sparse
+
+
+def _strides(stored: StoredTensor) -> tuple[int, ...]:
+    if stored.stride is not None:
+        return tuple(stored.stride)
+    return tuple(np.cumprod((1, *stored.shape[:0:-1]))[::-1].tolist())
 
 
 def _values(file: CheckedFile, contents: Contents, names: Iterable[str]) -> dict[str, torch.Tensor]:

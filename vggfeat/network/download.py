@@ -12,7 +12,8 @@ import urllib.parse
 import urllib.request
 from typing import BinaryIO
 
-from vggfeat.core.text import counted
+from vggfeat.core import activity
+from vggfeat.core.text import byte_count, counted
 from vggfeat.errors import WeightsError
 from vggfeat.storage.atomic import atomic_file
 from vggfeat.storage.locks import wait_for_lock
@@ -21,6 +22,7 @@ OFFLINE_VARIABLE = "VGGFEAT_OFFLINE"
 """Environment variable that forbids downloads if set to anything but 0."""
 
 _CHUNK = 1 << 20
+_SHOWN_EVERY = 4 << 20
 _CONNECT_SECONDS = 5.0  # a silent name server or firewall means no network
 _SILENT_SECONDS = 20.0
 _PORTS = {"http": 80, "https": 443}
@@ -93,10 +95,15 @@ def _first_stop(url: str) -> tuple[str, int] | None:
     return (parts.hostname, port) if parts.hostname and port else None
 
 
+def _how_far(url: str, received: int, expected: int) -> str:
+    whole = f" of {byte_count(expected)}" if expected > 0 else ""
+    return f"fetching {url.rpartition('/')[2]}: {byte_count(received)}{whole}"
+
+
 def _fetch(url: str, file: BinaryIO) -> str:
     log.info("fetching %s", url)
     digest = hashlib.sha256()
-    received = 0
+    received, shown = 0, 0
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "vggfeat"})  # noqa: S310 ours
         with urllib.request.urlopen(request, timeout=_SILENT_SECONDS) as reply:  # noqa: S310 same
@@ -105,6 +112,9 @@ def _fetch(url: str, file: BinaryIO) -> str:
                 file.write(block)
                 digest.update(block)
                 received += len(block)
+                if received >= shown:
+                    activity.begins(_how_far(url, received, expected))
+                    shown = received + _SHOWN_EVERY
     except (OSError, http.client.HTTPException, ValueError) as error:
         # An invalid address is a ValueError; a broken chunk an HTTPException and no OSError.
         reason = getattr(error, "reason", None) or error

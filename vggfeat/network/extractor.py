@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vggfeat.core import activity
 from vggfeat.core.forked import note_computing, refuse_broken_threads
 from vggfeat.core.isolation import isolated
 from vggfeat.core.records import DecodedBatch, Failure, FeatureBatch
@@ -80,10 +82,12 @@ class TensorExtractor:
         refuse_broken_threads()
         self.settings = settings
         self.weights = weights or find_weights(settings.weights, settings.model)
+        self.caution = ""
+        """A warning of pixels that are not what the weights were trained with; empty for none."""
         if self.weights.path is not None:
-            check_carried(self.weights.path, settings, self.weights.digest)
+            self.caution = check_carried(self.weights.path, settings, self.weights.digest)
         if self.weights.held is not None:
-            check_held(self.weights.held, settings)
+            self.caution = check_held(self.weights.held, settings)
         self.device = choose_device(settings.device)
         self.precision: Compute = choose_precision(settings.precision, self.device)
         self.preprocess: Preprocess = settings.preprocess()
@@ -354,6 +358,9 @@ class TensorExtractor:
             if not len(chosen) and (len(slots) or start):
                 continue
             part = images[start : start + size].to(self.device, non_blocking=True)
+            # A CPU computes while the call lasts; elsewhere only launches would be seen.
+            if activity.is_watched() and self.device.type == "cpu":
+                network.on_layer = partial(_note_layer, start, len(part))
             features, in_range = self._pass(network, part)
             rows = (
                 self._quantised(features, in_range) if on_host else DeviceRows(features, in_range)
@@ -408,6 +415,11 @@ class TensorExtractor:
             if self._recipe is not None:
                 features = {self._recipe.method: fuse_vectors(features, self._recipe)}
         return cast("dict[str, Tensor]", features), cast("Tensor", finite)
+
+
+def _note_layer(start: int, images: int, share: float) -> None:
+    """Say that a share of the layers of a pass, of so many images from `start` on, is computed."""
+    activity.computed(start + images * share)
 
 
 @dataclass(frozen=True, slots=True)

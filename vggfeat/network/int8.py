@@ -22,7 +22,7 @@ from vggfeat.network.pooling import reduce_map
 from vggfeat.network.vgg import TappedVgg
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from vggfeat.core.layer_spec import LayerSpec
     from vggfeat.core.preprocessing import Preprocess
@@ -90,6 +90,8 @@ class Int8Vgg(nn.Module):
                 self._convolutions[layer.name] = made
                 scale = made.scale_out
         self.head = _head(layers, specs, tensors)
+        self.on_layer: Callable[[float], None] | None = None
+        """As in `TappedVgg`, of the convolutions and pools."""
 
     def forward(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Return the features of images.
@@ -112,6 +114,8 @@ class Int8Vgg(nn.Module):
                 x, scale = convolution(x, rectified=True), convolution.scale_out
             for spec in self._specs_at(layer, pre=False):
                 taken[str(spec)] = reduce_map(x.float() * scale, spec)
+            if self.on_layer is not None:
+                self.on_layer((self._maps.index(layer) + 1) / len(self._maps))
         if self.head is not None:
             taken |= self.head(x.float() * scale)[0]
         ordered = {str(spec): taken[str(spec)] for spec in self.specs}

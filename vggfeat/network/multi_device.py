@@ -161,6 +161,11 @@ class Replicas:
         for one in self._extractors:
             one.scale_to(scales)
 
+    @property
+    def caution(self) -> str:
+        """A warning of pixels that are not what the weights were trained with; empty for none."""
+        return self._extractors[0].caution
+
     def expect(self, images: int) -> None:
         """Prepare for so many images, of which each device gets its share."""
         for one in self._extractors:

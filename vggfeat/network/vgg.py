@@ -15,7 +15,7 @@ from vggfeat.network.batch_norm import fold_norms
 from vggfeat.network.pooling import reduce_map
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from vggfeat.core.layer_spec import LayerSpec
     from vggfeat.core.preprocessing import Preprocess
@@ -123,6 +123,8 @@ class TappedVgg(nn.Module):
         self.norms = norms
         self.epilogue: Epilogue | None = None
         """With it, bias, ReLU and pooling behind a convolution are one kernel."""
+        self.on_layer: Callable[[float], None] | None = None
+        """Called after each layer with the share of the layers that are computed."""
         self.features = nn.Sequential(
             _modules_of(self.layers, "features", classes, first, norms=norms)
         )
@@ -145,6 +147,8 @@ class TappedVgg(nn.Module):
         for step in self._steps(fuse=self.epilogue is not None):
             x = self._fused(step, x, finite) if step.fused else self._eager(step, x, taken, finite)
             taken.update({str(spec): reduce_map(x, spec) for spec in step.after})
+            if self.on_layer is not None:
+                self.on_layer((self.layers.index(step.last) + 1) / len(self.layers))
         return {str(spec): taken[str(spec)] for spec in self.specs}, finite
 
     def _steps(self, *, fuse: bool) -> Iterator[_Step]:

@@ -10,9 +10,10 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
+from vggfeat.core.preprocessing import NORMALISATIONS
 from vggfeat.core.vgg_layers import COLOURS, VARIANTS
 from vggfeat.errors import WeightsError
-from vggfeat.network.caffe import CAFFE_TRANSFORMS, caffe_order
+from vggfeat.network.caffe import FirstFilters, filters_of, is_other_scale
 from vggfeat.network.checkpoint_reader import open_checkpoint
 from vggfeat.network.dialects.johnson import JOHNSON
 from vggfeat.network.first_layer import file_channels
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from vggfeat.core.held_weights import HeldWeights
     from vggfeat.core.settings import Settings
+    from vggfeat.network.checkpoint_reader import WeightFile
     from vggfeat.storage.checked_file import FileDigest
 
 CARRIED = (
@@ -52,9 +54,7 @@ def settings_carried(weights: str, digest: FileDigest | None = None) -> dict[str
         return {}
     try:
         with open_checkpoint(weights, digest) as file:
-            converted = file.reading.dialect == JOHNSON.name
-            order = caffe_order(file, file_digests(weights).sha256 if converted else "")
-            transform = file.reading.transform or CAFFE_TRANSFORMS.get(order, "")
+            transform = file.reading.transform or _filters(weights, file).transform
             shapes, metadata = file.shapes, file.contents.metadata
     except WeightsError:
         return {}
@@ -64,6 +64,12 @@ def settings_carried(weights: str, digest: FileDigest | None = None) -> dict[str
     if channels not in (None, COLOURS):
         values["channels"] = channels
     return values
+
+
+def _filters(weights: str, file: WeightFile) -> FirstFilters:
+    """Return what the first layer says of its input; the digest is computed where it is needed."""
+    converted = file.reading.dialect == JOHNSON.name
+    return filters_of(file, file_digests(weights).sha256 if converted else "")
 
 
 def _from_metadata(path: str, metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -105,8 +111,12 @@ def with_carried(given: Mapping[str, Any]) -> dict[str, Any]:
     return {**taken, **given}
 
 
-def check_carried(path: str, settings: Settings, digest: FileDigest | None = None) -> None:
-    """Refuse settings from a weight file replaced since, or without the transform it needs."""
+def check_carried(path: str, settings: Settings, digest: FileDigest | None = None) -> str:
+    """Refuse settings from a weight file replaced since, or without the transform it needs.
+
+    Return a warning of pixels that are not what the weights were trained with, after logging it;
+    empty for none.
+    """
     carried = settings_carried(path, digest)
     before = _TAKEN.get(os.path.realpath(path), {})
     stale = {
@@ -119,23 +129,55 @@ def check_carried(path: str, settings: Settings, digest: FileDigest | None = Non
             f"weights {path!r} were replaced after the settings were made: {_words(stale)} is from "
             "the previous file; make the settings again, or run again"
         )
-    _check_transform(path, carried.get("transform", "auto"), settings)
+    try:
+        with open_checkpoint(path, digest) as file:
+            found = filters_of(file, digest.sha256 if digest is not None else "")
+    except WeightsError:
+        found = FirstFilters()  # loading it gives the reason
+    return _told(path, carried.get("transform", "auto"), found, settings)
 
 
-def check_held(held: HeldWeights, settings: Settings) -> None:
-    """Refuse settings that lack the transform which weights in memory want."""
+def check_held(held: HeldWeights, settings: Settings) -> str:
+    """As `check_carried`, for weights in memory."""
     state = open_state(held, check=False)
-    wanted = state.reading.transform or CAFFE_TRANSFORMS.get(caffe_order(state), "auto")
-    _check_transform(held, wanted, settings)
+    found = filters_of(state)
+    return _told(held, state.reading.transform or found.transform or "auto", found, settings)
 
 
-def _check_transform(path: str, wanted: str, settings: Settings) -> None:
+def _told(path: str, wanted: str, found: FirstFilters, settings: Settings) -> str:
+    warning = _other_transform(path, wanted, settings) or _other_scale(
+        path, wanted, found, settings
+    )
+    if warning:
+        log.warning("%s", warning)
+    return warning
+
+
+def _other_scale(path: str, wanted: str, found: FirstFilters, settings: Settings) -> str:
+    """Return a warning of pixels divided by another deviation than the weights go with."""
+    known = found.deviation
+    if wanted in NORMALISATIONS:
+        known = sum(NORMALISATIONS[wanted].std) / COLOURS
+    std = settings.preprocess().std
+    given = sum(std) / len(std)
+    if not is_other_scale(given, known):
+        return ""
+    remedy = f"give --transform {wanted}" if wanted != "auto" else "leave --transform out"
+    if settings.mean or settings.std:
+        remedy = "leave --mean and --std out"
+    return (
+        f"weights {os.path.basename(path)} go with pixels of 0 to 1 divided by about {known:.2g}, "
+        f"and they are divided by {given:.2g}: features are not those that the network was trained "
+        f"to give; {remedy}"
+    )
+
+
+def _other_transform(path: str, wanted: str, settings: Settings) -> str:
+    """Return a warning of another transform than the wanted one; raise if none was chosen."""
     if wanted in ("auto", settings.transform_name) or settings.mean or settings.std:
-        return
+        return ""
     if settings.transform != "auto":
-        log.warning("weights %s go with --transform %s, and %s is given", path, wanted,
-                    settings.transform)  # fmt: skip
-        return
+        return f"weights {path} go with --transform {wanted}, and {settings.transform} is given"
     raise WeightsError(
         f"weights {str(path)!r} go with the mean and deviation of transform {wanted}, and those of "
         f"{settings.transform_name} would be taken: give --transform {wanted}; in Python "

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from vggfeat.core import activity
 from vggfeat.core.held_weights import HeldWeights, names_held_weights
 from vggfeat.core.resources import user_cache
 from vggfeat.core.text import agree, counted, first_few
@@ -206,6 +207,7 @@ def load_tensors(
     to the channels of `entry`, unless the file has an adapter: then `adapter.weight` and
     `adapter.bias` are added.
     """
+    activity.begins("loading weights")
     if weights.held is not None:
         tensors = _fitting_tensors(weights, open_state(weights.held), model, layers, entry)
     elif weights.path is None:

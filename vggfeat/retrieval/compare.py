@@ -13,6 +13,7 @@ import numpy as np
 from vggfeat.cache.labels import UNLABELLED, labels_of
 from vggfeat.cache.rows import match_paths
 from vggfeat.cache.sharded import open_cache
+from vggfeat.core import activity
 from vggfeat.core.arrays import spread
 from vggfeat.core.choices import unknown_value
 from vggfeat.core.isolation import isolated
@@ -166,6 +167,7 @@ def compare(
         notes += known.notes
         database, queries_by_label = _by_labels(opened, known, sample)
         sets = [queries_by_label]
+    activity.begins(f"comparing {counted(len(plan.names), 'candidate')}")
     judged = [rank_database(database, one, plan) for one in sets]
     pooled = Judgements(
         np.concatenate([one.precision for one in judged], axis=1),

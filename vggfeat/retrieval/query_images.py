@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
+from vggfeat.core import activity
 from vggfeat.core.held_weights import names_held_weights
 from vggfeat.core.records import FailedImage
 from vggfeat.core.sequences import as_tuple
 from vggfeat.core.settings import SETTING_NAMES, Settings
+from vggfeat.core.text import counted
 from vggfeat.errors import CacheMismatchError, DecodeError, WeightsError
 from vggfeat.images.decode import read_digest
 from vggfeat.images.sources import discover
@@ -134,6 +136,7 @@ def compute_queries(queries: Sequence[QueryImage], extractor: Extractor) -> Quer
             tensors.append(tensor)
     if not good:
         return Queries(failures=tuple(failures))
+    activity.begins(f"computing features of {counted(len(tensors), 'query image')}")
     features = extractor(tensors)
     return Queries(
         tuple(query.name for query in good),

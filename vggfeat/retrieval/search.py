@@ -12,6 +12,7 @@ import numpy as np
 
 from vggfeat.cache.reader import FeatureCache
 from vggfeat.cache.sharded import open_cache
+from vggfeat.core import activity
 from vggfeat.core.isolation import isolated
 from vggfeat.core.sequences import as_tuple
 from vggfeat.core.text import counted
@@ -195,6 +196,8 @@ def search(
     left_out = np.array([q.own if exclude_self or q.row is not None else -1 for q in known])
     by_layer = _layer_queries(opened, names, shares, decoded.vectors, own)
     used = None if index is None else open_index(opened, names[0], metric, index)
+
+    activity.begins(f"searching {counted(done, 'image')}")
 
     def find(count: int) -> Nearest:
         if used is not None:

@@ -7,6 +7,7 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
+from vggfeat.core import activity
 from vggfeat.core.resources import user_cache
 from vggfeat.errors import UsageError, WeightsError
 from vggfeat.storage.atomic import write_bytes
@@ -34,6 +35,7 @@ def file_digests(path: str) -> FileDigest:
         remembered = _remembered(memory, path, stamp)
         if remembered is not None:
             return remembered
+        activity.begins(f"reading {os.path.basename(path)}")  # once; its digest is remembered
         for _ in range(_ATTEMPTS):
             digest, before = digest_file(path), stamp
             stamp = _stamp(path)

@@ -25,6 +25,7 @@ from vggfeat.cache.row_copy import copy_rows
 from vggfeat.cache.rows import match_paths
 from vggfeat.cache.sharded import open_cache
 from vggfeat.cache.writer import CacheWriter, create_cache
+from vggfeat.core import activity
 from vggfeat.core.quantization import encode, scales_digest, to_float16
 from vggfeat.core.records import (
     Failure,
@@ -76,6 +77,7 @@ class TransformReport(HasRowCounts):
         seconds: of the whole run.
         model: file with what was fitted; empty if nothing was.
         notes: remarks on the fit, a line each.
+        rows_per_second: of this run, without the fit; 0 if it transformed none.
     """
 
     out: str
@@ -88,6 +90,7 @@ class TransformReport(HasRowCounts):
     seconds: float
     model: str = ""
     notes: tuple[str, ...] = ()
+    rows_per_second: float = 0.0
 
 
 def open_source(
@@ -241,6 +244,7 @@ class _Work:
     on_progress: OnProgress | None
     new_done: int = 0
     clamped: int = 0
+    seconds: float = 0.0
 
     def do(self) -> None:
         """Bring the target in line with the source and transform the rows that are missing."""
@@ -248,14 +252,22 @@ class _Work:
         writer = CacheWriter(self.target.path, self.target.header)
         with Sink(writer, _CHECKPOINT_SECONDS) as sink:
             todo, failed = self._bring_in_line(writer, state)
+            activity.expects(len(todo))
+            started = time.perf_counter()
             for batch in self._batches(todo):
                 sink.put(batch)
                 self.new_done += len(batch.rows)
                 self.clamped += batch.clamped
+                self.seconds = time.perf_counter() - started
                 if self.on_progress is not None:
-                    self.on_progress(Progress(self.new_done, 0, len(todo)))
+                    self.on_progress(Progress(self.new_done, 0, len(todo), self.rate))
             if not self.stop:
                 sink.put(self._failures(failed))
+
+    @property
+    def rate(self) -> float:
+        """Rows of this run a second."""
+        return self.new_done / self.seconds if self.seconds else 0.0
 
     def _bring_in_line(
         self, writer: CacheWriter, state: NDArray[np.uint8]
@@ -328,4 +340,5 @@ class _Work:
             dtype=header.identity.dtype,
             clamped=self.clamped,
             seconds=seconds,
+            rows_per_second=self.rate,
         )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
+from vggfeat.core import activity
 from vggfeat.core.choices import choose
 from vggfeat.core.fusion_spec import FinalNorm
 from vggfeat.core.isolation import isolated
@@ -239,6 +240,7 @@ def _fit(cache: FeatureCache, settings: ReduceSettings) -> Fitted:
     for layer in layers:
         if len(done) > _TAKES_A_WHILE:
             log.info("fitting %s to %d rows of %s", settings.method, len(done), layer)
+        activity.begins(f"fitting {settings.method} to {layer}")
         prepare = partial(normalise, norm=settings.norm)
         region = region_width(layer, cache.model) if settings.method == "pca" else None
         if region is not None:

@@ -205,6 +205,7 @@ def write_explorer(
         if on_progress is not None:
             on_progress(done, total)
 
+    tell(0)
     folder = None if root is None else os.fspath(root)
     files = [image_file(opened, row, folder) for row in images]
     sprite = make_sprite(files, opened.header.identity.preprocess, lambda done, _: tell(done))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import torch
 
+from vggfeat.core import activity
 from vggfeat.core.layer_spec import parse_specs
 from vggfeat.core.preprocessing import RGB
 from vggfeat.core.vgg_layers import layer_table
@@ -99,6 +100,7 @@ def see(path: str, settings: Settings) -> SeenImage:
     if extractor.weights.warning:
         log.warning(extractor.weights.warning)
     images = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)  # (1, C, H, W)
+    activity.begins("computing feature maps")
     outputs = extractor.compute(images)  # of any shape, by --crop none
     maps = [
         FeatureMap(spec.removesuffix(":map"), outputs[spec][0].cpu().numpy())  # (C, H, W)
@@ -108,7 +110,7 @@ def see(path: str, settings: Settings) -> SeenImage:
     levels = to_levels(pixels, Range(0, preprocess.white), BYTE)  # (H, W, C) uint8
     if preprocess.channels != RGB:
         levels = np.rint(levels.mean(axis=2, keepdims=True)).astype(np.uint8).repeat(RGB, axis=2)
-    warning = extractor.weights.warning or ""
+    warning = extractor.weights.warning or extractor.caution
     return SeenImage(name, settings.model, extractor.weights.name, levels, tuple(maps), warning)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, Literal, get_args
 
 import numpy as np
 
+from vggfeat.core import activity
 from vggfeat.core.arrays import spread, unit_rows
 from vggfeat.core.choices import choose
 from vggfeat.core.layer_spec import split_specs
@@ -131,6 +132,7 @@ def view_cache(
     # Of a vector all values are held, of a map one for each channel.
     widest = max(cache[name].shape[1] for name in names)
     rows = spread(done, min(sample, max(1, _HELD_BYTES // (4 * widest))))
+    activity.begins(f"projecting {counted(len(rows), 'image')}")
     views = [
         LayerView(
             layer=name,

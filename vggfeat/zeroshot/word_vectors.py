@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, cast
 
 import numpy as np
 
+from vggfeat.core import activity
 from vggfeat.core.class_names import fold
 from vggfeat.core.text import counted
 from vggfeat.errors import InputError, UsageError
@@ -90,6 +91,7 @@ def read_words(path: str, wanted: Collection[str]) -> Words:
         kind = _kind(path, file)
         if os.path.getsize(path) > _TAKES_A_WHILE:
             log.info("looking for %s in %s", counted(len(wanted), "word"), path)
+        activity.begins(f"reading {os.path.basename(path)}")
         vectors: dict[str, Values] = {}
         stems = frozenset(word.split(" ")[0] for word in wanted)
         for word, numbers in _entries(path, file, kind, stems):
