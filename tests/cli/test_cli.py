@@ -191,7 +191,7 @@ def test_too_many_failures_are_exit_4_and_the_rest_is_done(workplace: Path) -> N
     done = vggfeat("extract", "images", *SMALL, "--max-failures", "0", "--out", "strict.h5",
                    cwd=workplace)  # fmt: skip
     assert done.returncode == 4
-    assert "1 of 7 images failed, 0 were allowed; the other 6 are done" in done.stderr
+    assert "1 of 7 images failed, and --max-failures allows 0; the other 6 are done" in done.stderr
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

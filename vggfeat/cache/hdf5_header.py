@@ -22,6 +22,7 @@ from vggfeat.cache.format import (
     Header,
     image_fields,
 )
+from vggfeat.core.file_kinds import HEAD_BYTES, MODEL_FORMAT, file_kind
 from vggfeat.core.quantization import Scales
 from vggfeat.core.settings import DTYPES
 from vggfeat.core.text import counted, printable
@@ -74,6 +75,11 @@ def _told(file_name: str) -> Iterator[None]:
     except FileNotFoundError:
         raise MissingFileError(f"cache {file_name!r} does not exist") from None
     except NotHdf5Error as error:
+        if kind := _other_kind(file_name):
+            raise CacheError(
+                f"cache {file_name!r} is {kind}, and no cache: `vggfeat extract IMAGES --layers "
+                "LAYERS --out feats.h5` makes one of images"
+            ) from error
         raise CacheError(
             f"cache {file_name!r} is not an HDF5 file, or was cut short: {error}"
         ) from error
@@ -82,6 +88,12 @@ def _told(file_name: str) -> Iterator[None]:
     except (OSError, ValueError) as error:  # a name with a NUL byte is a ValueError
         reason = getattr(error, "strerror", None) or error
         raise CacheError(f"cache {file_name!r} cannot be read: {reason}") from error
+
+
+def _other_kind(file_name: str) -> str:
+    with contextlib.suppress(OSError), open(file_name, "rb") as file:
+        return file_kind(file.read(HEAD_BYTES))
+    return ""
 
 
 def _read(file_name: str, file: Hdf5File) -> Header:
@@ -129,6 +141,11 @@ def _check_format(file_name: str, attributes: Mapping[str, object]) -> int:
     if found == VIEW_FORMAT:
         raise CacheError(
             f"{file_name!r} is a view of shards for other tools; name the folder of the shards"
+        )
+    if found == MODEL_FORMAT:
+        raise CacheError(
+            f"{file_name!r} is a model that vggfeat fuse, reduce or zeroshot has fitted, and no "
+            "cache; name the cache of the images"
         )
     if found != FORMAT:
         shown = repr(value if found is None else found)

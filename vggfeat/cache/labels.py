@@ -57,11 +57,21 @@ class Labels:
     notes: tuple[str, ...] = ()
 
 
-def labels_of(cache: FeatureCache, labels_csv: str | os.PathLike[str] | None = None) -> Labels:
+def labels_of(
+    cache: FeatureCache,
+    labels_csv: str | os.PathLike[str] | None = None,
+    *,
+    instead: str = "",
+) -> Labels:
     """Return the class of each row, whatever its state, from a CSV file: see `read_labels`.
 
     Without one, the name of the folder that an image lies in is its label, as in ImageNet's
     `class/image.jpg`.
+
+    Args:
+        cache: the images.
+        labels_csv: the file.
+        instead: what the caller takes in place of labels, for the error message.
     """
     paths = [bytes(path) for path in cache.paths]
     root = cache.header.provenance.root
@@ -69,7 +79,7 @@ def labels_of(cache: FeatureCache, labels_csv: str | os.PathLike[str] | None = N
     if not labels.names:
         raise UsageError(
             f"no labels: the images of {cache.path!r} lie in no folders that could name their "
-            "classes; give --labels FILE.csv, or --queries with a cache of altered images"
+            f"classes; give --labels FILE.csv{instead}"
         )
     return labels
 

@@ -406,15 +406,15 @@ def raise_if_cut_short(
         return  # all are removed; or a share of more than there are shards
     allowed = request.settings.failures_allowed(images)
     if summary.failed > allowed or not (summary.done or summary.pending):
-        most = min(allowed, images - 1)
         others = (
             f"the other {summary.done} {agree(summary.done, 'is')} done"
             if summary.done
             else "none is done"
         )
+        limit = f", and --max-failures allows {allowed}" if summary.failed > allowed else ""
         raise TooManyFailuresError(
-            f"{summary.failed} of {counted(images, 'image')} failed, {most} "
-            f"{agree(most, 'was')} allowed; {others}. `vggfeat inspect {summary.out}` names "
-            f"{'it' if summary.failed == 1 else 'them'}",
+            f"{summary.failed} of {counted(images, 'image')} failed{limit}; {others}. `vggfeat "
+            f"inspect {summary.out}` names {'it' if summary.failed == 1 else 'them'}, with the "
+            f"{'reason' if summary.failed == 1 else 'reasons'}",
             summary,
         )

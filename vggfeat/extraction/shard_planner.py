@@ -410,8 +410,8 @@ def _check_folder(out: str) -> None:
     if others:
         raise UsageError(
             f"output {out!r} is a folder that holds {counted(len(others), 'other file')}, such as "
-            f"{others[0]!r}, and no {MANIFEST}; name a new or an empty folder for shards, or a "
-            "file such as feats.h5"
+            f"{others[0]!r}, and no cache; name a file such as feats.h5, or for shards a new or "
+            "an empty folder"
         )
 
 

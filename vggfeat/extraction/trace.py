@@ -20,7 +20,7 @@ from vggfeat.config import make_settings
 from vggfeat.core.isolation import isolated
 from vggfeat.core.settings import SMALLEST_SIZE, Settings
 from vggfeat.core.vgg_layers import CLASSES, COLOURS, GRID, Layer, layer_table, parameter_shapes
-from vggfeat.errors import DecodeError, UsageError
+from vggfeat.errors import DecodeError, InputError, UsageError
 from vggfeat.images.decode import as_decode_errors, finish
 from vggfeat.images.pillow import isolated_pillow
 from vggfeat.images.raw_values import read_raster
@@ -173,7 +173,10 @@ def trace(
         checkpoint = _look(weights, model)
         return trace_network(model, sides or (side, side), batch=batch, checkpoint=checkpoint)
     preprocess = _preprocess(settings, sides[0] if sides else None)
-    found = read_photo(photo, preprocess, settings.max_pixels)
+    try:
+        found = read_photo(photo, preprocess, settings.max_pixels)
+    except DecodeError as error:
+        raise InputError(f"photo {photo!r} cannot be read: {error}") from error
     checkpoint = _look(weights, model) if not found.reason else None
     return trace_photo(found, preprocess, model, batch=batch, checkpoint=checkpoint)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vggfeat.core.text import first_few
+from vggfeat.core.text import counted, first_few
 from vggfeat.errors import InputError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def stratified_split(
     counts = np.bincount(classes, minlength=len(names))
     few = [f"{name!r} {count}" for name, count in zip(names, counts, strict=True) if count < 2]  # noqa: PLR2004 one for training, one for validation
     if few or len(names) < 2:  # noqa: PLR2004 as few as can be told apart
-        found = f"too few in {first_few(few)}" if few else f"{len(names)} class"
+        found = f"too few in {first_few(few)}" if few else counted(len(names), "class")
         raise InputError(
             "expected images of two classes or more, two or more of each, for training "
             f"and validation; found {found}. The name of the folder that an image lies in is its "

@@ -33,7 +33,7 @@ from vggfeat.images.decompression import (
     unpack_member,
     zstd_module,
 )
-from vggfeat.images.streams import GONE, open_regular, reason_for
+from vggfeat.images.streams import NO_FILE, open_regular, reason_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -120,7 +120,7 @@ def open_member(archive: bytes, stamp: Stamp, place: Place) -> Iterator[BinaryIO
         raise DecodeError(f"damaged in the archive: {error}") from error
     except OSError as error:
         reason = reason_for(error)
-        raise DecodeError(_CHANGED if reason == GONE else reason) from error
+        raise DecodeError(_CHANGED if reason == NO_FILE else reason) from error
     yield io.BytesIO(data)
 
 

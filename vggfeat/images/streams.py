@@ -20,11 +20,11 @@ from vggfeat.storage.paths import dangling_link, local_path, remote_scheme
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-GONE: Final = "no such file (gone since it was listed)"
+NO_FILE: Final = "no such file"
 
 _REASONS = {
-    errno.ENOENT: GONE,
-    errno.ENOTDIR: GONE,
+    errno.ENOENT: NO_FILE,
+    errno.ENOTDIR: NO_FILE,
     errno.EACCES: "permission denied",
     errno.EPERM: "permission denied",
 }
@@ -36,8 +36,8 @@ def open_file(path: bytes, size: int = 0, mtime_ns: int = 0) -> Iterator[BinaryI
 
     Args:
         path: on this machine, or an address in an object store.
-        size: bytes of an object when it was listed.
-        mtime_ns: time of an object's last change when it was listed; 0 if it was not listed.
+        size: bytes when it was listed.
+        mtime_ns: time of its last change when it was listed; 0 if it was not found then.
 
     Raises:
         DecodeError: no regular file, no permission, or a failed read.
@@ -51,7 +51,10 @@ def open_file(path: bytes, size: int = 0, mtime_ns: int = 0) -> Iterator[BinaryI
         with open_regular(path, buffering=-1) as stream:
             yield stream
     except OSError as error:
-        raise DecodeError(dangling_link(path, error) or reason_for(error)) from error
+        reason = dangling_link(path, error) or reason_for(error)
+        if reason == NO_FILE and (size or mtime_ns):
+            reason += " (gone since it was listed)"
+        raise DecodeError(reason) from error
 
 
 def open_regular(path: bytes, buffering: int) -> Any:

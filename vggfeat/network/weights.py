@@ -137,6 +137,10 @@ def find_weights(name: str, model: str) -> Weights:
     file = published_file(name, model)
     if file is not None:
         return _published_weights(name, file)
+    if os.path.isdir(name):
+        raise WeightsError(
+            f"weights {name!r} are a folder; name a file in it, such as .pth or .safetensors"
+        )
     if not os.path.isfile(name):
         if name.endswith(_SUFFIXES) or os.sep in name:
             found = "is no regular file" if os.path.exists(name) else "not found"

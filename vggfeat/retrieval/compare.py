@@ -163,7 +163,9 @@ def compare(
         database = Database(opened, (rows,), np.arange(len(rows)))
         sets = [_altered_queries(opened[0], rows, other, plan, sample) for other in altered]
     else:
-        known = labels_of(opened[0], labels)
+        known = labels_of(
+            opened[0], labels, instead=", or --queries with a cache of altered images"
+        )
         notes += known.notes
         database, queries_by_label = _by_labels(opened, known, sample)
         sets = [queries_by_label]

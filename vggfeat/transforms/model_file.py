@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import numpy as np
 
+from vggfeat.core.file_kinds import MODEL_FORMAT
 from vggfeat.core.file_types import foreign_ending
 from vggfeat.errors import (
     CacheError,
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-MODEL_FORMAT = "vggfeat-model"
 MODEL_VERSION = 1
 
 
@@ -223,6 +223,8 @@ def model_differences(had: Mapping[str, Any], requested: Mapping[str, Any]) -> l
 def check_model_place(path: str) -> None:
     """Refuse a path where no file can be, or one named like a file of another format."""
     check_place(path, "model")
+    if os.path.isdir(path):
+        raise UsageError(f"model {path!r} is a folder; expected a file name such as model.h5")
     if ending := foreign_ending(path):
         raise UsageError(
             f"model {path!r} is named like a file of another format, and a model is HDF5; name it "
