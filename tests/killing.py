@@ -99,6 +99,7 @@ class KillServer:
         log: Path | None = None,
         options: dict[str, bool] | None = None,
         sharding: dict[str, Any] | None = None,
+        fresh: bool = False,
         **settings: Any,
     ) -> tuple[int, int]:
         """Runs `extract` once.
@@ -112,6 +113,7 @@ class KillServer:
             log: file that receives every call and its bytes.
             options: of `UpdatePolicy`.
             sharding: of `Sharding`.
+            fresh: begin again.
             **settings: over `SETTINGS`.
 
         Returns:
@@ -126,6 +128,7 @@ class KillServer:
             "log": str(log) if log else None,
             "options": options or {},
             "sharding": sharding or {},
+            "fresh": fresh,
             "settings": {**SETTINGS, **settings},
         }
         print(json.dumps(command), file=self._process.stdin, flush=True)
@@ -170,7 +173,7 @@ class _Tracer:
     def _is_ours(name: str, arguments: tuple[Any, ...]) -> bool:
         """Calls on a cache, and not on the lock file or the memory of digests."""
         if name in ("replace", "link"):
-            return str(arguments[1]).endswith((".h5", "manifest.json"))
+            return str(arguments[1]).endswith((".h5", "manifest.json", ".fresh"))
         handle = arguments[1] if name == "copy_file_range" else arguments[0]
         target = os.readlink(f"/proc/self/fd/{handle}")
         ours = target.endswith((".h5", ".h5.vggfeat.tmp")) or "manifest.json." in target
@@ -204,7 +207,10 @@ def _child(command: dict[str, Any]) -> int:
     try:
         settings = Settings(**command["settings"])
         policy, sharding = UpdatePolicy(**command["options"]), Sharding(**command["sharding"])
-        extract(command["images"], command["out"], settings, policy=policy, sharding=sharding)
+        extract(
+            command["images"], command["out"], settings, fresh=command["fresh"], policy=policy,
+            sharding=sharding,
+        )  # fmt: skip
     except VggfeatError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code

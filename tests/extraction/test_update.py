@@ -420,21 +420,51 @@ def batches_until(act: Any, count: int = 2) -> Any:
     return told
 
 
+@pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize("sharded", [False, True])
-def test_a_fresh_run_that_is_stopped(images: Path, tmp_path: Path, *, sharded: bool) -> None:
-    """Its message names the command that does the rest, and that is what the command then does."""
+def test_a_fresh_run_that_is_stopped(
+    images: Path, tmp_path: Path, *, sharded: bool, again: bool
+) -> None:
+    """The same command does the rest, also without `fresh`; once all is done, it begins again."""
     out = tmp_path / ("out" if sharded else "out.h5")
     settings = library.Settings(**SETTINGS)
     library.extract(images, out, settings, sharding=Sharding(shards=2) if sharded else None)
     stop = batches_until(lambda: signal.raise_signal(signal.SIGTERM))
-    words = "the same command without --fresh does the rest, with --fresh it begins again"
+    words = "run the same command again to resume"
     with pytest.raises(InterruptedRunError, match=words) as stopped:
         library.extract(images, out, settings, fresh=True, on_progress=stop)
     assert stopped.value.exit_status == 143
     done = stopped.value.summary.done
     assert 0 < done < 14
-    assert library.extract(images, out, settings).new_done == 14 - done
+    assert library.extract(images, out, settings, fresh=again).new_done == 14 - done
+    assert not [name for name in os.listdir(out if sharded else tmp_path) if "fresh" in name]
     assert library.extract(images, out, settings, fresh=True).new_done == 14
+
+
+def test_a_fresh_run_goes_on_only_with_what_it_began(images: Path, tmp_path: Path) -> None:
+    """Other settings begin again; images that have changed meanwhile are done again, and no other.
+
+    A complete cache that an update has left unfinished was not begun by `fresh`, and begins again.
+    """
+    out, settings = tmp_path / "out.h5", library.Settings(**SETTINGS)
+    stop = batches_until(lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(InterruptedRunError) as stopped:
+        library.extract(images, out, settings, fresh=True, on_progress=stop)
+    done = stopped.value.summary.done
+    with (images / library.open(out).name(0)).open("ab") as file:
+        file.write(b"more")
+    assert library.extract(images, out, settings, fresh=True).new_done == 14 - done + 1
+    stop = batches_until(lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(InterruptedRunError):
+        library.extract(images, out, settings, fresh=True, on_progress=stop)
+    other = library.Settings(**{**SETTINGS, "layers": "conv2_1"})
+    assert library.extract(images, out, other, fresh=True).new_done == 14
+    for number in range(6):
+        shutil.copy(images / library.open(out).name(0), images / f"zz{number}.png")
+    stop = batches_until(lambda: signal.raise_signal(signal.SIGTERM), 1)
+    with pytest.raises(InterruptedRunError):
+        library.extract(images, out, other, update=True, on_progress=stop)
+    assert library.extract(images, out, other, fresh=True).new_done == 20
 
 
 class _Stopper(logging.Handler):
@@ -468,8 +498,10 @@ def test_a_fresh_run_out_of_time(images: Path, tmp_path: Path) -> None:
     assert vggfeat(*words, cwd=tmp_path).returncode == 0
     done = vggfeat(*words, "--fresh", "--time-limit", "0.001s", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    told = "UNFINISHED (time limit); the same command without --fresh, which would begin again"
-    assert told in done.stdout
-    done = vggfeat(*words, "--json", cwd=tmp_path)
-    assert json.loads(done.stdout)["pending"] == 0
-    assert "without --fresh" in " ".join(vggfeat("extract", "--help", cwd=tmp_path).stdout.split())
+    assert "UNFINISHED (time limit); the same command again resumes it" in done.stdout
+    done = vggfeat(*words, "--fresh", cwd=tmp_path)
+    told = "resuming 'a.h5', which --fresh has begun and no run has finished: 0 rows are done"
+    assert (done.returncode, told in done.stderr) == (0, True)
+    assert "also one with --fresh" in " ".join(
+        vggfeat("extract", "--help", cwd=tmp_path).stdout.split()
+    )

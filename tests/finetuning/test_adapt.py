@@ -452,7 +452,10 @@ def test_signals_end_it_and_the_same_command_goes_on(
     assert server.run(images, whole, SMALL, training)[0] == 0
     assert out.read_bytes() == whole.read_bytes()
     fresh = vggfeat(*words, "--out", out, "--fresh", "--time-limit", "0.001s", cwd=tmp_path)
-    assert "output of the earlier run is as it was; with --fresh the command begins" in fresh.stdout
+    assert "again resumes it; the output of the earlier run is as it was" in fresh.stdout
+    assert vggfeat(*words, "--out", out, "--fresh", cwd=tmp_path).returncode == 0
+    assert files_beside(out) == {""}
+    assert out.read_bytes() == whole.read_bytes()
 
 
 @pytest.mark.parametrize("batches", [2, 9])

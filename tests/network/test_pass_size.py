@@ -292,7 +292,7 @@ def test_a_cache_records_its_passes_and_keeps_to_them(
     with h5py.File(tmp_path / "whole.h5") as file:
         assert json.loads(file.attrs["config"])["pass_images"] == 2
     said = " in passes of 2, as memory lack"
-    assert said in "\n".join(summary_lines(whole, fresh=False, verbose=False))
+    assert said in "\n".join(summary_lines(whole, verbose=False))
     assert said in vggfeat_command("inspect", "whole.h5", cwd=tmp_path).stdout
     (tmp_path / "part.h5").write_bytes((tmp_path / "whole.h5").read_bytes())
     with h5py.File(tmp_path / "part.h5", "r+") as file:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import random
 import shutil
 import signal
@@ -11,7 +13,18 @@ from typing import TYPE_CHECKING
 
 import h5py
 import pytest
-from killing import KillServer, check_done_rows, contents, kill_and_go_on, make_images
+from killing import (
+    SETTINGS,
+    KillServer,
+    check_done_rows,
+    contents,
+    kill_and_go_on,
+    make_images,
+)
+
+import vggfeat
+from vggfeat.cache.format import RowState
+from vggfeat.cache.reader import FeatureCache
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,6 +60,33 @@ def test_killed_before_every_write_sync_and_rename(
     for at in range(1, calls + 1):
         out = tmp_path / f"{at}.h5"
         assert kill_and_go_on(server, images, out, expected, kill_at=at, torn=torn)
+
+
+def test_fresh_that_is_killed_is_resumed_by_the_same_command(
+    server: KillServer, images: Path, reference: tuple[Path, int], tmp_path: Path
+) -> None:
+    """Killed before any call, what `fresh` has done by then is kept; once done it begins again."""
+    expected, _ = reference
+    good = int((FeatureCache(expected).state == RowState.DONE).sum())
+    kept = []
+    for at in itertools.count(1, 7):
+        out = tmp_path / f"{at}.h5"
+        shutil.copy(expected, out)
+        status, _ = server.run(images, out, fresh=True, kill_at=at)
+        state = FeatureCache(out).state
+        check_done_rows(out, expected)
+        begun = os.path.exists(f"{out}.fresh") and bool((state == RowState.PENDING).any())
+        before = int((state == RowState.DONE).sum()) if begun else 0
+        kept.append(before)
+        found = vggfeat.extract(images, out, vggfeat.Settings(**SETTINGS), fresh=True)
+        assert found.new_done == good - before, at
+        assert contents(out) == contents(expected)
+        assert {path.name for path in tmp_path.iterdir()} == {out.name}
+        out.unlink()
+        if not status:
+            break
+    assert 0 in kept
+    assert max(kept) > good // 2
 
 
 def test_killed_at_random_instants(

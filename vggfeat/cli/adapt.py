@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +11,6 @@ from vggfeat.cli.options import Config, Json, Quiet, Root, given, one_layer, set
 from vggfeat.cli.terminal import ROWS_KEPT, Bar, exit_codes, set_up_logging, show, table
 from vggfeat.core.option import RESUMING
 from vggfeat.core.settings import Settings
-from vggfeat.core.signals import how_to_resume
 from vggfeat.core.text import counted, printable
 from vggfeat.errors import InterruptedRunError
 from vggfeat.finetuning.settings import (
@@ -142,11 +140,10 @@ def adapt(
             raise
         finally:
             if found is not None:
-                lines = functools.partial(_lines, fresh=not resume)
-                show(found, lines, as_json=as_json, quiet=quiet)
+                show(found, _lines, as_json=as_json, quiet=quiet)
 
 
-def _lines(found: FinetuneReport, *, fresh: bool) -> list[str]:
+def _lines(found: FinetuneReport) -> list[str]:
     held_out, trained = sum(found.held_out), ", ".join(found.trained)
     lines = [
         f"{found.out}: {counted(len(found.classes), 'class')}, trained {trained}",
@@ -165,11 +162,8 @@ def _lines(found: FinetuneReport, *, fresh: bool) -> list[str]:
     if found.after is not None:
         lines += _class_lines(found)
     if found.stopped:
-        kept = os.path.lexists(found.out)
-        again = (
-            how_to_resume(fresh=fresh, kept=kept) if fresh else "the same command again resumes it"
-        )
-        lines.append(f"  UNFINISHED ({found.stopped}); {again}")
+        earlier = "; the output of the earlier run is as it was" * os.path.lexists(found.out)
+        lines.append(f"  UNFINISHED ({found.stopped}); the same command again resumes it{earlier}")
     if found.warning:
         lines.append(f"  WARNING  {found.warning}")
     return lines

@@ -62,7 +62,7 @@ def extract(
         typer.Option(
             "--resume/--fresh",
             help="Resume the cache if it exists, or create it again. The same command resumes an "
-            "interrupted run, without --fresh, which would begin again.",
+            "interrupted run, also one with --fresh.",
             rich_help_panel=RESUMING,
         ),
     ] = True,
@@ -224,7 +224,7 @@ def extract(
                 raise
             finally:
                 if watch.summary is not None:
-                    lines = functools.partial(summary_lines, fresh=not resume, verbose=verbose)
+                    lines = functools.partial(summary_lines, verbose=verbose)
                     show(watch.summary, lines, as_json=as_json, quiet=quiet)
 
 

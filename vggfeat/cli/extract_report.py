@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 _FAILURES_SHOWN = 10
 
 
-def summary_lines(summary: Summary, *, fresh: bool, verbose: bool) -> list[str]:
-    """Return the lines of a summary; `fresh` if the run began again."""
+def summary_lines(summary: Summary, *, verbose: bool) -> list[str]:
+    """Return the lines of a summary."""
     layers = ", ".join(f"{spec} ({shape_text(shape)})" for spec, shape in summary.layers.items())
     share = f", share {summary.share}" if summary.share else ""
     counts = f"{summary.done} done, {summary.failed} failed"
@@ -51,7 +51,7 @@ def summary_lines(summary: Summary, *, fresh: bool, verbose: bool) -> list[str]:
     if hidden:
         lines.append(f"  hidden   {hidden}; name them as sources to take them")
     if summary.stopped:
-        lines.append(_stopped_line(summary, fresh=fresh))
+        lines.append(_stopped_line(summary))
     if verbose:
         lines += _where_time_went(summary)
     if summary.clamped:
@@ -65,11 +65,10 @@ def summary_lines(summary: Summary, *, fresh: bool, verbose: bool) -> list[str]:
     return lines
 
 
-def _stopped_line(summary: Summary, *, fresh: bool) -> str:
+def _stopped_line(summary: Summary) -> str:
     if summary.stopped == PLAN_ONLY:
         return "  PLANNED  the same command without --plan-only extracts the images"
-    again = "without --fresh, which would begin again, resumes it" if fresh else "again resumes it"
-    return f"  UNFINISHED ({summary.stopped}); the same command {again}"
+    return f"  UNFINISHED ({summary.stopped}); the same command again resumes it"
 
 
 def _where_time_went(summary: Summary) -> list[str]:

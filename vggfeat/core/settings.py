@@ -322,7 +322,7 @@ class Settings:
     time_limit: str | None = setting(
         None,
         "Stop cleanly within this time, such as 55m, with exit 0; the same command resumes the "
-        "run, without --fresh if it had that.",
+        "run.",
         "TIME",
         group=RESUMING,
     )

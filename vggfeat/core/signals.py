@@ -29,17 +29,8 @@ class TerminatedError(KeyboardInterrupt):
         self.exit_status = 128 + signum
 
 
-def how_to_resume(*, fresh: bool, kept: bool = False) -> str:
-    """Say which command resumes an interrupted run.
-
-    Args:
-        fresh: whether the run was to begin again.
-        kept: whether the output of an earlier run is still in place.
-    """
-    if fresh and kept:
-        return "the output of the earlier run is as it was; with --fresh the command begins again"
-    if fresh:
-        return "the same command without --fresh does the rest, with --fresh it begins again"
+def how_to_resume() -> str:
+    """Say which command resumes an interrupted run, also one with `--fresh`."""
     return "run the same command again to resume"
 
 

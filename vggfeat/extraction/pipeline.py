@@ -18,6 +18,7 @@ import numpy as np
 
 from vggfeat.cache.background_writer import Sink
 from vggfeat.cache.format import DIGEST_BYTES
+from vggfeat.cache.reader import FeatureCache
 from vggfeat.cache.sharded import open_cache
 from vggfeat.cache.writer import CacheWriter, create_cache
 from vggfeat.core import activity
@@ -26,6 +27,7 @@ from vggfeat.core.signals import StopFlag, how_to_resume
 from vggfeat.core.text import agree, counted
 from vggfeat.errors import InputError, InterruptedRunError, TooManyFailuresError
 from vggfeat.extraction.early_decoding import decoding_early
+from vggfeat.extraction.fresh_mark import continued, note_begun, note_finished, note_if_finished
 from vggfeat.extraction.kept_replicas import KeptReplicas
 from vggfeat.extraction.metadata import check_decoding, prepare_cache
 from vggfeat.extraction.report import RunStats, summarise_run
@@ -110,14 +112,20 @@ def extract_file(
     limit = request.settings.seconds_allowed
     limit = limit and limit - stats.discover
     with unless_read_only(hold(out)) as refusal, StopFlag(limit) as stop:
+        if refusal is None:
+            request = continued(request, images)
         context = RunContext(stats, stop, request, on_progress)
         exists = check_output(out, fresh=request.fresh)
+        if exists and refusal is None:
+            note_if_finished(out, FeatureCache(out))  # by a run that was killed as it ended
         if refusal is not None and not (exists and is_complete(request, images)):
             raise refusal
         if exists:
             resume_cache(images, context)
         else:
             _begin(images, context)
+        if refusal is None:
+            note_if_finished(out, FeatureCache(out))
     summary = summarise_run(out, stats, time.perf_counter() - started, stop.reason)
     raise_if_cut_short(summary, request, stop.signum, stats.fatal)
     return summary
@@ -205,7 +213,10 @@ def _begin(images: ImageList, context: RunContext) -> None:
         stack.enter_context(contextlib.closing(loader))
         metadata = new.describe(replicas)
         _end_if_stopped(out, context)
+        note_finished(out)  # an earlier mark is not of the cache that comes
         header = create_cache(out, images, metadata)
+        if context.request.fresh:
+            note_begun(out, header.identity.fingerprint())
         writer = CacheWriter(out, header)
         context.stats.prepare += time.perf_counter() - started
         _loop(loader, replicas, writer, work.guard, context)
@@ -398,7 +409,7 @@ def raise_if_cut_short(
         raise InterruptedRunError(
             f"stopped by {signal.Signals(signum).name}: {summary.done} of "
             f"{counted(images, 'image')} {agree(summary.done, 'is')} done, {summary.pending} "
-            f"{agree(summary.pending, 'is')} left; {how_to_resume(fresh=request.fresh)}",
+            f"{agree(summary.pending, 'is')} left; {how_to_resume()}",
             signum,
             summary,
         )

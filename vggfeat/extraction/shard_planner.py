@@ -45,6 +45,7 @@ from vggfeat.errors import (
     SpaceError,
     UsageError,
 )
+from vggfeat.extraction.fresh_mark import SUFFIX
 from vggfeat.extraction.resume import check_removals, check_settings
 from vggfeat.extraction.update import (
     Changes,
@@ -471,6 +472,7 @@ def remove_leftovers(out: str, manifest: ShardManifest) -> None:
     """
     names = {shard.name for shard in manifest.shards if shard.name}
     kept = {*names, *(f"{name}.lock" for name in names), MANIFEST, f"{MANIFEST}.lock"}
+    kept.add(f"{MANIFEST}{SUFFIX}")
     found = os.listdir(out)
     # Temporary files of a shard belong to the run that holds the shard.
     left = [

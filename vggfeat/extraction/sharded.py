@@ -19,6 +19,16 @@ from vggfeat.core.records import PLAN_ONLY
 from vggfeat.core.signals import StopFlag
 from vggfeat.core.text import agree, counted, first_few
 from vggfeat.errors import CacheError, LockedError, ShardsHeldError, UsageError
+from vggfeat.extraction.fresh_mark import (
+    as_continued,
+    check_same,
+    has_pending,
+    is_marked,
+    note_begun,
+    note_finished,
+    note_if_finished,
+    was_begun,
+)
 from vggfeat.extraction.kept_replicas import KeptReplicas
 from vggfeat.extraction.metadata import describe_cache
 from vggfeat.extraction.pipeline import (
@@ -85,7 +95,7 @@ def _extract_shards(
         # A signal ends waiting and listing at once. From `StopFlag` on it is looked at between
         # shards, as the loop does between batches: a plan is published whole or not at all.
         if refusal is None:
-            plan = _prepare_plan(request, lock, stats)
+            request, plan = _prepare_plan(request, lock, stats)
         else:
             plan = _no_plan(request, refusal, stats)
         limit = request.settings.seconds_allowed
@@ -102,6 +112,8 @@ def _extract_shards(
             if refusal is not None and any(work.rows_left()):
                 raise refusal
             left = [] if request.sharding.plan_only else work.do()
+            if refusal is None and is_marked(_mark_of(request)):
+                note_if_finished(_mark_of(request), ShardedCache(request.out))
     reason = PLAN_ONLY if request.sharding.plan_only else stop.reason
     seconds = time.perf_counter() - started
     summary = summarise_run(request.out, stats, seconds, reason, shards=cache)
@@ -120,11 +132,12 @@ def _extract_shards(
 
 def _prepare_plan(
     request: ExtractRequest, lock: SharedLock, stats: RunStats
-) -> Callable[[StopFlag], Changes | None]:
+) -> tuple[ExtractRequest, Callable[[StopFlag], Changes | None]]:
     """List the images if a plan is to be made or updated; change nothing yet.
 
     Returns:
-        a function that makes or updates the plan where needed, and returns what has changed.
+        the request, which goes on with what `fresh` has begun, and a function that makes or updates
+        the plan where needed, and returns what has changed.
     """
     path = os.path.join(request.out, MANIFEST)
 
@@ -136,23 +149,56 @@ def _prepare_plan(
         lock.acquire_exclusive()
     elif not os.path.exists(path):
         lock.acquire_exclusive(tell)
+    request = _continued(request)
+    if not request.fresh and is_marked(path) and os.path.exists(path):
+        note_if_finished(path, ShardedCache(request.out))  # by a run that was killed as it ended
     if request.fresh or not os.path.exists(path):
         images = list_images(request, stats)
         shards = request.sharding.count_for(len(images))
         made = describe_cache(request.settings, images)
-        return lambda stop: _planner(request, images, stop).begin(made, shards)
+
+        def begin(stop: StopFlag) -> None:
+            note_finished(path)  # an earlier mark is not of the plan that comes
+            _planner(request, images, stop).begin(made, shards)
+            if request.fresh:
+                note_begun(path, made.identity.fingerprint())
+
+        return request, begin
     existing = read_manifest(request.out)
     if request.policy.update:
         request.sharding.check_count(request.out, len(existing.shards))
         images = list_images(request, stats)
-        return lambda stop: _planner(request, images, stop).update(
+        return request, lambda stop: _planner(request, images, stop).update(
             existing, request.settings, request.policy
         )
     check_plan(request, existing)
     if request.items is not None:
         check_known_items(request.items, existing, request.out)
     remove_leftovers(request.out, existing)
-    return lambda _: None
+    return request, lambda _: None
+
+
+def _mark_of(request: ExtractRequest) -> str:
+    return os.path.join(request.out, MANIFEST)
+
+
+def _continued(request: ExtractRequest) -> ExtractRequest:
+    """As `fresh_mark.continued`, for the plan in a folder whose lock the caller holds alone."""
+    path = _mark_of(request)
+    if not (request.fresh and is_marked(path) and os.path.exists(path)):
+        return request
+    try:
+        existing, cache = read_manifest(request.out), ShardedCache(request.out)
+        numbers = [number for number in range(len(cache.shards)) if cache.shard_header(number)]
+        begun = was_begun(path, existing.fingerprint) and numbers and has_pending(cache)
+        other = request.sharding.shards not in (None, len(existing.shards))
+        if not begun or other or named_sources(request.sources) != existing.sources:
+            return request
+        first = FeatureCache(cache.shard_path(numbers[0]))
+        check_same(first, request.settings)
+    except CacheError:  # also a damaged one, which is replaced
+        return request
+    return as_continued(request, cache)
 
 
 def _planner(request: ExtractRequest, images: ImageList, stop: StopFlag) -> Planner:

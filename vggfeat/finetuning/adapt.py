@@ -21,8 +21,9 @@ from vggfeat.core.isolation import isolated
 from vggfeat.core.records import Progress
 from vggfeat.core.signals import StopFlag, how_to_resume
 from vggfeat.core.text import agree, counted
-from vggfeat.errors import InterruptedRunError, UsageError
+from vggfeat.errors import CacheError, InterruptedRunError, UsageError
 from vggfeat.extraction.api import ExtractRequest
+from vggfeat.extraction.fresh_mark import note_begun, was_begun
 from vggfeat.extraction.pipeline import extract_file
 from vggfeat.extraction.update import UpdatePolicy
 from vggfeat.finetuning.dataset import Split, TrainingData, stratified_split
@@ -184,23 +185,33 @@ def _run(task: _Task, *, fresh: bool) -> FinetuneReport:
     """Train, resume, or return the report of a training that is finished."""
     settings, files = task.settings, task.files
     request = Request(task.identity, settings.network.precision)
+    mark = hashlib.sha256(json.dumps([task.identity, request.precision]).encode()).hexdigest()
     done = finished_report(files.out, request, fresh=fresh)
-    if done is not None or fresh:
+    begun = fresh and was_begun(files.out, mark)  # by this very command, which was interrupted
+    if done is not None or (fresh and not begun):
         files.remove_temporary()
     if done is not None:
         return done
+    if fresh:
+        note_begun(files.out, mark)
     from vggfeat.finetuning.model import choose_training_precision
 
     precision = choose_training_precision(settings.network.precision, settings.network.device)
-    job = start_or_resume(files.checkpoint, request, precision)
+    try:
+        job = start_or_resume(files.checkpoint, request, precision)
+    except CacheError:
+        if not begun:
+            raise
+        files.remove_temporary()  # damaged, and `fresh` begins again
+        note_begun(files.out, mark)
+        job = start_or_resume(files.checkpoint, request, precision)
     cache = _untouched_features(task)
     if cache is None:
         return _report(task, job, stopped="time limit")
     report = _train(task, job, _training_data(task, cache))
     if report.stopped and task.stop:
         raise InterruptedRunError(
-            f"stopped by {report.stopped} in epoch {len(report.epochs) + 1}; "
-            + how_to_resume(fresh=fresh, kept=os.path.lexists(files.out)),
+            f"stopped by {report.stopped} in epoch {len(report.epochs) + 1}; " + how_to_resume(),
             task.stop.signum,
             report,
         )

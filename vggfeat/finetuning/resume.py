@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vggfeat.errors import CacheError, CacheMismatchError, UsageError, VggfeatError
+from vggfeat.extraction.fresh_mark import note_finished
 from vggfeat.finetuning.augmentation import parse_jitter
 from vggfeat.finetuning.report import (
     FinetuneReport,
@@ -62,6 +63,7 @@ class OutputFiles:
             with contextlib.suppress(UsageError):  # a link or a folder of that name
                 remove_leftover(f"{path}{TEMPORARY_SUFFIX}")
         remove_left_lock(self.untouched_features)
+        note_finished(self.out)
 
 
 def _may_be_safetensors(path: str) -> bool:

@@ -38,7 +38,8 @@ from vggfeat.core.records import (
 from vggfeat.core.signals import StopFlag, how_to_resume
 from vggfeat.core.steps import Step
 from vggfeat.core.text import agree, counted
-from vggfeat.errors import CacheMismatchError, InterruptedRunError, UsageError
+from vggfeat.errors import CacheError, CacheMismatchError, InterruptedRunError, UsageError
+from vggfeat.extraction.fresh_mark import is_marked, note_begun, note_finished, was_begun
 from vggfeat.extraction.resume import check_output
 from vggfeat.storage.locks import hold, refuse_if_held, unless_read_only
 from vggfeat.transforms.base import Transform, blocks_of, find_scales
@@ -128,6 +129,8 @@ def derive(
     if os.path.exists(out) and os.path.samefile(out, source.path):
         raise UsageError(f"output {out!r} is the cache that is read; choose another --out")
     with unless_read_only(hold(out)) as refusal, StopFlag() as stop:
+        if begin == "fresh" and _has_begun(source, out, transform, dtype):
+            begin = "update"
         exists = check_output(out, fresh=begin == "fresh")
         if refusal is not None and not (exists and _same_rows(source, FeatureCache(out))):
             raise refusal
@@ -141,21 +144,40 @@ def derive(
                 )
             _check_images(source, target, update=begin == "update")
         else:
+            note_finished(out)  # an earlier mark is not of the cache that comes
             _begin(source, out, transform, dtype)
+            if begin == "fresh":
+                note_begun(out, FeatureCache(out).header.identity.fingerprint())
         work = _Work(source, FeatureCache(out), transform, stop, on_progress)
         source.warn()
         if refusal is None:
             work.do()
+            if not stop:
+                note_finished(out)
     result = work.result(time.perf_counter() - started)
     if stop and result.pending:
         raise InterruptedRunError(
             f"stopped by {signal.Signals(stop.signum).name}: {result.done} of "
             f"{counted(result.rows, 'row')} {agree(result.done, 'is')} done; "
-            f"{how_to_resume(fresh=begin == 'fresh')}",
+            f"{how_to_resume()}",
             stop.signum,
             result,
         )
     return result
+
+
+def _has_begun(source: FeatureCache, out: str, transform: Transform, dtype: Dtype) -> bool:
+    """Return whether `fresh` has begun this very output, and no run has finished it."""
+    if not (is_marked(out) and os.path.exists(out)):
+        return False
+    try:
+        target = FeatureCache(out)
+    except CacheError:  # damaged, and to be replaced
+        return False
+    identity = target.header.identity
+    if not was_begun(out, identity.fingerprint()):
+        return False
+    return not identity.differences(_identity(source, transform, dtype, target.header.scales))
 
 
 def _begin(source: FeatureCache, out: str, transform: Transform, dtype: Dtype) -> None:

@@ -1,0 +1,127 @@
+"""A mark beside an output that `fresh` has begun and no run has finished yet.
+
+It lets the command that was interrupted go on, instead of beginning again each time: a crontab has
+one command, and under a time limit that would never be done. The mark is written before the first
+row is, and holds the fingerprint of what was begun.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vggfeat.cache.format import RowState
+from vggfeat.cache.reader import FeatureCache
+from vggfeat.cache.rows import match_paths
+from vggfeat.core.text import agree, counted
+from vggfeat.errors import CacheError, CacheMismatchError
+from vggfeat.extraction.resume import check_settings
+from vggfeat.extraction.update import UpdatePolicy, find_changes
+from vggfeat.storage.atomic import write_bytes
+from vggfeat.storage.foreign_files import read_foreign
+
+if TYPE_CHECKING:
+    from vggfeat.cache.sharded import ShardedCache
+    from vggfeat.core.settings import Settings
+    from vggfeat.extraction.api import ExtractRequest
+    from vggfeat.images.image_list import ImageList
+
+SUFFIX = ".fresh"
+_MOST_BYTES = 4096
+_NAMES = UpdatePolicy(update=True)
+
+log = logging.getLogger("vggfeat")
+
+
+def note_begun(out: str, fingerprint: str) -> None:
+    """Mark an output, whose lock the caller holds, as begun by `fresh`."""
+    write_bytes(f"{out}{SUFFIX}", f"{fingerprint}\n".encode())
+
+
+def note_finished(out: str) -> None:
+    """Remove the mark of an output, if there is one."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(f"{out}{SUFFIX}")
+
+
+def was_begun(out: str, fingerprint: str) -> bool:
+    """Return whether `fresh` has begun this very output, and no run has finished it since."""
+    try:
+        text = read_foreign(f"{out}{SUFFIX}", _MOST_BYTES)
+    except OSError:
+        return False
+    return text.decode(errors="replace").strip() == fingerprint
+
+
+def is_marked(out: str) -> bool:
+    """Return whether an output has a mark at all."""
+    return os.path.lexists(f"{out}{SUFFIX}")
+
+
+def continued(request: ExtractRequest, images: ImageList) -> ExtractRequest:
+    """Return a request that goes on with what `fresh` has begun, where it has; else the request.
+
+    It then updates the output, whose lock the caller holds, and retries failed images: all that is
+    left is as if the run had begun anew. Other settings, or images from elsewhere, begin again.
+    """
+    out = request.out
+    if not (request.fresh and is_marked(out) and os.path.exists(out)):
+        return request
+    try:
+        cache = FeatureCache(out)
+        if not (was_begun(out, cache.header.identity.fingerprint()) and has_pending(cache)):
+            return request
+        check_same(cache, request.settings)
+        find_changes(cache, images, match_paths(cache.paths, images.paths), _NAMES)
+    except CacheError:  # also a damaged one, which is replaced
+        return request
+    return as_continued(request, cache)
+
+
+def check_same(cache: FeatureCache, settings: Settings) -> None:
+    """Raise `CacheMismatchError` unless a new cache of these settings would be as this one.
+
+    Resuming takes also fewer layers and another batch size than the cache has.
+    """
+    check_settings(cache, settings, work=True)
+    batch_size = int(cache.header.provenance.config["batch_size"])
+    if set(settings.stored) != set(cache.header.shapes):
+        raise CacheMismatchError(f"cache {cache.path!r} has other layers")
+    if settings.batch_size not in ("auto", batch_size):
+        raise CacheMismatchError(f"cache {cache.path!r} has another batch size")
+
+
+def as_continued(request: ExtractRequest, cache: FeatureCache | ShardedCache) -> ExtractRequest:
+    """Return the request as one that resumes, after saying so."""
+    _tell_resuming(request.out, cache)
+    by_digest = request.items is not None and request.fingerprint == "bytes"
+    policy = UpdatePolicy(update=True, by_digest=by_digest, retry_failed=True)
+    return dataclasses.replace(request, fresh=False, policy=policy)
+
+
+def note_if_finished(out: str, cache: FeatureCache | ShardedCache) -> None:
+    """Remove the mark of a cache of which no row is left to do."""
+    if is_marked(out) and not has_pending(cache):
+        note_finished(out)
+
+
+def has_pending(cache: FeatureCache | ShardedCache) -> bool:
+    """Return whether rows of a cache are left to do."""
+    return bool((np.asarray(cache.state) == RowState.PENDING).any())
+
+
+def _tell_resuming(out: str, cache: FeatureCache | ShardedCache) -> None:
+    """Say that `fresh` goes on with what an interrupted run of it has begun."""
+    done = int((np.asarray(cache.state) == RowState.DONE).sum())
+    log.info(
+        "resuming %r, which --fresh has begun and no run has finished: %s %s done; delete it to "
+        "begin again",
+        out,
+        counted(done, "row"),
+        agree(done, "is"),
+    )
