@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-_SECONDS = 120
+_SECONDS = 300
 _SECONDS_TO_INSTALL = 600
 
 # It reads commands from descriptor 3 and writes to 4.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 from typing import TYPE_CHECKING
@@ -48,3 +49,13 @@ def assert_one_line(done: subprocess.CompletedProcess[str], code: int, *words: s
     assert lines[0].startswith("vggfeat: ")
     for word in words:
         assert word in lines[0]
+
+
+def cpu_seconds(pid: int) -> float:
+    """What a process has computed so far: how far it is, however busy the machine; inf if gone."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except OSError:
+        return math.inf
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PAGE = 10
 """Objects that one reply of a listing has at most; S3 itself gives 1000."""
 
-_STARTS_WITHIN_SECONDS = 60
+_STARTS_WITHIN_SECONDS = 300
 
 
 def environment(port: int) -> dict[str, str]:
@@ -185,7 +185,7 @@ class Gate:
             handler.wfile.write(page)
 
     def _forward(self, handler: BaseHTTPRequestHandler, store: int, body: bytes) -> None:
-        link = http.client.HTTPConnection("127.0.0.1", store, timeout=30)
+        link = http.client.HTTPConnection("127.0.0.1", store, timeout=300)
         link.request(handler.command, handler.path, body, dict(handler.headers.items()))
         answer = link.getresponse()
         data, headers = answer.read(), answer.getheaders()

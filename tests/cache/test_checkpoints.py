@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from power_cuts import Call
 
 ROWS, SIZE = 60, 4
-WAIT = 60.0
+WAIT = 300.0
 
 
 class Disk:

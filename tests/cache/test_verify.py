@@ -81,7 +81,7 @@ def flip(path: Path, at: int, mask: int) -> None:
 
 def run(*words: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "vggfeat", "verify", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
 
 
 def contents(path: Path) -> dict[str, bytes]:

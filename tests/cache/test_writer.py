@@ -321,7 +321,7 @@ class Slow:
 
     def write(self, given: FeatureBatch) -> None:
         self.begun.set()
-        self.gate.wait(30)
+        self.gate.wait(300)
         row = int(given.rows[0])
         if row == self._fail_at:
             raise SpaceError(28, "the disk is full")
@@ -345,7 +345,7 @@ def one(row: int) -> FeatureBatch:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < deadline, "this never happened"
         time.sleep(0.001)
@@ -383,7 +383,7 @@ def feed_until(sink: Sink, begun: threading.Event, then: BaseException) -> None:
     """A loop that ends with an error once its first batch is being written."""
     with sink:
         sink.put(one(0))
-        assert begun.wait(60)
+        assert begun.wait(300)
         raise then
 
 

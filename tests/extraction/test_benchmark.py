@@ -79,7 +79,7 @@ def test_figures_come_while_it_measures_and_ctrl_c_ends_it(tmp_path: Path) -> No
         assert process.stdout.readline().startswith("measuring for about 1 h 00 min")
         assert process.stdout.readline().startswith("machine ")
         process.send_signal(signal.SIGINT)
-        others, errors = process.communicate(timeout=120)
+        others, errors = process.communicate(timeout=600)
     assert process.returncode == 130, errors
     assert errors == "vggfeat: stopped; what is printed was measured by then\n"
     assert "limit" not in others

@@ -102,7 +102,7 @@ def test_a_bar_is_shown_if_so_asked(
     assert seen == shown * 2
     captured = capfd.readouterr()
     assert "3/3" in captured.err
-    assert "failed=1" in captured.err
+    assert "1 failed" in captured.err
     assert not captured.out
     vggfeat.extract(folder, tmp_path / "h.h5", SETTINGS, progress=True)  # nothing is left to do
     assert "images" not in capfd.readouterr().err

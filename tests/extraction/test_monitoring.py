@@ -47,7 +47,7 @@ def words(images: Path, *more: str) -> list[str]:
 def run(images: Path, *more: str, umask: int = 0o022) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         words(images, *more),
-        capture_output=True, text=True, check=False, timeout=120, cwd=images.parent, umask=umask,
+        capture_output=True, text=True, check=False, timeout=600, cwd=images.parent, umask=umask,
     )  # fmt: skip
 
 

@@ -167,10 +167,10 @@ def test_processes_at_the_same_time(images: Path, reference: Path, tmp_path: Pat
         start(command(images, out, "--shards", "5", *more))
         for more in ([], ["--shard", "1/2"], ["--shard", "1/2"])
     ]
-    ends = [run.communicate(timeout=120) for run in runs]
+    ends = [run.communicate(timeout=600) for run in runs]
     assert {run.returncode for run in runs} <= {0, 75}, ends
     last = start(command(images, out, "--json"))
-    text, _ = last.communicate(timeout=120)
+    text, _ = last.communicate(timeout=600)
     assert json.loads(text)["pending"] == 0
     assert_same(out, reference)
     assert_only_own_files(out)
@@ -194,7 +194,7 @@ def test_a_shard_that_another_run_holds(
     assert holder.stdout is not None
     assert holder.stdout.readline() == b"held\n"
     done = start(command(images, out, "--json"))
-    text, told = done.communicate(timeout=120)
+    text, told = done.communicate(timeout=600)
     assert done.returncode == 75
     assert "1 shard of" in told
     assert "is held by other runs" in told

@@ -83,7 +83,7 @@ def test_its_error_during_a_write_loses_nothing(
         if writes == 3 and not killed:
             killed.append(worker.pid)
             os.kill(worker.pid, signal.SIGKILL)
-            until = time.monotonic() + 60
+            until = time.monotonic() + 300
             while not is_dead(worker.pid) and time.monotonic() < until:
                 time.sleep(0.01)
         return pwrite(handle, data, place)

@@ -508,7 +508,7 @@ def test_archive_that_may_not_be_read(tmp_path: Path) -> None:
 def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
-        cwd=REPOSITORY, check=True, capture_output=True, text=True, timeout=60,
+        cwd=REPOSITORY, check=True, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
 
 

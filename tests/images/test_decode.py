@@ -845,7 +845,7 @@ def in_child(path: Path, before: str = "") -> str:
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(path)],
-        cwd=REPOSITORY, check=True, capture_output=True, text=True, timeout=60,
+        cwd=REPOSITORY, check=True, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     return done.stdout.strip()
 

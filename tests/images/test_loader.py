@@ -73,7 +73,7 @@ def test_rows_lie_in_their_slots(folder: bytes, workers: int) -> None:
     assert [batch.slots.tolist() for batch in found] == [[0, 1], [0, 2], [0]]
     assert [[failure.row for failure in batch.failures] for batch in found] == [[2], [4], []]
     assert found[0].failures[0].reason == "not an image Pillow can read"
-    assert found[1].failures[0].reason == "no such file (gone since it was listed)"
+    assert found[1].failures[0].reason == "no such file"
     for batch in found:
         assert batch.images.shape == (3, 32, 32, 3)
         assert batch.images.dtype == torch.uint8
@@ -192,7 +192,7 @@ def grey_batches(workers: int, dataset: Grey | None = None) -> SupervisedLoader[
             for image in images
         ],
         num_workers=workers,
-        timeout=30,
+        timeout=600,
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command_line import assert_one_line, vggfeat
+from command_line import assert_one_line, cpu_seconds, vggfeat
 from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
@@ -204,11 +204,11 @@ def test_interrupted(folder: Path, tmp_path: Path, signum: int) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "vggfeat", *words], stderr=subprocess.PIPE, text=True
     )
-    while not workers(process.pid):
+    # Past the forks, within which Python passes over what a handler raises: a worker has worked.
+    while not any(cpu_seconds(int(worker)) > 0.3 for worker in workers(process.pid)):
         time.sleep(0.05)
-    time.sleep(0.5)  # past the forks, within which Python passes over what a handler raises
     process.send_signal(signum)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 128 + signum
     assert errors == "vggfeat: stopped; nothing was measured\n"
     assert not (tmp_path / "s.toml").exists()

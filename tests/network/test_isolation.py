@@ -562,14 +562,14 @@ def test_threads_share_the_state() -> None:
     def stay() -> None:
         with isolated():
             inside.set()
-            leave.wait(60)
+            leave.wait(300)
             seen.append(torch.get_default_dtype())
 
     with HOSTS["default dtype float64"]():
         with isolated():
             thread = threading.Thread(target=stay)
             thread.start()
-            assert inside.wait(60)
+            assert inside.wait(300)
         assert torch.get_default_dtype() == torch.float32  # the other one computes
         leave.set()
         thread.join()

@@ -392,7 +392,7 @@ def test_several_runs_fetch_once(server: Server) -> None:
         )
         for _ in range(3)
     ]
-    digests = [run.communicate(timeout=60)[0].strip() for run in runs]
+    digests = [run.communicate(timeout=600)[0].strip() for run in runs]
     assert digests == [sha256(server.content)] * 3
     assert server.requests == 1
     assert path.read_bytes() == server.content

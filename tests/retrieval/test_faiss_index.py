@@ -350,7 +350,7 @@ def test_a_build_that_ends_early_leaves_no_index(tmp_path: Path, when: str) -> N
     for name in ("SIGKILL", "SIGINT"):
         done = subprocess.run(
             [sys.executable, "-c", KILLED, when, name], cwd=tmp_path, capture_output=True,
-            check=False, timeout=60,
+            check=False, timeout=600,
         )  # fmt: skip
         assert done.returncode == -getattr(signal, name), done.stderr
         names = {"f.h5"}

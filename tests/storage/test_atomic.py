@@ -279,7 +279,7 @@ def test_a_killed_writers_leftover_goes_with_the_next(block: str, tmp_path: Path
         process.send_signal(signal.SIGKILL)
     assert names(tmp_path) == {"f.vggfeat.tmp"}
     with writing(tmp_path, block) as process:
-        process.communicate(timeout=60)
+        process.communicate(timeout=600)
     assert process.returncode == 0
     assert names(tmp_path) == {"f"}
     path = tmp_path / "f" / "x" if block == FOLDER else tmp_path / "f"
@@ -305,9 +305,9 @@ def test_writers_of_one_file_take_turns(tmp_path: Path) -> None:
         ) as waiting:  # fmt: skip
             wait_for_lock(waiting.pid)
             assert names(tmp_path) == {"f.vggfeat.tmp"}
-            first.communicate(timeout=60)
+            first.communicate(timeout=600)
             assert (tmp_path / "f").exists()
-            said, _ = waiting.communicate(timeout=60)
+            said, _ = waiting.communicate(timeout=600)
     assert (said, first.returncode, waiting.returncode) == (b"writing\n", 0, 0)
     assert (tmp_path / "f").read_bytes() == b"second"
     assert names(tmp_path) == {"f"}

@@ -91,7 +91,7 @@ def test_a_command_whose_cache_is_cut_short(tmp_path: Path) -> None:
     command.send_signal(signal.SIGSTOP)
     os.truncate(cache, 100_000)
     command.send_signal(signal.SIGCONT)
-    out, err = command.communicate(timeout=120)
+    out, err = command.communicate(timeout=600)
     assert command.returncode == 5, (out, err)
     assert err.count("\n") == 1
     assert "large.h5" in err
@@ -120,7 +120,7 @@ def test_an_index_that_faiss_has_mapped(tmp_path: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-c", FAISS, tmp_path / "rows.index"],
         env={**os.environ, "OMP_NUM_THREADS": "3"},
-        capture_output=True, check=False, text=True, timeout=120,
+        capture_output=True, check=False, text=True, timeout=600,
     )  # fmt: skip
     assert ended.returncode == 5, ended.stderr
     assert "rows.index' was cut short while it was read: 5000 bytes" in ended.stderr

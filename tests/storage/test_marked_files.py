@@ -53,7 +53,7 @@ def test_a_file_that_a_killed_program_marked(
     out = tmp_path / "f.h5"
     vggfeat.extract(images, out, vggfeat.Settings(**SETTINGS))
     expected = np.array(vggfeat.open(out)["conv1_1"])
-    done = subprocess.run([sys.executable, "-c", PROGRAM, out, how], check=False, timeout=120)
+    done = subprocess.run([sys.executable, "-c", PROGRAM, out, how], check=False, timeout=600)
     assert done.returncode == -signal.SIGKILL
     with open_metadata(str(out)) as file:
         assert file.is_marked

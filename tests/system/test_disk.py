@@ -83,7 +83,7 @@ def test_a_disk_that_fills_meanwhile(tmp_path: Path, forgetful_disk: Path) -> No
         while not out.exists():
             time.sleep(0.001)
         fill(forgetful_disk / "filler")
-        _, errors = run.communicate(timeout=120)
+        _, errors = run.communicate(timeout=600)
     assert run.returncode == 6, errors
     assert "writing failed: No space left on device; the file is intact" in errors
     with h5py.File(out) as file, h5py.File(whole) as right:

@@ -122,7 +122,7 @@ def shell(machine: Machine, command: str, stdin: str = "") -> subprocess.Complet
     environment = cron_environment(machine)
     return subprocess.run(
         ["/bin/sh", "-c", machine.here(command)], env=environment, cwd=environment["HOME"],
-        input=stdin, capture_output=True, text=True, check=False, timeout=120,
+        input=stdin, capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
 
 
@@ -194,7 +194,7 @@ def under_way(words: list[str], machine: Machine) -> Iterator[subprocess.Popen[s
     run = subprocess.Popen(words, env=cron_environment(machine), text=True)
     try:
         yield run
-        run.wait(timeout=120)
+        run.wait(timeout=600)
     finally:
         run.kill()
         run.wait()
@@ -292,7 +292,7 @@ def test_the_service(machine: Machine) -> None:
     assert unit_values(text, "ProtectSystem") == ["strict"]
     before = machine.files()
     done = subprocess.run(
-        words, cwd="/", capture_output=True, text=True, check=False, timeout=120,
+        words, cwd="/", capture_output=True, text=True, check=False, timeout=600,
         env={**cron_environment(machine), **environment},
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -558,7 +558,7 @@ class Cut:
     def run(self, out: Path) -> None:
         """The same run into another cache."""
         words = [str(out) if word == str(self.machine.cache) else word for word in self.words]
-        subprocess.run(words, env=cron_environment(self.machine), check=True, timeout=120)
+        subprocess.run(words, env=cron_environment(self.machine), check=True, timeout=600)
 
     def go_on_with(self, copy: Path) -> None:
         """The same run again, on a copy, and what it must come to."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from typing import TYPE_CHECKING
 
 import h5py
@@ -15,12 +16,15 @@ from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler, normalize
 
 import vggfeat as library
+from vggfeat.errors import InterruptedRunError
 from vggfeat.transforms.settings import ReduceSettings
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from vggfeat.core.records import Progress
 
 WIDE = [*SMALL, "--dtype", "float32"]
 
@@ -182,3 +186,25 @@ def test_bad_requests_are_one_line(
     done = vggfeat("reduce", workplace / "feats.h5", *words, "--out", "o.h5", cwd=tmp_path)
     assert_one_line(done, code, says)
     assert not [path.name for path in tmp_path.iterdir() if path.suffix == ".h5"]
+
+
+def test_an_interrupted_fresh_run_is_resumed_by_the_same_call(
+    workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `fresh` had transformed by then is kept; a run that has finished begins again."""
+    source, out = workplace / "feats.h5", tmp_path / "r.h5"
+    monkeypatch.setattr("vggfeat.transforms.base.READ_BYTES", 1)  # a block is one row
+    settings = ReduceSettings(method="standard")
+    whole = library.reduce(source, out, settings)
+
+    def stop(progress: Progress) -> None:
+        if progress.done == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(InterruptedRunError, match="run the same command again to resume") as error:
+        library.reduce(source, out, settings, begin="fresh", on_progress=stop)
+    done = error.value.summary.new_done
+    assert 0 < done < whole.new_done
+    assert library.reduce(source, out, settings, begin="fresh").new_done == whole.new_done - done
+    assert library.reduce(source, out, settings, begin="fresh").new_done == whole.new_done
+    assert {path.name for path in tmp_path.iterdir()} == {"r.h5", "r.model.h5"}

@@ -703,7 +703,7 @@ def test_a_fit_that_is_killed_leaves_what_was_there(
     assert "fitting devise" in run.stderr.readline()
     time.sleep(0.3)
     run.send_signal(number)
-    run.communicate(timeout=60)
+    run.communicate(timeout=600)
     assert run.returncode != 0
     assert out.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["m.h5"]

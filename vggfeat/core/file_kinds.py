@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 HDF5 = b"\x89HDF\r\n\x1a\n"
-HEAD_BYTES = 16
+MAGIC_BYTES = 16
 
 MODEL_FORMAT = "vggfeat-model"
 """Attribute `format` of files with what fuse, reduce or zeroshot has fitted."""
@@ -23,7 +23,7 @@ def file_kind(head: bytes) -> str:
     """Return what a file is that begins so, `a JPEG image`; empty if that is not known.
 
     Args:
-        head: the first `HEAD_BYTES` bytes, or fewer of a shorter file.
+        head: the first `MAGIC_BYTES` bytes, or fewer of a shorter file.
     """
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "a WebP image"

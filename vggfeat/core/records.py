@@ -161,7 +161,7 @@ class Progress:
     done: int
     failed: int
     total: int
-    images_per_second: float = 0.0
+    images_per_second: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from vggfeat.errors import DecodeError, UsageError
 from vggfeat.images.corruptions import corrupt
 from vggfeat.images.intensity import develop
-from vggfeat.images.pillow import isolated_pillow, load_rgb
+from vggfeat.images.pillow import isolated_pillow, load_rgb, not_an_image
 from vggfeat.images.raw_values import is_of_values, read_raster
 from vggfeat.images.resize import fit_inside, fit_pixels, too_large
 from vggfeat.images.streams import open_file
@@ -139,6 +139,8 @@ def as_decode_errors(stream: BinaryIO, max_pixels: int) -> Iterator[None]:
             raise
         except _BOMBS as error:
             raise DecodeError(_bomb(stream, str(error), max_pixels)) from error
+        except UnidentifiedImageError as error:
+            raise DecodeError(not_an_image(stream)) from error
         except Exception as error:  # plugins raise nearly anything on broken data
             raise DecodeError(_reason(error)) from error
 
@@ -158,8 +160,6 @@ def _bomb(stream: BinaryIO, complaint: str, max_pixels: int) -> str:
 
 def _reason(error: Exception) -> str:
     """Return why Pillow failed, as one printable line."""
-    if isinstance(error, UnidentifiedImageError):
-        return "not an image Pillow can read"
     text = _one_line(str(error))
     if isinstance(error, EOFError) or "truncated" in text.lower():
         return _one_line(f"truncated: {text}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 import numpy as np
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
-from vggfeat.core.file_kinds import HEAD_BYTES, file_kind
+from vggfeat.core.file_kinds import MAGIC_BYTES, file_kind
 from vggfeat.errors import DecodeError
 from vggfeat.images.intensity import WORD, Range, grey_bytes
 from vggfeat.images.optional_formats import check_jpeg_xl_size, lacking
@@ -162,9 +162,10 @@ def _silent_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-def _not_an_image(stream: BinaryIO) -> str:
+def not_an_image(stream: BinaryIO) -> str:
+    """Return why a stream that Pillow did not recognize is no image."""
     stream.seek(0)
-    kind = file_kind(stream.read(HEAD_BYTES))
+    kind = file_kind(stream.read(MAGIC_BYTES))
     other = kind and not kind.endswith("image")  # else a damaged one
     return f"{kind}, and no image" if other else "not an image Pillow can read"
 
@@ -178,7 +179,7 @@ def open_image(stream: BinaryIO) -> ImageFile.ImageFile:
     try:
         image = Image.open(stream)
     except UnidentifiedImageError as error:
-        raise DecodeError(lacking(stream) or _not_an_image(stream)) from error
+        raise DecodeError(lacking(stream) or not_an_image(stream)) from error
     if image.format == "EPS":
         raise DecodeError("EPS, a program for Ghostscript; it is not run")
     if has_planes(image) and bits_of(image) == _SIXTEEN and is_uncompressed(image):
