@@ -46,7 +46,7 @@ MISTAKES: dict[str, tuple[str, int, str]] = {
         "duplicates model.h5", 5, "is a model that vggfeat fuse, reduce or zeroshot has fitted, and"
     ),
     "a cache for a query": (
-        "search feats.h5 feats.h5 --layer conv1_1", 4, "'feats.h5': an HDF5 file, such as a cache,"
+        "search feats.h5 feats.h5 --layer conv1_1", 4, "'feats.h5': a cache of vggfeat, and no"
     ),
     "a query that never was": (
         "search feats.h5 @list.txt --layer conv1_1", 4, "'never.jpg': no such file"

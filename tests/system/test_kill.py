@@ -75,7 +75,7 @@ def test_fresh_that_is_killed_is_resumed_by_the_same_command(
         status, _ = server.run(images, out, fresh=True, kill_at=at)
         state = FeatureCache(out).state
         check_done_rows(out, expected)
-        begun = os.path.exists(f"{out}.fresh") and bool((state == RowState.PENDING).any())
+        begun = os.path.exists(f"{out}.vggfeat.fresh") and bool((state == RowState.PENDING).any())
         before = int((state == RowState.DONE).sum()) if begun else 0
         kept.append(before)
         found = vggfeat.extract(images, out, vggfeat.Settings(**SETTINGS), fresh=True)

@@ -22,7 +22,7 @@ from vggfeat.cache.format import (
     Header,
     image_fields,
 )
-from vggfeat.core.file_kinds import HDF5, MAGIC_BYTES, MODEL_FORMAT, file_kind
+from vggfeat.core.file_kinds import KIND_BYTES, MODEL_FORMAT, OF_CACHES, file_kind
 from vggfeat.core.quantization import Scales
 from vggfeat.core.settings import DTYPES
 from vggfeat.core.text import counted, printable
@@ -92,8 +92,8 @@ def _told(file_name: str) -> Iterator[None]:
 
 def _other_kind(file_name: str) -> str:
     with contextlib.suppress(OSError), open(file_name, "rb") as file:
-        head = file.read(MAGIC_BYTES)
-        return "" if head.startswith(HDF5) else file_kind(head)  # one that was cut short
+        head = file.read(KIND_BYTES)
+        return "" if head.startswith(OF_CACHES) else file_kind(head)  # one that was cut short
     return ""
 
 

@@ -25,7 +25,7 @@ MANIFEST = SHARD_MANIFEST
 # Other files in the folder, such as a user's manifest.json.bak, are never removed.
 _OURS = re.compile(
     r"shard-\d{5,}-[0-9a-f]{8}\.h5(\.lock|(\.vggfeat)?\.tmp)?"
-    r"|manifest\.json(\.lock|(\.fresh)?\.vggfeat\.tmp|\.fresh|\.[0-9a-f]{8}(\.vggfeat)?\.tmp)?"
+    r"|manifest\.json(\.lock|(\.vggfeat\.fresh)?\.vggfeat\.tmp|\.vggfeat\.fresh|\.[0-9a-f]{8}(\.vggfeat)?\.tmp)?"
 )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-HDF5 = b"\x89HDF\r\n\x1a\n"
-MAGIC_BYTES = 16
+OF_CACHES = (b"\x89HDF\r\n\x1a\n", b"\x89VGG\r\n\x1a\n")
+"""How HDF5 files begin, and those of vggfeat, whose HDF5 follows their index."""
+
+KIND_BYTES = 16
 
 MODEL_FORMAT = "vggfeat-model"
 """Attribute `format` of files with what fuse, reduce or zeroshot has fitted."""
@@ -15,7 +17,8 @@ _KINDS = (
     (b"II*\0", "a TIFF image"),
     (b"MM\0*", "a TIFF image"),
     (b"\x93NUMPY", "an array of NumPy"),
-    (HDF5, "an HDF5 file, such as a cache"),
+    (OF_CACHES[0], "an HDF5 file"),
+    (OF_CACHES[1], "a cache of vggfeat"),
 )
 
 
@@ -23,7 +26,7 @@ def file_kind(head: bytes) -> str:
     """Return what a file is that begins so, `a JPEG image`; empty if that is not known.
 
     Args:
-        head: the first `MAGIC_BYTES` bytes, or fewer of a shorter file.
+        head: the first `KIND_BYTES` bytes, or fewer of a shorter file.
     """
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "a WebP image"

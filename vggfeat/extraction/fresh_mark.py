@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from vggfeat.extraction.api import ExtractRequest
     from vggfeat.images.image_list import ImageList
 
-SUFFIX = ".fresh"
+SUFFIX = ".vggfeat.fresh"
 _MOST_BYTES = 4096
 _NAMES = UpdatePolicy(update=True)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 import numpy as np
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
-from vggfeat.core.file_kinds import MAGIC_BYTES, file_kind
+from vggfeat.core.file_kinds import KIND_BYTES, file_kind
 from vggfeat.errors import DecodeError
 from vggfeat.images.intensity import WORD, Range, grey_bytes
 from vggfeat.images.optional_formats import check_jpeg_xl_size, lacking
@@ -165,7 +165,7 @@ def _silent_stderr() -> Iterator[None]:
 def not_an_image(stream: BinaryIO) -> str:
     """Return why a stream that Pillow did not recognize is no image."""
     stream.seek(0)
-    kind = file_kind(stream.read(MAGIC_BYTES))
+    kind = file_kind(stream.read(KIND_BYTES))
     other = kind and not kind.endswith("image")  # else a damaged one
     return f"{kind}, and no image" if other else "not an image Pillow can read"
 

@@ -197,8 +197,6 @@ def search(
     by_layer = _layer_queries(opened, names, shares, decoded.vectors, own)
     used = None if index is None else open_index(opened, names[0], metric, index)
 
-    activity.begins(f"searching {counted(done, 'image')}")
-
     def find(count: int) -> Nearest:
         if used is not None:
             return used.search(by_layer[0].vectors, count, left_out=left_out)
@@ -259,6 +257,7 @@ def _answers(
     exclude_self: bool,
 ) -> tuple[Answer, ...]:
     """Return `top` hits a query; search for more where hits on itself are left out."""
+    activity.begins(f"searching {os.path.basename(cache.path)}")
     count = top
     while True:
         near = find(count)
