@@ -23,7 +23,14 @@ else:
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-PRESETS = ("overall", "pyramid", "same-picture", "similar-colour", "similar-style")
+PRESETS = (
+    "meaning",
+    "overall",
+    "pyramid",
+    "same-picture",
+    "similar-colour",
+    "similar-style",
+)
 
 
 def load_config(name: str) -> dict[str, Any]:

@@ -1,10 +1,13 @@
 """What each layer finds again: altered photographs as queries, by every layer and pool.
 
-layers.py WEIGHTS PHOTOS    vgg16's convolutions, normalised as `--transform features` does
+layers.py WEIGHTS PHOTOS [--gallery FOLDER]...
+
+vgg16's convolutions, normalised as `--transform features` does. Altered photographs are queries for
+their originals, among the photographs alone and with all images of the gallery's folders.
 
 Prints the tables of docs/LAYERS.md: mean average precision, and the share of altered photographs
-whose nearest neighbour among all photographs is their own; how far a layer's similarity goes along
-with that of colours and of textures; what fusing and reducing bring.
+whose nearest neighbour is their own; how far a layer's similarity goes along with that of colours
+and of textures; what fusing and reducing bring, with bootstrap intervals over the photographs.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
+from ranking import Way, class_precisions, own_precisions, shown
 
 import vggfeat
 from vggfeat.core.preprocessing import CORRUPTIONS
@@ -25,63 +29,103 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
+    from ranking import Scores
+    from ranking import Values as Rows
 
-    from vggfeat.retrieval.compare import Candidate
-
-    Make = Callable[[Path, Path, Path | None], int]
     Values = NDArray[np.float64]
+    Represent = Callable[[Path], Rows]  # a cache to one unit vector an image
 
 BLOCKS = ("conv1_2", "conv2_2", "conv3_3", "conv4_3", "conv5_3")
-POOLS = ("avg", "max", "gem", "rmac")
-DEEP = tuple(f"{layer}:{pool}" for layer in ("conv4_3", "conv5_3") for pool in POOLS)
+DEVIATIONS = tuple(f"{layer}:std" for layer in BLOCKS)
+POOLS = ("avg", "max", "std", "gem", "rmac")
+DEEP = tuple(
+    f"{layer}:{pool}".removesuffix(":avg") for layer in ("conv4_3", "conv5_3") for pool in POOLS
+)
 EASY = ("mirror", "crop", "grey", "darken", "jpeg")
 HARD = ("zoom", "rotate", "recolour", "invert", "blur", "noise", "shuffle", "occlude")
-SPECS = ",".join((*BLOCKS, *(spec.replace(":avg", "") for spec in DEEP)))
+SPECS = ",".join(dict.fromkeys((*BLOCKS, *DEVIATIONS, *DEEP)))
+CHANGES = ("original", "recolour", "invert", "blur", "noise", "shuffle")
+THREE = BLOCKS[2:]
+STYLE = tuple(one for layer in BLOCKS[:4] for one in (layer, f"{layer}:std"))
+PAIRS = (
+    ("same-picture", "best single layer"),
+    ("same-picture", "joined by l2"),
+    ("same-picture", "conv5_3, ssr"),
+    ("joined by l2", "best single layer"),
+    ("same-picture", "similar-style"),
+)
+"""Ways whose difference is shown, each with its interval."""
 
 
 def main() -> None:
     """Extracts every corruption once, then prints table after table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("weights")
-    parser.add_argument("photos")
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("--gallery", type=Path, action="append", default=[])
     parser.add_argument("--keep", help="folder to keep the caches in")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(given.keep or temporary)
         folder.mkdir(exist_ok=True)
         for name in ("original", *CORRUPTIONS):
-            extract(given.weights, given.photos, folder, name)
+            extract(given.weights, given.photos, folder / f"{name}.h5", name)
+        others = [folder / f"{source.name}.h5" for source in given.gallery]
+        for source, cache in zip(given.gallery, others, strict=True):
+            extract(given.weights, source, cache, "original")
+        (folder / "gallery.h5").unlink(missing_ok=True)
+        vggfeat.merge([folder / "original.h5", *others], folder / "gallery.h5", keep_paths=True)
+        check_against_compare(folder)
         print_corruptions(folder, BLOCKS)
-        print_corruptions(folder, tuple(spec.replace(":avg", "") for spec in DEEP))
-        print_correlations(folder, Path(given.photos))
+        print_corruptions(folder, DEEP)
+        print_correlations(folder, given.photos)
         print_ways(folder)
+        print_changes(folder)
 
 
-def extract(weights: str, photos: str, folder: Path, name: str) -> None:
-    """The cache of one corruption, `<name>.h5`."""
+def extract(weights: str, images: Path, out: Path, name: str) -> None:
+    """The cache of a folder under one corruption."""
     settings = vggfeat.Settings(
         layers=SPECS, model="vgg16", weights=weights, transform="features", dtype="float32",
         augment="" if name == "original" else name,
     )  # fmt: skip
-    vggfeat.extract(photos, folder / f"{name}.h5", settings)
+    vggfeat.extract(images, out, settings)
+
+
+def single(way: Way) -> Represent:
+    """The vectors of a way that needs nothing fitted."""
+    return lambda cache: way.rows([vggfeat.open(cache)])
+
+
+def precisions(folder: Path, database: str, name: str, represent: Represent) -> Scores:
+    """The average precision of each altered photograph for its original in `<database>.h5`."""
+    paths = [folder / f"{one}.h5" for one in (name, database)]
+    altered, searched = (vggfeat.open(path) for path in paths)
+    at = {searched.name(row): row for row in range(len(searched))}
+    own = np.array([at[altered.name(row)] for row in range(len(altered))])
+    queries, gallery = (represent(path) for path in paths)
+    return own_precisions(queries, gallery, own)
+
+
+def check_against_compare(folder: Path) -> None:
+    """`vggfeat compare` finds the same means."""
+    gallery, queries = folder / "gallery.h5", folder / "zoom.h5"
+    for one in vggfeat.compare([gallery], queries=[queries], fusions="none").candidates:
+        found = precisions(folder, "gallery", "zoom", single(Way((one.name,))))
+        assert abs(one.mean_average_precision - found.mean()) < 1e-6, one.name
 
 
 def print_corruptions(folder: Path, layers: tuple[str, ...]) -> None:
     """Mean average precision of each layer for each corruption; queries are the altered ones."""
-    print(f"\n| corruption | {' | '.join(layers)} |\n|{'---|' * (len(layers) + 1)}")
+    images = len(vggfeat.open(folder / "gallery.h5"))
+    print(f"\namong {images} images")
+    print(f"| corruption | {' | '.join(layers)} |\n|{'---|' * (len(layers) + 1)}")
     for name in CORRUPTIONS:
-        found = found_again(folder / "original.h5", folder / f"{name}.h5")
-        cells = [
-            f"{found[layer].mean_average_precision:.2f} ({found[layer].nearest_neighbour:.0%})"
-            for layer in layers
-        ]
+        cells = []
+        for layer in layers:
+            found = precisions(folder, "gallery", name, single(Way((layer,))))
+            cells.append(f"{found.mean():.2f} ({np.mean(found == 1):.0%})")
         print(f"| {name} | {' | '.join(cells)} |")
-
-
-def found_again(database: Path, queries: Path) -> dict[str, Candidate]:
-    """Layer → how well altered photographs find their own."""
-    result = vggfeat.compare([database], queries=[queries], fusions="none")
-    return {one.name: one for one in result.candidates}
 
 
 def print_correlations(folder: Path, photos: Path) -> None:
@@ -96,7 +140,7 @@ def print_correlations(folder: Path, photos: Path) -> None:
     }
     print(f"\n| layer | {' | '.join(statistics)} |\n|{'---|' * (len(statistics) + 1)}")
     upper = np.triu_indices(len(images), 1)
-    for layer in BLOCKS:
+    for layer in (*BLOCKS, *DEVIATIONS):
         own = similarities(list(cache.values(layer).astype(np.float64)))[upper]
         cells = [f"{spearman(own, other[upper]):.2f}" for other in statistics.values()]
         print(f"| {layer} | {' | '.join(cells)} |")
@@ -142,73 +186,102 @@ def spearman(a: Values, b: Values) -> float:
 
 def print_ways(folder: Path) -> None:
     """Mean average precision of single layers, fusions and reductions where it is not easy."""
-    print(f"\n| method | width | {' | '.join(HARD)} | mean |\n|{'---|' * (len(HARD) + 3)}")
-    single = [found_again(folder / "original.h5", folder / f"{name}.h5") for name in HARD]
-    for layer in sorted(single[0]):
-        print_way(layer, single[0][layer].width, [found[layer] for found in single])
-    for name, make in ways(folder).items():
-        with tempfile.TemporaryDirectory() as temporary:
-            database = Path(temporary) / "database.h5"
-            width = make(folder / "original.h5", database, None)
-            found: list[Candidate] = []
-            for corruption in HARD:
-                queries = Path(temporary) / f"{corruption}.h5"
-                make(folder / f"{corruption}.h5", queries, Path(temporary) / "database.model.h5")
-                found += found_again(database, queries).values()
-            print_way(name, width, found)
+    print(
+        f"\n| method | width | {' | '.join(HARD)} | mean, few | mean |\n|{'---|' * (len(HARD) + 4)}"
+    )
+    means: dict[str, Scores] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        for name, represent in ways(folder, Path(temporary)).items():
+            few = [precisions(folder, "original", one, represent) for one in HARD]
+            many = [precisions(folder, "gallery", one, represent) for one in HARD]
+            means[name] = np.mean(many, 0)  # of each photograph
+            width = represent(folder / "original.h5").shape[1]
+            cells = " | ".join(f"{found.mean():.2f}" for found in many)
+            print(f"| {name} | {width} | {cells} | {np.mean(few):.3f} | {shown(means[name])} |")
+    means["best single layer"] = max((means[one] for one in (*BLOCKS, *DEEP)), key=np.mean)
+    for one, other in PAIRS:
+        print(f"{one} less {other}: {shown(means[one] - means[other], signed=True)}")
 
 
-def print_way(name: str, width: int, found: list[Candidate]) -> None:
-    """One row of the table."""
-    scores = [one.mean_average_precision for one in found]
-    cells = " | ".join(f"{score:.2f}" for score in scores)
-    print(f"| {name} | {width} | {cells} | {np.mean(scores):.3f} |")
+def print_changes(folder: Path) -> None:
+    """How well photographs find others under the same change, among all under all changes."""
+    caches = [vggfeat.open(folder / f"{name}.h5") for name in CHANGES]
+    labels = np.repeat(np.array(CHANGES), len(caches[0]))
+    print(f"\n{len(labels)} images under {len(CHANGES)} changes")
+    plain = [Way((layer,)) for layer in BLOCKS]
+    joined = [Way(BLOCKS[2:4]), Way(THREE, "ssr"), Way(BLOCKS[:4], "ssr"),
+              Way(DEVIATIONS[:4], "ssr"), Way(STYLE, "ssr")]  # fmt: skip
+    for way in (*plain, *joined):
+        print(f"| {way} | {shown(class_precisions(way.rows(caches), labels)[0])} |")
 
 
-def fusing(layers: str, **more: Any) -> Make:
-    """Makes a cache of fused layers, with a model that is there where one is needed."""
-    settings = vggfeat.FuseSettings(layers=layers, **more)
-
-    def make(source: Path, out: Path, model: Path | None) -> int:
-        if model is not None and settings.fits:
-            made = vggfeat.fuse(source, out, use=model, dtype="float32")
-        else:
-            made = vggfeat.fuse(source, out, settings, dtype="float32")
-        return sum(made.layers.values())
-
-    return make
+def fused(folder: Path, at: Path, layers: tuple[str, ...], **more: Any) -> Represent:
+    """The vectors of a fusion that is fitted: its weights to pairs, its norms to the gallery."""
+    settings = vggfeat.FuseSettings(layers=",".join(layers), **more)
+    return derived(folder, at, lambda source, out: vggfeat.fuse(source, out, settings,
+                                                                dtype="float32"))  # fmt: skip
 
 
-def reducing(layer: str, dims: int, *, whiten: bool) -> Make:
-    """Makes a cache of a layer reduced by PCA, with the model that is there."""
+def reduced(folder: Path, at: Path, layer: str, dims: int, *, whiten: bool) -> Represent:
+    """The vectors of a layer reduced by PCA, which is fitted to the gallery."""
     settings = vggfeat.ReduceSettings(layers=layer, dims=dims, whiten=whiten)
-
-    def make(source: Path, out: Path, model: Path | None) -> int:
-        chosen = None if model is not None else settings
-        made = vggfeat.reduce(source, out, chosen, use=model, dtype="float32")
-        return sum(made.layers.values())
-
-    return make
+    return derived(folder, at, lambda source, out: vggfeat.reduce(source, out, settings,
+                                                                  dtype="float32"))  # fmt: skip
 
 
-def ways(folder: Path) -> dict[str, Make]:
+def derived(folder: Path, at: Path, fit: Callable[[Path, Path], Any]) -> Represent:
+    """Fits a model once, and makes a cache by it from each that is asked for, below `at`."""
+    at.mkdir()
+    apply = vggfeat.fuse if "fuse" in at.name else vggfeat.reduce
+    pairs = "pairs" in at.name
+    fit(folder / ("original.h5" if pairs else "gallery.h5"), at / "fitted.h5")
+
+    def represent(cache: Path) -> Rows:
+        out = at / cache.name
+        if not out.exists():
+            apply(cache, out, use=at / "fitted.model.h5", dtype="float32")
+        made = vggfeat.open(out)
+        return Way(made.layers).rows([made])
+
+    return represent
+
+
+def ways(folder: Path, at: Path) -> dict[str, Represent]:
     """What is compared; weights are learnt from corruptions that are not among those judged by."""
-    three = ",".join(BLOCKS[2:])
     pairs = tuple(str(folder / f"{name}.h5") for name in EASY)
+    plain = {
+        "joined by l2": Way(THREE),
+        "same-picture": Way(THREE, "ssr"),
+        "all five by l2": Way(BLOCKS),
+        "all five by ssr": Way(BLOCKS, "ssr"),
+        "conv4_3, conv5_3 by ssr": Way(BLOCKS[3:], "ssr"),
+        "conv4_3:gem, conv5_3:gem by l2": Way(("conv4_3:gem", "conv5_3:gem")),
+        "conv4_3:max, conv5_3:max by l2": Way(("conv4_3:max", "conv5_3:max")),
+        "similar-style": Way(STYLE, "ssr"),
+        "conv4_3, ssr": Way(("conv4_3",), "ssr"),
+        "conv5_3, ssr": Way(("conv5_3",), "ssr"),
+    }
+    layers = {layer: single(Way((layer,))) for layer in dict.fromkeys((*BLOCKS, *DEEP))}
     return {
-        "concat of conv3_3, conv4_3, conv5_3": fusing(three),
-        "the same, norm none": fusing(three, norm="none"),
-        "the same, norm standard": fusing(three, norm="standard"),
-        "the same, norm ssr": fusing(three, norm="ssr"),
-        "the same, weighted 1,2,1": fusing(three, method="weighted", weights=(1.0, 2.0, 1.0)),
-        "the same, weights learned": fusing(three, method="weighted", pairs=pairs),
-        "the same, attention": fusing(three, method="attention", pairs=pairs),
-        "the same, sum, 32 wide": fusing(three, method="sum", width=32),
-        "concat of all five": fusing(",".join(BLOCKS)),
-        "all five, weights learned": fusing(",".join(BLOCKS), method="weighted", pairs=pairs),
-        "concat of conv4_3:max, conv5_3:max": fusing("conv4_3:max,conv5_3:max"),
-        "conv5_3 by PCA to 32": reducing("conv5_3", 32, whiten=False),
-        "conv5_3 whitened to 32": reducing("conv5_3", 32, whiten=True),
+        **layers,
+        **{name: single(way) for name, way in plain.items()},
+        "joined, norm none": fused(folder, at / "fuse-none", THREE, norm="none"),
+        "joined, norm standard": fused(folder, at / "fuse-standard", THREE, norm="standard"),
+        "joined by l2, weights 1,2,1": fused(
+            folder, at / "fuse-weights", THREE, method="weighted", weights=(1.0, 2.0, 1.0)
+        ),
+        "joined by l2, weights learned": fused(
+            folder, at / "fuse-pairs", THREE, method="weighted", pairs=pairs
+        ),
+        "joined by l2, attention": fused(
+            folder, at / "fuse-attention-pairs", THREE, method="attention", pairs=pairs
+        ),
+        "joined by l2, sum, 32 wide": fused(folder, at / "fuse-sum", THREE, method="sum", width=32),
+        "all five by l2, weights learned": fused(
+            folder, at / "fuse-five-pairs", BLOCKS, method="weighted", pairs=pairs
+        ),
+        "conv5_3 by PCA to 32": reduced(folder, at / "pca", "conv5_3", 32, whiten=False),
+        "conv5_3 whitened to 32": reduced(folder, at / "whitened", "conv5_3", 32, whiten=True),
     }
 
 

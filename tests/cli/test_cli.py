@@ -20,7 +20,9 @@ import numpy as np
 import pytest
 from command_line import SMALL, assert_one_line, cpu_seconds, vggfeat, write_images
 
+from vggfeat.cli.layers import layers
 from vggfeat.config import PRESETS
+from vggfeat.core.layer_spec import NORMS, POOLS
 from vggfeat.storage.locks import hold
 
 if TYPE_CHECKING:
@@ -380,6 +382,12 @@ def test_layers_and_doctor_and_version(workplace: Path) -> None:
     assert doctor.returncode == 0, doctor.stdout
     assert "torchvision" in doctor.stdout
     assert vggfeat("--version", cwd=workplace).stdout.startswith("vggfeat 0.")
+
+
+def test_help_of_layers_names_every_pool_and_norm() -> None:
+    """Who looks up a layer is told what a spec can add to its name."""
+    shown = layers.__doc__ or ""
+    assert [word for word in (*POOLS, *NORMS) if word not in shown] == []
 
 
 def test_doctor_recognises_a_torchvision_of_another_torch(workplace: Path, tmp_path: Path) -> None:

@@ -419,11 +419,19 @@ def test_unknown_preset_lists_the_presets(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "layers"),
     [
+        ("meaning", ["conv5_4:gem"]),
         ("overall", ["fc7"]),
         ("pyramid", ["conv1_2", "conv4_4", "conv5_4", "fc7"]),
         ("same-picture", ["conv3_4:ssr", "conv4_4:ssr", "conv5_4:ssr"]),
-        ("similar-colour", ["conv1_2"]),
-        ("similar-style", ["conv3_4", "conv4_4"]),
+        ("similar-colour", ["conv1_1:ssr"]),
+        (
+            "similar-style",
+            [
+                f"{layer}{pool}:ssr"
+                for layer in ("conv1_2", "conv2_2", "conv3_4", "conv4_4")
+                for pool in ("", ":std")
+            ],
+        ),
     ],
 )
 def test_presets_ask_for_what_they_promise(name: str, layers: list[str]) -> None:
@@ -434,13 +442,17 @@ def test_presets_ask_for_what_they_promise(name: str, layers: list[str]) -> None
 @pytest.mark.parametrize("model", VARIANTS)
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_fit_every_variant(name: str, model: str) -> None:
-    """A preset asks for the outputs of the same blocks, the last convolution before each pool."""
+    """A preset asks for the outputs of the same blocks, the last convolution before each pool.
+
+    That of colour asks for the first convolution.
+    """
     blocks = {
-        "overall": [], "pyramid": [1, 4, 5], "same-picture": [3, 4, 5], "similar-colour": [1],
-        "similar-style": [3, 4],
+        "meaning": [5], "overall": [], "pyramid": [1, 4, 5], "same-picture": [3, 4, 5],
+        "similar-colour": [], "similar-style": [1, 1, 2, 2, 3, 3, 4, 4],
     }  # fmt: skip
     names = [layer.name for layer in layer_table(model)]
     expected = [names[names.index(f"pool{block}") - 1] for block in blocks[name]]
+    expected += ["conv1_1"] if name == "similar-colour" else []
     expected += ["fc7"] if name in ("overall", "pyramid") else []
     specs = Settings(**{**load_config(name), "model": model}).specs
     assert [spec.layer.name for spec in specs] == expected

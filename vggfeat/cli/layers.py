@@ -39,8 +39,8 @@ def layers(
 
     `cost` is the share of the network's multiply-adds that are computed if this is the deepest
     layer. Write NAME[.pre][:POOL][:NORM] to choose what is stored of one: .pre is before its ReLU;
-    pools of a map are avg (the default), max, gem, rmac, spp, std (standard deviation of each
-    channel), flatten and map (all positions); norms are none, l2 and ssr.
+    pools of a map are avg (the default), max, gem, rmac, regions, spp, std (standard deviation of
+    each channel), flatten and map (all positions); norms are none, l2 and ssr.
     """
     with exit_codes():
         settings = make_settings(None, {**given(flags), "layers": "pool5"})
