@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -216,30 +217,34 @@ def print_changes(folder: Path) -> None:
 
 
 def fused(folder: Path, at: Path, layers: tuple[str, ...], **more: Any) -> Represent:
-    """The vectors of a fusion that is fitted: its weights to pairs, its norms to the gallery."""
+    """The vectors of a fusion: its weights are fitted to pairs, its norms to the gallery."""
     settings = vggfeat.FuseSettings(layers=",".join(layers), **more)
-    return derived(folder, at, lambda source, out: vggfeat.fuse(source, out, settings,
-                                                                dtype="float32"))  # fmt: skip
+    make = partial(vggfeat.fuse, dtype="float32")
+    return derived(
+        make, settings, folder / f"{'original' if settings.learns else 'gallery'}.h5", at
+    )
 
 
 def reduced(folder: Path, at: Path, layer: str, dims: int, *, whiten: bool) -> Represent:
     """The vectors of a layer reduced by PCA, which is fitted to the gallery."""
     settings = vggfeat.ReduceSettings(layers=layer, dims=dims, whiten=whiten)
-    return derived(folder, at, lambda source, out: vggfeat.reduce(source, out, settings,
-                                                                  dtype="float32"))  # fmt: skip
+    make = partial(vggfeat.reduce, dtype="float32")
+    return derived(make, settings, folder / "gallery.h5", at)
 
 
-def derived(folder: Path, at: Path, fit: Callable[[Path, Path], Any]) -> Represent:
-    """Fits a model once, and makes a cache by it from each that is asked for, below `at`."""
+def derived(make: Callable[..., Any], settings: Any, fitted_to: Path, at: Path) -> Represent:
+    """Fits a model once, if there is something to fit, and makes caches by it below `at`."""
     at.mkdir()
-    apply = vggfeat.fuse if "fuse" in at.name else vggfeat.reduce
-    pairs = "pairs" in at.name
-    fit(folder / ("original.h5" if pairs else "gallery.h5"), at / "fitted.h5")
+    make(fitted_to, at / "fitted.h5", settings)
+    model = at / "fitted.model.h5"
 
     def represent(cache: Path) -> Rows:
         out = at / cache.name
         if not out.exists():
-            apply(cache, out, use=at / "fitted.model.h5", dtype="float32")
+            if model.exists():
+                make(cache, out, use=model)
+            else:
+                make(cache, out, settings)
         made = vggfeat.open(out)
         return Way(made.layers).rows([made])
 
