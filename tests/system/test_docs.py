@@ -31,6 +31,7 @@ SMALL = {
     "vggfeat adapt": "--weights random:0 --model vgg11 --size 32 --workers 0",
     "vggfeat bench": "--layers conv1_2 --seconds 0.1",
     "vggfeat plot": "--size 64",
+    "vggfeat similarity": "--size 32",
 }
 """For commands with an image or folder; what an example names itself comes behind and wins."""
 
@@ -128,7 +129,7 @@ def test_the_commands_of_a_page_run(folders: dict[str, Path], tmp_path: Path, pa
     for command in lines:
         quick = command
         for name, options in SMALL.items():
-            if ".h5" not in command.partition("--")[0]:
+            if ".h5" not in command.partition("--")[0] and "--cache" not in command:
                 quick = quick.replace(name, f"{name} {options}")
         run(["bash", "-euo", "pipefail", "-c", quick], folders[page], env)
 
@@ -138,7 +139,7 @@ def test_python_blocks_run(folders: dict[str, Path], page: str) -> None:
     """The Python blocks of a page run one after the other, behind its commands."""
     needed = {
         "README.md": "feats.h5",
-        "docs/ARTICLE.md": "grey.safetensors",
+        "docs/ARTICLE.md": "luma.safetensors",
         "docs/EMBEDDINGS.md": "altered.h5",
         "docs/EXPORT.md": "takeaway.h5",
         "docs/SEARCH.md": "photos.h5",
@@ -148,6 +149,17 @@ def test_python_blocks_run(folders: dict[str, Path], page: str) -> None:
     if page in needed and not (folders[page] / needed[page]).exists():
         pytest.skip("needs the page's commands to have run")
     run([sys.executable, "-c", "\n".join(blocks(page, "python"))], folders[page])
+
+
+def test_pages_share_the_demo_without_meeting() -> None:
+    """No two pages write one name: a reader follows all of them in the same folder."""
+    pages_of: dict[str, set[str]] = {}
+    for page in COMMANDS:
+        for line in command_lines(page):
+            for name in re.findall(r"(?:--out|--index|--sheet|>) (\S+)", line):
+                pages_of.setdefault(name.rstrip("/"), set()).add(page)
+    assert pages_of
+    assert {name: pages for name, pages in pages_of.items() if len(pages) > 1} == {}
 
 
 def test_scripts_named_in_the_readme_are_there() -> None:
