@@ -170,6 +170,14 @@ def test_scripts_named_in_the_readme_are_there() -> None:
         run(["bash", "-n", name], REPOSITORY)
 
 
+def test_the_readme_has_a_wish_for_every_preset() -> None:
+    """The table of wishes names each preset once, and no other."""
+    named = re.findall(
+        r"^\|.*`--config ([\w-]+)`", (REPOSITORY / "README.md").read_text(), re.MULTILINE
+    )
+    assert sorted(named) == sorted(path.stem for path in (REPOSITORY / "configs").glob("*.toml"))
+
+
 def test_links_between_pages_lead_somewhere() -> None:
     """Every relative link of every page names a file or folder."""
     for page in PAGES:
