@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--lr", type=float, default=5e-3)
     parser.add_argument("--jitter", default="shift")
+    parser.add_argument("--first-layer", default="sum", choices=("sum", "kaiming"))
     parser.add_argument("--contrast", type=float, default=0.1)
     parser.add_argument("--noise", type=float, default=0.1)
     given = parser.parse_args()
@@ -95,7 +96,7 @@ def measure(folder: Path, given: argparse.Namespace) -> Result:
     """One round."""
     network = vggfeat.Settings(
         layers=given.layer, model="vgg16", weights=given.weights, transform="features",
-        channels=1, depth=16, size=SIDE, crop="squash",
+        channels=1, depth=16, size=SIDE, crop="squash", first_layer=given.first_layer,
     )  # fmt: skip
     wanted = vggfeat.AdaptSettings(
         network,
@@ -103,6 +104,7 @@ def measure(folder: Path, given: argparse.Namespace) -> Result:
         epochs=given.epochs,
         lr=given.lr,
         jitter=given.jitter,
+        test_share=0,  # other images, which adapt never gets, are the test
     )
     started = time.perf_counter()
     out = folder / "adapted.safetensors"

@@ -34,7 +34,7 @@ from vggfeat.core.vgg_layers import find_layer
 from vggfeat.errors import CacheError, CacheMismatchError, InputError, UsageError, WeightsError
 from vggfeat.finetuning.adapt import adapt
 from vggfeat.finetuning.augmentation import augment
-from vggfeat.finetuning.dataset import Split, stratified_split
+from vggfeat.finetuning.dataset import Shares, Split, split_images
 from vggfeat.finetuning.linear_probe import Scaling, fit_probe
 from vggfeat.finetuning.report import Metrics, TrainingState, state_from_json
 from vggfeat.finetuning.settings import AdaptSettings, parse_trainable
@@ -55,7 +55,8 @@ NETWORK: dict[str, Any] = {
     "layers": "conv3_1", "model": "vgg11", "weights": "random:0", "channels": 1, "size": 64,
     "crop": "squash", "workers": 0, "device": "cpu", "checkpoint_seconds": 0,
 }  # fmt: skip
-TRAINING: dict[str, Any] = {"epochs": 3, "batch_size": 8, "lr": 1e-2}
+# Measured on the images that choose, as test_adapt_held_out.py is about those that do not.
+TRAINING: dict[str, Any] = {"epochs": 3, "batch_size": 8, "lr": 1e-2, "test_share": 0}
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +149,7 @@ def features_and_truth(cache: package.FeatureCache) -> tuple[NDArray[np.float32]
 
 def split_of(cache: package.FeatureCache) -> Split:
     _, truth = features_and_truth(cache)
-    return stratified_split(np.arange(len(truth)), truth, CLASSES, share=0.2, seed=0)
+    return split_images(np.arange(len(truth)), truth, CLASSES, Shares(0.2, 0, 0))
 
 
 def sha256_of(path: Path) -> str:
@@ -272,24 +273,38 @@ def test_a_head_without_scaling_gives_the_same_scores() -> None:
 
 
 @given(
-    st.lists(st.integers(2, 9), min_size=2, max_size=5), st.floats(0.05, 0.9), st.integers(0, 99)
+    st.lists(st.integers(2, 9), min_size=2, max_size=5),
+    st.floats(0.05, 0.9),
+    st.floats(0, 0.9),
+    st.integers(0, 99),
 )
-def test_every_class_has_images_on_both_sides(counts: list[int], share: float, seed: int) -> None:
-    """A split loses no image, and of each class some are on either side."""
+def test_every_class_has_images_on_both_sides(
+    counts: list[int], share: float, test_share: float, seed: int
+) -> None:
+    """A split loses no image, and of each class some are in training and in validation; the test
+    part takes nothing from validation.
+    """
     classes = np.repeat(np.arange(len(counts)), counts)
     rows = np.arange(len(classes)) * 3
     names = [str(number) for number in range(len(counts))]
-    split = stratified_split(rows, classes, names, share=share, seed=seed)
-    assert sorted([*split.train.tolist(), *split.validation.tolist()]) == rows.tolist()
+    split = split_images(rows, classes, names, Shares(share, test_share, seed))
+    parts = (split.train, split.validation, split.test)
+    assert sorted(row for part in parts for row in part.tolist()) == rows.tolist()
+    plain = split_images(rows, classes, names, Shares(share, 0, seed))
+    assert split.validation.tolist() == plain.validation.tolist()
+    assert not len(plain.test)
     for number, count in enumerate(counts):
         held_out = int((classes[split.validation // 3] == number).sum())
         assert held_out == min(count - 1, max(1, round(share * count)))
+        left, tested = count - held_out, int((classes[split.test // 3] == number).sum())
+        wanted = max(1, round(test_share * count)) if test_share else 0
+        assert tested == min(left - 1, wanted)
 
 
 def test_too_few_images_of_a_class_are_all_named() -> None:
     """Classes with one image are listed with their numbers."""
     with pytest.raises(InputError, match="found too few in 'b' 1, 'c' 1"):
-        stratified_split(np.arange(4), np.array([0, 0, 1, 2]), ["a", "b", "c"], share=0.5, seed=0)
+        split_images(np.arange(4), np.array([0, 0, 1, 2]), ["a", "b", "c"], Shares(0.5, 0, 0))
 
 
 @given(st.integers(2, 30), st.integers(1, 9), st.integers(1, 9), st.integers(0, 5))
@@ -536,10 +551,10 @@ def test_the_report_is_shown(ready: Path) -> None:
     """Images, accuracy before and after with chance, each class, and random weights are said."""
     text = (ready / "output").read_text()
     assert "w.safetensors: 2 classes, trained adapter, conv1_1" in text
-    assert "22 for training, 6 held out, 0 failed" in text
+    assert "16 for training, 6 for validation, 6 for the test, 0 failed" in text
     assert "vgg11 up to conv2_1, channels 1, began with random:0" in text
-    assert "(chance 0.500), on the images held out" in text
-    assert "class  held out  before  after" in text
+    assert "after, chance 0.500, on the test images" in text
+    assert "class  test images  before  after" in text
     assert "WARNING  RANDOM WEIGHTS (seed 0)" in text
     assert "epoch 2 of 2: training loss " in (ready / "notices").read_text()
 

@@ -35,7 +35,11 @@ _PATH_HEADS = frozenset({
     "path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path",
     "imagepath", "img", "name", "image_name",
 })  # fmt: skip
-_LABEL_HEADS = frozenset({"label", "class", "category", "target", "class_name", "classname"})
+_SECOND_HEADS = {
+    "labels": frozenset({"label", "class", "category", "target", "class_name", "classname"}),
+    "groups": frozenset({"group", "groups", "group_id", "patient", "patient_id", "subject",
+                         "subject_id", "scanner", "site", "case", "case_id"}),
+}  # fmt: skip
 _NOT_UTF8 = "is not UTF-8"
 _ENCODING_REMEDY = "; save the file as UTF-8"
 _OTHER_SEPARATORS = (";", "\t")
@@ -111,25 +115,27 @@ def labels_of_paths(
     return _numbered(labels, paths, notes)
 
 
-def read_labels(path: str | os.PathLike[str]) -> dict[bytes, str]:
+def read_labels(path: str | os.PathLike[str], what: str = "labels") -> dict[bytes, str]:
     """Return the label of each path in a CSV file (RFC 4180) of two columns, path and label.
 
     UTF-8, or UTF-16 with its byte order mark. Paths may hold the file system's own bytes, which
     need not be UTF-8; labels must be. A header such as `path,label` or `filename,class` and blank
-    lines are skipped.
+    lines are skipped. With `what` as `groups` the second column is a group instead, such as that of
+    `path,patient`.
     """
     path = os.fspath(path)
-    text = read_text(path, "labels", with_paths=True)
+    text = read_text(path, what, with_paths=True)
     labels: dict[bytes, str] = {}
     wrong = []
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    heads = _SECOND_HEADS[what]
     filled = (cells for cells in reader if cells and not (len(cells) == 1 and cells[0].isspace()))
     try:
         for number, cells in enumerate(filled):
             if number == 0:
-                _check_separator(path, cells)
+                _check_separator(path, cells, what)
                 words = [cell.strip().lower() for cell in cells]
-                if len(words) == _COLUMNS and words[0] in _PATH_HEADS and words[1] in _LABEL_HEADS:
+                if len(words) == _COLUMNS and words[0] in _PATH_HEADS and words[1] in heads:
                     continue
             problem = _take(cells, labels)
             if problem:
@@ -137,19 +143,20 @@ def read_labels(path: str | os.PathLike[str]) -> dict[bytes, str]:
     except csv.Error as error:
         wrong.append(f"line {reader.line_num}: {error}")
     if not labels and not wrong:
-        wrong.append("no labels in it")
+        wrong.append(f"no {what} in it")
     if wrong:
         remedy = _ENCODING_REMEDY if any(_NOT_UTF8 in problem for problem in wrong) else ""
         problems = first_few(wrong, "; ") + remedy
-        raise UsageError(f"labels {path!r}, expected lines of path,label: {problems}")
+        line = f"path,{what.removesuffix('s')}"
+        raise UsageError(f"{what} {path!r}, expected lines of {line}: {problems}")
     return labels
 
 
-def _check_separator(path: str, cells: list[str]) -> None:
+def _check_separator(path: str, cells: list[str], what: str) -> None:
     """Refuse a file whose first line has two columns by another separator than the comma."""
     for separator in _OTHER_SEPARATORS:
         if len(cells) == 1 and cells[0].count(separator) == 1:
-            raise UsageError(f"labels {path!r} is separated by {separator!r}; expected ','")
+            raise UsageError(f"{what} {path!r} is separated by {separator!r}; expected ','")
 
 
 def _take(cells: list[str], labels: dict[bytes, str]) -> str:

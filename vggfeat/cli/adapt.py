@@ -32,8 +32,9 @@ EXAMPLES = (
 
 
 @settings_options(
-    "trainable", "layers", "epochs", "lr", "weight_decay", "batch_size", "val_share", "patience",
-    "jitter", "seed", "labels", "root", "config", "model", "weights", "channels", "first_layer",
+    "trainable", "layers", "epochs", "lr", "weight_decay", "batch_size", "val_share", "test_share",
+    "patience", "jitter", "seed", "labels", "groups", "root", "config", "model", "weights",
+    "channels", "first_layer",
     "depth", "window", "clip", "clahe", "mean", "std", "transform", "size", "resize", "crop",
     "exif", "icc", "precision", "device", "workers", "max_pixels", "decode_timeout", "max_failures",
     "time_limit", "checkpoint_seconds",
@@ -96,6 +97,14 @@ def adapt(
             metavar="FILE.csv",
         ),
     ] = None,
+    groups: Annotated[
+        str | None,
+        typer.Option(
+            help="Groups of the images, such as patients or scanners, each of which stays on one "
+            "side of the split: a CSV file of path,group. [default: each image by itself]",
+            metavar="FILE.csv",
+        ),
+    ] = None,
     root: Root = None,
     config: Config = None,
     resume: Annotated[
@@ -112,10 +121,11 @@ def adapt(
 ) -> None:
     """Fine-tune layers on images of known classes.
 
-    The images may be of another kind than photos. A share of each class is held out for
-    validation; the report shows the accuracy of a linear probe of the untouched network, and
-    that after training. If the command is killed at any instant, the same command resumes it,
-    to the same weights. The weight file records model, channels and preprocessing.
+    The images may be of another kind than photos. A share of each class is held out to choose
+    probe and epoch by, and another for the test. The report shows the accuracy of a linear probe
+    of the untouched network, and that after training, both on the test images. If the command is
+    killed at any instant, the same command resumes it, to the same weights. The weight file
+    records model, channels and preprocessing.
     """
     with exit_codes(ROWS_KEPT):
         set_up_logging(quiet=quiet or as_json, verbose=False)
@@ -132,8 +142,8 @@ def adapt(
         try:
             with Bar(quiet=quiet or as_json) as bar:
                 found = adapt_network(
-                    sources, out, settings, labels=labels, root=root, fresh=not resume,
-                    on_progress=bar.update,
+                    sources, out, settings, labels=labels, groups=groups, root=root,
+                    fresh=not resume, on_progress=bar.update,
                 )  # fmt: skip
         except InterruptedRunError as error:
             found = error.summary
@@ -144,29 +154,49 @@ def adapt(
 
 
 def _lines(found: FinetuneReport) -> list[str]:
-    held_out, trained = sum(found.held_out), ", ".join(found.trained)
+    trained = ", ".join(found.trained)
+    parts = f"{sum(found.held_out)} for validation, {sum(found.test)} for the test"
     lines = [
         f"{found.out}: {counted(len(found.classes), 'class')}, trained {trained}",
-        f"  images   {found.train_images} for training, {held_out} held out, {found.failed} failed",
+        f"  images   {found.train_images} for training, {parts}, {found.failed} failed",
         f"  network  {found.model} up to {found.layer}, channels {found.channels}, began with "
         + found.weights,
     ]
     if found.after is not None:
         lines.append(f"  epochs   {len(found.epochs)}, of which {found.best_epoch} is written")
     if found.before is not None:
-        after = f"{found.after.accuracy:.3f}" if found.after else "not yet known"
-        lines.append(
-            f"  accuracy {found.before.accuracy:.3f} before, {after} after (chance "
-            f"{found.chance:.3f}), on the images held out"
-        )
+        lines += _accuracy_lines(found)
     if found.after is not None:
         lines += _class_lines(found)
     if found.stopped:
         earlier = "; the output of the earlier run is as it was" * os.path.lexists(found.out)
         lines.append(f"  UNFINISHED ({found.stopped}); the same command again resumes it{earlier}")
-    if found.warning:
-        lines.append(f"  WARNING  {found.warning}")
+    said = (found.warning, *found.warnings)
+    return [*lines, *(f"  WARNING  {warning}" for warning in said if warning)]
+
+
+def _accuracy_lines(found: FinetuneReport) -> list[str]:
+    """Return accuracy before and after, with intervals where they are known."""
+    if found.before is None:
+        return []
+    before = f"{found.before.accuracy:.3f}{_interval(found.before_interval)}"
+    after = "not yet known"
+    if found.after is not None:
+        after = f"{found.after.accuracy:.3f}{_interval(found.after_interval)}"
+    of = "on the test images" if found.measured_on == "test" else "on the validation images"
+    lines = [f"  accuracy {before} before, {after} after, chance {found.chance:.3f}, {of}"]
+    if found.after is not None and found.gain_interval is not None:
+        gain = found.after.accuracy - found.before.accuracy
+        low, high = found.gain_interval
+        of = f", by {counted(found.groups, 'group')}" if found.groups else ""
+        lines.append(
+            f"  gain     {gain:+.3f} ({low:+.3f} to {high:+.3f}){of}; intervals are of 95 %"
+        )
     return lines
+
+
+def _interval(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f" ({interval[0]:.3f} to {interval[1]:.3f})"
 
 
 def _class_lines(found: FinetuneReport) -> list[str]:
@@ -178,7 +208,7 @@ def _class_lines(found: FinetuneReport) -> list[str]:
             found.after.class_accuracy,
             found.classes,
             found.before.class_accuracy,
-            found.held_out,
+            found.test if found.measured_on == "test" else found.held_out,
             strict=True,
         )
     )
@@ -186,6 +216,6 @@ def _class_lines(found: FinetuneReport) -> list[str]:
         [printable(name), str(images), f"{before:.3f}", f"{after:.3f}"]
         for after, name, before, images in rows[:_CLASSES_SHOWN]
     ]
-    lines = table([["class", "held out", "before", "after"], *cells], "lrrr")
+    lines = table([["class", f"{found.measured_on} images", "before", "after"], *cells], "lrrr")
     more = len(rows) - len(cells)
     return [f"  {line}" for line in lines] + [f"  and {more} more; --json has all"] * (more > 0)

@@ -26,7 +26,9 @@ from vggfeat.extraction.api import ExtractRequest
 from vggfeat.extraction.fresh_mark import note_begun, was_begun
 from vggfeat.extraction.pipeline import extract_file
 from vggfeat.extraction.update import UpdatePolicy
-from vggfeat.finetuning.dataset import Split, TrainingData, stratified_split
+from vggfeat.finetuning.dataset import Shares, Split, TrainingData, split_images
+from vggfeat.finetuning.groups import read_groups
+from vggfeat.finetuning.held_out_test import TEST, compare, warnings_of
 from vggfeat.finetuning.report import FinetuneReport
 from vggfeat.finetuning.resume import (
     IDENTITY,
@@ -49,6 +51,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vggfeat.cache.labels import Labels
+    from vggfeat.finetuning.groups import Groups
+    from vggfeat.finetuning.held_out_test import Comparison
     from vggfeat.finetuning.report import Metrics
     from vggfeat.finetuning.settings import AdaptSettings
     from vggfeat.images.image_list import ImageList
@@ -71,6 +75,7 @@ class _Task:
     root: str | None
     images: ImageList
     labels: Labels
+    groups: Groups | None
     weights: Weights
     files: OutputFiles
     stop: StopFlag
@@ -102,7 +107,8 @@ class _Task:
             name = self.labels.names[number] if number != UNLABELLED else ""
             fields = (path.hex(), int(size), name)
             digest.update(json.dumps(fields).encode())
-        return identity_of(self.settings, self.weights.sha256, digest.hexdigest())
+        groups = None if self.groups is None else self.groups.sha256
+        return identity_of(self.settings, self.weights.sha256, digest.hexdigest(), groups)
 
 
 @isolated()
@@ -112,6 +118,7 @@ def adapt(
     settings: AdaptSettings,
     *,
     labels: str | os.PathLike[str] | None = None,
+    groups: str | os.PathLike[str] | None = None,
     fresh: bool = False,
     root: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
@@ -121,7 +128,8 @@ def adapt(
     First a linear probe is fitted to the features of the untouched network. Then the chosen layers
     are trained together with a linear head that begins as that probe. The network of the epoch with
     the best validation accuracy is written as float32 weights that `extract` accepts, with the head
-    beside them as `head.weight` (classes, D) and `head.bias` (classes,).
+    beside them as `head.weight` (classes, D) and `head.bias` (classes,). The report has accuracy
+    before and after on test images, which chose nothing, with 95 % intervals.
 
     Args:
         images: folders of class folders, archives or lists, as for `extract`, except standard
@@ -130,13 +138,15 @@ def adapt(
             its name stand beside it until training is done.
         settings: the network, the layers that are trained, and the training.
         labels: a CSV file of `path,label`; without it the folder of an image is its class.
+        groups: a CSV file of `path,group`, such as the patient or the scanner of each image; all
+            images of a group are on one side of the split.
         fresh: start again instead of resuming.
         root: directory that the paths in `labels` are relative to.
         on_progress: called after every batch.
 
     Raises:
-        UsageError: a setting is invalid, or there are no labels.
-        InputError: there are no images, or too few of a class.
+        UsageError: a setting is invalid, there are no labels, or an image has no group.
+        InputError: there are no images, or too few of a class or groups of it.
         WeightsError: the weights are not found and cannot be downloaded, or have other input
             channels.
         CacheError: `out` exists and was not written by `adapt`.
@@ -155,12 +165,17 @@ def adapt(
         found = discover(listed, root=root)
         log_skipped(found)
         where = f"the images of {', '.join(repr(os.fspath(one)) for one in listed)}"
+        known = labels_of_paths(found.paths, where, labels, found.root)
+        together = None
+        if groups is not None:
+            together = read_groups(groups, found.paths, found.root, known.classes)
         task = _Task(
             settings,
             listed,
             root,
             found,
-            labels_of_paths(found.paths, where, labels, found.root),
+            known,
+            together,
             find_weights(settings.network.weights, settings.network.model),
             files,
             stop,
@@ -215,20 +230,12 @@ def _run(task: _Task, *, fresh: bool) -> FinetuneReport:
             task.stop.signum,
             report,
         )
-    before, after = report.before, report.after
-    if before and after and after.accuracy <= before.accuracy:
-        log.warning(
-            "the validation accuracy is no higher than that of a probe of the untouched network "
-            "(%.3f, before %.3f)",
-            after.accuracy,
-            before.accuracy,
-        )
     return report
 
 
 def _train(task: _Task, job: Job, data: TrainingData) -> FinetuneReport:
     """Train until finished or stopped; write the weights or a checkpoint."""
-    from vggfeat.finetuning.linear_probe import best_probe
+    from vggfeat.finetuning.linear_probe import best_probe, probe_answers
     from vggfeat.finetuning.model import build_network, initial_tensors
     from vggfeat.finetuning.trainer import BatchLoader, Checkpointer, Trainer, batch_count
     from vggfeat.network.checkpoint_reader import read_own_safetensors
@@ -257,8 +264,15 @@ def _train(task: _Task, job: Job, data: TrainingData) -> FinetuneReport:
     state = trainer.train(job.state)
     finished = state.is_finished(settings.epochs, settings.patience)
     job = dataclasses.replace(job, state=state)
+    comparison = None
+    if finished and len(split.test):
+        trainer.checkpointer.save(state)
+        after = trainer.test(split.test)
+        finished = after is not None
+        if after is not None:
+            comparison = compare(data, probe_answers(probe, data, after.rows), after)
     stopped = "" if finished else task.stop.reason
-    report = _report(task, job, data, probe.validation, stopped=stopped)
+    report = _report(task, job, data, probe.validation, comparison, stopped=stopped)
     if finished:
         metadata = {**preprocessing_metadata(settings.network), REPORT: report.to_json()}
         metadata[IDENTITY] = json.dumps(job.identity)
@@ -304,15 +318,18 @@ def _training_data(task: _Task, cache: FeatureCache) -> TrainingData:
         log.warning(
             "%s without a class %s no part", counted(without, "image"), agree(without, "takes")
         )
-    split = stratified_split(
-        rows, classes[rows], task.labels.names, share=settings.val_share, seed=settings.seed
+    shares = Shares(settings.val_share, settings.test_share, settings.seed)
+    groups = None if task.groups is None else task.groups.of
+    split = split_images(
+        rows, classes[rows], task.labels.names, shares, None if groups is None else groups[rows]
     )
     layer = str(settings.spec)
-    train, validation = (
+    train, validation, test = (
         cache.values(layer, in_cache[np.searchsorted(rows, part)])
-        for part in (split.train, split.validation)
+        for part in (split.train, split.validation, split.test)
     )
-    return TrainingData(task.images, classes, len(task.labels.names), split, train, validation)
+    names = task.labels.names
+    return TrainingData(task.images, classes, len(names), split, train, validation, test, groups)
 
 
 def _report(
@@ -320,6 +337,7 @@ def _report(
     job: Job,
     data: TrainingData | None = None,
     before: Metrics | None = None,
+    comparison: Comparison | None = None,
     *,
     stopped: str,
 ) -> FinetuneReport:
@@ -327,9 +345,10 @@ def _report(
     network, best = settings.network, job.state.best
     split = data.split if data else Split(np.zeros(0, np.int64), np.zeros(0, np.int64))
     held_out = np.bincount(classes[split.validation], minlength=len(task.labels.names))
-    taken = len(split.train) + len(split.validation)
+    taken = len(split.train) + len(split.validation) + len(split.test)
     known = int((classes != UNLABELLED).sum())
-    return FinetuneReport(
+    measured = held_out if comparison is None else np.array(comparison.images)
+    report = FinetuneReport(
         out=task.files.out,
         model=network.model,
         weights=task.weights.name,
@@ -341,11 +360,25 @@ def _report(
         train_images=len(split.train),
         held_out=tuple(held_out.tolist()),
         failed=known - taken if data else 0,
-        chance=float(held_out.max() / held_out.sum()) if taken else 0.0,
-        before=before,
+        chance=float(measured.max() / measured.sum()) if taken else 0.0,
+        before=before if comparison is None else comparison.before,
         after=best.validation if best and not stopped else None,
         epochs=job.state.epochs,
         best_epoch=best.number if best else 0,
         precision=job.precision,
         stopped=stopped,
+        test=tuple(np.bincount(classes[split.test], minlength=len(held_out)).tolist()),
+        before_validation=before,
     )
+    if comparison is not None:
+        report = dataclasses.replace(
+            report,
+            after=comparison.after,
+            measured_on=TEST,
+            test=comparison.images,
+            groups=comparison.groups,
+            before_interval=comparison.before_interval,
+            after_interval=comparison.after_interval,
+            gain_interval=comparison.gain_interval,
+        )
+    return dataclasses.replace(report, warnings=warnings_of(report))

@@ -9,13 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from vggfeat.finetuning.held_out_test import Answers
 from vggfeat.finetuning.report import Metrics, MetricSums
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from vggfeat.finetuning.dataset import TrainingData
@@ -117,6 +118,14 @@ class Probe:
     head: LinearHead
     scaling: Scaling
     validation: Metrics
+
+
+def probe_answers(probe: Probe, data: TrainingData, rows: NDArray[np.int64]) -> Answers:
+    """Return the probe's answers to some of the test images."""
+    features = data.test_features[np.searchsorted(data.split.test, rows)]
+    x = probe.scaling(torch.from_numpy(features))
+    logits = torch.nn.functional.linear(x, probe.head.weight, probe.head.bias)
+    return Answers.of(rows, logits, data.classes[rows])
 
 
 def best_probe(data: TrainingData) -> Probe:

@@ -134,11 +134,21 @@ class FineTunedNetwork:
         return value
 
     @torch.no_grad()
+    def predict(self, images: Tensor) -> Tensor:
+        """Return class scores without what training needs: see `logits`."""
+        with _memory_errors(self.device, len(images)):
+            return self.logits(images)
+
+    @torch.no_grad()
     def evaluate(self, images: Tensor, classes: NDArray[np.int64]) -> MetricSums:
         """Evaluate on images, (n, C, H, W) normalised, of classes int64 (n,)."""
-        with _memory_errors(self.device, len(images)):
-            logits = self.logits(images)
-        return MetricSums.of(logits, classes)
+        return MetricSums.of(self.predict(images), classes)
+
+    @torch.no_grad()
+    def use_best(self) -> None:
+        """Take the best trained parameters in place of the current ones; training is over."""
+        for name, parameter in self._trained.items():
+            parameter.copy_(self._best[name])
 
     def keep_best(self) -> None:
         """Keep a copy of the trained parameters as the best so far."""

@@ -176,11 +176,18 @@ class FinetuneReport:
         classes: their names, sorted.
         train_images: number of training images.
         held_out: number of validation images of each class.
+        test: number of test images of each class, which neither probe nor epoch was chosen by.
+        measured_on: `test`, or `validation` where there is no test part.
         failed: images that could not be decoded and were left out.
-        chance: accuracy of always predicting the most frequent class.
-        before: validation metrics of a linear probe of the untouched network; None if not yet
-            known.
-        after: validation metrics of the network and head that were written; None if none were.
+        groups: number of groups that the test images are of; 0 without groups.
+        chance: accuracy of always predicting the most frequent class of the images measured on.
+        before: metrics of a linear probe of the untouched network; None if not yet known.
+        after: metrics of the network and head that were written; None if none were.
+        before_interval, after_interval: 95 % intervals of both accuracies on the test images.
+        gain_interval: of their difference, on the same images.
+        before_validation: metrics of the probe on the validation images; those of each epoch are
+            with `epochs`.
+        warnings: what a reader of the accuracies must know, such as that nothing was gained.
         epochs: that are complete.
         best_epoch: the one whose network was written; 0 for none.
         precision: that training computed in.
@@ -205,6 +212,14 @@ class FinetuneReport:
     best_epoch: int
     precision: str
     stopped: str = ""
+    test: tuple[int, ...] = ()
+    measured_on: str = "validation"
+    groups: int = 0
+    before_interval: tuple[float, float] | None = None
+    after_interval: tuple[float, float] | None = None
+    gain_interval: tuple[float, float] | None = None
+    before_validation: Metrics | None = None
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """Return the report as JSON for a file's metadata; `report_from_json` reads it."""
@@ -219,10 +234,12 @@ def report_from_json(out: str, text: str) -> FinetuneReport:
     known: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
     }
+    validation = fields.get("before_validation")  # absent in files of earlier versions
     known |= {
         "out": out,
         "before": _metrics(fields["before"]),
         "after": _metrics(fields["after"]),
         "epochs": _epochs(fields["epochs"]),
+        "before_validation": None if validation is None else _metrics(validation),
     }
     return FinetuneReport(**known)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vggfeat.errors import CacheError, CacheMismatchError, UsageError, VggfeatError
 from vggfeat.extraction.fresh_mark import note_finished
 from vggfeat.finetuning.augmentation import parse_jitter
+from vggfeat.finetuning.held_out_test import warnings_of
 from vggfeat.finetuning.report import (
     FinetuneReport,
     TrainingState,
@@ -140,8 +142,11 @@ def finished_report(out: str, request: Request, *, fresh: bool) -> FinetuneRepor
         existing = json.loads(metadata[IDENTITY])
     if fresh:
         return None
+    requested = request.identity[_TEST_SHARE]
+    if _TEST_SHARE not in existing and requested == TRAINING[_TEST_SHARE].default:
+        existing[_TEST_SHARE] = requested  # finished by a version that knew no test part
     request.check(out, existing)
-    return found
+    return dataclasses.replace(found, warnings=warnings_of(found))
 
 
 def start_or_resume(path: str, request: Request, precision: str) -> Job:
@@ -156,6 +161,8 @@ def start_or_resume(path: str, request: Request, precision: str) -> Job:
     with as_cache_error(path):
         metadata = read_safetensors_header(path).metadata
         existing, state = json.loads(metadata[IDENTITY]), state_from_json(metadata[STATE])
+    if _TEST_SHARE not in existing:  # begun by a version without a test part, which is a share of 0
+        existing[_TEST_SHARE] = 0.0
     request.check(path, existing)
     log.info("resuming in epoch %d, batch %d", len(state.epochs) + 1, state.batches + 1)
     return Job(existing, state, resumed=True)
@@ -172,6 +179,7 @@ def as_cache_error(path: str, what: str = "is damaged; --fresh begins again") ->
         raise CacheError(f"{path!r} {what}") from error
 
 
+_TEST_SHARE = "test_share"
 IDENTITY, REPORT, STATE = "vggfeat.adapt", "vggfeat.report", "vggfeat.state"
 """Keys of the metadata: what was requested, the report, the state of training."""
 
@@ -187,10 +195,12 @@ def preprocessing_metadata(network: Settings) -> dict[str, str]:
     return {MODEL: network.model, LAYER: ends, PREPROCESS: json.dumps(said)}
 
 
-def identity_of(settings: AdaptSettings, weights_sha256: str, images: str) -> dict[str, Any]:
+def identity_of(
+    settings: AdaptSettings, weights_sha256: str, images: str, groups: str | None
+) -> dict[str, Any]:
     """Return everything that two runs must agree in for one to resume the other.
 
-    `images` is a digest of the images and their classes.
+    `images` is a digest of the images and their classes, `groups` one of their groups.
     """
     numbers = {name: getattr(settings, name) for name, option in TRAINING.items() if option.within}
     return {
@@ -202,6 +212,7 @@ def identity_of(settings: AdaptSettings, weights_sha256: str, images: str) -> di
         **numbers,
         "jitter": ",".join(parse_jitter(settings.jitter)),
         "images": images,
+        **({} if groups is None else {"groups": groups}),
         **{f"preprocess.{k}": v for k, v in settings.network.preprocess().recorded().items()},
     }
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _ADAPTER, _ALL, _FIRST = "adapter", "all", "first"
 _BLOCKS = 5
+_MOST_HELD_OUT = 0.9  # of each class
 TRAINING_PRECISIONS = ("auto", "float32", "bfloat16")
 
 
@@ -107,7 +108,8 @@ class AdaptSettings:
         lr: peak learning rate, relative to the size of each tensor.
         weight_decay: of AdamW.
         batch_size: images in a step.
-        val_share: share of each class held out for validation.
+        val_share: share of each class held out for validation, which chooses probe and epoch.
+        test_share: share of each class held out for the test, which chooses nothing; 0 for none.
         patience: epochs without improvement after which training stops; 0 for no limit.
         jitter: random augmentations, see `augment`; empty for none.
         seed: of the split, the order of images and the augmentation.
@@ -146,11 +148,20 @@ class AdaptSettings:
     )
     val_share: float = setting(
         0.2,
-        "Share of each class that is held out for validation.",
+        "Share of each class that is held out to choose probe and epoch by.",
         "SHARE",
         kind=float,
         within=(0, 0.9),
         above=True,
+        group=LEARNING,
+    )
+    test_share: float = setting(
+        0.2,
+        "Share of each class that is held out to measure accuracy by, and chooses nothing; with 0 "
+        "it is measured on the images that chose probe and epoch, and is too high.",
+        "SHARE",
+        kind=float,
+        within=(0, 0.9),
         group=LEARNING,
     )
     patience: int = setting(
@@ -180,6 +191,9 @@ class AdaptSettings:
 
     def __post_init__(self) -> None:
         wrong = [*problems_of(self), *_wrong_network(self.network)]
+        if not wrong and self.val_share + self.test_share > _MOST_HELD_OUT:
+            both = f"val-share {self.val_share:g} and test-share {self.test_share:g}"
+            wrong.append(f"{both} leave too little to train on; expected {_MOST_HELD_OUT} at most")
         try:
             parse_jitter(self.jitter)
         except UsageError as error:

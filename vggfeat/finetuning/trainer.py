@@ -14,6 +14,7 @@ from vggfeat.core.records import Progress
 from vggfeat.core.signals import Pace, StopFlag
 from vggfeat.errors import InputError
 from vggfeat.finetuning.augmentation import augment, parse_jitter
+from vggfeat.finetuning.held_out_test import Answers
 from vggfeat.finetuning.report import MetricSums
 from vggfeat.images.batch_plan import EMPTY
 from vggfeat.images.dataset import ImageDataset
@@ -64,6 +65,30 @@ class Trainer:
                 break
             self.checkpointer.save_if_due(state)
         return state
+
+    def test(self, rows: NDArray[np.int64]) -> Answers | None:
+        """Classify images with the network of the best epoch; None if it was stopped.
+
+        Training must be finished. Images that cannot be decoded any more are left out.
+        """
+        self.network.use_best()
+        batches = rows_in_batches(rows, self.settings.batch_size)
+        found, logits, started = [], [], time.monotonic()
+        for decoded in self.loader.load(batches, lambda: self.stop.allows(self._pace.slowest)):
+            if len(decoded.rows):
+                found.append(decoded.rows)
+                logits.append(self.network.predict(self.loader.prepare(decoded)))
+            self._pace.note(time.monotonic() - started, cold=len(found) == 1)
+            started = time.monotonic()
+            batches = batches[1:]
+        if len(batches):
+            return None
+        if not found:
+            raise InputError(
+                "none of the test images can be decoded any more; are they still there?"
+            )
+        taken = np.concatenate(found)
+        return Answers.of(taken, torch.cat(logits), self.data.classes[taken])
 
     def _epoch(self, state: TrainingState) -> TrainingState:
         """Do the rest of an epoch; return it incomplete if stopped."""
@@ -144,12 +169,14 @@ def epoch_batches(split: Split, batch_size: int, *, seed: int, epoch: int) -> ND
     training.
     """
     order = np.random.default_rng((seed, epoch)).permutation(split.train)
-    parts = []
-    for rows in (order, split.validation):
-        batches = np.full((batch_count(len(rows), batch_size), batch_size), EMPTY, dtype=np.int64)
-        batches.ravel()[: len(rows)] = rows
-        parts.append(batches)
-    return np.concatenate(parts)
+    return np.concatenate([rows_in_batches(part, batch_size) for part in (order, split.validation)])
+
+
+def rows_in_batches(rows: NDArray[np.int64], batch_size: int) -> NDArray[np.int64]:
+    """Return rows as batches, int64 (batches, B), the last one filled with `EMPTY`."""
+    batches = np.full((batch_count(len(rows), batch_size), batch_size), EMPTY, dtype=np.int64)
+    batches.ravel()[: len(rows)] = rows
+    return batches
 
 
 @dataclass(slots=True)

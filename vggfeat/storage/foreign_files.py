@@ -35,6 +35,7 @@ MOST_BYTES: Final[Mapping[str, int]] = MappingProxyType(
         "manifest": 1 << 26,
         "vectors": 1 << 30,
         "labels": 1 << 32,
+        "groups": 1 << 32,
         "list": 1 << 32,
     }
 )
