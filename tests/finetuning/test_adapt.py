@@ -514,7 +514,7 @@ def test_a_time_limit_stops_cleanly(images: Path, tmp_path: Path) -> None:
             "layers": "conv2_1",
             "checkpoint_seconds": 1000,
         }
-        return adapt(images, out, asked(network, epochs=1_000_000, patience=0))
+        return adapt(images, out, asked(network, epochs=100_000, patience=0))
 
     first = limited()
     progress = Path(f"{out}.progress")
