@@ -28,7 +28,7 @@ from vggfeat.extraction.pipeline import extract_file
 from vggfeat.extraction.update import UpdatePolicy
 from vggfeat.finetuning.dataset import Shares, Split, TrainingData, split_images
 from vggfeat.finetuning.groups import read_groups
-from vggfeat.finetuning.held_out_test import TEST, compare, warnings_of
+from vggfeat.finetuning.held_out_test import TEST, compare_answers, warnings_of
 from vggfeat.finetuning.report import FinetuneReport
 from vggfeat.finetuning.resume import (
     IDENTITY,
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
     from vggfeat.cache.labels import Labels
     from vggfeat.finetuning.groups import Groups
-    from vggfeat.finetuning.held_out_test import Comparison
+    from vggfeat.finetuning.held_out_test import BeforeAndAfter
     from vggfeat.finetuning.report import Metrics
     from vggfeat.finetuning.settings import AdaptSettings
     from vggfeat.images.image_list import ImageList
@@ -270,7 +270,7 @@ def _train(task: _Task, job: Job, data: TrainingData) -> FinetuneReport:
         after = trainer.test(split.test)
         finished = after is not None
         if after is not None:
-            comparison = compare(data, probe_answers(probe, data, after.rows), after)
+            comparison = compare_answers(data, probe_answers(probe, data, after.rows), after)
     stopped = "" if finished else task.stop.reason
     report = _report(task, job, data, probe.validation, comparison, stopped=stopped)
     if finished:
@@ -337,7 +337,7 @@ def _report(
     job: Job,
     data: TrainingData | None = None,
     before: Metrics | None = None,
-    comparison: Comparison | None = None,
+    comparison: BeforeAndAfter | None = None,
     *,
     stopped: str,
 ) -> FinetuneReport:

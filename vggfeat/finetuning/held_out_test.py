@@ -42,7 +42,7 @@ class Answers:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class BeforeAndAfter:
     """Before and after on the test images, with 95 % intervals.
 
     Attributes:
@@ -62,7 +62,7 @@ class Comparison:
     groups: int
 
 
-def compare(data: TrainingData, before: Answers, after: Answers) -> Comparison:
+def compare_answers(data: TrainingData, before: Answers, after: Answers) -> BeforeAndAfter:
     """Compare answers to the same images.
 
     Accuracies have Wilson's interval, or with groups, whose images depend on each other, that of a
@@ -72,7 +72,7 @@ def compare(data: TrainingData, before: Answers, after: Answers) -> Comparison:
     own = np.arange(count) if data.groups is None else data.groups[rows]
     gain = after.right.astype(np.float64) - before.right
     images = np.bincount(data.classes[rows], minlength=data.class_count)
-    return Comparison(
+    return BeforeAndAfter(
         before=before.metrics,
         after=after.metrics,
         before_interval=_interval(before.right, data.groups, own),
