@@ -488,7 +488,7 @@ def test_exit_codes(workplace: Path, tmp_path: Path) -> None:
         (3, ["images/class0/broken.png", *NETWORK, "-o", out], "cannot be plotted: not an image"),
         (3, ["gone.jpg", *NETWORK, "-o", out], "'gone.jpg' cannot be plotted"),
         (3, ["gone.h5", "-o", out], "cache 'gone.h5' does not exist"),
-        (5, ["f.h5", "-o", out, "--layers", "fc7"], "has no layer"),
+        (2, ["f.h5", "-o", out, "--layers", "fc7"], "has no layer"),
         (2, ["f.h5", "-o", str(tmp_path / "dir.png")], "dir.png' is a folder, expected"),
     ):  # fmt: skip
         assert_one_line(vggfeat("plot", *words, cwd=workplace), code, message)

@@ -116,10 +116,10 @@ def plot(
         _choice(
             "Of a cache: thumbnails of the images whose files are found, or dots coloured by "
             "folders. [default: thumbnails]",
-            "thumbnails|dots",
+            "thumbnails|folders",
             OF_CACHE,
             "thumbnails",
-            "dots",
+            "folders",
         ),
     ] = None,
     sample: Annotated[
