@@ -498,6 +498,7 @@ def test_exit_codes_are_the_readmes() -> None:
 def test_options_are_those_of_the_program() -> None:
     """Every long option on the page is one of vggfeat's, or one of the tools the page names."""
     others = {"--sparse", "--size-only", "--append", "--inplace"}
+    others |= {"--help"}  # which Click adds
     others |= {"--collector"}  # node_exporter's, which goes on with a dot
     others |= {"--array", "--gres", "--time", "--requeue"}  # those of Slurm
     commands = {**get_command(app).commands, "": get_command(app)}  # type: ignore[attr-defined] # a group, as apps are
