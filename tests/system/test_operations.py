@@ -491,7 +491,7 @@ def test_rules_fire_when_they_should(tmp_path: Path, scene: str) -> None:
 def test_exit_codes_are_the_readmes() -> None:
     """The table has the README's codes, in its order."""
     here = [row[0] for row in cells(section("Exit codes"))]
-    assert here == [row[0] for row in cells(section("Running it unattended", "README.md"))]
+    assert here == [row[0] for row in cells(section("Exit codes", "README.md"))]
     assert len(here) == 9
 
 
