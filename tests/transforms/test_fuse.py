@@ -537,12 +537,26 @@ def test_a_model_file_keeps_what_it_is_given(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["m.h5"]
 
 
+def save_model_of(path: Path, version: int) -> None:
+    save_fitted(str(path), Fitted("fuse", {}, {}))
+    with h5py.File(path, "r+") as file:
+        file.attrs["format_version"] = version
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
         (lambda path: path.write_bytes(b"no HDF5"), r"damaged, or no HDF5"),
         (lambda path: h5py.File(path, "w").close(), r"is no model of ours"),
         (lambda path: save_fitted(str(path), Fitted("reduce", {}, {})), r"made by vggfeat reduce"),
+        (
+            lambda path: save_model_of(path, 3),
+            r"^model '.*' has format version 3, this vggfeat reads 1 and 2; upgrade it$",
+        ),
+        (
+            lambda path: save_model_of(path, 0),
+            r"^model '.*' has format version 0, this vggfeat reads 1 and 2; the file is damaged$",
+        ),
     ],
 )
 def test_files_that_are_no_model_are_refused(

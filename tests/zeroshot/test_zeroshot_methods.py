@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING, Any
 
+import h5py
 import numpy as np
 import pytest
 from command_line import vggfeat
@@ -251,6 +252,25 @@ def test_a_model_of_an_earlier_version_gives_what_it_gave(tmp_path: Path) -> Non
         chosen = library.ZeroShotSettings(layers="conv1_1", unseen="class04,class05", **other)
         with pytest.raises(CacheMismatchError, match=f"{next(iter(other))}: model"):
             library.fit_zeroshot(tmp_path / "c.h5", tmp_path / "v.csv", tmp_path / "m.h5", chosen)
+
+
+@pytest.mark.parametrize(
+    ("given", "version"),
+    [
+        ({"method": "eszsl"}, 2),
+        ({"method": "ridge", "center": False}, 2),
+        ({"method": "nearest", "center": False, "neighbors": 2}, 2),
+        ({"method": "eszsl", "center": False}, 1),
+    ],
+)
+def test_a_model_that_earlier_versions_would_use_wrongly_has_another_version(
+    place: Path, tmp_path: Path, given: dict[str, Any], version: int
+) -> None:
+    """They know no center, and neither cosines nor words of classes; they refuse version 2."""
+    model = fit(place, tmp_path / "m.h5", **given)
+    with h5py.File(tmp_path / "m.h5") as file:
+        assert int(file.attrs["format_version"]) == version
+    assert model.to_fitted().version == version
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-MODEL_VERSION = 1
+VERSIONS = (1, 2)
+"""Of the format. A model that a reader of version 1 would use wrongly has version 2."""
+
+_VERSIONS = " and ".join(map(str, VERSIONS))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,11 +57,13 @@ class Fitted:
         kind: `fuse`, `reduce` or `zeroshot`.
         parameters: all that is no array, ready for JSON.
         arrays: name → array.
+        version: of the format, one of `VERSIONS`; not part of the digest.
     """
 
     kind: str
     parameters: Mapping[str, Any]
     arrays: Mapping[str, NDArray[Any]]
+    version: int = 1
 
     @property
     def sha256(self) -> str:
@@ -81,7 +86,7 @@ def save_fitted(path: str, fitted: Fitted) -> None:
         with atomic_file(path) as target:
             with checked_hdf5(target, libver=("v110", "v110")) as (file, _):
                 file.attrs["format"] = MODEL_FORMAT
-                file.attrs["format_version"] = MODEL_VERSION
+                file.attrs["format_version"] = fitted.version
                 file.attrs["kind"] = fitted.kind
                 file.attrs["parameters"] = _json(fitted.parameters)
                 for name, array in fitted.arrays.items():
@@ -142,10 +147,16 @@ def _read(path: str, file: Hdf5File, kind: str) -> Fitted:
         file.root.attributes[key].value() if key in file.root.attributes else None
         for key in ("format", "format_version")
     )
-    if not isinstance(name, str) or name != MODEL_FORMAT or version != MODEL_VERSION:
+    if not isinstance(name, str) or name != MODEL_FORMAT:
         raise CacheError(
             f"{path!r} is no model of ours: format {name!r} {version}, expected {MODEL_FORMAT!r} "
-            f"{MODEL_VERSION}; {_maker(kind)} makes one"
+            f"{_VERSIONS}; {_maker(kind)} makes one"
+        )
+    if not isinstance(version, int) or version not in VERSIONS:
+        newer = isinstance(version, int) and version > max(VERSIONS)
+        raise CacheError(
+            f"model {path!r} has format version {version!r:.40}, this vggfeat reads {_VERSIONS}; "
+            f"{'upgrade it' if newer else 'the file is damaged'}"
         )
     parameters = parse_json(file.root.attributes["parameters"].text())
     if not isinstance(parameters, dict) or not isinstance(parameters.get("asked", {}), dict):
@@ -154,6 +165,7 @@ def _read(path: str, file: Hdf5File, kind: str) -> Fitted:
         file.root.attributes["kind"].text(),
         parameters,
         {name: _array(file, name) for name in sorted(file.root.links)},
+        version,
     )
 
 

@@ -208,7 +208,14 @@ class ZeroShotModel:
             "tree": dict(self.tree.parents),
             "network": self.network,
         }
-        return Fitted(ZEROSHOT_KIND, parameters, {**self.inputs.to_arrays(), **arrays})
+        return Fitted(
+            ZEROSHOT_KIND, parameters, {**self.inputs.to_arrays(), **arrays}, self._version
+        )
+
+    @property
+    def _version(self) -> int:
+        """Of the format: the first would take other vectors for new classes, and no cosines."""
+        return 1 if self.center is None and self.method in ("eszsl", "devise") else 2
 
 
 def model_from(fitted: Fitted) -> ZeroShotModel:
