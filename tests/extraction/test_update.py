@@ -467,6 +467,30 @@ def test_a_fresh_run_goes_on_only_with_what_it_began(images: Path, tmp_path: Pat
     assert library.extract(images, out, other, fresh=True).new_done == 20
 
 
+def test_a_fresh_run_does_not_go_on_with_what_other_versions_began(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new cache would differ from what they computed."""
+    out, settings = tmp_path / "out.h5", library.Settings(**SETTINGS)
+    stop = batches_until(lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(InterruptedRunError):
+        library.extract(images, out, settings, fresh=True, on_progress=stop)
+    monkeypatch.setattr("importlib.metadata.version", lambda name: f"0.{len(name)}")
+    assert library.extract(images, out, settings, fresh=True).new_done == 14
+
+
+@pytest.mark.parametrize("name", ["out.h5", f"{'x' * 230}.h5"])
+def test_a_place_where_no_mark_can_be_does_not_stop_a_run(
+    images: Path, tmp_path: Path, name: str
+) -> None:
+    """A folder of the mark's name, or an output whose name is too long for one."""
+    out, settings = tmp_path / name, library.Settings(**SETTINGS)
+    if name == "out.h5":
+        (tmp_path / f"{name}.vggfeat.fresh").mkdir()
+    for _ in range(2):
+        assert library.extract(images, out, settings, fresh=True).new_done == 14
+
+
 class _Stopper(logging.Handler):
     """Stops the run of which it gets the first line."""
 

@@ -208,3 +208,10 @@ def test_an_interrupted_fresh_run_is_resumed_by_the_same_call(
     assert library.reduce(source, out, settings, begin="fresh").new_done == whole.new_done - done
     assert library.reduce(source, out, settings, begin="fresh").new_done == whole.new_done
     assert {path.name for path in tmp_path.iterdir()} == {"r.h5", "r.model.h5"}
+
+    with pytest.raises(InterruptedRunError):
+        library.reduce(source, out, settings, begin="fresh", on_progress=stop)
+    anew = shutil.copy(source, tmp_path / "anew.h5")
+    words = ["extract", workplace / "images", *WIDE, "--fresh", "--out", anew]
+    assert vggfeat(*words, cwd=workplace).returncode == 0
+    assert library.reduce(anew, out, settings, begin="fresh").new_done == whole.new_done

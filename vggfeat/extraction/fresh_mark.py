@@ -7,7 +7,6 @@ row is, and holds the fingerprint of what was begun.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import os
@@ -15,11 +14,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vggfeat._version import __version__
 from vggfeat.cache.format import RowState
 from vggfeat.cache.reader import FeatureCache
 from vggfeat.cache.rows import match_paths
 from vggfeat.core.text import agree, counted
-from vggfeat.errors import CacheError, CacheMismatchError
+from vggfeat.errors import CacheError, CacheMismatchError, UsageError
+from vggfeat.extraction.metadata import versions_of
 from vggfeat.extraction.resume import check_settings
 from vggfeat.extraction.update import UpdatePolicy, find_changes
 from vggfeat.storage.atomic import write_bytes
@@ -39,14 +40,31 @@ log = logging.getLogger("vggfeat")
 
 
 def note_begun(out: str, fingerprint: str) -> None:
-    """Mark an output, whose lock the caller holds, as begun by `fresh`."""
-    write_bytes(f"{out}{SUFFIX}", f"{fingerprint}\n".encode())
+    """Mark an output, whose lock the caller holds, as begun by `fresh`.
+
+    Without a mark, as where the name is too long for one, `fresh` begins again each time.
+    """
+    try:
+        write_bytes(f"{out}{SUFFIX}", f"{fingerprint}\n".encode())
+    except (OSError, UsageError) as error:
+        log.warning(
+            "no mark %r: %s; if this run is interrupted, --fresh begins again, and the command "
+            "without it resumes",
+            f"{out}{SUFFIX}",
+            getattr(error, "strerror", None) or error,
+        )
 
 
 def note_finished(out: str) -> None:
     """Remove the mark of an output, if there is one."""
-    with contextlib.suppress(FileNotFoundError):
+    if not is_marked(out):
+        return
+    try:
         os.unlink(f"{out}{SUFFIX}")
+    except FileNotFoundError:
+        pass
+    except OSError as error:  # a folder, or another user's: it does no harm to what comes
+        log.warning("mark %r cannot be removed: %s", f"{out}{SUFFIX}", error.strerror)
 
 
 def was_begun(out: str, fingerprint: str) -> bool:
@@ -86,10 +104,13 @@ def continued(request: ExtractRequest, images: ImageList) -> ExtractRequest:
 def check_same(cache: FeatureCache, settings: Settings) -> None:
     """Raise `CacheMismatchError` unless a new cache of these settings would be as this one.
 
-    Resuming takes also fewer layers and another batch size than the cache has.
+    Resuming takes also fewer layers, another batch size and other versions than the cache has.
     """
     check_settings(cache, settings, work=True)
-    batch_size = int(cache.header.provenance.config["batch_size"])
+    made = cache.header.provenance
+    if (made.tool_version, made.versions) != (__version__, versions_of(settings)):
+        raise CacheMismatchError(f"cache {cache.path!r} was begun by other versions")
+    batch_size = int(made.config["batch_size"])
     if set(settings.stored) != set(cache.header.shapes):
         raise CacheMismatchError(f"cache {cache.path!r} has other layers")
     if settings.batch_size not in ("auto", batch_size):

@@ -60,16 +60,12 @@ class NewCache:
         )
         limit = replicas.settle(self.batch_size)
         chosen = {"batch_size": self.batch_size, "precision": replicas.precision, **limit.record()}
-        libraries = {name: importlib.metadata.version(name) for name in _LIBRARIES}
-        if self.settings.decode == "gpu":
-            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-                libraries["torchcodec"] = importlib.metadata.version("torchcodec")
         provenance = Provenance(
             root=self.images.root,
             config={**self.settings.as_dict(), **chosen},
             created_utc=dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
             tool_version=__version__,
-            versions={"python": platform.python_version(), **libraries},
+            versions=versions_of(self.settings),
             warning=self.weights.warning or replicas.caution,
         )
         return CacheMetadata(identity, provenance, replicas.output_shapes(size, size), scales)
@@ -83,6 +79,15 @@ class NewCache:
         scales = scales_on_sample(self.settings, self.images, replicas)
         replicas.scale_to(scales)
         return scales
+
+
+def versions_of(settings: Settings) -> dict[str, str]:
+    """Return the versions of Python and of the libraries that compute with these settings."""
+    libraries = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    if settings.decode == "gpu":
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            libraries["torchcodec"] = importlib.metadata.version("torchcodec")
+    return {"python": platform.python_version(), **libraries}
 
 
 def prepare_cache(settings: Settings, images: ImageList) -> NewCache:

@@ -174,9 +174,12 @@ def _has_begun(source: FeatureCache, out: str, transform: Transform, dtype: Dtyp
         target = FeatureCache(out)
     except CacheError:  # damaged, and to be replaced
         return False
-    identity = target.header.identity
+    identity, made = target.header.identity, target.header.provenance
     if not was_begun(out, identity.fingerprint()):
         return False
+    began = made.sources[-1].get("created_utc") if made.sources else None
+    if (made.tool_version, began) != (__version__, source.header.provenance.created_utc):
+        return False  # by another version, or from a source that has been made anew since
     return not identity.differences(_identity(source, transform, dtype, target.header.scales))
 
 
