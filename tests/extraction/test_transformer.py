@@ -20,7 +20,7 @@ from sklearn.utils import estimator_checks
 from sklearn.utils.validation import check_is_fitted
 
 import vggfeat
-from vggfeat.errors import DecodeError, InputError, UsageError
+from vggfeat.errors import DecodeError, InputError, SpaceError, UsageError
 from vggfeat.extraction import feature_store
 from vggfeat.storage.locks import hold
 
@@ -193,6 +193,16 @@ def test_images_that_fail(
         features.transform([paths[0], str(tmp_path)])
     with pytest.raises(UsageError, match=r"X\[1\] is of type int"):
         features.transform([paths[0], 3])
+    for one in (Image.new("RGB", (40, 40)), np.zeros((40, 40, 3), np.uint8)):
+        with pytest.raises(UsageError, match="one image alone"):
+            features.transform(one)
+    with pytest.raises(UsageError, match="X is of type int"):
+        features.transform(3)
+    with pytest.raises(DecodeError, match=r"^X\[1\]: array uint8 of 7 channels"):
+        features.transform([paths[0], np.zeros((5, 5, 7), np.uint8)])
+    nowhere = clone(features).set_params(cache_dir=paths[0])
+    with pytest.raises(SpaceError, match=r"^cache folder .* cannot be made: Not a directory"):
+        nowhere.transform(paths)
 
 
 def test_all_images_fail(features: vggfeat.VggFeatures, tmp_path: Path) -> None:

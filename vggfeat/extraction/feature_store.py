@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,15 @@ import numpy as np
 from vggfeat.cache.format import RowState
 from vggfeat.cache.reader import FeatureCache
 from vggfeat.core.text import counted
-from vggfeat.errors import CacheError, InputError, LockedError, TooManyFailuresError, UsageError
+from vggfeat.errors import (
+    CacheError,
+    DecodeError,
+    InputError,
+    LockedError,
+    SpaceError,
+    TooManyFailuresError,
+    UsageError,
+)
 from vggfeat.extraction.api import extract
 from vggfeat.images.sources import discover
 from vggfeat.images.transform import ImageTransform, is_one_image
@@ -91,10 +100,17 @@ def images_to_store(images: Any, preprocess: Preprocess, max_pixels: int) -> lis
         return [
             _file(found.absolute(row), os.fsdecode(found.paths[row])) for row in range(len(found))
         ]
-    if is_one_image(images) and not isinstance(images, np.ndarray):
+    if (is_one_image(images) and not isinstance(images, np.ndarray)) or _is_colour_image(images):
         raise UsageError("one image alone; expected a sequence of images, or a folder")
+    if not isinstance(images, Iterable):
+        raise UsageError(f"X is of type {type(images).__name__}; expected a sequence of images")
     transform = ImageTransform(preprocess, max_pixels)
     return [_image(one, place, transform) for place, one in enumerate(images)]
+
+
+def _is_colour_image(images: Any) -> bool:
+    """Return whether this is an array (H, W, 3 or 4), and no stack of grey images."""
+    return isinstance(images, np.ndarray) and images.ndim == 3 and images.shape[-1] in (3, 4)  # noqa: PLR2004 axes
 
 
 def _image(image: Any, place: int, transform: ImageTransform) -> StoredImage:
@@ -107,7 +123,10 @@ def _image(image: Any, place: int, transform: ImageTransform) -> StoredImage:
             f"X[{place}] is of type {type(image).__name__}; expected a path, a PIL image or an "
             "array (H, W, C)"
         )
-    pixels = np.ascontiguousarray(transform.pixels(image))
+    try:
+        pixels = np.ascontiguousarray(transform.pixels(image))
+    except DecodeError as error:
+        raise DecodeError(f"X[{place}]: {error}") from error
     digest = hashlib.sha256(repr((pixels.shape, pixels.dtype.str)).encode())
     digest.update(pixels.data)
     name = f"memory-{digest.hexdigest()}"
@@ -228,7 +247,7 @@ class FeatureStore:
     def _caches(self) -> Iterator[FeatureCache]:
         try:
             names = sorted(os.listdir(self.folder))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return
         for name in names:
             if name.endswith(_SUFFIX) and not name.startswith("."):
@@ -236,7 +255,12 @@ class FeatureStore:
 
     def _extract(self, images: Sequence[StoredImage], *, progress: bool) -> None:
         """Extract images into a cache named by what they are; wait for a run that does the same."""
-        os.makedirs(self.folder, mode=_MODE, exist_ok=True)
+        try:
+            os.makedirs(self.folder, mode=_MODE, exist_ok=True)
+        except OSError as error:
+            raise SpaceError(
+                f"cache folder {self.folder!r} cannot be made: {error.strerror}; give cache_dir"
+            ) from error
         listing = sorted((image.name, *image.stamp) for image in images)
         digest = hashlib.sha256(repr(listing).encode()).hexdigest()[:_DIGITS]
         out = os.path.join(self.folder, digest + _SUFFIX)
