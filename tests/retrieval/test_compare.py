@@ -336,7 +336,9 @@ def test_from_the_command_line(workplace: Path) -> None:
     assert "| torch" not in done.stderr
     assert "| matplotlib" not in done.stderr
     head, columns, *rows = done.stdout.splitlines()
-    assert head == "18 queries, each for images of its class (4) among 19 images, by cosine"
+    assert (
+        head == "18 queries, each for images of its class, of 4 classes, among 19 images, by cosine"
+    )
     assert columns.split() == ["layer", "width", "mAP", "NN", "R@3"]
     candidates = compare([workplace / "feats.h5"], k=(3,)).candidates
     assert len(rows) == len(candidates)
@@ -411,6 +413,7 @@ def test_charts(workplace: Path, tmp_path: Path) -> None:
         "Finding images of the same class, 4 classes",
         "cosine, 18 queries, 19 images",
         "mean average precision",
+        "RANDOM WEIGHTS (seed 0): these features carry no learnt meaning",
     ):
         assert f"<!-- {text}" in svg
 

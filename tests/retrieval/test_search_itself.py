@@ -142,6 +142,7 @@ def test_every_form_of_output_marks_itself(workplace: Path, tmp_path: Path) -> N
     table = vggfeat(*words, "--sheet", tmp_path / "s.html", cwd=workplace).stdout.splitlines()
     assert [line for line in table if line.endswith("  03.png  (the query itself)")]
     assert [line for line in table if line.endswith("  copies/a.png  (identical file)")]
+    assert table[-1] == f"contact sheet: {tmp_path / 's.html'}"
     page = (tmp_path / "s.html").read_text()
     assert page.count("the query itself") == 1
     assert page.count("identical file") == 3

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vggfeat.cli.options import Json, among, whole_numbers
-from vggfeat.cli.terminal import exit_codes, output_width, set_up_logging, show, table
+from vggfeat.cli.terminal import exit_codes, output_width, set_up_logging, show, table, written
 from vggfeat.core.text import counted, printable
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def compare(
     fusions: Annotated[
         str,
         typer.Option(
-            help="Compare also joined layers of the first file, each at unit length: all of them, "
+            help="Also compare joined layers of the first file, each at unit length: all of them, "
             "pairs (and all), or none.",
             metavar="all|pairs|none",
             autocompletion=among("all", "pairs", "none"),
@@ -70,15 +70,15 @@ def compare(
     ] = 2000,
     chart: Annotated[
         str | None,
-        typer.Option(help="Draw also a chart (needs vggfeat[plot]).", metavar="FILE.png|svg|pdf"),
+        typer.Option(help="Also draw a chart (needs vggfeat[plot]).", metavar="FILE.png|svg|pdf"),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Compare layers by how well they retrieve images.
 
-    The images are others of the same class, or originals of altered ones. Show mean average
-    precision (mAP), how often the nearest image is relevant (NN), and how often a relevant one
-    is among the first five and ten (R@5, R@10), best layer first.
+    An image is to find the others of its class or, with --queries, an altered image its original.
+    Show mean average precision (mAP), how often the nearest image is relevant (NN), and how often
+    a relevant one is among the first five and ten (R@5, R@10), best layer first.
     """
     with exit_codes():
         from vggfeat.extraction.monitoring import publish
@@ -101,12 +101,16 @@ def compare(
         )
         if chart is not None:
             publish(chart, draw(found, chart_format(chart)))
-        show(found, _lines, as_json=as_json)
+        show(found, lambda found: [*_lines(found), *written("chart", chart)], as_json=as_json)
 
 
 def _lines(found: Comparison) -> list[str]:
     one = found.candidates[0]
-    what = f"images of its class ({found.classes})" if found.by == "labels" else "its original"
+    what = (
+        f"images of its class, of {counted(found.classes, 'class')},"
+        if found.by == "labels"
+        else "its original"
+    )
     heading = (
         f"{counted(one.queries, 'query')}, each for {what} among {counted(one.images, 'image')}, "
         f"by {found.metric}"

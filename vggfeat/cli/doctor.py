@@ -30,7 +30,7 @@ def doctor(
 ) -> None:
     """Check this machine: versions, devices, disk.
 
-    Check also weights, HDF5 and file locks. Show how to solve each problem, and end with exit
+    Also check weights, HDF5 and file locks. Show how to solve each problem, and end with exit
     code 2 if there is one.
     """
     with exit_codes():

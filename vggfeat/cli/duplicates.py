@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from vggfeat.cli.options import Cache, ImagesNow, Json, among, one_layer
-from vggfeat.cli.terminal import Bar, exit_codes, set_up_logging, show
+from vggfeat.cli.terminal import Bar, exit_codes, set_up_logging, show, written
 from vggfeat.core.text import counted
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ def duplicates(
 ) -> None:
     """Find pairs and groups of near-duplicate images.
 
-    Groups are what pairs form: each image of a group is near another of the group. Identical
-    files are marked.
+    Pairs that share an image form a group, so each image of a group is near at least one other.
+    Identical files are marked.
     """
     with exit_codes():
         from vggfeat.retrieval.duplicates import duplicates as find_duplicates
@@ -78,7 +78,11 @@ def duplicates(
             )
         if sheet is not None:
             sheet_of_duplicates(found, sheet, root=root)
-        show(found, _lines, as_json=as_json)
+        show(
+            found,
+            lambda found: [*_lines(found), *written("contact sheet", sheet)],
+            as_json=as_json,
+        )
 
 
 def _lines(found: Duplicates) -> list[str]:

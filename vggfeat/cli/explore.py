@@ -25,7 +25,7 @@ def explore(
     projection: Annotated[
         str,
         typer.Option(
-            help="How images come onto the map; umap needs vggfeat[umap].",
+            help="How images are placed on the map; umap needs vggfeat[umap].",
             metavar="pca|umap",
             autocompletion=among("pca", "umap"),
         ),

@@ -43,7 +43,7 @@ def inspect(
         bool,
         typer.Option(
             "--loss",
-            help="Show also what each narrower dtype would cost: cosines and changed neighbours of "
+            help="Also show what each narrower dtype would cost: cosines and changed neighbours of "
             "up to 1000 rows.",
         ),
     ] = False,
@@ -78,9 +78,9 @@ def inspect(
 ) -> None:
     """Show what a cache holds and how it was made.
 
-    Show rows by state, layers and their values, settings, and failed images. Works also while a
-    run is writing to the cache, and reads the values of a sample of rows only. A narrow
-    terminal shows fewer columns; --json has everything.
+    Show rows by state, layers and their values, settings, and failed images. Works while a run
+    is writing to the cache, and reads the values of a sample of rows only. A narrow terminal
+    shows fewer columns; --json has everything.
     """
     with exit_codes():
         # NumPy's linear algebra is not used here, and starting its threads is a fifth of the time.

@@ -28,8 +28,7 @@ def merge(
         bool,
         typer.Option(
             "--keep-paths",
-            help="Take equal paths for the same image, even if they are relative to different "
-            "folders.",
+            help="Treat equal paths as one image, even if they are relative to different folders.",
         ),
     ] = False,
     virtual: Annotated[
@@ -44,8 +43,8 @@ def merge(
 ) -> None:
     """Merge caches that were made with the same settings.
 
-    Of an image in several caches, a row that is done is preferred to a failed one, and that to a
-    pending one. The new cache appears whole or not at all; the others are not changed.
+    If an image is in several caches, a done row is preferred to a failed one, and a failed one
+    to a pending one. The new cache appears whole or not at all; the others are not changed.
     """
     with exit_codes():
         activity.begins(f"writing {out}")

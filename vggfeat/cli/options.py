@@ -59,7 +59,8 @@ Config = Annotated[
     str | None,
     typer.Option(
         help=f"A TOML file or a preset ({', '.join(PRESETS)}) with default values of options; "
-        "flags override them. Keys are the names of options, as batch-size or batch_size.",
+        "flags override them. Keys are the names of options, such as batch-size or "
+        "batch_size.",
         metavar="NAME|FILE.toml",
         autocompletion=among(*PRESETS),
     ),
@@ -138,7 +139,7 @@ Quiet = Annotated[
 Verbose = Annotated[
     bool,
     typer.Option(
-        "--verbose", "-v", help="Print also how the time was spent.", rich_help_panel=REPORTING
+        "--verbose", "-v", help="Also print how the time was spent.", rich_help_panel=REPORTING
     ),
 ]
 

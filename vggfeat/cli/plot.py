@@ -45,16 +45,15 @@ def _choice(text: str, metavar: str, group: str, *words: str) -> Any:
     "layers", "channels", "overlay", "config", "model", "weights", "transform", "size", "crop",
     "device",
     instead={
-        "model": {"help": "Of an image: vgg11, 13, 16 or 19, each also with _bn.", **_IMAGE},
+        "model": {"help": "vgg11, 13, 16 or 19, each also with _bn.", **_IMAGE},
         "weights": {
-            "help": "Of an image: imagenet, features, a .pth or .safetensors file, or "
-            "random[:SEED].",
+            "help": "imagenet, features, a .pth or .safetensors file, or random[:SEED].",
             **_IMAGE,
         },
-        "transform": {"help": "Of an image: whose mean and deviation normalise it.", **_IMAGE},
-        "size": {"help": "Of an image: side of the network's input in pixels.", **_IMAGE},
-        "crop": {"help": "Of an image: how it is cut to that size.", **_IMAGE},
-        "device": {"help": "Of an image: auto, cpu, cuda or cuda:N.", "metavar": "NAME", **_IMAGE},
+        "transform": {"help": "Whose mean and deviation normalise the image.", **_IMAGE},
+        "size": {"help": "Side of the network's input in pixels.", **_IMAGE},
+        "crop": {"help": "How the image is cut to that size.", **_IMAGE},
+        "device": {"help": "auto, cpu, cuda or cuda:N.", "metavar": "NAME", **_IMAGE},
     },
 )  # fmt: skip
 def plot(
@@ -70,15 +69,15 @@ def plot(
         typer.Option(
             "--layers",
             "--layer",
-            help="Layers, comma separated; of an image names of maps, such as conv1_2,pool5. "
-            "[default: of an image the last convolution of each block, of a cache all]",
+            help="Layers, comma separated; for an image those with maps, such as conv1_2,pool5. "
+            "[default: for an image the last convolution of each block, for a cache all]",
             metavar="NAME,...",
         ),
     ] = None,
     channels: Annotated[
         str | None,
         _choice(
-            "Of an image: the mean of all channels, the N with the largest mean, or these. "
+            "Show the mean of all channels, the N with the largest mean, or these channels. "
             "[default: mean]",
             "mean|top:N|N,...",
             OF_IMAGE,
@@ -87,15 +86,13 @@ def plot(
     ] = None,
     overlay: Annotated[
         bool,
-        typer.Option(
-            "--overlay", help="Of an image: lay the maps over it.", rich_help_panel=OF_IMAGE
-        ),
+        typer.Option("--overlay", help="Lay the maps over the image.", rich_help_panel=OF_IMAGE),
     ] = False,
     config: Annotated[
         str | None,
         _choice(
-            "Of an image: a TOML file of how images are read, as extract takes it and stats "
-            "writes it; options override what it says.",
+            "A TOML file that says how images are prepared, as stats writes it for extract; "
+            "options override it.",
             "FILE.toml",
             OF_IMAGE,
         ),
@@ -103,7 +100,7 @@ def plot(
     projection: Annotated[
         str | None,
         _choice(
-            "Of a cache: how its images come into a plane, pca or umap (needs vggfeat[umap]). "
+            "How images are projected to two dimensions: pca, or umap (needs vggfeat[umap]). "
             "[default: pca]",
             "pca|umap",
             OF_CACHE,
@@ -114,8 +111,8 @@ def plot(
     marks: Annotated[
         str | None,
         _choice(
-            "Of a cache: thumbnails of the images whose files are found, or dots coloured by "
-            "folders. [default: thumbnails]",
+            "Draw thumbnails of the images whose files are found, or dots coloured by folder. "
+            "[default: thumbnails]",
             "thumbnails|folders",
             OF_CACHE,
             "thumbnails",
@@ -125,16 +122,14 @@ def plot(
     sample: Annotated[
         int | None,
         _choice(
-            "Of a cache: images in a plane at most, spread over the cache. [default: 1000]",
+            "Project at most N images, spread over the cache. [default: 1000]",
             "N",
             OF_CACHE,
         ),
     ] = None,
     root: Annotated[
         str | None,
-        _choice(
-            "Of a cache: where its images are now. [default: where they were]", "DIR", OF_CACHE
-        ),
+        _choice("Directory where the images are now. [default: where they were]", "DIR", OF_CACHE),
     ] = None,
     **network: Any,
 ) -> None:

@@ -29,6 +29,7 @@ from vggfeat.cli.terminal import (
     set_up_logging,
     table,
     tell_warning,
+    written,
 )
 from vggfeat.core.csv_text import path_cell
 from vggfeat.core.option import REPORTING
@@ -108,7 +109,7 @@ def search(
     sheet: Annotated[
         str | None,
         typer.Option(
-            help="Write also a contact sheet of queries and results, as a picture or a web page.",
+            help="Also write a contact sheet of queries and results, as a picture or a web page.",
             metavar="FILE.png|html",
             rich_help_panel=REPORTING,
         ),
@@ -160,7 +161,7 @@ def search(
         elif as_csv:
             print_csv(_csv_rows(found))
         else:
-            say(*_lines(found))
+            say(*_lines(found), *written("contact sheet", sheet))
 
 
 def _are_of_layers(weights: str | None) -> bool:

@@ -109,8 +109,8 @@ def similarity(
 ) -> None:
     """Show how similar images are, by each layer.
 
-    Show also their similarity by all layers together. Of more than two images, the first
-    is compared with each of the others.
+    Also show their similarity by all layers together. If there are more than two images, the
+    first is compared with each of the others.
     """
     with exit_codes():
         from vggfeat.core.fusion_spec import parse_weights

@@ -232,6 +232,11 @@ def show(
         say(*lines(result))
 
 
+def written(what: str, path: str | None) -> list[str]:
+    """Return lines that name a picture or page written beside a result; none if there is none."""
+    return [] if path is None else ["", f"{what}: {path}"]
+
+
 def say(*lines: str) -> None:
     """Print lines; control characters in them are escaped, but for the colours of `painted`.
 

@@ -30,7 +30,7 @@ _LEAST_WIDTH = 40
         },
         "model": {"default": None, "unset": "the weights', or vgg19"},
         "weights": {
-            "help": "Check also whether these weights fit: a .pth or .safetensors file, imagenet, "
+            "help": "Also check whether these weights fit: a .pth or .safetensors file, imagenet, "
             "features or random.",
             "default": None,
         },

@@ -28,7 +28,7 @@ def verify(
 ) -> None:
     """Check every row of a cache against its checksum.
 
-    Check also the file around the rows.
+    Also check the file around the rows.
     End with exit code 5 if rows are bad and were not repaired, or the file is damaged.
     """
     with exit_codes():

@@ -179,7 +179,7 @@ def evaluate(
     calibrate: Annotated[
         str | None,
         typer.Option(
-            help="Show also accuracies with a bias subtracted from the scores of seen classes: a "
+            help="Also show accuracies with a bias subtracted from the scores of seen classes: a "
             "number, or auto for the one found when the model was fitted.",
             metavar="X|auto",
         ),

@@ -91,7 +91,7 @@ def predictions_plain(found: Predictions) -> dict[str, Any]:
     }
 
 
-_HEAD = ("images", "among", "top", "accuracy", "chance", "majority", "class mean")
+_HEAD = ("images", "among", "top", "accuracy", "chance", "majority", "centroid")
 
 
 def evaluation_lines(found: Evaluation) -> list[str]:
@@ -129,8 +129,8 @@ def _baseline_lines(found: Evaluation) -> list[str]:
     mine = [figure for figure in found.figures if figure.nearest is not None]
     if not mine:
         return []
-    words = f"words of {found.neighbors} nearest" if found.neighbors > 1 else ""
-    head = ("top", "chance", "word of nearest class", words, "ridge", f"model ({found.method})")
+    words = f"{found.neighbors} words" if found.neighbors > 1 else ""
+    head = ("top", "chance", "nearest word", words, "ridge", f"model ({found.method})")
     rows = [
         (
             str(one.top),
@@ -143,7 +143,7 @@ def _baseline_lines(found: Evaluation) -> list[str]:
     ]
     kept = [at for at, name in enumerate(head) if name]
     cells = [[row[at] for at in kept] for row in (head, *rows)]
-    title = "  unseen among unseen, beside simple ways to use the class vectors"
+    title = "  unseen among unseen, beside simple baselines with the same class vectors"
     return ["", title, *(f"  {line}" for line in table(cells, "r" * len(kept))), ""]
 
 

@@ -145,15 +145,17 @@ class Settings:
     crop: Crop = setting(
         "center",
         "center cuts a square from the middle, pad fits the whole image in, squash ignores "
-        "the aspect, none keeps the aspect and everything.",
+        "the aspect ratio, none keeps it and the whole image.",
         "HOW",
         choices=CROPS,
         group=PREPARATION,
     )
-    exif: Exif = setting("apply", "The EXIF orientation.", "HOW", choices=EXIFS, group=PREPARATION)
+    exif: Exif = setting(
+        "apply", "Apply or ignore the EXIF orientation.", "HOW", choices=EXIFS, group=PREPARATION
+    )
     icc: Icc = setting(
         "ignore",
-        "ICC colour profiles in files. convert: convert colours to sRGB by them.",
+        "Ignore ICC colour profiles, or convert colours to sRGB by them.",
         "HOW",
         choices=ICCS,
         group=PREPARATION,
@@ -179,8 +181,8 @@ class Settings:
     )
     channels: int = setting(
         3,
-        "Of the network's input: 3 is RGB, 1 grey (of colours the luma); others as many as every "
-        "file has: bands, pages of a TIFF, the last axis of an .npy array.",
+        "Channels of the network's input: 3 is RGB, 1 is grey (the luma of colours), any other "
+        "number is that of every file: bands, pages of a TIFF, the last axis of an .npy array.",
         "N",
         kind=int,
         within=(1, MOST_CHANNELS),
@@ -214,26 +216,31 @@ class Settings:
     clahe: str = setting(
         "",
         "Contrast-limited adaptive histogram equalisation: the clip limit, and the tiles along a "
-        "side if not 8, such as 2 or 2,8. Of colours, their luma.",
+        "side if not 8, such as 2 or 2,8. For colours, the luma is equalised.",
         "LIMIT[,TILES]",
         items=float,
         group=MEDICAL,
     )
     mean: str = setting(
         "",
-        "Of pixels in [0, 1], one number or one a channel; `vggfeat stats` measures it.",
+        "Mean of pixels in [0, 1]: one number, or one for each channel; `vggfeat stats` measures "
+        "it.",
         "M[,...]",
-        unset="the weights' own; their average where channels are not 3",
+        unset="the weights' own; their average if --channels is not 3",
         items=float,
         group=PREPARATION,
     )
     std: str = setting(
-        "", "Standard deviation, likewise.", "S[,...]", items=float, group=PREPARATION
+        "",
+        "Standard deviation of pixels, in the same form.",
+        "S[,...]",
+        items=float,
+        group=PREPARATION,
     )
     first_layer: FirstLayer = setting(
         "sum",
-        "Of weights for RGB where channels are not 3: sum rebuilds the first convolution from "
-        "their filters; kaiming draws it anew, for 3 too.",
+        "How the first convolution of RGB weights is adapted if --channels is not 3: sum rebuilds "
+        "it from their filters; kaiming initialises it at random, with 3 channels too.",
         "HOW",
         choices=FIRST_LAYERS,
         group=MEDICAL,
@@ -265,7 +272,7 @@ class Settings:
     )
     batch_size: int | Literal["auto"] = setting(
         "auto",
-        "Images a pass; under crop none, of one shape.",
+        "Batch size; with --crop none, of images of one shape.",
         "N|auto",
         kind=int,
         words=("auto",),
@@ -291,7 +298,7 @@ class Settings:
     )
     decode_timeout: float = setting(
         60.0,
-        "An image that takes longer to decode fails; not with 0 workers.",
+        "An image that takes longer to decode fails; no limit with 0 workers.",
         "SECONDS",
         kind=float,
         within=(0, _LONGEST_SECONDS),
@@ -300,35 +307,35 @@ class Settings:
     )
     max_failures: str | None = setting(
         None,
-        "More failed images than that end in exit 4, once all others are done.",
+        "If more images fail, end with exit code 4, once all others are done.",
         "N|P%",
         unset="any number, but not all",
         group=FAILURES,
     )
     max_removed: str | None = setting(
         None,
-        "With --update: if more images than that are gone, change nothing and end in exit 3.",
+        "With --update: if more images are gone, change nothing and end with exit code 3.",
         "N|P%",
         unset="any number",
         group=RESUMING,
     )
     on_error: OnError = setting(
         "skip",
-        "An image that fails: skip marks it and goes on, stop ends the run with exit 4.",
+        "An image that fails: skip marks it and goes on, stop ends the run with exit code 4.",
         "HOW",
         choices=ON_ERRORS,
         group=FAILURES,
     )
     time_limit: str | None = setting(
         None,
-        "Stop cleanly within this time, such as 55m, with exit 0; the same command resumes the "
-        "run.",
+        "Stop cleanly within this time, such as 55m, with exit code 0; the same command resumes "
+        "the run.",
         "TIME",
         group=RESUMING,
     )
     checkpoint_seconds: float = setting(
         5.0,
-        "How much work a crash may cost at most.",
+        "Save progress this often: what a crash costs at most.",
         "SECONDS",
         kind=float,
         within=(0, _LONGEST_SECONDS),

@@ -390,7 +390,7 @@ def _notes(sides: tuple[int, int], batch: int, small: Problem | None) -> list[st
     notes = [f"{here}, and fc6 takes 512 x {GRID} x {GRID} = {_FC6_INPUT}: {said}. {remedy}"]
     if min(rows, columns) < GRID:
         notes.append(
-            f"to {GRID} x {GRID} a smaller map is stretched by repeating positions: fc6 and deeper "
+            f"a smaller map is stretched to {GRID} x {GRID} by repeating positions: fc6 and deeper "
             f"were not trained on that; --size {32 * GRID} or more is better for them"
         )
     return notes

@@ -119,7 +119,7 @@ class AdaptSettings:
     trainable: str = setting(
         "first",
         "What is trained: adapter (a convolution of 1 x 1 from the channels to 3 in front of "
-        "the network), first (conv1_1), layers as conv3_2, blocks as conv1, or all.",
+        "the network), first (conv1_1), layers such as conv3_2, blocks such as conv1, or all.",
         "NAME,...",
     )
     epochs: int = setting(
@@ -137,18 +137,18 @@ class AdaptSettings:
     )
     weight_decay: float = setting(
         0.01,
-        "Of AdamW, for weights and not biases.",
+        "Weight decay of AdamW; biases have none.",
         "D",
         kind=float,
         within=(0, 1),
         group=LEARNING,
     )
     batch_size: int = setting(
-        16, "Images a step.", "N", kind=int, within=(1, 65_536), group=LEARNING
+        16, "Batch size of training.", "N", kind=int, within=(1, 65_536), group=LEARNING
     )
     val_share: float = setting(
         0.2,
-        "Share of each class that is held out to choose probe and epoch by.",
+        "Share of each class that is held out to choose the probe and the epoch.",
         "SHARE",
         kind=float,
         within=(0, 0.9),
@@ -157,8 +157,8 @@ class AdaptSettings:
     )
     test_share: float = setting(
         0.2,
-        "Share of each class that is held out to measure accuracy by, and chooses nothing; with 0 "
-        "it is measured on the images that chose probe and epoch, and is too high.",
+        "Share of each class that is held out to measure accuracy, and chooses nothing. With 0, "
+        "accuracy is measured on the images that chose probe and epoch, and is too high.",
         "SHARE",
         kind=float,
         within=(0, 0.9),
@@ -166,7 +166,7 @@ class AdaptSettings:
     )
     patience: int = setting(
         5,
-        "Epochs without a gain before it stops early; 0 for never.",
+        "Stop early after this many epochs without a gain; 0 for never.",
         "N",
         kind=int,
         within=(0, 100_000),
@@ -181,7 +181,7 @@ class AdaptSettings:
     )
     seed: int = setting(
         0,
-        "Of what is held out, the order and the augmentation.",
+        "Seed of the split, the order of images and the augmentation.",
         "N",
         kind=int,
         within=(0, 2**31),

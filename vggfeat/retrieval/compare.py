@@ -102,6 +102,7 @@ class Comparison:
         by_queries: of several query caches, each one's results; else empty.
         notes: what a user should know of the labels, see `Labels`, and of the caches: random
             weights, or other images under the same paths.
+        warning: what a chart of it has to say in large letters: random weights; else empty.
     """
 
     metric: str
@@ -110,6 +111,7 @@ class Comparison:
     candidates: tuple[Candidate, ...]
     by_queries: tuple[QueryResults, ...] = ()
     notes: tuple[str, ...] = ()
+    warning: str = ""
 
 
 @isolated()
@@ -169,6 +171,7 @@ def compare(
         notes += known.notes
         database, queries_by_label = _by_labels(opened, known, sample)
         sets = [queries_by_label]
+    warnings = [cache.header.provenance.warning for cache in opened]
     activity.begins(f"comparing {counted(len(plan.names), 'candidate')}")
     judged = [rank_database(database, one, plan) for one in sets]
     pooled = Judgements(
@@ -185,6 +188,7 @@ def compare(
             QueryResults(cache.path, _results(part, database, plan, k)) for cache, part in each
         ),
         notes=notes,
+        warning="; ".join(dict.fromkeys(filter(None, warnings))),
     )
 
 

@@ -69,7 +69,7 @@ class FuseSettings:
     final_norm: FinalNorm = setting("l2", "Norm of the fused vector.", "NORM", choices=FINAL_NORMS)
     weights: tuple[float, ...] = setting(
         (),
-        "Weight of each layer, as 2,1,1.",
+        "Weight of each layer, such as 2,1,1.",
         "N,...",
         unset="equal",
         parse=parse_weights,

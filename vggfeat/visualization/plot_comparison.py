@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vggfeat.core.text import counted
-from vggfeat.visualization.figure_files import check_matplotlib, to_bytes
+from vggfeat.visualization.figure_files import check_matplotlib, head, to_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +31,9 @@ def draw(comparison: Comparison, form: str) -> bytes:
 
     labels = [_label(candidate) for candidate in comparison.candidates]
     lines = sum(max(2, label.count("\n") + 1) for label in labels)
-    figure = Figure(figsize=(9, 1.6 + 0.24 * lines), layout="constrained")
+    tall = 1.6 + 0.24 * lines + (0.4 if comparison.warning else 0)
+    figure = Figure(figsize=(9, tall), layout="constrained")
+    head(figure, "", comparison.warning)
     axes = figure.add_subplot()
     _draw_bars(axes, comparison.candidates)
     axes.set_yticks(range(len(labels)), labels, parse_math=False)

@@ -50,9 +50,9 @@ class ZeroShotSettings:
     )
     method: ZeroShotMethod = setting(
         "auto",
-        "How images are mapped to class vectors: eszsl or ridge (regression) in closed form, "
-        "nearest by words of the nearest seen classes, devise by training with a ranking loss; "
-        "auto takes that of the first three which is best on seen classes held out.",
+        "eszsl and ridge (regression) map images to class vectors in closed form; nearest averages "
+        "the vectors of the nearest seen classes; devise is trained with a ranking loss; auto "
+        "takes whichever of the first three is best on held-out seen classes.",
         "METHOD",
         choices=get_args(ZeroShotMethod),
     )
