@@ -31,7 +31,14 @@ from sklearn.preprocessing import StandardScaler
 import vggfeat as package
 from vggfeat.core.settings import Settings
 from vggfeat.core.vgg_layers import find_layer
-from vggfeat.errors import CacheError, CacheMismatchError, InputError, UsageError, WeightsError
+from vggfeat.errors import (
+    CacheError,
+    CacheMismatchError,
+    InputError,
+    InterruptedRunError,
+    UsageError,
+    WeightsError,
+)
 from vggfeat.finetuning.adapt import adapt
 from vggfeat.finetuning.augmentation import augment
 from vggfeat.finetuning.dataset import Shares, Split, split_images
@@ -48,6 +55,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from vggfeat.core.records import Progress
     from vggfeat.finetuning.report import FinetuneReport
 
 FIRST = "features.0.weight"
@@ -621,6 +629,32 @@ def test_fresh_begins_again(images: Path, tmp_path: Path) -> None:
         adapt(images, out, asked({"layers": "conv1_1"}, epochs=1, seed=1))
     found = adapt(images, out, asked({"layers": "conv1_1"}, epochs=1, seed=1), fresh=True)
     assert found.after is not None
+    with safetensors.safe_open(out, "pt") as file:
+        assert json.loads(file.metadata()["vggfeat.adapt"])["seed"] == 1
+
+
+def test_an_interrupted_fresh_training_is_kept_by_other_commands(
+    images: Path, tmp_path: Path
+) -> None:
+    """Without `fresh` it is resumed, though finished weights lie there; another leaves it alone."""
+    out = tmp_path / "w.safetensors"
+    first, second = (asked({"layers": "conv1_1"}, epochs=2, seed=seed) for seed in (0, 1))
+    adapt(images, out, first)
+    before = out.read_bytes()
+    listed = sum(1 for path in images.rglob("*") if path.is_file())
+
+    def stop(progress: Progress) -> None:
+        if progress.done > listed:  # it trains
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(InterruptedRunError):
+        adapt(images, out, second, fresh=True, on_progress=stop)
+    left = files_beside(out)
+    assert ".progress" in left
+    assert adapt(images, out, first).after is not None
+    assert (files_beside(out), out.read_bytes()) == (left, before)
+    adapt(images, out, second)
+    assert files_beside(out) == {""}
     with safetensors.safe_open(out, "pt") as file:
         assert json.loads(file.metadata()["vggfeat.adapt"])["seed"] == 1
 

@@ -23,7 +23,7 @@ from vggfeat.core.signals import StopFlag, how_to_resume
 from vggfeat.core.text import agree, counted
 from vggfeat.errors import CacheError, InterruptedRunError, UsageError
 from vggfeat.extraction.api import ExtractRequest
-from vggfeat.extraction.fresh_mark import note_begun, was_begun
+from vggfeat.extraction.fresh_mark import is_marked, note_begun, was_begun
 from vggfeat.extraction.pipeline import extract_file
 from vggfeat.extraction.update import UpdatePolicy
 from vggfeat.finetuning.dataset import Shares, Split, TrainingData, split_images
@@ -201,9 +201,11 @@ def _run(task: _Task, *, fresh: bool) -> FinetuneReport:
     settings, files = task.settings, task.files
     request = Request(task.identity, settings.network.precision)
     mark = hashlib.sha256(json.dumps([task.identity, request.precision]).encode()).hexdigest()
-    done = finished_report(files.out, request, fresh=fresh)
-    begun = fresh and was_begun(files.out, mark)  # by this very command, which was interrupted
-    if done is not None or (fresh and not begun):
+    begun = was_begun(files.out, mark)  # by `fresh` with these settings, which was interrupted
+    resumes = begun and os.path.lexists(files.checkpoint)
+    done = finished_report(files.out, request, fresh=fresh or resumes)
+    # A mark says that other temporary files than those of the finished training lie there.
+    if (fresh and not begun) or (done is not None and not is_marked(files.out)):
         files.remove_temporary()
     if done is not None:
         return done
@@ -215,7 +217,7 @@ def _run(task: _Task, *, fresh: bool) -> FinetuneReport:
     try:
         job = start_or_resume(files.checkpoint, request, precision)
     except CacheError:
-        if not begun:
+        if not (fresh and begun):
             raise
         files.remove_temporary()  # damaged, and `fresh` begins again
         note_begun(files.out, mark)
