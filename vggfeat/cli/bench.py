@@ -40,7 +40,7 @@ def bench(
     seconds: Annotated[
         float,
         typer.Option(
-            help="Time to measure for, in all; each figure takes one pass at least.",
+            help="Total time to measure; each figure takes at least one pass.",
             metavar="SECONDS",
         ),
     ] = _SECONDS,

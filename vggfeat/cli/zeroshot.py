@@ -76,10 +76,10 @@ def fit(
     quiet: Quiet = False,
     **settings: Any,
 ) -> None:
-    """Learn from images of seen classes how images and class vectors belong together.
+    """Learn to match images and class vectors.
 
-    The model file appears whole or not at all. If it exists and was fitted to the same images and
-    vectors with the same options, nothing is done.
+    The model is fitted to images of seen classes. Its file appears whole or not at all. If it
+    exists and was fitted to the same images and vectors with the same options, nothing is done.
     """
     with exit_codes():
         set_up_logging(quiet=quiet or as_json, verbose=False)
@@ -188,10 +188,11 @@ def evaluate(
     as_csv: Csv = False,
     **known: Any,
 ) -> None:
-    """Evaluate a model on images that it was not trained on, beside chance and other baselines.
+    """Evaluate a model beside chance and other baselines.
 
-    Accuracies are averaged over classes: of unseen classes among themselves, and of seen and unseen
-    classes among all, with their harmonic mean H. With a tree, show how far off mistakes are.
+    Only images that it was not trained on count. Accuracies are averaged over classes: of unseen
+    classes among themselves, and of seen and unseen classes among all, with their harmonic mean H.
+    With a tree, show how far off mistakes are.
     """
     with exit_codes():
         set_up_logging(quiet=as_json or as_csv, verbose=False)
