@@ -104,7 +104,7 @@ def with_carried(given: Mapping[str, Any]) -> dict[str, Any]:
         taken.pop("resize", None)
     other = [name for name in carried if name in given and given[name] != carried[name]]
     if taken:
-        log.info("weights %s were trained with %s: taken over", weights, _words(taken))
+        log.info("weights %s were trained with %s; used here too", weights, _words(taken))
     if other:
         log.info("weights %s were trained with %s: other values are given",
                  weights, _words({name: carried[name] for name in other}))  # fmt: skip
