@@ -41,10 +41,12 @@ if TYPE_CHECKING:
     from vggfeat.errors import InputError as InputError
     from vggfeat.errors import InterruptedRunError as InterruptedRunError
     from vggfeat.errors import LockedError as LockedError
+    from vggfeat.errors import MissingFileError as MissingFileError
     from vggfeat.errors import ResourceError as ResourceError
     from vggfeat.errors import ShardsHeldError as ShardsHeldError
     from vggfeat.errors import SpaceError as SpaceError
     from vggfeat.errors import TooManyFailuresError as TooManyFailuresError
+    from vggfeat.errors import UnknownLayerError as UnknownLayerError
     from vggfeat.errors import UsageError as UsageError
     from vggfeat.errors import VggfeatError as VggfeatError
     from vggfeat.errors import WeightsError as WeightsError
@@ -115,10 +117,12 @@ _HOMES = {
         "InputError",
         "InterruptedRunError",
         "LockedError",
+        "MissingFileError",
         "ResourceError",
         "ShardsHeldError",
         "SpaceError",
         "TooManyFailuresError",
+        "UnknownLayerError",
         "UsageError",
         "VggfeatError",
         "WeightsError",

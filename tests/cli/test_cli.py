@@ -168,7 +168,7 @@ def test_a_traceback_only_on_demand(workplace: Path) -> None:
     """--debug shows where an error came from."""
     done = vggfeat("--debug", "inspect", "nowhere.h5", cwd=workplace)
     assert "Traceback" in done.stderr
-    assert "CacheError" in done.stderr
+    assert "MissingFileError" in done.stderr
 
 
 def test_offline_without_weights_says_where_to_put_them(workplace: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import pty
 import re
@@ -74,6 +75,7 @@ def test_a_bar_elsewhere_than_on_a_terminal_is_a_line_now_and_then(
 ) -> None:  # fmt: skip
     """A log of cron has no bar and no steps; every half minute it has a line with the rate."""
     caplog.set_level("INFO", "vggfeat")
+    monkeypatch.setattr(logging.getLogger("vggfeat"), "handlers", [])  # of commands tried before
     with Bar(quiet=False, unit="rows") as bar:
         activity.begins("loading weights")
         bar.update(Progress(10, 0, 100, 5.0))

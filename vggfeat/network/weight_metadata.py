@@ -50,26 +50,33 @@ def settings_carried(weights: str, digest: FileDigest | None = None) -> dict[str
     A file that is missing, cannot be read or has another digest records none; loading it gives the
     reason. `weights` is as in `Settings`.
     """
+    return _carried(weights, digest)[0]
+
+
+def _carried(weights: str, digest: FileDigest | None) -> tuple[dict[str, Any], FirstFilters]:
+    """Return the settings that a file records, and what its first layer says of its input."""
     if not os.path.isfile(weights):
-        return {}
+        return {}, FirstFilters()
     try:
         with open_checkpoint(weights, digest) as file:
-            transform = file.reading.transform or _filters(weights, file).transform
+            filters = _filters(weights, file, digest)
+            transform = file.reading.transform or filters.transform
             shapes, metadata = file.shapes, file.contents.metadata
     except WeightsError:
-        return {}
+        return {}, FirstFilters()
     values: dict[str, Any] = {"transform": transform} if transform else {}
     values |= _from_metadata(weights, metadata) if MODEL in metadata else {}
     channels = file_channels(shapes)
     if channels not in (None, COLOURS):
         values["channels"] = channels
-    return values
+    return values, filters
 
 
-def _filters(weights: str, file: WeightFile) -> FirstFilters:
+def _filters(weights: str, file: WeightFile, digest: FileDigest | None) -> FirstFilters:
     """Return what the first layer says of its input; the digest is computed where it is needed."""
-    converted = file.reading.dialect == JOHNSON.name
-    return filters_of(file, file_digests(weights).sha256 if converted else "")
+    if digest is None and file.reading.dialect == JOHNSON.name:
+        digest = file_digests(weights)
+    return filters_of(file, digest.sha256 if digest is not None else "")
 
 
 def _from_metadata(path: str, metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -117,7 +124,9 @@ def check_carried(path: str, settings: Settings, digest: FileDigest | None = Non
     Return a warning of pixels that are not what the weights were trained with, after logging it;
     empty for none.
     """
-    carried = settings_carried(path, digest)
+    carried, found = _carried(
+        path, digest
+    )  # of a file that cannot be read, loading gives the reason
     before = _TAKEN.get(os.path.realpath(path), {})
     stale = {
         name: value
@@ -129,11 +138,6 @@ def check_carried(path: str, settings: Settings, digest: FileDigest | None = Non
             f"weights {path!r} were replaced after the settings were made: {_words(stale)} is from "
             "the previous file; make the settings again, or run again"
         )
-    try:
-        with open_checkpoint(path, digest) as file:
-            found = filters_of(file, digest.sha256 if digest is not None else "")
-    except WeightsError:
-        found = FirstFilters()  # loading it gives the reason
     return _told(path, carried.get("transform", "auto"), found, settings)
 
 

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 ZEROSHOT_KIND = "zeroshot"
 FITTED_METHODS = ("eszsl", "ridge", "nearest", "devise")
+_ARRAYS = ("map", "ridge", "center", "seen", "vectors", "means", "counts", "trained")
+"""Arrays of a model that are not of its layers; the file lists those that it has."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -192,13 +194,14 @@ class ZeroShotModel:
         """Return the model in the form that is saved."""
         arrays = {
             name: getattr(self, name)
-            for name in ("map", "center", "seen", "vectors", "means", "counts", "trained")
-            if getattr(self, name) is not None
+            for name in _ARRAYS
+            if name != "ridge" and getattr(self, name) is not None
         }
         if self.ridge is not None and self.method != "ridge":  # whose map it is
             arrays["ridge"] = self.ridge
         parameters = {
             **self.record,
+            "arrays": sorted(arrays),
             "method": self.method,
             "inputs": self.inputs.to_parameters(),
             "names": list(self.names),
@@ -222,7 +225,8 @@ def model_from(fitted: Fitted) -> ZeroShotModel:
     """Restore a model from its saved form; a CacheError if something is missing or does not fit."""
     known, arrays = fitted.parameters, fitted.arrays
     own = {
-        "method", "inputs", "names", "calibration", "temperature", "neighbors", "tree", "network"
+        "arrays", "method", "inputs", "names", "calibration", "temperature", "neighbors", "tree",
+        "network",
     }  # fmt: skip
     check_complete(known, "the zero-shot model")
     with told_as_damage("the zero-shot model"):
@@ -257,6 +261,13 @@ def model_from(fitted: Fitted) -> ZeroShotModel:
 
 def _check_arrays(known: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
     """Raise ValueError unless arrays and numbers of a file go together."""
+    present = sorted(arrays.keys() & set(_ARRAYS))
+    listed = known.get("arrays", present)  # models of earlier versions do not list them
+    for name in listed if isinstance(listed, list) else ():
+        if name not in arrays:
+            raise ValueError(f"{name!r} is missing")
+    if listed != present:
+        raise ValueError(f"arrays is {listed!r}, and it holds {present}")
     choose("method", FITTED_METHODS, known["method"])
     check_array(arrays["seen"], "seen", (None,), "b")
     classes, seen = len(arrays["seen"]), int(arrays["seen"].sum())
