@@ -139,9 +139,8 @@ def _weights() -> Iterator[Finding]:
 
 def _locks() -> Finding:
     """Try in the current folder the kinds of locks that runs take."""
-    import tempfile
-
     from vggfeat.storage.locks import SharedLock, hold
+    from vggfeat.storage.temporary_folder import temporary_folder
 
     def take_shared(place: str) -> None:
         with SharedLock(place) as lock:
@@ -156,7 +155,7 @@ def _locks() -> Finding:
     users = {"exclusive (every output)": take_exclusive, "shared (folders of shards)": take_shared}
     for kind, use in users.items():
         try:
-            with tempfile.TemporaryDirectory(dir=".") as folder:
+            with temporary_folder("vggfeat-doctor-", ".") as folder:
                 use(os.path.join(folder, "x"))
         except (OSError, VggfeatError) as error:
             missing.append(f"{kind}: {error}")

@@ -21,6 +21,7 @@ from vggfeat.images.dataset import EncodedImages, ImageDataset
 from vggfeat.images.decode import pixel_type
 from vggfeat.images.decoding import decode_early
 from vggfeat.images.loader import load_batches
+from vggfeat.storage.temporary_folder import temporary_folder
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -70,7 +71,7 @@ class Computing:
 @contextlib.contextmanager
 def synthetic_images() -> Iterator[str]:
     """Make a folder of JPEGs about as large and as slow to decode as ImageNet's, 500 x 375."""
-    with tempfile.TemporaryDirectory(prefix="vggfeat-bench-") as folder:
+    with temporary_folder("vggfeat-bench-") as folder:
         for seed in range(_SYNTHETIC):
             _photograph(seed).save(os.path.join(folder, f"{seed}.jpg"), quality=90)
         yield folder

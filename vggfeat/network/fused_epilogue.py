@@ -12,7 +12,6 @@ import contextlib
 import functools
 import logging
 import os
-import tempfile
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from torch.nn import functional as F  # noqa: N812 the name the whole field know
 
 from vggfeat.core.isolation import isolated
 from vggfeat.network.device import is_out_of_memory
+from vggfeat.storage.temporary_folder import temporary_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -267,7 +267,7 @@ def _folder_to_compile_in(device: torch.device) -> Iterator[None]:
         yield
         return
     before = os.environ.get("TRITON_CACHE_DIR")
-    with tempfile.TemporaryDirectory(prefix="vggfeat-triton-") as folder:
+    with temporary_folder("vggfeat-triton-") as folder:
         os.environ["TRITON_CACHE_DIR"] = folder
         try:
             yield
