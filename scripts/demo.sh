@@ -25,7 +25,7 @@ fi
 if [ "$status" = 3 ]; then
     status=0
     echo
-    echo "ImageNet weights cannot be had here. The demo goes on with RANDOM weights, whose features mean nothing."
+    echo "ImageNet weights cannot be had here. The demo uses RANDOM weights, whose features mean nothing."
     echo "Give --weights random:0 to the other commands that need a network, too."
     extract --weights random:0 || status=$?
 fi

@@ -27,6 +27,8 @@ from vggfeat.storage.atomic import write_bytes
 from vggfeat.storage.foreign_files import read_foreign
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vggfeat.cache.sharded import ShardedCache
     from vggfeat.core.settings import Settings
     from vggfeat.extraction.api import ExtractRequest
@@ -82,7 +84,7 @@ def is_marked(out: str) -> bool:
 
 
 def continued(request: ExtractRequest, images: ImageList) -> ExtractRequest:
-    """Return a request that goes on with what `fresh` has begun, where it has; else the request.
+    """Return a request that resumes what `fresh` has begun, where it has; else the request.
 
     It then updates the output, whose lock the caller holds, and retries failed images: all that is
     left is as if the run had begun anew. Other settings, or images from elsewhere, begin again.
@@ -125,9 +127,9 @@ def as_continued(request: ExtractRequest, cache: FeatureCache | ShardedCache) ->
     return dataclasses.replace(request, fresh=False, policy=policy)
 
 
-def note_if_finished(out: str, cache: FeatureCache | ShardedCache) -> None:
-    """Remove the mark of a cache of which no row is left to do."""
-    if is_marked(out) and not has_pending(cache):
+def note_if_finished(out: str, opened: Callable[[], FeatureCache | ShardedCache]) -> None:
+    """Remove the mark of an output of which no row is left to do; without one, open nothing."""
+    if is_marked(out) and not has_pending(opened()):
         note_finished(out)
 
 
@@ -137,7 +139,7 @@ def has_pending(cache: FeatureCache | ShardedCache) -> bool:
 
 
 def _tell_resuming(out: str, cache: FeatureCache | ShardedCache) -> None:
-    """Say that `fresh` goes on with what an interrupted run of it has begun."""
+    """Say that `fresh` resumes what an interrupted run of it has begun."""
     done = int((np.asarray(cache.state) == RowState.DONE).sum())
     log.info(
         "resuming %r, which --fresh has begun and no run has finished: %s %s done; delete it to "

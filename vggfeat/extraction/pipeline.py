@@ -117,7 +117,8 @@ def extract_file(
         context = RunContext(stats, stop, request, on_progress)
         exists = check_output(out, fresh=request.fresh)
         if exists and refusal is None:
-            note_if_finished(out, FeatureCache(out))  # by a run that was killed as it ended
+            # by a run that was killed as it ended
+            note_if_finished(out, functools.partial(FeatureCache, out))
         if refusal is not None and not (exists and is_complete(request, images)):
             raise refusal
         if exists:
@@ -125,7 +126,7 @@ def extract_file(
         else:
             _begin(images, context)
         if refusal is None:
-            note_if_finished(out, FeatureCache(out))
+            note_if_finished(out, functools.partial(FeatureCache, out))
     summary = summarise_run(out, stats, time.perf_counter() - started, stop.reason)
     raise_if_cut_short(summary, request, stop.signum, stats.fatal)
     return summary

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import os
 import time
@@ -112,8 +113,8 @@ def _extract_shards(
             if refusal is not None and any(work.rows_left()):
                 raise refusal
             left = [] if request.sharding.plan_only else work.do()
-            if refusal is None and is_marked(_mark_of(request)):
-                note_if_finished(_mark_of(request), ShardedCache(request.out))
+            if refusal is None:
+                note_if_finished(_mark_of(request), functools.partial(ShardedCache, request.out))
     reason = PLAN_ONLY if request.sharding.plan_only else stop.reason
     seconds = time.perf_counter() - started
     summary = summarise_run(request.out, stats, seconds, reason, shards=cache)
@@ -136,7 +137,7 @@ def _prepare_plan(
     """List the images if a plan is to be made or updated; change nothing yet.
 
     Returns:
-        the request, which goes on with what `fresh` has begun, and a function that makes or updates
+        the request, which resumes what `fresh` has begun, and a function that makes or updates
         the plan where needed, and returns what has changed.
     """
     path = os.path.join(request.out, MANIFEST)
@@ -150,8 +151,9 @@ def _prepare_plan(
     elif not os.path.exists(path):
         lock.acquire_exclusive(tell)
     request = _continued(request)
-    if not request.fresh and is_marked(path) and os.path.exists(path):
-        note_if_finished(path, ShardedCache(request.out))  # by a run that was killed as it ended
+    if not request.fresh and os.path.exists(path):
+        # by a run that was killed as it ended
+        note_if_finished(path, functools.partial(ShardedCache, request.out))
     if request.fresh or not os.path.exists(path):
         images = list_images(request, stats)
         shards = request.sharding.count_for(len(images))

@@ -179,7 +179,7 @@ def _has_begun(source: FeatureCache, out: str, transform: Transform, dtype: Dtyp
         return False
     began = made.sources[-1].get("created_utc") if made.sources else None
     if (made.tool_version, began) != (__version__, source.header.provenance.created_utc):
-        return False  # by another version, or from a source that has been made anew since
+        return False  # by another version, or from a source that was extracted again since
     return not identity.differences(_identity(source, transform, dtype, target.header.scales))
 
 

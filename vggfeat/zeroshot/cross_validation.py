@@ -185,7 +185,7 @@ class Chooser:
     def calibrate(self, candidate: Attempt) -> Calibration:
         """Return the bias and the temperature of a candidate."""
         seen, unseen, scored = [], [], []
-        for fold in self._folds():  # made anew: each holds a matrix that may be large
+        for fold in self._folds():  # not kept: each holds a matrix that may be large
             ((_, scores),) = self._scores(fold, (candidate,))
             judged, kept = judge(scores, fold.classes, fold.kept), fold.kept[fold.classes]
             seen.append(judged.where(kept))
